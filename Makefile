@@ -1,0 +1,32 @@
+# `make demo` and `make test` do all set-up on a fresh machine; nothing else is needed but Python 3.10 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: demo test check docs demo-model clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,t5,dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## build the demo knowledge base and answer a few questions
+	@$(BIN)/dualrag demo
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## linters and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/pdoc --docformat google --output-directory site rag_core rag_torch
+
+demo-model: $(INSTALLED)  ## retrain the shipped demo model from scratch and measure it
+	$(BIN)/python -m rag_torch.demo_training
+
+clean:
+	rm -rf $(VENV) site build dist *.egg-info

@@ -1,0 +1,192 @@
+"""What models return: dataclasses read by attribute, key or index, and answers that name their passages.
+
+Letters: B questions, N documents a question, S context length, T target length, V vocabulary, D vector size.
+The tensors in these fields belong to whichever framework the model runs in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class ModelOutput:
+    """A record whose absent (None) fields do not count: `out.logits`, `out["logits"]`, `out[0]`, `*out.to_tuple()`."""
+
+    def _present(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in {f.name for f in fields(self)}:
+            raise KeyError(f"{type(self).__name__} has no field {key!r}")
+        setattr(self, key, value)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._present()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def keys(self) -> KeysView[str]:
+        """Names of the fields that are present, in order."""
+        return self._present().keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The fields that are present, in order."""
+        return self._present().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """(name, value) of the fields that are present, in order."""
+        return self._present().items()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field, or `default` where it is absent."""
+        return self._present().get(key, default)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are present, as `return_dict=False` returns them."""
+        return tuple(self._present().values())
+
+
+@dataclass
+class RetrievAugLMOutput(ModelOutput):
+    """Output of RagModel.
+
+    Attributes:
+        logits: (B*N, T, V), not marginalised.
+        doc_scores: (B, N), inner products of question and document vectors.
+        past_key_values: decoder cache, a tuple a layer.
+        retrieved_doc_embeds: (B, N, D), with `output_retrieved`.
+        retrieved_doc_ids: (B, N), row numbers in the index, with `output_retrieved`.
+        context_input_ids: (B*N, S), with `output_retrieved`.
+        context_attention_mask: (B*N, S), with `output_retrieved`.
+        question_encoder_last_hidden_state: (B, D), the question vector.
+        question_enc_hidden_states, question_enc_attentions: a tuple, a tensor a layer.
+        generator_enc_last_hidden_state: (B*N, S, d).
+        generator_enc_hidden_states, generator_enc_attentions: as above, of the generator's encoder.
+        generator_dec_hidden_states, generator_dec_attentions, generator_cross_attentions: of its decoder.
+    """
+
+    logits: Any = None
+    doc_scores: Any = None
+    past_key_values: Any = None
+    retrieved_doc_embeds: Any = None
+    retrieved_doc_ids: Any = None
+    context_input_ids: Any = None
+    context_attention_mask: Any = None
+    question_encoder_last_hidden_state: Any = None
+    question_enc_hidden_states: Any = None
+    question_enc_attentions: Any = None
+    generator_enc_last_hidden_state: Any = None
+    generator_enc_hidden_states: Any = None
+    generator_enc_attentions: Any = None
+    generator_dec_hidden_states: Any = None
+    generator_dec_attentions: Any = None
+    generator_cross_attentions: Any = None
+
+
+@dataclass
+class _Loss(ModelOutput):
+    loss: Any = None
+
+
+@dataclass
+class RetrievAugLMMarginOutput(RetrievAugLMOutput, _Loss):
+    """Output of the two generation heads: `loss` first, then the fields of `RetrievAugLMOutput`.
+
+    `loss` is (B,), or a scalar with `reduce_loss`. RAG-Token's `logits` are (B, T, V) with `do_marginalize`.
+    """
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Output of an encoder: (rows, S, d), and a tuple of tensors, one a layer."""
+
+    last_hidden_state: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class PooledEncoderOutput(ModelOutput):
+    """Output of a question or document encoder; element 0 is the (B, D) vector (compatibility Q9)."""
+
+    pooler_output: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class Seq2SeqLMOutput(ModelOutput):
+    """Output of a generator: logits (rows, T, V), its cache, and what its two halves saw."""
+
+    logits: Any = None
+    past_key_values: Any = None
+    decoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    cross_attentions: Any = None
+    encoder_last_hidden_state: Any = None
+    encoder_hidden_states: Any = None
+    encoder_attentions: Any = None
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """Output of `generate(..., return_dict_in_generate=True)`.
+
+    Attributes:
+        sequences: (B * num_return_sequences, T) token ids, start token included, right-padded.
+        sequences_scores: (B * num_return_sequences,), with beams or RAG-Sequence.
+        scores: a tuple, one (B * K, V) a step, with `output_scores`.
+        beam_indices: (B * num_return_sequences, T), which beam each token came from.
+    """
+
+    sequences: Any = None
+    sequences_scores: Any = None
+    scores: Any = None
+    beam_indices: Any = None
+
+
+@dataclass
+class Passage:
+    """One passage behind an answer, with its prior p(z|x) and posterior p(z|x, y) (paper, section 2.1)."""
+
+    id: int
+    title: str
+    text: str
+    score: float
+    prior: float
+    posterior: float
+
+
+@dataclass
+class Answer:
+    """An answer with its provenance.
+
+    Attributes:
+        question: as asked.
+        text: the generated answer.
+        log_probability: log p(y|x), marginalised over the passages.
+        passages: in the order of retrieval.
+        tokens: the answer's T tokens as text.
+        token_posteriors: RAG-Token only: T rows of N probabilities p(z|x, y_<=i).
+    """
+
+    question: str
+    text: str
+    log_probability: float
+    passages: list[Passage] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    token_posteriors: list[list[float]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON."""
+        return asdict(self)
