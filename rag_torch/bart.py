@@ -1,0 +1,367 @@
+"""BART: encoder, decoder with cache, language-model head (Lewis et al. 2019, arXiv 1910.13461).
+
+Attribute names are the weights' names in public checkpoints.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rag_core.config import BartConfig
+from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+
+from rag_torch.layers import (
+    AttentionMask,
+    DecodeState,
+    GrowingCache,
+    Trace,
+    activation,
+    as_encoder_output,
+    attend,
+    causal_allowed,
+    embedding_scale,
+    init_normal,
+    key_mask,
+    merge_heads,
+    shift_tokens_right,
+    split_heads,
+)
+from rag_torch.pretrained import PretrainedModel
+
+# BART's position table starts with two rows that no position uses.
+POSITION_OFFSET = 2
+
+
+class BartAttention(nn.Module):
+    """Multi-head attention with biases on all four projections."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, L, d) -> keys and values (R, H, L, h)."""
+        return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)
+
+    def forward(
+        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: AttentionMask, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
+        query = split_heads(self.q_proj(x), self.heads)
+        dropout = self.dropout if self.training else 0.0
+        out, weights = attend(query, *keys_values, mask, dropout=dropout, need_weights=need_weights)
+        return self.out_proj(merge_heads(out)), weights
+
+
+class _BartLayer(nn.Module):
+    """What encoder and decoder layers share: self-attention and the feed-forward part."""
+
+    def __init__(self, config: BartConfig, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attn = BartAttention(config.d_model, heads, config.attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.fc1 = nn.Linear(config.d_model, ffn)
+        self.fc2 = nn.Linear(ffn, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+        self.act = activation(config.activation_function)
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+
+    def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return norm(x + F.dropout(update, self.dropout, self.training))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(self.act(self.fc1(x)), self.activation_dropout, self.training)
+        return self._add(x, self.fc2(hidden), self.final_layer_norm)
+
+
+class BartEncoderLayer(_BartLayer):
+    """Self-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+
+    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(R, S, d) -> (R, S, d) and the attention weights if wanted."""
+        update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights)
+        x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm))
+        if x.dtype == torch.float16:
+            x = x.clamp(-65000, 65000)
+        return x, weights
+
+
+class BartDecoderLayer(_BartLayer):
+    """Causal self-attention, cross-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__(config, config.decoder_attention_heads, config.decoder_ffn_dim)
+        self.encoder_attn = BartAttention(config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        cross: tuple[Tensor, Tensor],
+        cross_mask: AttentionMask,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        update, weights = self.self_attn(x, keys_values, mask, need_weights)
+        x = self._add(x, update, self.self_attn_layer_norm)
+        # The beams of a context ride on the query axis, so its keys and values are never repeated.
+        riding = x.reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
+        update, cross_weights = self.encoder_attn(riding, cross, cross_mask, need_weights)
+        x = self._add(x, update.reshape(x.shape), self.encoder_attn_layer_norm)
+        return self._feed_forward(x), weights, cross_weights
+
+
+class _BartStack(nn.Module):
+    """Embeddings and bookkeeping that encoder and decoder share."""
+
+    def __init__(self, config: BartConfig, layers: nn.ModuleList, layerdrop: float) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, config.d_model)
+        self.layers = layers
+        self.layernorm_embedding = nn.LayerNorm(config.d_model)
+        self.scale = embedding_scale(config)
+        self.dropout = config.dropout
+        self.layerdrop = layerdrop
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, start: int) -> Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids) * self.scale
+        length = inputs_embeds.shape[1]
+        limit = self.embed_positions.num_embeddings - POSITION_OFFSET
+        if start + length > limit:
+            raise ValueError(f"this BART has {limit} positions (max_position_embeddings), got {start + length} tokens")
+        first = start + POSITION_OFFSET
+        x = inputs_embeds + self.embed_positions.weight[first : first + length]
+        return F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
+
+    def _dropped(self) -> bool:
+        return self.training and self.layerdrop > 0 and bool(torch.rand(()) < self.layerdrop)
+
+
+class BartEncoder(_BartStack):
+    """Token and position embeddings, then the layers."""
+
+    def __init__(self, config: BartConfig) -> None:
+        layers = nn.ModuleList(BartEncoderLayer(config) for _ in range(config.encoder_layers))
+        super().__init__(config, layers, config.encoder_layerdrop)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        inputs_embeds: Tensor | None = None,
+    ) -> EncoderOutput:
+        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+        x = self._embed(input_ids, inputs_embeds, 0)
+        mask = key_mask(attention_mask)
+        trace = Trace(output_hidden_states, output_attentions)
+        for layer in self.layers:
+            trace.hidden(x)
+            if self._dropped():
+                continue
+            x, weights = layer(x, mask, output_attentions)
+            trace.attentions(weights)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class BartDecoder(_BartStack):
+    """Token and position embeddings, then the layers over a cache."""
+
+    def __init__(self, config: BartConfig) -> None:
+        layers = nn.ModuleList(BartDecoderLayer(config) for _ in range(config.decoder_layers))
+        super().__init__(config, layers, config.decoder_layerdrop)
+
+    def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
+        return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: DecodeState | GrowingCache,
+        cross: list[tuple[Tensor, Tensor]],
+        cross_mask: AttentionMask,
+        attention_mask: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        trace = trace or Trace(False, False)
+        x = self._embed(input_ids, None, cache.position)
+        mask = AttentionMask(causal_allowed(x.shape[1], cache.position, x.device, attention_mask))
+        for index, layer in enumerate(self.layers):
+            trace.hidden(x)
+            if self._dropped():
+                continue
+            keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
+            x, weights, cross_weights = layer(x, keys_values, mask, cross[index], cross_mask, trace.want_attentions)
+            trace.attentions(weights, cross_weights)
+        trace.hidden(x)
+        return x
+
+
+class BartModel(nn.Module):
+    """Shared embedding, encoder and decoder."""
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.encoder = BartEncoder(config)
+        self.decoder = BartDecoder(config)
+
+
+class BartForConditionalGeneration(PretrainedModel):
+    """BART with its language-model head.
+
+    Args:
+        config: a `BartConfig`.
+    """
+
+    config_class = BartConfig
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__(config)
+        self.model = BartModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Fresh weights: normal with the config's `init_std`."""
+        init_normal(self, self.config.init_std)
+
+    def tie_weights(self) -> None:
+        """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
+        shared = self.model.shared.weight
+        self.model.encoder.embed_tokens.weight = shared
+        self.model.decoder.embed_tokens.weight = shared
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = shared
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.model.shared
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language-model head."""
+        return self.lm_head
+
+    def get_encoder(self) -> BartEncoder:
+        """The encoder."""
+        return self.model.encoder
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden) + self.final_logits_bias
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Logits of a target given a context.
+
+        Args:
+            input_ids: (R, S) context ids.
+            attention_mask: (R, S), 1 = a real token; None = all are.
+            decoder_input_ids: (R, T) target ids; None = `input_ids` shifted right.
+            decoder_attention_mask: (R, past + T), 1 = a real token.
+            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
+            past_key_values: an earlier call's, to continue from it.
+            use_cache: whether to return `past_key_values`; None = the config's.
+            output_attentions: whether to return attentions; None = the config's.
+            output_hidden_states: whether to return hidden states; None = the config's.
+            return_dict: False for a plain tuple; None = the config's.
+
+        Returns:
+            `Seq2SeqLMOutput` with `logits` (R, T, V).
+        """
+        use_cache, attentions, hidden, return_dict = self.switches(
+            use_cache, output_attentions, output_hidden_states, return_dict
+        )
+        if decoder_input_ids is None:
+            if input_ids is None:
+                raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
+            start = self.config.decoder_start_token_id
+            decoder_input_ids = shift_tokens_right(input_ids, self.config.pad_token_id, start)
+        if encoder_outputs is None:
+            encoder_outputs = self.model.encoder(input_ids, attention_mask, attentions, hidden)
+        encoder_outputs = as_encoder_output(encoder_outputs)
+        decoder = self.model.decoder
+        if past_key_values is None:
+            cross = decoder.cross(encoder_outputs.last_hidden_state)
+        else:
+            cross = [(layer[2], layer[3]) for layer in past_key_values]
+        cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
+        x = decoder(decoder_input_ids, cache, cross, key_mask(attention_mask), decoder_attention_mask, trace)
+        decoder_hidden, decoder_attentions, cross_attentions = trace.result()
+        output = Seq2SeqLMOutput(
+            logits=self._logits(x),
+            past_key_values=cache.past_with(cross) if use_cache else None,
+            decoder_hidden_states=decoder_hidden,
+            decoder_attentions=decoder_attentions,
+            cross_attentions=cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Contexts (R, S) -> encoder states (R, S, d)."""
+        return self.model.encoder(input_ids, attention_mask).last_hidden_state
+
+    def start(
+        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+    ) -> DecodeState:
+        """Prepare decoding: cross-attention keys and values, computed once for each context.
+
+        Args:
+            encoder_hidden: (R, S, d).
+            encoder_mask: (R, S) bool, True = a real token.
+            beams: K, sequences riding on a context.
+            max_length: number of positions to allocate a self-attention cache for; None = no cache.
+
+        Returns:
+            The state that `decode` advances.
+        """
+        cross = self.model.decoder.cross(encoder_hidden)
+        return DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
+
+    def decode(self, tokens: Tensor, state: DecodeState) -> Tensor:
+        """Tokens (R, K, T) -> logits (R, K, T, V).
+
+        With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
+        prefixes.
+        """
+        x = self.model.decoder(tokens.flatten(0, 1), state, state.cross, state.cross_mask)  # (R*K, T, d)
+        state.advance(tokens.shape[2])
+        return self._logits(x).unflatten(0, tokens.shape[:2])

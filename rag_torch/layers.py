@@ -1,0 +1,326 @@
+"""Parts that every network here shares: activations, masks, attention, decoding state.
+
+Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S context length,
+H heads, h width of a head, d width of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rag_core.outputs import EncoderOutput
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "linear": lambda x: x,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The elementwise function a config names, e.g. `"gelu"`.
+
+    Raises:
+        ValueError: for a name that is not in `ACTIVATIONS`.
+    """
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}") from None
+
+
+class AttentionMask:
+    """Which keys a query may attend to, and an optional learned bias on top.
+
+    Args:
+        allowed: bool, True = attend, broadcastable to (R, H, T, L); None allows everything.
+        position_bias: (1, H, T, L) added to the scores (T5), or None.
+
+    A query that may attend to nothing gets a zero vector, never NaN.
+    """
+
+    def __init__(self, allowed: Tensor | None, position_bias: Tensor | None = None) -> None:
+        self.allowed = allowed
+        self.position_bias = position_bias
+        self.alive = None if allowed is None else allowed.any(-1, keepdim=True)
+        self._bias: dict[torch.dtype, Tensor] = {}
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as finite numbers to add to the scores; made once per dtype, None when nothing is to be added."""
+        if self.allowed is None and self.position_bias is None:
+            return None
+        if dtype not in self._bias:
+            if self.allowed is None:
+                bias = self.position_bias.to(dtype)
+            else:
+                # Half of the lowest number: adding a score to it cannot overflow to -inf.
+                low = torch.finfo(dtype).min / 2
+                start = self.position_bias if self.position_bias is not None else torch.zeros_like(self.allowed)
+                bias = start.to(dtype).masked_fill(~self.allowed, low)
+            self._bias[dtype] = bias
+        return self._bias[dtype]
+
+    def rows(self, rows: Tensor) -> AttentionMask:
+        """The mask of these rows only (no position bias: cross-attention)."""
+        return AttentionMask(None if self.allowed is None else self.allowed[rows])
+
+
+def key_mask(attention_mask: Tensor | None) -> AttentionMask:
+    """(R, S) of 0/1 or bool, 1 = a real token -> a mask over keys, (R, 1, 1, S)."""
+    return AttentionMask(None if attention_mask is None else attention_mask.bool()[:, None, None, :])
+
+
+def causal_allowed(length: int, past: int, device: torch.device, attention_mask: Tensor | None = None) -> Tensor | None:
+    """Which keys each of `length` new positions sees after `past` earlier ones.
+
+    Args:
+        length: T, the number of new positions.
+        past: number of positions already cached.
+        device: where the mask is made.
+        attention_mask: (R, past + T), 1 = a real token, or None.
+
+    Returns:
+        bool (1 or R, 1, T, past + T); None where everything is visible (one new position, no padding).
+    """
+    if length == 1 and attention_mask is None:
+        return None
+    query = torch.arange(past, past + length, device=device)
+    allowed = (torch.arange(past + length, device=device) <= query[:, None])[None, None]  # (1, 1, T, L)
+    if attention_mask is not None:
+        allowed = allowed & attention_mask.bool()[:, None, None, :]  # (R, 1, T, L)
+    return allowed
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(R, T, H*h) -> (R, H, T, h)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(R, H, T, h) -> (R, T, H*h)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot-product attention; the same numbers with and without the weights returned.
+
+    Args:
+        query: (R, H, T, h).
+        key: (R, H, L, h).
+        value: (R, H, L, h).
+        mask: which keys each query sees.
+        dropout: probability of dropping an attention weight.
+        scale: factor on the scores; None means h ** -0.5.
+        need_weights: whether the attention weights are wanted too.
+
+    Returns:
+        (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
+    """
+    bias = mask.bias(query.dtype)
+    weights = None
+    if need_weights:
+        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (R, H, T, L)
+        scores = scores if bias is None else scores + bias
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(-1, dtype=wide).to(value.dtype)
+        out = F.dropout(weights, dropout) @ value if dropout else weights @ value
+        if mask.alive is not None:
+            weights = weights * mask.alive
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+    return (out if mask.alive is None else out * mask.alive), weights
+
+
+class GrowingCache:
+    """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
+
+    Args:
+        past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
+    """
+
+    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
+        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
+        self.position = self.past[0][0].shape[2] if self.past else 0
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
+        if self.past:
+            key = torch.cat([self.past[layer][0], key], 2)
+            value = torch.cat([self.past[layer][1], value], 2)
+        self.layers.append((key, value))
+        return key, value
+
+    def past_with(self, cross: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
+        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next time."""
+        return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
+
+
+@dataclass
+class DecodeState:
+    """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
+
+    Attributes:
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
+        cross_mask: which context positions are real.
+        beams: K.
+        cache: (layers, 2, R*K, H, max_length, h) or None: without it, every call decodes a whole prefix.
+        position: number of positions in the cache.
+    """
+
+    cross: list[tuple[Tensor, Tensor]]
+    cross_mask: AttentionMask
+    beams: int
+    cache: Tensor | None = None
+    position: int = 0
+    rows: int = 0
+
+    @classmethod
+    def allocate(
+        cls, cross: list[tuple[Tensor, Tensor]], mask: AttentionMask, beams: int, max_length: int | None
+    ) -> DecodeState:
+        """A fresh state; the self-attention cache is made iff `max_length` is given."""
+        key = cross[0][0]
+        rows, heads, _, width = key.shape
+        cache = None if max_length is None else key.new_zeros(len(cross), 2, rows * beams, heads, max_length, width)
+        return cls(cross, mask, beams, cache, 0, rows)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new (R*K, H, T, h) into the layer's cache; everything up to the new end comes back."""
+        if self.cache is None:
+            return key, value
+        end = self.position + key.shape[2]
+        if end > self.cache.shape[4]:
+            raise ValueError(
+                f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a larger max_length to start"
+            )
+        store = self.cache[layer]
+        store[0, :, :, self.position : end] = key
+        store[1, :, :, self.position : end] = value
+        return store[0, :, :, :end], store[1, :, :, :end]
+
+    def advance(self, length: int) -> None:
+        """Count `length` new positions (only a cached state has a position)."""
+        if self.cache is not None:
+            self.position += length
+
+    def reorder(self, source: Tensor) -> None:
+        """Beam k of row r continues beam `source[r, k]` of the same row; in place, self-attention cache only.
+
+        Args:
+            source: (R, K) long.
+        """
+        if self.cache is None or self.position == 0:
+            return
+        first = torch.arange(self.rows, device=source.device)[:, None] * self.beams  # (R, 1)
+        flat = (first + source).flatten().to(self.cache.device)
+        used = self.cache[:, :, :, :, : self.position]
+        used.copy_(used.index_select(2, flat))
+
+    def select(self, rows: Tensor) -> DecodeState:
+        """A state of these contexts only.
+
+        Args:
+            rows: (R',) long, rows to keep in their new order.
+        """
+        cross = [(key[rows], value[rows]) for key, value in self.cross]
+        cache = self.cache
+        if cache is not None:
+            cache = cache.unflatten(2, (self.rows, self.beams))[:, :, rows].flatten(2, 3)
+        return DecodeState(cross, self.cross_mask.rows(rows), self.beams, cache, self.position, len(rows))
+
+
+class Trace:
+    """Hidden states and attentions gathered on the way, as tuples at the end; None for what nobody asked."""
+
+    def __init__(self, hidden: bool, attentions: bool) -> None:
+        self.want_attentions = attentions
+        self._hidden: list[Tensor] | None = [] if hidden else None
+        self._attentions: list[Tensor] | None = [] if attentions else None
+        self._cross: list[Tensor] | None = [] if attentions else None
+
+    def hidden(self, x: Tensor) -> None:
+        """Note a hidden state."""
+        if self._hidden is not None:
+            self._hidden.append(x)
+
+    def attentions(self, weights: Tensor | None, cross: Tensor | None = None) -> None:
+        """Note a layer's attention weights."""
+        if self._attentions is not None and self._cross is not None:
+            self._attentions.append(weights)
+            self._cross.append(cross)
+
+    def result(self) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """(hidden_states, attentions, cross_attentions)."""
+        return tuple(None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross))
+
+
+def as_encoder_output(value: Any) -> EncoderOutput:
+    """An earlier call's encoder output in any shape users keep it: our record, another library's, a tuple, a tensor."""
+    if isinstance(value, EncoderOutput):
+        return value
+    if isinstance(value, Tensor):
+        return EncoderOutput(last_hidden_state=value)
+    if isinstance(value, tuple | list):
+        hidden, attentions = (*value[1:3], None, None)[:2]
+        return EncoderOutput(last_hidden_state=value[0], hidden_states=hidden, attentions=attentions)
+    return EncoderOutput(
+        last_hidden_state=value.last_hidden_state,
+        hidden_states=getattr(value, "hidden_states", None),
+        attentions=getattr(value, "attentions", None),
+    )
+
+
+def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
+    """Labels (R, T) -> decoder inputs: a start token in front, the last column gone, -100 as pad."""
+    start = input_ids.new_full((input_ids.shape[0], 1), decoder_start_token_id)
+    shifted = torch.cat([start, input_ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def init_normal(model: nn.Module, std: float) -> None:
+    """Fresh weights in place: normal(0, std) matrices, zero biases and padding rows, unit norms."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def embedding_scale(config: object) -> float:
+    """sqrt(d) when the config scales its embeddings, else 1."""
+    return math.sqrt(config.d_model) if getattr(config, "scale_embedding", False) else 1.0
