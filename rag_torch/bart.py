@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
-
 from rag_torch.layers import (
     AttentionMask,
     DecodeState,
@@ -130,6 +129,8 @@ class BartDecoderLayer(_BartLayer):
 
 class _BartStack(nn.Module):
     """Embeddings and bookkeeping that encoder and decoder share."""
+
+    layers: Any
 
     def __init__(self, config: BartConfig, layers: nn.ModuleList, layerdrop: float) -> None:
         super().__init__()

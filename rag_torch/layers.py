@@ -64,18 +64,17 @@ class AttentionMask:
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """The mask as finite numbers to add to the scores; made once per dtype, None when nothing is to be added."""
-        if self.allowed is None and self.position_bias is None:
-            return None
-        if dtype not in self._bias:
-            if self.allowed is None:
-                bias = self.position_bias.to(dtype)
-            else:
-                # Half of the lowest number: adding a score to it cannot overflow to -inf.
-                low = torch.finfo(dtype).min / 2
-                start = self.position_bias if self.position_bias is not None else torch.zeros_like(self.allowed)
-                bias = start.to(dtype).masked_fill(~self.allowed, low)
+        if dtype in self._bias:
+            return self._bias[dtype]
+        bias = None if self.position_bias is None else self.position_bias.to(dtype)
+        if self.allowed is not None:
+            # Half of the lowest number: adding a score to it cannot overflow to -inf.
+            low = torch.finfo(dtype).min / 2
+            start = torch.zeros_like(self.allowed, dtype=dtype) if bias is None else bias
+            bias = start.masked_fill(~self.allowed, low)
+        if bias is not None:
             self._bias[dtype] = bias
-        return self._bias[dtype]
+        return bias
 
     def rows(self, rows: Tensor) -> AttentionMask:
         """The mask of these rows only (no position bias: cross-attention)."""
@@ -272,13 +271,14 @@ class Trace:
 
     def attentions(self, weights: Tensor | None, cross: Tensor | None = None) -> None:
         """Note a layer's attention weights."""
-        if self._attentions is not None and self._cross is not None:
+        if self._attentions is not None and weights is not None:
             self._attentions.append(weights)
+        if self._cross is not None and cross is not None:
             self._cross.append(cross)
 
-    def result(self) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """(hidden_states, attentions, cross_attentions)."""
-        return tuple(None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross))
+    def result(self) -> list[tuple[Tensor, ...] | None]:
+        """[hidden_states, attentions, cross_attentions]."""
+        return [None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross)]
 
 
 def as_encoder_output(value: Any) -> EncoderOutput:
@@ -321,6 +321,6 @@ def init_normal(model: nn.Module, std: float) -> None:
             nn.init.zeros_(module.bias)
 
 
-def embedding_scale(config: object) -> float:
+def embedding_scale(config: Any) -> float:
     """sqrt(d) when the config scales its embeddings, else 1."""
     return math.sqrt(config.d_model) if getattr(config, "scale_embedding", False) else 1.0

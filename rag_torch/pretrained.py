@@ -35,9 +35,14 @@ class PretrainedModel(nn.Module):
 
     def switches(self, use_cache: bool | None, *others: bool | None) -> tuple[bool, bool, bool, bool]:
         """Resolve (use_cache, output_attentions, output_hidden_states, return_dict): None means the config's value."""
-        names = ("output_attentions", "output_hidden_states", "return_dict")
-        rest = [bool(getattr(self.config, n)) if v is None else v for n, v in zip(names, others, strict=True)]
-        return (bool(getattr(self.config, "use_cache", False)) if use_cache is None else use_cache, *rest)
+        names = ("output_attentions", "output_hidden_states", "use_return_dict")
+        attentions, hidden, return_dict = (
+            bool(getattr(self.config, name)) if value is None else value
+            for name, value in zip(names, others, strict=True)
+        )
+        if use_cache is None:
+            use_cache = bool(getattr(self.config, "use_cache", False))
+        return use_cache, attentions, hidden, return_dict
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,316 @@
+"""BERT as an encoder of questions and passages: DPR's two encoders and pooled sentence encoders.
+
+BERT: Devlin et al. 2018, arXiv 1810.04805; DPR: Karpukhin et al. 2020, arXiv 2004.04906.
+Attribute names are the weights' names in public checkpoints. Letters: B texts, S tokens, D vector size, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rag_core.config import BertConfig, DPRConfig
+from rag_core.outputs import EncoderOutput, PooledEncoderOutput
+from rag_torch.layers import AttentionMask, Trace, activation, attend, init_normal, key_mask, merge_heads, split_heads
+from rag_torch.pretrained import PretrainedModel
+
+
+class BertEmbeddings(nn.Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, S) ids -> (B, S, d)."""
+        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        length, limit = x.shape[1], self.position_embeddings.num_embeddings
+        if length > limit:
+            raise ValueError(f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens")
+        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
+        x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
+        x = x + self.position_embeddings.weight[:length]
+        return F.dropout(self.LayerNorm(x), self.dropout, self.training)
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head self-attention, before its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        query, key, value = (split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        out, weights = attend(query, key, value, mask, dropout=dropout, need_weights=need_weights)
+        return merge_heads(out), weights
+
+
+class BertAddNorm(nn.Module):
+    """A projection, added to what came before and normalised."""
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """norm(x + dense(hidden))."""
+        return self.LayerNorm(F.dropout(self.dense(hidden), self.dropout, self.training) + x)
+
+
+class BertAttention(nn.Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertAddNorm(config, config.hidden_size)
+
+
+class BertIntermediate(nn.Module):
+    """The first half of the feed-forward part."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = activation(config.hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, S, intermediate_size)."""
+        return self.act(self.dense(x))
+
+
+class BertLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertAddNorm(config, config.intermediate_size)
+
+    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        hidden, weights = self.attention.self(x, mask, need_weights)
+        x = self.attention.output(hidden, x)
+        return self.output(self.intermediate(x), x), weights
+
+
+class BertStack(nn.Module):
+    """The layers."""
+
+    layer: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool
+    ) -> EncoderOutput:
+        """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
+        attention_mask = key_mask(mask)
+        trace = Trace(output_hidden_states, output_attentions)
+        for layer in self.layer:
+            trace.hidden(x)
+            x, weights = layer(x, attention_mask, output_attentions)
+            trace.attentions(weights)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class BertPooler(nn.Module):
+    """tanh of a projection of the first state."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, d)."""
+        return torch.tanh(self.dense(x[:, 0]))
+
+
+class BertBody(nn.Module):
+    """Embeddings and layers without a pooler; DPR's `bert_model`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertStack(config)
+
+
+class PooledEncoder(PretrainedModel):
+    """What DPR's encoders and the sentence encoders share: ids in, one vector a text out (element 0 of the output)."""
+
+    def init_weights(self) -> None:
+        """Fresh weights: normal with the config's `initializer_range`."""
+        init_normal(self, self.config.initializer_range)
+
+    @property
+    def dimension(self) -> int:
+        """D, the size of the vectors."""
+        return self.config.projection_dim or self.config.hidden_size
+
+    @property
+    def _body(self) -> Any:
+        """The module holding `embeddings` and `encoder`."""
+        return self
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self._body.embeddings.word_embeddings
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> PooledEncoderOutput | tuple[Any, ...]:
+        """One vector for each text.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
+            token_type_ids: (B, S); None = zeros.
+            inputs_embeds: (B, S, d) in place of `input_ids`.
+            output_attentions: whether to return attentions; None = the config's.
+            output_hidden_states: whether to return hidden states; None = the config's.
+            return_dict: False for a plain tuple; None = the config's.
+
+        Returns:
+            `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        _, attentions, hidden, return_dict = self.switches(None, output_attentions, output_hidden_states, return_dict)
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = input_ids != self.config.pad_token_id
+        x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds)
+        states = self._body.encoder(x, attention_mask, attentions, hidden)
+        output = PooledEncoderOutput(
+            pooler_output=self._pool(states.last_hidden_state, attention_mask),
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class DPREncoder(nn.Module):
+    """BERT and an optional projection of its first state."""
+
+    def __init__(self, config: DPRConfig) -> None:
+        super().__init__()
+        self.bert_model = BertBody(config)
+        if config.projection_dim > 0:
+            self.encode_proj = nn.Linear(config.hidden_size, config.projection_dim)
+
+
+class _DPR(PooledEncoder):
+    config_class = DPRConfig
+
+    @property
+    def _encoder(self) -> DPREncoder:
+        raise NotImplementedError
+
+    @property
+    def _body(self) -> BertBody:
+        return self._encoder.bert_model
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        first = x[:, 0]
+        return self._encoder.encode_proj(first) if self.config.projection_dim > 0 else first
+
+
+class DPRQuestionEncoder(_DPR):
+    """DPR's question encoder.
+
+    Args:
+        config: a `DPRConfig`.
+    """
+
+    def __init__(self, config: DPRConfig) -> None:
+        super().__init__(config)
+        self.question_encoder = DPREncoder(config)
+        self.post_init()
+
+    @property
+    def _encoder(self) -> DPREncoder:
+        return self.question_encoder
+
+
+class DPRContextEncoder(_DPR):
+    """DPR's passage encoder.
+
+    Args:
+        config: a `DPRConfig`.
+    """
+
+    def __init__(self, config: DPRConfig) -> None:
+        super().__init__(config)
+        self.ctx_encoder = DPREncoder(config)
+        self.post_init()
+
+    @property
+    def _encoder(self) -> DPREncoder:
+        return self.ctx_encoder
+
+
+class BertEncoder(PooledEncoder):
+    """A pooled BERT: sentence encoders, and any BERT as question or passage encoder.
+
+    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if `normalize`) -> times `scale`.
+
+    Args:
+        config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
+    """
+
+    config_class = BertConfig
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertStack(config)
+        if config.pooling == "pooler":
+            self.pooler = BertPooler(config)
+        if config.projection_dim > 0:
+            self.encode_proj = nn.Linear(config.hidden_size, config.projection_dim)
+        self.post_init()
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.config.pooling == "pooler":
+            vector = self.pooler(x)
+        elif self.config.pooling == "cls" or mask is None:
+            vector = x[:, 0] if self.config.pooling == "cls" else x.mean(1)
+        else:
+            real = mask.to(x.dtype)[:, :, None]  # (B, S, 1)
+            vector = (x * real).sum(1) / real.sum(1).clamp(min=1)
+        if self.config.projection_dim > 0:
+            vector = self.encode_proj(vector)
+        if self.config.normalize:
+            vector = F.normalize(vector, dim=-1)
+        return vector * self.config.scale

@@ -1,0 +1,207 @@
+"""RAG's marginalisation as pure functions (paper, section 2.1). All of it runs in float32 or wider, also under autocast.
+
+Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..." any axes in between,
+such as the candidates or beams of a question.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """The tensor in float32, or as it is if wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def doc_scores(question: Tensor, docs: Tensor, doc_mask: Tensor | None = None) -> Tensor:
+    """Inner products of question and document vectors.
+
+    Args:
+        question: question vectors (B, D).
+        docs: document vectors (B, N, D).
+        doc_mask: (B, N) bool, False where the search found no document: score -inf, posterior exactly 0.
+
+    Returns:
+        (B, N) in float32 or wider: half precision could not tell scores near 75 apart.
+    """
+    # A product and a sum, not a matrix product: autocast would run that one in half precision.
+    scores = (widen(question)[:, None] * widen(docs)).sum(-1)  # (B, N)
+    return scores if doc_mask is None else scores.masked_fill(~doc_mask.bool(), -torch.inf)
+
+
+def doc_log_probs(scores: Tensor) -> Tensor:
+    """log p(z|x) of the retrieved documents, (B, N) -> (B, N)."""
+    return widen(scores).log_softmax(1)
+
+
+def _beside(log_probs: Tensor, like: Tensor) -> Tensor:
+    """(B, N) with as many trailing axes of length 1 as (B, N, ...) has."""
+    return log_probs.reshape(log_probs.shape + (1,) * (like.dim() - 2))
+
+
+def token_log_probs(logits: Tensor, log_probs: Tensor) -> Tensor:
+    """RAG-Token: log sum_z p(z|x) p(y_i|x, z, y_<i) for every token of the vocabulary.
+
+    Args:
+        logits: (B, N, ..., V).
+        log_probs: log p(z|x), (B, N).
+
+    Returns:
+        (B, ..., V).
+    """
+    logits = widen(logits)
+    shift = _beside(log_probs, logits) - logits.logsumexp(-1, keepdim=True)  # (B, N, ..., 1)
+    return (logits + shift).logsumexp(1)
+
+
+def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
+    """log p of each target token, without a normalised copy of the logits.
+
+    Args:
+        logits: (B, N, ..., T, V).
+        target: (B, ..., T) token ids.
+
+    Returns:
+        (B, N, ..., T).
+    """
+    index = target[:, None, ..., None].expand(*logits.shape[:-1], 1)  # (B, N, ..., T, 1)
+    return widen(logits.gather(-1, index).squeeze(-1)) - widen(logits).logsumexp(-1)
+
+
+def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
+    """Labels (B, T) -> what each position should predict: one to the left, a pad at the end, -100 as pad."""
+    end = labels.new_full((labels.shape[0], 1), pad_token_id)
+    shifted = torch.cat([labels[:, 1:], end], 1)
+    return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def token_joint(logits: Tensor, log_probs: Tensor, target: Tensor) -> Tensor:
+    """RAG-Token: log p(z|x) p(y_i|x, z, y_<i) of each target token and document.
+
+    Its logsumexp over axis 1 is the marginal; normalised over axis 1 it is the posterior of each token.
+
+    Args:
+        logits: (B, N, ..., T, V).
+        log_probs: log p(z|x), (B, N).
+        target: (B, ..., T) token ids.
+
+    Returns:
+        (B, N, ..., T).
+    """
+    each = target_log_probs(logits, target)
+    return each + _beside(log_probs, each)
+
+
+def sequence_joint(each: Tensor, log_probs: Tensor, pad_mask: Tensor, drop_first: Tensor | bool = False) -> Tensor:
+    """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
+
+    The document's log-probability is added to the target's second token, so a target without a second token goes without
+    (kept: compatibility Q12). A document of score -inf never counts.
+
+    Args:
+        each: log-probability of each target token, (B, N, ..., T).
+        log_probs: log p(z|x), (B, N).
+        pad_mask: (B, ..., T) bool, True = not scored.
+        drop_first: leave out the first token; a bool or bools broadcastable to (B, 1, ...).
+
+    Returns:
+        (B, N, ...).
+    """
+    mask = pad_mask[:, None]  # (B, 1, ..., T)
+    each = each.masked_fill(mask, 0.0)
+    first = each[..., 0]
+    if isinstance(drop_first, Tensor):
+        first = first.masked_fill(drop_first, 0.0)
+    elif drop_first:
+        first = torch.zeros_like(first)
+    prior = _beside(log_probs, first)
+    joint = first + each[..., 1:].sum(-1)
+    if each.shape[-1] > 1:
+        joint = joint + prior.masked_fill(mask[..., 1], 0.0)
+    return joint.masked_fill(prior.isneginf(), -torch.inf)
+
+
+def smoothed(nll: Tensor, smooth: Tensor | None, epsilon: float, vocab_size: int, reduce_loss: bool) -> Tensor:
+    """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss` (never a mean)."""
+    loss = nll if smooth is None else (1.0 - epsilon) * nll + epsilon / vocab_size * smooth
+    return loss.sum() if reduce_loss else loss
+
+
+def token_nll(
+    logits: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    pad_token_id: int,
+    *,
+    epsilon: float = 0.0,
+    reduce_loss: bool = False,
+) -> Tensor:
+    """RAG-Token's negative log-likelihood (paper, section 2.4).
+
+    Args:
+        logits: (B, N, T, V).
+        scores: document scores (B, N).
+        labels: (B, T) token ids; the first is not predicted, pads and -100 are not scored.
+        pad_token_id: the generator's pad token.
+        epsilon: label smoothing.
+        reduce_loss: sum over the batch.
+
+    Returns:
+        (B,), or a scalar with `reduce_loss`.
+    """
+    target = shift_left(labels, pad_token_id)
+    pad_mask = target == pad_token_id  # (B, T)
+    log_probs = doc_log_probs(scores)
+    smooth = None
+    if epsilon > 0:
+        marginal = token_log_probs(logits, log_probs)  # (B, T, V)
+        each = marginal.gather(-1, target[..., None]).squeeze(-1)
+        smooth = -marginal.sum(-1).masked_fill(pad_mask, 0.0).sum(1)
+    else:
+        each = token_joint(logits, log_probs, target).logsumexp(1)  # (B, T)
+    nll = -each.masked_fill(pad_mask, 0.0).sum(1)
+    return smoothed(nll, smooth, epsilon, logits.shape[-1], reduce_loss)
+
+
+def sequence_nll(
+    logits: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    pad_token_id: int,
+    *,
+    bos_token_id: int | None = None,
+    exclude_bos_score: bool = False,
+    epsilon: float = 0.0,
+    reduce_loss: bool = False,
+) -> Tensor:
+    """RAG-Sequence's negative log-likelihood (paper, section 2.4).
+
+    Args:
+        logits: (B, N, T, V).
+        scores: document scores (B, N).
+        labels: (B, T) token ids; the first is not predicted, pads and -100 are not scored.
+        pad_token_id: the generator's pad token.
+        bos_token_id: what `exclude_bos_score` looks for.
+        exclude_bos_score: leave out the first scored token if it is BOS in every row.
+        epsilon: label smoothing; the smoothing term counts the document's log-probability V times (Q14).
+        reduce_loss: sum over the batch.
+
+    Returns:
+        (B,), or a scalar with `reduce_loss`.
+    """
+    target = shift_left(labels, pad_token_id)
+    pad_mask = target == pad_token_id  # (B, T)
+    log_probs = doc_log_probs(scores)
+    drop: Tensor | bool = False
+    if exclude_bos_score and bos_token_id is not None:
+        drop = (target[:, 0] == bos_token_id).all()
+    joint = sequence_joint(target_log_probs(logits, target), log_probs, pad_mask, drop)  # (B, N)
+    smooth = None
+    if epsilon > 0:
+        size = logits.shape[-1]
+        wide = widen(logits)
+        total = wide.sum(-1) - size * wide.logsumexp(-1)  # (B, N, T)
+        smooth = -sequence_joint(total, size * log_probs, pad_mask).logsumexp(1)
+    return smoothed(-joint.logsumexp(1), smooth, epsilon, logits.shape[-1], reduce_loss)
