@@ -1,0 +1,456 @@
+"""Tokenizer: text <-> ids over the `tokenizers` library, answering as transformers 4.37.2's fast tokenizers do.
+
+The pipeline is shared and never told to truncate or pad: both are done here for each call, so threads may share one
+tokenizer. Letters: B texts, L tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag_core.backends import to_numpy
+from rag_core.batch import BatchEncoding, pad_rows
+from rag_core.hub import atomic_folder, split_hub_kwargs
+from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
+from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, TokenizerFiles, read_tokenizer
+from rag_core.tokenizer_save import write_tokenizer
+from rag_core.truncation import check_strategies, shortened
+
+if TYPE_CHECKING:
+    import tokenizers
+
+logger = logging.getLogger(__name__)
+
+# transformers 4.37.2's clean-up of decoded English, in this order (it shapes the question inside the prompt)
+CLEAN_UP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+_SETTINGS = {
+    *SPECIAL_NAMES,
+    EXTRA,
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "clean_up_tokenization_spaces",
+    "model_input_names",
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "add_prefix_space",
+    "extra_ids",
+    "tokenizer_class",
+}
+
+
+class Tokenizer:
+    """Turns text into token ids and back; made by `from_pretrained`.
+
+    Attributes:
+        padding_side, truncation_side: "right" or "left".
+        model_max_length: tokens a model takes, 1e30 for "not said".
+        clean_up_tokenization_spaces: default of `decode`'s argument.
+        model_input_names: keys that a call returns.
+    """
+
+    is_fast = True
+    padding_side: str
+    truncation_side: str
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    sep_token: str | None
+    pad_token: str | None
+    cls_token: str | None
+    mask_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+    sep_token_id: int | None
+    pad_token_id: int | None
+    cls_token_id: int | None
+    mask_token_id: int | None
+
+    def __init__(self, files: TokenizerFiles, name_or_path: str = "") -> None:
+        config = files.config
+        self._files = files
+        self.name_or_path = name_or_path
+        self.padding_side = config.get("padding_side", "right")
+        self.truncation_side = config.get("truncation_side", "right")
+        self.model_max_length = int(config.get("model_max_length") or config.get("max_len") or MANY)
+        self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", True))
+        self.model_input_names = list(config.get("model_input_names") or files.family.model_input_names)
+        self.pad_token_type_id = int(config.get("pad_token_type_id", 0))
+        self.additional_special_tokens = list(config[EXTRA])
+        for name in SPECIAL_NAMES:
+            setattr(self, name, config[name])
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
+        """Reads tokenizer.json, vocab.txt, vocab.json + merges.txt or spiece.model from a folder or repository.
+
+        Args:
+            name_or_path: a folder, or a repository id on the hub.
+            **kwargs: hub options (subfolder, cache_dir, revision, token, local_files_only, force_download), settings
+                that overrule tokenizer_config.json (padding_side, model_max_length, do_lower_case, pad_token, ...), and
+                `use_fast`, which changes nothing: there is one implementation.
+
+        Raises:
+            OSError: nothing readable there.
+            TypeError: an unknown keyword.
+        """
+        hub, settings = split_hub_kwargs(kwargs)
+        settings.pop("use_fast", None)
+        settings.pop("config", None)
+        unknown = sorted(set(settings) - _SETTINGS)
+        if unknown:
+            raise TypeError(f"Tokenizer.from_pretrained got unknown arguments {unknown}; known: {sorted(_SETTINGS)}")
+        return cls(read_tokenizer(os.fspath(name_or_path), settings, **hub), str(name_or_path))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Writes a folder that transformers 4.x (fast and slow), 5.x and this package read.
+
+        Returns:
+            The paths written.
+        """
+        target = Path(save_directory)
+        with atomic_folder(target, stale=("added_tokens.json", *VOCABULARY_FILES)) as folder:
+            names = write_tokenizer(self, folder)
+        return tuple(str(target / name) for name in names)
+
+    # vocabulary
+
+    @property
+    def backend_tokenizer(self) -> tokenizers.Tokenizer:
+        """The pipeline of the `tokenizers` library; keep truncation and padding off it."""
+        return self._files.backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary without the added ones; `len(tokenizer)` counts them too."""
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self._files.family.name}, {len(self)} tokens, from {self.name_or_path or 'memory'!r})"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in SPECIAL_NAMES:
+            if value is not None and self.backend_tokenizer.token_to_id(value) is None:
+                raise ValueError(f"{name} {value!r} is not in the vocabulary; add it first with add_tokens")
+            object.__setattr__(self, f"{name}_id", None if value is None else self.backend_tokenizer.token_to_id(value))
+        object.__setattr__(self, name, value)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id, added ones included."""
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        """The special tokens by name, as special_tokens_map.json holds them."""
+        named = {name: getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None}
+        return {**named, EXTRA: self.additional_special_tokens} if self.additional_special_tokens else named
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Every special token once."""
+        named = [getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None]
+        return list(dict.fromkeys([*named, *self.additional_special_tokens]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of `all_special_tokens`."""
+        return [self.backend_tokenizer.token_to_id(token) for token in self.all_special_tokens]
+
+    def add_tokens(self, tokens: str | Sequence[str], special_tokens: bool = False) -> int:
+        """Adds tokens at the end of the vocabulary (then resize the model's embeddings to `len(tokenizer)`).
+
+        Returns:
+            How many were new.
+        """
+        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
+        before = len(self)
+        if special_tokens:
+            self.backend_tokenizer.add_special_tokens(tokens)
+            self.additional_special_tokens += [t for t in tokens if t not in self.all_special_tokens]
+        else:
+            self.backend_tokenizer.add_tokens(tokens)
+        return len(self) - before
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """Ids of tokens (the unknown token's where there is none); an int for a str, else a list."""
+        if isinstance(tokens, str):
+            index = self.backend_tokenizer.token_to_id(tokens)
+            return self.unk_token_id if index is None else index
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Tokens of ids; a str for an int, else a list."""
+        if isinstance(ids, int):
+            return self.backend_tokenizer.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.backend_tokenizer.id_to_token(index) for index in _ids(ids) if index not in skipped]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Special tokens put around one text (or a pair)."""
+        return self.backend_tokenizer.num_special_tokens_to_add(pair)
+
+    # text -> ids
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of a text (and a second one) as strings."""
+        return self._encode([text], None if pair is None else [pair], add_special_tokens, None, MANY, "text")[0].tokens
+
+    def encode(self, text: str, text_pair: str | None = None, **kwargs: Any) -> Any:
+        """The `input_ids` of one text; keyword arguments as in a call."""
+        return self(text, text_pair, **kwargs)["input_ids"]
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        text_pair: str | Sequence[str] | None = None,
+        text_target: str | Sequence[str] | None = None,
+        text_pair_target: str | Sequence[str] | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+    ) -> BatchEncoding:
+        """Encodes a text or a list of B texts.
+
+        Args:
+            text: a str (rows come back without a batch dimension, unless as tensors) or a list of str.
+            text_pair: second texts, encoded in the same rows.
+            text_target: targets; with `text` their ids come back as `labels`, alone as `input_ids`.
+            text_pair_target: second texts of the targets.
+            add_special_tokens: put [CLS] ... [SEP] or <s> ... </s> around.
+            padding: False, True or "longest" (in the batch), or "max_length".
+            truncation: False, True or "longest_first", "only_first", "only_second". None (the default) truncates
+                when `max_length` is given without padding, as transformers does.
+            max_length: tokens in a row, special tokens included; None for `model_max_length`.
+            pad_to_multiple_of: round the padded length up to a multiple.
+            return_tensors: None (lists), "np", "pt" or "tf"; int64 of shape (B, L).
+            return_token_type_ids, return_attention_mask: None for what `model_input_names` says.
+            return_special_tokens_mask, return_offsets_mapping, return_length: more keys.
+
+        Returns:
+            input_ids, attention_mask and, by family, token_type_ids; labels.
+
+        Raises:
+            TypeError: something other than text was given.
+            ValueError: a rule on padding or truncation is broken.
+        """
+        if text is None and text_target is None:
+            raise TypeError("text must be a str or a list of str, got None (and text_target is None too)")
+        options: dict[str, Any] = {
+            "add_special_tokens": add_special_tokens,
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "return_tensors": return_tensors,
+            "return_token_type_ids": return_token_type_ids,
+            "return_attention_mask": return_attention_mask,
+            "return_special_tokens_mask": return_special_tokens_mask,
+            "return_offsets_mapping": return_offsets_mapping,
+            "return_length": return_length,
+        }
+        if text is None:
+            return self._encode_plus("text_target", text_target, text_pair_target, **options)
+        encoded = self._encode_plus("text", text, text_pair, **options)
+        if text_target is not None:
+            encoded["labels"] = self._encode_plus("text_target", text_target, text_pair_target, **options)["input_ids"]
+        return encoded
+
+    def _encode_plus(
+        self,
+        argument: str,
+        text: Any,
+        pair: Any,
+        *,
+        add_special_tokens: bool,
+        padding: bool | str,
+        truncation: bool | str | None,
+        max_length: int | None,
+        pad_to_multiple_of: int | None,
+        return_tensors: str | None,
+        return_token_type_ids: bool | None,
+        return_attention_mask: bool | None,
+        return_special_tokens_mask: bool,
+        return_offsets_mapping: bool,
+        return_length: bool,
+    ) -> BatchEncoding:
+        limit = self.model_max_length if max_length is None else max_length
+        pad, cut = check_strategies(padding, truncation, max_length, limit, pad_to_multiple_of)
+        if pad and self.pad_token_id is None:
+            raise ValueError("padding was asked for but this tokenizer has no pad token; set tokenizer.pad_token first")
+        single = isinstance(text, str)
+        texts, pairs = _texts(argument, text), _texts(f"{argument}_pair", pair) if pair is not None else None
+        if pairs is not None and len(texts) != len(pairs):
+            raise ValueError(f"{argument} has {len(texts)} texts, its pair {len(pairs)}; they must be as many")
+        encodings = self._encode(texts, pairs, add_special_tokens, cut, limit, argument)
+
+        rows: dict[str, list[Any]] = {"input_ids": [e.ids for e in encodings]}
+        names = self.model_input_names
+        if return_token_type_ids or (return_token_type_ids is None and "token_type_ids" in names):
+            rows["token_type_ids"] = [e.type_ids for e in encodings]
+        if return_attention_mask or (return_attention_mask is None and "attention_mask" in names):
+            rows["attention_mask"] = [e.attention_mask for e in encodings]
+        if return_special_tokens_mask:
+            rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
+        if return_offsets_mapping:
+            rows["offset_mapping"] = [e.offsets for e in encodings]
+        if pad:
+            rows = self._padded(rows, limit if pad == "max_length" else None, pad_to_multiple_of)
+        if return_length:
+            rows["length"] = [len(row) for row in rows["input_ids"]]
+        if single and return_tensors is None:
+            return BatchEncoding({key: values[0] for key, values in rows.items()})
+        return BatchEncoding(rows).convert_to_tensors(return_tensors)
+
+    def _encode(
+        self,
+        texts: list[str],
+        pairs: list[str] | None,
+        add_special_tokens: bool,
+        cut: str | None,
+        limit: int,
+        argument: str,
+    ) -> list[tokenizers.Encoding]:
+        backend = self.backend_tokenizer
+        inputs: list[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
+        try:
+            if len(inputs) == 1:
+                encodings = [backend.encode(*_args(inputs[0]), add_special_tokens=add_special_tokens)]
+            else:
+                encodings = backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise ValueError(f"{argument} holds characters that are no text (lone surrogates?): {error}") from error
+        if cut is None:
+            return encodings
+        return [
+            encoding
+            if len(encoding.ids) <= limit
+            else shortened(backend, _args(row), add_special_tokens, cut, limit, self.truncation_side)
+            for row, encoding in zip(inputs, encodings, strict=True)
+        ]
+
+    def _padded(self, rows: Mapping[str, list[Any]], length: int | None, multiple_of: int | None) -> dict[str, Any]:
+        fills = {
+            "input_ids": self.pad_token_id,
+            "token_type_ids": self.pad_token_type_id,
+            "attention_mask": 0,
+            "special_tokens_mask": 1,
+            "offset_mapping": (0, 0),
+        }
+        return pad_rows(rows, fills, length=length, multiple_of=multiple_of, side=self.padding_side)
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """Pads encodings made earlier: a list of single ones, or one of lists."""
+        if not isinstance(encoded_inputs, Mapping):
+            encoded_inputs = {key: [one[key] for one in encoded_inputs] for key in encoded_inputs[0]}
+        rows: dict[str, Any] = {key: [_ids(row) for row in values] for key, values in encoded_inputs.items()}
+        rows.setdefault("attention_mask", [[1] * len(row) for row in rows["input_ids"]])
+        limit = self.model_max_length if max_length is None else max_length
+        how, _ = check_strategies(padding, False, max_length, limit, pad_to_multiple_of)
+        if how and self.pad_token_id is None:
+            raise ValueError("padding was asked for but this tokenizer has no pad token; set tokenizer.pad_token first")
+        if how:
+            rows = self._padded(rows, limit if how == "max_length" else None, pad_to_multiple_of)
+        return BatchEncoding(rows).convert_to_tensors(return_tensors)
+
+    # ids -> text
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """The text of one row of ids (list, array or tensor of shape (L,), or one id)."""
+        return self._cleaned(
+            self.backend_tokenizer.decode(_ids(token_ids), skip_special_tokens=skip_special_tokens),
+            clean_up_tokenization_spaces,
+        )
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """The texts of B rows of ids (list of lists, array or tensor of shape (B, L))."""
+        rows = [_ids(row) for row in (sequences if isinstance(sequences, list | tuple) else to_numpy(sequences))]
+        texts = self.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        return [self._cleaned(text, clean_up_tokenization_spaces) for text in texts]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Joins tokens into text as `decode` does, without clean-up."""
+        decoder = self.backend_tokenizer.decoder
+        return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+
+    def _cleaned(self, text: str, clean: bool | None) -> str:
+        return clean_up_tokenization(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
+
+
+def clean_up_tokenization(text: str) -> str:
+    """Removes the spaces that tokenization left before English punctuation and contractions."""
+    for spaced, plain in CLEAN_UP:
+        text = text.replace(spaced, plain)
+    return text
+
+
+def _args(row: Any) -> tuple[str, ...]:
+    return row if isinstance(row, tuple) else (row,)
+
+
+def _texts(argument: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{argument} must be a str or a list of str, got {type(value).__name__}")
+    for index, item in enumerate(value):
+        if not isinstance(item, str):
+            raise TypeError(f"{argument}[{index}] must be a str, got {type(item).__name__}: {str(item)[:80]!r}")
+    return list(value)
+
+
+def _ids(value: Any) -> list[int]:
+    if isinstance(value, int):
+        value = [value]
+    elif not isinstance(value, list):
+        value = to_numpy(value).reshape(-1).tolist()
+    if value and not isinstance(value[0], tuple) and min(value) < 0:
+        raise ValueError(f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id first")
+    return value

@@ -1,0 +1,205 @@
+"""Builds `tokenizers` pipelines from the vocabularies of BERT (WordPiece), BART (byte-level BPE) and T5 (unigram)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MANY = int(1e30)  # transformers' way of writing "no limit" as model_max_length
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a kind of tokenizer is when its files do not say: special tokens, returned keys, vocabulary files."""
+
+    name: str
+    tokenizer_class: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    model_input_names: tuple[str, ...] = ("input_ids", "attention_mask")
+    vocabulary_files: tuple[str, ...] = ()
+
+
+_TYPED = ("input_ids", "token_type_ids", "attention_mask")
+BERT = Family(
+    "bert",
+    "BertTokenizer",
+    {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
+    _TYPED,
+    ("vocab.txt",),
+)
+BART = Family(
+    "bart",
+    "BartTokenizer",
+    {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    },
+    vocabulary_files=("vocab.json", "merges.txt"),
+)
+T5 = Family(
+    "t5",
+    "T5Tokenizer",
+    {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    vocabulary_files=("spiece.model",),
+)
+OTHER = Family("other", "PreTrainedTokenizerFast", {}, _TYPED)
+FAMILIES = (BERT, BART, T5)
+VOCABULARY_FILES = tuple(name for family in FAMILIES for name in family.vocabulary_files)
+# tokenizer_class (without "Tokenizer" and "Fast") or config.json's model_type -> family
+FAMILY_OF = {
+    "bert": BERT,
+    "dpr": BERT,
+    "dprquestionencoder": BERT,
+    "dprcontextencoder": BERT,
+    "dprreader": BERT,
+    "bart": BART,
+    "roberta": BART,
+    "t5": T5,
+}
+
+
+def build_wordpiece(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from `vocab.txt`, honouring do_lower_case, strip_accents and tokenize_chinese_chars."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    lines = files["vocab.txt"].decode("utf-8").split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
+    cls, sep, unk = (config[name] for name in ("cls_token", "sep_token", "unk_token"))
+    missing = [token for token in (cls, sep, unk) if token not in vocabulary]
+    if missing:
+        raise ValueError(f"vocab.txt lacks the special tokens {missing}; is it the vocabulary of a BERT?")
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
+    )
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend
+
+
+def build_byte_bpe(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BART's (and RoBERTa's) tokenizer from `vocab.json` and `merges.txt`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary = json.loads(files["vocab.json"])
+    merges = []
+    for line in files["merges.txt"].decode("utf-8").split("\n"):
+        if line.strip() and not line.startswith("#version"):
+            left, _, right = line.rstrip("\r").partition(" ")
+            merges.append((left, right))
+    cls, sep = config["cls_token"], config["sep_token"]
+    missing = [token for token in (cls, sep) if token not in vocabulary]
+    if missing:
+        raise ValueError(f"vocab.json lacks the special tokens {missing}; is it the vocabulary of a BART?")
+    spaced = bool(config.get("add_prefix_space", False))
+    backend = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=""))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    backend.decoder = decoders.ByteLevel()
+    # by position: releases of the library disagree on the names
+    backend.post_processor = processors.RobertaProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]), True, spaced)
+    return backend
+
+
+def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """T5's tokenizer from a sentencepiece `spiece.model`, with its sentinels `<extra_id_0>` ... at the end."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise ImportError(
+            "Reading spiece.model (a T5 tokenizer without tokenizer.json) needs sentencepiece and protobuf. "
+            "Run  pip install 'dualrag[t5]'"
+        ) from error
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(files["spiece.model"])
+    except Exception as error:  # protobuf's DecodeError lives in a module that differs between its versions
+        raise ValueError(f"spiece.model is no sentencepiece model, or is cut short: {error}") from error
+    if proto.trainer_spec.model_type != 1:
+        raise ValueError("spiece.model: only unigram models (T5's kind) are supported; ship a tokenizer.json instead")
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(int(config.get("extra_ids", 100))))]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id))
+    steps: list[Any] = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
+    if proto.normalizer_spec.precompiled_charsmap:
+        steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    eos = config["eos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, backend.token_to_id(eos))]
+    )
+    return backend
+
+
+BUILDERS = {"bert": build_wordpiece, "bart": build_byte_bpe, "t5": build_unigram}
+
+
+def follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Lets tokenizer_config.json overrule a tokenizer.json where both speak, and drops stored truncation and padding."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    backend.no_truncation()
+    backend.no_padding()
+    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
+    if isinstance(normalizer, normalizers.BertNormalizer):
+        names = {
+            "lowercase": "do_lower_case",
+            "strip_accents": "strip_accents",
+            "handle_chinese_chars": "tokenize_chinese_chars",
+        }
+        for attribute, key in names.items():
+            if key in config:
+                setattr(normalizer, attribute, config[key])
+        backend.normalizer = normalizer
+    if isinstance(splitter, pre_tokenizers.ByteLevel) and "add_prefix_space" in config:
+        splitter.add_prefix_space = bool(config["add_prefix_space"])
+        backend.pre_tokenizer = splitter
+
+
+def portable_json(backend: tokenizers.Tokenizer) -> str:
+    """tokenizer.json in the dialect that every release of `tokenizers` since 0.13 reads (merges, Metaspace)."""
+    content = json.loads(backend.to_str())
+    model = content["model"]
+    merges = model.get("merges")
+    if merges and not isinstance(merges[0], str) and not any(" " in part for pair in merges for part in pair):
+        model["merges"] = [" ".join(pair) for pair in merges]
+    if not model.get("ignore_merges"):
+        model.pop("ignore_merges", None)
+    for part in (content.get("pre_tokenizer"), content.get("decoder")):
+        for step in [part or {}, *((part or {}).get("pretokenizers") or [])]:
+            if step.get("type") == "Metaspace":
+                step["add_prefix_space"] = step.get("prepend_scheme") != "never"
+                if step.get("split"):
+                    del step["split"]
+    return json.dumps(content, ensure_ascii=False)
+
+
+def vocabulary_files(backend: tokenizers.Tokenizer, folder: Path) -> list[Path]:
+    """Writes vocab.txt, or vocab.json and merges.txt, of a WordPiece or BPE model for readers without tokenizer.json."""
+    if type(backend.model).__name__ not in ("WordPiece", "BPE"):
+        return []
+    return [Path(name) for name in backend.model.save(str(folder))]

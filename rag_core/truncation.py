@@ -1,0 +1,106 @@
+"""Which rows are padded or cut, and by how much: transformers 4.37.2's rules, free of shared state."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tokenizers
+
+logger = logging.getLogger(__name__)
+
+_PADDING = {False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length"}
+_TRUNCATION = {
+    False: None,
+    "do_not_truncate": None,
+    True: "longest_first",
+    **{name: name for name in ("longest_first", "only_first", "only_second")},
+}
+_HUGE = int(1e20)  # a model_max_length above this means "not known"
+
+
+def check_strategies(
+    padding: bool | str,
+    truncation: bool | str | None,
+    max_length: int | None,
+    limit: int,
+    pad_to_multiple_of: int | None,
+) -> tuple[str | None, str | None]:
+    """Settles the padding ("longest", "max_length", None) and the truncation strategy of a call.
+
+    Args:
+        padding, truncation, max_length, pad_to_multiple_of: as the caller gave them.
+        limit: `max_length`, or the model's where that is None.
+
+    Raises:
+        ValueError: an unknown strategy, or lengths that contradict each other.
+    """
+    if padding not in _PADDING:
+        raise ValueError(f"padding must be True, 'longest', 'max_length' or False, got {padding!r}")
+    if truncation is not None and truncation not in _TRUNCATION:
+        raise ValueError(f"truncation must be True, False or one of {sorted(_TRUNCATION, key=str)}, got {truncation!r}")
+    if max_length is not None and max_length < 0:
+        raise ValueError(f"max_length must be 0 or more, got {max_length}")
+    pad = _PADDING[padding]
+    if truncation is None:
+        truncation = max_length is not None and pad is None
+    cut = _TRUNCATION[truncation]
+    if limit > _HUGE:
+        if pad == "max_length" or cut:
+            logger.warning("padding or truncation to max_length: this tokenizer knows no maximum; pass max_length")
+        return (None if pad == "max_length" else pad), None
+    if cut and pad and pad_to_multiple_of and limit % pad_to_multiple_of:
+        raise ValueError(f"max_length {limit} is no multiple of pad_to_multiple_of {pad_to_multiple_of}")
+    return pad, cut
+
+
+def shortened(
+    backend: tokenizers.Tokenizer,
+    texts: tuple[str, ...],
+    add_special_tokens: bool,
+    strategy: str,
+    limit: int,
+    side: str,
+) -> tokenizers.Encoding:
+    """Encodes a text or a pair into `limit` tokens at most, special tokens included.
+
+    Raises:
+        ValueError: the part that may be cut is too short to make the row fit.
+    """
+    if side not in ("right", "left"):
+        raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
+    parts = [backend.encode(text, add_special_tokens=False) for text in texts]
+    extra = backend.num_special_tokens_to_add(len(parts) == 2) if add_special_tokens else 0
+    lengths = kept_lengths([len(part.ids) for part in parts], limit - extra, strategy)
+    for part, length in zip(parts, lengths, strict=True):
+        part.truncate(length, direction=side)
+    return backend.post_process(*parts, add_special_tokens=add_special_tokens)
+
+
+def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
+    """How many tokens of each text stay so that the sum is within the budget.
+
+    "longest_first" takes from the longer text until both are as long, then from both; an odd token stays with the one
+    that was longer (the second, if neither was), as the `tokenizers` library has it.
+    """
+    excess = sum(lengths) - budget
+    if budget < 0:
+        raise ValueError(f"max_length leaves no room for the special tokens: it is {-budget} too small")
+    if excess <= 0:
+        return lengths
+    if strategy == "longest_first":
+        if len(lengths) == 1:
+            return [budget]
+        small, large = sorted(lengths)
+        large = max(small, budget - small)
+        if small + large > budget:
+            small, large = budget // 2, budget - budget // 2
+        return [small, large] if lengths[0] <= lengths[1] else [large, small]
+    which = 0 if strategy == "only_first" else 1
+    if which >= len(lengths) or lengths[which] <= excess:
+        raise ValueError(
+            f"truncation={strategy!r} can't remove {excess} tokens from texts of {lengths} tokens; "
+            "raise max_length or use truncation='longest_first'"
+        )
+    return [length - excess if index == which else length for index, length in enumerate(lengths)]
