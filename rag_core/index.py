@@ -1,0 +1,215 @@
+"""The `Index` protocol and the faiss index over a `datasets` data set.
+
+Letters: B questions, N documents a question, D vector size, R rows of the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from rag_core.faiss_files import read_faiss, refuse_pickle, write_faiss
+from rag_core.passage_files import read_passages, write_passages
+from rag_core.vectors import ArrowVectors, FaissVectors, VectorSource
+
+INDEX_FILE = "hf_dataset_index.faiss"
+PASSAGES_FOLDER = "hf_dataset"
+
+
+@runtime_checkable
+class Index(Protocol):
+    """What a retriever needs of an index; any class with these four methods will do.
+
+    Method names are those of transformers' `Index`, so an index written for it works here. A class of one's own needs
+    neither faiss nor datasets. Missing hits are row number -1; `get_doc_dicts` is never asked for them.
+    """
+
+    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Search.
+
+        Args:
+            question_hidden_states: (B, D) float32.
+            n_docs: N.
+
+        Returns:
+            Row numbers (B, N) int64, best first, and the documents' vectors (B, N, D) float32.
+        """
+        ...
+
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+        """Return B dictionaries of lists of length N: "title" and "text", perhaps "id" and others."""
+        ...
+
+    def is_initialized(self) -> bool:
+        """Whether the index is loaded."""
+        ...
+
+    def init_index(self) -> None:
+        """Load the index; called once, before the first search."""
+        ...
+
+
+class FaissIndex:
+    """A faiss index with the passages it belongs to: row i of the index is row i of the data set.
+
+    Args:
+        passages: a `datasets.Dataset` with columns "title", "text" and, unless `vectors` says otherwise, "embeddings".
+        faiss_index: the faiss index; by default the one on `passages` (``dataset.add_faiss_index("embeddings")``).
+        vectors: where `get_top_docs` takes document vectors from: "stored" (the embeddings column), "index" (the faiss
+            index gives them back, decoded), a `VectorSource`, or None: stored if the column is there.
+        column: the name of the embeddings column.
+
+    Raises:
+        ValueError: a column or the faiss index is missing, or the two do not fit each other.
+    """
+
+    def __init__(
+        self,
+        passages: Any,
+        faiss_index: Any = None,
+        *,
+        vectors: str | VectorSource | None = None,
+        column: str = "embeddings",
+    ) -> None:
+        self._column = column
+        self._load: Callable[[], tuple[Any, Any, str | VectorSource | None]] | None = None
+        self._attach(passages, faiss_index, vectors)
+
+    @classmethod
+    def deferred(cls, load: Callable[[], tuple[Any, Any, str | VectorSource | None]]) -> FaissIndex:
+        """Return an index that calls `load` for (passages, faiss index, vectors) when it is first needed."""
+        index = cls.__new__(cls)
+        index._column, index._load = "embeddings", load
+        return index
+
+    @classmethod
+    def from_files(
+        cls,
+        passages_path: str | Path,
+        index_path: str | Path,
+        *,
+        memory_map: bool = False,
+        vectors: str | None = None,
+    ) -> FaissIndex:
+        """Open (at the first use) the files of a custom index.
+
+        Args:
+            passages_path: folder written by ``dataset.save_to_disk``.
+            index_path: file written by ``dataset.get_index("embeddings").save`` or ``faiss.write_index``.
+            memory_map: map the faiss file instead of reading it; passages are always mapped.
+            vectors: "stored", "index" or None, as in the constructor.
+
+        Raises:
+            ValueError: one of the paths names a pickle. Missing or damaged files raise OSError when they are opened.
+        """
+        refuse_pickle(passages_path, "passages_path")
+        refuse_pickle(index_path, "index_path")
+        return cls.deferred(
+            lambda: (read_passages(passages_path), read_faiss(index_path, memory_map=memory_map), vectors)
+        )
+
+    def _attach(self, passages: Any, faiss_index: Any, vectors: str | VectorSource | None) -> None:
+        columns = passages.column_names
+        missing = [name for name in ("title", "text") if name not in columns]
+        if missing:
+            raise ValueError(f"the passages need columns 'title' and 'text'; missing: {missing}, found: {columns}.")
+        if faiss_index is None:
+            if self._column not in passages.list_indexes():
+                raise ValueError(
+                    f"the data set has no faiss index on {self._column!r} (indexes: {passages.list_indexes()}); call "
+                    f"dataset.add_faiss_index({self._column!r}) first."
+                )
+            faiss_index = passages.get_index(self._column).faiss_index
+        if faiss_index.ntotal != len(passages):
+            raise ValueError(
+                f"the faiss index holds {faiss_index.ntotal} vectors, the passages are {len(passages)} rows; "
+                "index_path and passages_path must come from the same build."
+            )
+        if vectors is None:
+            vectors = "stored" if self._column in columns else "index"
+        if vectors == "stored" and self._column not in columns:
+            raise ValueError(f"vectors='stored' needs a column {self._column!r}, found {columns}; use vectors='index'.")
+        if isinstance(vectors, str):
+            if vectors not in ("stored", "index"):
+                raise ValueError(f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}.")
+            vectors = ArrowVectors(passages, self._column) if vectors == "stored" else FaissVectors(faiss_index)
+        if len(passages) and vectors.vector_size != faiss_index.d:
+            raise ValueError(
+                f"column {self._column!r} holds vectors of size {vectors.vector_size}, the faiss index is of size "
+                f"{faiss_index.d}; build the index from this data set."
+            )
+        self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
+        self._texts = passages.with_format(None).remove_columns([self._column] if self._column in columns else [])
+        self._load = None
+
+    @property
+    def dataset(self) -> Any:
+        """The passages (`datasets.Dataset`)."""
+        self.init_index()
+        return self._dataset
+
+    @property
+    def faiss_index(self) -> Any:
+        """The raw faiss index (set ``nprobe`` or ``hnsw.efSearch`` here)."""
+        self.init_index()
+        return self._faiss
+
+    @property
+    def vector_size(self) -> int:
+        """D."""
+        return int(self.faiss_index.d)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def is_initialized(self) -> bool:
+        """Whether the files are open."""
+        return self._load is None
+
+    def init_index(self) -> None:
+        """Open the files, if they are not open yet.
+
+        Raises:
+            OSError: missing or damaged files.
+            ValueError: files that do not fit each other.
+        """
+        if self._load is not None:
+            self._attach(*self._load())
+
+    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Search; see `Index.get_top_docs`. Fewer than N hits are filled up with row -1 and zero vectors."""
+        queries = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vector_size:
+            raise ValueError(
+                f"question_hidden_states must have shape (batch, {self.vector_size}) for this index, got "
+                f"{queries.shape}; the question encoder and the encoder of the index must belong together."
+            )
+        _, doc_ids = self.faiss_index.search(queries, n_docs)  # (B, N)
+        return doc_ids, self._vectors.gather(doc_ids)  # (B, N), (B, N, D)
+
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+        """Return B dictionaries of lists: every column of the passages but the embeddings, read in one go."""
+        doc_ids = np.asarray(doc_ids)
+        self.init_index()
+        columns = self._texts[doc_ids.reshape(-1).tolist()]
+        width = doc_ids.shape[1]
+        return [
+            {name: values[row * width : (row + 1) * width] for name, values in columns.items()}
+            for row in range(len(doc_ids))
+        ]
+
+    def save(self, folder: str | Path) -> dict[str, str]:
+        """Write passages and faiss file, as transformers' custom index is laid out.
+
+        Args:
+            folder: an existing folder.
+
+        Returns:
+            The config entries that open them again, relative to `folder`: index_path and passages_path.
+        """
+        write_passages(self.dataset, Path(folder) / PASSAGES_FOLDER)
+        write_faiss(self.faiss_index, Path(folder) / INDEX_FILE)
+        return {"index_path": INDEX_FILE, "passages_path": PASSAGES_FOLDER}

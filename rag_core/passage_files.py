@@ -1,0 +1,90 @@
+"""Passages on disk: the folder that `datasets` writes, in the dialect that old and new releases both read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_passages(path: str | Path) -> Any:
+    """Open a folder that ``Dataset.save_to_disk`` (any release) or `write_passages` wrote; memory-mapped.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        A `datasets.Dataset`.
+
+    Raises:
+        OSError: there is no such folder, or it is damaged or no saved data set.
+    """
+    import datasets
+
+    if not Path(path).is_dir():
+        raise OSError(f"passages_path={str(path)!r}: there is no such folder; give a folder saved by save_to_disk.")
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise OSError(
+            f"passages_path={str(path)!r} can't be opened as a saved data set: it is incomplete, damaged or another "
+            f"kind of folder ({type(error).__name__}: {str(error)[:300]}). Save it again with dataset.save_to_disk."
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        raise OSError(
+            f"passages_path={str(path)!r} holds several splits {sorted(found)}; give the folder of one of them."
+        )
+    return found
+
+
+def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_000_000) -> None:
+    """Write a data set as a folder that ``datasets.load_from_disk`` opens, releases before 4.0 included.
+
+    ``Dataset.save_to_disk`` of release 4 and later names list columns "List", which earlier releases (and so
+    transformers 4.37 in its own environment) refuse; both read "Sequence".
+
+    Args:
+        dataset: a `datasets.Dataset`; ``select``, ``shuffle`` and ``filter`` are applied, its indexes are not written.
+        path: the folder to create.
+        max_shard_rows: rows a file.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    import pyarrow as pa
+
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = dataset.with_format("arrow")
+    # Format must not hide columns from the writer: with_format("arrow") selects all of them.
+    schema = dataset.data.schema.remove_metadata()
+    shards = max(1, -(-len(dataset) // max_shard_rows))
+    names = [f"data-{number:05d}-of-{shards:05d}.arrow" for number in range(shards)]
+    for number, name in enumerate(names):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            stop = min((number + 1) * max_shard_rows, len(dataset))
+            for start in range(number * max_shard_rows, stop, 10_000):
+                table = rows[start : min(start + 10_000, stop)]
+                writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+    state = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": dataset._fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    info = {"citation": "", "description": "", "homepage": "", "license": "", "features": dataset.features.to_dict()}
+    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps(_with_sequences(info), indent=2), encoding="utf-8")
+
+
+def _with_sequences(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _sequence_name(key, _with_sequences(value)) for key, value in node.items()}
+    return [_with_sequences(value) for value in node] if isinstance(node, list) else node
+
+
+def _sequence_name(key: str, value: Any) -> Any:
+    return "Sequence" if key == "_type" and value == "List" else value

@@ -1,0 +1,317 @@
+"""RagRetriever: question vectors in, generator inputs out.
+
+Letters: B questions, N documents a question, S context length, D vector size. Row ``b * N + d`` of everything with B*N
+rows belongs to document d of question b. Lewis et al. 2020, section 2.2; reference behaviour: transformers 4.37.2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_core.backends import to_numpy, to_tensor
+from rag_core.index import Index
+from rag_core.prompts import TRUNCATE, build_prompts, shorten_documents
+from rag_core.search import read_docs, search
+
+
+class RagRetriever:
+    """Finds documents for question vectors and joins them with the questions for the generator.
+
+    The index can be exchanged at any time: ``retriever.index = other``; the next call uses it.
+
+    Args:
+        config: a `RagConfig`; it is copied, never changed. Besides its retrieval fields these foreign keys count:
+            ``prompt_truncation`` ("compatible" or "document", see `postprocess_docs`), and for ``wiki_dpr`` those named
+            in `rag_core.wiki_dpr`.
+        question_encoder_tokenizer: turns question ids back into text for the prompt; ours or transformers'.
+        generator_tokenizer: encodes prompts; ours or transformers'.
+        index: any `Index`; by default the one `config` describes.
+        init_retrieval: load the index now; False leaves it to the first search.
+
+    Raises:
+        ValueError: the configuration asks for a pickle, or its fields do not fit.
+        OSError: files of the index are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        question_encoder_tokenizer: Any,
+        generator_tokenizer: Any,
+        index: Index | None = None,
+        init_retrieval: bool = True,
+    ) -> None:
+        from rag_core.retriever_files import open_index
+
+        self.config = copy.deepcopy(config)
+        self.question_encoder_tokenizer = question_encoder_tokenizer
+        self.generator_tokenizer = generator_tokenizer
+        self.index = open_index(self.config) if index is None else index
+        self.ctx_encoder_tokenizer: Any = None
+        self.return_tokenized_docs = False
+        if init_retrieval:
+            self.init_retrieval()
+
+    @property
+    def n_docs(self) -> int:
+        """N unless a call says otherwise."""
+        return int(self.config.n_docs)
+
+    @property
+    def batch_size(self) -> int:
+        """Questions searched at a time."""
+        return int(self.config.retrieval_batch_size)
+
+    @property
+    def index(self) -> Index:
+        """The index in use; assign another to exchange it."""
+        return self._index
+
+    @index.setter
+    def index(self, index: Index) -> None:
+        needed = ("get_top_docs", "get_doc_dicts", "is_initialized", "init_index")
+        missing = [name for name in needed if not callable(getattr(index, name, None))]
+        if missing:
+            raise TypeError(
+                f"index must have the methods {list(needed)}; {type(index).__name__} lacks {missing}. For a data set "
+                "with a faiss index use indexed_dataset= or rag_core.index.FaissIndex(dataset)."
+            )
+        self._index = index
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        retriever_name_or_path: str | Path,
+        indexed_dataset: Any = None,
+        *,
+        index: Index | None = None,
+        config: Any = None,
+        question_encoder_tokenizer: Any = None,
+        generator_tokenizer: Any = None,
+        init_retrieval: bool = True,
+        memory_map: bool = False,
+        **kwargs: Any,
+    ) -> RagRetriever:
+        """Load a retriever from a RAG folder or hub repository.
+
+        Args:
+            retriever_name_or_path: folder or repository with a RAG config.json and both tokenizers.
+            indexed_dataset: a `datasets.Dataset` with columns title, text, embeddings and a faiss index on embeddings.
+            index: any `Index`, instead of the one the configuration describes.
+            config: a `RagConfig` to use instead of the saved one.
+            question_encoder_tokenizer: instead of the saved one.
+            generator_tokenizer: instead of the saved one.
+            init_retrieval: False opens the index at the first search.
+            memory_map: map the faiss file instead of reading it into memory.
+            **kwargs: hub options (cache_dir, token, revision, local_files_only, force_download, subfolder); all others
+                override config fields, e.g. ``use_dummy_dataset=True, index_name="exact"``.
+
+        Raises:
+            ValueError: not a RAG configuration (the message says what to write), or arguments that exclude each other.
+            OSError: something is missing or damaged.
+        """
+        from rag_core.retriever_files import load_parts
+
+        config, tokenizers, index = load_parts(
+            retriever_name_or_path,
+            config=config,
+            indexed_dataset=indexed_dataset,
+            index=index,
+            tokenizers=(question_encoder_tokenizer, generator_tokenizer),
+            memory_map=memory_map,
+            kwargs=kwargs,
+        )
+        return cls(config, *tokenizers, index=index, init_retrieval=init_retrieval)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write config.json, both tokenizers and the index (passages and faiss file), all or nothing.
+
+        Paths in the written config.json are relative to the folder. A `wiki_dpr` index is named, not copied; an index
+        of a class of one's own is saved if the class has ``save(folder) -> dict of config entries``.
+
+        Args:
+            save_directory: the folder, created if need be; the model's files in it stay.
+
+        Raises:
+            OSError: nothing could be written; what was there before is unchanged.
+        """
+        from rag_core.retriever_files import save_parts
+
+        save_parts(self, Path(save_directory))
+
+    def init_retrieval(self) -> None:
+        """Load the index into memory, if it is not loaded."""
+        if not self.index.is_initialized():
+            self.index.init_index()
+
+    def set_ctx_encoder_tokenizer(self, ctx_encoder_tokenizer: Any) -> None:
+        """Make calls also return the documents tokenized for a context encoder (end-to-end training).
+
+        Args:
+            ctx_encoder_tokenizer: the tokenizer; None turns it off again.
+        """
+        self.ctx_encoder_tokenizer = ctx_encoder_tokenizer
+        self.return_tokenized_docs = ctx_encoder_tokenizer is not None
+
+    def retrieve(self, question_hidden_states: Any, n_docs: int | None = None) -> tuple[np.ndarray, np.ndarray, list]:
+        """Find documents.
+
+        Args:
+            question_hidden_states: (B, D) array or tensor.
+            n_docs: N, by default the configuration's.
+
+        Returns:
+            ``retrieved_doc_embeds`` (B, N, D) float32, ``doc_ids`` (B, N) int64 row numbers of the index in its order,
+            and B dictionaries with lists "title", "text", ("id", other columns) and the array "embeddings" (N, D).
+            A missing hit (the index holds fewer than N documents, or faiss found fewer) has doc_id -1, a zero vector
+            and empty texts: ``doc_mask = doc_ids >= 0``.
+
+        Raises:
+            ValueError: wrong shape, a vector size that is not the index's, or a question without any hit.
+        """
+        n_docs = self._checked_n_docs(n_docs)
+        self.init_retrieval()
+        queries = np.asarray(to_numpy(question_hidden_states))
+        doc_ids, vectors = search(self.index, queries, n_docs, self.batch_size)
+        return vectors, doc_ids, read_docs(self.index, doc_ids, vectors)
+
+    def _checked_n_docs(self, n_docs: int | None) -> int:
+        n_docs = self.n_docs if n_docs is None else n_docs
+        if isinstance(n_docs, bool) or not isinstance(n_docs, int | np.integer) or n_docs < 1:
+            raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}.")
+        return int(n_docs)
+
+    def postprocess_docs(
+        self,
+        docs: Sequence[dict],
+        input_strings: Sequence[str],
+        prefix: str | None,
+        n_docs: int,
+        return_tensors: str | None = None,
+        truncate: str | None = None,
+    ) -> tuple[Any, Any]:
+        """Join documents and questions and encode them for the generator.
+
+        Args:
+            docs: what `retrieve` returned third.
+            input_strings: B questions.
+            prefix: text in front (T5); None is no text.
+            n_docs: N.
+            return_tensors: None (lists), "np", "pt" or "tf".
+            truncate: "compatible" cuts on the right at `max_combined_length`, as transformers does, which loses the
+                question after a long document; "document" cuts the document and keeps the question whole. By default
+                ``config.prompt_truncation``, or "compatible".
+
+        Returns:
+            input_ids and attention_mask, (B*N, max_combined_length), row ``b * n_docs + d``.
+
+        Raises:
+            ValueError: sizes that do not fit, or an unknown `truncate`.
+        """
+        truncate = truncate or getattr(self.config, "prompt_truncation", None) or "compatible"
+        if truncate not in TRUNCATE:
+            raise ValueError(f"truncate must be one of {TRUNCATE}, got {truncate!r}.")
+        if len(docs) != len(input_strings):
+            raise ValueError(f"docs are for {len(docs)} questions, input_strings are {len(input_strings)}.")
+        short = [row for row, doc in enumerate(docs) if min(len(doc["title"]), len(doc["text"])) < n_docs]
+        if short:
+            raise ValueError(f"n_docs={n_docs}, but docs of rows {short} hold fewer documents.")
+        prefix = prefix or ""
+        separators = (self.config.title_sep, self.config.doc_sep)
+        prompts = build_prompts(docs, input_strings, prefix, n_docs, *separators)
+        if truncate == "document":
+            prompts = self._shortened(prompts, input_strings, prefix, n_docs)
+        encoded = self.generator_tokenizer(
+            prompts, max_length=self.config.max_combined_length, padding="max_length", truncation=True
+        )
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        return _convert(ids, return_tensors), _convert(mask, return_tensors)
+
+    def _shortened(self, prompts: list[str], questions: Sequence[str], prefix: str, n_docs: int) -> list[str]:
+        tails = [len((self.config.doc_sep + question).replace("  ", " ")) for question in questions]
+        return shorten_documents(
+            prompts,
+            [tail for tail in tails for _ in range(n_docs)],
+            len(prefix.replace("  ", " ")),
+            self.config.max_combined_length,
+            lambda texts: [len(ids) for ids in self.generator_tokenizer(texts, truncation=False)["input_ids"]],
+        )
+
+    def __call__(
+        self,
+        question_input_ids: Any,
+        question_hidden_states: Any,
+        prefix: str | None = None,
+        n_docs: int | None = None,
+        return_tensors: str | None = None,
+        question_text: Sequence[str] | None = None,
+        truncate: str | None = None,
+    ) -> Any:
+        """Retrieve, and encode documents with questions for the generator.
+
+        Args:
+            question_input_ids: (B, Q) ids of the question encoder's tokenizer; may be None with `question_text`.
+            question_hidden_states: (B, D) question vectors, array or tensor.
+            prefix: text in front of each prompt (T5); None takes the generator configuration's, or nothing.
+            n_docs: N, by default the configuration's.
+            return_tensors: None (ids as lists, vectors as arrays), "np", "pt" or "tf".
+            question_text: the questions as written; by default they are decoded from `question_input_ids`, which for
+                BERT gives lower case.
+            truncate: as in `postprocess_docs`.
+
+        Returns:
+            A `BatchEncoding` with context_input_ids and context_attention_mask (B*N, S), retrieved_doc_embeds
+            (B, N, D), doc_ids (B, N), doc_mask (B, N; False where there was no hit) and, after
+            `set_ctx_encoder_tokenizer`, tokenized_doc_ids and tokenized_doc_attention_mask (B*N, longest).
+
+        Raises:
+            ValueError: shapes that do not fit each other, and what `retrieve` raises.
+        """
+        from rag_core.tokenization import BatchEncoding
+
+        n_docs = self._checked_n_docs(n_docs)
+        questions = self._questions(question_input_ids, question_text)
+        if len(questions) != len(question_hidden_states):
+            raise ValueError(
+                f"{len(questions)} questions (question_text or question_input_ids), but question_hidden_states has "
+                f"{len(question_hidden_states)} rows."
+            )
+        if prefix is None:
+            prefix = getattr(self.config.generator, "prefix", None)
+        vectors, doc_ids, docs = self.retrieve(question_hidden_states, n_docs)
+        ids, mask = self.postprocess_docs(docs, questions, prefix, n_docs, return_tensors, truncate)
+        output = {
+            "context_input_ids": ids,
+            "context_attention_mask": mask,
+            "retrieved_doc_embeds": to_tensor(vectors, return_tensors),
+            "doc_ids": to_tensor(doc_ids, return_tensors),
+            "doc_mask": to_tensor(doc_ids >= 0, return_tensors),
+        }
+        if self.return_tokenized_docs:
+            titles = [title for doc in docs for title in doc["title"]]
+            texts = [text for doc in docs for text in doc["text"]]
+            tokens = self.ctx_encoder_tokenizer(titles, texts, truncation=True, padding="longest")
+            output["tokenized_doc_ids"] = _convert(tokens["input_ids"], return_tensors)
+            output["tokenized_doc_attention_mask"] = _convert(tokens["attention_mask"], return_tensors)
+        return BatchEncoding(output)
+
+    def _questions(self, question_input_ids: Any, question_text: Sequence[str] | None) -> list[str]:
+        if question_text is not None:
+            if isinstance(question_text, str) or not all(isinstance(text, str) for text in question_text):
+                raise TypeError("question_text must be a list of strings, one a question.")
+            return list(question_text)
+        if question_input_ids is None:
+            raise ValueError("give question_input_ids or question_text.")
+        if not isinstance(question_input_ids, list | tuple):
+            question_input_ids = to_numpy(question_input_ids).tolist()
+        return self.question_encoder_tokenizer.batch_decode(question_input_ids, skip_special_tokens=True)
+
+
+def _convert(ids: Any, return_tensors: str | None) -> Any:
+    """Token ids as the caller wants them; integers are 64 bits wide in every kind."""
+    return ids if return_tensors is None else to_tensor(np.asarray(ids, dtype=np.int64), return_tensors)

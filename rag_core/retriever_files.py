@@ -1,0 +1,154 @@
+"""A retriever's files: which index a configuration means, loading from and saving to a RAG folder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag_core.faiss_files import PICKLE_HELP, refuse_pickle
+from rag_core.index import INDEX_FILE, PASSAGES_FOLDER, FaissIndex, Index
+
+if TYPE_CHECKING:
+    from rag_core.retriever import RagRetriever
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FOLDERS = ("question_encoder_tokenizer", "generator_tokenizer")
+INDEX_FIELDS = ("index_name", "index_path", "passages_path", "dataset", "dataset_split", "use_dummy_dataset")
+
+
+def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool = False, **hub: Any) -> Index:
+    """Return the index that a configuration describes, not loaded yet.
+
+    Args:
+        config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`; other names mean a build
+            of `dataset` (see `rag_core.wiki_dpr`).
+        base: the folder or repository that relative paths start from; by default where `config` was read.
+        memory_map: map the faiss file instead of reading it.
+        **hub: hub options, for files of a repository.
+
+    Raises:
+        ValueError: the legacy index or another pickle is asked for, or a path is missing.
+    """
+    for name in ("index_path", "passages_path"):
+        if getattr(config, name) is not None:
+            refuse_pickle(getattr(config, name), name)
+    if config.index_name == "legacy":
+        raise ValueError(f"index_name='legacy' is not supported. {PICKLE_HELP}")
+    base = base or getattr(config, "name_or_path", None) or None
+    if config.index_name == "custom":
+        missing = [name for name in ("passages_path", "index_path") if not getattr(config, name)]
+        if missing:
+            raise ValueError(
+                f"index_name='custom' needs {' and '.join(missing)}: passages_path is a folder saved by "
+                "dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= or index=."
+            )
+        passages, index_file = (_located(getattr(config, name), base, hub) for name in ("passages_path", "index_path"))
+        return FaissIndex.from_files(passages, index_file, memory_map=memory_map)
+    from rag_core.wiki_dpr import WikiDprIndex
+
+    return WikiDprIndex.from_config(config, memory_map=memory_map, **hub)
+
+
+def _located(path: str, base: str | Path | None, hub: dict) -> Path:
+    """Resolve a configured path: absolute, or relative to the config's folder or repository or the working folder."""
+    if Path(path).is_absolute() or base is None:
+        return Path(path)
+    if Path(base).is_dir():
+        inside = Path(base) / hub.get("subfolder", "") / path if hub.get("subfolder") else Path(base) / path
+        return inside if inside.exists() or not Path(path).exists() else Path(path)
+    if Path(path).exists() or Path(base).suffix == ".json":
+        return Path(path)
+    from rag_core.hub import list_files, resolve_file
+
+    inside_repo = [name for name in list_files(base, **hub) if name == path or name.startswith(f"{path}/")]
+    if not inside_repo:
+        return Path(path)
+    files = [resolve_file(base, name, **hub) for name in inside_repo]
+    return files[0] if inside_repo == [path] else files[0].parents[inside_repo[0].count("/") - path.count("/") - 1]
+
+
+def load_parts(
+    name_or_path: str | Path,
+    *,
+    config: Any,
+    indexed_dataset: Any,
+    index: Index | None,
+    tokenizers: tuple[Any, Any],
+    memory_map: bool,
+    kwargs: dict[str, Any],
+) -> tuple[Any, tuple[Any, Any], Index]:
+    """Load config, tokenizers and index for `RagRetriever.from_pretrained`; see there for arguments and errors."""
+    from rag_core.config import RagConfig
+    from rag_core.config_base import read_config
+    from rag_core.hub import split_hub_kwargs
+    from rag_core.tokenization import RagTokenizer
+
+    if indexed_dataset is not None and index is not None:
+        raise ValueError("give indexed_dataset= or index=, not both.")
+    hub, overrides = split_hub_kwargs(kwargs)
+    if config is None:
+        values, _ = read_config(name_or_path, **hub)
+        if values.get("model_type") != "rag":
+            raise ValueError(_not_rag(name_or_path, values.get("model_type")))
+        config = RagConfig.from_pretrained(name_or_path, **hub, **overrides)
+    else:
+        config = _overridden(copy.deepcopy(config), overrides)
+    asked_for_index = any(name in overrides for name in INDEX_FIELDS)
+    folder = Path(name_or_path) / (hub.get("subfolder") or "")
+    if not asked_for_index and _ships_index(folder) and not (config.index_path or config.passages_path):
+        # The model, saved after the retriever into one folder, writes its own config.json without the paths.
+        config.index_name, config.index_path, config.passages_path = "custom", INDEX_FILE, PASSAGES_FOLDER
+    if None in tokenizers:
+        saved = RagTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizers = (tokenizers[0] or saved.question_encoder, tokenizers[1] or saved.generator)
+    if indexed_dataset is not None:
+        config.index_name, config.index_path, config.passages_path = "custom", None, None
+        index = FaissIndex(indexed_dataset)
+    elif index is None:
+        index = open_index(config, name_or_path, memory_map=memory_map, **hub)
+    return config, tokenizers, index
+
+
+def _overridden(config: Any, overrides: dict[str, Any]) -> Any:
+    for name, value in overrides.items():
+        setattr(config, name, str(value) if isinstance(value, Path) else value)
+    config.validate()
+    return config
+
+
+def _ships_index(folder: Path) -> bool:
+    return (folder / PASSAGES_FOLDER).is_dir() and (folder / INDEX_FILE).is_file()
+
+
+def _not_rag(name: str | Path, kind: Any) -> str:
+    return (
+        f"{str(name)!r} is a checkpoint of type {kind!r}, not a RAG folder with a RAG config.json and both tokenizers. "
+        "Write  RagRetriever.from_pretrained('facebook/rag-token-nq', indexed_dataset=dataset)  with any RAG folder or "
+        "repository, or build it from its parts:  RagRetriever(RagConfig.from_question_encoder_generator_configs("
+        "encoder_config, generator_config), encoder_tokenizer, generator_tokenizer, index=FaissIndex(dataset))."
+    )
+
+
+def save_parts(retriever: RagRetriever, folder: Path) -> None:
+    """Write a retriever's folder, all or nothing; see `RagRetriever.save_pretrained`."""
+    from rag_core.hub import atomic_folder
+
+    config = copy.deepcopy(retriever.config)
+    save = getattr(retriever.index, "save", None)
+    with atomic_folder(folder) as draft:
+        if callable(save):
+            entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})
+            for name, value in entries.items():
+                setattr(config, name, value)
+        else:
+            logger.warning(
+                "%s has no save(folder); the folder will hold no index: pass index= to RagRetriever.from_pretrained.",
+                type(retriever.index).__name__,
+            )
+        config.save_pretrained(draft)
+        tokenizers = (retriever.question_encoder_tokenizer, retriever.generator_tokenizer)
+        for tokenizer, name in zip(tokenizers, TOKENIZER_FOLDERS, strict=True):
+            tokenizer.save_pretrained(draft / name)

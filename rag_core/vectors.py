@@ -1,0 +1,123 @@
+"""Where document vectors come from: the Arrow column of a data set, or the search index itself.
+
+Letters: B questions, N documents a question, D vector size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class VectorSource(Protocol):
+    """Random access to document vectors by row number."""
+
+    vector_size: int
+
+    def __len__(self) -> int:
+        """Number of vectors."""
+        ...
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32 vectors, shape ``rows.shape + (D,)``; rows of -1 give zeros."""
+        ...
+
+
+class ArrowVectors:
+    """Vectors of one list column of a `datasets.Dataset`, read through views of the (memory-mapped) Arrow buffers.
+
+    Args:
+        dataset: the data set; its row order (also after ``select`` or ``shuffle``) is kept.
+        column: a column of equally long lists of numbers.
+
+    Raises:
+        ValueError: rows of different length, or missing vectors.
+    """
+
+    def __init__(self, dataset: Any, column: str = "embeddings") -> None:
+        # `select`, `shuffle` and `filter` leave the table alone and keep a list of row numbers beside it.
+        indices = getattr(dataset, "_indices", None)
+        self._rows = None if indices is None else indices.column(0).to_numpy()
+        self._length = len(dataset)
+        self._chunks = [_as_matrix(chunk, column) for chunk in dataset.data.column(column).chunks if len(chunk)]
+        sizes = sorted({chunk.shape[1] for chunk in self._chunks})
+        if len(sizes) > 1:
+            raise ValueError(f"column {column!r} holds vectors of different sizes: {sizes}; every row needs the same.")
+        self.vector_size = sizes[0] if sizes else 0
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32 vectors, shape ``rows.shape + (D,)``; rows of -1 give zeros."""
+        rows = np.asarray(rows)
+        flat = rows.reshape(-1)
+        out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
+        found = np.flatnonzero(flat >= 0)
+        wanted = flat[found] if self._rows is None else self._rows[flat[found]].astype(np.int64)
+        chunk_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        for number in np.unique(chunk_of):
+            here = chunk_of == number
+            out[found[here]] = self._chunks[number][wanted[here] - self._starts[number]]
+        return out.reshape(*rows.shape, self.vector_size)
+
+    def blocks(self, size: int = 65536) -> Any:
+        """Yield all vectors in row order as float32 arrays of at most `size` rows."""
+        for start in range(0, self._length, size):
+            yield self.gather(np.arange(start, min(start + size, self._length)))
+
+
+class FaissVectors:
+    """Vectors given back by a faiss index (decoded, so approximate for quantised kinds).
+
+    Args:
+        faiss_index: a faiss index that supports ``reconstruct_batch``; inverted-file indices get a direct map.
+    """
+
+    def __init__(self, faiss_index: Any) -> None:
+        self._index = faiss_index
+        self.vector_size = int(faiss_index.d)
+        self._mapped = False
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32 vectors, shape ``rows.shape + (D,)``; rows of -1 give zeros."""
+        import faiss
+
+        if not self._mapped:
+            inverted = faiss.try_extract_index_ivf(self._index)
+            if inverted is not None:
+                inverted.make_direct_map()
+            self._mapped = True
+        rows = np.asarray(rows)
+        flat = rows.reshape(-1).astype(np.int64)
+        out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
+        found = np.flatnonzero(flat >= 0)
+        if found.size:
+            out[found] = self._index.reconstruct_batch(np.ascontiguousarray(flat[found]))
+        return out.reshape(*rows.shape, self.vector_size)
+
+
+def _as_matrix(chunk: Any, column: str) -> np.ndarray:
+    """View one Arrow list array as a (rows, D) matrix; copies nothing for float32."""
+    import pyarrow as pa
+
+    if isinstance(chunk, pa.ExtensionArray):
+        chunk = chunk.storage
+    kind = chunk.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise ValueError(f"column {column!r} must hold one list of numbers a row, its Arrow type is {kind}.")
+    if chunk.null_count:
+        raise ValueError(f"column {column!r} has {chunk.null_count} rows without a vector; remove or embed them.")
+    values = chunk.flatten()
+    if len(values) % len(chunk) or (
+        not pa.types.is_fixed_size_list(kind) and len(set(chunk.value_lengths().unique().to_pylist())) != 1
+    ):
+        raise ValueError(f"column {column!r} holds vectors of different sizes; every row needs the same.")
+    if values.null_count:
+        raise ValueError(f"column {column!r} has missing numbers inside its vectors; embed those rows again.")
+    return values.to_numpy(zero_copy_only=False).reshape(len(chunk), -1)
