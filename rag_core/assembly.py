@@ -1,0 +1,196 @@
+"""The work behind a knowledge base: shards of embeddings in a work folder, then the finished folder, renamed into place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
+from rag_core.manifest import INDEX_FILE, PASSAGES, Manifest, swap_in
+from rag_core.passages import stream_passages
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INDEX_KINDS = ("flat", "hnsw", "ivfpq")
+FLAT_ROWS = 50_000  # up to here exact search answers within milliseconds
+FILE_BYTES = 500 << 20
+
+
+def work_path(out: Path) -> Path:
+    """The folder where shards wait while `out` is built."""
+    return out.with_name(out.name + ".work")
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """The folder of shards beside `out`, locked; it is removed on success and stays, to go on from, after an error."""
+    from filelock import FileLock, Timeout
+
+    work = work_path(out)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work / "final", ignore_errors=True)
+    except Timeout:
+        raise OSError(f"{out} is being written by another process ({work} is locked). Wait for it to end.") from None
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progress: bool = True) -> list[Path]:
+    """Embeds the passages of `files` into shards in `work`, keeping those of an earlier run of the same plan."""
+    from tqdm.auto import tqdm
+
+    request = plan.request
+    note = work / "plan.json"
+    keys = {"name": plan.encoder["name"], "dimension": plan.dimension, **request, "words": plan.words}
+    before = json.loads(note.read_text("utf-8")) if note.is_file() else {}
+    if before.get("keys") != keys or not same_probe(before["probe"], plan.encoder["probe"]):
+        for stale in work.glob("shard-*"):
+            stale.unlink()
+        temporary = note.with_suffix(".part")
+        temporary.write_text(json.dumps({"keys": keys, "probe": plan.encoder["probe"]}), encoding="utf-8")
+        temporary.replace(note)
+    stamps = [_stamp(path) for path in files]
+    hide = not progress
+    rows = sum(
+        1 for _ in tqdm(stream_passages(files, plan.words), "reading", unit=" passages", disable=hide, leave=False)
+    )
+    with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
+
+        def advance(count: int, found: bool) -> None:
+            bar.initial += count if found else 0  # passages of an earlier run do not count into the speed
+            bar.update(count)
+
+        shards = embed_shards(
+            stream_passages(files, plan.words),
+            work,
+            encode,
+            batch_size=request["batch_size"],
+            shard_rows=request["shard_rows"],
+            dimension=plan.dimension,
+            advance=advance,
+        )
+    changed = [str(path) for path, stamp in zip(files, stamps, strict=True) if _stamp(path) != stamp]
+    if changed:
+        raise ValueError(f"{', '.join(changed)} changed while being read. Run the command again.")
+    return shards
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def without(batches: Iterable[pa.RecordBatch], drop: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The batches less the rows that the boolean array `drop` marks."""
+    import pyarrow as pa
+
+    start = 0
+    for batch in batches:
+        kept = batch.filter(pa.array(~drop[start : start + len(batch)]))
+        start += len(batch)
+        if len(kept):
+            yield kept
+
+
+def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Manifest, kept: Any = None) -> Manifest:
+    """Writes the whole knowledge base into the work folder, then renames it to `out`.
+
+    Args:
+        kept: a faiss index of the first rows, to be grown; None builds it anew.
+    """
+    from rag_core.faiss_files import build_faiss, write_faiss
+    from rag_core.recall import LOW_RECALL, tune_recall
+
+    final = work / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    files, rows = _write_passages(final / PASSAGES, batches)
+
+    def blocks() -> Iterator[np.ndarray]:
+        return map(batch_vectors, read_batches(files))
+
+    asked = plan.request.get("index", "auto")
+    kind = asked if asked in INDEX_KINDS else ("flat" if rows <= FLAT_ROWS else "hnsw")
+    if kept is not None and plan.index["kind"] == kind:
+        index, start = kept, 0
+        for block in blocks():
+            start += len(block)
+            if start > index.ntotal:
+                index.add(np.ascontiguousarray(block[len(block) - (start - index.ntotal) :]))
+    else:
+        index = build_faiss(blocks(), rows, plan.dimension, kind)
+    recall, breadth = tune_recall(index, blocks, rows)
+    if recall < LOW_RECALL:
+        warnings.warn(
+            f"recall@5 of the {kind} index against exact search is {recall:.2f}: some of the best passages will not be "
+            "found. index='flat' searches exactly.",
+            stacklevel=3,
+        )
+    write_faiss(index, final / INDEX_FILE)
+    settings = {**index_settings(index), **breadth}
+    described = {"kind": kind, "settings": settings, "recall_at_5": round(recall, 4)}
+    manifest = replace(plan, rows=rows, index=described)
+    manifest.write(final)
+    swap_in(final, out)
+    return manifest
+
+
+def index_settings(index: Any) -> dict[str, int]:
+    """What a faiss index was built with, in faiss' own names."""
+    import faiss
+
+    if (inverted := faiss.try_extract_index_ivf(index)) is not None:
+        coarse = {"nlist": inverted.nlist, "nprobe": inverted.nprobe}
+        return coarse | ({"m": inverted.pq.M, "bits": inverted.pq.nbits} if hasattr(inverted, "pq") else {})
+    if hasattr(index, "hnsw"):
+        return {"M": index.hnsw.nb_neighbors(1), "efConstruction": index.hnsw.efConstruction}
+    return {}
+
+
+def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[list[Path], int]:
+    """Writes the layout of `Dataset.save_to_disk`; without a features entry, every release of `datasets` reads it."""
+    folder.mkdir(parents=True)
+    stream, files, rows = iter(batches), [], 0
+    for first in stream:
+        files.append(folder / f"{len(files)}.part")
+        size = 0
+
+        def one_file(batch: pa.RecordBatch = first) -> Iterator[pa.RecordBatch]:
+            nonlocal size, rows
+            while True:
+                size, rows = size + batch.nbytes, rows + len(batch)
+                yield batch
+                if size >= FILE_BYTES or (following := next(stream, None)) is None:
+                    return
+                batch = following
+
+        write_batches(files[-1], one_file())
+    named = [folder / f"data-{i:05d}-of-{len(files):05d}.arrow" for i in range(len(files))]
+    for part, name in zip(files, named, strict=True):
+        part.rename(name)
+    state = {
+        "_data_files": [{"filename": name.name} for name in named],
+        "_fingerprint": uuid.uuid4().hex[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    info = {"citation": "", "description": "", "features": None, "homepage": "", "license": ""}
+    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+    return named, rows

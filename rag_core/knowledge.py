@@ -1,0 +1,274 @@
+"""A knowledge base on disk: passages, their vectors, a faiss index and a manifest, built so that a kill loses little.
+
+    kb/passages/      a `datasets` folder: title, text, embeddings (D float32)
+    kb/index.faiss    row i is passage i; scores are inner products
+    kb/manifest.json  see `rag_core.manifest`
+
+The first two are transformers' custom index (`passages_path`, `index_path`). While it is built, finished shards wait in
+`kb.work` beside it; the finished folder is renamed into place. Row numbers are the `doc_ids` of a retriever.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag_core import manifest as layout
+from rag_core.assembly import INDEX_KINDS, assemble, embed, without, work_path, workplace
+from rag_core.embedding import Encode, probe_vector, read_batches, same_probe
+from rag_core.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rag_core.index import FaissIndex
+
+Paths = str | Path | Iterable[str | Path]
+
+
+def build_knowledge_base(
+    paths: Paths,
+    out: str | Path,
+    encode: Encode,
+    *,
+    encoder_name: str = "unnamed",
+    encoder_fingerprint: str | None = None,
+    index: str | None = None,
+    words: int | None = 100,
+    batch_size: int = 32,
+    shard_rows: int = 1024,
+    overwrite: bool = False,
+    credit: str | None = None,
+    progress: bool = True,
+) -> KnowledgeBase:
+    """Reads files, splits them into passages, embeds these and indexes them; asked again after a kill, it goes on.
+
+    Args:
+        paths: txt, md, csv, tsv, jsonl, parquet files or folders (see `rag_core.documents.read_documents`).
+        out: folder to create.
+        encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
+        encoder_name: name or folder of the encoder, kept in the manifest.
+        encoder_fingerprint: e.g. the sha256 of its weights.
+        index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, then hnsw.
+        words: words a passage; None keeps each document whole.
+        batch_size: passages a call of `encode`; a batch holds passages of like length.
+        shard_rows: passages a shard, the most that a kill can cost.
+        overwrite: replaces another knowledge base at `out`.
+        credit: authors and licence of the text.
+        progress: draws progress bars on stderr.
+
+    Raises:
+        FileNotFoundError, ValueError: bad input, see `read_documents`; an encoder that returns wrong shapes or NaN.
+        FileExistsError: `out` holds something else already.
+        OSError: another build of `out` is running, or the disk is full; nothing is left at `out`.
+    """
+    from rag_core.documents import find_files
+
+    out = Path(out)
+    _check_kind(index)
+    if batch_size < 1 or shard_rows < 1:
+        raise ValueError(f"batch_size and shard_rows must be at least 1, got {batch_size} and {shard_rows}")
+    layout.recover(out)
+    files = find_files(paths)
+    sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
+    request = {"index": index or "auto", "batch_size": batch_size, "shard_rows": shard_rows, "words": words}
+    encoder = {"name": encoder_name, "fingerprint": encoder_fingerprint}
+    encoder["probe"] = layout.probe_entry(probe := probe_vector(encode))
+    plan = Manifest(encoder, len(probe), 0, words, {}, sources, credit=credit, request=request)
+    if out.exists() and (done := _existing(out, plan, overwrite)):
+        return done
+    with workplace(out) as work:
+        shards = embed([path for path, _ in files], work, encode, plan, progress)
+        assemble(work, out, read_batches(shards), plan)
+    return KnowledgeBase.open(out)
+
+
+class KnowledgeBase:
+    """An opened knowledge base; `open` makes one.
+
+    Attributes:
+        path: its folder.
+        manifest: what it holds and what made it.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool | None = None) -> KnowledgeBase:
+        """Opens a knowledge base after comparing its files with the manifest.
+
+        Args:
+            path: the folder.
+            verify: whether checksums are computed; None does so up to 256 MB in all.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: a file is missing, truncated or altered.
+        """
+        path = Path(path)
+        layout.recover(path)
+        manifest = Manifest.read(path)
+        manifest.check_files(path, verify)
+        return cls(path, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def dataset(self) -> Any:
+        """The passages as a memory-mapped `datasets.Dataset`: title, text, embeddings."""
+        from rag_core.passage_files import read_passages
+
+        return read_passages(self.path / layout.PASSAGES)
+
+    def index(self, *, memory_map: bool = False) -> FaissIndex:
+        """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one stays as it is.
+
+        Args:
+            memory_map: maps the faiss file instead of reading it into memory.
+        """
+        from rag_core.index import FaissIndex
+
+        found = FaissIndex.from_files(self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map)
+        found.init_index()
+        return found
+
+    def check_encoder(self, encode: Encode, name: str = "encode") -> None:
+        """Refuses an encoder other than the one that embedded the passages, by its vector of a fixed sentence.
+
+        Raises:
+            ValueError: another vector; names both encoders.
+        """
+        probe = layout.probe_entry(vector := probe_vector(encode))
+        if len(vector) != self.manifest.dimension or not same_probe(self.manifest.encoder["probe"], probe):
+            raise ValueError(
+                f"{self.path} was embedded by {self.manifest.encoder['name']!r} (D={self.manifest.dimension}); "
+                f"{name!r} (D={len(vector)}) gives other vectors. Use the same encoder, or build the base anew."
+            )
+
+    def check_model(self, config: Any) -> None:
+        """Refuses a model whose question vectors do not fit these passages.
+
+        Args:
+            config: a RagConfig or a question encoder's config. Where it has a `context_encoder` (name of the encoder
+                that its passages are embedded with), that is compared, too.
+
+        Raises:
+            ValueError: another vector size or encoder; names both sides.
+        """
+        encoder = getattr(config, "question_encoder", None) or config
+        size = getattr(encoder, "projection_dim", 0) or encoder.hidden_size
+        if size != self.manifest.dimension:
+            raise ValueError(
+                f"the model's question encoder ({getattr(encoder, 'model_type', '?')}) gives vectors of D={size}, the "
+                f"knowledge base {self.path} holds D={self.manifest.dimension} by {self.manifest.encoder['name']!r}. "
+                "Index the passages with the encoder that belongs to the model, or take another model."
+            )
+        wanted, name = getattr(config, "context_encoder", None), self.manifest.encoder["name"]
+        if isinstance(wanted, str) and Path(wanted).name != Path(name).name:
+            raise ValueError(
+                f"the model expects passages embedded by {wanted!r}, the knowledge base {self.path} was embedded by "
+                f"{name!r}. Build it with  --encoder {wanted}"
+            )
+
+    def add(self, paths: Paths, encode: Encode, *, words: int | None = -1, progress: bool = True) -> int:
+        """Appends the passages of more files; rows keep their numbers. Resumable and atomic as a build is.
+
+        Args:
+            paths: files or folders.
+            encode: the encoder that embedded the others.
+            words: words a passage; by default as the knowledge base was built.
+            progress: draws progress bars on stderr.
+
+        Returns:
+            The number of passages added.
+        """
+        from rag_core.documents import find_files
+        from rag_core.faiss_files import read_faiss
+
+        self.check_encoder(encode)
+        files = find_files(paths)
+        sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
+        old = self.manifest
+        plan = replace(old, words=old.words if words == -1 else words, sources=old.sources + sources)
+        with workplace(self.path) as work:
+            shards = embed([path for path, _ in files], work, encode, plan, progress)
+            kept = read_faiss(self.path / layout.INDEX_FILE)
+            batches = chain(read_batches(self._arrow_files()), read_batches(shards))
+            self.manifest = assemble(work, self.path, batches, replace(plan, words=old.words), kept)
+        return self.manifest.rows - old.rows
+
+    def remove(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        title: str | Callable[[str], bool] | None = None,
+        progress: bool = True,
+    ) -> int:
+        """Removes passages and rebuilds the index; the rows after them move up. Atomic.
+
+        Args:
+            ids: row numbers, or
+            title: an exact title, or a function of a title that is true for those to remove.
+            progress: draws progress bars on stderr.
+
+        Returns:
+            The number of passages removed.
+
+        Raises:
+            ValueError: both or neither given, a row that does not exist, nothing or everything selected.
+        """
+        if (ids is None) == (title is None):
+            raise ValueError("give either ids= (row numbers) or title= (a title or a function of it)")
+        drop = np.zeros(len(self), bool)
+        if ids is not None:
+            rows = np.asarray(list(ids), np.int64)
+            if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+                raise ValueError(f"ids must be rows 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
+            drop[rows] = True
+        else:
+            wanted = title if callable(title) else lambda name: name == title
+            names = chain.from_iterable(b.column("title").to_pylist() for b in read_batches(self._arrow_files()))
+            drop[:] = [bool(wanted(name)) for name in names]
+        if not drop.any() or drop.all():
+            raise ValueError(
+                f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; nothing was removed."
+            )
+        with workplace(self.path) as work:
+            batches = without(read_batches(self._arrow_files()), drop)
+            self.manifest = assemble(work, self.path, batches, self.manifest)
+        return int(drop.sum())
+
+    def _arrow_files(self) -> list[Path]:
+        return [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind not in (None, "auto", *INDEX_KINDS):
+        raise ValueError(f"index must be one of {', '.join(INDEX_KINDS)} or auto, got {kind!r}")
+
+
+def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | None:
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+        return None
+    if not (out / layout.FILE).is_file():
+        raise FileExistsError(f"{out} exists and is no knowledge base. Choose another folder to write to.")
+    if overwrite:
+        return None
+    found = KnowledgeBase.open(out)
+    old = found.manifest
+    if (old.sources, old.request, old.encoder["name"]) == (plan.sources, plan.request, plan.encoder["name"]) and (
+        same_probe(old.encoder["probe"], plan.encoder["probe"])
+    ):
+        shutil.rmtree(work_path(out), ignore_errors=True)
+        return found
+    raise FileExistsError(
+        f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "
+        "Choose another folder, replace it (overwrite=True, --overwrite) or add to it (KnowledgeBase.add)."
+    )

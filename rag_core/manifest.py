@@ -1,0 +1,173 @@
+"""manifest.json of a knowledge base: what it holds, what made it, and whether its files are still what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VERSION = 1
+FILE = "manifest.json"
+INDEX_FILE = "index.faiss"
+PASSAGES = "passages"
+HASHED_BYTES = 256 << 20  # checksums of up to this much are checked at each opening; beyond, sizes are
+
+
+@dataclass
+class Manifest:
+    """What manifest.json holds; every path in it is relative to the knowledge base.
+
+    Attributes:
+        encoder: "name", "fingerprint" (of its weights, where known) and "probe", the beginning of its vector of a fixed
+            sentence, by which a different encoder is noticed.
+        dimension: D, the size of a vector.
+        rows: number of passages.
+        metric: always inner product (paper, section 2.2).
+        words: passage length asked for; None where documents were kept whole.
+        index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured on.
+        sources: "path", "bytes", "sha256" of each file read.
+        files: relative path -> "bytes" and "sha256" of each file of the knowledge base.
+        credit: authors and licence of the text, where given.
+        libraries: versions at the time of writing.
+        request: what `build_knowledge_base` was asked for, so that asking again finds it done.
+    """
+
+    encoder: dict[str, Any]
+    dimension: int
+    rows: int
+    words: int | None
+    index: dict[str, Any]
+    sources: list[dict[str, Any]]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metric: str = "inner_product"
+    credit: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    format: str = "dualrag knowledge base"
+    version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        """Lists the files of `folder` with size and sha256 and writes manifest.json beside them."""
+        from rag_core import __version__
+
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != FILE)
+        self.files = {name: describe(folder / name) for name in names}
+        self.libraries = {name: version(name) for name in ("numpy", "faiss-cpu", "datasets", "pyarrow")}
+        self.libraries["dualrag"] = __version__
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads manifest.json.
+
+        Raises:
+            FileNotFoundError: no knowledge base there.
+            ValueError: the manifest is damaged, of a later version, or points outside its folder.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder}: no knowledge base here (there is no {FILE}). Build one:  dualrag index PATHS --out {folder}"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            later = values.get("version", 0) > VERSION
+            manifest = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+            manifest._check_types()
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error!s:.160}). Build the knowledge base anew.") from None
+        if later:
+            raise ValueError(f"{path}: version {manifest.version}, this release reads up to {VERSION}. Update dualrag.")
+        for name in manifest.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{path}: file names must stay inside the knowledge base, got {name!r}.")
+        return manifest
+
+    def _check_types(self) -> None:
+        for name, kind in (("encoder", dict), ("index", dict), ("files", dict), ("rows", int), ("dimension", int)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r:.60}")
+
+    def check_files(self, folder: Path, verify: bool | None = None) -> None:
+        """Compares the files with what was written: presence and size, the faiss header, and checksums.
+
+        Args:
+            folder: the knowledge base.
+            verify: whether checksums are computed; None does so up to 256 MB in all.
+
+        Raises:
+            ValueError: a file is missing, truncated or altered.
+        """
+        missing = [name for name in (INDEX_FILE, f"{PASSAGES}/state.json") if name not in self.files]
+        if missing:
+            raise ValueError(f"{folder / FILE} does not list {missing}. Build the knowledge base anew.")
+        if verify is None:
+            verify = sum(entry["bytes"] for entry in self.files.values()) <= HASHED_BYTES
+        for name, entry in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise ValueError(f"{path} is missing from the knowledge base. Build it anew, or copy it whole.")
+            if (size := path.stat().st_size) != entry["bytes"]:
+                raise ValueError(
+                    f"{path} is damaged: {entry['bytes']:,} bytes were written, it has {size:,}. Build it anew."
+                )
+            if verify and describe(path) != entry:
+                raise ValueError(f"{path} is damaged: its sha256 is not the manifest's. Build the knowledge base anew.")
+        size, rows = _faiss_header(folder / INDEX_FILE)
+        if (size, rows) != (self.dimension, self.rows):
+            raise ValueError(
+                f"{folder}: the manifest says {self.rows} rows of {self.dimension} numbers, {INDEX_FILE} holds {rows} "
+                f"of {size}. They are not from one build; build the knowledge base anew."
+            )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return {"bytes": stream.tell(), "sha256": digest.hexdigest()}
+
+
+def swap_in(new: Path, out: Path) -> None:
+    """Renames folder `new` to `out`; what stood there is removed once the new one is in place."""
+    previous = out.with_name(out.name + ".previous")
+    if out.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        out.rename(previous)
+    try:
+        new.rename(out)
+    except OSError:
+        if previous.exists():
+            previous.rename(out)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Puts back the old knowledge base where a kill fell between the two renames of `swap_in`."""
+    previous = out.with_name(out.name + ".previous")
+    if not out.exists() and (previous / FILE).is_file():
+        previous.rename(out)
+
+
+def probe_entry(vector: np.ndarray) -> list[float]:
+    """The beginning of a probe vector, as the manifest keeps it."""
+    return [float(f"{value:.6g}") for value in vector[:32] if math.isfinite(value)]
+
+
+def _faiss_header(path: Path) -> tuple[int, int]:
+    # All faiss files begin alike: a four-letter kind, int32 D, int64 number of vectors.
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if len(head) < 16 or not head[:4].isalnum():
+        raise ValueError(f"{path} is no faiss index (it begins with {head[:4]!r}). Build the knowledge base anew.")
+    return int(np.frombuffer(head, "<i4", 1, 4)[0]), int(np.frombuffer(head, "<i8", 1, 8)[0])
