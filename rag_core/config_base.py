@@ -1,0 +1,293 @@
+"""What every configuration shares: known fields, foreign keys, Hugging Face's `config.json`.
+
+A configuration is a dataclass whose fields are the names that this library acts on. Every other key of a
+`config.json` (labels, generation options of transformers 4.x, whatever a later version invents) is foreign: kept as it
+came, reachable as an attribute and written back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+Config = TypeVar("Config", bound="PretrainedConfig")
+
+KNOWN: dict[str, type[PretrainedConfig]] = {}
+
+
+def _typed(value: Any, kind: str) -> tuple[bool, Any]:
+    """Whether `value` is of the written type (`"int | None"`), and the value as plain Python."""
+    for option in kind.split(" | "):
+        if option == "None" and value is None:
+            return True, None
+        if option == "bool" and isinstance(value, bool):
+            return True, value
+        if option == "int" and isinstance(value, Integral) and not isinstance(value, bool):
+            return True, int(value)
+        if option == "float" and isinstance(value, Real) and not isinstance(value, bool):
+            return True, value if isinstance(value, int) else float(value)
+        if option == "str" and isinstance(value, str):
+            return True, value
+        if option.startswith("list") and isinstance(value, list | tuple):
+            return True, list(value)
+        if option.startswith("dict") and isinstance(value, Mapping):
+            return True, dict(value)
+    return False, value
+
+
+def _dtype_name(value: Any) -> str | None:
+    """A dtype of any framework, or its name, as the plain name that `config.json` holds."""
+    if value is None or isinstance(value, str):
+        return value.removeprefix("torch.") if value else None
+    name = getattr(value, "name", None) or getattr(value, "__name__", None) or str(value)
+    return str(name).removeprefix("torch.")
+
+
+@dataclass(init=False, repr=False, eq=False)
+class PretrainedConfig:
+    """Base of all configurations; names and defaults are those of transformers 4.37.2.
+
+    Attributes:
+        return_dict: models return output objects rather than tuples.
+        output_hidden_states: models return the hidden states of all layers.
+        output_attentions: models return all attention probabilities.
+        torch_dtype: name of the dtype of the stored weights (`dtype` in files of transformers 5).
+        tie_word_embeddings: the output layer shares the input embeddings.
+        prefix: text put in front of every generator input.
+        name_or_path: where the configuration was read from; never written.
+        extra: foreign keys, also reachable as attributes.
+
+    Raises:
+        TypeError: a field of the wrong type.
+        ValueError: a field outside its range, or the `model_type` of another class.
+    """
+
+    model_type: ClassVar[str] = ""
+    aliases: ClassVar[dict[str, str]] = {"dtype": "torch_dtype"}
+    minimum: ClassVar[Mapping[str, float]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    readable: ClassVar[tuple[str, ...]] = ()
+
+    return_dict: bool = True
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    torchscript: bool = False
+    torch_dtype: str | None = None
+    use_bfloat16: bool = False
+    tf_legacy_loss: bool = False
+    pruned_heads: dict | None = field(default_factory=dict)
+    tie_word_embeddings: bool = True
+    chunk_size_feed_forward: int = 0
+    is_encoder_decoder: bool = False
+    is_decoder: bool = False
+    cross_attention_hidden_size: int | None = None
+    add_cross_attention: bool = False
+    tie_encoder_decoder: bool = False
+    architectures: list | None = None
+    finetuning_task: str | None = None
+    tokenizer_class: str | None = None
+    prefix: str | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | list | None = None
+    sep_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    task_specific_params: dict | None = None
+    problem_type: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.model_type:
+            KNOWN[cls.model_type] = cls
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "extra", {})
+        object.__setattr__(self, "name_or_path", "")
+        given = copy.deepcopy(values)
+        self._take_type(given.pop("model_type", None))
+        for alias, name in self.aliases.items():
+            if alias in given:
+                value = given.pop(alias)
+                given.setdefault(name, value)
+        for each in fields(self):
+            if each.name in given:
+                setattr(self, each.name, given.pop(each.name))
+            else:
+                default = each.default_factory() if each.default_factory is not MISSING else each.default
+                setattr(self, each.name, default)
+        self.extra.update(given)
+        self._complete()
+        self.validate()
+
+    def _take_type(self, kind: str | None) -> None:
+        """Refuses the `model_type` of another class; the base class takes any (networks of the user's own)."""
+        if not self.model_type:
+            object.__setattr__(self, "model_type", kind or "")
+        elif kind not in (None, self.model_type, *self.readable):
+            raise ValueError(
+                f"{type(self).__name__} needs model_type {self.model_type!r}, got a configuration of type {kind!r}; "
+                "AutoConfig chooses the class by type."
+            )
+
+    def _complete(self) -> None:
+        """Fills fields whose default depends on other fields."""
+
+    def validate(self) -> None:
+        """Checks every field; setting an attribute later is checked when the configuration is written.
+
+        Raises:
+            TypeError: a field of the wrong type.
+            ValueError: a field outside its range or choices.
+        """
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "torch_dtype":
+                value = _dtype_name(value)
+            fits, plain = _typed(value, str(each.type))
+            if not fits:
+                raise TypeError(f"{type(self).__name__}.{each.name} must be {each.type}, got {value!r}.")
+            low = self.minimum.get(each.name)
+            if low is not None and plain is not None and plain < low:
+                raise ValueError(f"{type(self).__name__}.{each.name} must be at least {low}, got {plain!r}.")
+            allowed = self.choices.get(each.name)
+            if allowed and plain not in allowed:
+                raise ValueError(f"{type(self).__name__}.{each.name} must be one of {allowed}, got {plain!r}.")
+            object.__setattr__(self, each.name, plain)
+
+    def __getattr__(self, name: str) -> Any:
+        state = object.__getattribute__(self, "__dict__")
+        if name in type(self).aliases:
+            return getattr(self, type(self).aliases[name])
+        if name in state.get("extra", {}):
+            return state["extra"][name]
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}: neither a field nor a key of its config.json."
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = type(self).aliases.get(name, name)
+        if hasattr(type(self), name) or name in type(self).__dataclass_fields__ or name in ("name_or_path", "extra"):
+            object.__setattr__(self, name, value)
+        else:
+            self.extra[name] = value
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether models return output objects (False under `torchscript`, as in transformers)."""
+        return self.return_dict and not self.torchscript
+
+    @classmethod
+    def knows(cls, name: str) -> bool:
+        """Whether `name` is a field of this class or another name for one."""
+        return name in cls.__dataclass_fields__ or name in cls.aliases
+
+    @classmethod
+    def from_dict(cls: type[Config], values: Mapping[str, Any], **overrides: Any) -> Config:
+        """A configuration out of the contents of a `config.json`.
+
+        Args:
+            values: keys and values, left untouched.
+            **overrides: fields that replace those of `values`; unknown names are kept as foreign keys.
+
+        Raises:
+            TypeError, ValueError: as the class itself.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{cls.__name__}.from_dict needs a mapping, got {type(values).__name__}.")
+        merged = dict(values)
+        for name, value in overrides.items():
+            merged[cls.aliases.get(name, name)] = value
+        return cls(**merged)
+
+    @classmethod
+    def from_pretrained(cls: type[Config], name_or_path: str | Path, **kwargs: Any) -> Config:
+        """Reads `config.json` of a folder or a repository of the hub.
+
+        Args:
+            name_or_path: folder, path of a json file, or repository id.
+            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`);
+                all others override fields.
+
+        Raises:
+            OSError: nothing there, or no readable json in it.
+            TypeError, ValueError: as the class itself.
+        """
+        values, rest = read_config(name_or_path, **kwargs)
+        try:
+            config = cls.from_dict(values, **rest)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"config.json of {str(name_or_path)!r}") from error
+        object.__setattr__(config, "name_or_path", str(name_or_path))
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and foreign keys as plain Python, nothing shared with this object."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)} | self.extra
+        if self.model_type:
+            values["model_type"] = self.model_type
+        values["torch_dtype"] = _dtype_name(values.get("torch_dtype"))
+        return copy.deepcopy(values)
+
+    def to_json_string(self) -> str:
+        """The text of `config.json`, keys sorted.
+
+        Raises:
+            TypeError: a foreign key holds something that json has no form for.
+        """
+        values = self.to_dict()
+        try:
+            return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__} can't be written as json: {error}.") from error
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` into `folder`, made if missing; transformers 4.x and 5.x read it.
+
+        Raises:
+            OSError: the folder or file can't be written.
+            TypeError, ValueError: a field was set to something it can't be.
+        """
+        from rag_core.hub import atomic_write
+
+        self.validate()
+        with atomic_write(Path(folder) / "config.json") as path:
+            path.write_text(self.to_json_string(), encoding="utf-8")
+
+
+def located(error: Exception, where: str) -> Exception:
+    """The same TypeError or ValueError, saying where it arose."""
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}")
+
+
+def read_config(name_or_path: str | Path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The raw contents of a `config.json`, and the keyword arguments that are no hub options.
+
+    Raises:
+        OSError: nothing there, or no json object in it.
+    """
+    from rag_core.hub import resolve_file, split_hub_kwargs
+
+    hub, rest = split_hub_kwargs(kwargs)
+    path = Path(name_or_path)
+    if path.suffix != ".json" or not path.is_file():
+        path = resolve_file(name_or_path, "config.json", **hub)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not valid json: {error}. Fetch or write the file again.") from error
+    if not isinstance(values, dict):
+        raise OSError(f"{path} must hold a json object, got {type(values).__name__}.")
+    return values, rest

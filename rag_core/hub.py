@@ -1,0 +1,286 @@
+"""Files of models: a local folder or a repository of the hub, read; files written whole or not at all; pushed.
+
+Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other variables of huggingface_hub hold.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from rag_core.hub_push import model_card, push_folder
+
+__all__ = [
+    "HUB_KWARGS",
+    "atomic_folder",
+    "atomic_write",
+    "is_local",
+    "list_files",
+    "model_card",
+    "push_folder",
+    "resolve_file",
+    "split_hub_kwargs",
+]
+
+HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_download", "subfolder")
+
+
+def split_hub_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments that say where files come from, and all others.
+
+    Returns:
+        Two new dictionaries: those named in `HUB_KWARGS`, and the rest.
+    """
+    hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
+    return hub, {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
+
+
+def is_local(name_or_path: str | Path) -> bool:
+    """Whether a name means a place on this machine rather than a repository of the hub.
+
+    True for what exists, for what is written as a path (`./x`, `~/x`, absolute, several slashes, back slashes) and for
+    `a/b` where a folder `a` exists.
+    """
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if isinstance(name_or_path, Path) or path.exists() or path.is_absolute():
+        return True
+    if not text or text.startswith((".", "~")) or "\\" in text or text.count("/") > 1 or text.endswith("/"):
+        return True
+    return "/" in text and path.parent.is_dir()
+
+
+@overload
+def resolve_file(
+    name_or_path: str | Path, filename: str, *, required: Literal[True] = True, repo_type: str | None = None, **hub: Any
+) -> Path: ...
+
+
+@overload
+def resolve_file(
+    name_or_path: str | Path, filename: str, *, required: bool, repo_type: str | None = None, **hub: Any
+) -> Path | None: ...
+
+
+def resolve_file(
+    name_or_path: str | Path, filename: str, *, required: bool = True, repo_type: str | None = None, **hub: Any
+) -> Path | None:
+    """The local path of one file of a folder or repository, fetched if need be.
+
+    Args:
+        name_or_path: folder, or repository id such as "facebook/rag-token-nq".
+        filename: path of the file inside, with forward slashes.
+        required: raise when the file is missing; otherwise return None.
+        repo_type: "dataset" for data sets; None for models.
+        **hub: options of `HUB_KWARGS`; a local folder heeds `subfolder` only.
+
+    Raises:
+        OSError: the folder or repository isn't there or can't be reached, or (if required) has no such file.
+        TypeError: an unknown option.
+    """
+    options = _options(hub)
+    subfolder = (options.pop("subfolder", None) or "").strip("/")
+    inside = f"{subfolder}/{filename}" if subfolder else filename
+    if is_local(name_or_path):
+        return _local_file(Path(name_or_path).expanduser(), inside, required)
+
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    name = str(name_or_path)
+    try:
+        return Path(hf_hub_download(name, inside, repo_type=repo_type, **options))
+    except Exception as error:
+        if not required and isinstance(error, EntryNotFoundError):
+            cached = {key: options.get(key) for key in ("cache_dir", "revision")}
+            unknown = isinstance(error, LocalEntryNotFoundError) and not _offline(options)
+            # A str would be a path and None means "never asked": any other object marks a file known to be absent.
+            if not unknown or not isinstance(
+                try_to_load_from_cache(name, inside, repo_type=repo_type, **cached), str | None
+            ):
+                return None
+        raise OSError(_reason(name, inside, error, options)) from error
+
+
+def list_files(name_or_path: str | Path, *, repo_type: str | None = None, **hub: Any) -> list[str]:
+    """Sorted paths, with forward slashes, of all files of a folder or repository (below `subfolder`, relative to it).
+
+    Offline, what was fetched before is listed.
+
+    Raises:
+        OSError: the folder or repository isn't there or can't be reached.
+    """
+    options = _options(hub)
+    subfolder = (options.get("subfolder") or "").strip("/")
+    if is_local(name_or_path):
+        root = Path(name_or_path).expanduser() / subfolder
+        if not root.is_dir():
+            raise OSError(f"No folder {str(root)!r} (in full: {root.absolute()}); check the path.")
+        return _files_below(root)
+
+    from huggingface_hub import HfApi
+
+    name = str(name_or_path)
+    revision = options.get("revision")
+    try:
+        if _offline(options):
+            raise ConnectionError("offline")
+        found = HfApi(token=options.get("token")).list_repo_files(name, revision=revision, repo_type=repo_type)
+    except Exception as error:
+        snapshot = _snapshot(name, repo_type, options)
+        if snapshot is None:
+            raise OSError(_reason(name, "its list of files", error, options)) from error
+        found = _files_below(snapshot)
+    prefix = f"{subfolder}/" if subfolder else ""
+    return sorted(each.removeprefix(prefix) for each in found if each.startswith(prefix))
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there replaces `path` on success, vanishes on failure.
+
+    Missing parent folders are made.
+    """
+    target = Path(path)
+    with _parents(target.parent):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+        draft = Path(name)
+        try:
+            yield draft
+            draft.chmod(0o666 & ~_umask())
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path, *, stale: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields a temporary folder beside `folder`; on success its files move there, on failure nothing changes.
+
+    Other files of an existing `folder` stay; those replaced are replaced one by one after all were written.
+
+    Args:
+        folder: the folder to make or to add to.
+        stale: patterns of file names of an earlier save, removed unless just written.
+
+    Raises:
+        OSError: `folder` is a file, or can't be written.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise OSError(f"Can't save into {str(folder)!r}: it is a file. Name a folder.")
+    with _parents(target.parent):
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            yield draft
+            written = _files_below(draft)
+            if not target.exists():
+                draft.chmod(0o777 & ~_umask())
+                draft.replace(target)
+                return
+            for each in written:
+                (target / each).parent.mkdir(parents=True, exist_ok=True)
+                (draft / each).replace(target / each)
+            for pattern in stale:
+                for old in target.glob(pattern):
+                    if old.relative_to(target).as_posix() not in written:
+                        old.unlink()
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Makes `folder`; removes again what it made if the body fails."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for each in made:
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _files_below(root: Path) -> list[str]:
+    return sorted(each.relative_to(root).as_posix() for each in root.rglob("*") if each.is_file())
+
+
+def _options(hub: dict[str, Any]) -> dict[str, Any]:
+    for name in hub:
+        if name not in HUB_KWARGS:
+            raise TypeError(f"Unknown hub option {name!r}; known are {', '.join(HUB_KWARGS)}.")
+    return {name: value for name, value in hub.items() if value is not None}
+
+
+def _local_file(folder: Path, inside: str, required: bool) -> Path | None:
+    path = folder / inside
+    if path.is_file():
+        return path
+    if not folder.exists():
+        raise OSError(f"No folder {str(folder)!r} (looked for {inside} in {folder.absolute()}); check the path.")
+    if not folder.is_dir():
+        raise OSError(f"{str(folder)!r} is a file, where a folder with {inside} is needed.")
+    if not required:
+        return None
+    held = ", ".join(sorted(each.name for each in folder.iterdir())[:20]) or "nothing"
+    raise OSError(f"No {inside} in folder {str(folder)!r}; it holds {held}.")
+
+
+def _offline(options: Mapping[str, Any]) -> bool:
+    from huggingface_hub import constants
+
+    return bool(options.get("local_files_only")) or bool(constants.HF_HUB_OFFLINE)
+
+
+def _cache(options: Mapping[str, Any]) -> Path:
+    from huggingface_hub import constants
+
+    return Path(options.get("cache_dir") or constants.HF_HUB_CACHE).expanduser()
+
+
+def _snapshot(name: str, repo_type: str | None, options: Mapping[str, Any]) -> Path | None:
+    """The folder of what was fetched of a repository before, if any."""
+    root = _cache(options) / f"{repo_type or 'model'}s--{name.replace('/', '--')}"
+    revision = options.get("revision") or "main"
+    reference = root / "refs" / revision
+    folder = root / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    return folder if folder.is_dir() else None
+
+
+def _reason(name: str, wanted: str, error: Exception, options: Mapping[str, Any]) -> str:
+    """What was looked for and where, why it failed, and what to do."""
+    from huggingface_hub import utils
+
+    revision = options.get("revision") or "main"
+    if isinstance(error, utils.HFValidationError):
+        return f"{name!r} is neither a folder here nor a possible repository id ('owner/name'); check it."
+    if isinstance(error, utils.GatedRepoError):
+        return f"Access to {name!r} must be asked for on the hub; then pass token=. Wanted {wanted}."
+    if isinstance(error, utils.RepositoryNotFoundError):
+        return f"No folder {name!r} here and no such repository on the hub (or a private one: pass token=)."
+    if isinstance(error, utils.RevisionNotFoundError):
+        return f"Repository {name!r} has no revision {revision!r}; wanted {wanted}."
+    if isinstance(error, utils.EntryNotFoundError) and not isinstance(error, utils.LocalEntryNotFoundError):
+        return f"No {wanted} in repository {name!r} (revision {revision!r})."
+    place = f"No folder {name!r} here, and {wanted} of repository {name!r} (revision {revision!r}) "
+    if _offline(options):
+        return (
+            f"{place}was not fetched before into {_cache(options)}; offline (HF_HUB_OFFLINE or local_files_only) "
+            "nothing is fetched. Go online once, or name a folder that holds it."
+        )
+    what = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return f"{place}can't be fetched: {what}. Check the network, or name a folder."

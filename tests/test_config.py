@@ -1,0 +1,150 @@
+"""Configurations: what is read, kept, refused and written."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_core.config import (
+    AutoConfig,
+    BartConfig,
+    BertConfig,
+    DPRConfig,
+    PretrainedConfig,
+    RagConfig,
+    T5Config,
+    config_from_dict,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FOREIGN = st.dictionaries(st.text("abcxyz", min_size=1).map(lambda name: f"foreign_{name}"), JSON, max_size=4)
+
+
+def rag(**values):
+    return RagConfig(question_encoder={"model_type": "dpr"}, generator={"model_type": "bart"}, **values)
+
+
+def test_defaults_are_those_of_transformers_4_37_2():
+    config = rag()
+    assert (config.n_docs, config.max_combined_length, config.title_sep, config.doc_sep) == (5, 300, " / ", " // ")
+    assert (config.dataset, config.index_name, config.do_deduplication, config.use_cache) == (
+        "wiki_dpr",
+        "compressed",
+        True,
+        True,
+    )
+    assert config.is_encoder_decoder and config.dataset_revision is None
+    assert (config.generator.d_model, config.generator.hidden_size, config.generator.num_attention_heads) == (
+        1024,
+    ) * 2 + (16,)
+    assert config.forced_eos_token_id == 2
+    assert T5Config().num_decoder_layers == T5Config().num_hidden_layers == 6
+    assert T5Config(feed_forward_proj="gated-gelu").dense_act_fn == "gelu_new"
+    assert T5Config(feed_forward_proj="gated-silu").dense_act_fn == "silu"
+    assert DPRConfig().layer_norm_eps == 1e-12 and BertConfig().pooling == "cls"
+
+
+@given(outer=FOREIGN, inner=FOREIGN)
+def test_foreign_keys_survive_and_the_caller_keeps_its_dictionaries(outer, inner):
+    values = {"model_type": "rag", "n_docs": 2, "question_encoder": {"model_type": "dpr", **inner}, **outer}
+    values["generator"] = {"model_type": "t5", "num_beams": 4, **inner}
+    before = copy.deepcopy(values)
+    config = RagConfig.from_dict(values)
+    again = RagConfig.from_dict(json.loads(config.to_json_string()))
+    assert values == before and again == config and config.generator.num_beams == 4
+    for name, value in outer.items():
+        assert getattr(again, name) == value
+    for name, value in inner.items():
+        assert getattr(again.generator, name) == value and getattr(again.question_encoder, name) == value
+    config.to_dict()["generator"]["foreign_x"] = config.generator.foreign_y = 1
+    assert RagConfig.from_dict(values) == again
+
+
+def test_attributes_set_later_are_written_and_names_have_their_aliases(tmp_path):
+    config = BartConfig(hidden_size=32, num_attention_heads=4, dtype="float16")
+    assert (config.d_model, config.encoder_attention_heads, config.torch_dtype) == (32, 4, "float16")
+    config.hidden_size, config.num_beams = 64, 3
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is BartConfig and (again.d_model, again.num_beams) == (64, 3)
+    assert again.name_or_path == str(tmp_path) and "name_or_path" not in again.to_dict()
+    with pytest.raises(AttributeError, match="num_return_sequences"):
+        again.num_return_sequences  # noqa: B018
+    assert copy.deepcopy(again) == again and again != BartConfig()
+
+
+def test_from_pretrained_takes_overrides(tmp_path):
+    rag(n_docs=7).save_pretrained(tmp_path)
+    config = RagConfig.from_pretrained(tmp_path, n_docs=2, zip_code="x", index_path=tmp_path / "a", dtype="float32")
+    assert (config.n_docs, config.zip_code, config.index_path, config.torch_dtype) == (
+        2,
+        "x",
+        str(tmp_path / "a"),
+        "float32",
+    )
+    T5Config(feed_forward_proj="gated-gelu").save_pretrained(tmp_path)
+    assert T5Config.from_pretrained(tmp_path, feed_forward_proj="relu").is_gated_act is False
+
+
+def test_tying_is_the_generators_and_written_where_transformers_looks():
+    config = RagConfig(question_encoder=BertConfig(), generator=T5Config(tie_word_embeddings=False))
+    assert config.tie_word_embeddings is False and config.to_dict()["tie_word_embeddings"] is False
+    assert RagConfig.from_dict(config.to_dict() | {"tie_word_embeddings": True}).tie_word_embeddings is False
+    of_transformers_5 = {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False}
+    assert config_from_dict(of_transformers_5).tie_word_embeddings is False
+
+
+def test_sub_configurations_come_in_any_form_and_are_copied():
+    class Foreign:
+        def to_dict(self):
+            return {"model_type": "pegasus", "d_model": 8}
+
+    generator = BartConfig(forced_eos_token_id=None)
+    config = RagConfig.from_question_encoder_generator_configs(DPRConfig().to_dict(), generator, n_docs=1)
+    generator.d_model = 4
+    assert (config.n_docs, config.generator.d_model, config.forced_eos_token_id) == (1, 1024, None)
+    config.generator = Foreign()
+    assert type(config.generator) is PretrainedConfig
+    assert (config.generator.model_type, config.generator.d_model) == ("pegasus", 8)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (lambda: RagConfig(generator=BartConfig()), ValueError, "question_encoder"),
+        (lambda: RagConfig.from_dict({"model_type": "dpr"}), ValueError, "needs model_type 'rag'"),
+        (lambda: rag(n_docs=0), ValueError, "n_docs must be at least 1, got 0"),
+        (lambda: rag(max_combined_length=-3), ValueError, "max_combined_length"),
+        (lambda: rag(index_name=3), TypeError, "index_name must be str, got 3"),
+        (lambda: rag(n_docs=True), TypeError, "n_docs"),
+        (lambda: rag(label_smoothing=1.5), ValueError, "label_smoothing"),
+        (lambda: RagConfig(question_encoder=3, generator=BartConfig()), TypeError, "question_encoder"),
+        (lambda: BertConfig(pooling="max"), ValueError, "pooling must be one of"),
+        (lambda: DPRConfig(hidden_size=10), ValueError, "multiple of num_attention_heads"),
+        (lambda: T5Config(feed_forward_proj="silu-gated"), ValueError, "feed_forward_proj"),
+        (lambda: BartConfig.from_dict({"model_type": "t5"}), ValueError, "needs model_type 'bart'"),
+        (lambda: config_from_dict({"model_type": "gpt2"}), ValueError, "bart, bert, dpr, rag, t5; got 'gpt2'"),
+        (lambda: config_from_dict({}), ValueError, "got None"),
+        (lambda: BartConfig(odd={1, 2}).to_json_string(), TypeError, "json"),
+    ],
+)
+def test_refusals_name_what_and_why(build, error, words):
+    with pytest.raises(error, match=words):
+        build()
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(OSError, match=r"config\.json"):
+        RagConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "rag"')
+    with pytest.raises(OSError, match="not valid json"):
+        AutoConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bart", "d_model": "big"}')
+    with pytest.raises(TypeError, match=r"config\.json of .*d_model must be int"):
+        AutoConfig.from_pretrained(tmp_path)
