@@ -1,0 +1,253 @@
+"""Which sequence survives: the bookkeeping of beam search, greedy search and sampling, in numpy alone.
+
+A backend computes scores and takes the best candidates of each step; everything decided about them is decided here, as
+transformers 4.37.2 decides it. Letters: Q searches, K beams, C candidates a step, t tokens so far, R = Q * K rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def order_candidates(scores: np.ndarray, flat: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` of each search, best first; of equals the lowest index goes first (compatibility Q24).
+
+    Args:
+        scores: (Q, C) candidates, C >= count.
+        flat: (Q, C) their indices in the search's K * V scores.
+        count: how many to keep.
+
+    Returns:
+        (Q, count) scores and (Q, count) indices.
+    """
+    order = np.stack([np.lexsort((f, -s)) for s, f in zip(scores, flat, strict=True)])[:, :count]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(flat, order, axis=1)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a search hands back.
+
+    Attributes:
+        sequences: (Q * n, L) int64, start token and end token included, right-padded.
+        lengths: (Q * n,) tokens before the padding.
+        scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty, best first; None without beams.
+        beam_indices: (Q * n, L) row, of the Q * K, that generated token i continued, then -1; None without beams.
+    """
+
+    sequences: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray | None = None
+    beam_indices: np.ndarray | None = None
+
+
+@dataclass
+class _Hypothesis:
+    score: float
+    tokens: np.ndarray
+    indices: np.ndarray
+
+
+class _Pool:
+    """The K best finished sequences of one search."""
+
+    def __init__(self, size: int, length_penalty: float) -> None:
+        self.size, self.length_penalty = size, length_penalty
+        self.kept: list[_Hypothesis] = []
+        self.worst = 1e9
+
+    def add(self, tokens: np.ndarray, sum_log_probs: float, indices: np.ndarray, generated: int) -> None:
+        score = sum_log_probs / generated**self.length_penalty
+        if len(self.kept) >= self.size and not score > self.worst:
+            return
+        self.kept.append(_Hypothesis(score, tokens, indices))
+        if len(self.kept) > self.size:
+            lowest = min(range(len(self.kept)), key=lambda i: self.kept[i].score)
+            del self.kept[lowest]
+            self.worst = min(h.score for h in self.kept)
+        else:
+            self.worst = min(score, self.worst)
+
+    def best(self, count: int) -> list[_Hypothesis]:
+        # of equals the later one first, as 4.37.2 pops them from the end of a stable sort
+        return sorted(self.kept, key=lambda h: h.score)[::-1][:count]
+
+
+class BeamSearch:
+    """Q beam searches of K beams that run side by side.
+
+    Args:
+        searches: Q.
+        beams: K.
+        start_token_id: the token every row begins with.
+        max_length: tokens a sequence may have, start token included.
+        eos_token_ids: ids that end a sequence; may be empty.
+        pad_token_id: fills rows of finished searches and the ends of shorter sequences.
+        length_penalty: exponent of the generated length that a finished sequence's score is divided by.
+        early_stopping: True stops a search at K finished sequences; False when the best running beam, at its present
+            length, can't beat the worst of them; "never" when no longer beam could.
+        num_return_sequences: sequences handed back for each search, at most K.
+    """
+
+    def __init__(
+        self,
+        *,
+        searches: int,
+        beams: int,
+        start_token_id: int,
+        max_length: int,
+        eos_token_ids: tuple[int, ...],
+        pad_token_id: int | None,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
+        num_return_sequences: int = 1,
+    ) -> None:
+        if num_return_sequences > beams:
+            raise ValueError(f"num_return_sequences must not be above beams={beams}; got {num_return_sequences}")
+        self.searches, self.beams, self.max_length = searches, beams, max_length
+        self.eos, self.length_penalty, self.early_stopping = eos_token_ids, length_penalty, early_stopping
+        self.pad = 0 if pad_token_id is None else pad_token_id
+        self.num_return_sequences = num_return_sequences
+        self.candidates = max(2, 1 + len(eos_token_ids)) * beams
+        self.tokens = np.full((searches, beams, 1), start_token_id, dtype=np.int64)
+        self.indices = np.zeros((searches, beams, 0), dtype=np.int64)
+        self.scores = np.zeros((searches, beams), dtype=np.float32)
+        # all beams of a search are equal at first: only one may speak
+        self.scores[:, 1:] = -1e9
+        self.finished = np.zeros(searches, dtype=bool)
+        self._pools = [_Pool(beams, length_penalty) for _ in range(searches)]
+
+    @property
+    def length(self) -> int:
+        """Tokens in every row so far."""
+        return self.tokens.shape[2]
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to do."""
+        return bool(self.finished.all()) or self.length >= self.max_length
+
+    def step(self, scores: np.ndarray, tokens: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Takes the best candidates of one step.
+
+        Args:
+            scores: (Q, C) running sums of log-probabilities, best first, C = `self.candidates`.
+            tokens: (Q, C) the tokens they add.
+            sources: (Q, C) the beams, 0 <= k < K, that they continue.
+
+        Returns:
+            (Q, K) tokens to feed next and (Q, K) the beams that they continue.
+
+        Raises:
+            ValueError: too few candidates that do not end their sequence.
+        """
+        q_all, k_all = np.arange(self.searches)[:, None], self.beams
+        next_tokens = np.full((self.searches, k_all), self.pad, dtype=np.int64)
+        next_sources = np.zeros((self.searches, k_all), dtype=np.int64)
+        next_scores = np.zeros((self.searches, k_all), dtype=scores.dtype)
+        for q in np.flatnonzero(~self.finished):
+            at = 0
+            for rank in range(scores.shape[1]):
+                token, source = int(tokens[q, rank]), int(sources[q, rank])
+                if token in self.eos:
+                    if rank < k_all:
+                        self._close(q, source, float(scores[q, rank]), token)
+                    continue
+                next_tokens[q, at], next_sources[q, at], next_scores[q, at] = token, source, scores[q, rank]
+                at += 1
+                if at == k_all:
+                    break
+            if at < k_all:
+                raise ValueError(f"search {q} has {at} candidates that go on, but {k_all} beams; pass {self.candidates}")
+            self.finished[q] = self._settled(q, float(scores[q].max()))
+        self.tokens = np.concatenate([self.tokens[q_all, next_sources], next_tokens[..., None]], axis=2)
+        came_from = next_sources + q_all * k_all
+        self.indices = np.concatenate([self.indices[q_all, next_sources], came_from[..., None]], axis=2)
+        self.scores = next_scores
+        return next_tokens, next_sources
+
+    def _close(self, q: int, source: int, score: float, token: int) -> None:
+        indices = np.append(self.indices[q, source], q * self.beams + source)
+        self._pools[q].add(self.tokens[q, source], score, indices, self.length)
+
+    def _settled(self, q: int, best: float) -> bool:
+        pool, generated = self._pools[q], self.length
+        if len(pool.kept) < self.beams:
+            return False
+        if self.early_stopping is True:
+            return True
+        if self.early_stopping == "never" and self.length_penalty > 0:
+            generated = self.max_length - 1
+        return pool.worst >= best / generated**self.length_penalty
+
+    def finish(self) -> Finished:
+        """Ends the searches: beams still running compete with the finished ones (compatibility T7)."""
+        n, width = self.num_return_sequences, self.length - 1
+        for q in np.flatnonzero(~self.finished):
+            for k in range(self.beams):
+                self._pools[q].add(self.tokens[q, k], float(self.scores[q, k]), self.indices[q, k], max(width, 1))
+        chosen = [h for pool in self._pools for h in pool.best(n)]
+        lengths = np.array([len(h.tokens) for h in chosen])
+        longest = min(int(lengths.max()) + 1, self.max_length)
+        sequences = np.full((len(chosen), longest), self.pad, dtype=np.int64)
+        indices = np.full((len(chosen), longest), -1, dtype=np.int64)
+        for i, h in enumerate(chosen):
+            sequences[i, : len(h.tokens)] = h.tokens
+            indices[i, : len(h.indices)] = h.indices
+            if len(h.tokens) < longest and self.eos:
+                sequences[i, len(h.tokens)] = self.eos[0]
+        if self.eos:
+            lengths = np.minimum(lengths + 1, longest)
+        return Finished(sequences, lengths, np.array([h.score for h in chosen], dtype=np.float32), indices)
+
+
+class RowSearch:
+    """Greedy search or sampling: every row goes its own way until it writes an end token.
+
+    Args:
+        rows: R.
+        start_token_id, max_length, eos_token_ids, pad_token_id: as in `BeamSearch`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        start_token_id: int,
+        max_length: int,
+        eos_token_ids: tuple[int, ...],
+        pad_token_id: int | None,
+    ) -> None:
+        self.max_length, self.eos = max_length, np.asarray(eos_token_ids, dtype=np.int64)
+        self.pad = 0 if pad_token_id is None else pad_token_id
+        self.tokens = np.full((rows, 1), start_token_id, dtype=np.int64)
+        self.lengths = np.ones(rows, dtype=np.int64)
+        self.finished = np.zeros(rows, dtype=bool)
+
+    @property
+    def length(self) -> int:
+        """Tokens in every row so far."""
+        return self.tokens.shape[1]
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to do."""
+        return bool(self.finished.all()) or self.length >= self.max_length
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Appends one token a row, the pad token in finished rows; returns what was appended."""
+        tokens = np.where(self.finished, self.pad, tokens)
+        self.tokens = np.concatenate([self.tokens, tokens[:, None]], axis=1)
+        self.lengths += ~self.finished
+        self.finished |= np.isin(tokens, self.eos)
+        return tokens
+
+    def stop(self, rows: np.ndarray) -> None:
+        """Ends the rows where the (R,) mask is True."""
+        self.finished |= rows
+
+    def finish(self) -> Finished:
+        """The rows as they stand."""
+        return Finished(self.tokens, self.lengths)

@@ -1,0 +1,116 @@
+"""The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
+
+What to do is decided in rag_core.step_rules and rag_core.beam. Letters: R rows, Q searches, C candidates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rag_core.step_rules import Edit, Warp
+
+_LOWEST = float("-inf")
+
+
+def apply_edits(scores: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V)."""
+    everyone = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    for edit in edits:
+        ids = torch.as_tensor(edit.ids, device=scores.device)
+        at: tuple[Tensor, Tensor] = (everyone, ids)
+        if edit.rows is not None:
+            at = (torch.as_tensor(edit.rows, device=scores.device), ids)
+        if edit.kind == "finite":
+            limits = torch.finfo(scores.dtype)
+            scores = torch.nan_to_num(scores, nan=0.0, posinf=limits.max, neginf=limits.min)
+        elif edit.kind == "keep":
+            shut = torch.ones_like(scores, dtype=torch.bool)
+            shut[at] = False
+            scores = scores.masked_fill(shut, _LOWEST)
+        elif edit.kind == "force":
+            scores = torch.full_like(scores, _LOWEST)
+            scores[at] = 0.0
+        else:
+            scores = scores.clone()
+            scores[at] = _changed(scores[at], edit)
+    return scores
+
+
+def _changed(old: Tensor, edit: Edit) -> Tensor | float:
+    if edit.kind == "ban":
+        return old.new_full((), _LOWEST)
+    if edit.kind == "add":
+        return old + torch.as_tensor(edit.value, device=old.device, dtype=old.dtype)
+    if edit.kind == "penalise":
+        return torch.where(old < 0, old * edit.value, old / edit.value)
+    if edit.kind == "decay":
+        return old + old.abs() * edit.value
+    raise ValueError(f"unknown kind of edit {edit.kind!r}")
+
+
+def apply_warps(scores: Tensor, warps: Sequence[Warp], least: int) -> Tensor:
+    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least` tokens or more a row."""
+    vocab_size = scores.shape[-1]
+    least = min(least, vocab_size)
+    for warp in warps:
+        if warp.kind == "temperature":
+            scores = scores / warp.value
+        elif warp.kind == "normalise":
+            scores = scores.log_softmax(dim=-1)
+        elif warp.kind == "top_k":
+            kth = scores.topk(min(max(int(warp.value), least), vocab_size), dim=-1).values[:, -1:]
+            scores = scores.masked_fill(scores < kth, _LOWEST)
+        elif warp.kind == "top_p":
+            ordered, order = scores.sort(dim=-1, stable=True)
+            drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - warp.value
+            drop[:, -least:] = False
+            scores = scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
+        elif warp.kind == "typical_p":
+            scores = _typical(scores, warp.value, least)
+        elif warp.kind in ("epsilon_cutoff", "eta_cutoff"):
+            probs = scores.softmax(dim=-1)
+            cut: Tensor | float = warp.value
+            if warp.kind == "eta_cutoff":
+                cut = (warp.value**0.5 * torch.exp(-_entropy(scores))).clamp(max=warp.value)[:, None]
+            best = scores.topk(least, dim=-1).values[:, -1:]
+            scores = scores.masked_fill((probs < cut) & (scores < best), _LOWEST)
+        else:
+            raise ValueError(f"unknown kind of narrowing {warp.kind!r}")
+    return scores
+
+
+def _entropy(scores: Tensor) -> Tensor:
+    log_probs = scores.log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs).nansum(dim=-1)
+
+
+def _typical(scores: Tensor, mass: float, least: int) -> Tensor:
+    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al. 2022, https://arxiv.org/abs/2202.00666)."""
+    distance = (-scores.log_softmax(dim=-1) - _entropy(scores)[:, None]).abs()
+    ordered, order = distance.sort(dim=-1, stable=True)
+    total = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
+    last = (total < mass).sum(dim=-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    drop = ordered > ordered.gather(1, last)
+    drop[:, :least] = False
+    return scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
+
+
+def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of `scores` (Q, W) and their indices; of equals the lowest index, which topk doesn't promise.
+
+    Returns:
+        (Q, count) values and (Q, count) indices, in no particular order (`rag_core.beam.order_candidates` sorts them).
+    """
+    count = min(count, scores.shape[-1])
+    values, indices = scores.topk(count, dim=-1)
+    least = values[:, -1:]
+    if bool(((scores >= least).sum(dim=-1) > count).any()):
+        # a tie across the border: the larger ones by value, then the tied ones by index
+        place = torch.arange(scores.shape[-1], device=scores.device)
+        rank = torch.where(scores > least, -1, torch.where(scores == least, place, scores.shape[-1]))
+        indices = rank.topk(count, dim=-1, largest=False).indices
+        values = scores.gather(-1, indices)
+    return values, indices
