@@ -15,17 +15,22 @@ import numpy as np
 
 # (pattern on the name, kind, scale): first match wins. "fan_in" divides by sqrt(last axis), "plain" does not,
 # "gain" is centred on 1. T5 does not divide its attention scores by sqrt(d_kv), hence its smaller q and k; it
-# divides the hidden state by sqrt(d) before a tied head instead, hence its larger embedding.
+# divides the hidden state by sqrt(d) before a tied head instead, hence its larger embedding. What sublayers add is
+# large, and the gain before a tied head is of either sign, or it would mostly repeat the token that came in.
 _SCALES = (
     (r"relative_attention_bias\.weight$", "plain", 1.0),
     (r"final_logits_bias$", "plain", 0.5),
     (r"bias$", "plain", 0.2),
-    (r"lm_head\.weight$", "fan_in", 2.5),
+    (r"lm_head\.weight$", "fan_in", 1.0),
     (r"model\.shared\.weight$", "fan_in", 2.5),
-    (r"(^|\.)shared\.weight$", "plain", 2.0),
+    (r"(^|\.)shared\.weight$", "plain", 1.0),
+    (r"(^|\.)decoder\.final_layer_norm\.weight$", "plain", 2.5),
+    (r"(^|\.)decoder\.layers\.\d+\.final_layer_norm\.weight$", "plain", 1.0),
     (r"(word|position|token_type)_embeddings\.weight$", "plain", 0.5),
-    (r"embed_positions\.weight$", "plain", 0.5),
+    (r"embed_positions\.weight$", "plain", 1.0),
     (r"(SelfAttention|EncDecAttention)\.[qk]\.weight$", "fan_in", 0.8),
+    (r"encoder_attn\.out_proj\.weight$", "fan_in", 1.0),
+    (r"(out_proj|fc2|Attention\.o|wo)\.weight$", "fan_in", 2.0),
     (r"(query|key|q_proj|k_proj)\.weight$", "fan_in", 1.7),
 )
 
