@@ -187,7 +187,10 @@ class FaissIndex:
                 f"question_hidden_states must have shape (batch, {self.vector_size}) for this index, got "
                 f"{queries.shape}; the question encoder and the encoder of the index must belong together."
             )
-        _, doc_ids = self.faiss_index.search(queries, n_docs)  # (B, N)
+        if isinstance(self._vectors, FaissVectors):
+            _, doc_ids, vectors = self.faiss_index.search_and_reconstruct(queries, n_docs)
+            return doc_ids, np.where(doc_ids[..., None] < 0, np.float32(0), vectors)  # (B, N), (B, N, D)
+        _, doc_ids = self.faiss_index.search(queries, n_docs)
         return doc_ids, self._vectors.gather(doc_ids)  # (B, N), (B, N, D)
 
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:

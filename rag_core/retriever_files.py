@@ -138,7 +138,7 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
-    with atomic_folder(folder) as draft:
+    with atomic_folder(folder, stale=(f"{PASSAGES_FOLDER}/*.arrow",)) as draft:
         if callable(save):
             entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})
             for name, value in entries.items():

@@ -1,0 +1,219 @@
+"""The canonical `wiki_dpr` index: 21,015,300 Wikipedia passages of 100 words, found as data files, without scripts.
+
+`facebook/wiki_dpr` (or a local folder of the same layout) holds parquet shards of passages with their vectors and,
+beside them, faiss files: "exact" (HNSW over 8-bit vectors) and "compressed" (inverted lists with product quantisation).
+Files are matched by pattern. Row i of the data is row i of the index; the column `id` counts from 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rag_core.faiss_files import PICKLE_HELP, read_faiss, refuse_pickle
+from rag_core.index import FaissIndex
+from rag_core.passage_store import open_passages
+
+REPOSITORY = "facebook/wiki_dpr"
+INDEX_NAMES = ("exact", "compressed")
+EMBEDDINGS_NAMES = ("nq", "multiset")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+
+
+class WikiDprIndex(FaissIndex):
+    """The faiss index of `wiki_dpr`, opened at the first use.
+
+    Args:
+        dataset: "wiki_dpr" (meaning `facebook/wiki_dpr`), another repository, or a local folder, of the same layout.
+        split: the split in the file names.
+        index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also says which vectors.
+        embeddings_name: "nq" (the released RAG models) or "multiset": the DPR encoder the vectors come from.
+        use_dummy_dataset: the first 10,000 passages with their own small index.
+        revision: of the repository.
+        vectors: "index" takes document vectors back out of the faiss index (decoded from 8 bits or from product codes),
+            so that the 73 GB of vectors are not read; "stored" reads them, as transformers does.
+        index_path: a faiss file of one's own over the same passages.
+        memory_map: map the faiss file instead of reading it.
+        **hub: cache_dir, token, local_files_only, force_download.
+
+    Raises:
+        ValueError: an unknown name. OSError when opened: files are missing or damaged; the message lists what is there.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "wiki_dpr",
+        *,
+        split: str = "train",
+        index_name: str = "compressed",
+        embeddings_name: str = "nq",
+        use_dummy_dataset: bool = False,
+        revision: str | None = None,
+        vectors: str = "index",
+        index_path: str | None = None,
+        memory_map: bool = False,
+        **hub: Any,
+    ) -> None:
+        kind, embeddings_name = _parse_name(index_name, embeddings_name)
+        if vectors not in ("index", "stored"):
+            raise ValueError(f"vectors (config.doc_vectors) must be 'index' or 'stored', got {vectors!r}.")
+        if not isinstance(use_dummy_dataset, bool):
+            raise ValueError(f"use_dummy_dataset must be True or False, got {use_dummy_dataset!r}.")
+        if index_path is not None:
+            refuse_pickle(index_path, "index_path")
+        self.index_name, self.embeddings_name = kind, embeddings_name
+        self.use_dummy_dataset = use_dummy_dataset
+        self.source = REPOSITORY if dataset == "wiki_dpr" and not Path(dataset).is_dir() else dataset
+        options = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+
+        def load() -> tuple[Any, Any, str]:
+            return _open(self, split, revision, vectors, index_path, memory_map, options)
+
+        self._column, self._load = "embeddings", load
+
+    @classmethod
+    def from_config(cls, config: Any, *, memory_map: bool = False, **hub: Any) -> WikiDprIndex:
+        """Return the index that a `RagConfig` names.
+
+        Args:
+            config: its dataset, dataset_split, dataset_revision, index_name, index_path and use_dummy_dataset are read,
+                and the foreign keys ``embeddings_name`` ("nq") and ``doc_vectors`` ("index"), if there.
+            memory_map: map the faiss file.
+            **hub: hub options; `revision` and `subfolder` belong to the model and are left out.
+        """
+        return cls(
+            config.dataset,
+            split=config.dataset_split,
+            index_name=config.index_name,
+            embeddings_name=getattr(config, "embeddings_name", "nq"),
+            use_dummy_dataset=config.use_dummy_dataset,
+            revision=config.dataset_revision,
+            vectors=getattr(config, "doc_vectors", "index"),
+            index_path=config.index_path,
+            memory_map=memory_map,
+            **hub,
+        )
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        """Copy nothing: the config entries name the index."""
+        return {"index_name": self.index_name, "dataset": self.source, "use_dummy_dataset": self.use_dummy_dataset}
+
+
+def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
+    parts = [part for part in index_name.split(".") if part not in ("psgs_w100", "dummy")]
+    if parts == ["legacy"]:
+        raise ValueError(f"index_name='legacy' is not supported. {PICKLE_HELP}")
+    if len(parts) == 2 and parts[0] in EMBEDDINGS_NAMES:
+        embeddings_name = parts.pop(0)
+    if len(parts) != 1 or parts[0] not in INDEX_NAMES:
+        raise ValueError(
+            f"index_name must be 'exact', 'compressed' or 'custom' (with passages_path and index_path), got "
+            f"{index_name!r}."
+        )
+    if embeddings_name not in EMBEDDINGS_NAMES:
+        raise ValueError(f"embeddings_name must be one of {EMBEDDINGS_NAMES}, got {embeddings_name!r}.")
+    return parts[0], embeddings_name
+
+
+def _open(
+    index: WikiDprIndex,
+    split: str,
+    revision: str | None,
+    vectors: str,
+    index_path: str | None,
+    memory_map: bool,
+    options: dict[str, Any],
+) -> tuple[Any, Any, str]:
+    from rag_core.hub import list_files, resolve_file
+
+    where = options | {"repo_type": "dataset", "revision": revision}
+    names = list_files(index.source, **{key: value for key, value in where.items() if key != "force_download"})
+    place = f"{index.source!r}" + (f" (revision {revision})" if revision else "")
+    file = Path(index_path) if index_path else None
+    if file is None:
+        name = find_faiss_file(names, index.index_name, index.embeddings_name, index.use_dummy_dataset, place)
+        file = resolve_file(index.source, name, **where)
+    faiss_index = read_faiss(file, memory_map=memory_map)
+    shards = find_shards(names, index.embeddings_name, split, index.use_dummy_dataset, place)
+    columns = ["id", "title", "text"] + (["embeddings"] if vectors == "stored" else [])
+    rows = int(faiss_index.ntotal)
+    if not index.use_dummy_dataset:
+        _check_complete(shards, place)
+    passages = open_passages(index.source, shards, columns, rows, revision, options, first_rows=index.use_dummy_dataset)
+    return passages, faiss_index, vectors
+
+
+def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dummy: bool, place: str) -> str:
+    """Pick the faiss file of a build out of a listing.
+
+    Args:
+        names: all files.
+        index_name: "exact" or "compressed".
+        embeddings_name: "nq" or "multiset".
+        dummy: the one of the dummy data set.
+        place: where the listing is from, for the message.
+
+    Raises:
+        OSError: none fits, or several do; the message lists the faiss files that are there.
+    """
+    faiss_files = [name for name in names if name.endswith((".faiss", ".index"))]
+    found = []
+    for name in faiss_files:
+        base = name.rsplit("/", 1)[-1]
+        compressed = "IVF" in base or "compressed" in base
+        if (
+            embeddings_name in re.split(r"[./_-]", name)
+            and ("dummy" in name) == dummy
+            and compressed == (index_name == "compressed")
+        ):
+            found.append(name)
+    if len(found) != 1:
+        hint = " The dummy data set has an 'exact' index only: index_name='exact'." if dummy else ""
+        raise OSError(
+            f"{'no' if not found else 'more than one'} {'dummy ' if dummy else ''}faiss file for {embeddings_name!r}, "
+            f"index_name={index_name!r} in {place}: looked for index/{'dummy.' if dummy else ''}psgs_w100."
+            f"{embeddings_name}.{'IVF*' if index_name == 'compressed' else 'HNSW*'}.faiss, found "
+            f"{found or faiss_files or 'no .faiss file'}.{hint} index_path= names a file directly."
+        )
+    return found[0]
+
+
+def find_shards(names: list[str], embeddings_name: str, split: str, dummy: bool, place: str) -> list[str]:
+    """Pick the parquet shards of the passages out of a listing, in row order.
+
+    Args:
+        names: all files.
+        embeddings_name: "nq" or "multiset".
+        split: the beginning of the file names.
+        dummy: prefer a folder of dummy passages, if there is one.
+        place: where the listing is from, for the message.
+
+    Raises:
+        OSError: there are none; the message lists the folders with parquet files.
+    """
+    parquet = [name for name in names if name.endswith(".parquet")]
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in parquet:
+        folder, _, base = name.rpartition("/")
+        if embeddings_name in re.split(r"[./]", folder) and re.match(rf"{re.escape(split)}\b", base):
+            folders[folder].append(name)
+    wanted = [folder for folder in folders if ("dummy" in folder) == dummy] or (list(folders) if dummy else [])
+    if not wanted:
+        raise OSError(
+            f"no passages in {place}: looked for data/psgs_w100/{embeddings_name}/{split}-*-of-*.parquet, found "
+            f"{len(parquet)} parquet files, in folders {sorted({name.rpartition('/')[0] for name in parquet})[:20]}."
+        )
+    return sorted(folders[min(wanted, key=lambda folder: (len(folder), folder))])
+
+
+def _check_complete(shards: list[str], place: str) -> None:
+    matches = [match for match in map(_SHARD.search, shards) if match]
+    if matches:
+        missing = set(range(int(matches[0][2]))) - {int(match[1]) for match in matches}
+        if missing:
+            raise OSError(
+                f"{place} lacks {len(missing)} of {matches[0][2]} passage files like {shards[0]!r}: numbers "
+                f"{sorted(missing)[:10]}; download them again."
+            )
