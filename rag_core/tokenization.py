@@ -11,7 +11,8 @@ from typing import Any
 
 from rag_core.batch import BatchEncoding
 from rag_core.hub import resolve_file, split_hub_kwargs
-from rag_core.tokenizer import Tokenizer, clean_up_tokenization
+from rag_core.tokenizer import Tokenizer
+from rag_core.vocabulary import clean_up_tokenization
 
 __all__ = ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer", "clean_up_tokenization"]
 
@@ -154,6 +155,7 @@ class AutoTokenizer:
 
 def _is_rag(name_or_path: str | os.PathLike[str], **kwargs: Any) -> bool:
     hub, _ = split_hub_kwargs(kwargs)
+    name_or_path = os.fspath(name_or_path)
     config = resolve_file(name_or_path, "config.json", required=False, **hub)
     if config is not None:
         return json.loads(config.read_text("utf-8")).get("model_type") == "rag"

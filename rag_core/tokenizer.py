@@ -6,7 +6,6 @@ tokenizer. Letters: B texts, L tokens.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,28 +15,14 @@ from rag_core.backends import to_numpy
 from rag_core.batch import BatchEncoding, pad_rows
 from rag_core.hub import atomic_folder, split_hub_kwargs
 from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
-from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, TokenizerFiles, read_tokenizer
+from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer
 from rag_core.tokenizer_save import write_tokenizer
 from rag_core.truncation import check_strategies, shortened
+from rag_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
-logger = logging.getLogger(__name__)
-
-# transformers 4.37.2's clean-up of decoded English, in this order (it shapes the question inside the prompt)
-CLEAN_UP = (
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
 _SETTINGS = {
     *SPECIAL_NAMES,
     EXTRA,
@@ -55,47 +40,8 @@ _SETTINGS = {
 }
 
 
-class Tokenizer:
-    """Turns text into token ids and back; made by `from_pretrained`.
-
-    Attributes:
-        padding_side, truncation_side: "right" or "left".
-        model_max_length: tokens a model takes, 1e30 for "not said".
-        clean_up_tokenization_spaces: default of `decode`'s argument.
-        model_input_names: keys that a call returns.
-    """
-
-    is_fast = True
-    padding_side: str
-    truncation_side: str
-    bos_token: str | None
-    eos_token: str | None
-    unk_token: str | None
-    sep_token: str | None
-    pad_token: str | None
-    cls_token: str | None
-    mask_token: str | None
-    bos_token_id: int | None
-    eos_token_id: int | None
-    unk_token_id: int | None
-    sep_token_id: int | None
-    pad_token_id: int | None
-    cls_token_id: int | None
-    mask_token_id: int | None
-
-    def __init__(self, files: TokenizerFiles, name_or_path: str = "") -> None:
-        config = files.config
-        self._files = files
-        self.name_or_path = name_or_path
-        self.padding_side = config.get("padding_side", "right")
-        self.truncation_side = config.get("truncation_side", "right")
-        self.model_max_length = int(config.get("model_max_length") or config.get("max_len") or MANY)
-        self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", True))
-        self.model_input_names = list(config.get("model_input_names") or files.family.model_input_names)
-        self.pad_token_type_id = int(config.get("pad_token_type_id", 0))
-        self.additional_special_tokens = list(config[EXTRA])
-        for name in SPECIAL_NAMES:
-            setattr(self, name, config[name])
+class Tokenizer(Vocabulary):
+    """Turns text into token ids and back; made by `from_pretrained`. Attributes as of `Vocabulary`."""
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
@@ -129,88 +75,6 @@ class Tokenizer:
         with atomic_folder(target, stale=("added_tokens.json", *VOCABULARY_FILES)) as folder:
             names = write_tokenizer(self, folder)
         return tuple(str(target / name) for name in names)
-
-    # vocabulary
-
-    @property
-    def backend_tokenizer(self) -> tokenizers.Tokenizer:
-        """The pipeline of the `tokenizers` library; keep truncation and padding off it."""
-        return self._files.backend
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens in the vocabulary without the added ones; `len(tokenizer)` counts them too."""
-        return self.backend_tokenizer.get_vocab_size(with_added_tokens=False)
-
-    def __len__(self) -> int:
-        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return f"Tokenizer({self._files.family.name}, {len(self)} tokens, from {self.name_or_path or 'memory'!r})"
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in SPECIAL_NAMES:
-            if value is not None and self.backend_tokenizer.token_to_id(value) is None:
-                raise ValueError(f"{name} {value!r} is not in the vocabulary; add it first with add_tokens")
-            object.__setattr__(self, f"{name}_id", None if value is None else self.backend_tokenizer.token_to_id(value))
-        object.__setattr__(self, name, value)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Every token and its id, added ones included."""
-        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
-
-    @property
-    def special_tokens_map(self) -> dict[str, Any]:
-        """The special tokens by name, as special_tokens_map.json holds them."""
-        named = {name: getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None}
-        return {**named, EXTRA: self.additional_special_tokens} if self.additional_special_tokens else named
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Every special token once."""
-        named = [getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None]
-        return list(dict.fromkeys([*named, *self.additional_special_tokens]))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of `all_special_tokens`."""
-        return [self.backend_tokenizer.token_to_id(token) for token in self.all_special_tokens]
-
-    def add_tokens(self, tokens: str | Sequence[str], special_tokens: bool = False) -> int:
-        """Adds tokens at the end of the vocabulary (then resize the model's embeddings to `len(tokenizer)`).
-
-        Returns:
-            How many were new.
-        """
-        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
-        before = len(self)
-        if special_tokens:
-            self.backend_tokenizer.add_special_tokens(tokens)
-            self.additional_special_tokens += [t for t in tokens if t not in self.all_special_tokens]
-        else:
-            self.backend_tokenizer.add_tokens(tokens)
-        return len(self) - before
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Ids of tokens (the unknown token's where there is none); an int for a str, else a list."""
-        if isinstance(tokens, str):
-            index = self.backend_tokenizer.token_to_id(tokens)
-            return self.unk_token_id if index is None else index
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Tokens of ids; a str for an int, else a list."""
-        if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self.backend_tokenizer.id_to_token(index) for index in _ids(ids) if index not in skipped]
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Special tokens put around one text (or a pair)."""
-        return self.backend_tokenizer.num_special_tokens_to_add(pair)
 
     # text -> ids
 
@@ -345,7 +209,7 @@ class Tokenizer:
         inputs: list[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
         try:
             if len(inputs) == 1:
-                encodings = [backend.encode(*_args(inputs[0]), add_special_tokens=add_special_tokens)]
+                encodings = [backend.encode(texts[0], pairs[0] if pairs else None, False, add_special_tokens)]
             else:
                 encodings = backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
@@ -360,7 +224,7 @@ class Tokenizer:
         ]
 
     def _padded(self, rows: Mapping[str, list[Any]], length: int | None, multiple_of: int | None) -> dict[str, Any]:
-        fills = {
+        fills: dict[str, Any] = {
             "input_ids": self.pad_token_id,
             "token_type_ids": self.pad_token_type_id,
             "attention_mask": 0,
@@ -380,7 +244,7 @@ class Tokenizer:
         """Pads encodings made earlier: a list of single ones, or one of lists."""
         if not isinstance(encoded_inputs, Mapping):
             encoded_inputs = {key: [one[key] for one in encoded_inputs] for key in encoded_inputs[0]}
-        rows: dict[str, Any] = {key: [_ids(row) for row in values] for key, values in encoded_inputs.items()}
+        rows: dict[str, Any] = {k: [to_numpy(row).tolist() for row in rows] for k, rows in encoded_inputs.items()}
         rows.setdefault("attention_mask", [[1] * len(row) for row in rows["input_ids"]])
         limit = self.model_max_length if max_length is None else max_length
         how, _ = check_strategies(padding, False, max_length, limit, pad_to_multiple_of)
@@ -389,46 +253,6 @@ class Tokenizer:
         if how:
             rows = self._padded(rows, limit if how == "max_length" else None, pad_to_multiple_of)
         return BatchEncoding(rows).convert_to_tensors(return_tensors)
-
-    # ids -> text
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> str:
-        """The text of one row of ids (list, array or tensor of shape (L,), or one id)."""
-        return self._cleaned(
-            self.backend_tokenizer.decode(_ids(token_ids), skip_special_tokens=skip_special_tokens),
-            clean_up_tokenization_spaces,
-        )
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """The texts of B rows of ids (list of lists, array or tensor of shape (B, L))."""
-        rows = [_ids(row) for row in (sequences if isinstance(sequences, list | tuple) else to_numpy(sequences))]
-        texts = self.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
-        return [self._cleaned(text, clean_up_tokenization_spaces) for text in texts]
-
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Joins tokens into text as `decode` does, without clean-up."""
-        decoder = self.backend_tokenizer.decoder
-        return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
-
-    def _cleaned(self, text: str, clean: bool | None) -> str:
-        return clean_up_tokenization(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
-
-
-def clean_up_tokenization(text: str) -> str:
-    """Removes the spaces that tokenization left before English punctuation and contractions."""
-    for spaced, plain in CLEAN_UP:
-        text = text.replace(spaced, plain)
-    return text
 
 
 def _args(row: Any) -> tuple[str, ...]:
@@ -444,13 +268,3 @@ def _texts(argument: str, value: Any) -> list[str]:
         if not isinstance(item, str):
             raise TypeError(f"{argument}[{index}] must be a str, got {type(item).__name__}: {str(item)[:80]!r}")
     return list(value)
-
-
-def _ids(value: Any) -> list[int]:
-    if isinstance(value, int):
-        value = [value]
-    elif not isinstance(value, list):
-        value = to_numpy(value).reshape(-1).tolist()
-    if value and not isinstance(value[0], tuple) and min(value) < 0:
-        raise ValueError(f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id first")
-    return value

@@ -126,13 +126,13 @@ def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> toke
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     try:
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import sentencepiece_model_pb2 as schema
     except ImportError as error:
         raise ImportError(
             "Reading spiece.model (a T5 tokenizer without tokenizer.json) needs sentencepiece and protobuf. "
             "Run  pip install 'dualrag[t5]'"
         ) from error
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = getattr(schema, "ModelProto")()  # noqa: B009 - made at run time, so unknown to type checkers
     try:
         proto.ParseFromString(files["spiece.model"])
     except Exception as error:  # protobuf's DecodeError lives in a module that differs between its versions
@@ -159,7 +159,7 @@ BUILDERS = {"bert": build_wordpiece, "bart": build_byte_bpe, "t5": build_unigram
 
 
 def follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Lets tokenizer_config.json overrule a tokenizer.json where both speak, and drops stored truncation and padding."""
+    """Lets tokenizer_config.json overrule tokenizer.json where both speak; drops stored truncation and padding."""
     from tokenizers import normalizers, pre_tokenizers
 
     backend.no_truncation()
@@ -199,7 +199,7 @@ def portable_json(backend: tokenizers.Tokenizer) -> str:
 
 
 def vocabulary_files(backend: tokenizers.Tokenizer, folder: Path) -> list[Path]:
-    """Writes vocab.txt, or vocab.json and merges.txt, of a WordPiece or BPE model for readers without tokenizer.json."""
+    """Writes vocab.txt, or vocab.json and merges.txt, for readers that take no tokenizer.json."""
     if type(backend.model).__name__ not in ("WordPiece", "BPE"):
         return []
     return [Path(name) for name in backend.model.save(str(folder))]

@@ -1,4 +1,4 @@
-"""Reads a tokenizer folder as transformers 4.x or 5.x wrote it: which family, which special tokens, which vocabulary."""
+"""Reads a tokenizer folder as transformers 4.x or 5.x wrote it: its family, special tokens and vocabulary."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ def _add_tokens(
 
     special = {config[name] for name in SPECIAL_NAMES if config[name]} | set(config[EXTRA])
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    wanted = {_content(added[index]): (index, added[index]) for index in sorted(added)}
+    wanted: dict[str, tuple[int | None, Any]] = {
+        _content(added[index]): (index, added[index]) for index in sorted(added)
+    }
     for token in sorted(special, key=lambda token: backend.token_to_id(token) or 0):
         wanted.setdefault(token, (None, flags.get(token, {})))
     for text, (index, settings) in wanted.items():

@@ -29,8 +29,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(portable_json(files.backend), "utf-8")
     names = ["tokenizer.json", *(path.name for path in vocabulary_files(files.backend, folder))]
-    for name, content in files.sources.items():
-        (folder / name).write_bytes(content)
+    for name, source in files.sources.items():
+        (folder / name).write_bytes(source)
         names.append(name)
     special = tokenizer.special_tokens_map
     config: dict[str, Any] = {key: value for key, value in files.config.items() if key not in _STALE}
@@ -61,5 +61,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
 
 def _class_name(declared: str | None, family: str) -> str:
     # transformers 5 names BART's tokenizer RobertaTokenizer, and unknown ones TokenizersBackend, which 4.x lacks
-    known = declared and declared.removesuffix("Fast") in ("BertTokenizer", family) or str(declared).startswith("DPR")
-    return str(declared) if known else family
+    declared = str(declared)
+    known = declared.startswith("DPR") or declared.removesuffix("Fast") in ("RobertaTokenizer", family)
+    return declared if known else family

@@ -10,8 +10,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PADDING = {False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length"}
-_TRUNCATION = {
+_PADDING: dict[bool | str, str | None] = {
+    False: None,
+    "do_not_pad": None,
+    True: "longest",
+    "longest": "longest",
+    "max_length": "max_length",
+}
+_TRUNCATION: dict[bool | str, str | None] = {
     False: None,
     "do_not_truncate": None,
     True: "longest_first",
@@ -75,7 +81,7 @@ def shortened(
     lengths = kept_lengths([len(part.ids) for part in parts], limit - extra, strategy)
     for part, length in zip(parts, lengths, strict=True):
         part.truncate(length, direction=side)
-    return backend.post_process(*parts, add_special_tokens=add_special_tokens)
+    return backend.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens)
 
 
 def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
