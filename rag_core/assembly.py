@@ -1,4 +1,4 @@
-"""The work behind a knowledge base: shards of embeddings in a work folder, then the finished folder, renamed into place."""
+"""The work behind a knowledge base: shards in a work folder, then the finished folder, renamed into place."""
 
 from __future__ import annotations
 
@@ -65,9 +65,8 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
         temporary.replace(note)
     stamps = [_stamp(path) for path in files]
     hide = not progress
-    rows = sum(
-        1 for _ in tqdm(stream_passages(files, plan.words), "reading", unit=" passages", disable=hide, leave=False)
-    )
+    first_pass = tqdm(stream_passages(files, plan.words), "reading", unit=" passages", disable=hide, leave=False)
+    rows = sum(1 for _ in first_pass)
     with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
 
         def advance(count: int, found: bool) -> None:
@@ -163,7 +162,8 @@ def index_settings(index: Any) -> dict[str, int]:
 def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[list[Path], int]:
     """Writes the layout of `Dataset.save_to_disk`; without a features entry, every release of `datasets` reads it."""
     folder.mkdir(parents=True)
-    stream, files, rows = iter(batches), [], 0
+    stream, rows = iter(batches), 0
+    files: list[Path] = []
     for first in stream:
         files.append(folder / f"{len(files)}.part")
         size = 0
@@ -181,7 +181,7 @@ def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[li
     named = [folder / f"data-{i:05d}-of-{len(files):05d}.arrow" for i in range(len(files))]
     for part, name in zip(files, named, strict=True):
         part.rename(name)
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name.name} for name in named],
         "_fingerprint": uuid.uuid4().hex[:16],
         "_format_columns": None,

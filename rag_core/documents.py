@@ -27,11 +27,11 @@ class Document:
     source: str
 
 
-def find_files(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
+def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str]]:
     """The files behind `paths`, folders walked recursively in sorted order.
 
     Args:
-        paths: files or folders. Hidden files, other suffixes and (with a warning) empty files in a folder are passed by.
+        paths: files or folders. A folder's hidden files, other suffixes and (with a warning) empty files are passed by.
 
     Returns:
         (file, name relative to what the caller gave) pairs, without repeats.
@@ -76,7 +76,7 @@ def read_documents(paths: str | Path | Iterable[str | Path]) -> Iterator[Documen
         FileNotFoundError: a path does not exist.
         ValueError: an empty, undecodable or malformed file, naming the file, its line and what to do.
     """
-    for path, _ in find_files([paths] if isinstance(paths, (str, Path)) else paths):
+    for path, _ in find_files(paths):
         some = False
         for document in READERS[path.suffix.lower()](path):
             if document.text.strip():
@@ -105,7 +105,7 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from None
             if "\0" in line:
                 raise ValueError(
-                    f"{path}:{number}: a NUL byte, so this is not a UTF-8 text file. Convert or remove it."
+                    f"{path}:{number}: a NUL byte, so this is no UTF-8 text file. Convert or remove it."
                 )
             yield line
 
@@ -207,7 +207,7 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             got = f"keys {sorted(row)!r:.120}" if isinstance(row, dict) else f"a JSON {type(row).__name__}"
             raise ValueError(
-                f"{path}:{number}: a line must be an object with a string 'text', got {got}. Mend the line."
+                f"{path}:{number}: a line must be an object with a string 'text', got {got}. Mend it."
             )
         title = row.get("title", path.stem)
         if not isinstance(title, str):

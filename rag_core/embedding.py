@@ -1,7 +1,7 @@
 """Passages -> shards of (title, text, embedding) on disk, so that a kill at any moment costs one shard at most.
 
-A shard is written to a temporary name, synced and renamed: it exists whole or not at all. It is the unit of work, sorted
-and batched by itself, so a resumed run sends the encoder the very batches an uninterrupted one does.
+A shard is written to a temporary name, synced and renamed: it exists whole or not at all. It is the unit of work,
+sorted and batched by itself, so a resumed run sends the encoder the very batches an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def embed_shards(
     Returns:
         The shard files, in order.
     """
-    stream, shards = iter(rows), []
+    stream = iter(rows)
+    shards: list[Path] = []
     while block := list(islice(stream, shard_rows)):
         path = folder / f"shard-{len(shards):06d}.arrow"
         if _holds(path, block):

@@ -76,7 +76,7 @@ def build_knowledge_base(
     files = find_files(paths)
     sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
     request = {"index": index or "auto", "batch_size": batch_size, "shard_rows": shard_rows, "words": words}
-    encoder = {"name": encoder_name, "fingerprint": encoder_fingerprint}
+    encoder: dict[str, Any] = {"name": encoder_name, "fingerprint": encoder_fingerprint}
     encoder["probe"] = layout.probe_entry(probe := probe_vector(encode))
     plan = Manifest(encoder, len(probe), 0, words, {}, sources, credit=credit, request=request)
     if out.exists() and (done := _existing(out, plan, overwrite)):

@@ -19,6 +19,7 @@ __all__ = ["Document", "PassageRow", "read_documents", "split_passages", "split_
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}][\u3001\u3002\uff01\uff0c\uff1f]*|[^\s{_CJK}]+")
+_HAS_CJK = re.compile(f"[{_CJK}]")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f][\"'\u2019\u201d)\]]*$")
 _ABBREVIATION = re.compile(r"^\W*(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|vs|etc|e\.g|i\.e|c|ca|No|Jr|Sr|Prof|Gen|Inc)\.$")
 
@@ -42,11 +43,18 @@ def split_text(text: str, words: int | None = 100) -> Iterator[str]:
     """
     if words is not None and words < 1:
         raise ValueError(f"words must be at least 1 (or None: one passage a document), got {words}")
-    spans = [match.span() for match in _WORD.finditer(text)]
+    if _HAS_CJK.search(text):
+        spans = [match.span() for match in _WORD.finditer(text)]
+        parts = [text[slice(*span)] for span in spans]
+    else:
+        spans, parts = [], text.split()
     start = 0
-    while start < len(spans):
-        end = len(spans) if words is None else _cut(text, spans, start, words)
-        yield " ".join(text[spans[start][0] : spans[end - 1][1]].split())
+    while start < len(parts):
+        end = len(parts) if words is None else _cut(parts, start, words)
+        if spans:
+            yield " ".join(text[spans[start][0] : spans[end - 1][1]].split())
+        else:
+            yield " ".join(parts[start:end])
         start = end
 
 
@@ -63,11 +71,10 @@ def stream_passages(paths: str | Path | Iterable[str | Path], words: int | None 
         yield from split_passages(document, words)
 
 
-def _cut(text: str, spans: list[tuple[int, int]], start: int, words: int) -> int:
-    if len(spans) - start <= words + words // 5:
-        return len(spans)
+def _cut(parts: list[str], start: int, words: int) -> int:
+    if len(parts) - start <= words + words // 5:
+        return len(parts)
     for end in range(start + words, start + max(1, words // 2) - 1, -1):
-        word = text[slice(*spans[end - 1])]
-        if _SENTENCE_END.search(word) and not _ABBREVIATION.match(word):
+        if _SENTENCE_END.search(parts[end - 1]) and not _ABBREVIATION.match(parts[end - 1]):
             return end
     return start + words
