@@ -34,11 +34,13 @@ class Finished:
         sequences: (Q * n, L) int64, start token and end token included, right-padded.
         lengths: (Q * n,) tokens before the padding.
         scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty, best first; None without beams.
+        sum_log_probs: (Q * n,) sum of the step scores of the generated tokens, end token included.
         beam_indices: (Q * n, L) row, of the Q * K, that generated token i continued, then -1; None without beams.
     """
 
     sequences: np.ndarray
     lengths: np.ndarray
+    sum_log_probs: np.ndarray
     scores: np.ndarray | None = None
     beam_indices: np.ndarray | None = None
 
@@ -46,6 +48,7 @@ class Finished:
 @dataclass
 class _Hypothesis:
     score: float
+    sum_log_probs: float
     tokens: np.ndarray
     indices: np.ndarray
 
@@ -62,7 +65,7 @@ class _Pool:
         score = sum_log_probs / generated**self.length_penalty
         if len(self.kept) >= self.size and not score > self.worst:
             return
-        self.kept.append(_Hypothesis(score, tokens, indices))
+        self.kept.append(_Hypothesis(score, sum_log_probs, tokens, indices))
         if len(self.kept) > self.size:
             lowest = min(range(len(self.kept)), key=lambda i: self.kept[i].score)
             del self.kept[lowest]
@@ -200,7 +203,8 @@ class BeamSearch:
                 sequences[i, len(h.tokens)] = self.eos[0]
         if self.eos:
             lengths = np.minimum(lengths + 1, longest)
-        return Finished(sequences, lengths, np.array([h.score for h in chosen], dtype=np.float32), indices)
+        sums = np.array([h.sum_log_probs for h in chosen], dtype=self.scores.dtype)
+        return Finished(sequences, lengths, sums, np.array([h.score for h in chosen], dtype=sums.dtype), indices)
 
 
 class RowSearch:
@@ -224,6 +228,7 @@ class RowSearch:
         self.pad = 0 if pad_token_id is None else pad_token_id
         self.tokens = np.full((rows, 1), start_token_id, dtype=np.int64)
         self.lengths = np.ones(rows, dtype=np.int64)
+        self.sum_log_probs = np.zeros(rows, dtype=np.float64)
         self.finished = np.zeros(rows, dtype=bool)
 
     @property
@@ -236,8 +241,18 @@ class RowSearch:
         """Whether no step is left to do."""
         return bool(self.finished.all()) or self.length >= self.max_length
 
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Appends one token a row, the pad token in finished rows; returns what was appended."""
+    def step(self, tokens: np.ndarray, log_probs: np.ndarray | None = None) -> np.ndarray:
+        """Appends one token a row, the pad token in finished rows.
+
+        Args:
+            tokens: (R,) the tokens chosen.
+            log_probs: (R,) their log-probabilities, to be summed.
+
+        Returns:
+            (R,) what was appended.
+        """
+        if log_probs is not None:
+            self.sum_log_probs[~self.finished] += log_probs[~self.finished]
         tokens = np.where(self.finished, self.pad, tokens)
         self.tokens = np.concatenate([self.tokens, tokens[:, None]], axis=1)
         self.lengths += ~self.finished
@@ -250,4 +265,4 @@ class RowSearch:
 
     def finish(self) -> Finished:
         """The rows as they stand."""
-        return Finished(self.tokens, self.lengths)
+        return Finished(self.tokens, self.lengths, self.sum_log_probs)

@@ -47,7 +47,8 @@ def _changed(old: Tensor, edit: Edit) -> Tensor | float:
     if edit.kind == "penalise":
         return torch.where(old < 0, old * edit.value, old / edit.value)
     if edit.kind == "decay":
-        return old + old.abs() * edit.value
+        # a banned token stays banned: -inf + inf is nan, which topk takes for the largest
+        return torch.where(old.isinf(), old, old + old.abs() * edit.value)
     raise ValueError(f"unknown kind of edit {edit.kind!r}")
 
 
@@ -64,7 +65,8 @@ def apply_warps(scores: Tensor, warps: Sequence[Warp], least: int) -> Tensor:
             kth = scores.topk(min(max(int(warp.value), least), vocab_size), dim=-1).values[:, -1:]
             scores = scores.masked_fill(scores < kth, _LOWEST)
         elif warp.kind == "top_p":
-            ordered, order = scores.sort(dim=-1, stable=True)
+            # ascending, of equals the lowest index last: that one stays
+            ordered, order = (x.flip(-1) for x in scores.sort(dim=-1, descending=True, stable=True))
             drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - warp.value
             drop[:, -least:] = False
             scores = scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
