@@ -191,6 +191,8 @@ class DecodeState:
         beams: K.
         cache: (layers, 2, R*K, H, max_length, h) or None: without it, every call decodes a whole prefix.
         position: number of positions in the cache.
+        rows: R.
+        position_bias: (1, H, max_length, max_length) where the network adds one to its self-attention scores (T5).
     """
 
     cross: list[tuple[Tensor, Tensor]]
@@ -199,6 +201,7 @@ class DecodeState:
     cache: Tensor | None = None
     position: int = 0
     rows: int = 0
+    position_bias: Tensor | None = None
 
     @classmethod
     def allocate(
@@ -252,7 +255,8 @@ class DecodeState:
         cache = self.cache
         if cache is not None:
             cache = cache.unflatten(2, (self.rows, self.beams))[:, :, rows].flatten(2, 3)
-        return DecodeState(cross, self.cross_mask.rows(rows), self.beams, cache, self.position, len(rows))
+        mask = self.cross_mask.rows(rows)
+        return DecodeState(cross, mask, self.beams, cache, self.position, len(rows), self.position_bias)
 
 
 class Trace:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from rag_core.hub import push_folder, resolve_file, split_hub_kwargs
+from rag_torch import weights as tensors
+
+Model = TypeVar("Model", bound="PretrainedModel")
+
 
 class PretrainedModel(nn.Module):
-    """An `nn.Module` with a config.
+    """An `nn.Module` with a config, which loads and saves itself under Hugging Face's names.
 
     Args:
         config: the config object the network is built from.
     """
 
     config_class: Any = None
+    architecture: str | None = None
+    head: str | None = None
+    _generation_config: Any = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -53,3 +63,207 @@ class PretrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return next(self.parameters()).dtype
+
+    @property
+    def generation_config(self) -> Any:
+        """How to generate unless a call says otherwise: generation_config.json's, else made from the config."""
+        if self._generation_config is None:
+            from rag_core.generation import GenerationConfig
+
+            self._generation_config = GenerationConfig.from_model_config(self.config)
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self._generation_config = value
+
+    def get_input_embeddings(self) -> Any:
+        """The token table."""
+        raise NotImplementedError(f"{type(self).__name__} has no token table")
+
+    def get_output_embeddings(self) -> Any:
+        """The language-model head, or None."""
+        return None
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> nn.Embedding:
+        """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn like fresh weights.
+
+        Returns:
+            The token table.
+        """
+        table = self.get_input_embeddings()
+        if new_num_tokens is None or new_num_tokens == table.num_embeddings:
+            return table
+        if new_num_tokens < 1:
+            raise ValueError(f"new_num_tokens must be positive, got {new_num_tokens}")
+        std = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", None) or 1.0
+        old = table.weight
+        fresh = nn.Parameter(tensors.resized(old, new_num_tokens, std), requires_grad=old.requires_grad)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding) and module.weight is old:
+                module.weight, module.num_embeddings = fresh, new_num_tokens
+        output = self.get_output_embeddings()
+        if output is not None:
+            if output.weight is not old:
+                fresh = nn.Parameter(tensors.resized(output.weight, new_num_tokens, std))
+            output.weight, output.out_features = fresh, new_num_tokens
+        bias = getattr(self, "final_logits_bias", None)
+        if bias is not None:
+            self.final_logits_bias = tensors.resized(bias.T, new_num_tokens, 0.0).T.contiguous()
+        self.config.vocab_size = new_num_tokens
+        return table
+
+    @classmethod
+    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> Any:
+        """The config of a folder or repository."""
+        return cls.config_class.from_pretrained(name_or_path, **hub, **overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        config: Any = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> Model:
+        """A model from a folder or a repository of the hub, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: folder, or repository id.
+            config: instead of the stored one; copied.
+            dtype: of the weights; None is float32, "auto" what the checkpoint has.
+            torch_dtype: another name for `dtype`.
+            device: where to put the weights; None is the CPU.
+            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
+                and fields of the config to override.
+
+        Raises:
+            OSError: files are missing.
+            TypeError: an unknown keyword.
+            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name.
+        """
+        hub, overrides = split_hub_kwargs(kwargs)
+        cls._refuse_unknown(overrides)
+        if config is None:
+            config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
+        else:
+            config = type(config).from_dict(config.to_dict(), **overrides)
+        with torch.device("meta"):
+            model = cls(config)
+        model._load(pretrained_model_name_or_path, hub, resolve_dtype(dtype or torch_dtype, config), device)
+        return model.eval()
+
+    @classmethod
+    def _refuse_unknown(cls, overrides: dict[str, Any]) -> None:
+        from rag_core.generation import GenerationConfig
+
+        known = GenerationConfig.__dataclass_fields__
+        unknown = sorted(name for name in overrides if not cls.config_class.knows(name) and name not in known)
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained got unknown keywords {', '.join(unknown)}: neither an option of loading "
+                f"nor a field of {cls.config_class.__name__}"
+            )
+
+    def _load(self, name_or_path: str | Path, hub: dict[str, Any], dtype: torch.dtype | None, device: Any) -> None:
+        """Fill this model (built on the meta device) with a checkpoint's weights, all or an error."""
+        from rag_core.checkpoint import read_weights
+        from rag_core.generation import GenerationConfig
+
+        found = read_weights(name_or_path, **hub)
+        arrays = self._fit(found, str(name_or_path))
+        ties = tensors.tied_names(self)
+        tensors.assign(self, {name: arrays[name] for name in arrays if name not in ties}, dtype, device)
+        self.tie_weights()
+        left = sorted(name for name, tensor in self.state_dict().items() if tensor.is_meta)
+        if left:
+            raise ValueError(f"{name_or_path} left weights without values: {', '.join(left)}")
+        if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
+            self._generation_config = GenerationConfig.from_pretrained(name_or_path, **hub)
+
+    def _fit(self, found: Any, source: str) -> Any:
+        """The checkpoint's arrays under this model's names, checked."""
+        from rag_core.weights import fit_weights
+
+        return fit_weights(self.config, found, self.head, source=source)
+
+    def _saved_config(self) -> Any:
+        """The config as it is written: a copy that names this class and the type of the weights."""
+        names = {"architectures": [self.architecture or type(self).__name__], "torch_dtype": self.dtype}
+        return type(self.config).from_dict(self.config.to_dict(), **names)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write config.json, generation_config.json and model.safetensors, all or nothing.
+
+        Args:
+            save_directory: the folder, made if missing.
+            max_shard_size: larger checkpoints are split.
+            safe_serialization: must be True: nothing here writes pickles.
+            push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
+            **kwargs: see `push_to_hub`.
+
+        Raises:
+            OSError: nothing could be written; what was there before is unchanged.
+        """
+        from rag_core.checkpoint import write_checkpoint
+
+        if not safe_serialization:
+            raise ValueError("safe_serialization must be True: weights are written as safetensors, never as a pickle")
+        if kwargs and not push_to_hub:
+            raise TypeError(f"save_pretrained got unknown arguments: {', '.join(sorted(kwargs))}")
+        write_checkpoint(
+            save_directory,
+            tensors.to_arrays(self),
+            self._saved_config(),
+            generation_config=self._saved_generation_config(),
+            max_shard_size=max_shard_size,
+        )
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
+            push_folder(save_directory, repo_id, **kwargs)
+
+    def _saved_generation_config(self) -> Any:
+        return self._generation_config
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Save to a temporary folder and push it.
+
+        Args:
+            repo_id: "owner/name".
+            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`.
+
+        Returns:
+            What the hub answered: the address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(folder, repo_id, **kwargs)
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, config: Any) -> torch.dtype | None:
+    """None is float32; "auto" the config's, or None (as stored) without one; a name or a dtype is itself.
+
+    Raises:
+        ValueError: not a floating-point type.
+    """
+    if dtype is None:
+        return torch.float32
+    if dtype == "auto":
+        dtype = config.torch_dtype
+        if dtype is None:
+            return None
+    found = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point torch dtype, its name or 'auto', got {dtype!r}")
+    return found

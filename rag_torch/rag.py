@@ -1,0 +1,348 @@
+"""The RAG models; the two heads that marginalise over documents (Lewis et al. 2020, arXiv 2005.11401, section 2.1).
+
+Names, arguments and defaults are those of transformers 4.37.2. `docs/compatibility.md` lists where results differ.
+Letters: B questions, N documents a question, S context length, T target length, V vocabulary. Row b * N + d of
+everything with B*N rows belongs to document d of question b.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rag_core.config import RagConfig
+from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
+from rag_torch import marginalize as marginal
+from rag_torch.components import RagPretrained
+from rag_torch.contexts import Contexts, checked_n_docs
+from rag_torch.rag_model import RagModel
+
+__all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
+
+_MODEL_ARGUMENTS = (
+    "input_ids",
+    "attention_mask",
+    "encoder_outputs",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "past_key_values",
+    "doc_scores",
+    "context_input_ids",
+    "context_attention_mask",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_retrieved",
+    "n_docs",
+)
+
+
+class _RagHead(RagPretrained):
+    """What RAG-Sequence and RAG-Token share: a `RagModel` inside, and the run-up to a loss."""
+
+    config_class = RagConfig
+
+    def __init__(
+        self,
+        config: RagConfig | None = None,
+        question_encoder: nn.Module | None = None,
+        generator: nn.Module | None = None,
+        retriever: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        rag = RagModel(config, question_encoder, generator, retriever, **kwargs)
+        super().__init__(rag.config)
+        self.rag = rag
+
+    @property
+    def retriever(self) -> Any:
+        """The retriever, or None."""
+        return self.rag.retriever
+
+    @property
+    def generator(self) -> Any:
+        """The generator."""
+        return self.rag.generator
+
+    @property
+    def question_encoder(self) -> nn.Module:
+        """The question encoder."""
+        return self.rag.question_encoder
+
+    def set_retriever(self, retriever: Any) -> None:
+        """Attach a retriever, or detach it with None."""
+        self.rag.set_retriever(retriever)
+
+    def set_context_encoder_for_training(self, ctx_encoder: nn.Module) -> None:
+        """Score documents with a live document encoder; see `RagModel.set_context_encoder_for_training`."""
+        self.rag.set_context_encoder_for_training(ctx_encoder)
+
+    def _contexts(self, *args: Any, **kwargs: Any) -> Contexts:
+        return self.rag._contexts(*args, **kwargs)
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.config.generator.pad_token_id
+        if pad is None:
+            raise ValueError("config.generator.pad_token_id must be set: it says which labels are not scored")
+        return pad
+
+    def _run(self, labels: Tensor | None, inputs: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Tensor | None]:
+        """RagModel's output, and the labels with pads for -100."""
+        question_text = kwargs.pop("question_text", None)
+        kwargs.pop("token_type_ids", None)
+        if kwargs:
+            raise TypeError(f"{type(self).__name__}.forward got unknown arguments: {', '.join(sorted(kwargs))}")
+        if labels is not None:
+            labels = labels.masked_fill(labels == -100, self._pad_token_id)
+            if inputs["decoder_input_ids"] is None:
+                inputs["decoder_input_ids"] = labels
+            inputs["use_cache"] = False
+        return self.rag(**inputs, question_text=question_text, return_dict=True), labels
+
+    def _result(self, outputs: RetrievAugLMOutput, loss: Tensor | None, return_dict: bool | None) -> Any:
+        output = RetrievAugLMMarginOutput(**{**vars(outputs), "loss": loss})
+        wanted = self.config.use_return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
+
+
+def _inputs(*values: Any) -> dict[str, Any]:
+    """Arguments of `RagModel.forward` by name, in its order."""
+    return dict(zip(_MODEL_ARGUMENTS, values, strict=True))
+
+
+class RagSequenceForGeneration(_RagHead):
+    """RAG-Sequence: one document explains the whole answer (paper, section 2.1). Arguments as `RagModel`."""
+
+    head = "sequence"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_retrieved: bool | None = None,
+        exclude_bos_score: bool | None = None,
+        reduce_loss: bool | None = None,
+        labels: Tensor | None = None,
+        n_docs: int | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`RagModel.forward`, and the loss.
+
+        Args:
+            input_ids: see `RagModel.forward` for this and every argument not named here.
+            exclude_bos_score: leave the first scored token out of the loss if it is BOS in every row.
+            reduce_loss: sum the loss over the batch.
+            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored. The loss is that of
+                `decoder_input_ids` where both are given (kept: compatibility Q16).
+            return_dict: False for a plain tuple.
+            **kwargs: `question_text`, see `RagModel.forward`.
+
+        Returns:
+            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`, and `logits` (B*N, T, V).
+        """
+        config = self.config
+        inputs = _inputs(
+            input_ids,
+            attention_mask,
+            encoder_outputs,
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values,
+            doc_scores,
+            context_input_ids,
+            context_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            output_retrieved,
+            n_docs,
+        )
+        outputs, labels = self._run(labels, inputs, kwargs)
+        loss = None
+        if labels is not None:
+            loss = self.get_nll(
+                outputs.logits,
+                outputs.doc_scores,
+                inputs["decoder_input_ids"],
+                config.reduce_loss if reduce_loss is None else reduce_loss,
+                config.label_smoothing,
+                config.exclude_bos_score if exclude_bos_score is None else exclude_bos_score,
+                n_docs,
+            )
+        return self._result(outputs, loss, return_dict)
+
+    def get_nll(
+        self,
+        seq_logits: Tensor,
+        doc_scores: Tensor,
+        target: Tensor,
+        reduce_loss: bool = False,
+        epsilon: float = 0.0,
+        exclude_bos_score: bool = False,
+        n_docs: int | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `sequence_nll`."""
+        n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        return marginal.sequence_nll(
+            seq_logits.unflatten(0, (-1, n_docs)),
+            doc_scores,
+            target,
+            self._pad_token_id,
+            bos_token_id=self.config.bos_token_id or self.config.generator.bos_token_id,
+            exclude_bos_score=exclude_bos_score,
+            epsilon=epsilon,
+            reduce_loss=reduce_loss,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        do_deduplication: bool | None = None,
+        num_return_sequences: int | None = None,
+        num_beams: int | None = None,
+        n_docs: int | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Generate answers; see `rag_torch.decoding.rag_sequence_generate`."""
+        from rag_torch.decoding import rag_sequence_generate
+
+        given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
+        options = (do_deduplication, num_return_sequences, num_beams, n_docs)
+        return rag_sequence_generate(self, *given, *options, **model_kwargs)
+
+
+class RagTokenForGeneration(_RagHead):
+    """RAG-Token: each token may come from another document (paper, section 2.1). Arguments as `RagModel`."""
+
+    head = "token"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_retrieved: bool | None = None,
+        do_marginalize: bool | None = None,
+        reduce_loss: bool | None = None,
+        labels: Tensor | None = None,
+        n_docs: int | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`RagModel.forward`, the marginal and the loss.
+
+        Args:
+            input_ids: see `RagModel.forward` for this and every argument not named here.
+            do_marginalize: return marginalised log-probabilities (B, T, V) as `logits`.
+            reduce_loss: sum the loss over the batch.
+            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored.
+            return_dict: False for a plain tuple.
+            **kwargs: `question_text`, see `RagModel.forward`.
+
+        Returns:
+            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`.
+        """
+        config = self.config
+        inputs = _inputs(
+            input_ids,
+            attention_mask,
+            encoder_outputs,
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values,
+            doc_scores,
+            context_input_ids,
+            context_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            output_retrieved,
+            n_docs,
+        )
+        outputs, labels = self._run(labels, inputs, kwargs)
+        loss = None
+        if labels is not None:
+            reduce_loss = config.reduce_loss if reduce_loss is None else reduce_loss
+            epsilon = config.label_smoothing
+            loss = self.get_nll(outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs)
+        if config.do_marginalize if do_marginalize is None else do_marginalize:
+            outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
+        return self._result(outputs, loss, return_dict)
+
+    def marginalize(self, seq_logits: Tensor, doc_scores: Tensor, n_docs: int | None = None) -> Tensor:
+        """log p(y_i|x, y_<i) over the vocabulary: logits (B*N, T, V) and scores (B, N) -> (B, T, V)."""
+        n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        log_probs = marginal.doc_log_probs(doc_scores)
+        return marginal.token_log_probs(seq_logits.unflatten(0, (-1, n_docs)), log_probs)
+
+    def get_nll(
+        self,
+        seq_logits: Tensor,
+        doc_scores: Tensor,
+        target: Tensor,
+        reduce_loss: bool = False,
+        epsilon: float = 0.0,
+        n_docs: int | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `token_nll`."""
+        n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        logits = seq_logits.unflatten(0, (-1, n_docs))
+        pad = self._pad_token_id
+        return marginal.token_nll(logits, doc_scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss)
+
+    def shift_tokens_right(self, input_ids: Tensor, start_token_id: int | None = None) -> Tensor:
+        """(B, T) ids with a start token (the config's decoder start) in front and the last column gone."""
+        start = self.config.decoder_start_token_id if start_token_id is None else start_token_id
+        if start is None:
+            raise ValueError("start_token_id must be given: config.decoder_start_token_id is None")
+        return torch.cat([input_ids.new_full((input_ids.shape[0], 1), start), input_ids[:, :-1]], 1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        n_docs: int | None = None,
+        generation_config: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate answers; see `rag_torch.decoding.rag_token_generate`."""
+        from rag_torch.decoding import rag_token_generate
+
+        given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs)
+        rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
+        return rag_token_generate(self, *given, *rules, **kwargs)

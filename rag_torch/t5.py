@@ -1,0 +1,386 @@
+"""T5 v1.0 (ReLU, tied head) and v1.1 (gated, untied head): encoder, decoder with cache, language-model head.
+
+Raffel et al. 2019, arXiv 1910.10683. Attribute names are the weights' names in public checkpoints.
+Letters: R rows (contexts), K beams of a row, T target positions now, L key positions, S context length, d width,
+H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rag_core.config import T5Config
+from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+from rag_core.positions import t5_buckets
+from rag_torch.layers import (
+    AttentionMask,
+    DecodeState,
+    GrowingCache,
+    Trace,
+    activation,
+    as_encoder_output,
+    attend,
+    causal_allowed,
+    key_mask,
+    merge_heads,
+    split_heads,
+)
+from rag_torch.marginalize import widen
+from rag_torch.pretrained import PretrainedModel
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class T5LayerNorm(nn.Module):
+    """Root-mean-square norm: no mean, no bias."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        wide = widen(x)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return self.weight * wide.to(self.weight.dtype)
+
+
+class T5Attention(nn.Module):
+    """Multi-head attention without biases and without a scale on the scores."""
+
+    def __init__(self, config: T5Config, has_bias: bool = False) -> None:
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.heads = config.num_heads
+        self.dropout = config.dropout_rate
+        self.q = nn.Linear(config.d_model, inner, bias=False)
+        self.k = nn.Linear(config.d_model, inner, bias=False)
+        self.v = nn.Linear(config.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        if has_bias:
+            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """(R, L, d) -> keys and values (R, H, L, h)."""
+        return split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
+
+    def forward(
+        self, x: Tensor, keys_values: KeysValues, mask: AttentionMask, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
+        query = split_heads(self.q(x), self.heads)
+        dropout = self.dropout if self.training else 0.0
+        out, weights = attend(query, *keys_values, mask, dropout=dropout, scale=1.0, need_weights=need_weights)
+        return self.o(merge_heads(out)), weights
+
+
+class T5FeedForward(nn.Module):
+    """Two projections, or three with a gate."""
+
+    wi: nn.Linear
+    wi_0: nn.Linear
+    wi_1: nn.Linear
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.gated = bool(config.is_gated_act)
+        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
+            setattr(self, name, nn.Linear(config.d_model, config.d_ff, bias=False))
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.act = activation(str(config.dense_act_fn))
+        self.dropout = config.dropout_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, T, d) -> (R, T, d)."""
+        hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
+        return self.wo(F.dropout(hidden, self.dropout, self.training))
+
+
+class T5SubLayer(nn.Module):
+    """A norm, one of the parts above under its name, and a residual connection around both."""
+
+    def __init__(self, config: T5Config, name: str, part: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, part)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = config.dropout_rate
+
+    def add(self, x: Tensor, update: Tensor) -> Tensor:
+        """x plus the (dropped-out) update; in half precision kept finite."""
+        x = x + F.dropout(update, self.dropout, self.training)
+        return x.clamp(-64500, 64500) if x.dtype == torch.float16 else x
+
+
+class T5Block(nn.Module):
+    """Self-attention, cross-attention in a decoder, and feed-forward."""
+
+    layer: Any
+
+    def __init__(self, config: T5Config, decoder: bool, first: bool) -> None:
+        super().__init__()
+        layers = [T5SubLayer(config, "SelfAttention", T5Attention(config, first))]
+        if decoder:
+            layers.append(T5SubLayer(config, "EncDecAttention", T5Attention(config)))
+        layers.append(T5SubLayer(config, "DenseReluDense", T5FeedForward(config)))
+        self.layer = nn.ModuleList(layers)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: AttentionMask,
+        need_weights: bool = False,
+        cache: DecodeState | GrowingCache | None = None,
+        index: int = 0,
+        cross: KeysValues | None = None,
+        cross_mask: AttentionMask | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        first = self.layer[0]
+        normed = first.layer_norm(x)
+        keys_values = first.SelfAttention.keys_values(normed)
+        if cache is not None:
+            keys_values = cache.extend(index, *keys_values)
+        update, weights = first.SelfAttention(normed, keys_values, mask, need_weights)
+        x = first.add(x, update)
+        cross_weights = None
+        if cross is not None and cross_mask is not None:
+            second = self.layer[1]
+            # The beams of a context ride on the query axis, so its keys and values are never repeated.
+            riding = second.layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
+            update, cross_weights = second.EncDecAttention(riding, cross, cross_mask, need_weights)
+            x = second.add(x, update.reshape(x.shape))
+        last = self.layer[-1]
+        return last.add(x, last.DenseReluDense(last.layer_norm(x))), weights, cross_weights
+
+
+class T5Stack(nn.Module):
+    """Token embeddings, blocks and a final norm; the encoder or the decoder."""
+
+    block: Any
+
+    def __init__(self, config: T5Config, decoder: bool) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        count = config.num_decoder_layers if decoder else config.num_layers
+        self.block = nn.ModuleList(T5Block(config, decoder, number == 0) for number in range(count or 0))
+        self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = config.dropout_rate
+        self.decoder = decoder
+        self.buckets = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
+
+    @torch.compiler.disable
+    def position_bias(self, length: int, keys: int, first: int = 0) -> Tensor:
+        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`."""
+        table = self.block[0].layer[0].SelfAttention.relative_attention_bias
+        buckets = torch.from_numpy(t5_buckets(length, keys, *self.buckets, not self.decoder, first))
+        return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return F.dropout(self.final_layer_norm(x), self.dropout, self.training)
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return F.dropout(x, self.dropout, self.training)
+
+
+class T5Encoder(T5Stack):
+    """The encoder."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config, False)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        inputs_embeds: Tensor | None = None,
+    ) -> EncoderOutput:
+        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+        x = self._embed(input_ids, inputs_embeds)
+        mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(x.shape[1], x.shape[1]))
+        trace = Trace(output_hidden_states, output_attentions)
+        for block in self.block:
+            trace.hidden(x)
+            x, weights, _ = block(x, mask, output_attentions)
+            trace.attentions(weights)
+        x = self._finish(x)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class T5Decoder(T5Stack):
+    """The decoder over a cache."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config, True)
+
+    def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
+        """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
+        return [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: DecodeState | GrowingCache,
+        cross: list[KeysValues],
+        cross_mask: AttentionMask,
+        attention_mask: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        trace = trace or Trace(False, False)
+        x = self._embed(input_ids)
+        past, length = cache.position, x.shape[1]
+        whole = getattr(cache, "position_bias", None)
+        if whole is None:
+            bias = self.position_bias(length, past + length, past)
+        else:
+            bias = whole[:, :, past : past + length, : past + length]  # (1, H, T, L)
+        mask = AttentionMask(causal_allowed(length, past, x.device, attention_mask), bias)
+        for index, block in enumerate(self.block):
+            trace.hidden(x)
+            x, weights, cross_weights = block(x, mask, trace.want_attentions, cache, index, cross[index], cross_mask)
+            trace.attentions(weights, cross_weights)
+        x = self._finish(x)
+        trace.hidden(x)
+        return x
+
+
+class T5ForConditionalGeneration(PretrainedModel):
+    """T5 with its language-model head.
+
+    Args:
+        config: a `T5Config`.
+    """
+
+    config_class = T5Config
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Encoder(config)
+        self.decoder = T5Decoder(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was trained."""
+        config, factor = self.config, self.config.initializer_factor
+        wide, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
+        scales = {"q": wide * config.d_kv**-0.5, "o": inner, "wo": config.d_ff**-0.5, "shared": 1.0, "lm_head": 1.0}
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, 0.0, factor * scales.get(name.split(".")[-2], wide))
+
+    def tie_weights(self) -> None:
+        """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
+        shared = self.shared.weight
+        self.encoder.embed_tokens.weight = shared
+        self.decoder.embed_tokens.weight = shared
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = shared
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.shared
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language-model head."""
+        return self.lm_head
+
+    def get_encoder(self) -> T5Encoder:
+        """The encoder."""
+        return self.encoder
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        # A tied table is as large as embeddings are, too large for a head.
+        return self.lm_head(hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Logits of a target given a context.
+
+        Args:
+            input_ids: (R, S) context ids.
+            attention_mask: (R, S), 1 = a real token; None = all are.
+            decoder_input_ids: (R, T) target ids.
+            decoder_attention_mask: (R, past + T), 1 = a real token.
+            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
+            past_key_values: an earlier call's, to continue from it.
+            use_cache: whether to return `past_key_values`; None = the config's.
+            output_attentions: whether to return attentions; None = the config's.
+            output_hidden_states: whether to return hidden states; None = the config's.
+            return_dict: False for a plain tuple; None = the config's.
+
+        Returns:
+            `Seq2SeqLMOutput` with `logits` (R, T, V).
+
+        Raises:
+            ValueError: no `decoder_input_ids`; T5 has no way of its own to make them from a context.
+        """
+        use_cache, attentions, hidden, return_dict = self.switches(
+            use_cache, output_attentions, output_hidden_states, return_dict
+        )
+        if decoder_input_ids is None:
+            raise ValueError("decoder_input_ids must be given to T5 (or labels to a RAG head), got None")
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, attentions, hidden)
+        encoder_outputs = as_encoder_output(encoder_outputs)
+        if past_key_values is None:
+            cross = self.decoder.cross(encoder_outputs.last_hidden_state)
+        else:
+            cross = [(layer[2], layer[3]) for layer in past_key_values]
+        cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
+        x = self.decoder(decoder_input_ids, cache, cross, key_mask(attention_mask), decoder_attention_mask, trace)
+        decoder_hidden, decoder_attentions, cross_attentions = trace.result()
+        output = Seq2SeqLMOutput(
+            logits=self._logits(x),
+            past_key_values=cache.past_with(cross) if use_cache else None,
+            decoder_hidden_states=decoder_hidden,
+            decoder_attentions=decoder_attentions,
+            cross_attentions=cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Contexts (R, S) -> encoder states (R, S, d)."""
+        return self.encoder(input_ids, attention_mask).last_hidden_state
+
+    def start(
+        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+    ) -> DecodeState:
+        """Prepare decoding; see `BartForConditionalGeneration.start`."""
+        cross = self.decoder.cross(encoder_hidden)
+        state = DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
+        if max_length is not None:
+            state.position_bias = self.decoder.position_bias(max_length, max_length)
+        return state
+
+    def decode(self, tokens: Tensor, state: DecodeState) -> Tensor:
+        """Tokens (R, K, T) -> logits (R, K, T, V); see `BartForConditionalGeneration.decode`."""
+        x = self.decoder(tokens.flatten(0, 1), state, state.cross, state.cross_mask)  # (R*K, T, d)
+        state.advance(tokens.shape[2])
+        return self._logits(x).unflatten(0, tokens.shape[:2])

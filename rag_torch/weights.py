@@ -1,0 +1,91 @@
+"""{name: ndarray} <-> parameters, strictly: every name accounted for, ties kept, nothing half loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers by name; of tied parameters only the first name."""
+    saved = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    for name, tensor in saved.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Each further name of a tied parameter -> its first name."""
+    first: dict[int, str] = {}
+    ties = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            ties[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    return ties
+
+
+def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """The weights as NumPy arrays, tied ones once; bfloat16 stays bfloat16."""
+    return {name: _to_array(tensor) for name, tensor in named_tensors(model)}
+
+
+def _to_array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype is torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def from_array(array: np.ndarray, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+    """A tensor that owns its memory.
+
+    Args:
+        array: any shape; ml_dtypes' bfloat16 included.
+        dtype: wanted type; None keeps the array's. Integers keep theirs.
+        device: wanted place.
+    """
+    array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        tensor = torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.array(array))
+    if dtype is None or not tensor.is_floating_point():
+        dtype = tensor.dtype
+    return tensor.to(device=device, dtype=dtype)
+
+
+def assign(model: nn.Module, arrays: Mapping[str, np.ndarray], dtype: torch.dtype | None, device: Any) -> None:
+    """Replace the named parameters and buffers by new ones (the model may be on the meta device).
+
+    Args:
+        model: whose names these are.
+        arrays: name -> values of the right shape; the caller has checked both.
+        dtype: of floating-point weights; None keeps the arrays'.
+        device: where to put them.
+    """
+    for name, array in arrays.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        tensor = from_array(array, dtype, device)
+        if leaf in module._parameters:
+            old = module._parameters[leaf]
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
+        else:
+            module._buffers[leaf] = tensor
+
+
+def resized(weight: Tensor, rows: int, std: float) -> Tensor:
+    """The table with `rows` rows: cut, or lengthened by normal(0, std)."""
+    kept = weight.detach()[:rows]
+    fresh = torch.randn(max(0, rows - weight.shape[0]), *weight.shape[1:], device=weight.device) * std
+    return torch.cat([kept, fresh.to(weight.dtype)])
