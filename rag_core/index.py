@@ -136,7 +136,9 @@ class FaissIndex:
             if vectors not in ("stored", "index"):
                 raise ValueError(f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}.")
             vectors = ArrowVectors(passages, self._column) if vectors == "stored" else FaissVectors(faiss_index)
-        if len(passages) and vectors.vector_size != faiss_index.d:
+        if not len(passages):
+            vectors.vector_size = int(faiss_index.d)
+        if vectors.vector_size != faiss_index.d:
             raise ValueError(
                 f"column {self._column!r} holds vectors of size {vectors.vector_size}, the faiss index is of size "
                 f"{faiss_index.d}; build the index from this data set."

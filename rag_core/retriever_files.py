@@ -54,20 +54,20 @@ def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool 
 
 def _located(path: str, base: str | Path | None, hub: dict) -> Path:
     """Resolve a configured path: absolute, or relative to the config's folder or repository or the working folder."""
-    if Path(path).is_absolute() or base is None:
-        return Path(path)
-    if Path(base).is_dir():
-        inside = Path(base) / hub.get("subfolder", "") / path if hub.get("subfolder") else Path(base) / path
-        return inside if inside.exists() or not Path(path).exists() else Path(path)
-    if Path(path).exists() or Path(base).suffix == ".json":
+    if base is not None and Path(base).is_dir():
+        folder = Path(base) / (hub.get("subfolder") or "")
+        # transformers writes paths as it was given them; a folder that was moved since still holds its own files.
+        moved = [folder / Path(path).name] if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER) else []
+        return next((place for place in (folder / path, Path(path), *moved) if place.exists()), folder / path)
+    if base is None or Path(path).exists() or Path(base).suffix == ".json":
         return Path(path)
     from rag_core.hub import list_files, resolve_file
 
-    inside_repo = [name for name in list_files(base, **hub) if name == path or name.startswith(f"{path}/")]
-    if not inside_repo:
+    names = [name for name in list_files(base, **hub) if name == path or name.startswith(f"{path}/")]
+    if not names:
         return Path(path)
-    files = [resolve_file(base, name, **hub) for name in inside_repo]
-    return files[0] if inside_repo == [path] else files[0].parents[inside_repo[0].count("/") - path.count("/") - 1]
+    files = [resolve_file(base, name, **hub) for name in names]
+    return files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
 
 
 def load_parts(
