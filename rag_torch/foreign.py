@@ -10,7 +10,8 @@ transformers' sequence-to-sequence models are such modules. A module that offers
 `BartForConditionalGeneration` does is used as it is, which is faster: `ForeignGenerator` decodes each prefix anew
 unless the module's cache can be reordered.
 
-Letters: B texts, R contexts, K beams of a context, S context length, T target positions now, V vocabulary, D vector size.
+Letters: B texts, R contexts, K beams of a context, S context length, T target positions now, V vocabulary,
+D vector size.
 """
 
 from __future__ import annotations

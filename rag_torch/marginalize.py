@@ -1,4 +1,4 @@
-"""RAG's marginalisation as pure functions (paper, section 2.1). All of it runs in float32 or wider, also under autocast.
+"""RAG's marginalisation as pure functions (paper, section 2.1). All in float32 or wider, also under autocast.
 
 Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..." any axes in between,
 such as the candidates or beams of a question.
@@ -97,8 +97,8 @@ def token_joint(logits: Tensor, log_probs: Tensor, target: Tensor) -> Tensor:
 def sequence_joint(each: Tensor, log_probs: Tensor, pad_mask: Tensor, drop_first: Tensor | bool = False) -> Tensor:
     """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
 
-    The document's log-probability is added to the target's second token, so a target without a second token goes without
-    (kept: compatibility Q12). A document of score -inf never counts.
+    The document's log-probability is added to the target's second token, so a target without a second token goes
+    without (kept: compatibility Q12). A document of score -inf never counts.
 
     Args:
         each: log-probability of each target token, (B, N, ..., T).

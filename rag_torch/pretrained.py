@@ -164,8 +164,8 @@ class PretrainedModel(nn.Module):
         unknown = sorted(name for name in overrides if not cls.config_class.knows(name) and name not in known)
         if unknown:
             raise TypeError(
-                f"{cls.__name__}.from_pretrained got unknown keywords {', '.join(unknown)}: neither an option of loading "
-                f"nor a field of {cls.config_class.__name__}"
+                f"{cls.__name__}.from_pretrained got unknown keywords {', '.join(unknown)}: neither an option of "
+                f"loading nor a field of {cls.config_class.__name__}"
             )
 
     def _load(self, name_or_path: str | Path, hub: dict[str, Any], dtype: torch.dtype | None, device: Any) -> None:

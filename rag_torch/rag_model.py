@@ -108,8 +108,8 @@ class RagModel(RagPretrained):
             if self.ctx_encoder is None or "tokenized_doc_ids" not in retrieved:
                 raise ValueError(
                     "a context encoder is set, but the retriever returned no tokenized_doc_ids: call "
-                    "retriever.set_ctx_encoder_tokenizer(tokenizer), or set context_encoder_training = False to use the "
-                    "index's vectors"
+                    "retriever.set_ctx_encoder_tokenizer(tokenizer), or set context_encoder_training = False to use "
+                    "the index's vectors"
                 )
             ids, mask = (
                 to_device(retrieved[key], device) for key in ("tokenized_doc_ids", "tokenized_doc_attention_mask")

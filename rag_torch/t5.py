@@ -7,7 +7,6 @@ H heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.config import T5Config
-from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
 from rag_torch.layers import (
     AttentionMask,
@@ -23,7 +22,6 @@ from rag_torch.layers import (
     GrowingCache,
     Trace,
     activation,
-    as_encoder_output,
     attend,
     causal_allowed,
     key_mask,
@@ -31,7 +29,7 @@ from rag_torch.layers import (
     split_heads,
 )
 from rag_torch.marginalize import widen
-from rag_torch.pretrained import PretrainedModel
+from rag_torch.seq2seq import Generator
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -255,7 +253,7 @@ class T5Decoder(T5Stack):
         return x
 
 
-class T5ForConditionalGeneration(PretrainedModel):
+class T5ForConditionalGeneration(Generator):
     """T5 with its language-model head.
 
     Args:
@@ -301,86 +299,23 @@ class T5ForConditionalGeneration(PretrainedModel):
         """The encoder."""
         return self.encoder
 
+    def get_decoder(self) -> T5Decoder:
+        """The decoder."""
+        return self.decoder
+
+    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
+        """T5 makes no target of its own out of a context: always an error."""
+        raise ValueError("decoder_input_ids must be given to T5 (or labels to a RAG head), got None")
+
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.
         return self.lm_head(hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: Any = None,
-        past_key_values: Sequence[Sequence[Tensor]] | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Logits of a target given a context.
-
-        Args:
-            input_ids: (R, S) context ids.
-            attention_mask: (R, S), 1 = a real token; None = all are.
-            decoder_input_ids: (R, T) target ids.
-            decoder_attention_mask: (R, past + T), 1 = a real token.
-            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
-            past_key_values: an earlier call's, to continue from it.
-            use_cache: whether to return `past_key_values`; None = the config's.
-            output_attentions: whether to return attentions; None = the config's.
-            output_hidden_states: whether to return hidden states; None = the config's.
-            return_dict: False for a plain tuple; None = the config's.
-
-        Returns:
-            `Seq2SeqLMOutput` with `logits` (R, T, V).
-
-        Raises:
-            ValueError: no `decoder_input_ids`; T5 has no way of its own to make them from a context.
-        """
-        use_cache, attentions, hidden, return_dict = self.switches(
-            use_cache, output_attentions, output_hidden_states, return_dict
-        )
-        if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids must be given to T5 (or labels to a RAG head), got None")
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, attentions, hidden)
-        encoder_outputs = as_encoder_output(encoder_outputs)
-        if past_key_values is None:
-            cross = self.decoder.cross(encoder_outputs.last_hidden_state)
-        else:
-            cross = [(layer[2], layer[3]) for layer in past_key_values]
-        cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
-        x = self.decoder(decoder_input_ids, cache, cross, key_mask(attention_mask), decoder_attention_mask, trace)
-        decoder_hidden, decoder_attentions, cross_attentions = trace.result()
-        output = Seq2SeqLMOutput(
-            logits=self._logits(x),
-            past_key_values=cache.past_with(cross) if use_cache else None,
-            decoder_hidden_states=decoder_hidden,
-            decoder_attentions=decoder_attentions,
-            cross_attentions=cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
-        )
-        return output if return_dict else output.to_tuple()
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Contexts (R, S) -> encoder states (R, S, d)."""
-        return self.encoder(input_ids, attention_mask).last_hidden_state
-
     def start(
         self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
     ) -> DecodeState:
-        """Prepare decoding; see `BartForConditionalGeneration.start`."""
-        cross = self.decoder.cross(encoder_hidden)
-        state = DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
+        """Prepare decoding; see `Generator.start`."""
+        state = super().start(encoder_hidden, encoder_mask, beams, max_length)
         if max_length is not None:
             state.position_bias = self.decoder.position_bias(max_length, max_length)
         return state
-
-    def decode(self, tokens: Tensor, state: DecodeState) -> Tensor:
-        """Tokens (R, K, T) -> logits (R, K, T, V); see `BartForConditionalGeneration.decode`."""
-        x = self.decoder(tokens.flatten(0, 1), state, state.cross, state.cross_mask)  # (R*K, T, d)
-        state.advance(tokens.shape[2])
-        return self._logits(x).unflatten(0, tokens.shape[:2])

@@ -1,0 +1,125 @@
+"""What the two sequence-to-sequence networks share: the forward pass around encoder and decoder, and stepwise decoding.
+
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rag_core.outputs import Seq2SeqLMOutput
+from rag_torch.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
+from rag_torch.pretrained import PretrainedModel
+
+
+class Generator(PretrainedModel):
+    """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with them."""
+
+    def get_encoder(self) -> Any:
+        """The encoder."""
+        raise NotImplementedError
+
+    def get_decoder(self) -> Any:
+        """The decoder."""
+        raise NotImplementedError
+
+    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
+        """Decoder inputs (R, T) where only the context (R, S) is given."""
+        raise NotImplementedError
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Logits of a target given a context.
+
+        Args:
+            input_ids: (R, S) context ids.
+            attention_mask: (R, S), 1 = a real token; None = all are.
+            decoder_input_ids: (R, T) target ids; None = what `decoder_inputs` makes of `input_ids` (BART only).
+            decoder_attention_mask: (R, past + T), 1 = a real token.
+            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
+            past_key_values: an earlier call's, to continue from it.
+            use_cache: whether to return `past_key_values`; None = the config's.
+            output_attentions: whether to return attentions; None = the config's.
+            output_hidden_states: whether to return hidden states; None = the config's.
+            return_dict: False for a plain tuple; None = the config's.
+
+        Returns:
+            `Seq2SeqLMOutput` with `logits` (R, T, V).
+        """
+        use_cache, attentions, hidden, return_dict = self.switches(
+            use_cache, output_attentions, output_hidden_states, return_dict
+        )
+        if decoder_input_ids is None:
+            if input_ids is None:
+                raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
+            decoder_input_ids = self.decoder_inputs(input_ids)
+        if encoder_outputs is None:
+            encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
+        encoder_outputs = as_encoder_output(encoder_outputs)
+        decoder = self.get_decoder()
+        if past_key_values is None:
+            cross = decoder.cross(encoder_outputs.last_hidden_state)
+        else:
+            cross = [(layer[2], layer[3]) for layer in past_key_values]
+        cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
+        x = decoder(decoder_input_ids, cache, cross, key_mask(attention_mask), decoder_attention_mask, trace)
+        decoder_hidden, decoder_attentions, cross_attentions = trace.result()
+        output = Seq2SeqLMOutput(
+            logits=self._logits(x),
+            past_key_values=cache.past_with(cross) if use_cache else None,
+            decoder_hidden_states=decoder_hidden,
+            decoder_attentions=decoder_attentions,
+            cross_attentions=cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Contexts (R, S) -> encoder states (R, S, d)."""
+        return self.get_encoder()(input_ids, attention_mask).last_hidden_state
+
+    def start(
+        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+    ) -> DecodeState:
+        """Prepare decoding: cross-attention keys and values, computed once for each context.
+
+        Args:
+            encoder_hidden: (R, S, d).
+            encoder_mask: (R, S) bool, True = a real token.
+            beams: K, sequences riding on a context.
+            max_length: number of positions to allocate a self-attention cache for; None = no cache.
+
+        Returns:
+            The state that `decode` advances.
+        """
+        cross = self.get_decoder().cross(encoder_hidden)
+        return DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
+
+    def decode(self, tokens: Tensor, state: DecodeState) -> Tensor:
+        """Tokens (R, K, T) -> logits (R, K, T, V).
+
+        With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
+        prefixes.
+        """
+        x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask)  # (R*K, T, d)
+        state.advance(tokens.shape[2])
+        return self._logits(x).unflatten(0, tokens.shape[:2])
