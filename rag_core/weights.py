@@ -16,6 +16,7 @@ __all__ = [
     "RAG_HEADS",
     "RENAMES",
     "UNUSED",
+    "LazyWeights",
     "Shapes",
     "check_weights",
     "expected_shapes",
@@ -58,6 +59,29 @@ UNUSED: tuple[str, ...] = (
 
 # Missing ones are zeros: a buffer of transformers that BartModel lacks.
 _ZEROS = re.compile(r"(^|\.)final_logits_bias$")
+
+
+class LazyWeights(Mapping[str, np.ndarray]):
+    """Names with arrays that are read when asked for.
+
+    Attributes:
+        shapes: name -> shape, known without reading the arrays.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]) -> None:
+        self.shapes = dict(shapes)
+        self._read = read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
@@ -118,7 +142,7 @@ def fit_weights(
     *,
     context_encoder: PretrainedConfig | None = None,
     source: str = "The checkpoint",
-) -> Mapping[str, np.ndarray]:
+) -> LazyWeights:
     """The weights of a file under the names that `config` needs, each read when it is asked for.
 
     Args:
@@ -162,26 +186,7 @@ def fit_weights(
             return np.zeros(expected[name], np.float32)
         return weights[sources[name]]
 
-    return _Fitted(expected, read)
-
-
-class _Fitted(Mapping[str, np.ndarray]):
-    """Names with their arrays, read one at a time."""
-
-    def __init__(self, shapes: Shapes, read: Callable[[str], np.ndarray]) -> None:
-        self.shapes = shapes
-        self._read = read
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+    return LazyWeights(expected, read)
 
 
 def _unused(name: str) -> bool:

@@ -1,0 +1,207 @@
+"""Checkpoints on disk: names with arrays, read lazily from any layout of Hugging Face, written whole or not at all.
+
+Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size). Read besides:
+`pytorch_model.bin`, also in shards, without running what it holds (see `torchbin`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_core.config import PretrainedConfig
+from rag_core.hub import atomic_folder, is_local, resolve_file, split_hub_kwargs
+from rag_core.weights import LazyWeights, tied_names
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+_STALE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
+    """The weights of a folder, a repository of the hub, or one file; safetensors are preferred.
+
+    Args:
+        name_or_path: where `WEIGHT_FILES` are looked for, in that order; or a .safetensors or .bin file.
+        **hub: options of `rag_core.hub.HUB_KWARGS`.
+
+    Returns:
+        Name -> array (bfloat16 through ml_dtypes), read when asked for; `.shapes` tells shapes without reading.
+
+    Raises:
+        OSError: no weights there, or a file is missing, truncated, corrupt or refused; the file is named.
+        TypeError: an unknown option.
+    """
+    _, unknown = split_hub_kwargs(hub)
+    if unknown:
+        raise TypeError(f"read_weights takes hub options only, got {', '.join(sorted(unknown))}.")
+    if is_local(name_or_path) and Path(name_or_path).expanduser().is_file():
+        return _open(Path(name_or_path).expanduser())
+    for filename in WEIGHT_FILES:
+        path = resolve_file(name_or_path, filename, required=False, **hub)
+        if path is not None:
+            if filename.endswith(".index.json"):
+                return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
+            return _open(path)
+    where = f"folder {str(name_or_path)!r}" if is_local(name_or_path) else f"repository {str(name_or_path)!r}"
+    raise OSError(f"No weights in {where}: none of {', '.join(WEIGHT_FILES)}.")
+
+
+def write_checkpoint(
+    folder: str | Path,
+    weights: Mapping[str, Any],
+    config: PretrainedConfig,
+    *,
+    generation_config: Any = None,
+    architecture: str | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Saves weights with their configuration; all files appear together or none does, other files of the folder stay.
+
+    Args:
+        folder: made if missing.
+        weights: name -> array; copies of tied weights are left out of the file (see `tied_names`).
+        config: written as `config.json`, with the dtype of the weights.
+        generation_config: an object with `to_dict()` or a dictionary, for `generation_config.json`.
+        architecture: class name for `config.json`, as transformers' pipelines look it up.
+        max_shard_size: bytes, or text such as "5GB"; larger checkpoints are split.
+
+    Raises:
+        OSError: the folder can't be written; what was there before is untouched.
+        ValueError: no weights, tied copies that differ, or a size that can't be read.
+    """
+    limit = _bytes(max_shard_size)
+    if not weights:
+        raise ValueError(f"No weights to save into {str(folder)!r}.")
+    names = _stored(weights, config)
+    values = config.to_dict()
+    dtypes = (np.asarray(weights[name]).dtype.name for name in names)
+    values["torch_dtype"] = next((each for each in dtypes if each in _FLOATS), values["torch_dtype"])
+    if architecture is not None:
+        values["architectures"] = [architecture]
+    with atomic_folder(folder, stale=_STALE) as draft:
+        _write_json(draft / "config.json", values)
+        if generation_config is not None:
+            options = generation_config.to_dict() if hasattr(generation_config, "to_dict") else dict(generation_config)
+            _write_json(draft / "generation_config.json", options)
+        _write_shards(draft, names, weights, limit)
+
+
+def _write_shards(folder: Path, names: list[str], weights: Mapping[str, Any], limit: int) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    sizes = {name: np.asarray(weights[name]).nbytes for name in names}
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name in names:
+        if shards[-1] and sizes[name] > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= sizes[name]
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        _write_json(folder / "model.safetensors.index.json", index)
+    for file, shard in zip(files, shards, strict=True):
+        arrays = {name: _contiguous(weights[name]) for name in shard}
+        try:
+            # transformers refuses files without this mark.
+            save_file(arrays, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"Can't write {file}: {error}") from error
+
+
+def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
+    """The names to write: one for each group of tied weights, whose copies must be equal."""
+    head = "token" if any(name.startswith("rag.") for name in weights) else None
+    copies: set[str] = set()
+    for group in tied_names(config, head):
+        held = [name for name in group if name in weights]
+        for name in held[1:]:
+            first, other = np.asarray(weights[held[0]]), np.asarray(weights[name])
+            if first.ctypes.data != other.ctypes.data and not np.array_equal(first, other):
+                raise ValueError(
+                    f"{held[0]} and {name} differ although the configuration ties them; nothing was saved."
+                )
+        copies.update(held[1:])
+    return [name for name in weights if name not in copies]
+
+
+def _contiguous(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _bytes(size: int | str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise ValueError(f"max_shard_size must be a positive number of bytes or a text such as '5GB', got {size!r}.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _open(path: Path) -> LazyWeights:
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix == ".bin":
+        from rag_core.torchbin import TorchFile
+
+        file = TorchFile(path)
+        return LazyWeights(file.shapes, file.__getitem__)
+    raise OSError(f"{path} is no file of weights that can be read; those end in .safetensors or .bin.")
+
+
+def _open_safetensors(path: Path) -> LazyWeights:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="np")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise OSError(f"{path} is truncated or not a safetensors file ({error}); fetch or save it again.") from error
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return file.get_tensor(name)
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise OSError(f"{path}: {name} can't be read ({type(error).__name__}: {error}).") from error
+
+    return LazyWeights(shapes, read)
+
+
+def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
+    """The weights named in an index file; each shard is opened once."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = {str(name): str(file) for name, file in places.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise OSError(f"{index} is not an index of weights ({type(error).__name__}: {error}).") from error
+    shards: dict[str, LazyWeights] = {}
+    for file in sorted(set(places.values())):
+        if "/" in file or "\\" in file or file.startswith("."):
+            raise OSError(f"{index} names a shard outside its folder: {file!r}.")
+        shards[file] = _open(resolve(file))
+    lost = sorted(name for name, file in places.items() if name not in shards[file])
+    if lost:
+        raise OSError(f"{index} names weights that their shards lack: {', '.join(lost)}.")
+    shapes = {name: shards[file].shapes[name] for name, file in places.items()}
+    return LazyWeights(shapes, lambda name: shards[places[name]][name])
