@@ -1,0 +1,254 @@
+"""Tokenizers against what transformers 4.37.2 answered (conformance/record_tokenizers.py); folders and errors."""
+
+import builtins
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_core.batch import pad_rows
+from rag_core.tokenization import AutoTokenizer, BatchEncoding, RagTokenizer, Tokenizer
+from rag_core.truncation import kept_lengths
+
+DATA = Path(__file__).parent / "data" / "tokenizers"
+GOLDEN = json.loads((DATA / "golden.json").read_text("utf-8"))
+FAMILIES = sorted(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return {family: Tokenizer.from_pretrained(DATA / family) for family in FAMILIES}
+
+
+def check_golden(tokenizer, golden):
+    for case in golden["cases"]:
+        tokenizer.truncation_side = tokenizer.padding_side = case["side"]
+        assert tokenizer(**case["call"]) == case["answer"], case
+    tokenizer.truncation_side = tokenizer.padding_side = "right"
+    rows = golden["cases"][0]["answer"]["input_ids"]
+    for decoded in golden["decoded"]:
+        assert tokenizer.batch_decode(rows, **decoded["options"]) == decoded["answer"], decoded["options"]
+    assert len(tokenizer) == golden["length"]
+    assert {name: getattr(tokenizer, f"{name}_token_id") for name in golden["special"]} == golden["special"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_as_transformers_does_also_after_saving(family, tokenizers, tmp_path):
+    check_golden(tokenizers[family], GOLDEN[family])
+    tokenizers[family].save_pretrained(tmp_path / "saved")
+    check_golden(AutoTokenizer.from_pretrained(tmp_path / "saved"), GOLDEN[family])
+    (tmp_path / "saved" / "tokenizer.json").unlink()
+    check_golden(Tokenizer.from_pretrained(tmp_path / "saved"), GOLDEN[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_json_keeps_to_the_old_dialect(family, tokenizers, tmp_path):
+    tokenizers[family].save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    assert written["truncation"] is None
+    assert all(isinstance(merge, str) for merge in written["model"].get("merges", []))
+    assert "ignore_merges" not in written["model"]
+    assert "add_prefix_space" in written["pre_tokenizer"] or family == "bert"
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert config["tokenizer_class"] == {"bert": "BertTokenizer", "bart": "BartTokenizer", "t5": "T5Tokenizer"}[family]
+    assert {token["content"] for token in config["added_tokens_decoder"].values()} >= set(
+        tokenizers[family].all_special_tokens
+    )
+
+
+def test_settings_come_from_the_config_and_keywords_overrule_it(tmp_path):
+    shutil.copytree(DATA / "bert", tmp_path / "cased")
+    settings = {"do_lower_case": False, "strip_accents": True, "model_max_length": 7, "padding_side": "left", "mine": 1}
+    (tmp_path / "cased" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "cased" / "config.json").write_text('{"model_type": "dpr"}')
+    cased = Tokenizer.from_pretrained(tmp_path / "cased")
+    assert cased.tokenize("É e") == ["[UNK]", "e"]
+    assert cased(["a", "a b"], padding=True).attention_mask == [[0, 1, 1, 1], [1, 1, 1, 1]]
+    assert len(cased("a " * 20, truncation=True).input_ids) == 7
+    cased.save_pretrained(tmp_path / "json")
+    assert json.loads((tmp_path / "json" / "tokenizer_config.json").read_text())["mine"] == 1
+    lower = Tokenizer.from_pretrained(tmp_path / "json", do_lower_case=True, model_max_length=5)
+    assert lower.tokenize("É") == ["e"] and lower.model_max_length == 5
+    with pytest.raises(TypeError, match="do_lowercase"):
+        Tokenizer.from_pretrained(tmp_path / "json", do_lowercase=True)
+
+
+def test_rag_tokenizer_sends_targets_to_the_generator(tokenizers, tmp_path):
+    question, generator = tokenizers["bert"], tokenizers["bart"]
+    rag = RagTokenizer(question, generator)
+    both = rag(["who wrote it?", "when?"], text_target=["Leo Tolstoy", "in 1869"], padding=True, return_tensors="np")
+    expected = generator(["Leo Tolstoy", "in 1869"], padding=True, return_tensors="np")
+    assert both.labels.tolist() == expected.input_ids.tolist() and both.labels.dtype == np.int64
+    assert both.input_ids.tolist() == question(["who wrote it?", "when?"], padding=True).input_ids
+    assert rag(text_target="Leo Tolstoy").input_ids == generator("Leo Tolstoy").input_ids
+    assert rag.batch_decode(both.labels, skip_special_tokens=True) == ["Leo Tolstoy", "in 1869"]
+    with pytest.warns(DeprecationWarning, match="text_target"):
+        old = rag.prepare_seq2seq_batch("who?", "Tolstoy", max_target_length=4)
+    assert old["labels"] == generator("Tolstoy", truncation=True, max_length=4).input_ids
+    rag._switch_to_target_mode()
+    assert rag("who?").input_ids == generator("who?").input_ids
+
+    rag.save_pretrained(tmp_path / "rag")
+    again = AutoTokenizer.from_pretrained(tmp_path / "rag")
+    assert isinstance(again, RagTokenizer) and again("who?", text_target="x") == {
+        **question("who?"),
+        "labels": generator("x").input_ids,
+    }
+    (tmp_path / "rag" / "config.json").write_text('{"model_type": "rag"}')
+    deeper = AutoTokenizer.from_pretrained(tmp_path, subfolder="rag", local_files_only=True)
+    assert deeper.generator("x") == generator("x")
+    with pytest.raises(TypeError, match="generator must be a tokenizer"):
+        RagTokenizer(question, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, TypeError, "text must be a str"),
+        ({"text": 3}, TypeError, "text must be a str"),
+        ({"text": ["a", None]}, TypeError, r"text\[1\] must be a str, got NoneType"),
+        ({"text_target": [b"a"]}, TypeError, r"text_target\[0\]"),
+        ({"text": ["a"], "text_pair": ["b", "c"]}, ValueError, "1 texts, its pair 2"),
+        ({"text": "a \ud800"}, ValueError, "surrogates"),
+        ({"text": "a", "padding": "all"}, ValueError, "padding must be"),
+        ({"text": "a", "truncation": "some"}, ValueError, "truncation must be"),
+        ({"text": "a b", "truncation": True, "max_length": 1}, ValueError, "no room for the special tokens"),
+        ({"text": "a b", "truncation": "only_second", "max_length": 3}, ValueError, "only_second"),
+        ({"text": ["a", "b c"], "return_tensors": "np"}, ValueError, "padding=True"),
+        ({"text": "a", "return_tensors": "jax"}, ValueError, "return_tensors"),
+        (
+            {"text": "a", "padding": True, "truncation": True, "max_length": 9, "pad_to_multiple_of": 8},
+            ValueError,
+            "multiple",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, words, tokenizers):
+    with pytest.raises(error, match=words):
+        tokenizers["bert"](**arguments)
+
+
+def test_missing_pad_token_and_negative_ids(tokenizers):
+    bare = Tokenizer.from_pretrained(DATA / "bart", pad_token=None)
+    assert bare("a").input_ids == tokenizers["bart"]("a").input_ids
+    with pytest.raises(ValueError, match="no pad token"):
+        bare(["a", "b"], padding=True)
+    bare.pad_token = "</s>"
+    assert bare(["a", "a b"], padding=True).input_ids[0][-1] == bare.eos_token_id
+    with pytest.raises(ValueError, match="add_tokens"):
+        bare.mask_token = "<nowhere>"
+    with pytest.raises(ValueError, match="-100"):
+        bare.decode(np.array([5, -100]))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "spiece.model"])
+def test_broken_files_are_named(name, tokenizers, tmp_path):
+    tokenizers["t5"].save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
+    if name == "spiece.model":
+        (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=name):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(OSError, match=r"looked for tokenizer\.json and vocab\.txt"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        AutoTokenizer.from_pretrained(tmp_path / "nowhere")
+
+
+def test_t5_without_its_packages_gives_the_pip_line(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **named):
+        if name.startswith("sentencepiece"):
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'dualrag\[t5\]'"):
+        Tokenizer.from_pretrained(DATA / "t5")
+
+
+def test_threads_share_one_tokenizer(tokenizers):
+    texts = [f"{'word ' * n}end?" for n in range(40)]
+
+    def call(n):
+        options = {"truncation": True, "max_length": 5 + n, "padding": "max_length"} if n % 2 else {}
+        return tokenizers["bart"](texts, **options)
+
+    alone = [call(n) for n in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(16))) == alone
+
+
+def test_added_tokens_and_conversions(tokenizers, tmp_path):
+    tokenizer = Tokenizer.from_pretrained(DATA / "bart")
+    size = len(tokenizer)
+    assert tokenizer.add_tokens(["<doc>"], special_tokens=True) == 1 and len(tokenizer) == size + 1
+    assert tokenizer.convert_tokens_to_ids(["<doc>", "<pad>", "no such"]) == [size, 1, tokenizer.unk_token_id]
+    tokenizer.save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    ids = again("a<doc>b").input_ids
+    assert ids[2] == size and again.decode(ids, skip_special_tokens=True) == "ab"
+    assert again.convert_ids_to_tokens(ids) == ["<s>", "a", "<doc>", "b", "</s>"]
+    padded = tokenizers["bert"].pad([tokenizers["bert"]("a"), tokenizers["bert"]("a b")], return_tensors="np")
+    assert padded.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_batch_encoding_is_a_dict_with_attributes():
+    batch = BatchEncoding(input_ids=[[1, 2]], attention_mask=[[1, 1]])
+    assert batch.input_ids is batch["input_ids"] and dict(**batch) == batch.data
+    assert batch.convert_to_tensors("np").input_ids.shape == (1, 2)
+    with pytest.raises(AttributeError, match="labels"):
+        _ = batch.labels
+
+
+def test_no_framework_and_no_transformers_are_loaded():
+    code = (
+        "import sys; from rag_core.tokenization import AutoTokenizer;"
+        f"AutoTokenizer.from_pretrained({str(DATA / 't5')!r})('a', return_tensors='np');"
+        "print([n for n in ('torch', 'tensorflow', 'transformers', 'faiss', 'datasets') if n in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=2),
+    st.integers(0, 80),
+    st.sampled_from(["longest_first", "only_first", "only_second"]),
+)
+def test_truncation_keeps_what_fits(lengths, budget, strategy):
+    try:
+        kept = kept_lengths(lengths, budget, strategy)
+    except ValueError:
+        assert strategy != "longest_first"
+        return
+    assert sum(kept) == min(sum(lengths), budget)
+    assert all(0 <= new <= old for new, old in zip(kept, lengths, strict=True))
+    if strategy == "longest_first" and kept != lengths and len(lengths) == 2:
+        assert abs(kept[0] - kept[1]) <= 1 or kept[lengths.index(min(lengths))] == min(lengths)
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), max_size=7), max_size=5),
+    st.sampled_from(["left", "right"]),
+    st.none() | st.integers(1, 8),
+    st.none() | st.integers(0, 9),
+)
+def test_padding_only_adds(rows, side, multiple, length):
+    padded = pad_rows({"ids": rows}, {"ids": 0}, length=length, multiple_of=multiple, side=side)["ids"]
+    assert [[token for token in row if token] for row in padded] == rows
+    target = max(map(len, rows), default=0) if length is None else length
+    for row, original in zip(padded, rows, strict=True):
+        assert len(row) >= max(target, len(original)) and (row[: len(original)] == original or side == "left")
+        if multiple and len(original) <= target:
+            assert len(row) % multiple == 0 and len(row) < target + multiple
