@@ -70,7 +70,8 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
 
         def advance(count: int, found: bool) -> None:
-            bar.initial += count if found else 0  # passages of an earlier run do not count into the speed
+            if found and progress:
+                bar.initial += count  # passages of an earlier run do not count into the speed
             bar.update(count)
 
         shards = embed_shards(
@@ -130,7 +131,9 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
             if start > index.ntotal:
                 index.add(np.ascontiguousarray(block[len(block) - (start - index.ntotal) :]))
     else:
-        index = build_faiss(blocks(), rows, plan.dimension, kind)
+        size = plan.dimension
+        codes = max(parts for parts in range(1, max(1, size // 4) + 1) if size % parts == 0)
+        index = build_faiss(blocks(), rows, size, kind, pq_bytes=codes)
     recall, breadth = tune_recall(index, blocks, rows)
     if recall < LOW_RECALL:
         warnings.warn(

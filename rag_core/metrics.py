@@ -1,0 +1,132 @@
+"""Exact match and F1 of answers, recall and precision of retrieval, and signs of retrieval collapse.
+
+Letters: B questions, N documents a question.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, English articles and repeated white space (SQuAD's rule)."""
+    text = unicodedata.normalize("NFC", text).lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(answer: str, references: str | Iterable[str]) -> float:
+    """1.0 if the normalised answer equals one of the normalised references, else 0.0."""
+    return _best(lambda a, b: float(a == b), answer, references)
+
+
+def f1_score(answer: str, references: str | Iterable[str]) -> float:
+    """Harmonic mean of word precision and recall, against the best of the references; 0 to 1.
+
+    Words count as often as they occur. Where either side has no words left, 1.0 if both have none.
+    """
+
+    def score(found: str, wanted: str) -> float:
+        left, right = found.split(), wanted.split()
+        if not left or not right:
+            return float(left == right)
+        shared = sum((Counter(left) & Counter(right)).values())
+        return 2 * shared / (len(left) + len(right))
+
+    return _best(score, answer, references)
+
+
+def mean_scores(answers: Sequence[str], references: Sequence[str | Iterable[str]]) -> dict[str, float]:
+    """Mean "exact_match" and "f1" over B answers.
+
+    Raises:
+        ValueError: none, or not as many references as answers.
+    """
+    if not answers or len(answers) != len(references):
+        raise ValueError(f"answers and references must be equally many, got {len(answers)} and {len(references)}")
+    wanted = [[r] if isinstance(r, str) else list(r) for r in references]
+    pairs = list(zip(answers, wanted, strict=True))
+    return {
+        "exact_match": float(np.mean([exact_match(a, r) for a, r in pairs])),
+        "f1": float(np.mean([f1_score(a, r) for a, r in pairs])),
+    }
+
+
+def recall_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> float:
+    """Mean share of a question's relevant documents that are among its first k.
+
+    Args:
+        retrieved: for each of B questions its documents (row numbers or titles), best first. -1 is a missing hit.
+        relevant: for each question the documents that count; with one each, this is the hit rate.
+        k: how many hits count.
+
+    Raises:
+        ValueError: lengths differ, k is below 1, or a question has no relevant document.
+    """
+    hits = _hits(retrieved, relevant, k)
+    if any(not len(set(wanted)) for _, wanted in hits):
+        raise ValueError("relevant must name at least one document a question; leave the others out")
+    return float(np.mean([len(found & wanted) / len(wanted) for found, wanted in hits]))
+
+
+def precision_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> float:
+    """Mean share of a question's first k places taken by relevant documents; arguments as `recall_at_k`."""
+    return float(np.mean([len(found & wanted) / k for found, wanted in _hits(retrieved, relevant, k)]))
+
+
+def distinct_document_ratio(doc_ids: np.ndarray | Sequence[Sequence[int]]) -> float:
+    """Different documents among all those retrieved for a batch: 1 if all differ, 1/B if every question gets the same.
+
+    A falling value during training is retrieval collapse (paper, appendix on retrieval collapse).
+
+    Args:
+        doc_ids: (B, N), -1 for missing hits, which do not count. Without any hit: 0.
+    """
+    ids = np.asarray(doc_ids).reshape(-1)
+    ids = ids[ids >= 0]
+    return len(np.unique(ids)) / len(ids) if len(ids) else 0.0
+
+
+def mean_posterior_entropy(log_probabilities: np.ndarray) -> float:
+    """Mean entropy in nats of the distributions over documents: 0 if one document decides, log N if none does.
+
+    Args:
+        log_probabilities: (..., N), log p(z|x, y) or log p(z|x), normalised here; -inf for masked documents.
+
+    Raises:
+        ValueError: NaN, or a row without any document.
+    """
+    scores = np.asarray(log_probabilities, np.float64)
+    top = scores.max(axis=-1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise ValueError("log_probabilities must have a finite value in every row and no NaN")
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / total
+    logs = np.where(weights > 0, np.log(np.where(weights > 0, weights, 1.0)), 0.0)
+    return float(np.mean(-(weights * logs).sum(axis=-1)))
+
+
+def _best(score: Callable[[str, str], float], answer: str, references: str | Iterable[str]) -> float:
+    wanted = [references] if isinstance(references, str) else list(references)
+    if not wanted:
+        raise ValueError("references must hold at least one reference answer")
+    return max(score(normalize_answer(answer), normalize_answer(one)) for one in wanted)
+
+
+def _hits(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> list[tuple[set, set]]:
+    if k < 1 or not len(retrieved) or len(retrieved) != len(relevant):
+        raise ValueError(f"need k >= 1 and equally many rows, got k={k}, {len(retrieved)} and {len(relevant)} rows")
+    rows = zip(retrieved, relevant, strict=True)
+    return [
+        ({d for d in list(found)[:k] if not (isinstance(d, (int, np.integer)) and d < 0)}, set(wanted))
+        for found, wanted in rows
+    ]
