@@ -1,11 +1,15 @@
 """The canonical wiki_dpr on a local folder of the same layout as the public repository, with small contents."""
 
+import io
+
 import faiss
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rag_core import hub
 from rag_core.wiki_dpr import WikiDprIndex, find_faiss_file, find_shards
 
 ROWS, SIZE, SHARDS, DUMMY = 600, 16, 4, 200
@@ -34,7 +38,7 @@ def wiki(tmp_path_factory):
             pq.write_table(table, folder / f"train-{shard:05d}-of-{shards:05d}.parquet")
     (root / "index").mkdir()
     for name in vectors:
-        for kind, factory in (("HNSW128_SQ8", "HNSW16,SQ8"), ("IVF4096_HNSW128_PQ128", "IVF4_HNSW8,PQ16x4")):
+        for kind, factory in (("HNSW128_SQ8", "HNSW16,SQ8"), ("IVF4096_HNSW128_PQ128", "IVF4_HNSW8,PQ8x4")):
             _write(vectors[name], factory, root / "index" / f"psgs_w100.{name}.{kind}-IP-train.faiss")
     _write(vectors["nq"][:DUMMY], "HNSW16,SQ8", root / "index" / "dummy.psgs_w100.nq.HNSW128_SQ8-IP-train.faiss")
     return root, vectors
@@ -43,10 +47,10 @@ def wiki(tmp_path_factory):
 def _write(vectors, factory, path):
     faiss.omp_set_num_threads(1)
     index = faiss.index_factory(SIZE, factory, faiss.METRIC_INNER_PRODUCT)
+    if "IVF" in factory:
+        index.nprobe, index.cp.niter, index.pq.cp.niter = 4, 2, 2
     index.train(vectors)
     index.add(vectors)
-    if "IVF" in factory:
-        index.nprobe = 4
     faiss.write_index(index, str(path))
 
 
@@ -131,6 +135,44 @@ def test_what_is_missing_or_damaged_is_named(wiki, tmp_path):
         WikiDprIndex(str(root), index_name="legacy")
     with pytest.raises(ValueError, match="'exact', 'compressed' or 'custom'"):
         WikiDprIndex(str(root), index_name="no_index")
+
+
+def test_only_the_wanted_columns_travel_from_the_hub(wiki, tmp_path, monkeypatch):
+    root, vectors = wiki
+    read, opened = [], []
+    shard = "data/psgs_w100/multiset/train-00000-of-00001.parquet"
+    table = pq.read_table(root / shard).drop_columns("embeddings")
+    fat = tmp_path / "fat.parquet"
+    pq.write_table(table.append_column("embeddings", pa.array(list(np.random.default_rng(0).random((ROWS, 512))))), fat)
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            read.append(super().read(size))
+            return read[-1]
+
+    class Files:
+        def __init__(self, token=None):
+            opened.append(token)
+
+        def open(self, path, mode):
+            opened.append(path)
+            return Counted(fat, mode)
+
+    def resolve(name, filename, **hub):
+        assert (name, hub) == ("facebook/wiki_dpr", {"repo_type": "dataset", "revision": "v7", **options})
+        return root / filename
+
+    options = {"cache_dir": tmp_path, "token": "t"}
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Files)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "list_files", lambda name, **_: hub._files_below(root))
+    monkeypatch.setattr(hub, "resolve_file", resolve)
+    index = WikiDprIndex(index_name="multiset.exact", revision="v7", **options)
+    doc_ids, _ = index.get_top_docs(vectors["multiset"][:1], 1)
+    best = int(np.argmax(vectors["multiset"] @ vectors["multiset"][0]))
+    assert index.get_doc_dicts(doc_ids)[0]["text"] == [f"text {best} of multiset"]
+    assert opened == ["t", f"datasets/facebook/wiki_dpr@v7/{shard}"]
+    assert sum(map(len, read)) < 0.1 * fat.stat().st_size
 
 
 def test_public_listing_is_matched():
