@@ -1,0 +1,263 @@
+"""Folders and repositories: found, refused with reasons, written whole or not at all, pushed."""
+
+import errno
+from pathlib import Path
+from typing import ClassVar
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_core.config import AutoConfig, DPRConfig
+from rag_core.hub import (
+    HUB_KWARGS,
+    atomic_folder,
+    atomic_write,
+    is_local,
+    list_files,
+    model_card,
+    push_folder,
+    resolve_file,
+    split_hub_kwargs,
+)
+
+COMMIT = "0" * 40
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache of the hub as huggingface_hub leaves it, holding one repository."""
+    root = tmp_path / "cache" / "models--owner--name"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    snapshot = root / "snapshots" / COMMIT
+    (snapshot / "sub").mkdir(parents=True)
+    DPRConfig(projection_dim=5).save_pretrained(snapshot)
+    DPRConfig(projection_dim=6).save_pretrained(snapshot / "sub")
+    (root / ".no_exist" / COMMIT).mkdir(parents=True)
+    (root / ".no_exist" / COMMIT / "absent.json").touch()
+    return tmp_path / "cache"
+
+
+@given(st.dictionaries(st.sampled_from([*HUB_KWARGS, "n_docs", "dtype"]), st.integers()))
+def test_split_keeps_everything_once(kwargs):
+    before = dict(kwargs)
+    hub, rest = split_hub_kwargs(kwargs)
+    assert {**hub, **rest} == kwargs == before and set(hub) <= set(HUB_KWARGS) and not set(rest) & set(HUB_KWARGS)
+
+
+def test_names_and_paths_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    local = ["models", "./x", "../x", "/x", "~/x", "models/x", "a/b/c", "x/", "a\\b", ".", "", Path("x")]
+    assert [name for name in local if not is_local(name)] == []
+    assert [name for name in ("bert-base-uncased", "facebook/rag-token-nq") if is_local(name)] == []
+
+
+def test_local_files_are_found_and_missing_ones_explained(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("a")
+    assert resolve_file(tmp_path, "a.txt", subfolder="sub") == tmp_path / "sub" / "a.txt"
+    assert resolve_file(str(tmp_path), "sub/a.txt", cache_dir=None) == tmp_path / "sub" / "a.txt"
+    assert resolve_file(tmp_path, "b.txt", required=False) is None
+    assert list_files(tmp_path) == ["sub/a.txt"] and list_files(tmp_path, subfolder="sub") == ["a.txt"]
+    with pytest.raises(OSError, match=r"No b\.txt in folder .*it holds sub"):
+        resolve_file(tmp_path, "b.txt")
+    with pytest.raises(OSError, match=r"No folder .*nowhere.*config\.json"):
+        resolve_file(tmp_path / "nowhere", "config.json", required=False)
+    with pytest.raises(OSError, match="is a file"):
+        resolve_file(tmp_path / "sub" / "a.txt", "config.json")
+    with pytest.raises(OSError, match="No folder"):
+        list_files("./nowhere")
+    with pytest.raises(TypeError, match="Unknown hub option 'cachedir'"):
+        resolve_file(tmp_path, "a.txt", cachedir="x")
+
+
+def test_offline_what_was_fetched_is_found(cache):
+    options = {"cache_dir": cache, "local_files_only": True}
+    assert AutoConfig.from_pretrained("owner/name", **options).projection_dim == 5
+    assert AutoConfig.from_pretrained("owner/name", subfolder="sub", **options).projection_dim == 6
+    assert AutoConfig.from_pretrained("owner/name", revision=COMMIT, **options).projection_dim == 5
+    assert list_files("owner/name", **options) == ["config.json", "sub/config.json"]
+    assert list_files("owner/name", subfolder="sub", **options) == ["config.json"]
+    assert resolve_file("owner/name", "other.json", required=False, **options) is None
+    for name in ("owner/name", "owner/other", "single"):
+        with pytest.raises(
+            OSError, match=rf"No folder '{name}' here, and other\.json .* offline .*name a folder"
+        ) as caught:
+            resolve_file(name, "other.json", **options)
+        assert str(cache) in str(caught.value)
+
+
+def test_hf_hub_offline_is_heeded(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert resolve_file("owner/name", "config.json", cache_dir=cache).is_file()
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE"):
+        list_files("owner/other", cache_dir=cache)
+
+
+def test_options_reach_huggingface_hub(tmp_path, monkeypatch):
+    calls = []
+
+    def download(*args, **kwargs):
+        calls.append((args, kwargs))
+        return str(tmp_path / "got")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    given_options = {"token": "t", "revision": "r", "force_download": True, "cache_dir": tmp_path}
+    assert resolve_file("o/n", "f", repo_type="dataset", subfolder="s", **given_options) == tmp_path / "got"
+    assert calls == [(("o/n", "s/f"), {"repo_type": "dataset", **given_options})]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (HFValidationError("x"), "neither a folder here nor a possible repository id"),
+        (EntryNotFoundError("x"), r"No f in repository 'o/n' \(revision 'r'\)"),
+        (ConnectionError("no route"), "can't be fetched: ConnectionError: no route"),
+        (OfflineModeIsEnabled("x"), "can't be fetched"),
+    ],
+)
+def test_failures_say_what_was_looked_for(error, words, monkeypatch):
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError, match=words):
+        resolve_file("o/n", "f", revision="r")
+    if isinstance(error, EntryNotFoundError):
+        assert resolve_file("o/n", "f", revision="r", required=False) is None
+    else:
+        with pytest.raises(OSError, match=words):
+            resolve_file("o/n", "f", revision="r", required=False)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_folder_is_made_or_merged_on_success(tmp_path):
+    target = tmp_path / "deep" / "model"
+    for text, stale in (("1", ()), ("2", ("old-*",))):
+        with atomic_folder(target, stale=stale) as draft:
+            (draft / "sub").mkdir()
+            (draft / "sub" / "a").write_text(text)
+            (draft / f"old-{text}").write_text(text)
+            assert draft.parent == target.parent and draft != target
+    assert contents(target) == {"sub/a": "2", "old-2": "2"}
+    (target / "mine").write_text("x")
+    with atomic_folder(target) as draft:
+        (draft / "b").write_text("b")
+    assert contents(tmp_path) == {f"deep/model/{name}": text for name, text in contents(target).items()}
+    assert contents(target) == {"sub/a": "2", "old-2": "2", "mine": "x", "b": "b"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_failure_leaves_nothing_new_and_everything_old(error, tmp_path, monkeypatch):
+    with atomic_folder(tmp_path / "old") as draft:
+        (draft / "a").write_text("1")
+
+    def full(*args, **kwargs):
+        raise error
+
+    for target in (tmp_path / "old", tmp_path / "new" / "deep"):
+        with pytest.raises(type(error)), atomic_folder(target, stale=("*",)) as draft:
+            (draft / "a").write_text("2")
+            monkeypatch.setattr(Path, "write_text", full)
+            (draft / "b").write_text("2")
+        with pytest.raises(type(error)), atomic_write(target / "config.json") as path:
+            path.write_text("2")
+        monkeypatch.undo()
+    assert contents(tmp_path) == {"old/a": "1"} and [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_single_files_are_replaced_whole(tmp_path):
+    for text in ("1", "2"):
+        with atomic_write(tmp_path / "deep" / "a.json") as path:
+            path.write_text(text)
+    assert contents(tmp_path) == {"deep/a.json": "2"}
+    with pytest.raises(OSError, match="is a file"), atomic_folder(tmp_path / "deep" / "a.json"):
+        pass
+
+
+class FakeApi:
+    """Records what would be sent; `readme` is whether the repository has one."""
+
+    readme = False
+    fail = None
+    calls: ClassVar[list]
+
+    def __init__(self, token=None):
+        self.calls.append(("token", token))
+
+    def file_exists(self, *args, **kwargs):
+        return self.readme
+
+    def create_repo(self, repo_id, **kwargs):
+        if self.fail:
+            raise self.fail
+        self.calls.append(("create_repo", repo_id, kwargs))
+        return f"https://huggingface.co/{repo_id}"
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, *args, kwargs))
+
+
+@pytest.fixture
+def api(monkeypatch):
+    Api = type("Api", (FakeApi,), {"calls": []})
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return Api
+
+
+def test_pushing_uploads_the_folder_and_a_card(api, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    address = push_folder(tmp_path, "o/n", token="t", private=True, revision="r", commit_message="m")
+    assert address == "https://huggingface.co/o/n"
+    assert [call[0] for call in api.calls] == ["token", "create_repo", "create_branch", "upload_folder", "upload_file"]
+    assert api.calls[0] == ("token", "t") and api.calls[1][2] == {"private": True, "exist_ok": True}
+    assert api.calls[3][1] == {"repo_id": "o/n", "folder_path": tmp_path, "revision": "r", "commit_message": "m"}
+    card = api.calls[4][1]["path_or_fileobj"].decode()
+    assert card.startswith("---\nlibrary_name: dualrag\n") and '\n- "rag"\n' in card and "\n# n\n" in card
+    assert contents(tmp_path) == {"config.json": "{}"}
+
+
+@pytest.mark.parametrize("where", ["folder", "repository"])
+def test_an_own_card_stays(where, api, tmp_path):
+    (tmp_path / ("README.md" if where == "folder" else "config.json")).write_text("mine")
+    api.readme = where == "repository"
+    push_folder(tmp_path, "o/n")
+    assert [call[0] for call in api.calls] == ["token", "create_repo", "upload_folder"]
+
+
+def test_failed_pushes_are_explained(api, tmp_path):
+    api.fail = ConnectionError("no route")
+    with pytest.raises(OSError, match=r"Pushing .* to 'o/n' failed: ConnectionError: no route.*token="):
+        push_folder(tmp_path, "o/n")
+    with pytest.raises(OSError, match="no folder"):
+        push_folder(tmp_path / "nowhere", "o/n")
+
+
+def test_card_front_matter():
+    card = model_card(
+        "T", summary="S.", license="apache-2.0", tags=["x"], base_models=["a/b"], datasets=["d"], figures={"EM": 0.9}
+    )
+    head, body = card.split("\n---\n", 1)
+    assert head.splitlines()[1:] == [
+        "library_name: dualrag",
+        "pipeline_tag: question-answering",
+        'language: "en"',
+        'license: "apache-2.0"',
+        "tags:",
+        '- "rag"',
+        '- "retrieval-augmented-generation"',
+        '- "x"',
+        "base_model:",
+        '- "a/b"',
+        "datasets:",
+        '- "d"',
+    ]
+    assert "# T" in body and "| EM | 0.9 |" in body
