@@ -1,0 +1,199 @@
+"""The examples of the transformers 4.37.2 RAG page, with the import line changed, on local folders of the same names."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+DATA = Path(__file__).parent / "data"
+SIZE, ROWS = 16, 12
+MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequence-nq")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A working directory in which `facebook/...` are folders: tiny models, a tiny wiki_dpr, a DPR repository."""
+    import torch
+
+    from rag_core import RagConfig, Tokenizer
+    from rag_torch import RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("world")
+    for name, text in json.loads((DATA / "prompts.json").read_text("utf-8"))["files"].items():
+        (root / "tokenizers" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "tokenizers" / name).write_text(text, "utf-8")
+    question = Tokenizer.from_pretrained(root / "tokenizers" / "question")
+    target = Tokenizer.from_pretrained(root / "tokenizers" / "bart")
+    encoder = {
+        "model_type": "dpr",
+        "vocab_size": len(question),
+        "hidden_size": SIZE,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    layers = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+    }
+    generator = {
+        "model_type": "bart",
+        "vocab_size": len(target),
+        "d_model": 16,
+        **layers,
+        "pad_token_id": target.pad_token_id,
+        "bos_token_id": target.bos_token_id,
+        "eos_token_id": target.eos_token_id,
+        "decoder_start_token_id": target.eos_token_id,
+    }
+    config = RagConfig(
+        question_encoder=encoder,
+        generator=generator,
+        retrieval_vector_size=SIZE,
+        n_docs=2,
+        max_combined_length=48,
+        index_name="exact",
+    )
+    for name in MODELS:
+        head = RagSequenceForGeneration if "sequence" in name else RagTokenForGeneration
+        head(config).save_pretrained(root / name)
+        RagTokenizer(question, target).save_pretrained(root / name)
+    write_wiki(root / "facebook" / "wiki_dpr")
+    dpr = root / "facebook" / "dpr-ctx_encoder-single-nq-base"
+    dpr.mkdir()
+    (dpr / "config.json").write_text(json.dumps(encoder), "utf-8")
+    return root
+
+
+def write_wiki(folder):
+    vectors = np.random.default_rng(0).standard_normal((ROWS, SIZE)).astype(np.float32)
+    table = pa.table(
+        {
+            "id": [str(i + 1) for i in range(ROWS)],
+            "text": [f"Paris has {i} people." for i in range(ROWS)],
+            "title": [f"Paris {i}" for i in range(ROWS)],
+            "embeddings": pa.array(list(vectors), pa.list_(pa.float32())),
+        }
+    )
+    (folder / "data/psgs_w100/nq").mkdir(parents=True)
+    pq.write_table(table, folder / "data/psgs_w100/nq/train-00000-of-00001.parquet")
+    index = faiss.index_factory(SIZE, "HNSW8,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    (folder / "index").mkdir()
+    for prefix in ("", "dummy."):
+        faiss.write_index(index, str(folder / f"index/{prefix}psgs_w100.nq.HNSW128_SQ8-IP-train.faiss"))
+
+
+@pytest.fixture
+def here(world, monkeypatch):
+    monkeypatch.chdir(world)
+    return world
+
+
+def test_rag_model_example(here):
+    from rag_torch import AutoTokenizer, RagModel, RagRetriever
+
+    tokenizer = AutoTokenizer.from_pretrained("facebook/rag-token-base")
+    retriever = RagRetriever.from_pretrained("facebook/rag-token-base", index_name="exact", use_dummy_dataset=True)
+    model = RagModel.from_pretrained("facebook/rag-token-base", retriever=retriever)
+    inputs = tokenizer("How many people live in Paris?", return_tensors="pt")
+    outputs = model(input_ids=inputs["input_ids"])
+    assert outputs.logits.shape[0] == 2 and outputs.doc_scores.shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["RagSequenceForGeneration", "RagTokenForGeneration"])
+def test_head_examples(here, name):
+    import torch
+
+    import rag_torch
+    from rag_torch import AutoTokenizer, RagRetriever
+
+    head = getattr(rag_torch, name)
+    folder = "facebook/rag-sequence-nq" if "Sequence" in name else "facebook/rag-token-nq"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    retriever = RagRetriever.from_pretrained(folder, index_name="exact", use_dummy_dataset=True)
+    # initialize with RagRetriever to do everything in one forward call; the seed loads a token checkpoint into either head
+    model = head.from_pretrained("facebook/rag-token-nq", retriever=retriever)
+
+    inputs = tokenizer("How many people live in Paris?", return_tensors="pt")
+    targets = tokenizer(text_target="In Paris, there are 10 million people.", return_tensors="pt")
+    input_ids = inputs["input_ids"]
+    labels = targets["input_ids"]
+    outputs = model(input_ids=input_ids, labels=labels)
+    assert torch.isfinite(outputs.loss).all() and outputs.loss.shape == (1,)
+
+    # or use retriever separately
+    model = head.from_pretrained(folder, use_dummy_dataset=True)
+    assert model.config.use_dummy_dataset
+    # 1. Encode
+    question_hidden_states = model.question_encoder(input_ids)[0]
+    # 2. Retrieve
+    docs_dict = retriever(input_ids.numpy(), question_hidden_states.detach().numpy(), return_tensors="pt")
+    doc_scores = torch.bmm(
+        question_hidden_states.unsqueeze(1), docs_dict["retrieved_doc_embeds"].float().transpose(1, 2)
+    ).squeeze(1)
+    # 3. Forward to generator
+    separate = model(
+        context_input_ids=docs_dict["context_input_ids"],
+        context_attention_mask=docs_dict["context_attention_mask"],
+        doc_scores=doc_scores,
+        decoder_input_ids=labels,
+    )
+    assert separate.logits.shape == (2, labels.shape[1], model.config.generator.vocab_size)
+    # or directly generate
+    generated = model.generate(
+        context_input_ids=docs_dict["context_input_ids"],
+        context_attention_mask=docs_dict["context_attention_mask"],
+        doc_scores=doc_scores,
+    )
+    [generated_string] = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    assert isinstance(generated_string, str)
+    if folder == "facebook/rag-token-nq":  # the same weights and documents as the one-call forward above
+        torch.testing.assert_close(separate.logits, outputs.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_own_data_set_in_memory_and_on_disk(here, tmp_path):
+    from rag_torch import RagRetriever
+
+    vectors = np.random.default_rng(1).standard_normal((5, SIZE)).astype(np.float32)
+    dataset = datasets.Dataset.from_dict({"title": list("abcde"), "text": list("ABCDE"), "embeddings": list(vectors)})
+    dataset.save_to_disk(tmp_path / "dataset")
+    dataset.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
+    dataset.get_index("embeddings").save(str(tmp_path / "index.faiss"))
+    in_memory = RagRetriever.from_pretrained("facebook/rag-token-nq", indexed_dataset=dataset)
+    on_disk = RagRetriever.from_pretrained(
+        "facebook/rag-token-nq",
+        index_name="custom",
+        passages_path=str(tmp_path / "dataset"),
+        index_path=str(tmp_path / "index.faiss"),
+    )
+    best = np.argsort(-(vectors @ vectors.T), axis=1)[:, :2]
+    for retriever in (in_memory, on_disk):
+        _, doc_ids, docs = retriever.retrieve(vectors, n_docs=2)
+        np.testing.assert_array_equal(doc_ids, best)
+        assert docs[0]["text"] == ["ABCDE"[i] for i in best[0]]
+
+
+def test_examples_that_cannot_work_say_what_to_write(here):
+    from rag_torch import RagRetriever
+
+    with pytest.raises((ValueError, OSError), match=r"(?s)dpr.*(rag|RAG)"):
+        RagRetriever.from_pretrained("facebook/dpr-ctx_encoder-single-nq-base", dataset="wiki_dpr", index_name="exact")
+    with pytest.raises(ValueError, match=r"(?s)legacy.*pickle"):
+        RagRetriever.from_pretrained("facebook/rag-token-nq", index_name="legacy")
+    shutil.copytree("facebook/rag-token-nq", "no-tokenizers", dirs_exist_ok=True)
+    shutil.rmtree("no-tokenizers/generator_tokenizer")
+    with pytest.raises(OSError, match="generator_tokenizer"):
+        RagRetriever.from_pretrained("no-tokenizers", index_name="exact", use_dummy_dataset=True)
