@@ -68,6 +68,9 @@ class TorchFile(Mapping[str, np.ndarray]):
             self._fail(f"is truncated or corrupt ({type(error).__name__}: {error})", error)
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         dtype = np.dtype(tensor.storage.dtype)

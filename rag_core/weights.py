@@ -72,6 +72,9 @@ class LazyWeights(Mapping[str, np.ndarray]):
         self.shapes = dict(shapes)
         self._read = read
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # the inherited one would read the array
+
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.shapes:
             raise KeyError(name)
