@@ -6,6 +6,7 @@ Attribute names are the weights' names in public checkpoints. Letters: B texts, 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
+from rag_core.sentence_folder import sentence_settings
 from rag_torch.layers import AttentionMask, Trace, activation, attend, init_normal, key_mask, merge_heads, split_heads
 from rag_torch.pretrained import PretrainedModel
 
@@ -253,6 +255,8 @@ class DPRQuestionEncoder(_DPR):
         config: a `DPRConfig`.
     """
 
+    head = "question"
+
     def __init__(self, config: DPRConfig) -> None:
         super().__init__(config)
         self.question_encoder = DPREncoder(config)
@@ -269,6 +273,8 @@ class DPRContextEncoder(_DPR):
     Args:
         config: a `DPRConfig`.
     """
+
+    head = "context"
 
     def __init__(self, config: DPRConfig) -> None:
         super().__init__(config)
@@ -290,6 +296,14 @@ class BertEncoder(PooledEncoder):
     """
 
     config_class = BertConfig
+    architecture = "BertModel"
+
+    @classmethod
+    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
+        """The config; of a sentence-transformers folder with its pooling and normalisation."""
+        found = sentence_settings(name_or_path, **hub) or {}
+        settings = {name: found[name] for name in ("pooling", "normalize") if name in found}
+        return super().read_config(name_or_path, hub, {**settings, **overrides})
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
