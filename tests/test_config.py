@@ -100,6 +100,28 @@ def test_tying_is_the_generators_and_written_where_transformers_looks():
     assert config_from_dict(of_transformers_5).tie_word_embeddings is False
 
 
+# What transformers 5.23 writes for a RAG of DPR and T5, shortened to what differs from 4.37.2.
+OF_TRANSFORMERS_5 = """{"bos_token_id": null, "model_type": "rag", "n_docs": 3, "transformers_version": "5.23.0",
+ "generator": {"_name_or_path": "", "dtype": "bfloat16", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new",
+  "id2label": {"0": "LABEL_0"}, "is_gated_act": true, "model_type": "t5", "num_layers": 4, "tie_word_embeddings": true,
+  "scale_decoder_outputs": false, "rope_parameters": {"rope_theta": 1e4}},
+ "question_encoder": {"dtype": null, "model_type": "dpr", "projection_dim": 8, "is_decoder": false}}"""
+
+
+def test_files_of_transformers_5_are_read():
+    config = config_from_dict(json.loads(OF_TRANSFORMERS_5))
+    generator = config.generator
+    assert (config.n_docs, generator.torch_dtype, generator.dtype, generator.num_decoder_layers) == (
+        3,
+        *["bfloat16"] * 2,
+        4,
+    )
+    assert generator.dense_act_fn == "gelu_new" and not generator.tie_word_embeddings
+    written = json.loads(config.to_json_string())
+    assert written["generator"]["rope_parameters"] == {"rope_theta": 1e4} and "dtype" not in written["generator"]
+    assert written["question_encoder"]["projection_dim"] == 8 and RagConfig.from_dict(written) == config
+
+
 def test_sub_configurations_come_in_any_form_and_are_copied():
     class Foreign:
         def to_dict(self):
