@@ -75,7 +75,7 @@ def sentences(text: str) -> list[str]:
     found, start = [], 0
     for match in re.finditer(r"[.!?][\"\u201d)]*\s+(?=[\"\u201c(]?[A-Z0-9])", text):
         last = text[start : match.start()].rsplit(None, 1)[-1:] or [""]
-        word = last[0].strip("(\"\u201c").lower()
+        word = last[0].strip('("\u201c').lower()
         if text[match.start()] == "." and (len(word) == 1 or word in _ABBREVIATIONS):
             continue
         found.append(text[start : match.end()].strip())

@@ -1,0 +1,246 @@
+"""The decisions of joint fine-tuning: what is trained on, in which order, how fast, and what a run leaves on disk.
+
+Everything here is a pure function of the settings and the step number, which is what makes a resumed run equal an
+uninterrupted one. Lewis et al. 2020, section 2.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_core.hub import atomic_write
+
+QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")
+MIXED_PRECISION = (None, "bf16", "fp16")
+CHECKPOINT = "checkpoint"
+REPORT = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a run.
+
+    Attributes:
+        steps: optimizer steps; None means `epochs` over the examples.
+        epochs: passes over the examples where `steps` is None.
+        batch_size: questions a forward pass.
+        accumulation: forward passes an optimizer step.
+        learning_rate: peak, for the generator.
+        question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
+        warmup_steps: steps of linear rise; then linear decay to 0 at the last step.
+        weight_decay: AdamW's, on matrices (not on biases and norms).
+        beta2: AdamW's second moment decay.
+        max_grad_norm: gradients are clipped to this norm over all parameters.
+        question_encoder: "all", "projection" (its `encode_proj` only) or "frozen". Document vectors never change.
+        mixed_precision: None (float32), "bf16" or "fp16" (a GPU only; with loss scaling).
+        n_docs: documents a question; None = the model's.
+        label_smoothing: None = the model's.
+        max_question_length: tokens of a question.
+        max_target_length: tokens of an answer.
+        seed: of the order of examples and of dropout.
+        validation_size: at most so many validation questions are answered.
+        evaluate_every: steps between validations; 0 = at the end only.
+        save_every: steps between checkpoints; 0 = none.
+        log_every: steps between log lines.
+    """
+
+    steps: int | None = None
+    epochs: float = 3.0
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 3e-5
+    question_encoder_learning_rate: float | None = None
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    question_encoder: str = "all"
+    mixed_precision: str | None = None
+    n_docs: int | None = None
+    label_smoothing: float | None = None
+    max_question_length: int = 64
+    max_target_length: int = 48
+    seed: int = 0
+    validation_size: int = 200
+    evaluate_every: int = 0
+    save_every: int = 200
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "max_question_length", "max_target_length", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "validation_size", "evaluate_every", "save_every", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        if self.steps is not None:
+            _at_least("steps", self.steps, 1)
+        if not (self.epochs > 0 and self.learning_rate > 0 and self.max_grad_norm > 0):
+            raise ValueError(
+                "epochs, learning_rate and max_grad_norm must be positive, got "
+                f"{self.epochs}, {self.learning_rate} and {self.max_grad_norm}"
+            )
+        if self.question_encoder not in QUESTION_ENCODER_PARTS:
+            raise ValueError(f"question_encoder must be one of {QUESTION_ENCODER_PARTS}, got {self.question_encoder!r}")
+        if self.mixed_precision not in MIXED_PRECISION:
+            raise ValueError(f"mixed_precision must be one of {MIXED_PRECISION}, got {self.mixed_precision!r}")
+
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of the whole run over so many examples."""
+        return self.steps or max(1, round(self.epochs * examples / (self.batch_size * self.accumulation)))
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its accepted answers, the first of which is trained on.
+
+    Attributes:
+        question: as typed.
+        answers: at least one.
+        passage: (title, text) to answer from; None = the documents that are retrieved.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    passage: tuple[str, str] | None = None
+
+
+def read_examples(path: str | PathLike[str]) -> list[Example]:
+    """Read a qa.jsonl: one `{"question": ..., "answer": ...}` a line; "answer" may be a list, "answers" is a synonym.
+
+    A line may bring its own `"passage": {"title": ..., "text": ...}`, which is then read in place of retrieved ones.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a bad line (the message starts with file:line), or no line at all.
+    """
+    examples = []
+    with Path(path).open(encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    examples.append(_example(line, f"{path}:{number}"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{len(examples) + 1}: not UTF-8 text ({error.reason})") from None
+    if not examples:
+        raise ValueError(f"{path}: no question in it; expected lines like " + '{"question": "...", "answer": "..."}')
+    return examples
+
+
+def _example(line: str, place: str) -> Example:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{place}: expected an object with question and answer, got {type(record).__name__}")
+    question, answers = record.get("question"), record.get("answer", record.get("answers"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f'{place}: "question" must be a text that is not empty, got {question!r}')
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise ValueError(f'{place}: "answer" must be a text or a list of texts, none of them empty, got {answers!r}')
+    passage = record.get("passage")
+    if passage is not None:
+        if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
+            raise ValueError(f'{place}: "passage" must be an object with title and text, got {passage!r}')
+        passage = (str(passage.get("title", "")), passage["text"])
+    return Example(question.strip(), tuple(a.strip() for a in answers), passage)
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear rise, then linear decay that ends at 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+class DataOrder:
+    """Which examples each forward pass sees: a fresh permutation every epoch, known from the seed alone.
+
+    Args:
+        size: number of examples.
+        seed: of the permutations.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def rows(self, start: int, count: int) -> list[int]:
+        """Examples number `start` to `start + count` of the endless sequence."""
+        return [self._row(position) for position in range(start, start + count)]
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, self.size)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.size)
+        return int(self._permutation[offset])
+
+
+def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued: the settings that shape the run, and the examples."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(example).encode())
+    outward = ("evaluate_every", "save_every", "log_every", "validation_size")
+    settings = {name: value for name, value in asdict(config).items() if name not in outward}
+    return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
+
+
+def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], folder: str | PathLike[str]) -> None:
+    """Refuse to continue another run.
+
+    Raises:
+        ValueError: names each setting that differs, with both values.
+    """
+    names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
+    if names:
+        rows = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
+        raise ValueError(f"{folder} belongs to another run ({rows}). Remove it, or choose another output folder.")
+
+
+@dataclass
+class TrainingReport:
+    """What a run did.
+
+    Attributes:
+        steps: optimizer steps done.
+        history: the log lines, in order: step, loss (nats a token), learning_rate, distinct_documents (share of
+            documents retrieved in the batch that differ), posterior_entropy and prior_entropy (nats), and where
+            validated exact_match.
+        exact_match: of the last validation; None without validation questions.
+        seconds: wall time, summed over resumed parts.
+    """
+
+    steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    exact_match: float | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingReport:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write it as JSON, whole or not at all."""
+        with atomic_write(Path(path)) as draft:
+            draft.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive pieces of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

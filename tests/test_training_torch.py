@@ -1,0 +1,244 @@
+"""Joint fine-tuning: it learns, a killed run ends where it would have ended, and its settings mean what they say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_core.config import BartConfig, BertConfig, RagConfig
+from rag_core.retriever import RagRetriever
+from rag_core.tokenization import AutoTokenizer, Tokenizer
+from rag_core.training import CHECKPOINT, DataOrder, Example, TrainingConfig, learning_rate_factor, read_examples
+from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
+from rag_torch.training import train
+
+WORDS = "river city king war song tree stone bird fish moon".split()
+
+
+class ArrayIndex:
+    """Exact search in memory."""
+
+    def __init__(self, titles, texts, vectors):
+        self.titles, self.texts, self.vectors = titles, texts, vectors
+
+    def is_initialized(self):
+        return True
+
+    def init_index(self):
+        pass
+
+    def get_top_docs(self, question_hidden_states, n_docs=5):
+        ids = np.argsort(-(question_hidden_states @ self.vectors.T), axis=1, kind="stable")[:, :n_docs]
+        return ids.astype(np.int64), self.vectors[ids]
+
+    def get_doc_dicts(self, doc_ids):
+        return [{"title": [self.titles[i] for i in r], "text": [self.texts[i] for i in r]} for r in doc_ids]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    from tokenizers import ByteLevelBPETokenizer
+
+    root = tmp_path_factory.mktemp("tokenizers")
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator([" ".join(WORDS)] * 5, vocab_size=330, special_tokens=special, show_progress=False)
+    (root / "bart").mkdir()
+    bpe.save_model(str(root / "bart"))
+    (root / "bart" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
+    (root / "bert").mkdir()
+    (root / "bert" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "?"]))
+    (root / "bert" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return Tokenizer.from_pretrained(root / "bert"), Tokenizer.from_pretrained(root / "bart")
+
+
+def build(tokenizers, head=RagTokenForGeneration, dropout=0.1):
+    torch.manual_seed(3)
+    question = BertConfig(
+        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=32, pooling="mean", projection_dim=16, normalize=True, scale=4.0,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    generator = BartConfig(
+        vocab_size=len(tokenizers[1]), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
+        decoder_start_token_id=0, dropout=dropout, init_std=0.1,
+    )  # fmt: skip
+    config = RagConfig(
+        question_encoder=question.to_dict(), generator=generator.to_dict(), n_docs=2, max_combined_length=24,
+        index_name="custom", retrieval_vector_size=16, prompt_truncation="document",
+    )  # fmt: skip
+    vectors = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    index = ArrayIndex(WORDS, [f"{w} {w}" for w in reversed(WORDS)], vectors)
+    retriever = RagRetriever(config, *tokenizers, index=index)
+    return head(config, retriever=retriever), retriever
+
+
+EXAMPLES = [Example(f"{a} {b} ?", (b,)) for a, b in zip(WORDS, reversed(WORDS), strict=True)]
+SETTINGS = {"batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 2, "save_every": 3, "log_every": 2}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("part", ["all", "projection"])
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokenizers, tmp_path, monkeypatch, part):
+    config = TrainingConfig(steps=8, accumulation=2, question_encoder=part, **SETTINGS)
+    whole, retriever = build(tokenizers)
+    report = train(whole, retriever, EXAMPLES, config, out=tmp_path / "whole", progress=False)
+
+    broken, retriever = build(tokenizers)
+    forward, calls = retriever.index.get_top_docs, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 2 * 5 + 2:
+            raise Killed
+        return forward(*args)
+
+    monkeypatch.setattr(retriever.index, "get_top_docs", dies)
+    with pytest.raises(Killed):
+        train(broken, retriever, EXAMPLES, config, out=tmp_path / "tuned", progress=False)
+    assert (tmp_path / "tuned" / CHECKPOINT).exists()
+
+    resumed, retriever = build(tokenizers)
+    torch.manual_seed(99)
+    again = train(resumed, retriever, EXAMPLES, config, out=tmp_path / "tuned", progress=False)
+    states = [dict(model.state_dict()) for model in (whole, resumed)]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    assert again.history[-1] == report.history[-1]
+    assert not (tmp_path / "tuned" / CHECKPOINT).exists()
+    read = RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
+    assert all(torch.equal(t, states[0][n]) for n, t in read.state_dict().items())
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "tuned").generator) == len(tokenizers[1])
+
+
+@pytest.mark.parametrize("head", [RagTokenForGeneration, RagSequenceForGeneration])
+def test_training_learns_and_reports_retrieval(tokenizers, head):
+    model, retriever = build(tokenizers, head, dropout=0.0)
+    config = TrainingConfig(steps=60, **{**SETTINGS, "batch_size": 10, "learning_rate": 1e-2})
+    random_state = torch.get_rng_state()
+    report = train(model, retriever, EXAMPLES, config, validation=EXAMPLES, progress=False)
+    first, last = report.history[0], report.history[-1]
+    assert last["loss"] < 0.3 * first["loss"]
+    assert report.exact_match == last["exact_match"] >= 0.9
+    assert 0 < last["distinct_documents"] <= 1
+    assert 0 <= last["posterior_entropy"] <= np.log(2) + 1e-6
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(p.requires_grad for p in model.parameters())
+    assert not model.training
+
+
+@pytest.mark.parametrize("part", ["projection", "frozen"])
+def test_only_the_chosen_part_of_the_question_encoder_moves(tokenizers, part):
+    model, retriever = build(tokenizers)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, retriever, EXAMPLES, TrainingConfig(steps=3, question_encoder=part, **SETTINGS), progress=False)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    question = {name for name in moved if "question_encoder" in name}
+    projection = {"rag.question_encoder.encode_proj.weight", "rag.question_encoder.encode_proj.bias"}
+    assert question == (projection if part == "projection" else set())
+    assert any("generator" in name for name in moved)
+
+
+def test_accumulated_steps_equal_one_large_batch(tokenizers):
+    weights = []
+    for split in ({"batch_size": 4}, {"batch_size": 1, "accumulation": 4}):
+        model, retriever = build(tokenizers, dropout=0.0)
+        model.double()
+        train(model, retriever, EXAMPLES, TrainingConfig(steps=3, **{**SETTINGS, **split}), progress=False)
+        weights.append(model.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-6, atol=1e-8)
+
+
+def test_given_passages_are_read_instead_of_retrieved_ones(tokenizers, monkeypatch):
+    model, retriever = build(tokenizers, dropout=0.0)
+    monkeypatch.setattr(retriever, "retrieve", None)
+    examples = [Example("king ?", (w,), (w, "tree stone")) for w in WORDS]
+    config = TrainingConfig(
+        steps=60, question_encoder="frozen", **{**SETTINGS, "batch_size": 10, "learning_rate": 1e-2}
+    )
+    report = train(model, retriever, examples, config, validation=examples, progress=False)
+    assert report.exact_match >= 0.9
+    with pytest.raises(ValueError, match="either all bring a passage or none"):
+        train(model, retriever, [*examples, *EXAMPLES], config, progress=False)
+
+
+def test_mixed_precision_and_refusals(tokenizers, tmp_path):
+    model, retriever = build(tokenizers)
+    report = train(
+        model, retriever, EXAMPLES, TrainingConfig(steps=2, mixed_precision="bf16", **SETTINGS), progress=False
+    )
+    assert np.isfinite(report.history[-1]["loss"])
+    assert model.dtype == torch.float32
+    with pytest.raises(ValueError, match="fp16.*needs a GPU"):
+        train(model, retriever, EXAMPLES, TrainingConfig(mixed_precision="fp16"), progress=False)
+    with pytest.raises(ValueError, match="must be float32, got torch.bfloat16"):
+        train(model.to(torch.bfloat16), retriever, EXAMPLES, TrainingConfig(steps=1), progress=False)
+    (tmp_path / CHECKPOINT).write_bytes(b"nothing")
+    model, retriever = build(tokenizers)
+    with pytest.raises(ValueError, match="no checkpoint of a training run"):
+        train(model, retriever, EXAMPLES, TrainingConfig(steps=1), out=tmp_path, progress=False)
+
+
+def test_checkpoint_of_another_run_is_refused(tokenizers, tmp_path, monkeypatch):
+    model, retriever = build(tokenizers)
+    monkeypatch.setattr(model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(model, retriever, EXAMPLES, TrainingConfig(steps=5, **SETTINGS), out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"another run \(learning_rate: 0.003 there, 0.1 now"):
+        settings = {**SETTINGS, "learning_rate": 0.1}
+        train(model, retriever, EXAMPLES, TrainingConfig(steps=5, **settings), out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", r"qa.jsonl:2: not JSON"),
+        ('["q", "a"]', r"qa.jsonl:2: expected an object with question and answer, got list"),
+        ('{"question": " ", "answer": "a"}', r'qa.jsonl:2: "question" must be a text that is not empty'),
+        ('{"question": "q"}', r'qa.jsonl:2: "answer" must be a text or a list'),
+        ('{"question": "q", "answer": ["a", 3]}', r'qa.jsonl:2: "answer" must be a text or a list'),
+        ('{"question": "q", "answer": "a", "passage": "p"}', r'qa.jsonl:2: "passage" must be an object'),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "qa.jsonl"
+    path.write_text('{"question": "q", "answers": ["a", "b"]}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_examples(path)
+
+
+def test_examples_are_read(tmp_path):
+    path = tmp_path / "qa.jsonl"
+    path.write_text('{"question": "q ", "answers": ["a", "b"]}\n\n{"question": "é", "answer": "x", "id": 7}\n', "utf-8")
+    assert read_examples(path) == [Example("q", ("a", "b")), Example("é", ("x",))]
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="no question in it"):
+        read_examples(path)
+
+
+@given(size=st.integers(1, 40), seed=st.integers(0, 5), start=st.integers(0, 100), count=st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_data_order_is_known_at_any_position_and_covers_every_epoch(size, seed, start, count):
+    whole = DataOrder(size, seed).rows(0, start + count)
+    assert DataOrder(size, seed).rows(start, count) == whole[start:]
+    for epoch in range(len(whole) // size):
+        assert sorted(whole[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+@given(warmup=st.integers(0, 20), total=st.integers(1, 60))
+def test_learning_rate_rises_then_falls_and_is_never_zero_before_the_end(warmup, total):
+    factors = [learning_rate_factor(step, warmup, total) for step in range(total)]
+    assert all(0 < factor <= 1 for factor in factors)
+    top = factors.index(max(factors))
+    assert factors == sorted(factors[: top + 1]) + sorted(factors[top + 1 :], reverse=True)
+    assert learning_rate_factor(total, min(warmup, total), total) == 0.0
