@@ -38,7 +38,7 @@ def wiki(tmp_path_factory):
             pq.write_table(table, folder / f"train-{shard:05d}-of-{shards:05d}.parquet")
     (root / "index").mkdir()
     for name in vectors:
-        for kind, factory in (("HNSW128_SQ8", "HNSW16,SQ8"), ("IVF4096_HNSW128_PQ128", "IVF4_HNSW8,PQ8")):
+        for kind, factory in (("HNSW128_SQ8", "HNSW16,SQ8"), ("IVF4096_HNSW128_PQ128", "IVF4_HNSW8,PQ8np")):
             _write(vectors[name], factory, root / "index" / f"psgs_w100.{name}.{kind}-IP-train.faiss")
     _write(vectors["nq"][:DUMMY], "HNSW16,SQ8", root / "index" / "dummy.psgs_w100.nq.HNSW128_SQ8-IP-train.faiss")
     return root, vectors
