@@ -19,7 +19,7 @@ def sentence_settings(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | 
         **hub: hub options.
 
     Returns:
-        `pooling` ("cls" or "mean") and `normalize`, fields of `BertConfig`, and `max_length` in tokens (None if unsaid).
+        `pooling` ("cls" or "mean") and `normalize`, fields of `BertConfig`, and `max_length` in tokens, None if unsaid.
 
     Raises:
         OSError: a file that modules.json names is missing or unreadable.
@@ -37,8 +37,8 @@ def sentence_settings(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | 
             settings["normalize"] = True
         elif kind != "Transformer" or module.get("path"):
             raise ValueError(
-                f"{name_or_path} is a sentence encoder with a {kind} module in {module.get('path')!r}; only a Transformer "
-                "at the top of the folder, Pooling and Normalize are known"
+                f"{name_or_path} is a sentence encoder with a {kind} module in {module.get('path')!r}; only a "
+                "Transformer at the top of the folder, Pooling and Normalize are known"
             )
     if settings["pooling"] is None:
         raise ValueError(f"{name_or_path}/modules.json names no Pooling module")

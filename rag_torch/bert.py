@@ -302,7 +302,7 @@ class BertEncoder(PooledEncoder):
     def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
         """The config; of a sentence-transformers folder with its pooling and normalisation."""
         found = sentence_settings(name_or_path, **hub) or {}
-        settings = {name: found[name] for name in ("pooling", "normalize") if name in found}
+        settings: dict[str, Any] = {name: found[name] for name in ("pooling", "normalize") if name in found}
         return super().read_config(name_or_path, hub, {**settings, **overrides})
 
     def __init__(self, config: BertConfig) -> None:

@@ -114,7 +114,7 @@ class RagPretrained(PretrainedModel):
             config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
         else:
             config = RagConfig.from_dict(config.to_dict(), **overrides)
-        with torch.device("meta"):
+        with tensors.Hollow():
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
                 model.rag.set_context_encoder_for_training(

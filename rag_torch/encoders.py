@@ -103,8 +103,8 @@ def load_encoder(
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     if not isinstance(config, DPRConfig | BertConfig):
         raise ValueError(
-            f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: name a DPR context encoder, a "
-            "sentence-transformers folder or a BERT"
+            f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: name a DPR context "
+            "encoder, a sentence-transformers folder or a BERT"
         )
     pairs = isinstance(config, DPRConfig)
     if pairs and any("QuestionEncoder" in str(each) for each in config.architectures or []):

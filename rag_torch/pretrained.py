@@ -151,7 +151,7 @@ class PretrainedModel(nn.Module):
             config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
         else:
             config = type(config).from_dict(config.to_dict(), **overrides)
-        with torch.device("meta"):
+        with tensors.Hollow():
             model = cls(config)
         model._load(pretrained_model_name_or_path, hub, resolve_dtype(dtype or torch_dtype, config), device)
         return model.eval()
@@ -176,7 +176,9 @@ class PretrainedModel(nn.Module):
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
         ties = tensors.tied_names(self)
-        tensors.assign(self, {name: arrays[name] for name in arrays if name not in ties}, dtype, device)
+        for name in arrays:
+            if name not in ties:
+                tensors.assign(self, {name: arrays[name]}, dtype, device)
         self.tie_weights()
         left = sorted(name for name, tensor in self.state_dict().items() if tensor.is_meta)
         if left:
