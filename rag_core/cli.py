@@ -1,0 +1,222 @@
+"""The `dualrag` command. Nothing heavy is imported before a command runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rag_core.knowledge import KnowledgeBase
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+DEMO_QUESTIONS = (
+    "Which epic novel did Leo Tolstoy set during Napoleon's invasion of Russia?",
+    "Which planet is known for its bright rings of ice and rock?",
+    "What is the process by which plants turn sunlight into chemical energy?",
+    "Who painted the ceiling of the Sistine Chapel?",
+)
+
+app = typer.Typer(
+    help="Retrieval-augmented generation: index your text, ask it questions, see the passages behind each answer.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help needs no rich: half the time
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Backend = Annotated[str | None, typer.Option(help="torch or tf; by default the one installed, torch first.")]
+
+
+def say(text: str) -> None:
+    """A note for people, on stderr, so that stdout holds answers only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, category, *_, **__: (
+            say(f"note: {message}") if issubclass(category, UserWarning) else None
+        )
+        try:
+            yield
+        except KeyboardInterrupt:
+            say("\ndualrag: stopped. What was finished is kept; the same command goes on from there.")
+            raise typer.Exit(130) from None
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            if os.environ.get("DUALRAG_DEBUG"):
+                raise
+            say(f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}")
+            raise typer.Exit(2) from None
+
+
+def clean(command: Callable[..., None]) -> Callable[..., None]:
+    """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1 shows tracebacks)."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with _one_line_errors():
+            command(*args, **kwargs)
+
+    return run
+
+
+@app.command()
+@clean
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="txt, md, csv, tsv, jsonl or parquet files, or folders.")],
+    out: Annotated[Path, typer.Option(help="Folder of the knowledge base to create.")],
+    encoder: Annotated[str, typer.Option(help="Folder or hub name of the encoder of passages.")] = MINILM,
+    kind: Annotated[str, typer.Option("--index", help="flat (exact), hnsw, ivfpq or auto.")] = "auto",
+    words: Annotated[int, typer.Option(help="Words a passage; 0 keeps documents whole.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Passages the encoder sees at once.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another knowledge base there.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Split text into passages, embed and index them. Stopped or killed, the same command goes on."""
+    from rag_core.backends import load_backend
+    from rag_core.documents import find_files
+
+    engine = load_backend(backend)
+    find_files(paths)  # a wrong path should not wait for an encoder to load
+    from rag_core.knowledge import build_knowledge_base
+
+    loaded, name, fingerprint = _encoder(engine, encoder)
+    kb = build_knowledge_base(
+        paths,
+        out,
+        loaded.embed,
+        encoder_name=name,
+        encoder_fingerprint=fingerprint,
+        index=kind,
+        words=words or None,
+        batch_size=batch_size,
+        overwrite=overwrite,
+    )
+    found = kb.manifest.index
+    say(
+        f"{out}: {len(kb):,} passages of {len(kb.manifest.sources)} file(s), {kb.manifest.dimension} numbers each, "
+        f'{found["kind"]} index, recall@5 {found["recall_at_5"]:.3f}.\nAsk it:  dualrag ask --kb {out} "..."'
+    )
+
+
+@app.command()
+@clean
+def ask(
+    question: Annotated[str | None, typer.Argument(help="Leave it out to ask one after another.")] = None,
+    kb: Annotated[Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of a RAG model; by default the demo's.")] = None,
+    n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's.")] = None,
+    head: Annotated[str | None, typer.Option(help="token or sequence; by default the model's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a question, on stdout.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Answer a question from a knowledge base, with the passages used and their probabilities."""
+    if question is not None and not question.strip():
+        raise ValueError("QUESTION is empty. Write a question, or leave it out to ask one after another.")
+    if n_docs is not None and n_docs < 1:
+        raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
+    answer = _answerer(kb, model, n_docs, head, as_json, backend)
+    if question is not None:
+        answer([question])
+        return
+    if sys.stdin.isatty():
+        say("Ask away; an empty line ends.")
+    while line := _read_line():
+        answer([line])
+
+
+@app.command()
+@clean
+def demo(backend: Backend = None) -> None:
+    """Fetch the demo's encoder and text, build its knowledge base, and answer a few questions."""
+    _answerer(None, None, None, None, False, backend)(list(DEMO_QUESTIONS))
+    say('Your own:  dualrag ask "..."')
+
+
+def _read_line() -> str:
+    try:
+        return input("question> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _encoder(engine: Any, name: str) -> tuple[Any, str, str | None]:
+    from rag_core import demo as material
+    from rag_core.manifest import describe
+
+    folder = material.encoder_folder(say) if name == MINILM else name
+    weights = Path(folder) / "model.safetensors"
+    fingerprint = f"sha256:{describe(weights)['sha256']}" if weights.is_file() else None
+    known = Path(name).resolve().name if Path(name).is_dir() else name
+    return engine.load_encoder(str(folder)), known, fingerprint
+
+
+def _answerer(
+    kb: Path | None, model: str | None, n_docs: int | None, head: str | None, as_json: bool, backend: str | None
+) -> Callable[[list[str]], None]:
+    from rag_core.backends import load_backend
+
+    if head not in (None, "token", "sequence"):
+        raise ValueError(f"--head must be token or sequence, got {head!r}")
+    engine = load_backend(backend)
+    base = _open_base(engine, kb, model)
+    from rag_core.config import RagConfig
+    from rag_core.demo import demo_model_folder
+    from rag_core.retriever import RagRetriever
+    from rag_core.tokenization import RagTokenizer
+
+    folder = model or str(demo_model_folder())
+    config = RagConfig.from_pretrained(folder)
+    if base is None:
+        retriever = RagRetriever.from_pretrained(folder)
+    else:
+        base.check_model(config)
+        tokenizer = RagTokenizer.from_pretrained(folder)
+        retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
+    stored = "".join(getattr(config, "architectures", None) or [])
+    name = (
+        "RagSequenceForGeneration" if (head or ("sequence" if "Sequence" in stored else "token")) == "sequence" else ""
+    )
+    network = getattr(engine, name or "RagTokenForGeneration").from_pretrained(folder, retriever=retriever)
+    options = {} if n_docs is None else {"n_docs": n_docs}
+
+    def answer(questions: list[str]) -> None:
+        for found in network.answer(questions, **options):
+            if as_json:
+                print(json.dumps(found.to_dict(), ensure_ascii=False), flush=True)
+            else:
+                from rich.console import Console
+
+                from rag_core.show import show_answer
+
+                show_answer(found, Console(), base.manifest.credit if base else None)
+
+    return answer
+
+
+def _open_base(engine: Any, kb: Path | None, model: str | None) -> KnowledgeBase | None:
+    from rag_core.knowledge import KnowledgeBase
+
+    if kb is not None:
+        return KnowledgeBase.open(kb)
+    if model is not None:
+        return None
+    from rag_core import demo as material
+
+    if todo := material.missing():
+        say("No model or knowledge base is named, so this takes the demo's. First it will\n  - " + "\n  - ".join(todo))
+    return material.demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)
+
+
+def main() -> None:
+    """Entry point of the `dualrag` script."""
+    app()

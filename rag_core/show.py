@@ -1,0 +1,63 @@
+"""Answers for people: the question, the answer, and the passages behind it with their probabilities, by rich."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from rag_core.outputs import Answer
+
+SNIPPET = 220
+BAR = 10
+
+
+def show_answer(answer: Answer, console: Console, credit: str | None = None) -> None:
+    """Prints one answer.
+
+    Args:
+        answer: with its passages; `prior` is p(z|x), `posterior` p(z|x, y) (paper, section 2.1).
+        console: where to.
+        credit: authors and licence of the passages.
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    body = Text(answer.text.strip() or "(no answer)", style="bold green")
+    body.append(f"   p = {_percent(math.exp(min(0.0, answer.log_probability)))}", style="not bold dim")
+    console.print(
+        Panel(body, title=f"[bold]{escape(answer.question)}", title_align="left", border_style="cyan", padding=(1, 2))
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column("#", justify="right", style="dim", width=2)
+    table.add_column("passage", ratio=1)
+    table.add_column("before answering", width=16)
+    table.add_column("given the answer", width=16)
+    best = max((p.posterior for p in answer.passages), default=0.0)
+    for rank, passage in enumerate(answer.passages, 1):
+        text = " ".join(passage.text.split())
+        snippet = text if len(text) <= SNIPPET else text[:SNIPPET].rsplit(" ", 1)[0] + " …"
+        style = "bold cyan" if passage.posterior == best else "cyan"
+        cell = Text.assemble((passage.title or "(untitled)", style), (f"  row {passage.id}", "dim"), "\n", snippet)
+        table.add_row(str(rank), cell, _bar(passage.prior, "blue"), _bar(passage.posterior, "green"))
+    console.print(Padding(table, (0, 1)))
+    if credit:
+        console.print(Padding(Text(credit, style="dim"), (0, 1, 1, 1)))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
+
+
+def _bar(share: float, colour: str) -> Text:
+    from rich.text import Text
+
+    full = round(BAR * min(1.0, max(0.0, share)))
+    return Text.assemble(("█" * full, colour), ("░" * (BAR - full), "dim"), f"\n{_percent(share)}")
