@@ -92,6 +92,7 @@ class BeamSearch:
         early_stopping: True stops a search at K finished sequences; False when the best running beam, at its present
             length, can't beat the worst of them; "never" when no longer beam could.
         num_return_sequences: sequences handed back for each search, at most K.
+        sampled: candidates are drawn, so that beams differ from the first step on.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class BeamSearch:
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
         num_return_sequences: int = 1,
+        sampled: bool = False,
     ) -> None:
         if num_return_sequences > beams:
             raise ValueError(f"num_return_sequences must not be above beams={beams}; got {num_return_sequences}")
@@ -117,8 +119,9 @@ class BeamSearch:
         self.tokens = np.full((searches, beams, 1), start_token_id, dtype=np.int64)
         self.indices = np.zeros((searches, beams, 0), dtype=np.int64)
         self.scores = np.zeros((searches, beams), dtype=np.float32)
-        # all beams of a search are equal at first: only one may speak
-        self.scores[:, 1:] = -1e9
+        if not sampled:
+            # all beams of a search are equal at first: only one may speak
+            self.scores[:, 1:] = -1e9
         self.finished = np.zeros(searches, dtype=bool)
         self._pools = [_Pool(beams, length_penalty) for _ in range(searches)]
 
@@ -150,7 +153,7 @@ class BeamSearch:
         next_tokens = np.full((self.searches, k_all), self.pad, dtype=np.int64)
         next_sources = np.zeros((self.searches, k_all), dtype=np.int64)
         next_scores = np.zeros((self.searches, k_all), dtype=scores.dtype)
-        for q in np.flatnonzero(~self.finished):
+        for q in np.flatnonzero(~self.finished).tolist():
             at = 0
             for rank in range(scores.shape[1]):
                 token, source = int(tokens[q, rank]), int(sources[q, rank])
@@ -163,7 +166,7 @@ class BeamSearch:
                 if at == k_all:
                     break
             if at < k_all:
-                raise ValueError(f"search {q} has {at} candidates that go on, but {k_all} beams; pass {self.candidates}")
+                raise ValueError(f"search {q}: {at} candidates go on, but there are {k_all} beams; pass {self.candidates}")
             self.finished[q] = self._settled(q, float(scores[q].max()))
         self.tokens = np.concatenate([self.tokens[q_all, next_sources], next_tokens[..., None]], axis=2)
         came_from = next_sources + q_all * k_all

@@ -81,8 +81,8 @@ def collect_candidates(
     tokens = np.full((len(found), most, int(lengths.max())), pad_token_id, dtype=np.int64)
     exists = np.zeros((len(found), most), dtype=bool)
     first = np.zeros((len(found), most), dtype=np.int64)
-    for b, rows in enumerate(kept):
-        width = int(lengths[b].max())
-        tokens[b, : len(rows), :width] = found[b, rows, :width]
-        exists[b, : len(rows)], first[b, : len(rows)] = True, rows
+    for b, chosen in enumerate(kept):
+        width, count = int(lengths[b].max()), len(chosen)
+        tokens[b, :count, :width] = found[b, chosen, :width]
+        exists[b, :count], first[b, :count] = True, chosen
     return Candidates(tokens, exists, groups, first, pad_token_id)

@@ -109,8 +109,7 @@ class GenerationConfig:
         options.pop("_original_object_hash", None)
         object.__setattr__(self, "extra", {})
         for f in fields(self):
-            default = {} if f.name == "generation_kwargs" else f.default
-            object.__setattr__(self, f.name, options.pop(f.name, default))
+            object.__setattr__(self, f.name, options.pop(f.name, copy.copy(_DEFAULTS[f.name])))
         self.extra.update(options)
         object.__setattr__(self, "_from_model_config", derived)
         self.validate()
@@ -221,7 +220,7 @@ class GenerationConfig:
         from rag_core import hub
 
         where, overrides = hub.split_hub_kwargs(kwargs)
-        path = hub.resolve_file(pretrained_model_name_or_path, CONFIG_NAME, **where)
+        path = hub.resolve_file(os.fspath(pretrained_model_name_or_path), CONFIG_NAME, **where)
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -248,7 +247,7 @@ class GenerationConfig:
 
 
 _FIELDS = frozenset(f.name for f in fields(GenerationConfig))
-_DEFAULTS: dict[str, Any] = {f.name: {} if f.name == "generation_kwargs" else f.default for f in fields(GenerationConfig)}
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)} | {"generation_kwargs": {}}
 
 
 def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -297,7 +296,7 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
             raise ValueError(f"{name} ({what}) is not supported by generate(); leave it out")
     unknown = sorted(set(keywords) - _FIELDS)
     if unknown:
-        raise TypeError(f"generate() got unknown keyword(s) {', '.join(unknown)}; see rag_core.generation.GenerationConfig")
+        raise TypeError(f"generate() got unknown keyword(s) {', '.join(unknown)}; see GenerationConfig")
     if keywords.get("max_length") is not None and "max_new_tokens" not in keywords:
         options.max_new_tokens = None
     # None asks for the default, as 4.37.2's processors read it

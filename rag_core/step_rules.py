@@ -87,12 +87,13 @@ class StepRules:
         self.bias = self._checked_sequences("sequence_bias", (options.sequence_bias or {}).items())
         words = [(word, -np.inf) for word in options.bad_words_ids or [] if list(word) not in [[e] for e in self.eos]]
         self.bad_words = self._checked_sequences("bad_words_ids", words)
-        self.forced = {int(k): int(v) for k, v in dict(options.forced_decoder_ids or {}).items() if v is not None}
+        forced: dict[Any, Any] = dict(options.forced_decoder_ids or {})  # type: ignore[arg-type]
+        self.forced = {int(k): int(v) for k, v in forced.items() if v is not None}
         for name in ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"):
             self._check_ids(name, as_ids(getattr(options, name)))
         self._check_ids("forced_decoder_ids", self.forced.values())
         begin = 1 if options.forced_bos_token_id is None else 2
-        self.begin_index = begin + (list(dict(options.forced_decoder_ids))[-1] if self.forced else 0)
+        self.begin_index = begin + (int(list(forced)[-1]) if forced else 0)
         self.encoder_tokens: list[np.ndarray] = []
         self.encoder_ngrams: list[np.ndarray] = []
         if options.encoder_repetition_penalty not in (None, 1.0):
@@ -214,7 +215,7 @@ class StepRules:
             batch_id = search if self.batch_ids is None else int(self.batch_ids[search])
             allowed = _ids(self.prefix_fn(batch_id, sequence))  # type: ignore[misc]
             if not len(allowed):
-                raise ValueError(f"prefix_allowed_tokens_fn must allow at least one token; it gave none for {batch_id=}")
+                raise ValueError(f"prefix_allowed_tokens_fn must allow a token or more; it gave none for {batch_id=}")
             self._check_ids("prefix_allowed_tokens_fn", allowed)
             rows.append(np.full(len(allowed), row))
             ids.append(allowed)

@@ -38,7 +38,7 @@ _BLOCK = 2**26
 
 @torch.no_grad()
 def generate_token(model: Any, contexts: Any, options: GenerationConfig, hooks: Hooks | None = None) -> GenerateOutput:
-    """RAG-Token decoding (paper, section 2.5): one search a question over p(y_i|x, y_<i) = sum_z p(z|x) p(y_i|x, z, y_<i).
+    """RAG-Token decoding (paper, section 2.5): one search a question, over sum_z p(z|x) p(y_i|x, z, y_<i).
 
     Args:
         model: a RagTokenForGeneration.
@@ -106,8 +106,8 @@ def sequence_options(
     keywords > generation_config > a generation_config.json somebody wrote > the generator's own (compatibility Q20).
     """
     generator = model.config.generator
-    written = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
-    written = [c for c in written if c is not None and not getattr(c, "_from_model_config", True)]
+    configs = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
+    written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
     base = written[0] if written else GenerationConfig.from_model_config(generator)
     if num_beams is None and generation_config is not None and generation_config.num_beams != 1:
         num_beams = generation_config.num_beams
@@ -148,7 +148,7 @@ def generate_sequence(
 
     Returns:
         `sequences` (B * num_return_sequences, T) right-padded with the generator's pad token, and `sequences_scores`.
-        Where a question has fewer candidates, the rows that are left hold pads alone and score -inf (compatibility D11).
+        Where a question has fewer candidates, the rows left over hold pads alone and score -inf (compatibility D11).
     """
     if decoding not in ("thorough", "fast"):
         raise ValueError(f"decoding must be 'thorough' or 'fast'; got {decoding!r}")

@@ -21,7 +21,7 @@ from rag_core.step_rules import StepRules, least_kept, sampling_warps
 from rag_torch.marginalize import token_log_probs, widen
 from rag_torch.step_scores import apply_edits, apply_warps, best_candidates
 
-ScoreFunction = Callable[[Tensor, Tensor], Any]
+ScoreFunction = Callable[[Tensor, Any], Any]
 _MakeRules = Callable[[int], StepRules]
 
 
@@ -88,7 +88,7 @@ class Decoder:
         self.state = generator.start(encoder_hidden, encoder_mask, beams=beams, max_length=length)
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """Tokens so far (Q, K, t) -> scores (Q, K, V): logits, or marginalised log-probabilities (zeros once finished)."""
+        """Tokens so far (Q, K, t) -> logits or marginalised log-probabilities (Q, K, V), zeros for searches let go of."""
         fed = tokens[self.running][..., -1:] if self.cached else tokens[self.running]
         fed = fed.repeat_interleave(self.docs, dim=0)  # (Q*N, K, 1 or t)
         logits = widen(self.generator.decode(fed, self.state)[:, :, -1])  # (Q*N, K, V)
@@ -184,7 +184,7 @@ class _Loop:
         input_ids = torch.as_tensor(rows, device=self.device)
         said = np.zeros(len(rows), dtype=bool)
         for criterion in self.hooks.stopping_criteria:
-            answer = criterion(input_ids, tuple(self.kept) if self.kept else None)
+            answer = criterion(input_ids, tuple(self.kept))
             answer = answer.cpu().numpy() if isinstance(answer, Tensor) else np.asarray(answer)
             said |= answer.astype(bool)
         if isinstance(self.search, RowSearch):
@@ -207,7 +207,7 @@ class _RowLoop(_Loop):
         log_probs = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)
         self.search.step(tokens.cpu().numpy(), log_probs.cpu().numpy())
         if not self.search.done:
-            self.decoder.drop(self.search.finished.reshape(self.decoder.searches, -1).all(axis=1))
+            self.decoder.drop(self.search.finished.reshape(self.decoder.searches, -1).min(axis=1))
 
 
 class _BeamLoop(_Loop):
@@ -221,6 +221,7 @@ class _BeamLoop(_Loop):
             length_penalty=options.length_penalty,
             early_stopping=options.early_stopping,
             num_return_sequences=options.num_return_sequences,
+            sampled=options.do_sample,
             **_limits(options),
         )
 
@@ -229,13 +230,10 @@ class _BeamLoop(_Loop):
         if self.decoder.log_priors is None:
             scores = scores.log_softmax(dim=-1)
         scores = self.processed(rows, input_ids, scores)
+        scores = apply_warps(scores, self.warps, self.least)
         self.keep(scores)
         total = scores + torch.as_tensor(search.scores, device=self.device, dtype=scores.dtype).reshape(-1, 1)
-        drawn = total
-        if self.options.do_sample:
-            # after the running sums are added, as 4.37.2 narrows them
-            total = apply_warps(total, self.warps, self.least)
-            drawn = self.noisy(total, search.length - 1)
+        drawn = self.noisy(total, search.length - 1) if self.options.do_sample else total
         alive = np.flatnonzero(~search.finished)
         at = torch.as_tensor(alive, device=self.device)
         total, drawn = (x.unflatten(0, (search.searches, -1)).flatten(1)[at] for x in (total, drawn))  # (Q, K*V)
