@@ -139,6 +139,7 @@ def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
                 raise ValueError(
                     f"{held[0]} and {name} differ although the configuration ties them; nothing was saved."
                 )
+        # transformers leaves the same copies out and ties them again.
         copies.update(held[1:])
     return [name for name in weights if name not in copies]
 
@@ -176,8 +177,11 @@ def _open_safetensors(path: Path) -> LazyWeights:
     try:
         file = safe_open(path, framework="np")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        layout = (file.metadata() or {}).get("format")
     except SafetensorError as error:
         raise OSError(f"{path} is truncated or not a safetensors file ({error}); fetch or save it again.") from error
+    if layout == "tf":
+        raise OSError(f"{path} holds TensorFlow's names and layouts; use a checkpoint that a PyTorch class saved.")
 
     def read(name: str) -> np.ndarray:
         try:

@@ -108,6 +108,7 @@ class RagConfig(PretrainedConfig):
                 values[name] = str(values[name])
         super().__init__(**{name: value for name, value in values.items() if name not in parts})
         self.__dict__.update(parts)
+        # transformers writes True here by default even where the generator isn't tied.
         self.tie_word_embeddings = self.generator.tie_word_embeddings
         if self.forced_eos_token_id is None:
             self.forced_eos_token_id = getattr(self.generator, "forced_eos_token_id", None)
@@ -201,13 +202,14 @@ def config_from_dict(values: Mapping[str, Any], **overrides: Any) -> PretrainedC
 def _component(name: str, value: Any) -> PretrainedConfig:
     """A copy of a sub-configuration, whatever form it came in."""
     if isinstance(value, PretrainedConfig):
-        return type(value).from_dict(value.to_dict())
+        return type(value).from_dict(value.to_dict())  # a copy: the caller's stays the caller's
     if isinstance(value, Mapping):
         try:
             return config_from_dict(value)
         except (TypeError, ValueError) as error:
             raise located(error, f"RagConfig.{name}") from error
     if callable(getattr(value, "to_dict", None)):
+        # transformers' own configurations; types unknown here belong to networks of the user's own.
         values = dict(value.to_dict())
         return KNOWN.get(values.get("model_type", ""), PretrainedConfig).from_dict(values)
     raise TypeError(

@@ -27,6 +27,7 @@ def _typed(value: Any, kind: str) -> tuple[bool, Any]:
             return True, None
         if option == "bool" and isinstance(value, bool):
             return True, value
+        # In Python True is an integer, in a configuration it is a mistake.
         if option == "int" and isinstance(value, Integral) and not isinstance(value, bool):
             return True, int(value)
         if option == "float" and isinstance(value, Real) and not isinstance(value, bool):
@@ -110,6 +111,7 @@ class PretrainedConfig:
         object.__setattr__(self, "name_or_path", "")
         given = copy.deepcopy(values)
         self._take_type(given.pop("model_type", None))
+        # A file may hold both (transformers writes some twice); the field's own name then counts.
         for alias, name in self.aliases.items():
             if alias in given:
                 value = given.pop(alias)
@@ -179,6 +181,7 @@ class PretrainedConfig:
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.to_dict() == other.to_dict()
 
+    # Mutable, so never a key.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:

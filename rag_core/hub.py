@@ -153,7 +153,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         draft = Path(name)
         try:
             yield draft
-            draft.chmod(0o666 & ~_umask())
+            draft.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
@@ -184,6 +184,7 @@ def atomic_folder(folder: str | Path, *, stale: tuple[str, ...] = ()) -> Iterato
                 draft.chmod(0o777 & ~_umask())
                 draft.replace(target)
                 return
+            # Everything is on this disk already: from here on only names change.
             for each in written:
                 (target / each).parent.mkdir(parents=True, exist_ok=True)
                 (draft / each).replace(target / each)

@@ -439,6 +439,12 @@ def test_safetensors_are_preferred_and_damage_is_named(tmp_path):
             read_weights(tmp_path)
 
 
+def test_tensorflow_layouts_are_told_apart(tmp_path):
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors", metadata={"format": "tf"})
+    with pytest.raises(OSError, match="TensorFlow"):
+        read_weights(tmp_path)
+
+
 def test_sharded_torch_files_and_bad_indices(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
     torch.save({"b": torch.zeros(2)}, tmp_path / "pytorch_model-00002-of-00002.bin")

@@ -1,6 +1,7 @@
 """Folders and repositories: found, refused with reasons, written whole or not at all, pushed."""
 
 import errno
+import inspect
 from pathlib import Path
 from typing import ClassVar
 
@@ -183,6 +184,10 @@ def test_single_files_are_replaced_whole(tmp_path):
         pass
 
 
+API = ("create_repo", "create_branch", "file_exists", "upload_folder", "upload_file")
+signatures = {name: inspect.signature(getattr(huggingface_hub.HfApi, name)) for name in API}
+
+
 class FakeApi:
     """Records what would be sent; `readme` is whether the repository has one."""
 
@@ -194,16 +199,22 @@ class FakeApi:
         self.calls.append(("token", token))
 
     def file_exists(self, *args, **kwargs):
+        signatures["file_exists"].bind(self, *args, **kwargs)
         return self.readme
 
     def create_repo(self, repo_id, **kwargs):
+        signatures["create_repo"].bind(self, repo_id, **kwargs)
         if self.fail:
             raise self.fail
         self.calls.append(("create_repo", repo_id, kwargs))
         return f"https://huggingface.co/{repo_id}"
 
     def __getattr__(self, name):
-        return lambda *args, **kwargs: self.calls.append((name, *args, kwargs))
+        def call(*args, **kwargs):
+            signatures[name].bind(self, *args, **kwargs)
+            self.calls.append((name, *args, kwargs))
+
+        return call
 
 
 @pytest.fixture
