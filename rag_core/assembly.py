@@ -42,8 +42,11 @@ def workplace(out: Path) -> Iterator[Path]:
         with FileLock(work / "lock", timeout=0):
             try:
                 yield work
-            finally:
+            except BaseException:
                 shutil.rmtree(work / "final", ignore_errors=True)
+                if not any(work.glob("shard-*.arrow")):
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
     except Timeout:
         raise OSError(f"{out} is being written by another process ({work} is locked). Wait for it to end.") from None
     shutil.rmtree(work, ignore_errors=True)

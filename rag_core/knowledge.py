@@ -72,6 +72,8 @@ def build_knowledge_base(
     _check_kind(index)
     if batch_size < 1 or shard_rows < 1:
         raise ValueError(f"batch_size and shard_rows must be at least 1, got {batch_size} and {shard_rows}")
+    if words is not None and words < 1:
+        raise ValueError(f"words must be at least 1 (or None: one passage a document), got {words}")
     layout.recover(out)
     files = find_files(paths)
     sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,3 +268,16 @@ def test_a_kill_between_the_renames_is_mended_at_the_next_opening(tmp_path) -> N
     with pytest.raises(OSError):
         swap_in(tmp_path / "absent", kb.path)
     assert len(KnowledgeBase.open(kb.path)) == 8
+
+
+def test_two_builds_of_one_base_do_not_mix_and_bad_lines_leave_no_trace(tmp_path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "kb.work").mkdir()
+    with FileLock(tmp_path / "kb.work" / "lock"), pytest.raises(OSError, match="being written by another process"):
+        build(tmp_path, rows=8)
+    shutil.rmtree(tmp_path / "kb.work")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2"):
+        build_knowledge_base(tmp_path / "bad.jsonl", tmp_path / "kb", hashed, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "corpus.jsonl"]
