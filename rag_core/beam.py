@@ -166,7 +166,7 @@ class BeamSearch:
                 if at == k_all:
                     break
             if at < k_all:
-                raise ValueError(f"search {q}: {at} candidates go on, but there are {k_all} beams; pass {self.candidates}")
+                raise ValueError(f"search {q}: {at} candidates go on, for {k_all} beams; pass {self.candidates}")
             self.finished[q] = self._settled(q, float(scores[q].max()))
         self.tokens = np.concatenate([self.tokens[q_all, next_sources], next_tokens[..., None]], axis=2)
         came_from = next_sources + q_all * k_all

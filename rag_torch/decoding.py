@@ -37,7 +37,14 @@ _BLOCK = 2**26
 
 
 @torch.no_grad()
-def generate_token(model: Any, contexts: Any, options: GenerationConfig, hooks: Hooks | None = None) -> GenerateOutput:
+def generate_token(
+    model: Any,
+    contexts: Any,
+    options: GenerationConfig,
+    hooks: Hooks | None = None,
+    *,
+    states: dict[str, tuple[Tensor, Tensor]] | None = None,
+) -> GenerateOutput:
     """RAG-Token decoding (paper, section 2.5): one search a question, over sum_z p(z|x) p(y_i|x, z, y_<i).
 
     Args:
@@ -45,6 +52,7 @@ def generate_token(model: Any, contexts: Any, options: GenerationConfig, hooks: 
         contexts: what its `_contexts` returns.
         options: as `resolve_options` returns them.
         hooks: the caller's functions.
+        states: a dict that is given the encoder states (R, S, d) and mask (R, S) as "given", for later use.
 
     Returns:
         `sequences` (B * num_return_sequences, T), right-padded; `sequences_scores` and `beam_indices` with beams.
@@ -53,6 +61,8 @@ def generate_token(model: Any, contexts: Any, options: GenerationConfig, hooks: 
     ids, mask = trim(contexts.context_input_ids, contexts.context_attention_mask.bool())
     log_priors, beams = doc_log_probs(contexts.doc_scores), beams_of(options)
     hidden = encode_distinct(model.generator, ids, mask)
+    if states is not None:
+        states["given"] = hidden, mask
     decoder = Decoder(model.generator, hidden, mask, beams=beams, options=options, log_priors=log_priors)
     finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, 1)
     sequences, scores, indices = (
@@ -133,6 +143,7 @@ def generate_sequence(
     num_return_sequences: int = 1,
     do_deduplication: bool = True,
     decoding: str = "thorough",
+    states: dict[str, tuple[Tensor, Tensor]] | None = None,
 ) -> GenerateOutput:
     """RAG-Sequence decoding: candidates of all documents, weighed by log sum_z p(z|x) p(y|x, z).
 
@@ -145,6 +156,7 @@ def generate_sequence(
         do_deduplication: whether a candidate found twice counts once.
         decoding: "thorough" scores every candidate against every document; "fast" counts a document only where its own
             search found the candidate, and reuses that search's score (paper, section 2.5).
+        states: as in `generate_token`.
 
     Returns:
         `sequences` (B * num_return_sequences, T) right-padded with the generator's pad token, and `sequences_scores`.
@@ -161,13 +173,16 @@ def generate_sequence(
     pad = 0 if config.generator.pad_token_id is None else config.generator.pad_token_id
     found = collect_candidates(finished, n_docs * beams, pad_token_id=pad, do_deduplication=do_deduplication)
     log_priors = doc_log_probs(contexts.doc_scores)  # (B, N)
+    given = contexts.context_attention_mask.bool()
+    same = torch.equal(given[:, : mask.shape[1]], mask) and not given[:, mask.shape[1] :].any()
+    if not same and decoding == "thorough":
+        ids, mask = trim(contexts.context_input_ids, given)
+        hidden, same = encode_distinct(model.generator, ids, mask), True
+    if same and states is not None:
+        states["given"] = hidden, mask
     if decoding == "fast":
         scores = _fast_scores(found, finished, log_priors.cpu().numpy(), beams)
     else:
-        given = contexts.context_attention_mask.bool()
-        if not torch.equal(given[:, : mask.shape[1]], mask) or given[:, mask.shape[1] :].any():
-            ids, mask = trim(contexts.context_input_ids, given)
-            hidden = encode_distinct(model.generator, ids, mask)
         scores = _thorough_scores(model, hidden, mask, log_priors, found).cpu().numpy()
     sequences, best = found.best(scores, num_return_sequences)
     return GenerateOutput(

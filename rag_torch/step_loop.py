@@ -88,7 +88,7 @@ class Decoder:
         self.state = generator.start(encoder_hidden, encoder_mask, beams=beams, max_length=length)
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """Tokens so far (Q, K, t) -> logits or marginalised log-probabilities (Q, K, V), zeros for searches let go of."""
+        """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
         fed = tokens[self.running][..., -1:] if self.cached else tokens[self.running]
         fed = fed.repeat_interleave(self.docs, dim=0)  # (Q*N, K, 1 or t)
         logits = widen(self.generator.decode(fed, self.state)[:, :, -1])  # (Q*N, K, V)
