@@ -93,7 +93,7 @@ def index(
     kb = build_knowledge_base(
         paths,
         out,
-        loaded.embed,
+        functools.partial(loaded.embed, batch_size=batch_size),
         encoder_name=name,
         encoder_fingerprint=fingerprint,
         index=kind,
@@ -168,7 +168,6 @@ def _answerer(
     if head not in (None, "token", "sequence"):
         raise ValueError(f"--head must be token or sequence, got {head!r}")
     engine = load_backend(backend)
-    base = _open_base(engine, kb, model)
     from rag_core.config import RagConfig
     from rag_core.demo import demo_model_folder
     from rag_core.retriever import RagRetriever
@@ -176,6 +175,7 @@ def _answerer(
 
     folder = model or str(demo_model_folder())
     config = RagConfig.from_pretrained(folder)
+    base = _open_base(engine, kb, model)
     if base is None:
         retriever = RagRetriever.from_pretrained(folder)
     else:
@@ -183,10 +183,9 @@ def _answerer(
         tokenizer = RagTokenizer.from_pretrained(folder)
         retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
     stored = "".join(getattr(config, "architectures", None) or [])
-    name = (
-        "RagSequenceForGeneration" if (head or ("sequence" if "Sequence" in stored else "token")) == "sequence" else ""
-    )
-    network = getattr(engine, name or "RagTokenForGeneration").from_pretrained(folder, retriever=retriever)
+    head = head or ("sequence" if "Sequence" in stored else "token")
+    kind = "RagTokenForGeneration" if head == "token" else "RagSequenceForGeneration"
+    network = getattr(engine, kind).from_pretrained(folder, retriever=retriever)
     options = {} if n_docs is None else {"n_docs": n_docs}
 
     def answer(questions: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -211,6 +212,7 @@ def _from_hub(draft: Path, say: Say) -> bool:
 
     try:
         snapshot_download(ENCODER, local_dir=draft, allow_patterns=list(ENCODER_FILES))
+        shutil.rmtree(draft / ".cache", ignore_errors=True)  # the client's bookkeeping
         _check(draft / ENCODER_WHEEL.checked, ENCODER_WHEEL, f"the hub's {ENCODER}")
     except Exception as error:  # any failure of the hub's client has the same remedy, the wheel
         say(f"The hub failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -21,7 +21,7 @@ from rag_core.outputs import Answer, Passage
 ROOT = Path(__file__).parent.parent
 
 
-def embed(titles: list[str], texts: list[str]) -> np.ndarray:
+def embed(titles: list[str], texts: list[str], batch_size: int = 32) -> np.ndarray:
     codes = [hashlib.sha256(f"{a}{b}".encode()).digest()[:8] for a, b in zip(titles, texts, strict=True)]
     return np.array([list(code) for code in codes], np.float32)
 
