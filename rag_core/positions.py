@@ -27,7 +27,16 @@ def t5_distance_buckets(length: int, num_buckets: int, max_distance: int, bidire
 
     Returns:
         int64 (2 * length - 1,), read-only; entry i belongs to the relative position i - (length - 1).
+
+    Raises:
+        ValueError: too few buckets, or a `max_distance` that leaves none to grow into.
     """
+    needed = 4 if bidirectional else 2
+    if num_buckets < needed or max_distance <= num_buckets // needed:
+        raise ValueError(
+            f"relative_attention_num_buckets must be at least {needed} and relative_attention_max_distance above "
+            f"{max(num_buckets, needed) // needed}, got {num_buckets} and {max_distance}"
+        )
     relative = np.arange(-(length - 1), length, dtype=np.int64)
     if bidirectional:
         num_buckets //= 2

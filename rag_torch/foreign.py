@@ -131,7 +131,8 @@ class ForeignState:
         beams: K.
         prefix: (R, K, positions so far), or None without a cache (every call decodes a whole prefix).
         past: the module's own cache for R*K rows, where it can be reordered.
-        reorder_cache: the module's function (past, rows) -> past, or None.
+        use_cache: whether to ask the module for one.
+        reorder_cache: the module's function (past, rows) -> past, for caches without a method of that name.
     """
 
     hidden: Tensor
@@ -139,6 +140,7 @@ class ForeignState:
     beams: int
     prefix: Tensor | None = None
     past: Any = None
+    use_cache: bool = False
     reorder_cache: Callable[[Any, Tensor], Any] | None = None
 
     @property
@@ -152,19 +154,22 @@ class ForeignState:
             return
         source = source.to(self.prefix.device)
         self.prefix = self.prefix.gather(1, source[:, :, None].expand(-1, -1, self.position))
-        if self.past is not None and self.reorder_cache is not None:
+        if self.past is not None:
             first = torch.arange(source.shape[0], device=source.device)[:, None] * self.beams  # (R, 1)
-            moved = self.reorder_cache(self.past, (first + source).flatten())
-            self.past = self.past if moved is None else moved
+            rows = (first + source).flatten()
+            if _reorders_itself(self.past):
+                self.past.reorder_cache(rows)
+            elif self.reorder_cache is not None:
+                self.past = self.reorder_cache(self.past, rows)
 
     def select(self, rows: Tensor) -> ForeignState:
         """A state of these contexts only; the module's cache is dropped and made again from the prefixes."""
         mask = None if self.mask is None else self.mask[rows]
         prefix = None if self.prefix is None else self.prefix[rows]
-        return ForeignState(self.hidden[rows], mask, self.beams, prefix, None, self.reorder_cache)
+        return ForeignState(self.hidden[rows], mask, self.beams, prefix, None, self.use_cache, self.reorder_cache)
 
 
-class ForeignGenerator:
+class ForeignGenerator(nn.Module):
     """Another library's sequence-to-sequence module behind the decoding contract.
 
     Attributes that are not found here are the module's.
@@ -174,15 +179,19 @@ class ForeignGenerator:
     """
 
     def __init__(self, module: Any) -> None:
+        super().__init__()
         self.module = module
         self.config = module_config(module)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "module":
-            raise AttributeError(name)
-        return getattr(self.module, name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":
+                raise
+            return getattr(self.module, name)
 
-    def __call__(self, **kwargs: Any) -> Seq2SeqLMOutput:
+    def forward(self, **kwargs: Any) -> Seq2SeqLMOutput:
         """The module's forward as our record."""
         if kwargs.get("encoder_outputs") is not None:
             kwargs["encoder_outputs"] = self._encoder_outputs(as_encoder_output(kwargs["encoder_outputs"]))
@@ -212,16 +221,10 @@ class ForeignGenerator:
         if max_length is not None:
             rows = encoder_hidden.shape[0]
             state.prefix = torch.zeros(rows, beams, 0, dtype=torch.long, device=encoder_hidden.device)
-            state.reorder_cache = self._reorder_function()
+            state.use_cache = {"past_key_values", "use_cache"} <= set(inspect.signature(self.module.forward).parameters)
+            functions = (getattr(self.module, name, None) for name in ("_reorder_cache", "reorder_cache"))
+            state.reorder_cache = next((each for each in functions if callable(each)), None)
         return state
-
-    def _reorder_function(self) -> Callable[[Any, Tensor], Any] | None:
-        for name in ("_reorder_cache", "reorder_cache"):
-            function = getattr(self.module, name, None)
-            if callable(function):
-                return function
-        parameters = inspect.signature(self.module.forward).parameters
-        return _reorder_object if {"past_key_values", "use_cache"} <= set(parameters) else None
 
     def decode(self, tokens: Tensor, state: ForeignState) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V); with a cache they continue the state's prefixes."""
@@ -231,25 +234,21 @@ class ForeignGenerator:
         inputs = whole if fresh else tokens
         hidden = state.hidden.repeat_interleave(beams, 0)  # (R*K, S, d)
         mask = None if state.mask is None else state.mask.repeat_interleave(beams, 0).long()
-        cached = state.prefix is not None and state.reorder_cache is not None
         outputs = self(
             attention_mask=mask,
             encoder_outputs=(hidden,),
             decoder_input_ids=inputs.flatten(0, 1),
             past_key_values=None if fresh else state.past,
-            use_cache=cached,
+            use_cache=state.use_cache,
             return_dict=True,
         )
         if state.prefix is not None:
             state.prefix = whole
-        if cached and _can_reorder(outputs.past_key_values, state.reorder_cache):
-            state.past = outputs.past_key_values
+        past = outputs.past_key_values
+        if state.use_cache and past is not None and (_reorders_itself(past) or state.reorder_cache is not None):
+            state.past = past
         return outputs.logits[:, -length:].unflatten(0, (rows, beams))
 
 
-def _reorder_object(past: Any, rows: Tensor) -> None:
-    past.reorder_cache(rows)
-
-
-def _can_reorder(past: Any, function: Callable[..., Any] | None) -> bool:
-    return past is not None and (function is not _reorder_object or callable(getattr(past, "reorder_cache", None)))
+def _reorders_itself(past: Any) -> bool:
+    return callable(getattr(past, "reorder_cache", None))

@@ -22,21 +22,9 @@ from rag_torch.rag_model import RagModel
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
 _MODEL_ARGUMENTS = (
-    "input_ids",
-    "attention_mask",
-    "encoder_outputs",
-    "decoder_input_ids",
-    "decoder_attention_mask",
-    "past_key_values",
-    "doc_scores",
-    "context_input_ids",
-    "context_attention_mask",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "output_retrieved",
-    "n_docs",
-)
+    "input_ids attention_mask encoder_outputs decoder_input_ids decoder_attention_mask past_key_values doc_scores "
+    "context_input_ids context_attention_mask use_cache output_attentions output_hidden_states output_retrieved n_docs"
+).split()
 
 
 class _RagHead(RagPretrained):
@@ -76,8 +64,14 @@ class _RagHead(RagPretrained):
         self.rag.set_retriever(retriever)
 
     def set_context_encoder_for_training(self, ctx_encoder: nn.Module) -> None:
-        """Score documents with a live document encoder; see `RagModel.set_context_encoder_for_training`."""
+        """See `RagModel.set_context_encoder_for_training`."""
         self.rag.set_context_encoder_for_training(ctx_encoder)
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers with the passages they come from; see `rag_torch.answers.answer`."""
+        from rag_torch.answers import answer
+
+        return answer(self, *args, **kwargs)
 
     def _contexts(self, *args: Any, **kwargs: Any) -> Contexts:
         return self.rag._contexts(*args, **kwargs)
