@@ -158,6 +158,7 @@ def index_settings(index: Any) -> dict[str, int]:
     import faiss
 
     if (inverted := faiss.try_extract_index_ivf(index)) is not None:
+        inverted = faiss.downcast_index(inverted)
         coarse = {"nlist": inverted.nlist, "nprobe": inverted.nprobe}
         return coarse | ({"m": inverted.pq.M, "bits": inverted.pq.nbits} if hasattr(inverted, "pq") else {})
     if hasattr(index, "hnsw"):
