@@ -157,8 +157,8 @@ def index_settings(index: Any) -> dict[str, int]:
     """What a faiss index was built with, in faiss' own names."""
     import faiss
 
-    if (inverted := faiss.try_extract_index_ivf(index)) is not None:
-        inverted = faiss.downcast_index(inverted)
+    if (found := faiss.try_extract_index_ivf(index)) is not None:
+        inverted: Any = faiss.downcast_index(found)
         coarse = {"nlist": inverted.nlist, "nprobe": inverted.nprobe}
         return coarse | ({"m": inverted.pq.M, "bits": inverted.pq.nbits} if hasattr(inverted, "pq") else {})
     if hasattr(index, "hnsw"):
