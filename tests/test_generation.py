@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+
+from rag_core.generation import GenerationConfig, resolve_options
+from rag_core.noise import gumbel_noise
+from rag_core.step_rules import StepRules, least_kept, sampling_warps
+
+V = 10
+
+
+def options(**kwargs) -> GenerationConfig:
+    base = GenerationConfig(eos_token_id=2, pad_token_id=1, decoder_start_token_id=0)
+    return resolve_options(base, **{"max_length": 8, **kwargs})
+
+
+def edited(tokens: list[list[int]], scores: np.ndarray | None = None, beams: int = 1, **kwargs) -> np.ndarray:
+    """The rules applied by a plain numpy backend: what rag_torch and rag_tf must each do."""
+    named = {k: kwargs.pop(k) for k in ("encoder_ids", "prefix_allowed_tokens_fn", "batch_ids") if k in kwargs}
+    rules = StepRules(options(**kwargs), beams=beams, vocab_size=V, **named)
+    scores = np.full((len(tokens), V), -2.0) if scores is None else scores.copy()
+    everyone = np.arange(len(tokens))[:, None]
+    for edit in rules.edits(np.array(tokens)):
+        at = (everyone if edit.rows is None else edit.rows, edit.ids)
+        if edit.kind == "ban":
+            scores[at] = -np.inf
+        elif edit.kind == "add":
+            scores[at] += edit.value
+        elif edit.kind == "penalise":
+            scores[at] = np.where(scores[at] < 0, scores[at] * edit.value, scores[at] / edit.value)
+        elif edit.kind == "decay":
+            scores[at] += np.abs(scores[at]) * edit.value
+        elif edit.kind in ("keep", "force"):
+            kept = np.zeros_like(scores) if edit.kind == "force" else scores.copy()
+            scores = np.full_like(scores, -np.inf)
+            scores[at] = kept[at]
+        else:
+            raise AssertionError(edit.kind)
+    return scores
+
+
+def banned(row: np.ndarray) -> set[int]:
+    return set(np.flatnonzero(np.isneginf(row)).tolist())
+
+
+def test_options_still_at_their_default_come_from_the_nested_generator():
+    generator = {"num_beams": 4, "min_length": 5, "length_penalty": 0.5, "eos_token_id": 2, "forced_eos_token_id": 2}
+    rag = {"num_beams": 2, "min_length": 0, "eos_token_id": 77, "n_docs": 3, "generator": generator}
+    config = GenerationConfig.from_model_config(rag)
+    assert (config.num_beams, config.min_length, config.eos_token_id) == (2, 5, 77)
+    assert (config.length_penalty, config.forced_eos_token_id) == (0.5, 2)
+    assert "n_docs" not in config.to_dict()
+
+
+def test_json_keeps_foreign_keys_and_writes_what_is_off_its_default(tmp_path):
+    config = GenerationConfig(num_beams=3, sequence_bias={(4, 5): 1.5}, transformers_version="4.37.2")
+    path = config.save_pretrained(tmp_path)
+    written = json.loads(path.read_text())
+    assert written == {"num_beams": 3, "sequence_bias": [[[4, 5], 1.5]], "transformers_version": "4.37.2"}
+    assert GenerationConfig.from_pretrained(tmp_path) == config
+    assert GenerationConfig.from_pretrained(tmp_path, num_beams=1).num_beams == 1
+    path.write_text("{")
+    with pytest.raises(OSError, match="not valid JSON"):
+        GenerationConfig.from_pretrained(tmp_path)
+
+
+def test_keyword_beats_generation_config_beats_the_models_own():
+    own = GenerationConfig(num_beams=4, max_length=9, eos_token_id=2, pad_token_id=1, decoder_start_token_id=0)
+    given = GenerationConfig(num_beams=3, length_penalty=2.0)
+    assert resolve_options(own).num_beams == 4
+    both = resolve_options(own, given, num_beams=2, max_new_tokens=6)
+    assert (both.num_beams, both.length_penalty, both.max_length, both.eos_token_id) == (2, 2.0, 7, 2)
+    assert (given.num_beams, given.eos_token_id, own.max_length) == (3, None, 9)
+    assert resolve_options(own, num_beams=None).num_beams == 1
+
+
+def test_a_config_is_somebodys_wish_once_it_is_changed():
+    config = GenerationConfig.from_model_config({"num_beams": 2})
+    assert config._from_model_config
+    config.max_length = 30
+    assert not config._from_model_config
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "words"),
+    [
+        ({"num_beam": 3}, TypeError, "num_beam"),
+        ({"penalty_alpha": 0.6}, ValueError, "contrastive"),
+        ({"num_beam_groups": 2, "num_beams": 2}, ValueError, "group"),
+        ({"max_time": 1.0}, ValueError, "max_time"),
+        ({"assistant_model": object()}, ValueError, "assisted"),
+        ({"early_stopping": "soon"}, ValueError, "never"),
+        ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"num_beams": 2, "num_return_sequences": 3}, ValueError, "num_beams"),
+        ({"num_return_sequences": 2}, ValueError, "do_sample"),
+        ({"max_length": 1}, ValueError, "start token"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        options(**kwargs)
+
+
+def test_sampling_options_without_sampling_warn():
+    with pytest.warns(UserWarning, match="do_sample=True"):
+        options(temperature=0.5)
+
+
+def test_lengths_and_forced_tokens():
+    assert banned(edited([[0, 5]], min_length=3)[0]) == {2}
+    assert banned(edited([[0, 5, 5]], min_length=3)[0]) == set()
+    assert banned(edited([[0, 5, 5]], min_new_tokens=3)[0]) == {2}
+    assert edited([[0]], forced_bos_token_id=4)[0].argmax() == 4
+    last = edited([[0] + [5] * 6], forced_eos_token_id=[2, 3])[0]
+    assert banned(last) == set(range(V)) - {2, 3} and (last[[2, 3]] == 0).all()
+    assert edited([[0, 9]], forced_decoder_ids=[[1, 4], [2, 6]])[0].argmax() == 6
+    np.testing.assert_allclose(edited([[0, 5, 5, 5]], exponential_decay_length_penalty=(1, 1.5))[0, 2], 0.5)
+
+
+def test_repetition():
+    assert banned(edited([[0, 5, 6, 5]], no_repeat_ngram_size=2)[0]) == {6}
+    assert banned(edited([[0, 5, 6]], no_repeat_ngram_size=1)[0]) == {0, 5, 6}
+    scores = np.array([[4.0] * 5 + [-4.0] * 5])
+    np.testing.assert_allclose(edited([[0, 7]], scores, repetition_penalty=2.0)[0, [0, 1, 7, 8]], [2, 4, -8, -4])
+    assert banned(edited([[0, 5, 6]], bad_words_ids=[[6, 7], [8], [2], [5, 9]])[0]) == {7, 8}
+    biased = edited([[0, 5, 6]], sequence_bias={(7,): 1.0, (6, 7): 2.0, (3, 6, 7): 4.0})
+    np.testing.assert_allclose(biased[0, 7], 1.0)
+
+
+def test_encoder_rules_join_the_documents_of_a_search():
+    docs = [[np.array([5, 6, 7]), np.array([5, 8, 9])], [np.array([5, 3, 3]), np.array([4, 4, 4])]]
+    scores = edited([[0, 5]] * 4, beams=2, encoder_no_repeat_ngram_size=2, encoder_ids=docs)
+    assert [banned(row) for row in scores] == [{6, 8}, {6, 8}, {3}, {3}]
+    scores = edited([[0, 5]] * 2, encoder_repetition_penalty=2.0, encoder_ids=docs)
+    np.testing.assert_allclose(scores[:, [3, 4, 7]], [[-2, -2, -1], [-1, -1, -2]])
+
+
+def test_suppression_begins_where_it_should():
+    assert banned(edited([[0]], suppress_tokens=[7], begin_suppress_tokens=[5])[0]) == {5, 7}
+    assert banned(edited([[0, 4]], suppress_tokens=[7], begin_suppress_tokens=[5])[0]) == {7}
+    assert banned(edited([[0, 4]], begin_suppress_tokens=[5], forced_bos_token_id=4)[0]) == {5}
+
+
+def test_prefix_function_is_told_the_question_and_must_allow_something():
+    calls = []
+
+    def allowed(batch_id, ids):
+        calls.append((batch_id, ids.tolist()))
+        return [3, batch_id]
+
+    scores = edited([[0, 5]] * 4, beams=2, prefix_allowed_tokens_fn=allowed, batch_ids=[7, 8])
+    assert [set(range(V)) - banned(row) for row in scores] == [{3, 7}, {3, 7}, {3, 8}, {3, 8}]
+    assert calls[2] == (8, [0, 5])
+    with pytest.raises(ValueError, match="prefix_allowed_tokens_fn"):
+        edited([[0]], prefix_allowed_tokens_fn=lambda b, ids: [])
+    with pytest.raises(ValueError, match=r"\[11\] outside"):
+        edited([[0]], suppress_tokens=[11])
+
+
+def test_narrowings_are_listed_in_order():
+    wanted = options(do_sample=True, num_beams=2, temperature=0.5, top_p=0.9, eta_cutoff=0.1, eos_token_id=[2, 3])
+    assert [(w.kind, w.value) for w in sampling_warps(wanted)] == [
+        ("temperature", 0.5),
+        ("top_k", 50),
+        ("top_p", 0.9),
+        ("eta_cutoff", 0.1),
+    ]
+    assert least_kept(wanted) == 3
+    assert sampling_warps(options()) == []
+
+
+def test_noise_depends_on_seed_row_and_step_alone():
+    noise = gumbel_noise(3, rows=4, step=5, vocab_size=V)
+    np.testing.assert_array_equal(gumbel_noise(3, rows=2, step=5, vocab_size=V), noise[:2])
+    for other in (gumbel_noise(4, 4, 5, V), gumbel_noise(3, 4, 6, V)):
+        assert not np.isclose(noise, other).any()
+    assert len(np.unique(noise)) == noise.size
+    draws = np.stack([gumbel_noise(0, 1, step, 3)[0] for step in range(4000)]) + np.log([0.6, 0.3, 0.1])
+    share = np.bincount(draws.argmax(axis=1), minlength=3) / 4000
+    np.testing.assert_allclose(share, [0.6, 0.3, 0.1], atol=0.03)
+    # pinned: both backends, on every machine, must draw the same
+    np.testing.assert_allclose(gumbel_noise(1, 1, 0, 3)[0], [-0.1757580, 1.8076499, -0.6189815], rtol=1e-6)
