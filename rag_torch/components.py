@@ -182,8 +182,9 @@ class RagPretrained(PretrainedModel):
         """Cut or lengthen the generator's token table and head; see `PretrainedModel.resize_token_embeddings`."""
         table = self.rag.generator.resize_token_embeddings(new_num_tokens)
         if new_num_tokens is not None:
-            self.config.generator.vocab_size = new_num_tokens
-            self.config.vocab_size = new_num_tokens
+            generator = {**self.config.generator.to_dict(), "vocab_size": new_num_tokens}
+            values = {**self.config.to_dict(), "vocab_size": new_num_tokens, "generator": generator}
+            self.config = self.rag.config = RagConfig.from_dict(values)
         return table
 
     def _fit(self, found: Any, source: str) -> Any:

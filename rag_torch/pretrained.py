@@ -110,7 +110,7 @@ class PretrainedModel(nn.Module):
         bias = getattr(self, "final_logits_bias", None)
         if bias is not None:
             self.final_logits_bias = tensors.resized(bias.T, new_num_tokens, 0.0).T.contiguous()
-        self.config.vocab_size = new_num_tokens
+        self.config = type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
         return table
 
     @classmethod
