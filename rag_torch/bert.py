@@ -209,7 +209,7 @@ class PooledEncoder(PretrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
-        _, attentions, hidden, return_dict = self.switches(None, output_attentions, output_hidden_states, return_dict)
+        _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds)

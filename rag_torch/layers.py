@@ -285,6 +285,14 @@ class Trace:
         return [None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross)]
 
 
+def outside_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that torch.compile must not trace: NumPy tables whose last bit counts, searches of an index."""
+    if torch.compiler.is_compiling():
+        # As a decorator it would import all of torch.compile with this module: seconds.
+        return torch.compiler.disable(function)(*args, **kwargs)
+    return function(*args, **kwargs)
+
+
 def as_encoder_output(value: Any) -> EncoderOutput:
     """An earlier call's encoder output in any shape users keep it: our record, another library's, a tuple, a tensor."""
     if isinstance(value, EncoderOutput):

@@ -18,6 +18,7 @@ from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained, build_generator, build_question_encoder, rag_config
 from rag_torch.contexts import Contexts, checked_n_docs, checked_questions, given_contexts, given_scores, to_device
 from rag_torch.foreign import as_generator, encode_questions
+from rag_torch.layers import outside_graph
 
 
 class RagModel(RagPretrained):
@@ -147,7 +148,8 @@ class RagModel(RagPretrained):
         )
         vectors = outputs[0]
         extra = {} if question_text is None else {"question_text": question_text}
-        retrieved = self.retriever(
+        retrieved = outside_graph(
+            self.retriever,
             questions,
             vectors.detach().to("cpu", torch.float32).numpy(),
             prefix=getattr(self.generator.config, "prefix", None),

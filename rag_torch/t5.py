@@ -26,12 +26,17 @@ from rag_torch.layers import (
     causal_allowed,
     key_mask,
     merge_heads,
+    outside_graph,
     split_heads,
 )
 from rag_torch.marginalize import widen
 from rag_torch.seq2seq import Generator
 
 KeysValues = tuple[Tensor, Tensor]
+
+
+def _bucket_tensor(*args: Any) -> Tensor:
+    return torch.from_numpy(t5_buckets(*args))
 
 
 class T5LayerNorm(nn.Module):
@@ -172,11 +177,10 @@ class T5Stack(nn.Module):
         self.decoder = decoder
         self.buckets = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
 
-    @torch.compiler.disable
     def position_bias(self, length: int, keys: int, first: int = 0) -> Tensor:
         """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`."""
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        buckets = torch.from_numpy(t5_buckets(length, keys, *self.buckets, not self.decoder, first))
+        buckets = outside_graph(_bucket_tensor, length, keys, *self.buckets, not self.decoder, first)
         return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
 
     def _finish(self, x: Tensor) -> Tensor:

@@ -493,3 +493,15 @@ def test_saved_config_names_class_type_and_document_encoder(tmp_path):
     assert "architectures" not in model.config.extra and model.config.architectures is None
     with pytest.raises(ValueError, match="never as a pickle"):
         model.save_pretrained(tmp_path, safe_serialization=False)
+
+
+def test_compiled_forward():
+    """BART over given contexts is one graph; T5's bucket tables stay outside, so they are NumPy's there too."""
+    torch._dynamo.reset()
+    for generator, whole in (("bart", True), ("t5", False)):
+        model = build(RagTokenForGeneration, generator)
+        compiled = torch.compile(model, backend="eager", fullgraph=whole)
+        got, want = (each(**given_contexts(), labels=LABELS) for each in (compiled, model))
+        close(got.loss, want.loss)
+        got.loss.sum().backward()
+        assert model.generator.lm_head.weight.grad.abs().max() > 0
