@@ -27,8 +27,11 @@ def recorded() -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.fixture(autouse=True)
 def no_grad() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on arrays as small as these, threads only wait for each other
     with torch.no_grad():
         yield
+    torch.set_num_threads(threads)
 
 
 def check(expected: dict[str, np.ndarray], actual: dict[str, Any], prefix: str, tolerance: float) -> None:

@@ -1,0 +1,36 @@
+"""What is asked of a checkpoint on either side of the exchange with transformers 4.37.2; numpy only."""
+
+from typing import Any
+
+import numpy as np
+
+from conformance.cases import contexts, targets
+
+# name: catalogue model, head, whether transformers writes safetensors (else pytorch_model.bin)
+CHECKPOINTS: dict[str, tuple[str, str, bool]] = {
+    "token_bart": ("bart", "token", False),
+    "sequence_t5_gated": ("t5_gated", "sequence", True),
+}
+SEED = 2
+BATCH, N_DOCS = 2, 3
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"max_length": 10},
+    "beams": {"num_beams": 3, "max_length": 10, "no_repeat_ngram_size": 2},
+}
+
+
+def outputs(model: Any, model_name: str, tensor: Any) -> dict[str, np.ndarray]:
+    """Logits, losses and generations of a loaded model, the same way in either library.
+
+    Args:
+        model: a head for generation, in float32 and eval mode.
+        model_name: its name in the catalogue.
+        tensor: numpy array to tensor.
+    """
+    given = {name: tensor(array) for name, array in contexts(model_name, "exchange", BATCH, N_DOCS).items()}
+    given["doc_scores"] = given["doc_scores"].float()
+    out = model(**given, labels=tensor(targets(model_name, "padded", BATCH)), reduce_loss=False)
+    found = {"logits": out.logits.numpy(), "loss": out.loss.numpy()}
+    for name, options in SEARCHES.items():
+        found[name] = model.generate(**given, **options).numpy()
+    return found
