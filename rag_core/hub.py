@@ -180,6 +180,8 @@ def atomic_folder(folder: str | Path, *, stale: tuple[str, ...] = ()) -> Iterato
         try:
             yield draft
             written = _files_below(draft)
+            for each in written:  # safetensors writes files that only their owner can read
+                (draft / each).chmod(0o666 & ~_umask())
             if not target.exists():
                 draft.chmod(0o777 & ~_umask())
                 draft.replace(target)

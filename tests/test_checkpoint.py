@@ -215,6 +215,8 @@ def test_written_files_are_those_of_transformers(tmp_path):
     assert (values["torch_dtype"], values["architectures"], config.torch_dtype) == ("bfloat16", ["X"], None)
     same(fit_weights(config, read_weights(folder), "token"), weights)
     assert folder.stat().st_mode & 0o077 == (0o777 & ~current_umask()) & 0o077
+    for file in folder.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~current_umask(), file.name
 
 
 def files_of(folder):
