@@ -257,8 +257,12 @@ def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return tuple(int(i) for i in value) if isinstance(value, (list, tuple)) else (int(value),)
 
 
-def _own(config: Any) -> GenerationConfig:
-    """A private copy; transformers' own GenerationConfig is welcome too."""
+def as_generation_config(config: Any) -> GenerationConfig:
+    """A copy of a GenerationConfig, transformers' included, or one made from a dict.
+
+    Raises:
+        TypeError: it is neither.
+    """
     if isinstance(config, GenerationConfig):
         return copy.deepcopy(config)
     if isinstance(config, Mapping):
@@ -286,8 +290,8 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         TypeError: a keyword that is no option.
         ValueError: an option this library does not offer, or values that do not go together.
     """
-    base = _own(base)
-    options = base if generation_config is None else _own(generation_config)
+    base = as_generation_config(base)
+    options = base if generation_config is None else as_generation_config(generation_config)
     for name in _SPECIAL_TOKENS:
         if getattr(options, name) is None:
             setattr(options, name, getattr(base, name))

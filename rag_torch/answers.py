@@ -17,6 +17,7 @@ from rag_torch.decoding import (
     Hooks,
     generate_sequence,
     generate_token,
+    returned_sequences,
     sequence_options,
     token_options,
 )
@@ -122,7 +123,7 @@ def _generated(model: Any, contexts: Any, kwargs: dict[str, Any]) -> tuple[Tenso
     if _is_sequence(model):
         weighing = {name: kwargs.pop(name) for name in _WEIGHING if kwargs.get(name) is not None}
         weighing.setdefault("do_deduplication", model.config.do_deduplication)
-        wanted = kwargs.pop("num_return_sequences", None) or getattr(model.config, "num_return_sequences", None) or 1
+        wanted = returned_sequences(model, kwargs.pop("num_return_sequences", None), kwargs.get("generation_config"))
         options = sequence_options(model, kwargs.pop("num_beams", None), **kwargs)
         output = generate_sequence(
             model, contexts, options, hooks, num_return_sequences=wanted, states=states, **weighing

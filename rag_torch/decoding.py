@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rag_core.beam import Finished
 from rag_core.candidates import Candidates, collect_candidates
-from rag_core.generation import GenerationConfig, resolve_options
+from rag_core.generation import GenerationConfig, as_generation_config, resolve_options
 from rag_core.outputs import GenerateOutput
 from rag_torch.marginalize import doc_log_probs, sequence_joint, target_log_probs, widen
 from rag_torch.step_loop import Decoder, Hooks, beams_of, encode_distinct, run_search, trim
@@ -28,6 +28,7 @@ __all__ = [
     "generate_token",
     "rag_sequence_generate",
     "rag_token_generate",
+    "returned_sequences",
     "sequence_options",
     "token_options",
 ]
@@ -119,10 +120,21 @@ def sequence_options(
     configs = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
     written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
     base = written[0] if written else GenerationConfig.from_model_config(generator)
-    if num_beams is None and generation_config is not None and generation_config.num_beams != 1:
-        num_beams = generation_config.num_beams
-    beams = num_beams or getattr(model.config, "num_beams", None) or 1
+    beams = _asked(model, "num_beams", num_beams, generation_config)
     return resolve_options(base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams)
+
+
+def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -> int:
+    """`num_beams` or `num_return_sequences`: keyword > a generation_config that asks for some > the RAG config."""
+    if keyword is None and generation_config is not None:
+        given = getattr(as_generation_config(generation_config), name)
+        keyword = None if given == 1 else given
+    return keyword or getattr(model.config, name, None) or 1
+
+
+def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:
+    """How many sequences a RAG-Sequence call hands back for each question (compatibility Q20)."""
+    return _asked(model, "num_return_sequences", num_return_sequences, generation_config)
 
 
 def _inferred_mask(contexts: Any, options: GenerationConfig) -> Tensor:
@@ -280,9 +292,7 @@ def rag_sequence_generate(
     config = model.config
     hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed)
     options = sequence_options(model, num_beams, generation_config, **model_kwargs)
-    if num_return_sequences is None and generation_config is not None and generation_config.num_return_sequences != 1:
-        num_return_sequences = generation_config.num_return_sequences
-    wanted = num_return_sequences or getattr(config, "num_return_sequences", None) or 1
+    wanted = returned_sequences(model, num_return_sequences, generation_config)
     with torch.no_grad():
         contexts = model._contexts(
             input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text

@@ -263,6 +263,8 @@ def test_options_of_rag_sequence_come_from_the_rag_config_and_the_generator():
     assert decoding.sequence_options(model, 2).num_return_sequences == 2
     own = SimpleNamespace(num_beams=4, to_dict=lambda: {"num_beams": 4, "decoder_start_token_id": 0})
     assert decoding.sequence_options(model, None, own).num_beams == 4
+    assert decoding.sequence_options(model, None, {"length_penalty": 2.0, "decoder_start_token_id": 0}).num_beams == 3
+    assert decoding.returned_sequences(model, None, {"num_return_sequences": 2}) == 2
 
 
 def test_ties_go_to_the_lowest_index():
