@@ -1,0 +1,186 @@
+"""Train the demo's model from scratch and measure it: `python -m rag_torch.demo_training [--evaluate]`.
+
+Three runs of `rag_torch.training.train`, each of which goes on where it was stopped: copying random words out of a
+given passage; telling a passage that answers the clue from a near miss, where the answer is empty; then RAG proper,
+generator and projection of the question vector together through retrieved passages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rag_core import demo
+from rag_core.config import RagConfig
+from rag_core.demo_checkpoint import SHIPPED, package_model
+from rag_core.demo_data import Article, held_out_titles, questions, read_articles
+from rag_core.knowledge import KnowledgeBase
+from rag_core.retriever import RagRetriever
+from rag_core.tokenization import RagTokenizer, Tokenizer
+from rag_core.training import Example, TrainingConfig, batches
+from rag_torch.bert import BertEncoder
+from rag_torch.demo_generator import demo_generator, demo_generator_config
+from rag_torch.encoders import load_encoder
+from rag_torch.rag import RagTokenForGeneration
+from rag_torch.training import train
+
+VOCABULARY = 8000
+N_DOCS = 5
+# Inner products of unit vectors differ by tenths; times 20 the prior over passages is about as sure as it is right.
+SCALE = 20.0
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_COMMON: dict[str, Any] = {"weight_decay": 0.01, "save_every": 25, "log_every": 10, "max_target_length": 32}
+COPYING = TrainingConfig(
+    steps=60, batch_size=32, learning_rate=1e-3, warmup_steps=20, question_encoder="frozen", **_COMMON
+)
+READING = TrainingConfig(
+    steps=300, batch_size=64, learning_rate=5e-4, warmup_steps=30, question_encoder="frozen", **_COMMON
+)
+JOINT = TrainingConfig(
+    steps=400,
+    batch_size=16,
+    learning_rate=2e-4,
+    question_encoder_learning_rate=5e-4,
+    warmup_steps=20,
+    question_encoder="projection",
+    validation_size=100,
+    **_COMMON,
+)
+
+
+def train_tokenizer(articles: Sequence[Article], folder: Path) -> Tokenizer:
+    """A byte-level BPE of 8,000 tokens learned from the articles that may be trained on."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe = ByteLevelBPETokenizer()
+    texts = (f"{article.title} / {article.text}" for article in articles)
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False)
+    bpe.save_model(str(folder))
+    tokenizer = Tokenizer.from_pretrained(folder, tokenizer_class="BartTokenizer", model_max_length=256)
+    tokenizer.save_pretrained(folder)
+    return Tokenizer.from_pretrained(folder)
+
+
+def untrained_model(encoder: Path, tokenizer: RagTokenizer) -> RagTokenForGeneration:
+    """The stock encoder with an identity projection, and a fresh generator."""
+    stock = BertEncoder.from_pretrained(encoder)
+    width = stock.config.hidden_size
+    settings = {"projection_dim": width, "normalize": True, "scale": SCALE}
+    question_encoder = BertEncoder(type(stock.config).from_dict(stock.config.to_dict(), **settings))
+    question_encoder.load_state_dict(stock.state_dict(), strict=False)
+    with torch.no_grad():
+        question_encoder.encode_proj.weight.copy_(torch.eye(width))
+        question_encoder.encode_proj.bias.zero_()
+    generator = demo_generator(demo_generator_config(len(tokenizer.generator)))
+    config = RagConfig.from_question_encoder_generator_configs(
+        question_encoder.config,
+        generator.config,
+        n_docs=N_DOCS,
+        max_combined_length=128,
+        prompt_truncation="document",
+        index_name="custom",
+        retrieval_vector_size=width,
+        context_encoder=demo.ENCODER,
+        min_length=generator.config.min_length,
+        max_length=generator.config.max_length,
+    )
+    return RagTokenForGeneration(config, question_encoder, generator).eval()
+
+
+def copying_examples(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[Example]:
+    """Passages of random tokens, to be answered with their title."""
+    rng = random.Random(seed)
+    pieces = [tokenizer.decode([token]) for token in range(len(SPECIAL), len(tokenizer))]
+    pieces = [piece for piece in pieces if "\ufffd" not in piece and "/" not in piece and piece.strip()]
+
+    def text(least: int, most: int) -> str:
+        return " ".join("".join(rng.choices(pieces, k=rng.randint(least, most))).split())
+
+    return [Example(text(3, 8), (title,), (title, text(8, 30))) for title in (text(1, 12) for _ in range(count))]
+
+
+def reading_examples(
+    model: Any, retriever: RagRetriever, asked: Sequence[Example], texts: dict[str, str], seed: int = 0
+) -> Iterator[Example]:
+    """Each clue with the article's own text, answered by the title, and with a near miss, answered by nothing."""
+    rng = random.Random(seed)
+    for part in batches(asked, 64):
+        ids = retriever.question_encoder_tokenizer([e.question for e in part], padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            vectors = model.question_encoder(ids["input_ids"], ids["attention_mask"])[0]
+        _, _, docs = retriever.retrieve(vectors, 2 * N_DOCS)
+        for example, found in zip(part, docs, strict=True):
+            title = example.answers[0]
+            yield Example(example.question, (title,), (title, texts[title]))
+            others = [n for n, name in enumerate(found["title"]) if name != title]
+            # Nearer misses are likelier: they are what the model will meet.
+            n = others[min(rng.randrange(len(others)), rng.randrange(len(others)))]
+            yield Example(example.question, ("",), (found["title"][n], found["text"][n]))
+
+
+def train_demo(work: Path) -> Path:
+    """Train from scratch, or go on; returns the folder of the tuned model."""
+    encoder = demo.encoder_folder(_say)
+    articles = read_articles(demo.corpus_file(_say))
+    base = demo.demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
+    held_out = held_out_titles(articles)
+    taught = [article for article in articles if article.title not in held_out]
+    tokenizer = RagTokenizer(Tokenizer.from_pretrained(encoder), train_tokenizer(taught, work / "tokenizer"))
+    asked = [Example(each["question"], (each["answer"],)) for each in questions(articles, held_out)]
+    split = READING.steps * READING.batch_size // 2 if READING.steps else 0
+    texts = {article.title: article.text for article in taught}
+
+    model = untrained_model(encoder, tokenizer)
+    retriever = RagRetriever(model.config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
+    model.set_retriever(retriever)
+    validation = asked[-JOINT.validation_size :]
+    stages: list[tuple[str, TrainingConfig, Any]] = [
+        ("copying", COPYING, lambda: copying_examples(tokenizer.generator, COPYING.batch_size * (COPYING.steps or 1))),
+        ("reading", READING, lambda: list(reading_examples(model, retriever, asked[:split], texts))),
+        ("joint", JOINT, lambda: asked[split : -len(validation)] + asked[:split]),
+    ]
+    for name, config, examples in stages:
+        out = work / name
+        if not (out / "config.json").is_file():
+            _say(f"{name}: {config.steps} steps of {config.batch_size}")
+            found = validation if name == "joint" else ()
+            train(model, retriever, examples(), config, validation=found, out=out)
+        model = RagTokenForGeneration.from_pretrained(out, retriever=retriever)
+    return work / "joint"
+
+
+def open_base() -> KnowledgeBase:
+    """The demo's knowledge base."""
+    return demo.demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m rag_torch.demo_training`."""
+    from rag_torch.demo_evaluation import evaluate_demo
+
+    parser = argparse.ArgumentParser(prog="python -m rag_torch.demo_training", description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, help="folder of the runs (default: demo-training in the cache)")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="where the shipped parts and figures go")
+    parser.add_argument("--evaluate", action="store_true", help="only measure the model in --out")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if not options.evaluate:
+        package_model(train_demo(options.work or demo.home() / "demo-training"), options.out)
+    evaluate_demo(options.out, _say)
+
+
+if __name__ == "__main__":
+    main()
