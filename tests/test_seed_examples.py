@@ -1,99 +1,13 @@
-"""The examples of the transformers 4.37.2 RAG page, with the import line changed, on local folders of the same names."""
+"""The examples of the transformers 4.37.2 RAG page, their import line changed, on local folders of the same names."""
 
-import json
 import shutil
-from pathlib import Path
 
 import datasets
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-DATA = Path(__file__).parent / "data"
-SIZE, ROWS = 16, 12
-MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequence-nq")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A working directory in which `facebook/...` are folders: tiny models, a tiny wiki_dpr, a DPR repository."""
-    import torch
-
-    from rag_core import RagConfig, Tokenizer
-    from rag_torch import RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
-
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("world")
-    for name, text in json.loads((DATA / "prompts.json").read_text("utf-8"))["files"].items():
-        (root / "tokenizers" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "tokenizers" / name).write_text(text, "utf-8")
-    question = Tokenizer.from_pretrained(root / "tokenizers" / "question")
-    target = Tokenizer.from_pretrained(root / "tokenizers" / "bart")
-    encoder = {
-        "model_type": "dpr",
-        "vocab_size": len(question),
-        "hidden_size": SIZE,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    layers = {
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-    }
-    generator = {
-        "model_type": "bart",
-        "vocab_size": len(target),
-        "d_model": 16,
-        **layers,
-        "pad_token_id": target.pad_token_id,
-        "bos_token_id": target.bos_token_id,
-        "eos_token_id": target.eos_token_id,
-        "decoder_start_token_id": target.eos_token_id,
-    }
-    config = RagConfig(
-        question_encoder=encoder,
-        generator=generator,
-        retrieval_vector_size=SIZE,
-        n_docs=2,
-        max_combined_length=48,
-        index_name="exact",
-    )
-    for name in MODELS:
-        head = RagSequenceForGeneration if "sequence" in name else RagTokenForGeneration
-        head(config).save_pretrained(root / name)
-        RagTokenizer(question, target).save_pretrained(root / name)
-    write_wiki(root / "facebook" / "wiki_dpr")
-    dpr = root / "facebook" / "dpr-ctx_encoder-single-nq-base"
-    dpr.mkdir()
-    (dpr / "config.json").write_text(json.dumps(encoder), "utf-8")
-    return root
-
-
-def write_wiki(folder):
-    vectors = np.random.default_rng(0).standard_normal((ROWS, SIZE)).astype(np.float32)
-    table = pa.table(
-        {
-            "id": [str(i + 1) for i in range(ROWS)],
-            "text": [f"Paris has {i} people." for i in range(ROWS)],
-            "title": [f"Paris {i}" for i in range(ROWS)],
-            "embeddings": pa.array(list(vectors), pa.list_(pa.float32())),
-        }
-    )
-    (folder / "data/psgs_w100/nq").mkdir(parents=True)
-    pq.write_table(table, folder / "data/psgs_w100/nq/train-00000-of-00001.parquet")
-    index = faiss.index_factory(SIZE, "HNSW8,SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    index.add(vectors)
-    (folder / "index").mkdir()
-    for prefix in ("", "dummy."):
-        faiss.write_index(index, str(folder / f"index/{prefix}psgs_w100.nq.HNSW128_SQ8-IP-train.faiss"))
+SIZE = 16
 
 
 @pytest.fixture
@@ -124,7 +38,7 @@ def test_head_examples(here, name):
     folder = "facebook/rag-sequence-nq" if "Sequence" in name else "facebook/rag-token-nq"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     retriever = RagRetriever.from_pretrained(folder, index_name="exact", use_dummy_dataset=True)
-    # initialize with RagRetriever to do everything in one forward call; the seed loads a token checkpoint into either head
+    # initialize with RagRetriever to do everything in one forward call; a token checkpoint loads into either head
     model = head.from_pretrained("facebook/rag-token-nq", retriever=retriever)
 
     inputs = tokenizer("How many people live in Paris?", return_tensors="pt")

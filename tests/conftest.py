@@ -1,0 +1,103 @@
+"""What several test files share: a folder in which the names that documentation uses are tiny models and data."""
+
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+DATA = Path(__file__).parent / "data"
+SIZE, ROWS = 16, 12
+MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequence-nq")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A working directory in which `facebook/...` are folders: tiny models, a tiny wiki_dpr, a DPR repository."""
+    import torch
+
+    from rag_core import DPRConfig, RagConfig, RagTokenizer, Tokenizer
+    from rag_torch import (
+        BartForConditionalGeneration,
+        DPRContextEncoder,
+        DPRQuestionEncoder,
+        RagSequenceForGeneration,
+        RagTokenForGeneration,
+    )
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("world")
+    for name, text in json.loads((DATA / "prompts.json").read_text("utf-8"))["files"].items():
+        (root / "tokenizers" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "tokenizers" / name).write_text(text, "utf-8")
+    question = Tokenizer.from_pretrained(root / "tokenizers" / "question")
+    target = Tokenizer.from_pretrained(root / "tokenizers" / "bart")
+    encoder = {
+        "model_type": "dpr",
+        "vocab_size": len(question),
+        "hidden_size": SIZE,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    layers = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+    }
+    generator = {
+        "model_type": "bart",
+        "vocab_size": len(target),
+        "d_model": 16,
+        **layers,
+        "pad_token_id": target.pad_token_id,
+        "bos_token_id": target.bos_token_id,
+        "eos_token_id": target.eos_token_id,
+        "decoder_start_token_id": target.eos_token_id,
+    }
+    config = RagConfig(
+        question_encoder=encoder,
+        generator=generator,
+        retrieval_vector_size=SIZE,
+        n_docs=2,
+        max_combined_length=48,
+        index_name="exact",
+    )
+    for name in MODELS:
+        head = RagSequenceForGeneration if "sequence" in name else RagTokenForGeneration
+        head(config).save_pretrained(root / name)
+        RagTokenizer(question, target).save_pretrained(root / name)
+    write_wiki(root / "facebook" / "wiki_dpr")
+    for name, kind in (("ctx_encoder", DPRContextEncoder), ("question_encoder", DPRQuestionEncoder)):
+        part = root / "facebook" / f"dpr-{name}-single-nq-base"
+        kind(DPRConfig.from_dict(encoder)).save_pretrained(part)
+        question.save_pretrained(part)
+    BartForConditionalGeneration(config.generator).save_pretrained(root / "facebook" / "bart-large")
+    target.save_pretrained(root / "facebook" / "bart-large")
+    return root
+
+
+def write_wiki(folder):
+    vectors = np.random.default_rng(0).standard_normal((ROWS, SIZE)).astype(np.float32)
+    table = pa.table(
+        {
+            "id": [str(i + 1) for i in range(ROWS)],
+            "text": [f"Paris has {i} people." for i in range(ROWS)],
+            "title": [f"Paris {i}" for i in range(ROWS)],
+            "embeddings": pa.array(list(vectors), pa.list_(pa.float32())),
+        }
+    )
+    (folder / "data/psgs_w100/nq").mkdir(parents=True)
+    pq.write_table(table, folder / "data/psgs_w100/nq/train-00000-of-00001.parquet")
+    index = faiss.index_factory(SIZE, "HNSW8,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    (folder / "index").mkdir()
+    for prefix in ("", "dummy."):
+        faiss.write_index(index, str(folder / f"index/{prefix}psgs_w100.nq.HNSW128_SQ8-IP-train.faiss"))
