@@ -125,7 +125,9 @@ def test_d4_padded_questions_are_answered_as_alone():
     together = model.generate(ids, (ids != 0).long(), num_beams=2, max_length=9, return_dict_in_generate=True)
     for row, length in enumerate((7, 4)):
         alone = model.generate(ids[row : row + 1, :length], num_beams=2, max_length=9, return_dict_in_generate=True)
-        ours, other = ([t for t in ids if t != 1] for ids in (together.sequences[row].tolist(), *alone.sequences.tolist()))
+        ours, other = (
+            [t for t in ids if t != 1] for ids in (together.sequences[row].tolist(), *alone.sequences.tolist())
+        )
         assert ours == other
         torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0])
 
