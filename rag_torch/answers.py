@@ -166,7 +166,7 @@ def _posterior(model: Any, each: Tensor, log_priors: Tensor) -> tuple[float, lis
         return float(whole.logsumexp(dim=0)), whole.softmax(dim=0).tolist(), None
     tokens = (each + log_priors[:, None]).masked_fill(log_priors.isneginf()[:, None], -torch.inf)  # (N, tokens)
     shares = tokens.softmax(dim=0)
-    return float(tokens.logsumexp(dim=0).sum()), shares.mean(dim=1).tolist(), shares.T.tolist()
+    return float(tokens.logsumexp(dim=0).sum()), shares.mean(dim=1).tolist(), shares[~log_priors.isneginf()].T.tolist()
 
 
 def _passages(contexts: Any, docs: dict[str, Any], b: int, prior: list[float], posterior: list[float]) -> list[Passage]:

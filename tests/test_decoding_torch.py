@@ -328,7 +328,7 @@ def test_answers_carry_passages_and_probabilities(kind):
         assert a.log_probability < 0 and a.text == " ".join(t for t in a.tokens if t != "2")
         if kind is Head:
             shares = np.array(a.token_posteriors)
-            assert shares.shape == (len(a.tokens), 3)
+            assert shares.shape == (len(a.tokens), len(a.passages))
             np.testing.assert_allclose(shares.sum(1), 1.0, rtol=1e-5)
         else:
             assert a.token_posteriors is None
