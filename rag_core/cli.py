@@ -142,6 +142,52 @@ def demo(backend: Backend = None) -> None:
     say('Your own:  dualrag ask "..."')
 
 
+@app.command()
+@clean
+def train(
+    questions: Annotated[Path, typer.Argument(help='jsonl with one {"question": ..., "answer": ...} a line.')],
+    model: Annotated[str, typer.Option(help="Folder or hub name of the RAG model to start from.")],
+    kb: Annotated[Path, typer.Option(help="Knowledge base to retrieve from; its vectors stay as they are.")],
+    out: Annotated[Path, typer.Option(help="Folder of the tuned model to create.")],
+    validation: Annotated[Path | None, typer.Option(help="jsonl of questions to measure exact match on.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the questions.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions a forward pass.")] = 8,
+    accumulation: Annotated[int, typer.Option(help="Forward passes an optimizer step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
+    warmup_steps: Annotated[int, typer.Option(help="Steps of rising learning rate.")] = 100,
+    question_encoder: Annotated[str, typer.Option(help="What of it learns: all, projection or frozen.")] = "all",
+    mixed_precision: Annotated[str | None, typer.Option(help="bf16, or fp16 on a GPU; by default float32.")] = None,
+    n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's.")] = None,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between validations; 0 = at the end only.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 = none.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the order of questions and of dropout.")] = 0,
+    backend: Backend = None,
+) -> None:
+    """Fine-tune question encoder and generator together. Stopped or killed, the same command goes on."""
+    from rag_core.backends import load_backend
+    from rag_core.training import TrainingConfig
+
+    config = TrainingConfig(
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        question_encoder=question_encoder,
+        mixed_precision=mixed_precision,
+        n_docs=n_docs,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        seed=seed,
+    )
+    report = load_backend(backend).train_files(questions, model, kb, out, config, validation=validation)
+    loss = f"loss {report.history[-1]['loss']:.3f} nats a token" if report.history else "nothing left to train"
+    match = "" if report.exact_match is None else f", exact match {report.exact_match:.3f}"
+    say(f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."')
+
+
 def _read_line() -> str:
     try:
         return input("question> " if sys.stdin.isatty() else "").strip()
@@ -170,12 +216,18 @@ def _answerer(
     engine = load_backend(backend)
     from rag_core.config import RagConfig
     from rag_core.demo import demo_model_folder
+    from rag_core.demo_checkpoint import check_shipped
     from rag_core.retriever import RagRetriever
     from rag_core.tokenization import RagTokenizer
 
-    folder = model or str(demo_model_folder())
-    config = RagConfig.from_pretrained(folder)
-    base = _open_base(engine, kb, model)
+    if model is None:
+        check_shipped()
+        base = _open_base(engine, kb, model)
+        folder = str(demo_model_folder(say))
+        config = RagConfig.from_pretrained(folder)
+    else:
+        folder, config = model, RagConfig.from_pretrained(model)
+        base = _open_base(engine, kb, model)
     if base is None:
         retriever = RagRetriever.from_pretrained(folder)
     else:

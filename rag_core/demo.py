@@ -173,16 +173,19 @@ def demo_knowledge_base(
     )
 
 
-def demo_model_folder() -> Path:
-    """The checkpoint that ships inside the package.
+def demo_model_folder(say: Say = print) -> Path:
+    """The demo's model as a RAG folder: the parts that ship in the package joined with the stock encoder, in the cache.
+
+    Args:
+        say: told what is fetched.
 
     Raises:
-        FileNotFoundError: this installation lacks it.
+        FileNotFoundError: this installation lacks the shipped parts; nothing is fetched then.
     """
-    folder = Path(__file__).parent / "demo_model"
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model. Train it with  make demo-model  or name one with --model.")
-    return folder
+    from rag_core.demo_checkpoint import assemble_model, check_shipped
+
+    check_shipped()
+    return assemble_model(encoder_folder(say), home() / "demo-model")
 
 
 def _encoder_path() -> Path:

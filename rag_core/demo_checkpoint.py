@@ -48,8 +48,7 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
         FileNotFoundError: this installation lacks the shipped parts.
     """
     folder, shipped, encoder = Path(folder), Path(shipped), Path(encoder)
-    if not (shipped / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{shipped} holds no model. Train it with  make demo-model  or name one with --model.")
+    check_shipped(shipped)
     files = [shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG]
     made_from = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     mark = folder / "made_from.txt"
@@ -67,3 +66,13 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
         Tokenizer.from_pretrained(shipped / GENERATOR_FOLDER).save_pretrained(draft / GENERATOR_FOLDER)
         (draft / mark.name).write_text(made_from)
     return folder
+
+
+def check_shipped(shipped: Path = SHIPPED) -> None:
+    """Refuse an installation without the shipped parts.
+
+    Raises:
+        FileNotFoundError: they are missing.
+    """
+    if not (shipped / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{shipped} holds no model. Train it with  make demo-model  or name one with --model.")

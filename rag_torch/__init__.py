@@ -20,13 +20,13 @@ _HOMES = {
     "t5": ["T5ForConditionalGeneration"],
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
     "encoders": ["load_encoder"],
-    "training": ["TrainingConfig", "train"],
+    "training": ["TrainingConfig", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _CORE = [name for name in rag_core.__all__ if name != "__version__"]
 
 __version__ = rag_core.__version__
-__all__ = ["__version__", "as_tensor", *sorted([*_HOME, *_CORE])]  # noqa: PLE0604
+__all__ = ["__version__", "as_tensor", *sorted([*_HOME, *_CORE])]
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:

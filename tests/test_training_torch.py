@@ -179,9 +179,9 @@ def test_mixed_precision_and_refusals(tokenizers, tmp_path):
     )
     assert np.isfinite(report.history[-1]["loss"])
     assert model.dtype == torch.float32
-    with pytest.raises(ValueError, match="fp16.*needs a GPU"):
+    with pytest.raises(ValueError, match=r"fp16.*needs a GPU"):
         train(model, retriever, EXAMPLES, TrainingConfig(mixed_precision="fp16"), progress=False)
-    with pytest.raises(ValueError, match="must be float32, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"must be float32, got torch\.bfloat16"):
         train(model.to(torch.bfloat16), retriever, EXAMPLES, TrainingConfig(steps=1), progress=False)
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
     model, retriever = build(tokenizers)
@@ -242,3 +242,37 @@ def test_learning_rate_rises_then_falls_and_is_never_zero_before_the_end(warmup,
     top = factors.index(max(factors))
     assert factors == sorted(factors[: top + 1]) + sorted(factors[top + 1 :], reverse=True)
     assert learning_rate_factor(total, min(warmup, total), total) == 0.0
+
+
+def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_path):
+    from typer.testing import CliRunner
+
+    from rag_core.cli import app
+    from rag_core.knowledge import build_knowledge_base
+    from rag_core.tokenization import RagTokenizer
+
+    model, retriever = build(tokenizers)
+    model.save_pretrained(tmp_path / "model")
+    RagTokenizer(*tokenizers).save_pretrained(tmp_path / "model")
+    lines = [json.dumps({"title": w, "text": f"{w} {w}"}) for w in WORDS]
+    (tmp_path / "wiki.jsonl").write_text("\n".join(lines))
+    vectors = dict(zip(WORDS, retriever.index.vectors, strict=True))
+    build_knowledge_base(
+        tmp_path / "wiki.jsonl",
+        tmp_path / "kb",
+        lambda titles, texts: np.stack([vectors.get(title, retriever.index.vectors[0]) for title in titles]),
+        progress=False,
+    )
+    asked = tmp_path / "qa.jsonl"
+    asked.write_text("\n".join(json.dumps({"question": e.question, "answer": e.answers[0]}) for e in EXAMPLES))
+    words = ["train", str(asked), "--model", str(tmp_path / "model"), "--kb", str(tmp_path / "kb")]
+    words += ["--out", str(tmp_path / "tuned"), "--steps", "2", "--validation", str(asked), "--warmup-steps", "0"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert "2 steps, loss" in result.stderr
+    tuned = RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
+    assert not torch.equal(tuned.generator.lm_head.weight, model.generator.lm_head.weight)
+    assert json.loads((tmp_path / "tuned" / "training.json").read_text())["steps"] == 2
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 2
+    assert "holds a model already" in again.stderr
