@@ -221,6 +221,7 @@ class RagSequenceForGeneration(_RagHead):
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
         options = (do_deduplication, num_return_sequences, num_beams, n_docs)
+        model_kwargs.pop("token_type_ids", None)  # BERT's tokenizer gives them, and no encoder here tells segments apart
         return rag_sequence_generate(self, *given, *options, **model_kwargs)
 
 
@@ -339,4 +340,5 @@ class RagTokenForGeneration(_RagHead):
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs)
         rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
+        kwargs.pop("token_type_ids", None)
         return rag_token_generate(self, *given, *rules, **kwargs)
