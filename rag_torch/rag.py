@@ -221,7 +221,7 @@ class RagSequenceForGeneration(_RagHead):
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
         options = (do_deduplication, num_return_sequences, num_beams, n_docs)
-        model_kwargs.pop("token_type_ids", None)  # BERT's tokenizer gives them, and no encoder here tells segments apart
+        model_kwargs.pop("token_type_ids", None)  # a BERT tokenizer gives them; no encoder here reads them
         return rag_sequence_generate(self, *given, *options, **model_kwargs)
 
 
