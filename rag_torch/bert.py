@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_core.sentence_folder import sentence_settings
+from rag_torch.contexts import checked_ids
 from rag_torch.layers import AttentionMask, Trace, activation, attend, init_normal, key_mask, merge_heads, split_heads
 from rag_torch.pretrained import PretrainedModel
 
@@ -33,7 +34,11 @@ class BertEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """(B, S) ids -> (B, S, d)."""
-        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(
+                checked_ids("input_ids", input_ids, self.word_embeddings.num_embeddings)
+            )
+        x = inputs_embeds
         length, limit = x.shape[1], self.position_embeddings.num_embeddings
         if length > limit:
             raise ValueError(f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens")

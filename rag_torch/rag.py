@@ -16,7 +16,7 @@ from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
 from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained
-from rag_torch.contexts import Contexts, checked_n_docs
+from rag_torch.contexts import Contexts, checked_labels, checked_n_docs, table_size
 from rag_torch.rag_model import RagModel
 
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
@@ -90,8 +90,9 @@ class _RagHead(RagPretrained):
         if kwargs:
             raise TypeError(f"{type(self).__name__}.forward got unknown arguments: {', '.join(sorted(kwargs))}")
         if labels is not None:
-            labels = labels.masked_fill(labels == -100, self._pad_token_id)
-            if inputs["decoder_input_ids"] is None:
+            fed = inputs["decoder_input_ids"]
+            labels = checked_labels(labels, fed, self._pad_token_id, table_size(self.generator))
+            if fed is None:
                 inputs["decoder_input_ids"] = labels
             inputs["use_cache"] = False
         return self.rag(**inputs, question_text=question_text, return_dict=True), labels

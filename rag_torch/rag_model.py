@@ -16,9 +16,18 @@ from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
 from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained, build_generator, build_question_encoder, rag_config
-from rag_torch.contexts import Contexts, checked_n_docs, checked_questions, given_contexts, given_scores, to_device
+from rag_torch.contexts import (
+    Contexts,
+    checked_ids,
+    checked_n_docs,
+    checked_questions,
+    given_contexts,
+    given_scores,
+    table_size,
+    to_device,
+)
 from rag_torch.foreign import as_generator, encode_questions
-from rag_torch.layers import outside_graph
+from rag_torch.layers import as_encoder_output, outside_graph
 
 
 class RagModel(RagPretrained):
@@ -137,12 +146,18 @@ class RagModel(RagPretrained):
             ValueError: neither can be had, or shapes disagree.
         """
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        vocabulary = table_size(self.generator)
         given = given_contexts(
-            context_input_ids, context_attention_mask, doc_scores, n_docs, self.retriever is not None
+            context_input_ids, context_attention_mask, doc_scores, n_docs, self.retriever is not None, vocabulary
         )
         if given is not None:
+            if question_text is not None:
+                raise ValueError(
+                    "question_text is for contexts that are retrieved; those given hold their questions already. Leave "
+                    "it out, or leave out context_input_ids, context_attention_mask and doc_scores"
+                )
             return given
-        questions = checked_questions(input_ids, attention_mask)
+        questions = checked_questions(input_ids, attention_mask, table_size(self.question_encoder))
         outputs = encode_questions(
             self.question_encoder, questions, attention_mask, output_attentions, output_hidden_states
         )
@@ -161,6 +176,7 @@ class RagModel(RagPretrained):
         ids, mask = (
             to_device(retrieved[key], vectors.device) for key in ("context_input_ids", "context_attention_mask")
         )
+        checked_ids("context_input_ids of the retriever's generator_tokenizer", ids, vocabulary)
         return Contexts(ids, mask, scores, n_docs, vectors, retrieved, outputs)
 
     def forward(
@@ -231,12 +247,14 @@ class RagModel(RagPretrained):
             n_docs = checked_n_docs(n_docs, self.config.n_docs)
             scores = given_scores(doc_scores, n_docs)
             contexts = Contexts(context_input_ids, context_attention_mask, scores, n_docs)
-        n_docs = contexts.n_docs
+            width = getattr(self.generator.config, "d_model", None)
+            _check_states(as_encoder_output(encoder_outputs).last_hidden_state, contexts, width)
+        vocabulary = table_size(self.generator)
         outputs = self.generator(
             input_ids=contexts.context_input_ids,
             attention_mask=contexts.context_attention_mask,
             encoder_outputs=encoder_outputs,
-            decoder_input_ids=_repeat("decoder_input_ids", decoder_input_ids, contexts),
+            decoder_input_ids=_repeat("decoder_input_ids", decoder_input_ids, contexts, vocabulary),
             decoder_attention_mask=_repeat("decoder_attention_mask", decoder_attention_mask, contexts),
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -266,13 +284,32 @@ class RagModel(RagPretrained):
         return output if return_dict else output.to_tuple()
 
 
-def _repeat(name: str, value: Tensor | None, contexts: Contexts) -> Tensor | None:
+def _check_states(states: Any, contexts: Contexts, width: int | None) -> None:
+    """Refuses encoder states that are not (B*N, S, d), S as in the contexts' mask."""
+    rows, mask = contexts.doc_scores.numel(), contexts.context_attention_mask
+    shape = tuple(getattr(states, "shape", ()))
+    if len(shape) != 3 or shape[0] != rows or shape[2] != (width or shape[2]):
+        raise ValueError(
+            f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} (doc_scores are "
+            f"{tuple(contexts.doc_scores.shape)}) and d = {width or 'any'} as element 0, got shape {shape}"
+        )
+    if mask is not None and tuple(mask.shape) != shape[:2]:
+        raise ValueError(
+            f"context_attention_mask must have the shape (B * n_docs, S) of encoder_outputs, {shape[:2]}, got "
+            f"{tuple(mask.shape)}"
+        )
+
+
+def _repeat(name: str, value: Tensor | None, contexts: Contexts, vocabulary: int | None = None) -> Tensor | None:
     """(B, T) -> (B*N, T): each question's target beside each of its documents."""
     if value is None:
         return None
-    if value.dim() != 2 or value.shape[0] != contexts.doc_scores.shape[0]:
+    if name == "decoder_input_ids":
+        checked_ids(f"{name} (or labels)", value, vocabulary)
+    if value.dim() != 2 or value.shape[0] != contexts.doc_scores.shape[0] or not value.shape[1]:
         raise ValueError(
             f"{name} must be (B, T) with B = {contexts.doc_scores.shape[0]} (doc_scores are "
-            f"{tuple(contexts.doc_scores.shape)}), got shape {tuple(value.shape)}"
+            f"{tuple(contexts.doc_scores.shape)}) and one token or more, got shape {tuple(value.shape)}; labels take "
+            "their place where they are not given"
         )
     return value.repeat_interleave(contexts.n_docs, 0)

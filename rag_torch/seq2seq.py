@@ -74,6 +74,7 @@ class Generator(PretrainedModel):
             encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
+        _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
         if past_key_values is None:
             cross = decoder.cross(encoder_outputs.last_hidden_state)
         else:
@@ -114,12 +115,39 @@ class Generator(PretrainedModel):
         cross = self.get_decoder().cross(encoder_hidden)
         return DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
 
-    def decode(self, tokens: Tensor, state: DecodeState) -> Tensor:
+    def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V).
 
         With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
-        prefixes.
+        prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
         """
-        x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask)  # (R*K, T, d)
+        x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask, None, trace)  # (R*K, T, d)
+        if trace is not None:
+            trace.separate(tokens.shape[1])
         state.advance(tokens.shape[2])
         return self._logits(x).unflatten(0, tokens.shape[:2])
+
+
+def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> None:
+    """Refuses a cache that an earlier call with as many rows did not return, or a mask that does not cover it."""
+    length = 0
+    if past is not None:
+        shapes: list[list[tuple[int, ...]]] = []
+        if not isinstance(past, str):
+            shapes = [[tuple(getattr(part, "shape", ())) for part in layer] for layer in past]
+        if not shapes or any(len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes):
+            raise TypeError(
+                "past_key_values must be what an earlier call returned, four tensors (R, H, length, h) for each layer, "
+                f"got {type(past).__name__}"
+            )
+        if shapes[0][0][0] != ids.shape[0]:
+            raise ValueError(
+                f"past_key_values must have as many rows as the decoder's input, {ids.shape[0]}, got {shapes[0][0][0]}"
+            )
+        length = shapes[0][0][2]
+    wanted = (ids.shape[0], length + ids.shape[1])
+    if mask is not None and tuple(mask.shape) != wanted:
+        raise ValueError(
+            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, "
+            f"got {tuple(mask.shape)}"
+        )
