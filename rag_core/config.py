@@ -131,6 +131,11 @@ class RagConfig(PretrainedConfig):
     def generator(self, value: Any) -> None:
         self.__dict__["generator"] = _component("generator", value)
 
+    @property
+    def saved_head(self) -> str:
+        """The head that the checkpoint was saved with: "sequence", or "token", also where it does not say."""
+        return "sequence" if "Sequence" in "".join(self.architectures or []) else "token"
+
     @classmethod
     def knows(cls, name: str) -> bool:
         """Whether `name` is a field, `question_encoder` and `generator` included."""
@@ -204,6 +209,8 @@ def _component(name: str, value: Any) -> PretrainedConfig:
     if isinstance(value, PretrainedConfig):
         return type(value).from_dict(value.to_dict())  # a copy: the caller's stays the caller's
     if isinstance(value, Mapping):
+        if isinstance(value.get("model_type"), str) and value["model_type"] not in KNOWN:
+            return PretrainedConfig.from_dict(value)  # a network of the user's own; building it refuses other types
         try:
             return config_from_dict(value)
         except (TypeError, ValueError) as error:

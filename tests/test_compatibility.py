@@ -246,3 +246,10 @@ def test_return_dict_false_gives_a_tuple():
     record = model(**given(), labels=labels())
     model.config.return_dict = False
     assert torch.equal(model(**given(), labels=labels())[0], record.loss)
+
+
+def test_a_part_of_unknown_type_can_be_described_but_not_built():
+    config = RagConfig(question_encoder=DPRConfig(), generator={"model_type": "pegasus", "d_model": 8})
+    assert RagConfig.from_dict(config.to_dict()).generator.d_model == 8
+    with pytest.raises(ValueError, match="no generator is known for model_type 'pegasus'"):
+        RagModel(config)
