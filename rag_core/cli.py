@@ -234,9 +234,7 @@ def _answerer(
         base.check_model(config)
         tokenizer = RagTokenizer.from_pretrained(folder)
         retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
-    stored = "".join(getattr(config, "architectures", None) or [])
-    head = head or ("sequence" if "Sequence" in stored else "token")
-    kind = "RagTokenForGeneration" if head == "token" else "RagSequenceForGeneration"
+    kind = "RagTokenForGeneration" if (head or config.saved_head) == "token" else "RagSequenceForGeneration"
     network = getattr(engine, kind).from_pretrained(folder, retriever=retriever)
     options = {} if n_docs is None else {"n_docs": n_docs}
 

@@ -286,7 +286,7 @@ def train_files(
     device: str | None = None,
     progress: bool = True,
 ) -> TrainingReport:
-    """`dualrag train`: fine-tune a saved RAG-Token model on a qa.jsonl and a knowledge base.
+    """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on a qa.jsonl and a knowledge base.
 
     Args:
         questions: a qa.jsonl, see `rag_core.training.read_examples`.
@@ -302,19 +302,20 @@ def train_files(
         OSError: something is missing, or `out` holds a finished model already.
         ValueError: bad lines, or a knowledge base that does not fit the model.
     """
+    from rag_core.config import RagConfig
     from rag_core.knowledge import KnowledgeBase
     from rag_core.retriever import RagRetriever
-    from rag_torch.rag import RagTokenForGeneration
+    from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 
     if (Path(out) / "config.json").exists():
         raise FileExistsError(f"{out} holds a model already: choose another folder for the tuned one")
     examples = read_examples(questions)
     held = [] if validation is None else read_examples(validation)
     base = KnowledgeBase.open(kb)
-    found = RagTokenForGeneration.from_pretrained(
-        model, device=device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
-    base.check_model(found.config)
+    stored = RagConfig.from_pretrained(model)
+    base.check_model(stored)
+    head = RagSequenceForGeneration if stored.saved_head == "sequence" else RagTokenForGeneration
+    found = head.from_pretrained(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     retriever = RagRetriever.from_pretrained(model, config=found.config, index=base.index())
     found.set_retriever(retriever)
     return train(found, retriever, examples, config, validation=held, out=out, progress=progress)

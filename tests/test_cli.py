@@ -64,7 +64,8 @@ def dualrag(monkeypatch, tmp_path):
         RagSequenceForGeneration=Model,
     )
     monkeypatch.setattr(backends, "load_backend", lambda name=None: fake)
-    config = SimpleNamespace(question_encoder=SimpleNamespace(model_type="bert", hidden_size=8, projection_dim=0))
+    encoder = SimpleNamespace(model_type="bert", hidden_size=8, projection_dim=0)
+    config = SimpleNamespace(question_encoder=encoder, saved_head="token")
     monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
     tokenizer = SimpleNamespace(question_encoder=None, generator=None)
     monkeypatch.setattr("rag_core.tokenization.RagTokenizer.from_pretrained", lambda folder: tokenizer)

@@ -244,14 +244,15 @@ def test_learning_rate_rises_then_falls_and_is_never_zero_before_the_end(warmup,
     assert learning_rate_factor(total, min(warmup, total), total) == 0.0
 
 
-def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_path):
+@pytest.mark.parametrize("head", [RagTokenForGeneration, RagSequenceForGeneration])
+def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_path, head):
     from typer.testing import CliRunner
 
     from rag_core.cli import app
     from rag_core.knowledge import build_knowledge_base
     from rag_core.tokenization import RagTokenizer
 
-    model, retriever = build(tokenizers)
+    model, retriever = build(tokenizers, head)
     model.save_pretrained(tmp_path / "model")
     RagTokenizer(*tokenizers).save_pretrained(tmp_path / "model")
     lines = [json.dumps({"title": w, "text": f"{w} {w}"}) for w in WORDS]
@@ -270,7 +271,8 @@ def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_p
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.stderr
     assert "2 steps, loss" in result.stderr
-    tuned = RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
+    tuned = head.from_pretrained(tmp_path / "tuned")
+    assert tuned.config.architectures == [head.__name__]
     assert not torch.equal(tuned.generator.lm_head.weight, model.generator.lm_head.weight)
     assert json.loads((tmp_path / "tuned" / "training.json").read_text())["steps"] == 2
     again = CliRunner().invoke(app, words)
