@@ -78,6 +78,10 @@ class _Pool:
         return sorted(self.kept, key=lambda h: h.score)[::-1][:count]
 
 
+def _begin(rows: int, start_token_id: int, start_tokens: np.ndarray | None) -> np.ndarray:
+    return np.full((rows, 1), start_token_id, dtype=np.int64) if start_tokens is None else start_tokens
+
+
 class BeamSearch:
     """Q beam searches of K beams that run side by side.
 
@@ -85,10 +89,11 @@ class BeamSearch:
         searches: Q.
         beams: K.
         start_token_id: the token every row begins with.
-        max_length: tokens a sequence may have, start token included.
+        start_tokens: (Q, P) the tokens that each search begins with instead.
+        max_length: tokens a sequence may have, those included.
         eos_token_ids: ids that end a sequence; may be empty.
         pad_token_id: fills rows of finished searches and the ends of shorter sequences.
-        length_penalty: exponent of the generated length that a finished sequence's score is divided by.
+        length_penalty: exponent of the generated length, P not counted, that a finished sequence's score is divided by.
         early_stopping: True stops a search at K finished sequences; False when the best running beam, at its present
             length, can't beat the worst of them; "never" when no longer beam could.
         num_return_sequences: sequences handed back for each search, at most K.
@@ -100,10 +105,11 @@ class BeamSearch:
         *,
         searches: int,
         beams: int,
-        start_token_id: int,
         max_length: int,
         eos_token_ids: tuple[int, ...],
         pad_token_id: int | None,
+        start_token_id: int = 0,
+        start_tokens: np.ndarray | None = None,
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
         num_return_sequences: int = 1,
@@ -116,7 +122,8 @@ class BeamSearch:
         self.pad = 0 if pad_token_id is None else pad_token_id
         self.num_return_sequences = num_return_sequences
         self.candidates = max(2, 1 + len(eos_token_ids)) * beams
-        self.tokens = np.full((searches, beams, 1), start_token_id, dtype=np.int64)
+        self.tokens = _begin(searches, start_token_id, start_tokens)[:, None].repeat(beams, axis=1)  # (Q, K, P)
+        self.prompt_length = self.length
         self.indices = np.zeros((searches, beams, 0), dtype=np.int64)
         self.scores = np.zeros((searches, beams), dtype=np.float32)
         if not sampled:
@@ -176,21 +183,21 @@ class BeamSearch:
 
     def _close(self, q: int, source: int, score: float, token: int) -> None:
         indices = np.append(self.indices[q, source], q * self.beams + source)
-        self._pools[q].add(self.tokens[q, source], score, indices, self.length)
+        self._pools[q].add(self.tokens[q, source], score, indices, self.length + 1 - self.prompt_length)
 
     def _settled(self, q: int, best: float) -> bool:
-        pool, generated = self._pools[q], self.length
+        pool, generated = self._pools[q], self.length + 1 - self.prompt_length
         if len(pool.kept) < self.beams:
             return False
         if self.early_stopping is True:
             return True
         if self.early_stopping == "never" and self.length_penalty > 0:
-            generated = self.max_length - 1
+            generated = self.max_length - self.prompt_length
         return pool.worst >= best / generated**self.length_penalty
 
     def finish(self) -> Finished:
         """Ends the searches: beams still running compete with the finished ones (compatibility T7)."""
-        n, width = self.num_return_sequences, self.length - 1
+        n, width = self.num_return_sequences, self.length - self.prompt_length
         for q in np.flatnonzero(~self.finished):
             for k in range(self.beams):
                 self._pools[q].add(self.tokens[q, k], float(self.scores[q, k]), self.indices[q, k], max(width, 1))
@@ -215,22 +222,23 @@ class RowSearch:
 
     Args:
         rows: R.
-        start_token_id, max_length, eos_token_ids, pad_token_id: as in `BeamSearch`.
+        start_token_id, start_tokens (R, P), max_length, eos_token_ids, pad_token_id: as in `BeamSearch`.
     """
 
     def __init__(
         self,
         *,
         rows: int,
-        start_token_id: int,
         max_length: int,
         eos_token_ids: tuple[int, ...],
         pad_token_id: int | None,
+        start_token_id: int = 0,
+        start_tokens: np.ndarray | None = None,
     ) -> None:
         self.max_length, self.eos = max_length, np.asarray(eos_token_ids, dtype=np.int64)
         self.pad = 0 if pad_token_id is None else pad_token_id
-        self.tokens = np.full((rows, 1), start_token_id, dtype=np.int64)
-        self.lengths = np.ones(rows, dtype=np.int64)
+        self.tokens = _begin(rows, start_token_id, start_tokens)  # (R, P)
+        self.lengths = np.full(rows, self.length, dtype=np.int64)
         self.sum_log_probs = np.zeros(rows, dtype=np.float64)
         self.finished = np.zeros(rows, dtype=bool)
 

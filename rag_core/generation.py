@@ -17,6 +17,7 @@ from typing import Any
 
 CONFIG_NAME = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_RETURNED = ("output_scores", "output_attentions", "output_hidden_states")
 _NESTED = ("decoder", "generator", "text_config")
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 # option -> the value at which it asks for nothing, and what it would ask for
@@ -31,13 +32,10 @@ _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "num_assistant_tokens": (5, "assisted decoding"),
     "num_assistant_tokens_schedule": ("heuristic", "assisted decoding"),
     "max_time": (None, "a time limit"),
-    "guidance_scale": (None, "classifier-free guidance of decoder-only models"),
 }
 _UNSUPPORTED_KEYWORDS = {
     "assistant_model": "assisted decoding",
-    "streamer": "streaming",
     "synced_gpus": "ZeRO stage 3",
-    "negative_prompt_ids": "classifier-free guidance of decoder-only models",
 }
 
 
@@ -145,7 +143,7 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        for name in ("temperature", "repetition_penalty", "encoder_repetition_penalty"):
+        for name in ("temperature", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0; got {value}")
@@ -309,16 +307,17 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         idle = [k for k in _SAMPLING if keywords.get(k) is not None and keywords[k] != _DEFAULTS[k]]
         if idle:
             warnings.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect", UserWarning, stacklevel=3)
+    idle = [] if options.return_dict_in_generate else [name for name in _RETURNED if keywords.get(name)]
+    if idle:
+        warnings.warn(f"{', '.join(idle)} need(s) return_dict_in_generate=True to be returned", stacklevel=3)
     return _checked(options)
 
 
 def _checked(options: GenerationConfig) -> GenerationConfig:
     for name, (nothing, what) in _UNSUPPORTED.items():
         value = getattr(options, name)
-        if value is not None and value is not False and value != nothing and (name, value) != ("guidance_scale", 1):
+        if value is not None and value is not False and value != nothing:
             raise ValueError(f"{name}={value!r} ({what}) is not supported by generate(); leave it out")
-    if options.return_dict_in_generate and (options.output_attentions or options.output_hidden_states):
-        raise ValueError("generate() returns no attentions or hidden states; call the model on its sequences for them")
     if options.decoder_start_token_id is None:
         options.decoder_start_token_id = options.bos_token_id
     if options.decoder_start_token_id is None:

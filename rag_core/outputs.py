@@ -147,12 +147,24 @@ class GenerateOutput(ModelOutput):
         sequences_scores: (B * num_return_sequences,), with beams or RAG-Sequence.
         scores: a tuple, one (B * K, V) a step, with `output_scores`.
         beam_indices: (B * num_return_sequences, T), which beam each token came from.
+        encoder_attentions, encoder_hidden_states: a tuple, one a layer (one more of hidden states): (B*N, H, S, S) and
+            (B*N, S, d), with `output_attentions` and `output_hidden_states`.
+        decoder_attentions, cross_attentions: a tuple, one a step, of tuples, one a layer: (B*N*K, H, T, t) and
+            (B*N*K, H, T, S). Row (b * N + n) * K + k belongs to document n and beam k (or sample k) of question b;
+            beams stand as they did in that step, and rows of searches that had ended mean nothing. T is 1 with a cache,
+            except for the start tokens in the first step; t counts all tokens so far, S is the longest context.
+        decoder_hidden_states: as above, one more than layers: (B*N*K, T, d).
     """
 
     sequences: Any = None
     sequences_scores: Any = None
     scores: Any = None
     beam_indices: Any = None
+    encoder_attentions: Any = None
+    encoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    cross_attentions: Any = None
+    decoder_hidden_states: Any = None
 
 
 @dataclass

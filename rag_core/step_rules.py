@@ -66,6 +66,7 @@ class StepRules:
             join the documents of a search (compatibility D10).
         prefix_allowed_tokens_fn: (batch id, (t,) ids) -> ids allowed next.
         batch_ids: for each search, the batch id told to that function; its own number where None.
+        prompt_length: tokens that the decoder starts from.
 
     Raises:
         ValueError: an option names a token outside the vocabulary or has the wrong form.
@@ -80,6 +81,7 @@ class StepRules:
         encoder_ids: Sequence[Sequence[np.ndarray]] | None = None,
         prefix_allowed_tokens_fn: PrefixFunction | None = None,
         batch_ids: Sequence[int] | None = None,
+        prompt_length: int = 1,
     ) -> None:
         self.options, self.beams, self.vocab_size = options, beams, vocab_size
         self.prefix_fn, self.batch_ids = prefix_allowed_tokens_fn, batch_ids
@@ -92,7 +94,8 @@ class StepRules:
         for name in ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"):
             self._check_ids(name, as_ids(getattr(options, name)))
         self._check_ids("forced_decoder_ids", self.forced.values())
-        begin = 1 if options.forced_bos_token_id is None else 2
+        self.prompt_length = prompt_length
+        begin = 2 if prompt_length == 1 and options.forced_bos_token_id is not None else prompt_length
         self.begin_index = begin + (int(list(forced)[-1]) if forced else 0)
         self.encoder_tokens: list[np.ndarray] = []
         self.encoder_ngrams: list[np.ndarray] = []
@@ -125,7 +128,7 @@ class StepRules:
         return checked
 
     def edits(self, tokens: np.ndarray) -> list[Edit]:
-        """The edits of the step that follows `tokens` (R, t) int64, start token included, in the order to apply them.
+        """The edits of the step that follows `tokens` (R, t) int64, start tokens included, in the order to apply them.
 
         Raises:
             ValueError: `prefix_allowed_tokens_fn` allowed nothing.
@@ -143,7 +146,7 @@ class StepRules:
         edits += self._repeats(tokens)
         if self.bad_words:
             edits += self._biases(tokens, self.bad_words, "ban")
-        new = t - 1
+        new = t - self.prompt_length
         if len(self.eos) and (t < (o.min_length or 0) or new < (o.min_new_tokens or 0)):
             edits.append(Edit("ban", self.eos))
         if self.prefix_fn is not None:
@@ -156,7 +159,7 @@ class StepRules:
             edits.append(Edit("finite", _ids([])))
         if o.exponential_decay_length_penalty is not None and len(self.eos):
             start, factor = o.exponential_decay_length_penalty
-            if t > start + 1:
+            if new > start:
                 edits.append(Edit("decay", self.eos, value=factor ** (new - start) - 1))
         if o.suppress_tokens:
             edits.append(Edit("ban", _ids(o.suppress_tokens)))
@@ -220,6 +223,39 @@ class StepRules:
             rows.append(np.full(len(allowed), row))
             ids.append(allowed)
         return Edit("keep", np.concatenate(ids), np.concatenate(rows))
+
+
+def start_tokens(options: GenerationConfig, rows: int, prompt: np.ndarray | None = None) -> np.ndarray:
+    """What the decoder starts from, (rows, P); `max_length` of `options` is set to count a prompt as 4.37.2 does.
+
+    Args:
+        options: as `resolve_options` returns them; changed in place.
+        rows: how many questions.
+        prompt: `decoder_input_ids` (rows, P), or None for the start token alone. The start token is put in front where
+            no row begins with it.
+
+    Raises:
+        ValueError: a prompt of another shape, or as long as `max_length`.
+    """
+    start = np.full((rows, 1), options.decoder_start_token_id, dtype=np.int64)
+    if prompt is None:
+        return start
+    if prompt.ndim != 2 or len(prompt) != rows or not prompt.shape[1] or prompt.dtype.kind not in "iu":
+        raise ValueError(
+            f"decoder_input_ids must be whole numbers of shape ({rows}, P), a row for each question; "
+            f"got {prompt.dtype} {prompt.shape}"
+        )
+    if (prompt[:, 0] != start[:, 0]).all():
+        prompt = np.concatenate([start, prompt], axis=1)
+    length = prompt.shape[1]
+    if options.max_new_tokens is not None:
+        options.max_length = options.max_new_tokens + length
+    if options.max_length <= length:
+        raise ValueError(
+            f"max_length ({options.max_length}) must be above the {length} tokens of decoder_input_ids, which it "
+            "counts; or pass max_new_tokens"
+        )
+    return prompt.astype(np.int64)
 
 
 def sampling_warps(options: GenerationConfig) -> list[Warp]:

@@ -17,12 +17,13 @@ from rag_torch.decoding import (
     Hooks,
     generate_sequence,
     generate_token,
+    plugged,
     returned_sequences,
     sequence_options,
     token_options,
 )
 from rag_torch.marginalize import doc_log_probs, token_joint
-from rag_torch.step_loop import encode_distinct, trim
+from rag_torch.step_decoder import encode_distinct, trim
 
 _HOOKS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "seed")
 _WEIGHING = ("do_deduplication", "decoding")
@@ -60,6 +61,8 @@ def answer(
         TypeError: questions that are not strings.
         ValueError: an empty question, or a model without a retriever.
     """
+    if not isinstance(questions, str | list | tuple):
+        raise TypeError(f"questions must be a string or a list of strings; got {type(questions).__name__}")
     questions = [questions] if isinstance(questions, str) else list(questions)
     _check(model, questions)
     retriever = model.retriever if tokenizer is None else None
@@ -119,7 +122,7 @@ def _is_sequence(model: Any) -> bool:
 def _generated(model: Any, contexts: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, dict[str, Any]]:
     """Generated rows (B, n, L), the options they were made with, and encoder states that can serve again."""
     kwargs, states = dict(kwargs), dict[str, Any]()
-    hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS))
+    hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS), **plugged(kwargs))
     if _is_sequence(model):
         weighing = {name: kwargs.pop(name) for name in _WEIGHING if kwargs.get(name) is not None}
         weighing.setdefault("do_deduplication", model.config.do_deduplication)

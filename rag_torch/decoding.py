@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rag_core.beam import Finished
-from rag_core.candidates import Candidates, collect_candidates
+from rag_core.candidates import collect_candidates
 from rag_core.generation import GenerationConfig, as_generation_config, resolve_options
 from rag_core.outputs import GenerateOutput
-from rag_torch.marginalize import doc_log_probs, sequence_joint, target_log_probs, widen
-from rag_torch.step_loop import Decoder, Hooks, beams_of, encode_distinct, run_search, trim
+from rag_torch.marginalize import doc_log_probs
+from rag_torch.rescoring import fast_scores, thorough_scores
+from rag_torch.step_decoder import Decoder, encode_distinct, encode_seen, is_traced, trim, without_documents
+from rag_torch.step_loop import Hooks, beams_of, run_search
 
 __all__ = [
     "generate_sequence",
@@ -33,8 +33,7 @@ __all__ = [
     "token_options",
 ]
 
-# numbers of a (rows, candidates, L, V) block of logits held at once while rescoring: 256 MB in float32
-_BLOCK = 2**26
+_PLUGGED = ("streamer", "decoder_input_ids", "negative_prompt_ids", "negative_prompt_attention_mask")
 
 
 @torch.no_grad()
@@ -56,21 +55,55 @@ def generate_token(
         states: a dict that is given the encoder states (R, S, d) and mask (R, S) as "given", for later use.
 
     Returns:
-        `sequences` (B * num_return_sequences, T), right-padded; `sequences_scores` and `beam_indices` with beams.
+        `sequences` (B * num_return_sequences, T), right-padded; `sequences_scores` and `beam_indices` with beams; what
+        the networks saw where the options ask.
     """
     hooks = hooks or Hooks()
     ids, mask = trim(contexts.context_input_ids, contexts.context_attention_mask.bool())
     log_priors, beams = doc_log_probs(contexts.doc_scores), beams_of(options)
-    hidden = encode_distinct(model.generator, ids, mask)
+    starts = hooks.begin(options, len(log_priors), len(log_priors) * beams)
+    hidden, seen = encode_seen(model.generator, ids, mask, options)
     if states is not None:
         states["given"] = hidden, mask
-    decoder = Decoder(model.generator, hidden, mask, beams=beams, options=options, log_priors=log_priors)
-    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, 1)
+    decoder = _decoder(model.generator, hidden, mask, options, hooks, log_priors, len(log_priors))
+    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
     sequences, scores, indices = (
         None if array is None else torch.as_tensor(array, device=ids.device)
         for array in (finished.sequences, finished.scores, finished.beam_indices)
     )
-    return GenerateOutput(sequences, scores, step_scores, indices)
+    return GenerateOutput(sequences, scores, step_scores, indices, **seen, **decoder.seen())
+
+
+def _decoder(
+    generator: Any,
+    hidden: Tensor,
+    mask: Tensor,
+    options: GenerationConfig,
+    hooks: Hooks,
+    log_priors: Tensor | None,
+    questions: int,
+) -> Decoder:
+    beams, without = beams_of(options), None
+    negative = without_documents(generator, options, hooks.negative_prompt, questions)
+    if negative is not None:
+        searches = len(hidden) if log_priors is None else questions
+        states, real = (x.repeat_interleave(searches // questions, dim=0) for x in negative)
+        without = Decoder(generator, states, real, beams=beams, options=options)
+    return Decoder(
+        generator,
+        hidden,
+        mask,
+        beams=beams,
+        options=options,
+        log_priors=log_priors,
+        without=without,
+        traced=is_traced(options),
+    )
+
+
+def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes what is no option, but plugged into the loop, out of the keywords of a `generate` call."""
+    return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}
 
 
 def token_options(model: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
@@ -97,8 +130,38 @@ def rag_token_generate(
     question_text: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """The body of `RagTokenForGeneration.generate`; see there."""
-    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed)
+    """The body of `RagTokenForGeneration.generate`.
+
+    Args:
+        model: a RagTokenForGeneration.
+        input_ids: (B, S) questions, to retrieve contexts for; or give the contexts:
+        attention_mask: (B, S), 1 = a real token.
+        context_input_ids: (B*N, S) document and question as the generator reads them.
+        context_attention_mask: (B*N, S), 1 = a real token.
+        doc_scores: (B, N).
+        n_docs: N; None = the config's.
+        generation_config: options of this call; keywords go before it, the model's own options after it.
+        prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
+        logits_processor: callables (input_ids, scores) -> scores, after the built-in rules.
+        stopping_criteria: callables (input_ids, scores) -> True to stop, or (rows,) bools.
+        seed: of the sampling noise; None draws one from torch's generator, so `torch.manual_seed` repeats a call. The
+            same seed draws the same text only for the same place in the batch and number of samples.
+        question_text: the questions as the prompt should hold them.
+        **kwargs: any option of `GenerationConfig`, and
+            `decoder_input_ids` (B, P): tokens each answer begins with. The start token is put in front where no row has
+            it; `max_length` counts them, `max_new_tokens` and `length_penalty` do not;
+            `streamer`: has `put(ids)` and `end()`, for one question without beams;
+            `negative_prompt_ids` (B, S'), `negative_prompt_attention_mask`: with `guidance_scale` g, scores are
+            g * log p(with documents) + (1 - g) * log p(read from these ids instead; by default the empty text).
+
+    Returns:
+        (B * num_return_sequences, T) token ids, or with `return_dict_in_generate` a `GenerateOutput`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option that cannot be had, or inputs that do not fit.
+    """
+    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(kwargs))
     options = token_options(model, generation_config, **kwargs)
     with torch.no_grad():
         contexts = model._contexts(
@@ -171,7 +234,8 @@ def generate_sequence(
         states: as in `generate_token`.
 
     Returns:
-        `sequences` (B * num_return_sequences, T) right-padded with the generator's pad token, and `sequences_scores`.
+        `sequences` (B * num_return_sequences, T) right-padded with the generator's pad token, and `sequences_scores`;
+        what the networks saw during the searches where the options ask.
         Where a question has fewer candidates, the rows left over hold pads alone and score -inf (compatibility D11).
     """
     if decoding not in ("thorough", "fast"):
@@ -179,9 +243,10 @@ def generate_sequence(
     hooks, n_docs, config = hooks or Hooks(), contexts.n_docs, model.config
     ids, mask = trim(contexts.context_input_ids, _inferred_mask(contexts, options))
     beams = beams_of(options)
-    hidden = encode_distinct(model.generator, ids, mask)
-    decoder = Decoder(model.generator, hidden, mask, beams=beams, options=options)
-    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, n_docs)
+    starts = hooks.begin(options, len(contexts.doc_scores), len(ids) * beams)
+    hidden, seen = encode_seen(model.generator, ids, mask, options)
+    decoder = _decoder(model.generator, hidden, mask, options, hooks, None, len(starts))
+    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
     pad = 0 if config.generator.pad_token_id is None else config.generator.pad_token_id
     found = collect_candidates(finished, n_docs * beams, pad_token_id=pad, do_deduplication=do_deduplication)
     log_priors = doc_log_probs(contexts.doc_scores)  # (B, N)
@@ -193,78 +258,12 @@ def generate_sequence(
     if same and states is not None:
         states["given"] = hidden, mask
     if decoding == "fast":
-        scores = _fast_scores(found, finished, log_priors.cpu().numpy(), beams)
+        scores = fast_scores(found, finished, log_priors.cpu().numpy(), beams)
     else:
-        scores = _thorough_scores(model, hidden, mask, log_priors, found).cpu().numpy()
+        scores = thorough_scores(model, hidden, mask, log_priors, found).cpu().numpy()
     sequences, best = found.best(scores, num_return_sequences)
-    return GenerateOutput(
-        torch.as_tensor(sequences, device=ids.device), torch.as_tensor(best, device=ids.device), step_scores
-    )
-
-
-def _fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int) -> np.ndarray:
-    """log of the sum of p(z|x) p(y|x, z) over the documents whose search found y, (B, C)."""
-    questions, docs = log_priors.shape
-    each = finished.sum_log_probs.reshape(questions, docs, beams) + log_priors[:, :, None]
-    return found.pooled(each.reshape(questions, docs * beams))
-
-
-def _thorough_scores(model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor, found: Candidates) -> Tensor:
-    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13, Q16), (B, C)."""
-    config, generator = model.config, model.generator
-    tokens = torch.as_tensor(found.tokens, device=hidden.device)  # (B, C, L)
-    pad = config.generator.pad_token_id
-    end = torch.full_like(tokens[..., :1], -1 if pad is None else pad)
-    target = torch.cat([tokens[..., 1:], end], dim=-1)
-    pad_mask = target == end
-    target = target.masked_fill(pad_mask, 0)
-    epsilon = config.label_smoothing
-    each, total = _scored(generator, hidden, mask, tokens, target, log_priors.shape[1], epsilon > 0)
-    bos = config.bos_token_id or config.generator.bos_token_id
-    drop: Tensor | bool = False
-    if bos is not None:
-        exists = torch.as_tensor(found.exists, device=hidden.device)
-        drop = ((target[..., 0] == bos) | ~exists).all(dim=1)[:, None, None]  # one answer a question, (B, 1, 1)
-    score = sequence_joint(each, log_priors, pad_mask, drop).logsumexp(dim=1)  # (B, C)
-    if total is None:
-        return score
-    size = config.generator.vocab_size
-    smooth = sequence_joint(total, size * log_priors, pad_mask).logsumexp(dim=1)
-    return (1.0 - epsilon) * score + epsilon / size * smooth
-
-
-def _scored(
-    generator: Any, hidden: Tensor, mask: Tensor, tokens: Tensor, target: Tensor, docs: int, smooth: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each target token, (B, N, C, L), and with `smooth` the sum over the vocabulary beside it.
-
-    Candidates ride on the beams' axis of the contexts whose encoder states exist; blocks bound the logits held at once.
-    """
-    count, length = tokens.shape[1:]
-    rows = hidden.shape[0]
-    tokens, target = (x.repeat_interleave(docs, dim=0) for x in (tokens, target))  # (B*N, C, L)
-    size = length * getattr(generator.config, "vocab_size", 2**16)
-    width = max(1, min(count, _BLOCK // size))
-    height = max(1, min(rows, _BLOCK // (size * width)))
-    each, total = [], []
-    for top in range(0, rows, height):
-        at = slice(top, top + height)
-        state = generator.start(hidden[at], mask[at], beams=width, max_length=None)
-        for left in range(0, count, width):
-            some = slice(left, left + width)
-            logits = generator.decode(tokens[at, some], state)  # (rows, c, L, V)
-            each.append(target_log_probs(logits[:, None], target[at, some])[:, 0])
-            if smooth:
-                wide = widen(logits)
-                total.append(wide.sum(dim=-1) - wide.shape[-1] * wide.logsumexp(dim=-1))
-    shape = (rows // docs, docs, count, length)
-
-    def whole(parts: list[Tensor]) -> Tensor:
-        across = -(-count // width)
-        lines = [torch.cat(parts[i : i + across], dim=1) for i in range(0, len(parts), across)]
-        return torch.cat(lines).reshape(shape)
-
-    return whole(each), whole(total) if smooth else None
+    rows, weights = torch.as_tensor(sequences, device=ids.device), torch.as_tensor(best, device=ids.device)
+    return GenerateOutput(rows, weights, step_scores, **seen, **decoder.seen())
 
 
 def rag_sequence_generate(
@@ -288,9 +287,19 @@ def rag_sequence_generate(
     question_text: Sequence[str] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """The body of `RagSequenceForGeneration.generate`; see there."""
+    """The body of `RagSequenceForGeneration.generate`; what is not named here is as in `rag_token_generate`.
+
+    Args:
+        do_deduplication: whether a candidate found twice counts once; None = the config's.
+        num_return_sequences: answers for each question; None = the config's.
+        num_beams: beams of the search of each document; None = the config's.
+        decoding: see `generate_sequence`.
+        **model_kwargs: as there. The searches of all documents of a question begin with its `decoder_input_ids`, whose
+            probability thorough decoding counts, so that documents weigh as these tokens say too; `guidance_scale` acts
+            on the searches, not on the weighing; `streamer` needs one document.
+    """
     config = model.config
-    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed)
+    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(model_kwargs))
     options = sequence_options(model, num_beams, generation_config, **model_kwargs)
     wanted = returned_sequences(model, num_return_sequences, generation_config)
     with torch.no_grad():

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rag_core.config import PretrainedConfig
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
-from rag_torch.layers import as_encoder_output
+from rag_torch.layers import Trace, as_encoder_output
 from rag_torch.pretrained import PretrainedModel
 
 _CONTRACT = ("encode", "start", "decode")
@@ -226,7 +226,7 @@ class ForeignGenerator(nn.Module):
             state.reorder_cache = next((each for each in functions if callable(each)), None)
         return state
 
-    def decode(self, tokens: Tensor, state: ForeignState) -> Tensor:
+    def decode(self, tokens: Tensor, state: ForeignState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V); with a cache they continue the state's prefixes."""
         rows, beams, length = tokens.shape
         whole = tokens if state.prefix is None else torch.cat([state.prefix, tokens], 2)
@@ -240,8 +240,15 @@ class ForeignGenerator(nn.Module):
             decoder_input_ids=inputs.flatten(0, 1),
             past_key_values=None if fresh else state.past,
             use_cache=state.use_cache,
+            output_attentions=trace is not None and trace.want_attentions,
+            output_hidden_states=trace is not None and trace.want_hidden,
             return_dict=True,
         )
+        if trace is not None:
+            for each in outputs.decoder_hidden_states or ():
+                trace.hidden(each)
+            for own, cross in zip(outputs.decoder_attentions or (), outputs.cross_attentions or (), strict=True):
+                trace.attentions(own, cross)
         if state.prefix is not None:
             state.prefix = whole
         past = outputs.past_key_values

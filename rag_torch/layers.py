@@ -263,7 +263,7 @@ class Trace:
     """Hidden states and attentions gathered on the way, as tuples at the end; None for what nobody asked."""
 
     def __init__(self, hidden: bool, attentions: bool) -> None:
-        self.want_attentions = attentions
+        self.want_attentions, self.want_hidden = attentions, hidden
         self._hidden: list[Tensor] | None = [] if hidden else None
         self._attentions: list[Tensor] | None = [] if attentions else None
         self._cross: list[Tensor] | None = [] if attentions else None
@@ -279,6 +279,11 @@ class Trace:
             self._attentions.append(weights)
         if self._cross is not None and cross is not None:
             self._cross.append(cross)
+
+    def separate(self, beams: int) -> None:
+        """Cross-attention weights (R, H, K*T, S) of beams that rode on the query axis -> (R*K, H, T, S)."""
+        apart = (each.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1) for each in self._cross or ())
+        self._cross = None if self._cross is None else list(apart)
 
     def result(self) -> list[tuple[Tensor, ...] | None]:
         """[hidden_states, attentions, cross_attentions]."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rag_core.backends import to_numpy
 from rag_core.beam import BeamSearch, Finished, RowSearch, order_candidates
 from rag_core.generation import GenerationConfig
 from rag_core.noise import gumbel_noise
-from rag_core.step_rules import StepRules, least_kept, sampling_warps
-from rag_torch.marginalize import token_log_probs, widen
+from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
+from rag_torch.step_decoder import Decoder
 from rag_torch.step_scores import apply_edits, apply_warps, best_candidates
 
 ScoreFunction = Callable[[Tensor, Any], Any]
@@ -33,16 +35,35 @@ class Hooks:
         logits_processor: callables (input_ids (R, t), scores (R, V)) -> scores (R, V), after the built-in rules.
         stopping_criteria: callables (input_ids (R, t), scores so far) -> True to stop, or (R,) bools to end rows.
         prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
-        seed: of the sampling noise; drawn from torch's global generator where None.
+        seed: of the sampling noise; drawn from torch's global generator where None. The noise of row r (a question's,
+            beam's or sample's place in the batch) in step i depends on seed, r and i alone.
+        streamer: has `put(ids)`, called with the start tokens (1, P), then with each new token (1,), on the CPU, and
+            `end()`; for one row without beams.
+        decoder_input_ids: (B, P) what each question's sequences begin with; None = the start token.
+        negative_prompt: ids (B, S') of the contexts that `guidance_scale` contrasts the documents with, and their mask;
+            None = the generator's empty text.
     """
 
     logits_processor: tuple[ScoreFunction, ...] = ()
     stopping_criteria: tuple[ScoreFunction, ...] = ()
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Iterable[int]] | None = None
     seed: int | None = None
+    streamer: Any = None
+    decoder_input_ids: np.ndarray | None = None
+    negative_prompt: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @classmethod
-    def of(cls, logits_processor: Any, stopping_criteria: Any, prefix_allowed_tokens_fn: Any, seed: Any) -> Hooks:
+    def of(
+        cls,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        seed: Any = None,
+        streamer: Any = None,
+        decoder_input_ids: Any = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+    ) -> Hooks:
         """Checks what a `generate` call passed; one callable may stand for a list of one."""
         lists = []
         given = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
@@ -55,64 +76,28 @@ class Hooks:
             raise TypeError("prefix_allowed_tokens_fn must be a function (batch_id, input_ids) -> list of token ids")
         if seed is not None and not isinstance(seed, int):
             raise TypeError(f"seed must be a whole number; got {seed!r}")
-        return cls(lists[0], lists[1], prefix_allowed_tokens_fn, seed)
+        if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+            raise TypeError(f"streamer must have the methods put(ids) and end(); got {type(streamer).__name__}")
+        if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
+            raise ValueError("negative_prompt_attention_mask needs negative_prompt_ids beside it")
+        prompt = None if decoder_input_ids is None else to_numpy(decoder_input_ids)
+        negative = negative_prompt_ids, negative_prompt_attention_mask
+        return cls(lists[0], lists[1], prefix_allowed_tokens_fn, seed, streamer, prompt, negative)
 
-
-class Decoder:
-    """Scores of the next token for Q searches of K beams.
-
-    Args:
-        generator: offers `start` and `decode` (see rag_torch.bart).
-        encoder_hidden: (Q*N, S, d); N is 1 where there is no prior.
-        encoder_mask: (Q*N, S) bool.
-        beams: K.
-        options: `max_length` and `use_cache` are read.
-        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain generator.
-    """
-
-    def __init__(
-        self,
-        generator: Any,
-        encoder_hidden: Tensor,
-        encoder_mask: Tensor,
-        *,
-        beams: int,
-        options: GenerationConfig,
-        log_priors: Tensor | None = None,
-    ) -> None:
-        self.generator, self.log_priors, self.cached = generator, log_priors, bool(options.use_cache)
-        self.docs = 1 if log_priors is None else log_priors.shape[1]
-        self.searches, self.beams = encoder_hidden.shape[0] // self.docs, beams
-        self.running = torch.arange(self.searches, device=encoder_hidden.device)
-        length = options.max_length if self.cached else None
-        self.state = generator.start(encoder_hidden, encoder_mask, beams=beams, max_length=length)
-
-    def scores(self, tokens: Tensor) -> Tensor:
-        """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
-        fed = tokens[self.running][..., -1:] if self.cached else tokens[self.running]
-        fed = fed.repeat_interleave(self.docs, dim=0)  # (Q*N, K, 1 or t)
-        logits = widen(self.generator.decode(fed, self.state)[:, :, -1])  # (Q*N, K, V)
-        if self.log_priors is not None:
-            logits = token_log_probs(logits.unflatten(0, (-1, self.docs)), self.log_priors[self.running])  # (Q, K, V)
-        if len(self.running) == self.searches:
-            return logits
-        return logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(0, self.running, logits)
-
-    def reorder(self, sources: Tensor) -> None:
-        """Beam k of search q continues beam `sources[q, k]` (Q, K)."""
-        self.state.reorder(sources[self.running].repeat_interleave(self.docs, dim=0))
-
-    def drop(self, finished: np.ndarray) -> None:
-        """Lets go of finished searches (Q,) once they are half of what is computed."""
-        alive = torch.as_tensor(~finished, device=self.running.device)[self.running]
-        if not hasattr(self.state, "select") or 2 * int(alive.sum()) > len(self.running) or not alive.any():
-            return
-        rows = alive.repeat_interleave(self.docs).nonzero().squeeze(1)
-        self.state, self.running = self.state.select(rows), self.running[alive]
+    def begin(self, options: GenerationConfig, questions: int, rows: int) -> np.ndarray:
+        """What so many questions, written in so many rows, start from, (B, P); sets `max_length` to count it."""
+        if self.streamer is not None and (options.num_beams > 1 or rows > 1):
+            raise ValueError(
+                f"streamer needs one row without beams; num_beams is {options.num_beams}, and {rows} rows are written "
+                "at once (RAG-Sequence writes one for each document before it can tell which is best)"
+            )
+        if self.negative_prompt[0] is not None and options.guidance_scale in (None, 1):
+            raise ValueError("negative_prompt_ids needs a guidance_scale other than 1 to have an effect")
+        return start_tokens(options, questions, self.decoder_input_ids)
 
 
 def run_search(
-    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: Tensor, group: int
+    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: Tensor, starts: np.ndarray
 ) -> tuple[Finished, tuple[Tensor, ...] | None]:
     """Runs all searches to their end.
 
@@ -121,13 +106,16 @@ def run_search(
         options: as `resolve_options` returns them.
         hooks: the caller's functions.
         context_ids: (Q*N, S) what the searches read, for the `encoder_*` options.
-        group: how many searches serve one question.
+        starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin` returns them.
 
     Returns:
         What rag_core.beam hands back, and with `output_scores` the (R, V) scores of each step.
     """
+    group = decoder.searches // len(starts)
+    starts = starts.repeat(group, axis=0)  # (Q, P)
+    rules = partial(_rules, decoder, options, hooks, context_ids, group, starts.shape[1])
     loop = _BeamLoop if options.num_beams > 1 else _RowLoop
-    return loop(decoder, options, hooks, lambda size: _rules(decoder, options, hooks, context_ids, group, size)).run()
+    return loop(decoder, options, hooks, rules, starts).run()
 
 
 class _Loop:
@@ -151,6 +139,8 @@ class _Loop:
             self.advance(rows, input_ids, scores.flatten(0, 1))
             if self.stopped():
                 break
+        if self.hooks.streamer is not None:
+            self.hooks.streamer.end()
         scores_kept = tuple(self.kept) if self.options.output_scores else None
         return self.search.finish(), scores_kept
 
@@ -172,6 +162,10 @@ class _Loop:
     def noisy(self, scores: Tensor, step: int) -> Tensor:
         noise = gumbel_noise(self.seed or 0, scores.shape[0], step, scores.shape[1])
         return scores + torch.as_tensor(noise, device=self.device)
+
+    def stream(self, tokens: np.ndarray) -> None:
+        if self.hooks.streamer is not None:
+            self.hooks.streamer.put(torch.as_tensor(tokens))
 
     def keep(self, scores: Tensor) -> None:
         if self.options.output_scores:
@@ -195,9 +189,14 @@ class _Loop:
 class _RowLoop(_Loop):
     """Greedy search and sampling."""
 
-    def __init__(self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules) -> None:
+    def __init__(
+        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules, starts: np.ndarray
+    ) -> None:
         super().__init__(decoder, options, hooks, make)
-        self.search: RowSearch = RowSearch(rows=decoder.searches * decoder.beams, **_limits(options))
+        self.search: RowSearch = RowSearch(
+            rows=decoder.searches * decoder.beams, **_limits(options, starts.repeat(decoder.beams, axis=0))
+        )
+        self.stream(starts)
 
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
         scores = apply_warps(self.processed(rows, input_ids, scores), self.warps, self.least)
@@ -205,7 +204,7 @@ class _RowLoop(_Loop):
         drawn = self.noisy(scores, self.search.length - 1) if self.options.do_sample else scores
         tokens = drawn.argmax(dim=-1)  # (R,); the lowest index of equals
         log_probs = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)
-        self.search.step(tokens.cpu().numpy(), log_probs.cpu().numpy())
+        self.stream(self.search.step(tokens.cpu().numpy(), log_probs.cpu().numpy()))
         if not self.search.done:
             self.decoder.drop(self.search.finished.reshape(self.decoder.searches, -1).min(axis=1))
 
@@ -213,7 +212,9 @@ class _RowLoop(_Loop):
 class _BeamLoop(_Loop):
     """Beam search and beam sampling."""
 
-    def __init__(self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules) -> None:
+    def __init__(
+        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules, starts: np.ndarray
+    ) -> None:
         super().__init__(decoder, options, hooks, make)
         self.search: BeamSearch = BeamSearch(
             searches=decoder.searches,
@@ -222,12 +223,12 @@ class _BeamLoop(_Loop):
             early_stopping=options.early_stopping,
             num_return_sequences=options.num_return_sequences,
             sampled=options.do_sample,
-            **_limits(options),
+            **_limits(options, starts),
         )
 
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
         search, vocab_size = self.search, scores.shape[-1]
-        if self.decoder.log_priors is None:
+        if self.decoder.log_priors is None and self.decoder.without is None:
             scores = scores.log_softmax(dim=-1)
         scores = self.processed(rows, input_ids, scores)
         scores = apply_warps(scores, self.warps, self.least)
@@ -250,34 +251,23 @@ class _BeamLoop(_Loop):
             self.decoder.drop(search.finished)
 
 
-def _limits(options: GenerationConfig) -> dict[str, Any]:
+def _limits(options: GenerationConfig, starts: np.ndarray) -> dict[str, Any]:
     return {
-        "start_token_id": options.decoder_start_token_id,
+        "start_tokens": starts,
         "max_length": options.max_length,
         "eos_token_ids": options.eos_token_ids,
         "pad_token_id": options.pad_token_id,
     }
 
 
-def trim(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Contexts (R, S) and their bool mask, without the columns at the end that are padding in every row."""
-    used = mask.any(dim=0).nonzero()
-    width = int(used[-1]) + 1 if len(used) else 1
-    return input_ids[:, :width], mask[:, :width]
-
-
-def encode_distinct(generator: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """Encoder states (R, S, d) of contexts (R, S); a context that occurs twice is encoded once."""
-    both = torch.cat([input_ids, mask.to(input_ids.dtype)], dim=1)
-    distinct, place = both.unique(dim=0, return_inverse=True)
-    if len(distinct) == len(both):
-        return generator.encode(input_ids, mask)
-    width = input_ids.shape[1]
-    return generator.encode(distinct[:, :width], distinct[:, width:].bool())[place]
-
-
 def _rules(
-    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: Tensor, group: int, vocab_size: int
+    decoder: Decoder,
+    options: GenerationConfig,
+    hooks: Hooks,
+    context_ids: Tensor,
+    group: int,
+    prompt_length: int,
+    vocab_size: int,
 ) -> StepRules:
     encoder_ids = None
     if options.encoder_repetition_penalty not in (None, 1.0) or options.encoder_no_repeat_ngram_size:
@@ -295,6 +285,7 @@ def _rules(
         encoder_ids=encoder_ids,
         prefix_allowed_tokens_fn=None if given is None else allowed,
         batch_ids=[q // group for q in range(decoder.searches)],
+        prompt_length=prompt_length,
     )
 
 
