@@ -109,9 +109,9 @@ class ForeignEncoder(nn.Module):
 
 
 def module_config(module: nn.Module) -> Any:
-    """A module's config; an empty one for a module without."""
+    """A module's config; for a module without, an empty one that can be written and read back."""
     config = getattr(module, "config", None)
-    return PretrainedConfig() if config is None else config
+    return PretrainedConfig(model_type="custom") if config is None else config
 
 
 def as_generator(module: Any) -> Any:
