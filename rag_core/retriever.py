@@ -302,14 +302,29 @@ class RagRetriever:
 
     def _questions(self, question_input_ids: Any, question_text: Sequence[str] | None) -> list[str]:
         if question_text is not None:
-            if isinstance(question_text, str) or not all(isinstance(text, str) for text in question_text):
-                raise TypeError("question_text must be a list of strings, one a question.")
+            if not isinstance(question_text, list | tuple) or not all(isinstance(text, str) for text in question_text):
+                raise TypeError(f"question_text must be a list of strings, one a question, got {question_text!r:.80}.")
+            _refuse_empty("question_text", [not text.strip() for text in question_text])
             return list(question_text)
         if question_input_ids is None:
             raise ValueError("give question_input_ids or question_text.")
         if not isinstance(question_input_ids, list | tuple):
             question_input_ids = to_numpy(question_input_ids).tolist()
-        return self.question_encoder_tokenizer.batch_decode(question_input_ids, skip_special_tokens=True)
+        if not isinstance(question_input_ids, list | tuple) or any(
+            not hasattr(row, "__len__") for row in question_input_ids
+        ):
+            raise ValueError(f"question_input_ids must be (B, Q) token ids, got {question_input_ids!r:.80}.")
+        tokenizer = self.question_encoder_tokenizer
+        # Words the vocabulary lacks are a question still, so its [UNK] does not count as nothing.
+        nothing = {*getattr(tokenizer, "all_special_ids", ())} - {getattr(tokenizer, "unk_token_id", None)}
+        _refuse_empty("question_input_ids", [nothing.issuperset(row) for row in question_input_ids])
+        return tokenizer.batch_decode(question_input_ids, skip_special_tokens=True)
+
+
+def _refuse_empty(name: str, empty: list[bool]) -> None:
+    if any(empty):
+        rows = [row for row, is_empty in enumerate(empty) if is_empty]
+        raise ValueError(f"{name}: every question must have a word or more, rows {rows} are empty; leave them out.")
 
 
 def _convert(ids: Any, return_tensors: str | None) -> Any:

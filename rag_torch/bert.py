@@ -41,7 +41,10 @@ class BertEmbeddings(nn.Module):
         x = inputs_embeds
         length, limit = x.shape[1], self.position_embeddings.num_embeddings
         if length > limit:
-            raise ValueError(f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens")
+            raise ValueError(
+                f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
+                f"cut texts when they are tokenized: truncation=True, max_length={limit}"
+            )
         types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
         x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
         x = x + self.position_embeddings.weight[:length]
