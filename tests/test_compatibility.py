@@ -140,6 +140,8 @@ def test_d9_options_that_rag_token_used_to_ignore_act():
     assert not torch.equal(model.generate(**given(), max_length=12, do_sample=True, temperature=5.0, seed=1), plain)
     stopped = model.generate(**given(), max_length=12, stopping_criteria=[lambda ids, scores: ids.shape[1] >= 3])
     assert torch.equal(stopped, plain[:, :3])
+    begun = model.generate(**given(), max_length=12, decoder_input_ids=torch.tensor([[2, 9], [2, 9]]))
+    assert begun[:, :2].tolist() == [[2, 9], [2, 9]] and begun.shape[1] <= 12
     out = model.generate(**given(), max_length=12, output_scores=True, return_dict_in_generate=True)
     assert torch.equal(out.sequences, plain) and len(out.scores) == plain.shape[1] - 1
     for refused in ({"max_time": 1.0}, {"penalty_alpha": 0.6}, {"num_beams": 4, "num_beam_groups": 2}):
