@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+ROOMS = checkpoint documents index metrics parity training wiki_dpr
 
 .PHONY: demo test check docs demo-model clean
 
@@ -23,7 +24,8 @@ check: $(INSTALLED)  ## linters and types
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/pdoc --docformat google --output-directory site rag_core rag_torch
+	$(BIN)/pdoc --docformat google --output-directory site rag_core $(ROOMS:%=rag_core.%) rag_torch rag_torch.foreign \
+		rag_torch.marginalize
 
 demo-model: $(INSTALLED)  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m rag_torch.demo_training
