@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
 FLAT_ROWS = 50_000  # up to here exact search answers within milliseconds
 FILE_BYTES = 500 << 20
+PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
 
 
 def work_path(out: Path) -> Path:
@@ -70,6 +71,11 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     hide = not progress
     first_pass = tqdm(stream_passages(files, plan.words), "reading", unit=" passages", disable=hide, leave=False)
     rows = sum(1 for _ in first_pass)
+    if request.get("index") == "ivfpq" and plan.rows + rows < PQ_ROWS:
+        raise ValueError(
+            f"index='ivfpq' needs at least {PQ_ROWS} passages to train its codes, there are {plan.rows + rows}; use "
+            "'flat' or 'hnsw'."
+        )
     with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
 
         def advance(count: int, found: bool) -> None:

@@ -51,7 +51,7 @@ def _one_line_errors() -> Iterator[None]:
         except KeyboardInterrupt:
             say("\ndualrag: stopped. What was finished is kept; the same command goes on from there.")
             raise typer.Exit(130) from None
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             if os.environ.get("DUALRAG_DEBUG"):
                 raise
             say(f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}")

@@ -68,7 +68,7 @@ def build_knowledge_base(
     """
     from rag_core.documents import find_files
 
-    out = Path(out)
+    out = _named(out)
     _check_kind(index)
     if batch_size < 1 or shard_rows < 1:
         raise ValueError(f"batch_size and shard_rows must be at least 1, got {batch_size} and {shard_rows}")
@@ -113,7 +113,7 @@ class KnowledgeBase:
             FileNotFoundError: there is none.
             ValueError: a file is missing, truncated or altered.
         """
-        path = Path(path)
+        path = _named(path)
         layout.recover(path)
         manifest = Manifest.read(path)
         manifest.check_files(path, verify)
@@ -164,8 +164,8 @@ class KnowledgeBase:
             ValueError: another vector size or encoder; names both sides.
         """
         encoder = getattr(config, "question_encoder", None) or config
-        size = getattr(encoder, "projection_dim", 0) or encoder.hidden_size
-        if size != self.manifest.dimension:
+        size = getattr(encoder, "projection_dim", 0) or getattr(encoder, "hidden_size", None)
+        if size is not None and size != self.manifest.dimension:
             raise ValueError(
                 f"the model's question encoder ({getattr(encoder, 'model_type', '?')}) gives vectors of D={size}, the "
                 f"knowledge base {self.path} holds D={self.manifest.dimension} by {self.manifest.encoder['name']!r}. "
@@ -248,6 +248,12 @@ class KnowledgeBase:
 
     def _arrow_files(self) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+
+
+def _named(path: str | Path) -> Path:
+    """The path; "." and ".." in full, as folders beside it are named after it."""
+    path = Path(path)
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def _check_kind(kind: str | None) -> None:

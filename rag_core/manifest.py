@@ -94,6 +94,11 @@ class Manifest:
         for name, kind in (("encoder", dict), ("index", dict), ("files", dict), ("rows", int), ("dimension", int)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r:.60}")
+        if not isinstance(self.encoder.get("name"), str) or not isinstance(self.encoder.get("probe"), list):
+            raise TypeError(f"encoder must have a name and a probe, got {self.encoder!r:.60}")
+        for name, entry in self.files.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or "sha256" not in entry:
+                raise TypeError(f"files: {name!r} must have bytes and sha256, got {entry!r:.60}")
 
     def check_files(self, folder: Path, verify: bool | None = None) -> None:
         """Compares the files with what was written: presence and size, the faiss header, and checksums.
