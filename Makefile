@@ -24,8 +24,8 @@ check: $(INSTALLED)  ## linters and types
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/pdoc --docformat google --output-directory site rag_core $(ROOMS:%=rag_core.%) rag_torch rag_torch.foreign \
-		rag_torch.marginalize
+	$(BIN)/pdoc --docformat google --output-directory site rag_core $(ROOMS:%=rag_core.%) rag_torch \
+		rag_torch.answers rag_torch.decoding rag_torch.foreign rag_torch.marginalize
 
 demo-model: $(INSTALLED)  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m rag_torch.demo_training

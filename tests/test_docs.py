@@ -1,5 +1,6 @@
 """The documentation is true: its Python runs, its links lead somewhere, the tests and files it names exist."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -97,6 +98,11 @@ def test_the_rooms_described_are_the_rooms_there_are(package):
     assert part is not None
     described = set(re.findall(r"\b(\w+\.py)\b", part[0]))
     assert described == {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
+
+
+def test_figures_are_those_of_the_files():
+    recorded = json.loads((ROOT / "conformance" / "golden" / "generations.json").read_text("utf-8"))
+    assert f"and {len(recorded)} generations token by token" in (ROOT / "docs" / "compatibility.md").read_text("utf-8")
 
 
 def test_the_index_of_names_is_whole():
