@@ -12,12 +12,18 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _RETURNED = ("output_scores", "output_attentions", "output_hidden_states")
+_NUMBERS = (
+    *("num_beams", "num_return_sequences", "max_length", "max_new_tokens", "min_length", "min_new_tokens"),
+    *("temperature", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "length_penalty"),
+    *("top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", *_SAMPLING[2:]),
+)
 _NESTED = ("decoder", "generator", "text_config")
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 # option -> the value at which it asks for nothing, and what it would ask for
@@ -135,14 +141,18 @@ class GenerationConfig:
         """Refuses values that can never work.
 
         Raises:
-            ValueError: naming the option, the rule and what came.
+            TypeError, ValueError: naming the option, the rule and what came.
         """
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise TypeError(f"{name} must be a number; got {value!r}")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
         for name in ("num_beams", "num_return_sequences", "max_length", "max_new_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+            if value is not None and (value < 1 or value != int(value)):
+                raise ValueError(f"{name} must be a whole number and at least 1; got {value}")
         for name in ("temperature", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -192,7 +192,10 @@ def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -
     if keyword is None and generation_config is not None:
         given = getattr(as_generation_config(generation_config), name)
         keyword = None if given == 1 else given
-    return keyword or getattr(model.config, name, None) or 1
+    value = getattr(model.config, name, None) or 1 if keyword is None else keyword
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more; got {value!r}")
+    return value
 
 
 def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rag_core.generation import GenerationConfig
+from rag_torch.contexts import checked_ids, table_size
 from rag_torch.layers import Trace, as_encoder_output
 from rag_torch.marginalize import token_log_probs, widen
 
@@ -53,7 +54,8 @@ class Decoder:
         self.without, self.traced = without, traced
         self.docs = 1 if log_priors is None else log_priors.shape[1]
         self.searches, self.beams = encoder_hidden.shape[0] // self.docs, beams
-        self.running = torch.arange(self.searches, device=encoder_hidden.device)
+        self.device = encoder_hidden.device
+        self._keep(np.arange(self.searches))
         self.fed = 0  # positions that the cache holds
         self.traces: list[list[Any]] = []
         length = options.max_length if options.use_cache else None
@@ -61,14 +63,14 @@ class Decoder:
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
-        fed = tokens[self.running][..., self.fed :].repeat_interleave(self.docs, dim=0)  # (Q*N, K, t or new ones)
+        fed = tokens[self.at][..., self.fed :].repeat_interleave(self.docs, dim=0)  # (Q*N, K, t or new ones)
         if self.options.use_cache:
             self.fed = tokens.shape[2]
         logits = widen(self._decode(fed)[:, :, -1])  # (Q*N, K, V)
         if self.log_priors is not None:
-            logits = token_log_probs(logits.unflatten(0, (-1, self.docs)), self.log_priors[self.running])  # (Q, K, V)
+            logits = token_log_probs(logits.unflatten(0, (-1, self.docs)), self.log_priors[self.at])  # (Q, K, V)
         if len(self.running) < self.searches:
-            logits = logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(0, self.running, logits)
+            logits = logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(0, self.at, logits)
         return logits if self.without is None else self._guided(logits, self.without.scores(tokens))
 
     def _decode(self, fed: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class Decoder:
 
     def reorder(self, sources: Tensor) -> None:
         """Beam k of search q continues beam `sources[q, k]` (Q, K)."""
-        self.state.reorder(sources[self.running].repeat_interleave(self.docs, dim=0))
+        self.state.reorder(sources[self.at].repeat_interleave(self.docs, dim=0))
         if self.without is not None:
             self.without.reorder(sources)
 
@@ -94,12 +96,17 @@ class Decoder:
         """Lets go of finished searches (Q,) once they are half of what is computed; a trace keeps all its rows."""
         if self.without is not None:
             self.without.drop(finished)
-        alive = torch.as_tensor(~finished, device=self.running.device)[self.running]
-        few = 2 * int(alive.sum()) <= len(self.running)
+        alive = ~finished[self.running]
+        few = 2 * alive.sum() <= len(alive)
         if self.traced or not few or not alive.any() or not hasattr(self.state, "select"):
             return
-        rows = alive.repeat_interleave(self.docs).nonzero().squeeze(1)
-        self.state, self.running = self.state.select(rows), self.running[alive]
+        rows = np.flatnonzero(alive.repeat(self.docs))
+        self.state = self.state.select(torch.as_tensor(rows, device=self.device))
+        self._keep(self.running[alive])
+
+    def _keep(self, running: np.ndarray) -> None:
+        # known on both sides, so that no step waits for the device to count them
+        self.running, self.at = running, torch.as_tensor(running, device=self.device)
 
     def seen(self) -> dict[str, Any]:
         """The decoder's fields of `GenerateOutput`: for each step a tuple, one a layer."""
@@ -165,7 +172,8 @@ def without_documents(
         config = generator.config
         empty = [i for i in (config.bos_token_id, config.eos_token_id) if isinstance(i, int)]
         ids, mask = torch.tensor([empty], device=device).expand(questions, -1), None
-    if ids.dim() != 2 or len(ids) != questions or (mask is not None and mask.shape != ids.shape):
+    checked_ids("negative_prompt_ids", ids, table_size(generator))
+    if ids.dim() != 2 or len(ids) != questions or not ids.shape[1] or (mask is not None and mask.shape != ids.shape):
         raise ValueError(
             f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a row for each question;"
             f" got {tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"

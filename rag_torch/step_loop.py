@@ -20,6 +20,7 @@ from rag_core.beam import BeamSearch, Finished, RowSearch, order_candidates
 from rag_core.generation import GenerationConfig
 from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
+from rag_torch.contexts import checked_ids, table_size
 from rag_torch.step_decoder import Decoder
 from rag_torch.step_scores import apply_edits, apply_warps, best_candidates
 
@@ -111,6 +112,7 @@ def run_search(
     Returns:
         What rag_core.beam hands back, and with `output_scores` the (R, V) scores of each step.
     """
+    checked_ids("decoder_start_token_id, or decoder_input_ids,", torch.as_tensor(starts), table_size(decoder.generator))
     group = decoder.searches // len(starts)
     starts = starts.repeat(group, axis=0)  # (Q, P)
     rules = partial(_rules, decoder, options, hooks, context_ids, group, starts.shape[1])
@@ -124,7 +126,7 @@ class _Loop:
     def __init__(self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules) -> None:
         self.decoder, self.options, self.hooks, self.make = decoder, options, hooks, make
         self.rules: StepRules | None = None
-        self.device = decoder.running.device
+        self.device = decoder.device
         self.warps, self.least = sampling_warps(options), least_kept(options)
         self.seed = hooks.seed
         if self.seed is None and options.do_sample:
@@ -234,13 +236,17 @@ class _BeamLoop(_Loop):
         scores = apply_warps(scores, self.warps, self.least)
         self.keep(scores)
         total = scores + torch.as_tensor(search.scores, device=self.device, dtype=scores.dtype).reshape(-1, 1)
-        drawn = self.noisy(total, search.length - 1) if self.options.do_sample else total
         alive = np.flatnonzero(~search.finished)
-        at = torch.as_tensor(alive, device=self.device)
-        total, drawn = (x.unflatten(0, (search.searches, -1)).flatten(1)[at] for x in (total, drawn))  # (Q, K*V)
-        values, flat = best_candidates(drawn, search.candidates)
+
+        def of_alive(x: Tensor) -> Tensor:
+            x = x.reshape(search.searches, -1)  # (Q, K*V)
+            return x if len(alive) == len(x) else x[torch.as_tensor(alive, device=self.device)]
+
         if self.options.do_sample:
-            values = total.gather(1, flat)
+            _, flat = best_candidates(of_alive(self.noisy(total, search.length - 1)), search.candidates)
+            values = of_alive(total).gather(1, flat)
+        else:
+            values, flat = best_candidates(of_alive(total), search.candidates)
         best, where = order_candidates(values.cpu().numpy(), flat.cpu().numpy(), search.candidates)
         candidates = np.zeros((search.searches, best.shape[1]), dtype=best.dtype)
         places = np.zeros((search.searches, best.shape[1]), dtype=np.int64)
