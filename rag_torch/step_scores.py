@@ -17,7 +17,7 @@ _LOWEST = float("-inf")
 
 def apply_edits(scores: Tensor, edits: Sequence[Edit]) -> Tensor:
     """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V)."""
-    everyone = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    everyone, own = torch.arange(scores.shape[0], device=scores.device)[:, None], False
     for edit in edits:
         ids = torch.as_tensor(edit.ids, device=scores.device)
         at: tuple[Tensor, Tensor] = (everyone, ids)
@@ -34,8 +34,9 @@ def apply_edits(scores: Tensor, edits: Sequence[Edit]) -> Tensor:
             scores = torch.full_like(scores, _LOWEST)
             scores[at] = 0.0
         else:
-            scores = scores.clone()
+            scores = scores if own else scores.clone()
             scores[at] = _changed(scores[at], edit)
+        own = True
     return scores
 
 
@@ -107,10 +108,12 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         (Q, count) values and (Q, count) indices, in no particular order (`rag_core.beam.order_candidates` sorts them).
     """
     count = min(count, scores.shape[-1])
-    values, indices = scores.topk(count, dim=-1)
-    least = values[:, -1:]
-    if bool(((scores >= least).sum(dim=-1) > count).any()):
+    values, indices = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
+    tied = (values[:, count:] == values[:, count - 1 : count]).any()
+    values, indices = values[:, :count], indices[:, :count]
+    if bool(tied):
         # a tie across the border: the larger ones by value, then the tied ones by index
+        least = values[:, -1:]
         place = torch.arange(scores.shape[-1], device=scores.device)
         rank = torch.where(scores > least, -1, torch.where(scores == least, place, scores.shape[-1]))
         indices = rank.topk(count, dim=-1, largest=False).indices
