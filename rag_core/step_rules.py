@@ -238,8 +238,7 @@ def start_tokens(options: GenerationConfig, rows: int, prompt: np.ndarray | None
         ValueError: a prompt of another shape, or as long as `max_length`.
     """
     start = np.full((rows, 1), options.decoder_start_token_id, dtype=np.int64)
-    if prompt is None:
-        return start
+    prompt = start if prompt is None else prompt
     if prompt.ndim != 2 or len(prompt) != rows or not prompt.shape[1] or prompt.dtype.kind not in "iu":
         raise ValueError(
             f"decoder_input_ids must be whole numbers of shape ({rows}, P), a row for each question; "

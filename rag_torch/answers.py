@@ -55,7 +55,8 @@ def answer(
 
     Returns:
         `num_return_sequences` answers for each question, best first, question after question; fewer where RAG-Sequence
-        found fewer. `log_probability` is log p(y|x) of all tokens after the start tokens, the end token included.
+        found fewer. `log_probability` is log p(y|x) of all tokens after the start token, the end token
+        and those of a `decoder_input_ids` included.
 
     Raises:
         TypeError: questions that are not strings.
