@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
+from rag_core.hub import name_full_disk
 from rag_core.manifest import INDEX_FILE, PASSAGES, Manifest, swap_in
 from rag_core.passages import stream_passages
 
@@ -43,10 +44,12 @@ def workplace(out: Path) -> Iterator[Path]:
         with FileLock(work / "lock", timeout=0):
             try:
                 yield work
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(work / "final", ignore_errors=True)
                 if not any(work.glob("shard-*.arrow")):
                     shutil.rmtree(work, ignore_errors=True)
+                if isinstance(error, OSError):
+                    name_full_disk(error, out)
                 raise
     except Timeout:
         raise OSError(f"{out} is being written by another process ({work} is locked). Wait for it to end.") from None

@@ -124,7 +124,7 @@ def _write_shards(folder: Path, names: list[str], weights: Mapping[str, Any], li
             # transformers refuses files without this mark.
             save_file(arrays, folder / file, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(f"Can't write {file}: {error}") from error
+            raise OSError(f"Can't write {file} ({error}); nothing was saved. Make room and save again.") from error
 
 
 def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:

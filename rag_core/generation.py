@@ -239,9 +239,11 @@ class GenerationConfig:
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
         """Writes generation_config.json (the options off their defaults) into the folder; returns its path."""
+        from rag_core import hub
+
         path = Path(save_directory) / CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json_string(), encoding="utf-8")
+        with hub.atomic_write(path) as draft:
+            draft.write_text(self.to_json_string(), encoding="utf-8")
         return path
 
     def to_json_string(self) -> str:

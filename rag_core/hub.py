@@ -5,6 +5,7 @@ Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other v
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -155,6 +156,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             yield draft
             draft.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
             draft.replace(target)
+        except OSError as error:
+            name_full_disk(error, target)
+            raise
         finally:
             draft.unlink(missing_ok=True)
 
@@ -194,8 +198,24 @@ def atomic_folder(folder: str | Path, *, stale: tuple[str, ...] = ()) -> Iterato
                 for old in target.glob(pattern):
                     if old.relative_to(target).as_posix() not in written:
                         old.unlink()
+        except OSError as error:
+            name_full_disk(error, target)
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def name_full_disk(error: OSError, target: Path) -> None:
+    """Raises, where the system ran out of room without naming a file, an error that names `target`; else does nothing.
+
+    Raises:
+        OSError: of the same number, saying what could not be written and what to do.
+    """
+    # A folder written inside another's draft has named itself already; people know the outer one.
+    first = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if first.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and first.strerror and not first.filename:
+        what = f"{first.strerror}: {str(target)!r} could not be written and is as it was. Make room and try again."
+        raise OSError(first.errno, what) from first
 
 
 @contextmanager

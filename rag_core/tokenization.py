@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_core.batch import BatchEncoding
-from rag_core.hub import resolve_file, split_hub_kwargs
+from rag_core.hub import atomic_folder, resolve_file, split_hub_kwargs
 from rag_core.tokenizer import Tokenizer
 from rag_core.vocabulary import clean_up_tokenization
 
@@ -124,12 +124,13 @@ class RagTokenizer:
         return cls(*parts)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes both tokenizers to their sub-folders."""
+        """Writes both tokenizers to their sub-folders, both or neither."""
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"save_directory must be a folder, {folder} is a file")
-        self.question_encoder.save_pretrained(folder / QUESTION_FOLDER)
-        self.generator.save_pretrained(folder / GENERATOR_FOLDER)
+        with atomic_folder(folder) as draft:
+            self.question_encoder.save_pretrained(draft / QUESTION_FOLDER)
+            self.generator.save_pretrained(draft / GENERATOR_FOLDER)
 
     def __repr__(self) -> str:
         return f"RagTokenizer(question_encoder={self.question_encoder!r}, generator={self.generator!r})"

@@ -125,7 +125,9 @@ def read_examples(path: str | PathLike[str]) -> list[Example]:
         FileNotFoundError: no such file.
         ValueError: a bad line (the message starts with file:line), or no line at all.
     """
-    examples = []
+    examples: list[Example] = []
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; name a jsonl of questions and answers")
     with Path(path).open(encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, 1):

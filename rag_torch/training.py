@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rag_core.hub import atomic_folder
 from rag_core.metrics import exact_match
 from rag_core.tokenization import RagTokenizer
 from rag_core.training import (
@@ -250,9 +251,10 @@ class _Run:
         save_state(out / CHECKPOINT, self.parameters, self.optimizer, self.scaler, state)
 
     def _finish(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        self.tokenizer.save_pretrained(out)
-        self.report.write(out / REPORT)
+        with atomic_folder(out) as draft:  # a model without its tokenizers would be neither finished nor resumable
+            self.model.save_pretrained(draft)
+            self.tokenizer.save_pretrained(draft)
+            self.report.write(draft / REPORT)
         (out / CHECKPOINT).unlink(missing_ok=True)
 
     @torch.no_grad()
@@ -307,6 +309,8 @@ def train_files(
     from rag_core.retriever import RagRetriever
     from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 
+    if Path(out).is_file():
+        raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
     if (Path(out) / "config.json").exists():
         raise FileExistsError(f"{out} holds a model already: choose another folder for the tuned one")
     examples = read_examples(questions)

@@ -27,6 +27,9 @@ def save_state(
         optimizer: AdamW over exactly these.
         scaler: the gradient scaler of fp16 training.
         state: what else to keep, as JSON.
+
+    Raises:
+        OSError: it can't be written; an earlier checkpoint there is as it was.
     """
     tensors = {f"rng.{kind}": value for kind, value in _random_states(parameters).items()}
     for name, parameter in parameters.items():
@@ -35,7 +38,10 @@ def save_state(
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as draft:
-        save_file(tensors, draft, metadata={"state": json.dumps({**state, "scaler": scaler.state_dict()})})
+        try:
+            save_file(tensors, draft, metadata={"state": json.dumps({**state, "scaler": scaler.state_dict()})})
+        except SafetensorError as error:
+            raise OSError(f"the checkpoint {path} can't be written ({error}). Make room and run it again.") from error
 
 
 def load_state(
