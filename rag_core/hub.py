@@ -188,21 +188,44 @@ def atomic_folder(folder: str | Path, *, stale: tuple[str, ...] = ()) -> Iterato
                 (draft / each).chmod(0o666 & ~_umask())
             if not target.exists():
                 draft.chmod(0o777 & ~_umask())
-                draft.replace(target)
-                return
+                try:
+                    draft.replace(target)
+                    return
+                except OSError:
+                    if not target.is_dir():  # else another process has just saved there
+                        raise
             # Everything is on this disk already: from here on only names change.
-            for each in written:
-                (target / each).parent.mkdir(parents=True, exist_ok=True)
-                (draft / each).replace(target / each)
-            for pattern in stale:
-                for old in target.glob(pattern):
-                    if old.relative_to(target).as_posix() not in written:
-                        old.unlink()
+            with _alone(target):
+                for each in written:
+                    (target / each).parent.mkdir(parents=True, exist_ok=True)
+                    (draft / each).replace(target / each)
+                for pattern in stale:
+                    for old in target.glob(pattern):
+                        if old.relative_to(target).as_posix() not in written:
+                            old.unlink()
         except OSError as error:
             name_full_disk(error, target)
             raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time exchanges the files of a folder, so that no two saves mix, where the system can lock it."""
+    handle = None
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # Windows, and network disks without locks
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def name_full_disk(error: OSError, target: Path) -> None:

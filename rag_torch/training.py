@@ -288,7 +288,7 @@ def train_files(
     device: str | None = None,
     progress: bool = True,
 ) -> TrainingReport:
-    """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on a qa.jsonl and a knowledge base.
+    """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on questions and a knowledge base.
 
     Args:
         questions: a qa.jsonl, see `rag_core.training.read_examples`.
