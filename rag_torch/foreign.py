@@ -245,6 +245,11 @@ class ForeignGenerator(nn.Module):
             return_dict=True,
         )
         if trace is not None:
+            if trace.want_attentions and not (outputs.decoder_attentions and outputs.cross_attentions):
+                raise ValueError(
+                    f"output_attentions: {type(self.module).__name__} hands back no attentions; transformers' models "
+                    "do when loaded with attn_implementation='eager'"
+                )
             for each in outputs.decoder_hidden_states or ():
                 trace.hidden(each)
             for own, cross in zip(outputs.decoder_attentions or (), outputs.cross_attentions or (), strict=True):

@@ -148,6 +148,30 @@ def test_traces_of_beams_have_transformers_shapes(kind, use_cache):
         torch.testing.assert_close(cross[0].sum(-1), torch.ones(rows, heads, new))
 
 
+def test_a_generator_that_shows_nothing_is_named():
+    model, given = head("token")
+    inner = model.generator
+
+    class Blind(torch.nn.Module):
+        encode, start, config = inner.encode, inner.start, inner.config
+
+        def decode(self, tokens, state):
+            return inner.decode(tokens, state)
+
+    class Shy(Blind):
+        get_encoder = inner.get_encoder
+
+        def forward(self, **kwargs):
+            return inner(**{**kwargs, "output_attentions": False})
+
+    plain = model.generate(**given, max_length=5)
+    for generator, words in ((Blind(), "Blind lacks"), (ForeignGenerator(Shy()), "Shy hands back no attentions")):
+        model.rag.generator = generator
+        assert torch.equal(model.generate(**given, max_length=5), plain)
+        with pytest.raises(ValueError, match=words):
+            model.generate(**given, max_length=5, **SEEN)
+
+
 def test_what_is_not_returned_is_said():
     model, given = head("token")
     with pytest.warns(UserWarning, match="output_attentions need.*return_dict_in_generate"):
