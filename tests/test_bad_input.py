@@ -20,9 +20,8 @@ ROWS = 3
 @pytest.fixture(scope="module")
 def base(world):
     """A knowledge base of three passages by the tiny context encoder."""
-    (world / "notes.tsv").write_text(
-        "title\ttext\nParis\tA city of 2 people.\nRome\tA city of 3.\nBern\tA small one.\n"
-    )
+    notes = world / "three.tsv"
+    notes.write_text("title\ttext\nParis\tA city of 2 people.\nRome\tA city of 3.\nBern\tA small one.\n")
     encoder = load_encoder(str(world / "facebook/dpr-ctx_encoder-single-nq-base"))
     return build_knowledge_base(notes, world / "three", encoder.embed, encoder_name="tiny", progress=False)
 
