@@ -112,6 +112,8 @@ class FaissIndex:
         )
 
     def _attach(self, passages: Any, faiss_index: Any, vectors: str | VectorSource | None) -> None:
+        if not hasattr(passages, "column_names"):
+            raise TypeError(f"the passages must be a datasets.Dataset, got {type(passages).__name__}.")
         columns = passages.column_names
         missing = [name for name in ("title", "text") if name not in columns]
         if missing:

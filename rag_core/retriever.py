@@ -276,6 +276,12 @@ class RagRetriever:
 
         n_docs = self._checked_n_docs(n_docs)
         questions = self._questions(question_input_ids, question_text)
+        question_hidden_states = np.asarray(to_numpy(question_hidden_states))
+        if question_hidden_states.ndim != 2 or question_hidden_states.dtype.kind not in "fiu":
+            raise ValueError(
+                "question_hidden_states must be numbers of shape (batch, vector size), got "
+                f"{question_hidden_states.dtype} {question_hidden_states.shape}."
+            )
         if len(questions) != len(question_hidden_states):
             raise ValueError(
                 f"{len(questions)} questions (question_text or question_input_ids), but question_hidden_states has "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_core.batch import BatchEncoding
+from rag_core.config_base import read_config
 from rag_core.hub import atomic_folder, resolve_file, split_hub_kwargs
 from rag_core.tokenizer import Tokenizer
 from rag_core.vocabulary import clean_up_tokenization
@@ -157,9 +157,8 @@ class AutoTokenizer:
 def _is_rag(name_or_path: str | os.PathLike[str], **kwargs: Any) -> bool:
     hub, _ = split_hub_kwargs(kwargs)
     name_or_path = os.fspath(name_or_path)
-    config = resolve_file(name_or_path, "config.json", required=False, **hub)
-    if config is not None:
-        return json.loads(config.read_text("utf-8")).get("model_type") == "rag"
+    if resolve_file(name_or_path, "config.json", required=False, **hub) is not None:
+        return read_config(name_or_path, **hub)[0].get("model_type") == "rag"
     return all(
         resolve_file(name_or_path, f"{folder}/tokenizer_config.json", required=False, **hub)
         for folder in (QUESTION_FOLDER, GENERATOR_FOLDER)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rag_core.outputs import Seq2SeqLMOutput
+from rag_torch.contexts import checked_ids
 from rag_torch.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
 from rag_torch.pretrained import PretrainedModel
 
@@ -70,7 +71,10 @@ class Generator(PretrainedModel):
             if input_ids is None:
                 raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
             decoder_input_ids = self.decoder_inputs(input_ids)
+        table = self.get_input_embeddings().num_embeddings
+        checked_ids("decoder_input_ids", decoder_input_ids, table)
         if encoder_outputs is None:
+            checked_ids("input_ids", input_ids, table)
             encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
@@ -148,6 +152,5 @@ def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> None:
     wanted = (ids.shape[0], length + ids.shape[1])
     if mask is not None and tuple(mask.shape) != wanted:
         raise ValueError(
-            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, "
-            f"got {tuple(mask.shape)}"
+            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, got {tuple(mask.shape)}"
         )

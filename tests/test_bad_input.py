@@ -10,7 +10,7 @@ import torch
 from rag_core.knowledge import build_knowledge_base
 from rag_core.retriever import RagRetriever
 from rag_core.tokenization import RagTokenizer
-from rag_torch import RagModel, RagSequenceForGeneration, RagTokenForGeneration, load_encoder
+from rag_torch import AutoTokenizer, RagModel, RagSequenceForGeneration, RagTokenForGeneration, load_encoder
 
 MODEL = "facebook/rag-token-nq"
 HEADS = [RagTokenForGeneration, RagSequenceForGeneration]
@@ -187,3 +187,21 @@ def test_more_documents_than_the_index_holds_change_nothing(parts, kind):
     assert len(other.passages) == ROWS and other.log_probability == pytest.approx(one.log_probability, abs=1e-5)
     for name in ("prior", "posterior"):
         assert sum(getattr(p, name) for p in other.passages) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_parts_alone_name_what_they_can_not_take(parts, world, tmp_path):
+    models, _, questions, _, labels = parts
+    retriever = models[RagModel].retriever
+    for vectors in (None, np.ones(16), "vectors"):
+        with pytest.raises(ValueError, match="question_hidden_states must be numbers of shape"):
+            retriever(questions["input_ids"], vectors)
+    with pytest.raises(ValueError, match=r"question_input_ids must be \(B, Q\) token ids"):
+        retriever([5, 6, 7], np.ones((1, 16)))
+    with pytest.raises(TypeError, match=r"passages must be a datasets.Dataset, got str"):
+        RagRetriever.from_pretrained(world / MODEL, indexed_dataset="wiki")
+    with pytest.raises(ValueError, match="decoder_input_ids must lie in the model's vocabulary"):
+        models[RagModel].generator(input_ids=labels, decoder_input_ids=labels + 490)
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(OSError, match=r"config\.json (is not valid json|must hold a json object)"):
+            AutoTokenizer.from_pretrained(tmp_path)
