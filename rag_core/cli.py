@@ -54,8 +54,12 @@ def _one_line_errors() -> Iterator[None]:
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             if os.environ.get("DUALRAG_DEBUG"):
                 raise
-            say(f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}")
+            say(_error_line(error))
             raise typer.Exit(2) from None
+
+
+def _error_line(error: Exception) -> str:
+    return f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def clean(command: Callable[..., None]) -> Callable[..., None]:
@@ -130,8 +134,15 @@ def ask(
         return
     if sys.stdin.isatty():
         say("Ask away; an empty line ends.")
+    refused = False
     while line := _read_line():
-        answer([line])
+        try:
+            answer([line])
+        except (ValueError, TypeError) as error:  # one refused question does not end the session
+            say(_error_line(error))
+            refused = True
+    if refused:
+        raise typer.Exit(2)
 
 
 @app.command()

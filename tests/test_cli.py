@@ -39,6 +39,8 @@ class Model:
         return cls(retriever)
 
     def answer(self, questions: list[str], n_docs: int = 2) -> list[Answer]:
+        if "too long" in questions[0]:
+            raise ValueError("the question is too long")
         ids, _ = self.retriever.index.get_top_docs(embed(questions, questions), n_docs)
         rows = self.retriever.index.get_doc_dicts(ids)
         return [
@@ -96,6 +98,9 @@ def test_index_then_ask_for_people_and_for_machines(dualrag) -> None:
     assert row["question"] == "Who?" and [p["posterior"] for p in row["passages"]] == [1.0, 0.0]
     spoken = dualrag("ask", "--kb", "kb", "--model", "m", "--json", input="One?\nTwo?\n\nnever\n")
     assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?", "Two?"]
+    spoken = dualrag("ask", "--kb", "kb", "--model", "m", "--json", input="too long?\nTwo?\n")
+    assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["Two?"]
+    assert spoken.exit_code == 2 and "dualrag: error: the question is too long" in spoken.stderr
 
 
 @pytest.mark.parametrize(
