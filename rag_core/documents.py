@@ -104,9 +104,7 @@ def _lines(path: Path) -> Iterator[str]:
                     f"{error.start + 1} is not. Convert it, e.g.  iconv -f LATIN1 -t UTF-8 {path.name}"
                 ) from None
             if "\0" in line:
-                raise ValueError(
-                    f"{path}:{number}: a NUL byte, so this is no UTF-8 text file. Convert or remove it."
-                )
+                raise ValueError(f"{path}:{number}: a NUL byte, so this is no UTF-8 text file. Convert or remove it.")
             yield line
 
 
@@ -206,9 +204,7 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
             raise ValueError(f"{path}:{number}: every line must be one JSON object: {error}. Mend the line.") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             got = f"keys {sorted(row)!r:.120}" if isinstance(row, dict) else f"a JSON {type(row).__name__}"
-            raise ValueError(
-                f"{path}:{number}: a line must be an object with a string 'text', got {got}. Mend it."
-            )
+            raise ValueError(f"{path}:{number}: a line must be an object with a string 'text', got {got}. Mend it.")
         title = row.get("title", path.stem)
         if not isinstance(title, str):
             raise ValueError(f"{path}:{number}: 'title' must be a string, got {title!r:.60}. Mend the line.")
