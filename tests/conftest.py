@@ -1,20 +1,17 @@
-"""What several test files share: a folder in which the names that documentation uses are tiny models and data."""
-
-import json
-from pathlib import Path
+"""What several test files share: a world of tiny models and data, and the parts of a retriever."""
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
 from hypothesis import HealthCheck, settings
 
 # A busy machine makes drawing examples slow, which says nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-DATA = Path(__file__).parent / "data"
 SIZE, ROWS = 16, 12
 MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequence-nq")
 
@@ -35,9 +32,7 @@ def world(tmp_path_factory):
 
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("world")
-    for name, text in json.loads((DATA / "prompts.json").read_text("utf-8"))["files"].items():
-        (root / "tokenizers" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "tokenizers" / name).write_text(text, "utf-8")
+    write_tokenizers(root / "tokenizers")
     question = Tokenizer.from_pretrained(root / "tokenizers" / "question")
     target = Tokenizer.from_pretrained(root / "tokenizers" / "bart")
     encoder = {
@@ -106,3 +101,36 @@ def write_wiki(folder):
     (folder / "index").mkdir()
     for prefix in ("", "dummy."):
         faiss.write_index(index, str(folder / f"index/{prefix}psgs_w100.nq.HNSW128_SQ8-IP-train.faiss"))
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    from rag_core import Tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+    write_tokenizers(folder)
+    return {name: Tokenizer.from_pretrained(folder / name) for name in ("question", "bart", "t5")}
+
+
+@pytest.fixture(scope="module")
+def passages():
+    from datasets import Dataset
+
+    titles, texts = zip(*GOLDEN["passages"], strict=True)
+    return Dataset.from_dict({"title": titles, "text": texts, "embeddings": list(VECTORS)})
+
+
+@pytest.fixture(scope="module")
+def index(passages):
+    from rag_core.faiss_files import build_faiss
+    from rag_core.index import FaissIndex
+
+    return FaissIndex(passages, build_faiss([VECTORS], *VECTORS.shape))
+
+
+@pytest.fixture
+def retriever(tokenizers, index):
+    from rag_core import RagRetriever
+
+    parts = tokenizers["question"], tokenizers["bart"]
+    return RagRetriever(config(n_docs=2, max_combined_length=80), *parts, index=index)

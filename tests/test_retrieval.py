@@ -1,96 +1,19 @@
-"""RagRetriever: prompts as transformers 4.37.2 builds them, layout, missing hits, files, foreign indexes."""
+"""RagRetriever: prompts as transformers 4.37.2 builds them, layout, missing hits, foreign indexes."""
 
-import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import faiss
 import numpy as np
 import pytest
+from golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.config import BartConfig, DPRConfig, RagConfig, T5Config
 from rag_core.faiss_files import build_faiss
 from rag_core.index import FaissIndex, Index
-from rag_core.passage_files import read_passages, write_passages
 from rag_core.retriever import RagRetriever
-from rag_core.tokenization import Tokenizer
-from rag_core.vectors import ArrowVectors
-
-GOLDEN = json.loads((Path(__file__).parent / "data" / "prompts.json").read_text("utf-8"))
-QUERIES = np.array(GOLDEN["queries"], np.float32)
-VECTORS = np.array(GOLDEN["vectors"], np.float32)
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizers")
-    for name, text in GOLDEN["files"].items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text, "utf-8")
-    return {name: Tokenizer.from_pretrained(folder / name) for name in ("question", "bart", "t5")}
-
-
-@pytest.fixture(scope="module")
-def passages():
-    titles, texts = zip(*GOLDEN["passages"], strict=True)
-    return datasets.Dataset.from_dict({"title": titles, "text": texts, "embeddings": list(VECTORS)})
-
-
-@pytest.fixture(scope="module")
-def index(passages):
-    return FaissIndex(passages, build_faiss([VECTORS], *VECTORS.shape))
-
-
-def config(generator="bart", prefix=None, **values):
-    parts = {
-        "question_encoder": DPRConfig(),
-        "generator": {"bart": BartConfig, "t5": T5Config}[generator](prefix=prefix),
-    }
-    return RagConfig(**parts, **({"index_name": "custom", "retrieval_vector_size": 8} | values))
-
-
-@pytest.fixture
-def retriever(tokenizers, index):
-    return RagRetriever(
-        config(n_docs=2, max_combined_length=80), tokenizers["question"], tokenizers["bart"], index=index
-    )
-
-
-class OwnIndex:
-    """An index of plain numpy; it finds `hits[b]` documents for question b and none after."""
-
-    def __init__(self, vectors, hits=None, ragged=False):
-        self.vectors, self.hits, self.ragged, self.asked, self.ready = vectors, hits, ragged, [], False
-
-    def __len__(self):
-        return len(self.vectors)
-
-    def is_initialized(self):
-        return self.ready
-
-    def init_index(self):
-        self.ready = True
-
-    def get_top_docs(self, question_hidden_states, n_docs=5):
-        self.asked.append(len(question_hidden_states))
-        scores = question_hidden_states @ self.vectors.T
-        ids = np.argsort(-scores, axis=1, kind="stable")[:, :n_docs]
-        if not self.ragged:
-            ids = np.pad(ids, ((0, 0), (0, n_docs - ids.shape[1])), constant_values=-1)
-        for row, query in enumerate(question_hidden_states):
-            if self.hits is not None:
-                ids[row, int(self.hits[int(query[0])]) :] = -1
-        return ids.tolist(), np.where(ids[..., None] < 0, 7.0, self.vectors[ids])
-
-    def get_doc_dicts(self, doc_ids):
-        if np.min(doc_ids) < 0:
-            raise IndexError("asked for a missing hit")
-        return [{"title": [f"t{i}" for i in row], "text": [f"x{i}" for i in row]} for row in doc_ids]
 
 
 @pytest.mark.parametrize("number", range(len(GOLDEN["cases"])))
@@ -237,148 +160,6 @@ def test_the_document_is_cut_and_the_question_kept(tokenizers, index):
     )
     with pytest.raises(ValueError, match="truncate must be one of"):
         wide(GOLDEN["question_ids"], QUERIES, truncate="left")
-
-
-def test_saving_twice_and_moving(retriever, tmp_path, monkeypatch):
-    before = retriever.config.to_dict()
-    first, second = tmp_path / "a" / "first", tmp_path / "second"
-    retriever.save_pretrained(first)
-    retriever.save_pretrained(second)
-    assert retriever.config.to_dict() == before
-    written = json.loads((second / "config.json").read_text())
-    names = ("index_name", "index_path", "passages_path")
-    assert [written[name] for name in names] == ["custom", "hf_dataset_index.faiss", "hf_dataset"]
-    first.rename(tmp_path / "moved")
-    monkeypatch.chdir(tmp_path)
-    expected = retriever(GOLDEN["question_ids"], QUERIES)
-    for folder in (tmp_path / "moved", "second"):
-        for memory_map in (False, True):
-            again = RagRetriever.from_pretrained(folder, memory_map=memory_map)
-            found = again(GOLDEN["question_ids"], QUERIES)
-            assert found["context_input_ids"] == expected["context_input_ids"]
-            np.testing.assert_array_equal(found["retrieved_doc_embeds"], expected["retrieved_doc_embeds"])
-    again.save_pretrained(second)
-    assert len(RagRetriever.from_pretrained(second).index) == 12
-    # A model saved into the same folder afterwards writes a config.json that knows nothing of the index.
-    config(index_name="compressed").save_pretrained(second)
-    assert len(RagRetriever.from_pretrained(second).index) == 12
-    (second / "config.json").write_text(json.dumps(written | {"index_path": "/gone/hf_dataset_index.faiss"}))
-    assert len(RagRetriever.from_pretrained(second).index) == 12
-
-
-def test_a_failed_save_leaves_nothing(retriever, tmp_path, monkeypatch):
-    monkeypatch.setattr(faiss, "write_index", lambda *_: (_ for _ in ()).throw(RuntimeError("No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        retriever.save_pretrained(tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_loading_is_deferred_until_the_first_search(retriever, tmp_path):
-    retriever.save_pretrained(tmp_path)
-    lazy = RagRetriever.from_pretrained(tmp_path, init_retrieval=False, n_docs=1)
-    assert not lazy.index.is_initialized()
-    assert lazy.retrieve(QUERIES)[1].shape == (6, 1) and lazy.index.is_initialized()
-
-
-def test_overrides_and_other_indexes(retriever, tmp_path, passages):
-    retriever.save_pretrained(tmp_path)
-    indexed = passages.shuffle(seed=1)
-    indexed.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
-    other = RagRetriever.from_pretrained(tmp_path, indexed_dataset=indexed)
-    expected, found = retriever.retrieve(QUERIES, 3), other.retrieve(QUERIES, 3)
-    assert [doc["title"] for doc in found[2]] == [doc["title"] for doc in expected[2]]
-    np.testing.assert_array_equal(found[0], expected[0])
-    own = OwnIndex(VECTORS)
-    mine = config(n_docs=3)
-    swapped = RagRetriever.from_pretrained(tmp_path, index=own, config=mine, n_docs=4)
-    assert swapped.index is own and swapped.n_docs == 4 and mine.n_docs == 3
-    swapped.index = other.index
-    np.testing.assert_array_equal(swapped.retrieve(QUERIES)[0][:, :3], expected[0])
-    with pytest.raises(ValueError, match="not both"):
-        RagRetriever.from_pretrained(tmp_path, indexed_dataset=indexed, index=own)
-    wiki = RagRetriever.from_pretrained(
-        tmp_path, dataset="wiki_dpr", index_name="exact", use_dummy_dataset=True, init_retrieval=False
-    )
-    named = wiki.index
-    assert (named.source, named.index_name, named.use_dummy_dataset) == ("facebook/wiki_dpr", "exact", True)
-
-
-def test_nothing_is_unpickled(retriever, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "exploded",)
-
-    retriever.save_pretrained(tmp_path / "rag")
-    legacy = tmp_path / "legacy"
-    legacy.mkdir()
-    for name in ("index_meta.dpr", "psgs_w100.tsv.pkl"):
-        (legacy / name).write_bytes(pickle.dumps(Bomb()))
-    disguised = tmp_path / "index.faiss"
-    disguised.write_bytes(pickle.dumps(Bomb()))
-    asks = [
-        {"index_name": "legacy"},
-        {"index_name": "legacy", "index_path": str(legacy), "passages_path": str(legacy / "psgs_w100.tsv.pkl")},
-        {"index_name": "custom", "index_path": str(legacy / "index_meta.dpr")},
-        {"index_name": "exact", "index_path": str(legacy)},
-    ]
-    for ask in asks:
-        with pytest.raises(ValueError, match=r"CVE-2023-6730.*index_name='compressed'"):
-            RagRetriever.from_pretrained(tmp_path / "rag", **ask)
-    with pytest.raises(OSError, match="can't be read as a faiss index"):
-        RagRetriever.from_pretrained(tmp_path / "rag", index_path=str(disguised))
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_a_folder_that_is_not_rag_is_explained(tmp_path):
-    DPRConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"type 'dpr', not a RAG folder.*from_pretrained\('facebook/rag-token-nq'"):
-        RagRetriever.from_pretrained(tmp_path, index_name="legacy")
-    with pytest.raises(OSError, match="nowhere"):
-        RagRetriever.from_pretrained(tmp_path / "nowhere")
-
-
-def test_damaged_files_are_named(retriever, tmp_path):
-    retriever.save_pretrained(tmp_path)
-    file = tmp_path / "hf_dataset_index.faiss"
-    whole = file.read_bytes()
-    for damaged in (whole[:-7], whole[:30], b"", b"#" + whole[1:]):
-        file.write_bytes(damaged)
-        with pytest.raises(OSError, match=r"hf_dataset_index\.faiss.*can't be read as a faiss index"):
-            RagRetriever.from_pretrained(tmp_path)
-    file.write_bytes(whole)
-    data = next((tmp_path / "hf_dataset").glob("*.arrow"))
-    content = data.read_bytes()
-    for damaged in (content[: len(content) // 2], b""):
-        data.write_bytes(damaged)
-        with pytest.raises(OSError, match=r"passages_path=.*can't be opened as a saved data set"):
-            RagRetriever.from_pretrained(tmp_path)
-    file.unlink()
-    data.write_bytes(content)
-    with pytest.raises(OSError, match="there is no such file"):
-        RagRetriever.from_pretrained(tmp_path)
-
-
-def test_passages_are_written_for_old_and_new_readers(passages, tmp_path):
-    mixed = passages.add_column("section", [[str(i)] * (i % 3) for i in range(12)]).shuffle(seed=3)
-    write_passages(mixed, tmp_path / "out", max_shard_rows=5)
-    assert len(list((tmp_path / "out").glob("*.arrow"))) == 3
-    # Releases of datasets before 4.0 know "Sequence" but not "List", in either place.
-    kinds = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["features"]
-    assert kinds["embeddings"]["_type"] == kinds["section"]["_type"] == "Sequence"
-    assert b'"List"' not in b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
-    again = read_passages(tmp_path / "out")
-    assert again.to_dict() == mixed.to_dict() and again.features == mixed.features
-
-
-def test_vectors_are_views_in_any_order(passages):
-    odd = datasets.concatenate_datasets([passages, passages.select(range(3, 9)), passages.shuffle(seed=2)])
-    rows = np.array([[0, 29, -1], [13, 12, 17]])
-    expected = np.array(odd["embeddings"][:], np.float32)
-    for data in (odd, odd.select(range(30))):
-        np.testing.assert_array_equal(ArrowVectors(data).gather(rows), np.where(rows[..., None] < 0, 0, expected[rows]))
-    assert ArrowVectors(passages)._chunks[0].base is not None
-    with pytest.raises(ValueError, match="different sizes"):
-        ArrowVectors(datasets.Dataset.from_dict({"embeddings": [[1.0, 2.0], [3.0], [1.0, 2.0, 3.0]]}))
 
 
 def test_own_index_loads_neither_faiss_nor_datasets(tokenizers, tmp_path):
