@@ -25,7 +25,43 @@ def _divides(config: PretrainedConfig, width: str, *heads: str) -> None:
 
 
 @dataclass(init=False, repr=False, eq=False)
-class BertConfig(PretrainedConfig):
+class _BertBase(PretrainedConfig):
+    """What BERT and DPR's BERT have in common."""
+
+    minimum: ClassVar[Mapping[str, float]] = {
+        **_SIZES,
+        "hidden_size": 1,
+        "num_hidden_layers": 0,
+        "num_attention_heads": 1,
+        "intermediate_size": 1,
+        "type_vocab_size": 1,
+        "projection_dim": 0,
+    }
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    position_embedding_type: str = "absolute"
+    projection_dim: int = 0
+
+    def validate(self) -> None:
+        """Checks every field (see `PretrainedConfig.validate`)."""
+        super().validate()
+        _divides(self, "hidden_size", "num_attention_heads")
+
+
+@dataclass(init=False, repr=False, eq=False)
+class BertConfig(_BertBase):
     """A BERT encoder, and how its states become one question vector.
 
     The vector is: pool, `encode_proj` if `projection_dim` > 0, L2 normalisation if `normalize`, times `scale`. These
@@ -40,72 +76,21 @@ class BertConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "bert"
     readable: ClassVar[tuple[str, ...]] = ("dpr",)
-    minimum: ClassVar[Mapping[str, float]] = {
-        **_SIZES,
-        "hidden_size": 1,
-        "num_hidden_layers": 0,
-        "num_attention_heads": 1,
-        "intermediate_size": 1,
-        "type_vocab_size": 1,
-        "projection_dim": 0,
-    }
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"pooling": ("cls", "mean", "pooler")}
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int | None = 0
-    position_embedding_type: str = "absolute"
     use_cache: bool = True
     classifier_dropout: float | None = None
     pooling: str = "cls"
-    projection_dim: int = 0
     normalize: bool = False
     scale: float = 1.0
 
-    def validate(self) -> None:
-        """Checks every field (see `PretrainedConfig.validate`)."""
-        super().validate()
-        _divides(self, "hidden_size", "num_attention_heads")
-
 
 @dataclass(init=False, repr=False, eq=False)
-class DPRConfig(PretrainedConfig):
+class DPRConfig(_BertBase):
     """A DPR encoder: BERT, its first state, and a linear projection if `projection_dim` > 0."""
 
     model_type: ClassVar[str] = "dpr"
     readable: ClassVar[tuple[str, ...]] = ("bert",)
-    minimum: ClassVar[Mapping[str, float]] = BertConfig.minimum
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int | None = 0
-    position_embedding_type: str = "absolute"
-    projection_dim: int = 0
-
-    def validate(self) -> None:
-        """Checks every field (see `PretrainedConfig.validate`)."""
-        super().validate()
-        _divides(self, "hidden_size", "num_attention_heads")
 
 
 @dataclass(init=False, repr=False, eq=False)
