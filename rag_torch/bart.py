@@ -250,21 +250,9 @@ class BartForConditionalGeneration(Generator):
         """Fresh weights: normal with the config's `init_std`."""
         init_normal(self, self.config.init_std)
 
-    def tie_weights(self) -> None:
-        """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
-        shared = self.model.shared.weight
-        self.model.encoder.embed_tokens.weight = shared
-        self.model.decoder.embed_tokens.weight = shared
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = shared
-
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.model.shared
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The language-model head."""
-        return self.lm_head
 
     def get_encoder(self) -> BartEncoder:
         """The encoder."""

@@ -5,10 +5,11 @@ Letters: R rows (contexts), K beams of a row, T target positions now, S context 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rag_core.outputs import Seq2SeqLMOutput
 from rag_torch.contexts import checked_ids
@@ -16,23 +17,38 @@ from rag_torch.layers import DecodeState, GrowingCache, Trace, as_encoder_output
 from rag_torch.pretrained import PretrainedModel
 
 
-class Generator(PretrainedModel):
+class Generator(PretrainedModel, ABC):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with them."""
 
+    lm_head: nn.Linear
+
+    @abstractmethod
     def get_encoder(self) -> Any:
         """The encoder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_decoder(self) -> Any:
         """The decoder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decoder_inputs(self, input_ids: Tensor) -> Tensor:
         """Decoder inputs (R, T) where only the context (R, S) is given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _logits(self, hidden: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(..., d) -> (..., V)."""
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language-model head."""
+        return self.lm_head
+
+    def tie_weights(self) -> None:
+        """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
+        shared = self.get_input_embeddings().weight
+        for part in (self.get_encoder(), self.get_decoder()):
+            part.embed_tokens.weight = shared
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = shared
 
     def forward(
         self,

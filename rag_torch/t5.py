@@ -283,21 +283,9 @@ class T5ForConditionalGeneration(Generator):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, 0.0, factor * scales.get(name.split(".")[-2], wide))
 
-    def tie_weights(self) -> None:
-        """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
-        shared = self.shared.weight
-        self.encoder.embed_tokens.weight = shared
-        self.decoder.embed_tokens.weight = shared
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = shared
-
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.shared
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The language-model head."""
-        return self.lm_head
 
     def get_encoder(self) -> T5Encoder:
         """The encoder."""
