@@ -179,14 +179,10 @@ def sequence_nll(
     """RAG-Sequence's negative log-likelihood (paper, section 2.4).
 
     Args:
-        logits: (B, N, T, V).
-        scores: document scores (B, N).
-        labels: (B, T) token ids; the first is not predicted, pads and -100 are not scored.
-        pad_token_id: the generator's pad token.
+        logits, scores, labels, pad_token_id, reduce_loss: as in `token_nll`.
         bos_token_id: what `exclude_bos_score` looks for.
         exclude_bos_score: leave out the first scored token if it is BOS in every row.
         epsilon: label smoothing; the smoothing term counts the document's log-probability V times (Q14).
-        reduce_loss: sum over the batch.
 
     Returns:
         (B,), or a scalar with `reduce_loss`.

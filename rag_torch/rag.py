@@ -21,6 +21,7 @@ from rag_torch.rag_model import RagModel
 
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
+# in the order of `RagModel.forward`
 _MODEL_ARGUMENTS = (
     "input_ids attention_mask encoder_outputs decoder_input_ids decoder_attention_mask past_key_values doc_scores "
     "context_input_ids context_attention_mask use_cache output_attentions output_hidden_states output_retrieved n_docs"
@@ -103,11 +104,6 @@ class _RagHead(RagPretrained):
         return output if wanted else output.to_tuple()
 
 
-def _inputs(*values: Any) -> dict[str, Any]:
-    """Arguments of `RagModel.forward` by name, in its order."""
-    return dict(zip(_MODEL_ARGUMENTS, values, strict=True))
-
-
 class RagSequenceForGeneration(_RagHead):
     """RAG-Sequence: one document explains the whole answer (paper, section 2.1). Arguments as `RagModel`."""
 
@@ -150,22 +146,10 @@ class RagSequenceForGeneration(_RagHead):
             `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`, and `logits` (B*N, T, V).
         """
         config = self.config
-        inputs = _inputs(
-            input_ids,
-            attention_mask,
-            encoder_outputs,
-            decoder_input_ids,
-            decoder_attention_mask,
-            past_key_values,
-            doc_scores,
-            context_input_ids,
-            context_attention_mask,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            output_retrieved,
-            n_docs,
-        )
+        given = (input_ids, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask, past_key_values)
+        contexts = (doc_scores, context_input_ids, context_attention_mask)
+        switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
+        inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
         outputs, labels = self._run(labels, inputs, kwargs)
         loss = None
         if labels is not None:
@@ -267,22 +251,10 @@ class RagTokenForGeneration(_RagHead):
             `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`.
         """
         config = self.config
-        inputs = _inputs(
-            input_ids,
-            attention_mask,
-            encoder_outputs,
-            decoder_input_ids,
-            decoder_attention_mask,
-            past_key_values,
-            doc_scores,
-            context_input_ids,
-            context_attention_mask,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            output_retrieved,
-            n_docs,
-        )
+        given = (input_ids, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask, past_key_values)
+        contexts = (doc_scores, context_input_ids, context_attention_mask)
+        switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
+        inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
         outputs, labels = self._run(labels, inputs, kwargs)
         loss = None
         if labels is not None:
