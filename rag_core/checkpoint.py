@@ -187,7 +187,7 @@ def _open_safetensors(path: Path) -> LazyWeights:
         try:
             return file.get_tensor(name)
         except (SafetensorError, KeyError, TypeError) as error:
-            raise OSError(f"{path}: {name} can't be read ({type(error).__name__}: {error}).") from error
+            raise OSError(f"{path}: {name} can't be read ({type(error).__name__}: {error}); fetch it again.") from error
 
     return LazyWeights(shapes, read)
 
@@ -198,7 +198,8 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         places = {str(name): str(file) for name, file in places.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise OSError(f"{index} is not an index of weights ({type(error).__name__}: {error}).") from error
+        why = f"{type(error).__name__}: {error}"
+        raise OSError(f"{index} is not an index of weights ({why}); fetch it again.") from error
     shards: dict[str, LazyWeights] = {}
     for file in sorted(set(places.values())):
         if "/" in file or "\\" in file or file.startswith("."):
@@ -206,6 +207,6 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
         shards[file] = _open(resolve(file))
     lost = sorted(name for name, file in places.items() if name not in shards[file])
     if lost:
-        raise OSError(f"{index} names weights that their shards lack: {', '.join(lost)}.")
+        raise OSError(f"{index} names weights that their shards lack: {', '.join(lost)}; fetch all of them again.")
     shapes = {name: shards[file].shapes[name] for name, file in places.items()}
     return LazyWeights(shapes, lambda name: shards[places[name]][name])

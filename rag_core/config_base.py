@@ -15,6 +15,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from rag_core.json_files import read_json
+
 Config = TypeVar("Config", bound="PretrainedConfig")
 
 KNOWN: dict[str, type[PretrainedConfig]] = {}
@@ -287,10 +289,4 @@ def read_config(name_or_path: str | Path, **kwargs: Any) -> tuple[dict[str, Any]
     path = Path(name_or_path)
     if path.suffix != ".json" or not path.is_file():
         path = resolve_file(name_or_path, "config.json", **hub)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{path} is not valid json: {error}. Fetch or write the file again.") from error
-    if not isinstance(values, dict):
-        raise OSError(f"{path} must hold a json object, got {type(values).__name__}.")
-    return values, rest
+    return read_json(path), rest

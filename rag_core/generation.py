@@ -16,6 +16,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rag_core.json_files import read_json
+
 CONFIG_NAME = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _RETURNED = ("output_scores", "output_attentions", "output_hidden_states")
@@ -229,13 +231,7 @@ class GenerationConfig:
 
         where, overrides = hub.split_hub_kwargs(kwargs)
         path = hub.resolve_file(os.fspath(pretrained_model_name_or_path), CONFIG_NAME, **where)
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise OSError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise OSError(f"{path} must hold one JSON object; got {type(values).__name__}")
-        return cls.from_dict(values, **overrides)
+        return cls.from_dict(read_json(path), **overrides)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
         """Writes generation_config.json (the options off their defaults) into the folder; returns its path."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rag_core.hub import resolve_file
+from rag_core.json_files import read_json
 
 _POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 
@@ -29,10 +29,11 @@ def sentence_settings(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | 
     if path is None:
         return None
     settings: dict[str, Any] = {"pooling": None, "normalize": False, "max_length": None}
-    for module in _read(path):
+    for module in read_json(path, list):
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            settings["pooling"] = _pooling(_read(resolve_file(name_or_path, f"{module['path']}/config.json", **hub)))
+            place = resolve_file(name_or_path, f"{module['path']}/config.json", **hub)
+            settings["pooling"] = _pooling(read_json(place))
         elif kind == "Normalize":
             settings["normalize"] = True
         elif kind != "Transformer" or module.get("path"):
@@ -44,15 +45,8 @@ def sentence_settings(name_or_path: str | Path, **hub: Any) -> dict[str, Any] | 
         raise ValueError(f"{name_or_path}/modules.json names no Pooling module")
     lengths = resolve_file(name_or_path, "sentence_bert_config.json", required=False, **hub)
     if lengths is not None:
-        settings["max_length"] = _read(lengths).get("max_seq_length")
+        settings["max_length"] = read_json(lengths).get("max_seq_length")
     return settings
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{path} is not valid json: {error}. Fetch the file again.") from error
 
 
 def _pooling(values: dict[str, Any]) -> str:

@@ -86,9 +86,9 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. Fetch the folder again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, it holds a {type(content).__name__}. Fetch the folder again")
     return content
 
 

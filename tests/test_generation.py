@@ -61,7 +61,7 @@ def test_json_keeps_foreign_keys_and_writes_what_is_off_its_default(tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path) == config
     assert GenerationConfig.from_pretrained(tmp_path, num_beams=1).num_beams == 1
     path.write_text("{")
-    with pytest.raises(OSError, match="not valid JSON"):
+    with pytest.raises(OSError, match="not valid json"):
         GenerationConfig.from_pretrained(tmp_path)
 
 
