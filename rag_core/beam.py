@@ -82,7 +82,23 @@ def _begin(rows: int, start_token_id: int, start_tokens: np.ndarray | None) -> n
     return np.full((rows, 1), start_token_id, dtype=np.int64) if start_tokens is None else start_tokens
 
 
-class BeamSearch:
+class _Search:
+    tokens: np.ndarray
+    finished: np.ndarray
+    max_length: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in every row so far."""
+        return self.tokens.shape[-1]
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to do."""
+        return bool(self.finished.all()) or self.length >= self.max_length
+
+
+class BeamSearch(_Search):
     """Q beam searches of K beams that run side by side.
 
     Args:
@@ -131,16 +147,6 @@ class BeamSearch:
             self.scores[:, 1:] = -1e9
         self.finished = np.zeros(searches, dtype=bool)
         self._pools = [_Pool(beams, length_penalty) for _ in range(searches)]
-
-    @property
-    def length(self) -> int:
-        """Tokens in every row so far."""
-        return self.tokens.shape[2]
-
-    @property
-    def done(self) -> bool:
-        """Whether no step is left to do."""
-        return bool(self.finished.all()) or self.length >= self.max_length
 
     def step(self, scores: np.ndarray, tokens: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Takes the best candidates of one step.
@@ -196,7 +202,7 @@ class BeamSearch:
         return pool.worst >= best / generated**self.length_penalty
 
     def finish(self) -> Finished:
-        """Ends the searches: beams still running compete with the finished ones (compatibility T7)."""
+        """Ends the searches: beams still running compete with the finished ones."""
         n, width = self.num_return_sequences, self.length - self.prompt_length
         for q in np.flatnonzero(~self.finished):
             for k in range(self.beams):
@@ -217,7 +223,7 @@ class BeamSearch:
         return Finished(sequences, lengths, sums, np.array([h.score for h in chosen], dtype=sums.dtype), indices)
 
 
-class RowSearch:
+class RowSearch(_Search):
     """Greedy search or sampling: every row goes its own way until it writes an end token.
 
     Args:
@@ -241,16 +247,6 @@ class RowSearch:
         self.lengths = np.full(rows, self.length, dtype=np.int64)
         self.sum_log_probs = np.zeros(rows, dtype=np.float64)
         self.finished = np.zeros(rows, dtype=bool)
-
-    @property
-    def length(self) -> int:
-        """Tokens in every row so far."""
-        return self.tokens.shape[1]
-
-    @property
-    def done(self) -> bool:
-        """Whether no step is left to do."""
-        return bool(self.finished.all()) or self.length >= self.max_length
 
     def step(self, tokens: np.ndarray, log_probs: np.ndarray | None = None) -> np.ndarray:
         """Appends one token a row, the pad token in finished rows.
