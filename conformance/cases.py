@@ -71,11 +71,6 @@ def rag_config(model: str, n_docs: int = 3, **changes: Any) -> dict[str, Any]:
     return {**parts, "n_docs": n_docs, "max_combined_length": CONTEXT_LENGTH, **changes}
 
 
-def ties_head(model: str) -> bool:
-    """Whether the generator's output matrix is its input embedding."""
-    return bool(MODELS[model]["generator"].get("tie_word_embeddings", True))
-
-
 def model_weights(model: str, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """Seeded weights of one catalogue model: the end-of-sequence token is made likely, so that searches end."""
     weights = seeded_weights(shapes, seed)

@@ -170,8 +170,6 @@ class Tokenizer(Vocabulary):
     ) -> BatchEncoding:
         limit = self.model_max_length if max_length is None else max_length
         pad, cut = check_strategies(padding, truncation, max_length, limit, pad_to_multiple_of)
-        if pad and self.pad_token_id is None:
-            raise ValueError("padding was asked for but this tokenizer has no pad token; set tokenizer.pad_token first")
         single = isinstance(text, str)
         texts, pairs = _texts(argument, text), _texts(f"{argument}_pair", pair) if pair is not None else None
         if pairs is not None and len(texts) != len(pairs):
@@ -224,6 +222,8 @@ class Tokenizer(Vocabulary):
         ]
 
     def _padded(self, rows: Mapping[str, list[Any]], length: int | None, multiple_of: int | None) -> dict[str, Any]:
+        if self.pad_token_id is None:
+            raise ValueError("padding was asked for but this tokenizer has no pad token; set tokenizer.pad_token first")
         fills: dict[str, Any] = {
             "input_ids": self.pad_token_id,
             "token_type_ids": self.pad_token_type_id,
@@ -248,8 +248,6 @@ class Tokenizer(Vocabulary):
         rows.setdefault("attention_mask", [[1] * len(row) for row in rows["input_ids"]])
         limit = self.model_max_length if max_length is None else max_length
         how, _ = check_strategies(padding, False, max_length, limit, pad_to_multiple_of)
-        if how and self.pad_token_id is None:
-            raise ValueError("padding was asked for but this tokenizer has no pad token; set tokenizer.pad_token first")
         if how:
             rows = self._padded(rows, limit if how == "max_length" else None, pad_to_multiple_of)
         return BatchEncoding(rows).convert_to_tensors(return_tensors)

@@ -201,11 +201,11 @@ def checked_questions(input_ids: Tensor | None, attention_mask: Tensor | None, v
         raise ValueError(f"input_ids must be (B, Q) with at least one token, got shape {tuple(input_ids.shape)}")
     if attention_mask is not None:
         _check_tensor("attention_mask", attention_mask)
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
-            f"got {tuple(attention_mask.shape)}"
-        )
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}"
+            )
     return input_ids
 
 

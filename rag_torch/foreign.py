@@ -216,7 +216,7 @@ class ForeignGenerator(nn.Module):
     def start(
         self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
     ) -> ForeignState:
-        """Prepare decoding: see `BartForConditionalGeneration.start`."""
+        """Prepare decoding: see `rag_torch.seq2seq.Generator.start`."""
         state = ForeignState(encoder_hidden, encoder_mask, beams)
         if max_length is not None:
             rows = encoder_hidden.shape[0]

@@ -128,12 +128,20 @@ def test_hostile_and_damaged_torch_files_are_refused(data, words, tmp_path, monk
     np.testing.assert_array_equal(TorchFile(rebuilt_whole)["w"], np.arange(4))
 
 
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory):
+    tensors, buffer = {"a": torch.ones(3, 2), "b": torch.arange(4)}, io.BytesIO()
+    torch.save(tensors, buffer)
+    return tmp_path_factory.mktemp("damage"), [buffer.getvalue(), legacy(tensors)]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damage_anywhere_is_an_error_or_harmless(data):
+def test_damage_anywhere_is_an_error_or_harmless(whole_files, data):
     """Any byte changed or any end cut off: the same arrays, or OSError; nothing else."""
-    path = pytest.damage_folder / "pytorch_model.bin"
-    whole = data.draw(st.sampled_from(pytest.damage_files))
+    folder, files = whole_files
+    path = folder / "pytorch_model.bin"
+    whole = data.draw(st.sampled_from(files))
     at = data.draw(st.integers(0, len(whole) - 1))
     change = data.draw(st.integers(1, 255))
     cut = data.draw(st.booleans())
@@ -144,16 +152,6 @@ def test_damage_anywhere_is_an_error_or_harmless(data):
         assert "pytorch_model.bin" in str(error)
     else:
         assert all(isinstance(array, np.ndarray) for array in weights.values())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _damage(tmp_path_factory):
-    buffer = io.BytesIO()
-    torch.save({"a": torch.ones(3, 2), "b": torch.arange(4)}, buffer)
-    pytest.damage_files = [buffer.getvalue(), legacy({"a": torch.ones(3, 2), "b": torch.arange(4)})]
-    pytest.damage_folder = tmp_path_factory.mktemp("damage")
-    yield
-    del pytest.damage_files, pytest.damage_folder
 
 
 def test_corrupt_values_in_a_zip_are_noticed(tmp_path):
