@@ -18,8 +18,9 @@ demo: $(INSTALLED)  ## build the demo knowledge base and answer a few questions
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)  ## linters and types
+check: $(INSTALLED)  ## linters, format and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
