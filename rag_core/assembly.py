@@ -122,7 +122,14 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
     """Writes the whole knowledge base into the work folder, then renames it to `out`.
 
     Args:
+        work: folder that `workplace` gave.
+        out: the finished folder.
+        batches: all passages with their embeddings, in the order of their rows.
+        plan: the manifest but for what is known only at the end (`rows`, `index`, `files`).
         kept: a faiss index of the first rows, to be grown; None builds it anew.
+
+    Returns:
+        The manifest as written.
     """
     from rag_core.faiss_files import build_faiss, write_faiss
     from rag_core.recall import LOW_RECALL, tune_recall

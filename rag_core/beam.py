@@ -172,7 +172,7 @@ class BeamSearch(_Search):
                 token, source = int(tokens[q, rank]), int(sources[q, rank])
                 if token in self.eos:
                     if rank < k_all:
-                        self._close(q, source, float(scores[q, rank]), token)
+                        self._close(q, source, float(scores[q, rank]))
                     continue
                 next_tokens[q, at], next_sources[q, at], next_scores[q, at] = token, source, scores[q, rank]
                 at += 1
@@ -187,7 +187,7 @@ class BeamSearch(_Search):
         self.scores = next_scores
         return next_tokens, next_sources
 
-    def _close(self, q: int, source: int, score: float, token: int) -> None:
+    def _close(self, q: int, source: int, score: float) -> None:
         indices = np.append(self.indices[q, source], q * self.beams + source)
         self._pools[q].add(self.tokens[q, source], score, indices, self.length + 1 - self.prompt_length)
 

@@ -210,14 +210,12 @@ class KnowledgeBase:
         ids: Iterable[int] | None = None,
         *,
         title: str | Callable[[str], bool] | None = None,
-        progress: bool = True,
     ) -> int:
         """Removes passages and rebuilds the index; the rows after them move up. Atomic.
 
         Args:
             ids: row numbers, or
             title: an exact title, or a function of a title that is true for those to remove.
-            progress: draws progress bars on stderr.
 
         Returns:
             The number of passages removed.

@@ -134,7 +134,7 @@ def _settle_special_tokens(config: dict[str, Any], family: Family, backend: toke
         default = family.special_tokens.get(name)
         if default and backend is not None and backend.token_to_id(default) is None:
             default = None
-        value = config[name] if name in config else default
+        value = config.get(name, default)
         config[name] = None if value is None else _content(value)
     extra = config.get(EXTRA) or config.pop("extra_special_tokens", None) or []
     if isinstance(extra, dict):

@@ -89,6 +89,9 @@ def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
 
     "longest_first" takes from the longer text until both are as long, then from both; an odd token stays with the one
     that was longer (the second, if neither was), as the `tokenizers` library has it.
+
+    Raises:
+        ValueError: no budget is left, or the text that `strategy` names is too short to lose that many.
     """
     excess = sum(lengths) - budget
     if budget < 0:

@@ -1,6 +1,7 @@
 """The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
 
-What to do is decided in rag_core.step_rules and rag_core.beam. Letters: R rows, Q searches, C candidates, V vocabulary.
+What to do is decided in rag_core.step_rules and rag_core.beam. Letters: R rows, Q searches, C candidates, V vocabulary,
+W = K * V scores of a search's K beams.
 """
 
 from __future__ import annotations
