@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FOLDERS = ("question_encoder_tokenizer", "generator_tokenizer")
 INDEX_FIELDS = ("index_name", "index_path", "passages_path", "dataset", "dataset_split", "use_dummy_dataset")
 
 
@@ -135,6 +134,7 @@ def _not_rag(name: str | Path, kind: Any) -> str:
 def save_parts(retriever: RagRetriever, folder: Path) -> None:
     """Write a retriever's folder, all or nothing; see `RagRetriever.save_pretrained`."""
     from rag_core.hub import atomic_folder
+    from rag_core.tokenization import RagTokenizer
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
@@ -149,6 +149,4 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
                 type(retriever.index).__name__,
             )
         config.save_pretrained(draft)
-        tokenizers = (retriever.question_encoder_tokenizer, retriever.generator_tokenizer)
-        for tokenizer, name in zip(tokenizers, TOKENIZER_FOLDERS, strict=True):
-            tokenizer.save_pretrained(draft / name)
+        RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer).save_pretrained(draft)
