@@ -59,8 +59,8 @@ articles' descriptions and sentences, with the words of the title taken out (`ra
 
 1. Copying the title out of passages of random tokens. The weights start so that copying is easy to learn
    (`rag_torch/demo_generator.py`).
-2. Reading one given passage: the article's own is answered with its title, a near miss of the retriever with nothing.
-   Generation forbids the empty answer, so passages that do not fit stand back.
+2. Reading one given passage, in two rounds: the article's own is answered with its title, a near miss of the retriever
+   with nothing. Generation forbids the empty answer, so passages that do not fit stand back.
 3. RAG-Token fine-tuning of generator and projection together through five retrieved passages; document vectors frozen.
 
 The prompt is `title / text // question`, the question as the encoder's tokenizer decodes it (lower case), the passage
@@ -85,7 +85,7 @@ def card(figures: dict[str, Any]) -> str:
         texts = ["" if c is None else f"{c:,}" if key == "questions" else f"{c:.3f}" for c in cells]
         lines.append(f"| {label} | " + " | ".join(texts) + " |")
     return _TEXT.format(
-        heads=" | ".join(_SETS[name] for name in names) + " |", bars="---|" * len(names), rows="\n".join(lines)
+        heads=" | ".join(_SETS[name] for name in names), bars="---|" * len(names), rows="\n".join(lines)
     )
 
 

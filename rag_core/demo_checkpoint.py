@@ -15,6 +15,8 @@ from rag_core.tokenization import GENERATOR_FOLDER, QUESTION_FOLDER, Tokenizer
 
 SHIPPED = Path(__file__).parent / "demo_model"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# The head that answers better (see the card); both read the folder.
+HEAD = "RagSequenceForGeneration"
 _TRAINED = ("rag.generator.", "rag.question_encoder.encode_proj.")
 _ENCODER = "rag.question_encoder."
 
@@ -50,7 +52,7 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
     folder, shipped, encoder = Path(folder), Path(shipped), Path(encoder)
     check_shipped(shipped)
     files = [shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG]
-    made_from = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    made_from = hashlib.sha256(b"".join([HEAD.encode(), *(file.read_bytes() for file in files)])).hexdigest()
     mark = folder / "made_from.txt"
     if mark.is_file() and mark.read_text() == made_from:
         return folder
@@ -61,7 +63,7 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
         if name.startswith(("embeddings.", "encoder.")) and not name.endswith("position_ids"):
             weights[_ENCODER + name] = stock[name]
     with atomic_folder(folder) as draft:
-        write_checkpoint(draft, weights, config, architecture="RagTokenForGeneration")
+        write_checkpoint(draft, weights, config, architecture=HEAD)
         Tokenizer.from_pretrained(encoder).save_pretrained(draft / QUESTION_FOLDER)
         Tokenizer.from_pretrained(shipped / GENERATOR_FOLDER).save_pretrained(draft / GENERATOR_FOLDER)
         (draft / mark.name).write_text(made_from)
