@@ -1,8 +1,9 @@
 """Train the demo's model from scratch and measure it: `python -m rag_torch.demo_training [--evaluate]`.
 
 Runs of `rag_torch.training.train`, each of which goes on where it was stopped: copying random words out of a given
-passage; telling a passage that answers the clue from a near miss, where the answer is empty (in two rounds); then RAG
-proper, generator and projection of the question vector together through retrieved passages.
+passage; telling a passage that answers the clue from a near miss, where the answer is empty (two rounds), then where it
+can only be guessed; then RAG proper, generator and projection of the question vector together through retrieved
+passages.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from rag_core import demo
 from rag_core.config import RagConfig
 from rag_core.demo_checkpoint import SHIPPED, package_model
 from rag_core.demo_data import Article, held_out_titles, questions, read_articles
-from rag_core.knowledge import KnowledgeBase
 from rag_core.retriever import RagRetriever
 from rag_core.tokenization import RagTokenizer, Tokenizer
 from rag_core.training import Example, TrainingConfig, batches
@@ -32,9 +33,8 @@ from rag_torch.training import train
 
 VOCABULARY = 8000
 N_DOCS = 5
-# Inner products of unit vectors differ by tenths. Times 20 a prior over passages would be about as sure as it is right;
-# it is kept milder, because the generator's reading of the passages is to weigh in.
-SCALE = 12.0
+# Inner products of unit vectors differ by tenths; times 20 the prior over passages is about as sure as it is right.
+SCALE = 20.0
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _COMMON: dict[str, Any] = {"weight_decay": 0.01, "save_every": 25, "log_every": 10, "max_target_length": 32}
 COPYING = TrainingConfig(
@@ -43,12 +43,13 @@ COPYING = TrainingConfig(
 READING = TrainingConfig(
     steps=300, batch_size=64, learning_rate=5e-4, warmup_steps=30, question_encoder="frozen", **_COMMON
 )
+GUESSING = replace(READING, steps=140)
 JOINT = TrainingConfig(
-    steps=240,
+    steps=80,
     batch_size=16,
-    # Small for the generator: this loss only rewards the title on the right passage, nothing on the others.
-    learning_rate=3e-5,
-    question_encoder_learning_rate=5e-4,
+    # Small for the generator: this loss rewards the title on the right passage, and doubt on the others hardly at all.
+    learning_rate=5e-5,
+    question_encoder_learning_rate=2e-4,
     warmup_steps=20,
     question_encoder="projection",
     validation_size=100,
@@ -109,9 +110,18 @@ def copying_examples(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[Ex
 
 
 def reading_examples(
-    model: Any, retriever: RagRetriever, asked: Sequence[Example], texts: dict[str, str], seed: int = 0
+    model: Any,
+    retriever: RagRetriever,
+    asked: Sequence[Example],
+    texts: dict[str, str],
+    guess: bool = False,
+    seed: int = 0,
 ) -> Iterator[Example]:
-    """Each clue with the article's own text, answered by the title, and with a near miss, answered by nothing."""
+    """Each clue with the article's own text, answered by the title, and with a near miss.
+
+    The near miss is answered by nothing, or with `guess` by the title too, which it does not hold: so the generator
+    learns to spread its bets there, at every token, where it would else copy a wrong title with confidence.
+    """
     rng = random.Random(seed)
     for part in batches(asked, 64):
         ids = retriever.question_encoder_tokenizer([e.question for e in part], padding=True, return_tensors="pt")
@@ -124,7 +134,7 @@ def reading_examples(
             others = [n for n, name in enumerate(found["title"]) if name != title]
             # Nearer misses are likelier: they are what the model will meet.
             n = others[min(rng.randrange(len(others)), rng.randrange(len(others)))]
-            yield Example(example.question, ("",), (found["title"][n], found["text"][n]))
+            yield Example(example.question, (title if guess else "",), (found["title"][n], found["text"][n]))
 
 
 def train_demo(work: Path) -> Path:
@@ -136,18 +146,25 @@ def train_demo(work: Path) -> Path:
     taught = [article for article in articles if article.title not in held_out]
     tokenizer = RagTokenizer(Tokenizer.from_pretrained(encoder), train_tokenizer(taught, work / "tokenizer"))
     asked = [Example(each["question"], (each["answer"],)) for each in questions(articles, held_out)]
-    split = (READING.steps or 1) * READING.batch_size // 2
     texts = {article.title: article.text for article in taught}
 
     model = untrained_model(encoder, tokenizer)
     retriever = RagRetriever(model.config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
     model.set_retriever(retriever)
+    read, guessed, joint = (_needed(config) for config in (READING, GUESSING, JOINT))
+    read, guessed = read // 2, guessed // 2  # a clue makes two examples
     validation = asked[-JOINT.validation_size :]
+    rest = asked[2 * read : -len(validation)]
+
+    def reading(clues: Sequence[Example], guess: bool = False) -> list[Example]:
+        return list(reading_examples(model, retriever, clues, texts, guess, seed=int(guess)))
+
     stages: list[tuple[str, TrainingConfig, Any]] = [
-        ("copying", COPYING, lambda: copying_examples(tokenizer.generator, COPYING.batch_size * (COPYING.steps or 1))),
-        ("reading", READING, lambda: list(reading_examples(model, retriever, asked[:split], texts))),
-        ("reading-on", READING, lambda: list(reading_examples(model, retriever, asked[split : 2 * split], texts))),
-        ("joint", JOINT, lambda: asked[2 * split : -len(validation)]),
+        ("copying", COPYING, lambda: copying_examples(tokenizer.generator, _needed(COPYING))),
+        ("reading", READING, lambda: reading(asked[:read])),
+        ("reading-on", READING, lambda: reading(asked[read : 2 * read])),
+        ("guessing", GUESSING, lambda: reading(rest[-guessed:], guess=True)),
+        ("joint", JOINT, lambda: rest[:joint]),
     ]
     for name, config, examples in stages:
         out = work / name
@@ -159,9 +176,9 @@ def train_demo(work: Path) -> Path:
     return work / "joint"
 
 
-def open_base() -> KnowledgeBase:
-    """The demo's knowledge base."""
-    return demo.demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
+def _needed(config: TrainingConfig) -> int:
+    """Examples that a run sees once each."""
+    return (config.steps or 1) * config.batch_size * config.accumulation
 
 
 def _say(text: str) -> None:
