@@ -63,9 +63,9 @@ articles' descriptions and sentences, with the words of the title taken out (`ra
 1. Copying the title out of passages of random tokens. The weights start so that copying is easy to learn
    (`rag_torch/demo_generator.py`).
 2. Reading one given passage, in two rounds: the article's own is answered with its title, a near miss of the retriever
-   with nothing. Generation forbids the empty answer, so passages that do not fit stand back. Then a short round in which
-   the near miss too is to be answered with the title, which it does not hold and can only be guessed: so the generator
-   spreads its bets there instead of copying a wrong title with confidence.
+   with nothing. Generation forbids the empty answer, so passages that do not fit stand back. Then a short round in
+   which the near miss too is to be answered with the title, which it does not hold and which can only be guessed: so
+   the generator spreads its bets there instead of copying a wrong title with confidence.
 3. RAG-Token fine-tuning of generator and projection together through five retrieved passages; document vectors frozen.
 
 The prompt is `title / text // question`, the question as the encoder's tokenizer decodes it (lower case), the passage
