@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_QUESTIONS = (
     "Which epic novel did Leo Tolstoy set during Napoleon's invasion of Russia?",
-    "Which planet is known for its bright rings of ice and rock?",
+    "Which expensive spice comes from the stigmas of a crocus flower?",
     "What is the process by which plants turn sunlight into chemical energy?",
-    "Who painted the ceiling of the Sistine Chapel?",
+    "Which Dutch painter from Delft is known for quiet scenes inside middle-class homes?",
 )
 
 app = typer.Typer(
