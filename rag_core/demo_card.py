@@ -68,6 +68,9 @@ articles' descriptions and sentences, with the words of the title taken out (`ra
    the generator spreads its bets there instead of copying a wrong title with confidence.
 3. RAG-Token fine-tuning of generator and projection together through five retrieved passages; document vectors frozen.
 
+The shipped weights came out of these stages run one after the other as separate processes, about 45 minutes of steps on
+two busy CPU cores; the one command has not been timed as a whole.
+
 The prompt is `title / text // question`, the question as the encoder's tokenizer decodes it (lower case), the passage
 shortened to make 128 tokens in all.
 
