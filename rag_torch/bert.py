@@ -6,6 +6,7 @@ Attribute names are the weights' names in public checkpoints. Letters: B texts, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ class BertBody(nn.Module):
         self.encoder = BertStack(config)
 
 
-class PooledEncoder(PretrainedModel):
+class PooledEncoder(PretrainedModel, ABC):
     """What DPR's encoders and the sentence encoders share: ids in, one vector a text out (element 0 of the output)."""
 
     def init_weights(self) -> None:
@@ -188,8 +189,8 @@ class PooledEncoder(PretrainedModel):
         """The token table."""
         return self._body.embeddings.word_embeddings
 
-    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
 
     def forward(
         self,
@@ -244,8 +245,8 @@ class _DPR(PooledEncoder):
     config_class = DPRConfig
 
     @property
-    def _encoder(self) -> DPREncoder:
-        raise NotImplementedError
+    @abstractmethod
+    def _encoder(self) -> DPREncoder: ...
 
     @property
     def _body(self) -> BertBody:

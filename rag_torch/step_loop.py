@@ -6,6 +6,7 @@ d width, V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,7 +121,7 @@ def run_search(
     return loop(decoder, options, hooks, rules, starts).run()
 
 
-class _Loop:
+class _Loop(ABC):
     search: BeamSearch | RowSearch
 
     def __init__(self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules) -> None:
@@ -146,8 +147,9 @@ class _Loop:
         scores_kept = tuple(self.kept) if self.options.output_scores else None
         return self.search.finish(), scores_kept
 
+    @abstractmethod
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
-        raise NotImplementedError
+        """Choose the next tokens of all rows (R, t) by their scores (R, V)."""
 
     def processed(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.rules is None:
