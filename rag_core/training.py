@@ -109,17 +109,21 @@ class Example:
         question: as typed.
         answers: at least one.
         passage: (title, text) to answer from; None = the documents that are retrieved.
+        answerable: False says that the passage does not hold the answer: the generator is then to predict its mask
+            token in place of every token of the answer, so that with RAG the passage leaves the word to others.
     """
 
     question: str
     answers: tuple[str, ...]
     passage: tuple[str, str] | None = None
+    answerable: bool = True
 
 
 def read_examples(path: str | PathLike[str]) -> list[Example]:
     """Read a qa.jsonl: one `{"question": ..., "answer": ...}` a line; "answer" may be a list, "answers" is a synonym.
 
-    A line may bring its own `"passage": {"title": ..., "text": ...}`, which is then read in place of retrieved ones.
+    A line may bring its own `"passage": {"title": ..., "text": ...}`, which is then read in place of retrieved ones,
+    and say with `"answerable": false` that the answer is not in it (see `Example`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -158,7 +162,10 @@ def _example(line: str, place: str) -> Example:
         if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
             raise ValueError(f'{place}: "passage" must be an object with title and text, got {passage!r}')
         passage = (str(passage.get("title", "")), passage["text"])
-    return Example(question.strip(), tuple(a.strip() for a in answers), passage)
+    answerable = record.get("answerable", True)
+    if not isinstance(answerable, bool) or (passage is None and not answerable):
+        raise ValueError(f'{place}: "answerable" must be true, or false beside a "passage", got {answerable!r}')
+    return Example(question.strip(), tuple(a.strip() for a in answers), passage, answerable)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:

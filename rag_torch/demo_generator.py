@@ -37,8 +37,8 @@ def demo_generator_config(vocab_size: int) -> BartConfig:
         dropout=0.0,
         decoder_start_token_id=0,
         forced_eos_token_id=None,
-        # An answer is never empty: to begin with the end is how a passage without the answer is read.
-        min_length=2,
+        # `<mask>` is what a passage without the answer is read as; no answer holds it.
+        suppress_tokens=[4],
         max_length=32,
     )
 

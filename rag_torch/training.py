@@ -172,13 +172,14 @@ class _Run:
             with self._autocast():
                 contexts = self._contexts(part, ids, mask)
                 logits = self._logits(contexts, labels)
+                target = self._target(part, labels)
                 nll = self.model.get_nll(
-                    logits, contexts.doc_scores, labels, reduce_loss=True, epsilon=self.epsilon, n_docs=contexts.n_docs
+                    logits, contexts.doc_scores, target, reduce_loss=True, epsilon=self.epsilon, n_docs=contexts.n_docs
                 )
             self.scaler.scale(nll / tokens).backward()
             seen.add(nll.item(), tokens if part is parts[0][0] else 0, contexts)
             if logs:
-                seen.posterior(logits.detach(), contexts, labels, self.pad)
+                seen.posterior(logits.detach(), contexts, target, self.pad)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
@@ -204,6 +205,16 @@ class _Run:
             start = labels.new_full((len(labels), 1), self.model.config.generator.decoder_start_token_id)
             labels = torch.cat([start, labels], 1)
         return questions["input_ids"].to(device), questions["attention_mask"].to(device), labels.to(device)
+
+    def _target(self, examples: Sequence[Example], labels: Tensor) -> Tensor:
+        """What is to be predicted (B, T), where a passage does not hold the answer the mask token all along."""
+        silent = torch.tensor([not example.answerable for example in examples], device=labels.device)
+        mask = self.tokenizer.generator.mask_token_id
+        if not silent.any():
+            return labels
+        if mask is None:
+            raise ValueError("examples with answerable=False need a generator tokenizer with a mask token")
+        return labels.masked_fill(silent[:, None] & (labels != self.pad), mask)
 
     def _contexts(self, examples: Sequence[Example], ids: Tensor, mask: Tensor) -> Contexts:
         if examples[0].passage is None:

@@ -172,6 +172,22 @@ def test_given_passages_are_read_instead_of_retrieved_ones(tokenizers, monkeypat
         train(model, retriever, [*examples, *EXAMPLES], config, progress=False)
 
 
+def test_a_passage_without_the_answer_is_learned_to_say_nothing(tokenizers):
+    model, retriever = build(tokenizers, dropout=0.0)
+    silent = [Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]]
+    config = TrainingConfig(
+        steps=150, question_encoder="frozen", **{**SETTINGS, "batch_size": 16, "learning_rate": 5e-3}
+    )
+    report = train(model, retriever, silent, config, progress=False)
+    assert report.history[-1]["loss"] < 0.1
+    rows = [f"{e.passage[0]} / tree // {e.question}" for e in silent]
+    ids = tokenizers[1](rows, padding=True, return_tensors="pt")
+    answers = tokenizers[1]([e.answers[0] for e in silent], padding=True, return_tensors="pt")
+    logits = model.generator(**ids, decoder_input_ids=answers["input_ids"][:, :2]).logits
+    says_nothing = logits.argmax(-1) == tokenizers[1].mask_token_id  # (16, 2)
+    assert says_nothing.tolist() == [[not e.answerable] * 2 for e in silent]
+
+
 def test_mixed_precision_and_refusals(tokenizers, tmp_path):
     model, retriever = build(tokenizers)
     report = train(
@@ -208,6 +224,7 @@ def test_checkpoint_of_another_run_is_refused(tokenizers, tmp_path, monkeypatch)
         ('{"question": "q"}', r'qa.jsonl:2: "answer" must be a text or a list'),
         ('{"question": "q", "answer": ["a", 3]}', r'qa.jsonl:2: "answer" must be a text or a list'),
         ('{"question": "q", "answer": "a", "passage": "p"}', r'qa.jsonl:2: "passage" must be an object'),
+        ('{"question": "q", "answer": "a", "answerable": false}', r'qa.jsonl:2: "answerable" must be true, or false'),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
