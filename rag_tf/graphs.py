@@ -1,0 +1,73 @@
+"""Compiled functions that are traced once for each kind of argument, whatever the lengths: no question retraces.
+
+tf.function alone traces again whenever a shape changes. Here every axis is left open at the first call, so that one graph
+serves all batch sizes and lengths. Code that runs in such a graph therefore never reads the static shape of an
+activation: sizes come from the weights, the rest from `tf.shape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from rag_tf.modules import compute_dtype
+
+
+class Graph:
+    """A function as one TensorFlow graph for each structure, dtype and rank of its arguments.
+
+    Args:
+        function: takes positional arguments only: tensors, nested tuples, lists and dicts of them, None, and hashable
+            Python values (switches), which are part of what is compiled.
+        keep_last: leave the size of the last axis of floating-point arguments in the graph.
+
+    The graph reads the variables that the function closes over; make a new `Graph` where those are replaced.
+    """
+
+    def __init__(self, function: Callable[..., Any], keep_last: bool = False) -> None:
+        self.function, self.keep_last = function, keep_last
+        self.traces: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph that fits; inside another graph, the function itself."""
+        if not tf.executing_eagerly():
+            return self.function(*args)
+        leaves = tf.nest.flatten(args)
+        key: list[Any] = [compute_dtype()]
+        tensors = []
+        for leaf in leaves:
+            if tf.is_tensor(leaf):
+                tensors.append(leaf)
+                key.append(self._spec(leaf))
+            else:
+                key.append(leaf)
+        signature = (*key, _shape_of(args))
+        if signature not in self.traces:
+            self.traces[signature] = self._trace(args, leaves)
+        return self.traces[signature](*tensors)
+
+    def _trace(self, args: Any, leaves: list[Any]) -> Any:
+        places = [place for place, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
+        specs = [tf.TensorSpec(*self._spec(leaves[place])) for place in places]
+        fixed = [None if tf.is_tensor(leaf) else leaf for leaf in leaves]
+
+        def flat(*tensors: tf.Tensor) -> Any:
+            values = list(fixed)
+            for place, tensor in zip(places, tensors, strict=True):
+                values[place] = tensor
+            return self.function(*tf.nest.pack_sequence_as(args, values))
+
+        return tf.function(flat, input_signature=specs, autograph=False)
+
+    def _spec(self, tensor: tf.Tensor) -> tuple[tuple[int | None, ...], Any]:
+        open_axes: list[int | None] = [None] * tensor.shape.rank
+        if self.keep_last and open_axes and tensor.dtype.is_floating:
+            open_axes[-1] = tensor.shape[-1]
+        return tuple(open_axes), tensor.dtype
+
+
+def _shape_of(args: Any) -> str:
+    """The nesting of the arguments, as text."""
+    return str(tf.nest.map_structure(lambda leaf: 0, args))

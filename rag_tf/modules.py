@@ -1,0 +1,173 @@
+"""The bricks that torch.nn has and a plain tf.Module lacks: named parameters, linear maps, norms, tables, dropout.
+
+Attribute names are the weights' names in public checkpoints, and matrices are stored (out, in) as there. Layers of Keras
+are not used below the three public classes: their variables have other names and layouts (`kernel`, `gamma`), and every
+checkpoint would have to be turned around.
+Letters: R rows, T positions, d width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+_HOLLOW: contextvars.ContextVar[bool] = contextvars.ContextVar("hollow", default=False)
+
+
+@dataclass(frozen=True)
+class Hollow:
+    """Stands where a weight will be loaded: a shape without memory."""
+
+    shape: tuple[int, ...]
+    trainable: bool = True
+
+
+@contextlib.contextmanager
+def hollow() -> Iterator[None]:
+    """Within it modules are built without memory and without drawing fresh weights, to be filled by a checkpoint."""
+    token = _HOLLOW.set(True)
+    try:
+        yield
+    finally:
+        _HOLLOW.reset(token)
+
+
+def parameter(shape: Sequence[int], trainable: bool = True) -> Any:
+    """A float32 variable of zeros, or a `Hollow` where a checkpoint will be loaded."""
+    if _HOLLOW.get():
+        return Hollow(tuple(shape), trainable)
+    return tf.Variable(tf.zeros(shape), trainable=trainable)
+
+
+class Module(tf.Module):
+    """A part of a network; its weights are found by the names of its attributes."""
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """(name, variable or `Hollow`) of everything below, tied ones under each of their names."""
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                yield from _named(value, f"{prefix}{name}")
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        seen: set[int] = set()
+        pending: list[Any] = [self]
+        while pending:
+            module = pending.pop(0)
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                pending += [child for value in vars(module).values() for child in _children(value)]
+
+    def get_submodule(self, path: str) -> Any:
+        """The module at a dotted path, e.g. "encoder.layers.0"."""
+        found: Any = self
+        for step in filter(None, path.split(".")):
+            found = found[int(step)] if isinstance(found, list | tuple) else getattr(found, step)
+        return found
+
+
+def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, tf.Variable | Hollow):
+        yield name, value
+    elif isinstance(value, Module):
+        yield from value.named_parameters(f"{name}.")
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _named(item, f"{name}.{place}")
+
+
+def _children(value: Any) -> list[Module]:
+    if isinstance(value, Module):
+        return [value]
+    return [item for item in value if isinstance(item, Module)] if isinstance(value, list | tuple) else []
+
+
+class Linear(Module):
+    """y = x W^T + b with W (out, in), as torch stores it."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = parameter((out_features, in_features))
+        self.bias = parameter((out_features,)) if bias else None
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """(..., in) -> (..., out)."""
+        # One long batch of rank 3: faster than rank 2 here, and an ellipsis einsum's gradient fills the memory.
+        flat = tf.reshape(x, (1, -1, self.in_features))
+        y = tf.matmul(flat, tf.cast(self.weight, x.dtype), transpose_b=True)
+        if self.bias is not None:
+            y += tf.cast(self.bias, x.dtype)
+        return tf.reshape(y, tf.concat([tf.shape(x)[:-1], [self.out_features]], 0))
+
+
+class Embedding(Module):
+    """A table of vectors (rows, d)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.weight = parameter((num_embeddings, embedding_dim))
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
+        """(...) ids -> (..., d); the padding row gets no gradient."""
+        x = tf.gather(self.weight, ids)
+        if self.padding_idx is not None:
+            pad = tf.equal(ids, tf.cast(self.padding_idx, ids.dtype))[..., None]
+            x = tf.where(pad, tf.stop_gradient(x), x)
+        return tf.cast(x, compute_dtype() or x.dtype)
+
+
+class LayerNorm(Module):
+    """Mean 0, variance 1 over the last axis, then gain and bias."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.width, self.eps = width, float(eps)
+        self.weight, self.bias = parameter((width,)), parameter((width,))
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """(..., d) -> (..., d), in float32 or wider."""
+        wide = widen(x)
+        mean = tf.reduce_mean(wide, -1, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), -1, keepdims=True)
+        # A Python float takes the tensor's own precision; a float32 constant would be wrong in float64.
+        y = (wide - mean) * tf.math.rsqrt(variance + self.eps)
+        return tf.cast(y * tf.cast(self.weight, wide.dtype) + tf.cast(self.bias, wide.dtype), x.dtype)
+
+
+def widen(x: tf.Tensor) -> tf.Tensor:
+    """float16 and bfloat16 as float32, wider ones as they are."""
+    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+
+
+_COMPUTE: contextvars.ContextVar[Any] = contextvars.ContextVar("compute_dtype", default=None)
+
+
+def compute_dtype() -> Any:
+    """The dtype that activations have under mixed precision; None = that of the weights."""
+    return _COMPUTE.get()
+
+
+@contextlib.contextmanager
+def computing_in(dtype: Any) -> Iterator[None]:
+    """Mixed precision: activations in `dtype` (None = the weights' own), weights as they are stored."""
+    token = _COMPUTE.set(None if dtype is None else tf.as_dtype(dtype))
+    try:
+        yield
+    finally:
+        _COMPUTE.reset(token)
+
+
+def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
+    """Zeroes a share `rate` of x and scales the rest up, while training."""
+    return tf.nn.dropout(x, rate) if training and rate > 0 else x
+
+
+Network = Callable[..., Any]
