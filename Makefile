@@ -9,11 +9,11 @@ ROOMS = checkpoint documents index metrics parity training wiki_dpr
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,t5,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,tf,t5,dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## build the demo knowledge base and answer a few questions
-	@$(BIN)/dualrag demo
+demo: $(INSTALLED)  ## build the demo knowledge base and answer a few questions; BACKEND=tf for TensorFlow
+	@$(BIN)/dualrag demo $(if $(BACKEND),--backend $(BACKEND))
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest

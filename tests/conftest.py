@@ -5,12 +5,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from frameworks import INSTALLED, left_out
 from golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
 from hypothesis import HealthCheck, settings
 
 # A busy machine makes drawing examples slow, which says nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+collect_ignore = left_out()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "backend(name): needs torch or tf, and is left out where it is not installed")
+
+
+def pytest_report_header(config):
+    return f"frameworks: {sorted(INSTALLED)}; files left out for want of one: {collect_ignore}"
+
+
+def pytest_collection_modifyitems(config, items):
+    needs = {item: {name for mark in item.iter_markers("backend") for name in mark.args} for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not needs[item] <= INSTALLED])
+    items[:] = [item for item in items if needs[item] <= INSTALLED]
+
 
 SIZE, ROWS = 16, 12
 MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequence-nq")
@@ -19,18 +37,18 @@ MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequ
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A working directory in which `facebook/...` are folders: tiny models, a tiny wiki_dpr, a DPR repository."""
-    import torch
-
     from rag_core import DPRConfig, RagConfig, RagTokenizer, Tokenizer
-    from rag_torch import (
-        BartForConditionalGeneration,
-        DPRContextEncoder,
-        DPRQuestionEncoder,
-        RagSequenceForGeneration,
-        RagTokenForGeneration,
-    )
+    from rag_core.backends import load_backend
 
-    torch.manual_seed(0)
+    rag = load_backend()
+    if rag.__name__ == "rag_torch":
+        import torch
+
+        torch.manual_seed(0)
+    else:
+        import tensorflow as tf
+
+        tf.random.set_seed(0)
     root = tmp_path_factory.mktemp("world")
     write_tokenizers(root / "tokenizers")
     question = Tokenizer.from_pretrained(root / "tokenizers" / "question")
@@ -70,15 +88,15 @@ def world(tmp_path_factory):
         index_name="exact",
     )
     for name in MODELS:
-        head = RagSequenceForGeneration if "sequence" in name else RagTokenForGeneration
+        head = rag.RagSequenceForGeneration if "sequence" in name else rag.RagTokenForGeneration
         head(config).save_pretrained(root / name)
         RagTokenizer(question, target).save_pretrained(root / name)
     write_wiki(root / "facebook" / "wiki_dpr")
-    for name, kind in (("ctx_encoder", DPRContextEncoder), ("question_encoder", DPRQuestionEncoder)):
+    for name, kind in (("ctx_encoder", rag.DPRContextEncoder), ("question_encoder", rag.DPRQuestionEncoder)):
         part = root / "facebook" / f"dpr-{name}-single-nq-base"
         kind(DPRConfig.from_dict(encoder)).save_pretrained(part)
         question.save_pretrained(part)
-    BartForConditionalGeneration(config.generator).save_pretrained(root / "facebook" / "bart-large")
+    rag.BartForConditionalGeneration(config.generator).save_pretrained(root / "facebook" / "bart-large")
     target.save_pretrained(root / "facebook" / "bart-large")
     return root
 

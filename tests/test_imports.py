@@ -40,6 +40,7 @@ def test_every_name_rag_core_offers_loads_without_a_framework():
     assert loaded.isdisjoint({"torch", "tensorflow", "keras", "transformers"})
 
 
+@pytest.mark.backend("torch")
 def test_every_name_rag_torch_offers_loads_and_tensorflow_stays_out():
     loaded = loaded_by("import rag_torch\nfor name in rag_torch.__all__: getattr(rag_torch, name)")
     assert "torch" in loaded

@@ -43,6 +43,7 @@ def test_documents_for_a_context_encoder_equal_the_recorded_ones(retriever, toke
     assert "tokenized_doc_ids" not in retriever(GOLDEN["question_ids"], QUERIES)
 
 
+@pytest.mark.backend("torch")
 def test_kinds_of_output(retriever):
     import torch
 

@@ -16,6 +16,7 @@ def here(world, monkeypatch):
     return world
 
 
+@pytest.mark.backend("torch")
 def test_rag_model_example(here):
     from rag_torch import AutoTokenizer, RagModel, RagRetriever
 
@@ -27,6 +28,7 @@ def test_rag_model_example(here):
     assert outputs.logits.shape[0] == 2 and outputs.doc_scores.shape == (1, 2)
 
 
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", ["RagSequenceForGeneration", "RagTokenForGeneration"])
 def test_head_examples(here, name):
     import torch
@@ -79,7 +81,7 @@ def test_head_examples(here, name):
 
 
 def test_own_data_set_in_memory_and_on_disk(here, tmp_path):
-    from rag_torch import RagRetriever
+    from rag_core import RagRetriever
 
     vectors = np.random.default_rng(1).standard_normal((5, SIZE)).astype(np.float32)
     dataset = datasets.Dataset.from_dict({"title": list("abcde"), "text": list("ABCDE"), "embeddings": list(vectors)})
@@ -101,7 +103,7 @@ def test_own_data_set_in_memory_and_on_disk(here, tmp_path):
 
 
 def test_examples_that_cannot_work_say_what_to_write(here):
-    from rag_torch import RagRetriever
+    from rag_core import RagRetriever
 
     with pytest.raises((ValueError, OSError), match=r"(?s)dpr.*(rag|RAG)"):
         RagRetriever.from_pretrained("facebook/dpr-ctx_encoder-single-nq-base", dataset="wiki_dpr", index_name="exact")

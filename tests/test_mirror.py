@@ -1,0 +1,63 @@
+"""rag_tf is rag_torch's mirror image: the same files, and in them the same names with the same arguments."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Tools that made the shipped model, once.
+TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
+ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
+# What only one framework has: file -> names.
+WITHOUT_TWIN: dict[str, set[str]] = {}
+# What users of TensorFlow write besides, and what they have no use for.
+ADDED, DROPPED = {"inputs", "training"}, {"device"}
+
+
+def signatures(path: Path) -> dict[str, list[str]]:
+    """Each public function, method and class of a file -> its arguments in order; `forward` counts as `call`."""
+    found = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = arguments(node)
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = []
+            for each in node.body:
+                if isinstance(each, ast.FunctionDef) and (not each.name.startswith("_") or each.name == "__init__"):
+                    found[f"{node.name}.{each.name}"] = arguments(each)
+    return {name: given for name, given in found.items() if not name.startswith("_")}
+
+
+def arguments(node: ast.FunctionDef) -> list[str]:
+    given = node.args
+    return [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+
+
+def normal(name: str) -> str:
+    for other in (".forward", ".__call__"):
+        name = name.replace(other, ".call")
+    return name
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_has_its_twin_with_the_same_arguments(room):
+    assert (ROOT / "rag_tf" / room).is_file()
+    ours, theirs = (
+        {normal(name): given for name, given in signatures(ROOT / package / room).items()}
+        for package in ("rag_torch", "rag_tf")
+    )
+    differing = {}
+    for name, given in ours.items():
+        if name.split(".")[0] in WITHOUT_TWIN.get(room, ()) or name in WITHOUT_TWIN.get(room, ()):
+            continue
+        twin = theirs.get(name)
+        wanted = [each for each in given if each not in DROPPED]
+        if twin is None or [each for each in twin if each not in ADDED | DROPPED] != wanted:
+            differing[name] = (given, twin)
+    assert differing == {}
+
+
+def test_a_missing_name_and_another_argument_are_noticed(tmp_path):
+    (tmp_path / "a.py").write_text("class A:\n    def forward(self, x, y): ...\ndef f(a, *, b): ...\ndef _g(): ...\n")
+    assert signatures(tmp_path / "a.py") == {"A": [], "A.forward": ["self", "x", "y"], "f": ["a", "b"]}
