@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from rag_tf.modules import compute_dtype
+from rag_tf.modules import Stream, compute_dtype, fresh_seed, streaming
+
+_NO_SEED = np.zeros(2, np.int32)
 
 
 class Graph:
@@ -22,6 +25,9 @@ class Graph:
         function: takes positional arguments only: tensors, nested tuples, lists and dicts of them, None, and hashable
             Python values (switches), which are part of what is compiled.
         keep_last: leave the size of the last axis of floating-point arguments in the graph.
+
+    Random numbers (dropout) are other ones at each call: a graph that draws any is given a seed from outside, so that
+    the same graph can be run with the same numbers again (see `modules.seeded_by`).
 
     The graph reads the variables that the function closes over; make a new `Graph` where those are replaced.
     """
@@ -46,20 +52,31 @@ class Graph:
         signature = (*key, _shape_of(args))
         if signature not in self.traces:
             self.traces[signature] = self._trace(args, leaves)
-        return self.traces[signature](*tensors)
+        graph, draws = self.traces[signature]
+        return graph(fresh_seed() if draws else _NO_SEED, *tensors)
 
-    def _trace(self, args: Any, leaves: list[Any]) -> Any:
+    def _trace(self, args: Any, leaves: list[Any]) -> tuple[Any, int]:
+        """The graph, and how many draws of random numbers it makes."""
         places = [place for place, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
         specs = [tf.TensorSpec(*self._spec(leaves[place])) for place in places]
         fixed = [None if tf.is_tensor(leaf) else leaf for leaf in leaves]
+        draws = 0
 
-        def flat(*tensors: tf.Tensor) -> Any:
+        def flat(seed: tf.Tensor, *tensors: tf.Tensor) -> Any:
+            nonlocal draws
             values = list(fixed)
             for place, tensor in zip(places, tensors, strict=True):
                 values[place] = tensor
-            return self.function(*tf.nest.pack_sequence_as(args, values))
+            stream = Stream(seed)
+            with streaming(stream):
+                result = self.function(*tf.nest.pack_sequence_as(args, values))
+            draws = stream.draws
+            return result
 
-        return tf.function(flat, input_signature=specs, autograph=False)
+        specs.insert(0, tf.TensorSpec((2,), tf.int32))
+        graph = tf.function(flat, input_signature=specs, autograph=False)
+        graph.get_concrete_function()  # traces now, so that the draws are counted
+        return graph, draws
 
     def _spec(self, tensor: tf.Tensor) -> tuple[tuple[int | None, ...], Any]:
         open_axes: list[int | None] = [None] * tensor.shape.rank

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _HOLLOW: contextvars.ContextVar[bool] = contextvars.ContextVar("hollow", default=False)
@@ -143,8 +144,8 @@ class LayerNorm(Module):
 
 
 def widen(x: tf.Tensor) -> tf.Tensor:
-    """float16 and bfloat16 as float32, wider ones as they are."""
-    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    """The tensor in float32, or as it is if wider."""
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
 _COMPUTE: contextvars.ContextVar[Any] = contextvars.ContextVar("compute_dtype", default=None)
@@ -165,9 +166,64 @@ def computing_in(dtype: Any) -> Iterator[None]:
         _COMPUTE.reset(token)
 
 
+@dataclass
+class Stream:
+    """The random numbers of one graph: the seed (2,) of a run, and how many draws the graph holds so far."""
+
+    seed: tf.Tensor
+    draws: int = 0
+
+
+_STREAM: contextvars.ContextVar[Stream | None] = contextvars.ContextVar("stream", default=None)
+_SEEDS: contextvars.ContextVar[np.random.Generator | None] = contextvars.ContextVar("seeds", default=None)
+
+
+@contextlib.contextmanager
+def streaming(stream: Stream) -> Iterator[None]:
+    """While a graph is traced: every draw becomes a function of the stream's seed and of its place in the graph."""
+    token = _STREAM.set(stream)
+    try:
+        yield
+    finally:
+        _STREAM.reset(token)
+
+
+@contextlib.contextmanager
+def seeded_by(generator: np.random.Generator) -> Iterator[None]:
+    """Within it dropout follows `generator`, so that a run can be repeated; elsewhere `tf.random.set_seed`."""
+    token = _SEEDS.set(generator)
+    try:
+        yield
+    finally:
+        _SEEDS.reset(token)
+
+
+def fresh_seed() -> tf.Tensor:
+    """A seed (2,) int32 for one run of a graph."""
+    generator, end = _SEEDS.get(), 2**31 - 1
+    if generator is None:
+        return tf.random.uniform((2,), maxval=end, dtype=tf.int32)
+    return tf.constant(generator.integers(end, size=2, dtype=np.int32))
+
+
+def uniform(shape: Any) -> tf.Tensor:
+    """float32 numbers from 0 up to 1, others at each run of a graph."""
+    stream = _STREAM.get()
+    if stream is None and (_SEEDS.get() is None or not tf.executing_eagerly()):
+        return tf.random.uniform(shape)
+    if stream is None:
+        stream = Stream(fresh_seed())
+    stream.draws += 1
+    # The algorithm by name: left to TensorFlow, each kind of device would take its own.
+    return tf.random.stateless_uniform(shape, stream.seed + [0, stream.draws], alg="philox")
+
+
 def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
     """Zeroes a share `rate` of x and scales the rest up, while training."""
-    return tf.nn.dropout(x, rate) if training and rate > 0 else x
+    if not training or rate <= 0:
+        return x
+    scale = 0.0 if rate >= 1 else 1.0 / (1.0 - rate)
+    return tf.where(uniform(tf.shape(x)) >= rate, x * scale, tf.zeros((), x.dtype))
 
 
 Network = Callable[..., Any]
