@@ -1,8 +1,8 @@
 """The bricks that torch.nn has and a plain tf.Module lacks: named parameters, linear maps, norms, tables, dropout.
 
-Attribute names are the weights' names in public checkpoints, and matrices are stored (out, in) as there. Layers of Keras
-are not used below the three public classes: their variables have other names and layouts (`kernel`, `gamma`), and every
-checkpoint would have to be turned around.
+Attribute names are the weights' names in public checkpoints, and matrices are stored (out, in) as there. Layers of
+Keras are not used below the three public classes: their variables have other names and layouts (`kernel`, `gamma`), and
+every checkpoint would have to be turned around.
 Letters: R rows, T positions, d width.
 """
 
@@ -215,7 +215,7 @@ def uniform(shape: Any) -> tf.Tensor:
         stream = Stream(fresh_seed())
     stream.draws += 1
     # The algorithm by name: left to TensorFlow, each kind of device would take its own.
-    return tf.random.stateless_uniform(shape, stream.seed + [0, stream.draws], alg="philox")
+    return tf.random.stateless_uniform(shape, tf.add(stream.seed, [0, stream.draws]), alg="philox")
 
 
 def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
