@@ -1,0 +1,226 @@
+"""RAG's marginalisation as pure functions (paper, section 2.1). All in float32 or wider, also under mixed precision.
+
+Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..." any axes in between,
+such as the candidates or beams of a question. Ranks are static, sizes need not be: all of it runs in open graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from rag_tf.modules import widen
+
+
+def together(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    """The tensors in one dtype, the widest of theirs, float32 at least."""
+    wide = [widen(each) for each in tensors]
+    dtype = tf.float64 if any(each.dtype == tf.float64 for each in wide) else tf.float32
+    return [tf.cast(each, dtype) for each in wide]
+
+
+def masked_fill(x: tf.Tensor, mask: Any, value: float) -> tf.Tensor:
+    """`value` where `mask` (broadcastable) is True, x elsewhere; no gradient comes from what is filled."""
+    return tf.where(mask, tf.constant(value, x.dtype), x)
+
+
+def logsumexp(x: tf.Tensor, axis: int, keepdims: bool = False) -> tf.Tensor:
+    """log of the sum of exponentials; where all are -inf, -inf with a gradient of 0 (tf.reduce_logsumexp gives NaN)."""
+    top = tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
+    top = masked_fill(top, ~tf.math.is_finite(top), 0.0)
+    total = tf.reduce_sum(tf.exp(x - top), axis, keepdims=True)
+    empty = tf.equal(total, 0.0)
+    result = masked_fill(tf.math.log(masked_fill(total, empty, 1.0)) + top, empty, -float("inf"))
+    return result if keepdims else tf.squeeze(result, axis)
+
+
+def doc_scores(question: tf.Tensor, docs: tf.Tensor, doc_mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Inner products of question and document vectors.
+
+    Args:
+        question: question vectors (B, D).
+        docs: document vectors (B, N, D).
+        doc_mask: (B, N) bool, False where the search found no document: score -inf, posterior exactly 0.
+
+    Returns:
+        (B, N) in float32 or wider: half precision could not tell scores near 75 apart.
+    """
+    question, docs = together(question, docs)
+    scores = tf.reduce_sum(question[:, None] * docs, -1)  # (B, N)
+    return scores if doc_mask is None else masked_fill(scores, ~tf.cast(doc_mask, tf.bool), -float("inf"))
+
+
+def doc_log_probs(scores: tf.Tensor) -> tf.Tensor:
+    """log p(z|x) of the retrieved documents, (B, N) -> (B, N)."""
+    scores = widen(scores)
+    return scores - logsumexp(scores, 1, keepdims=True)
+
+
+def _beside(log_probs: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """(B, N) with as many trailing axes of length 1 as (B, N, ...) has."""
+    return tf.reshape(log_probs, tf.concat([tf.shape(log_probs), [1] * (like.shape.rank - 2)], 0))
+
+
+def token_log_probs(logits: tf.Tensor, log_probs: tf.Tensor) -> tf.Tensor:
+    """RAG-Token: log sum_z p(z|x) p(y_i|x, z, y_<i) for every token of the vocabulary.
+
+    Args:
+        logits: (B, N, ..., V).
+        log_probs: log p(z|x), (B, N).
+
+    Returns:
+        (B, ..., V).
+    """
+    logits, log_probs = together(logits, log_probs)
+    shift = _beside(log_probs, logits) - logsumexp(logits, -1, keepdims=True)  # (B, N, ..., 1)
+    return logsumexp(logits + shift, 1)
+
+
+def target_log_probs(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """log p of each target token, without a normalised copy of the logits.
+
+    Args:
+        logits: (B, N, ..., T, V).
+        target: (B, ..., T) token ids.
+
+    Returns:
+        (B, N, ..., T).
+    """
+    index = tf.broadcast_to(target[:, None], tf.shape(logits)[:-1])  # (B, N, ..., T)
+    chosen = tf.gather(logits, index, batch_dims=logits.shape.rank - 1)
+    return widen(chosen) - logsumexp(widen(logits), -1)
+
+
+def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
+    """Labels (B, T) -> what each position should predict: one to the left, a pad at the end, -100 as pad."""
+    shifted = tf.concat([labels[:, 1:], tf.fill([tf.shape(labels)[0], 1], tf.cast(pad_token_id, labels.dtype))], 1)
+    return masked_fill(shifted, shifted == -100, pad_token_id)
+
+
+def token_joint(logits: tf.Tensor, log_probs: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """RAG-Token: log p(z|x) p(y_i|x, z, y_<i) of each target token and document.
+
+    Its logsumexp over axis 1 is the marginal; normalised over axis 1 it is the posterior of each token.
+
+    Args:
+        logits: (B, N, ..., T, V).
+        log_probs: log p(z|x), (B, N).
+        target: (B, ..., T) token ids.
+
+    Returns:
+        (B, N, ..., T).
+    """
+    each, log_probs = together(target_log_probs(logits, target), log_probs)
+    return each + _beside(log_probs, each)
+
+
+def sequence_joint(
+    each: tf.Tensor, log_probs: tf.Tensor, pad_mask: tf.Tensor, drop_first: tf.Tensor | bool = False
+) -> tf.Tensor:
+    """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
+
+    The document's log-probability is added to the target's second token, so a target without a second token goes
+    without (kept: compatibility Q12). A document of score -inf never counts.
+
+    Args:
+        each: log-probability of each target token, (B, N, ..., T).
+        log_probs: log p(z|x), (B, N).
+        pad_mask: (B, ..., T) bool, True = not scored.
+        drop_first: leave out the first token; a bool or bools broadcastable to (B, 1, ...).
+
+    Returns:
+        (B, N, ...).
+    """
+    each, log_probs = together(each, log_probs)
+    mask = pad_mask[:, None]  # (B, 1, ..., T)
+    each = masked_fill(each, mask, 0.0)
+    first = masked_fill(each[..., 0], drop_first, 0.0)
+    prior = _beside(log_probs, first)
+    # A slice, not an index: of targets with one token it is empty, and its sum zero.
+    second = tf.reduce_sum(masked_fill(prior[..., None], mask[..., 1:2], 0.0), -1)
+    joint = first + tf.reduce_sum(each[..., 1:], -1) + second
+    return masked_fill(joint, tf.equal(prior, -float("inf")), -float("inf"))
+
+
+def smoothed(nll: tf.Tensor, smooth: tf.Tensor | None, epsilon: float, vocab_size: Any, reduce_loss: bool) -> tf.Tensor:
+    """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss` (never a mean)."""
+    loss = nll
+    if smooth is not None:
+        loss = (1.0 - epsilon) * nll + epsilon / tf.cast(vocab_size, nll.dtype) * smooth
+    return tf.reduce_sum(loss) if reduce_loss else loss
+
+
+def token_nll(
+    logits: tf.Tensor,
+    scores: tf.Tensor,
+    labels: tf.Tensor,
+    pad_token_id: int,
+    *,
+    epsilon: float = 0.0,
+    reduce_loss: bool = False,
+) -> tf.Tensor:
+    """RAG-Token's negative log-likelihood (paper, section 2.4).
+
+    Args:
+        logits: (B, N, T, V).
+        scores: document scores (B, N).
+        labels: (B, T) token ids; the first is not predicted, pads and -100 are not scored.
+        pad_token_id: the generator's pad token.
+        epsilon: label smoothing.
+        reduce_loss: sum over the batch.
+
+    Returns:
+        (B,), or a scalar with `reduce_loss`.
+    """
+    target = shift_left(labels, pad_token_id)
+    pad_mask = target == pad_token_id  # (B, T)
+    log_probs = doc_log_probs(scores)
+    smooth = None
+    if epsilon > 0:
+        marginal = token_log_probs(logits, log_probs)  # (B, T, V)
+        each = tf.gather(marginal, target, batch_dims=2)
+        smooth = -tf.reduce_sum(masked_fill(tf.reduce_sum(marginal, -1), pad_mask, 0.0), 1)
+    else:
+        each = logsumexp(token_joint(logits, log_probs, target), 1)  # (B, T)
+    nll = -tf.reduce_sum(masked_fill(each, pad_mask, 0.0), 1)
+    return smoothed(nll, smooth, epsilon, tf.shape(logits)[-1], reduce_loss)
+
+
+def sequence_nll(
+    logits: tf.Tensor,
+    scores: tf.Tensor,
+    labels: tf.Tensor,
+    pad_token_id: int,
+    *,
+    bos_token_id: int | None = None,
+    exclude_bos_score: bool = False,
+    epsilon: float = 0.0,
+    reduce_loss: bool = False,
+) -> tf.Tensor:
+    """RAG-Sequence's negative log-likelihood (paper, section 2.4).
+
+    Args:
+        logits, scores, labels, pad_token_id, reduce_loss: as in `token_nll`.
+        bos_token_id: what `exclude_bos_score` looks for.
+        exclude_bos_score: leave out the first scored token if it is BOS in every row.
+        epsilon: label smoothing; the smoothing term counts the document's log-probability V times (Q14).
+
+    Returns:
+        (B,), or a scalar with `reduce_loss`.
+    """
+    target = shift_left(labels, pad_token_id)
+    pad_mask = target == pad_token_id  # (B, T)
+    log_probs = doc_log_probs(scores)
+    drop: tf.Tensor | bool = False
+    if exclude_bos_score and bos_token_id is not None:
+        drop = tf.reduce_all(target[:, 0] == bos_token_id)
+    joint = sequence_joint(target_log_probs(logits, target), log_probs, pad_mask, drop)  # (B, N)
+    smooth = None
+    size = tf.shape(logits)[-1]
+    if epsilon > 0:
+        wide, log_probs = together(logits, log_probs)
+        count = tf.cast(size, wide.dtype)
+        total = tf.reduce_sum(wide, -1) - count * logsumexp(wide, -1)  # (B, N, T)
+        smooth = -logsumexp(sequence_joint(total, count * log_probs, pad_mask), 1)
+    return smoothed(-logsumexp(joint, 1), smooth, epsilon, size, reduce_loss)
