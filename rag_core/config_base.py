@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 
 Config = TypeVar("Config", bound="PretrainedConfig")
@@ -52,7 +53,7 @@ def _dtype_name(value: Any) -> str | None:
 
 
 @dataclass(init=False, repr=False, eq=False)
-class PretrainedConfig:
+class PretrainedConfig(Pushable):
     """Base of all configurations; names and defaults are those of transformers 4.37.2.
 
     Attributes:

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from rag_core.hub_push import model_card, push_folder
+from rag_core.hub_push import Pushable, model_card, push_folder
 
 __all__ = [
     "HUB_KWARGS",
+    "Pushable",
     "atomic_folder",
     "atomic_write",
     "is_local",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def model_card(
@@ -120,3 +122,21 @@ def push_folder(
             "Log in with `hf auth login` or pass token=, and check the repository's name and your right to write."
         ) from error
     return address
+
+
+class Pushable:
+    """What has `save_pretrained(folder)` and can so be pushed."""
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Save to a temporary folder and push it.
+
+        Args:
+            repo_id: "owner/name".
+            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`.
+
+        Returns:
+            The repository's address.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)  # type: ignore[attr-defined]
+            return push_folder(folder, repo_id, **kwargs)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from rag_core.backends import to_numpy, to_tensor
+from rag_core.hub import Pushable
 from rag_core.index import Index
 from rag_core.prompts import TRUNCATE, build_prompts, shorten_documents
 from rag_core.search import read_docs, search
 
 
-class RagRetriever:
+class RagRetriever(Pushable):
     """Finds documents for question vectors and joins them with the questions for the generator.
 
     The index can be exchanged at any time: ``retriever.index = other``; the next call uses it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from rag_core.batch import BatchEncoding
 from rag_core.config_base import read_config
-from rag_core.hub import atomic_folder, resolve_file, split_hub_kwargs
+from rag_core.hub import Pushable, atomic_folder, resolve_file, split_hub_kwargs
 from rag_core.tokenizer import Tokenizer
 from rag_core.vocabulary import clean_up_tokenization
 
@@ -20,7 +20,7 @@ QUESTION_FOLDER = "question_encoder_tokenizer"
 GENERATOR_FOLDER = "generator_tokenizer"
 
 
-class RagTokenizer:
+class RagTokenizer(Pushable):
     """Both tokenizers of a RAG model.
 
     Questions go to the question encoder's tokenizer; targets go to the generator's, whose ids the loss is about

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag_core.backends import to_numpy
 from rag_core.batch import BatchEncoding, pad_rows
-from rag_core.hub import atomic_folder, split_hub_kwargs
+from rag_core.hub import Pushable, atomic_folder, split_hub_kwargs
 from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer
 from rag_core.tokenizer_save import write_tokenizer
@@ -40,7 +40,7 @@ _SETTINGS = {
 }
 
 
-class Tokenizer(Vocabulary):
+class Tokenizer(Vocabulary, Pushable):
     """Turns text into token ids and back; made by `from_pretrained`. Attributes as of `Vocabulary`."""
 
     @classmethod

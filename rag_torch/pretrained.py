@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from rag_core.hub import push_folder, resolve_file, split_hub_kwargs
+from rag_core.hub import Pushable, push_folder, resolve_file, split_hub_kwargs
 from rag_torch import weights as tensors
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(nn.Module, Pushable):
     """An `nn.Module` with a config, which loads and saves itself under Hugging Face's names.
 
     Args:
@@ -237,20 +236,6 @@ class PretrainedModel(nn.Module):
 
     def _saved_generation_config(self) -> Any:
         return self._generation_config
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Save to a temporary folder and push it.
-
-        Args:
-            repo_id: "owner/name".
-            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`.
-
-        Returns:
-            What the hub answered: the address of the commit.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_folder(folder, repo_id, **kwargs)
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, config: Any) -> torch.dtype | None:

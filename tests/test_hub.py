@@ -23,6 +23,7 @@ from rag_core.hub import (
     resolve_file,
     split_hub_kwargs,
 )
+from rag_core.tokenization import RagTokenizer
 
 COMMIT = "0" * 40
 
@@ -242,6 +243,25 @@ def test_an_own_card_stays(where, api, tmp_path):
     api.readme = where == "repository"
     push_folder(tmp_path, "o/n")
     assert [call[0] for call in api.calls] == ["token", "create_repo", "upload_folder"]
+
+
+def test_configs_tokenizers_and_retrievers_push_what_they_save(api, retriever, monkeypatch):
+    pushed = set()
+    monkeypatch.setattr(
+        FakeApi,
+        "upload_folder",
+        lambda self, **given: pushed.update(path.name for path in given["folder_path"].rglob("*")),
+        raising=False,
+    )
+    parts = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer)
+    for part, file in (
+        (retriever.config, "config.json"),
+        (parts, "generator_tokenizer"),
+        (retriever, "hf_dataset_index.faiss"),
+    ):
+        pushed.clear()
+        assert part.push_to_hub("o/n", token="t") == "https://huggingface.co/o/n"
+        assert file in pushed
 
 
 def test_failed_pushes_are_explained(api, tmp_path):
