@@ -1,0 +1,182 @@
+"""{name: ndarray} <-> variables, strictly: every name accounted for, ties kept, nothing half loaded.
+
+A `model` here has `named_parameters()` and `get_submodule(path)`, as `modules.Module` and every public class has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rag_tf.modules import Hollow, Module
+
+_DEVICE = re.compile(r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?")
+
+
+def named_variables(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, variable) of a part of a model: ours, or another library's tf.Module or Keras model."""
+    if part is None:
+        return
+    if hasattr(part, "named_parameters"):
+        yield from part.named_parameters(prefix)
+    elif hasattr(part, "weights"):  # Keras: its own kind of variable around TensorFlow's
+        for each in part.weights:
+            variable = getattr(each, "value", each)
+            yield f"{prefix}{getattr(each, 'path', each.name)}", variable
+    elif hasattr(part, "variables"):
+        for variable in part.variables:
+            yield f"{prefix}{variable.name.partition(':')[0]}", variable
+
+
+def named_tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """Variables (or `Hollow`s) by name; of tied ones only the first name."""
+    seen: set[int] = set()
+    for name, variable in model.named_parameters():
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            yield name, variable
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Each further name of a tied variable -> its first name."""
+    first: dict[int, str] = {}
+    ties = {}
+    for name, variable in model.named_parameters():
+        if id(variable) in first:
+            ties[name] = first[id(variable)]
+        else:
+            first[id(variable)] = name
+    return ties
+
+
+def to_arrays(model: Any) -> dict[str, np.ndarray]:
+    """The weights as read-only NumPy arrays, tied ones once; bfloat16 stays bfloat16.
+
+    On the CPU the arrays share the variables' memory until those change, so that saving takes no copy.
+    """
+    return {name: to_array(variable) for name, variable in named_tensors(model)}
+
+
+def to_array(variable: tf.Variable) -> np.ndarray:
+    """A variable's values of now, see `to_arrays`."""
+    return np.asarray(variable.read_value())
+
+
+def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) -> tf.Tensor:
+    """A tensor that owns its memory.
+
+    Args:
+        array: any shape; ml_dtypes' bfloat16 included.
+        dtype: wanted type; None keeps the array's. Integers keep theirs.
+        device: wanted place; None leaves it to TensorFlow.
+    """
+    array = np.asarray(array)
+    found = tf.as_dtype(array.dtype)
+    wanted = tf.as_dtype(dtype) if dtype is not None and found.is_floating else found
+    # Cast by NumPy: a GPU then only ever sees the wanted type.
+    array = array if wanted == found else array.astype(wanted.as_numpy_dtype)
+    with tf.device(device):
+        return tf.constant(array)
+
+
+def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any, skip: Container[str] = ()) -> None:
+    """Replace the named variables by new ones (the model may be hollow).
+
+    Args:
+        model: whose names these are.
+        arrays: name -> values of the right shape; the caller has checked both. Read one at a time.
+        dtype: of floating-point weights; None keeps the arrays'.
+        device: where to put them.
+        skip: names to pass over.
+    """
+    place = resolve_device(device)
+    olds = dict(model.named_parameters())
+    for name in arrays:
+        if name not in skip:
+            replace(model, name, olds.pop(name), from_array(arrays[name], dtype, place), place)
+    _forget_graphs(model)
+
+
+def replace(model: Any, name: str, old: Any, value: tf.Tensor, device: str | None = None) -> Any:
+    """Put a new variable in the place of `old`; within another library's module, the new value into `old`.
+
+    Args:
+        model: whose name it is.
+        name: the variable's.
+        old: the variable or `Hollow` that stands there.
+        value: the new one's.
+        device: where to put it; None leaves it to TensorFlow.
+
+    Returns:
+        The variable that is there now.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except (AttributeError, LookupError, ValueError):
+        module = None
+    if not isinstance(module, Module):
+        old.assign(tf.cast(value, old.dtype))
+        return old
+    with tf.device(device):
+        new = tf.Variable(value, trainable=old.trainable)
+    setattr(module, leaf, new)
+    return new
+
+
+def replace_all(model: Any, change: Callable[[Any], tf.Tensor], device: str | None = None) -> None:
+    """Replace every variable by `change(variable)`; what was one variable under several names stays one."""
+    done: dict[int, tuple[Any, Any]] = {}
+    for name, old in list(model.named_parameters()):
+        if id(old) in done:
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, done[id(old)][1])
+        else:
+            # The old one stays in the table, or a new variable could take over its id.
+            done[id(old)] = old, replace(model, name, old, change(old), device)
+    _forget_graphs(model)
+
+
+def _forget_graphs(model: Any) -> None:
+    """Graphs read the variables that were there when they were traced."""
+    if hasattr(model, "reset_graphs"):
+        model.reset_graphs()
+
+
+def hollow_names(model: Any) -> list[str]:
+    """Names without values yet, sorted."""
+    return sorted(name for name, variable in model.named_parameters() if isinstance(variable, Hollow))
+
+
+def resized(weight: tf.Variable, rows: int, std: float) -> tf.Tensor:
+    """The table with `rows` rows: cut, or lengthened by normal(0, std)."""
+    kept = weight[:rows]
+    fresh = tf.random.normal((max(0, rows - weight.shape[0]), *weight.shape[1:]), stddev=std)
+    return tf.concat([kept, tf.cast(fresh, weight.dtype)], 0)
+
+
+def is_device(value: Any) -> bool:
+    """Whether this names a device: "cpu", "cuda", "cuda:0", "gpu", "/GPU:0", another framework's device object."""
+    return _DEVICE.fullmatch(str(value).lower()) is not None
+
+
+def resolve_device(device: Any) -> str | None:
+    """A device as TensorFlow names it, "/GPU:0"; None leaves the place to TensorFlow (a GPU where there is one).
+
+    Raises:
+        ValueError: not the name of a device, or no such device here.
+    """
+    if device is None:
+        return None
+    match = _DEVICE.fullmatch(str(device).lower())
+    if match is None:
+        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:0', 'gpu', '/GPU:0' or None, got {device!r}")
+    kind, number = "CPU" if match[1] == "cpu" else "GPU", int(match[2] or 0)
+    count = len(tf.config.list_logical_devices(kind))
+    if number >= count:
+        raise ValueError(f"device must be one that TensorFlow sees; got {device!r}, and there are {count} {kind}s")
+    return f"/{kind}:{number}"
