@@ -53,7 +53,7 @@ def load_state(
         What was given as `state`.
 
     Raises:
-        ValueError: the file is damaged or holds other weights; nothing has been changed then.
+        ValueError: the file is damaged, another framework's or holds other weights; nothing has been changed then.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -62,6 +62,8 @@ def load_state(
         state = json.loads(metadata["state"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
+    if "rng.cpu" not in tensors:
+        raise ValueError(f"{path} belongs to a run of the tf backend. Go on with that one, or remove it.")
     wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}
     wrong = sorted(n for n, p in wanted.items() if n not in tensors or tensors[n].shape != p.shape)
     if wrong:

@@ -9,82 +9,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_models import (
+    EXAMPLES,
+    SETTINGS,
+    WORDS,
+    Killed,
+    small_config,
+    small_retriever,
+    small_tokenizers,
+    train_command,
+)
 
-from rag_core.config import BartConfig, BertConfig, RagConfig
-from rag_core.retriever import RagRetriever
-from rag_core.tokenization import AutoTokenizer, Tokenizer
+from rag_core.tokenization import AutoTokenizer
 from rag_core.training import CHECKPOINT, DataOrder, Example, TrainingConfig, learning_rate_factor, read_examples
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.training import train
 
-WORDS = "river city king war song tree stone bird fish moon".split()
-
-
-class ArrayIndex:
-    """Exact search in memory."""
-
-    def __init__(self, titles, texts, vectors):
-        self.titles, self.texts, self.vectors = titles, texts, vectors
-
-    def is_initialized(self):
-        return True
-
-    def init_index(self):
-        pass
-
-    def get_top_docs(self, question_hidden_states, n_docs=5):
-        ids = np.argsort(-(question_hidden_states @ self.vectors.T), axis=1, kind="stable")[:, :n_docs]
-        return ids.astype(np.int64), self.vectors[ids]
-
-    def get_doc_dicts(self, doc_ids):
-        return [{"title": [self.titles[i] for i in r], "text": [self.texts[i] for i in r]} for r in doc_ids]
-
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    from tokenizers import ByteLevelBPETokenizer
-
-    root = tmp_path_factory.mktemp("tokenizers")
-    bpe = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe.train_from_iterator([" ".join(WORDS)] * 5, vocab_size=330, special_tokens=special, show_progress=False)
-    (root / "bart").mkdir()
-    bpe.save_model(str(root / "bart"))
-    (root / "bart" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
-    (root / "bert").mkdir()
-    (root / "bert" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "?"]))
-    (root / "bert" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    return Tokenizer.from_pretrained(root / "bert"), Tokenizer.from_pretrained(root / "bart")
+    return small_tokenizers(tmp_path_factory.mktemp("tokenizers"))
 
 
 def build(tokenizers, head=RagTokenForGeneration, dropout=0.1):
     torch.manual_seed(3)
-    question = BertConfig(
-        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=32, pooling="mean", projection_dim=16, normalize=True, scale=4.0,
-        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-    )  # fmt: skip
-    generator = BartConfig(
-        vocab_size=len(tokenizers[1]), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
-        decoder_start_token_id=0, dropout=dropout, init_std=0.1,
-    )  # fmt: skip
-    config = RagConfig(
-        question_encoder=question.to_dict(), generator=generator.to_dict(), n_docs=2, max_combined_length=24,
-        index_name="custom", retrieval_vector_size=16, prompt_truncation="document",
-    )  # fmt: skip
-    vectors = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
-    index = ArrayIndex(WORDS, [f"{w} {w}" for w in reversed(WORDS)], vectors)
-    retriever = RagRetriever(config, *tokenizers, index=index)
+    config = small_config(tokenizers, dropout)
+    retriever = small_retriever(config, tokenizers)
     return head(config, retriever=retriever), retriever
-
-
-EXAMPLES = [Example(f"{a} {b} ?", (b,)) for a, b in zip(WORDS, reversed(WORDS), strict=True)]
-SETTINGS = {"batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 2, "save_every": 3, "log_every": 2}
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("part", ["all", "projection"])
@@ -266,25 +217,9 @@ def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_p
     from typer.testing import CliRunner
 
     from rag_core.cli import app
-    from rag_core.knowledge import build_knowledge_base
-    from rag_core.tokenization import RagTokenizer
 
-    model, retriever = build(tokenizers, head)
-    model.save_pretrained(tmp_path / "model")
-    RagTokenizer(*tokenizers).save_pretrained(tmp_path / "model")
-    lines = [json.dumps({"title": w, "text": f"{w} {w}"}) for w in WORDS]
-    (tmp_path / "wiki.jsonl").write_text("\n".join(lines))
-    vectors = dict(zip(WORDS, retriever.index.vectors, strict=True))
-    build_knowledge_base(
-        tmp_path / "wiki.jsonl",
-        tmp_path / "kb",
-        lambda titles, texts: np.stack([vectors.get(title, retriever.index.vectors[0]) for title in titles]),
-        progress=False,
-    )
-    asked = tmp_path / "qa.jsonl"
-    asked.write_text("\n".join(json.dumps({"question": e.question, "answer": e.answers[0]}) for e in EXAMPLES))
-    words = ["train", str(asked), "--model", str(tmp_path / "model"), "--kb", str(tmp_path / "kb")]
-    words += ["--out", str(tmp_path / "tuned"), "--steps", "2", "--validation", str(asked), "--warmup-steps", "0"]
+    model, _ = build(tokenizers, head)
+    words = train_command(tmp_path, model, tokenizers)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.stderr
     assert "2 steps, loss" in result.stderr
