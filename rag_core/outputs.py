@@ -55,6 +55,15 @@ class ModelOutput:
         """The fields that are present, as `return_dict=False` returns them."""
         return tuple(self._present().values())
 
+    def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """For TensorFlow: a record goes into a `tf.function` and comes out of it, absent fields too."""
+        return (), tuple(getattr(self, f.name) for f in fields(self))
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple[Any, ...], components: tuple[Any, ...]) -> Any:
+        """The record that `__tf_flatten__` took apart."""
+        return cls(*components)
+
 
 @dataclass
 class RetrievAugLMOutput(ModelOutput):

@@ -1,0 +1,390 @@
+"""BERT as an encoder of questions and passages: DPR's two encoders and pooled sentence encoders.
+
+BERT: Devlin et al. 2018, arXiv 1810.04805; DPR: Karpukhin et al. 2020, arXiv 2004.04906.
+Attribute names are the weights' names in public checkpoints. Letters: B texts, S tokens, D vector size, d width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_core.config import BertConfig, DPRConfig
+from rag_core.outputs import EncoderOutput, PooledEncoderOutput
+from rag_core.sentence_folder import sentence_settings
+from rag_tf.contexts import checked_ids, checked_tensor
+from rag_tf.layers import AttentionMask, Trace, activation, attend, init_normal, key_mask, merge_heads, split_heads
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, compute_dtype, dropout, widen
+from rag_tf.pretrained import PretrainedModel
+
+
+class BertEmbeddings(Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def __call__(
+        self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool
+    ) -> Tensor:
+        """(B, S) ids -> (B, S, d)."""
+        if inputs_embeds is None:
+            x = self.word_embeddings(input_ids)
+        else:
+            x = tf.cast(inputs_embeds, compute_dtype() or self.LayerNorm.weight.dtype)
+        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
+        x = x + (self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype))
+        x = x + tf.cast(self.position_embeddings.weight[: tf.shape(x)[1]], x.dtype)
+        return dropout(self.LayerNorm(x), self.dropout, training)
+
+    def check_length(self, length: int | None) -> None:
+        """Refuses texts longer than the table of positions; None = not known yet.
+
+        Raises:
+            ValueError: naming both lengths.
+        """
+        limit = self.position_embeddings.num_embeddings
+        if length is not None and length > limit:
+            raise ValueError(
+                f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
+                f"cut texts when they are tokenized: truncation=True, max_length={limit}"
+            )
+
+
+class BertSelfAttention(Module):
+    """Multi-head self-attention, before its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool, training: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        query, key, value = (split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value))
+        rate = self.dropout if training else 0.0
+        out, weights = attend(query, key, value, mask, dropout=rate, need_weights=need_weights)
+        return merge_heads(out), weights
+
+
+class BertAddNorm(Module):
+    """A projection, added to what came before and normalised."""
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.dense = Linear(width, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def __call__(self, hidden: Tensor, x: Tensor, training: bool) -> Tensor:
+        """norm(x + dense(hidden))."""
+        return self.LayerNorm(dropout(self.dense(hidden), self.dropout, training) + x)
+
+
+class BertAttention(Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertAddNorm(config, config.hidden_size)
+
+
+class BertIntermediate(Module):
+    """The first half of the feed-forward part."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.act = activation(config.hidden_act)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, S, intermediate_size)."""
+        return self.act(self.dense(x))
+
+
+class BertLayer(Module):
+    """Self-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertAddNorm(config, config.intermediate_size)
+
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool, training: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        hidden, weights = self.attention.self(x, mask, need_weights, training)
+        x = self.attention.output(hidden, x, training)
+        return self.output(self.intermediate(x), x, training), weights
+
+
+class BertStack(Module):
+    """The layers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = [BertLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def __call__(
+        self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool, training: bool
+    ) -> EncoderOutput:
+        """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
+        attention_mask = key_mask(mask)
+        trace = Trace(output_hidden_states, output_attentions)
+        for layer in self.layer:
+            trace.hidden(x)
+            x, weights = layer(x, attention_mask, output_attentions, training)
+            trace.attentions(weights)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class BertPooler(Module):
+    """tanh of a projection of the first state."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, d)."""
+        return tf.tanh(self.dense(x[:, 0]))
+
+
+class BertBody(Module):
+    """Embeddings and layers without a pooler; DPR's `bert_model`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertStack(config)
+
+
+class PooledEncoder(PretrainedModel, Module, ABC):
+    """What DPR's encoders and the sentence encoders share: ids in, one vector a text out (element 0 of the output)."""
+
+    def init_weights(self) -> None:
+        """Fresh weights: normal with the config's `initializer_range`."""
+        init_normal(self, self.config.initializer_range)
+
+    @property
+    def dimension(self) -> int:
+        """D, the size of the vectors."""
+        return self.config.projection_dim or self.config.hidden_size
+
+    @property
+    def _body(self) -> Any:
+        """The module holding `embeddings` and `encoder`."""
+        return self
+
+    def get_input_embeddings(self) -> Embedding:
+        """The token table."""
+        return self._body.embeddings.word_embeddings
+
+    @abstractmethod
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> PooledEncoderOutput | tuple[Any, ...]:
+        """One vector for each text.
+
+        Args:
+            input_ids: (B, S); or a dictionary of this and others of these arguments, as a tokenizer returns it.
+            attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
+            token_type_ids: (B, S); None = zeros.
+            inputs_embeds: (B, S, d) in place of `input_ids`.
+            output_attentions: whether to return attentions; None = the config's.
+            output_hidden_states: whether to return hidden states; None = the config's.
+            return_dict: False for a plain tuple; None = the config's.
+            training: whether dropout acts; None = as `train()` and `eval()` say.
+
+        Returns:
+            `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
+        """
+        if isinstance(input_ids, Mapping):
+            given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "training": training}
+            switches = (output_attentions, output_hidden_states, return_dict)
+            given |= dict(zip(("output_attentions", "output_hidden_states", "return_dict"), switches, strict=True))
+            return self(**{**given, **input_ids})
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
+        embeddings = self._body.embeddings
+        # One type of integer, or there would be a graph for each.
+        if input_ids is not None:
+            size = embeddings.word_embeddings.num_embeddings
+            input_ids = given = tf.cast(checked_ids("input_ids", input_ids, size), tf.int64)
+            if attention_mask is None and self.config.pad_token_id is not None:
+                attention_mask = input_ids != self.config.pad_token_id
+        else:
+            inputs_embeds = given = checked_tensor("inputs_embeds", inputs_embeds)
+        if attention_mask is not None:
+            attention_mask = tf.cast(checked_tensor("attention_mask", attention_mask), tf.bool)
+        if token_type_ids is not None:
+            size = embeddings.token_type_embeddings.num_embeddings
+            token_type_ids = tf.cast(checked_ids("token_type_ids", token_type_ids, size), tf.int64)
+        embeddings.check_length(given.shape[1])
+        with self.placed():
+            output = self.graph("call", self._encode)(
+                input_ids, attention_mask, token_type_ids, inputs_embeds, attentions, hidden, self.in_training(training)
+            )
+        return output if return_dict else output.to_tuple()
+
+    forward = call = __call__
+
+    def _encode(
+        self,
+        input_ids: Tensor | None,
+        mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attentions: bool,
+        hidden: bool,
+        training: bool,
+    ) -> PooledEncoderOutput:
+        x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds, training)
+        states = self._body.encoder(x, mask, attentions, hidden, training)
+        return PooledEncoderOutput(
+            pooler_output=self._pool(states.last_hidden_state, mask),
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
+        )
+
+
+class DPREncoder(Module):
+    """BERT and an optional projection of its first state."""
+
+    def __init__(self, config: DPRConfig) -> None:
+        super().__init__()
+        self.bert_model = BertBody(config)
+        if config.projection_dim > 0:
+            self.encode_proj = Linear(config.hidden_size, config.projection_dim)
+
+
+class _DPR(PooledEncoder):
+    config_class = DPRConfig
+
+    @property
+    @abstractmethod
+    def _encoder(self) -> DPREncoder: ...
+
+    @property
+    def _body(self) -> BertBody:
+        return self._encoder.bert_model
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        first = x[:, 0]
+        return self._encoder.encode_proj(first) if self.config.projection_dim > 0 else first
+
+
+class DPRQuestionEncoder(_DPR):
+    """DPR's question encoder.
+
+    Args:
+        config: a `DPRConfig`.
+    """
+
+    head = "question"
+
+    def __init__(self, config: DPRConfig) -> None:
+        super().__init__(config)
+        self.question_encoder = DPREncoder(config)
+        self.post_init()
+
+    @property
+    def _encoder(self) -> DPREncoder:
+        return self.question_encoder
+
+
+class DPRContextEncoder(_DPR):
+    """DPR's passage encoder.
+
+    Args:
+        config: a `DPRConfig`.
+    """
+
+    head = "context"
+
+    def __init__(self, config: DPRConfig) -> None:
+        super().__init__(config)
+        self.ctx_encoder = DPREncoder(config)
+        self.post_init()
+
+    @property
+    def _encoder(self) -> DPREncoder:
+        return self.ctx_encoder
+
+
+class BertEncoder(PooledEncoder):
+    """A pooled BERT: sentence encoders, and any BERT as question or passage encoder.
+
+    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if `normalize`) -> times `scale`.
+
+    Args:
+        config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
+    """
+
+    config_class = BertConfig
+    architecture = "BertModel"
+
+    @classmethod
+    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
+        """The config; of a sentence-transformers folder with its pooling and normalisation."""
+        found = sentence_settings(name_or_path, **hub) or {}
+        settings: dict[str, Any] = {name: found[name] for name in ("pooling", "normalize") if name in found}
+        return super().read_config(name_or_path, hub, {**settings, **overrides})
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertStack(config)
+        if config.pooling == "pooler":
+            self.pooler = BertPooler(config)
+        if config.projection_dim > 0:
+            self.encode_proj = Linear(config.hidden_size, config.projection_dim)
+        self.post_init()
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.config.pooling == "pooler":
+            vector = self.pooler(x)
+        elif self.config.pooling == "cls" or mask is None:
+            vector = x[:, 0] if self.config.pooling == "cls" else tf.reduce_mean(x, 1)
+        else:
+            real = tf.cast(mask, x.dtype)[:, :, None]  # (B, S, 1)
+            vector = tf.reduce_sum(x * real, 1) / tf.maximum(tf.reduce_sum(real, 1), 1)
+        if self.config.projection_dim > 0:
+            vector = self.encode_proj(vector)
+        if self.config.normalize:
+            wide = widen(vector)
+            # The floor stands under the root: there a zero vector has a gradient, and it is zero.
+            square = tf.maximum(tf.reduce_sum(wide * wide, -1, keepdims=True), 1e-24)
+            vector = tf.cast(wide / tf.sqrt(square), vector.dtype)
+        return vector * self.config.scale
