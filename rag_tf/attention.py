@@ -1,0 +1,174 @@
+"""Activations, masks and attention: what every network here computes with.
+
+All of it runs in graphs whose axes are open: lengths are tensors, only widths and numbers of heads are read as numbers.
+Letters: R rows, T query positions, L key positions, S context length, H heads, h width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_tf.modules import dropout as drop
+from rag_tf.modules import widen
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x times the normal distribution function (tf.nn.gelu's constants have float32's precision even in float64)."""
+    wide = widen(x)
+    return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide * math.sqrt(0.5))), x.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The customary approximation of `gelu` by a tanh."""
+    wide = widen(x)
+    inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return tf.cast(0.5 * wide * (1.0 + tf.tanh(inner)), x.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x times its sigmoid."""
+    return x * tf.sigmoid(x)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+    "silu": silu,
+    "swish": silu,
+    "mish": lambda x: x * tf.tanh(tf.math.softplus(x)),
+    "tanh": tf.tanh,
+    "sigmoid": tf.sigmoid,
+    "linear": lambda x: x,
+}
+
+
+def activation(name: str) -> Activation:
+    """The elementwise function a config names, e.g. `"gelu"`.
+
+    Raises:
+        ValueError: for a name that is not in `ACTIVATIONS`.
+    """
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}") from None
+
+
+class AttentionMask:
+    """Which keys a query may attend to, and an optional learned bias on top.
+
+    Args:
+        allowed: bool, True = attend, broadcastable to (R, H, T, L); None allows everything.
+        position_bias: (1, H, T, L) added to the scores (T5), or None.
+
+    A query that may attend to nothing gets a zero vector, never NaN.
+    """
+
+    def __init__(self, allowed: Tensor | None, position_bias: Tensor | None = None) -> None:
+        self.allowed = allowed
+        self.position_bias = position_bias
+        self.alive = None if allowed is None else tf.reduce_any(allowed, -1, keepdims=True)
+        self._bias: dict[tf.DType, Tensor] = {}
+
+    def bias(self, dtype: tf.DType) -> Tensor | None:
+        """The mask as finite numbers to add to the scores; made once per dtype, None when nothing is to be added."""
+        if dtype in self._bias:
+            return self._bias[dtype]
+        bias = None if self.position_bias is None else tf.cast(self.position_bias, dtype)
+        if self.allowed is not None:
+            # Half of the lowest number: adding a score to it cannot overflow to -inf.
+            low = tf.constant(dtype.min / 2, dtype)
+            bias = tf.where(self.allowed, tf.zeros((), dtype) if bias is None else bias, low)
+        if bias is not None:
+            self._bias[dtype] = bias
+        return bias
+
+    def rows(self, rows: Tensor) -> AttentionMask:
+        """The mask of these rows only (no position bias: cross-attention)."""
+        return AttentionMask(None if self.allowed is None else tf.gather(self.allowed, rows))
+
+
+def key_mask(attention_mask: Tensor | None) -> AttentionMask:
+    """(R, S) of 0/1 or bool, 1 = a real token -> a mask over keys, (R, 1, 1, S)."""
+    return AttentionMask(None if attention_mask is None else tf.cast(attention_mask, tf.bool)[:, None, None, :])
+
+
+def causal_allowed(length: Any, past: Any, keys: Any = None, attention_mask: Tensor | None = None) -> Tensor:
+    """Which keys each of `length` new positions sees after `past` earlier ones.
+
+    Args:
+        length: T, the number of new positions.
+        past: number of positions already cached.
+        keys: L, places for keys, of which those beyond the new positions are still empty; None = past + T.
+        attention_mask: (R, L), 1 = a real token, or None.
+
+    Returns:
+        bool (1 or R, 1, T, L).
+    """
+    query = tf.range(past, past + length)
+    allowed = (tf.range(past + length if keys is None else keys) <= query[:, None])[None, None]  # (1, 1, T, L)
+    if attention_mask is not None:
+        allowed = allowed & tf.cast(attention_mask, tf.bool)[:, None, None, :]  # (R, 1, T, L)
+    return allowed
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(R, T, H*h) -> (R, H, T, h)."""
+    shape = tf.shape(x)
+    return tf.transpose(tf.reshape(x, (shape[0], shape[1], heads, x.shape[-1] // heads)), (0, 2, 1, 3))
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(R, H, T, h) -> (R, T, H*h)."""
+    shape = tf.shape(x)
+    return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (shape[0], shape[2], x.shape[1] * x.shape[3]))
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot-product attention; the same numbers with and without the weights returned.
+
+    Args:
+        query: (R, H, T, h).
+        key: (R, H, L, h).
+        value: (R, H, L, h).
+        mask: which keys each query sees.
+        dropout: probability of dropping an attention weight.
+        scale: factor on the scores; None means h ** -0.5.
+        need_weights: whether the attention weights are wanted too.
+
+    Returns:
+        (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # The factor goes on the query, which is smaller than the scores.
+    scores = tf.matmul(query if scale == 1 else query * scale, key, transpose_b=True)  # (R, H, T, L)
+    bias = mask.bias(query.dtype)
+    scores = scores if bias is None else scores + bias
+    weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)
+    out = tf.matmul(drop(weights, dropout, True), value)
+    out.set_shape((None, query.shape[1], None, query.shape[3]))  # values that come into a graph have open axes
+    if mask.alive is None:
+        return out, weights if need_weights else None
+    alive = tf.cast(mask.alive, out.dtype)
+    return out * alive, weights * alive if need_weights else None

@@ -1,0 +1,298 @@
+"""BART: encoder, decoder with cache, language-model head (Lewis et al. 2019, arXiv 1910.13461).
+
+Attribute names are the weights' names in public checkpoints.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_core.config import BartConfig
+from rag_core.outputs import EncoderOutput
+from rag_tf.layers import (
+    AttentionMask,
+    DecodeState,
+    GrowingCache,
+    Trace,
+    activation,
+    attend,
+    causal_allowed,
+    embedding_scale,
+    init_normal,
+    key_mask,
+    merge_heads,
+    shift_tokens_right,
+    split_heads,
+)
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, dropout, parameter, uniform
+from rag_tf.seq2seq import Generator
+
+# BART's position table starts with two rows that no position uses.
+POSITION_OFFSET = 2
+
+
+class BartAttention(Module):
+    """Multi-head attention with biases on all four projections."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, L, d) -> keys and values (R, H, L, h)."""
+        return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)
+
+    def __call__(
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        need_weights: bool = False,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
+        query = split_heads(self.q_proj(x), self.heads)
+        rate = self.dropout if training else 0.0
+        out, weights = attend(query, *keys_values, mask, dropout=rate, need_weights=need_weights)
+        return self.out_proj(merge_heads(out)), weights
+
+
+class _BartLayer(Module):
+    """What encoder and decoder layers share: self-attention and the feed-forward part."""
+
+    def __init__(self, config: BartConfig, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attn = BartAttention(config.d_model, heads, config.attention_dropout)
+        self.self_attn_layer_norm = LayerNorm(config.d_model)
+        self.fc1 = Linear(config.d_model, ffn)
+        self.fc2 = Linear(ffn, config.d_model)
+        self.final_layer_norm = LayerNorm(config.d_model)
+        self.act = activation(config.activation_function)
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+
+    def _add(self, x: Tensor, update: Tensor, norm: LayerNorm, training: bool) -> Tensor:
+        return norm(x + dropout(update, self.dropout, training))
+
+    def _feed_forward(self, x: Tensor, training: bool) -> Tensor:
+        hidden = dropout(self.act(self.fc1(x)), self.activation_dropout, training)
+        return self._add(x, self.fc2(hidden), self.final_layer_norm, training)
+
+
+class BartEncoderLayer(_BartLayer):
+    """Self-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool = False, training: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, S, d) -> (R, S, d) and the attention weights if wanted."""
+        update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights, training)
+        x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm, training), training)
+        if x.dtype == tf.float16:
+            x = tf.clip_by_value(x, tf.cast(-65000, x.dtype), tf.cast(65000, x.dtype))
+        return x, weights
+
+
+class BartDecoderLayer(_BartLayer):
+    """Causal self-attention, cross-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__(config, config.decoder_attention_heads, config.decoder_ffn_dim)
+        self.encoder_attn = BartAttention(config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.encoder_attn_layer_norm = LayerNorm(config.d_model)
+
+    def __call__(
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        cross: tuple[Tensor, Tensor],
+        cross_mask: AttentionMask,
+        need_weights: bool = False,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        update, weights = self.self_attn(x, keys_values, mask, need_weights, training)
+        x = self._add(x, update, self.self_attn_layer_norm, training)
+        # The beams of a context ride on the query axis, so its keys and values are never repeated.
+        riding = tf.reshape(x, (tf.shape(cross[0])[0], -1, x.shape[-1]))  # (R, K*T, d)
+        update, cross_weights = self.encoder_attn(riding, cross, cross_mask, need_weights, training)
+        x = self._add(x, tf.reshape(update, tf.shape(x)), self.encoder_attn_layer_norm, training)
+        return self._feed_forward(x, training), weights, cross_weights
+
+
+class _BartStack(Module):
+    """Embeddings and bookkeeping that encoder and decoder share."""
+
+    layers: Any
+
+    def __init__(self, config: BartConfig, layers: list[Any], layerdrop: float) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.embed_positions = Embedding(config.max_position_embeddings + POSITION_OFFSET, config.d_model)
+        self.layers = layers
+        self.layernorm_embedding = LayerNorm(config.d_model)
+        self.scale = embedding_scale(config)
+        self.dropout = config.dropout
+        self.layerdrop = layerdrop
+
+    def check_length(self, length: int | None) -> None:
+        """Refuses more positions than there are; `None`, a length of a graph, is taken on trust."""
+        limit = self.embed_positions.num_embeddings - POSITION_OFFSET
+        if length is not None and length > limit:
+            raise ValueError(f"this BART has {limit} positions (max_position_embeddings), got {length} tokens")
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, start: Any, training: bool) -> Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = inputs_embeds if self.scale == 1 else inputs_embeds * self.scale
+        if tf.executing_eagerly():
+            self.check_length(int(start) + inputs_embeds.shape[1])
+        first = start + POSITION_OFFSET
+        positions = self.embed_positions(tf.range(first, first + tf.shape(inputs_embeds)[1]))  # (T, d)
+        return dropout(self.layernorm_embedding(inputs_embeds + positions), self.dropout, training)
+
+    def _kept(self, before: Tensor, after: Tensor, training: bool) -> Tensor:
+        """The layer's result, or with probability `layerdrop` what came in, while training."""
+        if not training or not self.layerdrop:
+            return after
+        return tf.where(uniform(()) < self.layerdrop, before, after)
+
+
+class BartEncoder(_BartStack):
+    """Token and position embeddings, then the layers."""
+
+    def __init__(self, config: BartConfig) -> None:
+        layers = [BartEncoderLayer(config) for _ in range(config.encoder_layers)]
+        super().__init__(config, layers, config.encoder_layerdrop)
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        inputs_embeds: Tensor | None = None,
+        training: bool = False,
+    ) -> EncoderOutput:
+        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+        x = self._embed(input_ids, inputs_embeds, 0, training)
+        mask = key_mask(attention_mask)
+        trace = Trace(output_hidden_states, output_attentions)
+        for layer in self.layers:
+            trace.hidden(x)
+            after, weights = layer(x, mask, output_attentions, training)
+            x = self._kept(x, after, training)
+            trace.attentions(weights)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class BartDecoder(_BartStack):
+    """Token and position embeddings, then the layers over a cache."""
+
+    def __init__(self, config: BartConfig) -> None:
+        layers = [BartDecoderLayer(config) for _ in range(config.decoder_layers)]
+        super().__init__(config, layers, config.decoder_layerdrop)
+
+    def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
+        return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers]
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        cache: DecodeState | GrowingCache,
+        cross: Sequence[tuple[Tensor, Tensor]],
+        cross_mask: AttentionMask,
+        attention_mask: Tensor | None = None,
+        trace: Trace | None = None,
+        training: bool = False,
+    ) -> Tensor:
+        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        trace = trace or Trace(False, False)
+        x = self._embed(input_ids, None, cache.position, training)
+        mask = AttentionMask(causal_allowed(tf.shape(x)[1], cache.position, cache.keys, attention_mask))
+        for index, layer in enumerate(self.layers):
+            trace.hidden(x)
+            keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
+            after, weights, cross_weights = layer(
+                x, keys_values, mask, cross[index], cross_mask, trace.want_attentions, training
+            )
+            x = self._kept(x, after, training)
+            trace.attentions(weights, cross_weights)
+        trace.hidden(x)
+        return x
+
+
+class BartModel(Module):
+    """Shared embedding, encoder and decoder."""
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__()
+        self.shared = Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.encoder = BartEncoder(config)
+        self.decoder = BartDecoder(config)
+
+
+class BartForConditionalGeneration(Generator):
+    """BART with its language-model head.
+
+    Args:
+        config: a `BartConfig`.
+    """
+
+    config_class = BartConfig
+
+    def __init__(self, config: BartConfig) -> None:
+        super().__init__(config)
+        self.model = BartModel(config)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.final_logits_bias = parameter((1, config.vocab_size), trainable=False)
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Fresh weights: normal with the config's `init_std`."""
+        init_normal(self, self.config.init_std)
+
+    def check_length(self, length: int | None) -> None:
+        """Refuses more positions than the network has, where that is known before the graph runs."""
+        self.model.decoder.check_length(length)
+
+    def get_input_embeddings(self) -> Embedding:
+        """The token table."""
+        return self.model.shared
+
+    def get_encoder(self) -> BartEncoder:
+        """The encoder."""
+        return self.model.encoder
+
+    def get_decoder(self) -> BartDecoder:
+        """The decoder."""
+        return self.model.decoder
+
+    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
+        """The context shifted right: BART reconstructs its input unless told otherwise."""
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None or pad is None:
+            raise ValueError(
+                "decoder_start_token_id and pad_token_id must be set in the config, or decoder_input_ids given"
+            )
+        return shift_tokens_right(input_ids, pad, start)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(hidden) + tf.cast(self.final_logits_bias, hidden.dtype)

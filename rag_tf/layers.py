@@ -1,0 +1,316 @@
+"""Parts that every network here shares: attention (from `rag_tf.attention`), decoding state, odds and ends.
+
+Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S context length,
+H heads, h width of a head, d width of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_core.outputs import EncoderOutput
+from rag_tf.attention import (
+    ACTIVATIONS,
+    AttentionMask,
+    activation,
+    attend,
+    causal_allowed,
+    key_mask,
+    merge_heads,
+    split_heads,
+)
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module
+
+__all__ = [
+    "ACTIVATIONS",
+    "AttentionMask",
+    "DecodeState",
+    "GrowingCache",
+    "Trace",
+    "activation",
+    "as_encoder_output",
+    "attend",
+    "causal_allowed",
+    "embedding_scale",
+    "init_normal",
+    "key_mask",
+    "merge_heads",
+    "shift_tokens_right",
+    "split_heads",
+]
+
+# Places that a cache starts with.
+FIRST_PLACES = 32
+
+
+class GrowingCache:
+    """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
+
+    Args:
+        past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
+    """
+
+    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
+        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
+        self.position: Any = tf.shape(self.past[0][0])[2] if self.past else 0
+        self.keys: Any = None
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
+        if self.past:
+            key = tf.concat([self.past[layer][0], key], 2)
+            value = tf.concat([self.past[layer][1], value], 2)
+        self.layers.append((key, value))
+        return key, value
+
+    def past_with(self, cross: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
+        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next time."""
+        return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
+
+
+@dataclass
+class DecodeState:
+    """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
+
+    It may be an argument of a `graphs.Graph` as it is; inside, its numbers are tensors. A graph cannot change the state
+    outside of it, so it returns `cache`, and `finish` takes that over.
+
+    Attributes:
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
+        cross_allowed: bool (R, 1, 1, S), which context positions are real; None = all.
+        beams: K.
+        cache: for each layer keys and values (R*K, H, L, h) with places for L positions, or None: without it, every
+            call decodes a whole prefix.
+        position: number of positions in the cache.
+        source: (R*K,) the row of the cache that each beam continues, where `reorder` left that to the next step, which
+            copies the cache anyway.
+        max_length: number of positions that the cache may grow to.
+    """
+
+    cross: Sequence[tuple[Tensor, Tensor]]
+    cross_allowed: Tensor | None = None
+    beams: Any = field(default=1, repr=False)
+    cache: Sequence[tuple[Tensor, Tensor]] | None = None
+    position: Any = 0
+    source: Tensor | None = None
+    max_length: Any = field(default=None, repr=False)
+
+    @classmethod
+    def allocate(
+        cls, cross: Sequence[tuple[Tensor, Tensor]], mask: AttentionMask, beams: Any, max_length: Any
+    ) -> DecodeState:
+        """A fresh state; the self-attention cache is made iff `max_length` is given."""
+        state = cls(cross, mask.allowed, beams, max_length=max_length)
+        if max_length is not None:
+            key = cross[0][0]
+            # Most searches end early, and every step copies the cache: it starts small where it can grow.
+            places = min(int(max_length), FIRST_PLACES) if tf.executing_eagerly() else max_length
+            empty = tf.zeros((tf.shape(key)[0] * beams, key.shape[1], places, key.shape[3]), key.dtype)
+            state.cache = [(empty, empty) for _ in cross]
+        return state
+
+    @property
+    def cross_mask(self) -> AttentionMask:
+        """Which context positions are real."""
+        return AttentionMask(self.cross_allowed)
+
+    @property
+    def rows(self) -> Any:
+        """R."""
+        return tf.shape(self.cross[0][0])[0]
+
+    @property
+    def keys(self) -> Any:
+        """L, places in the cache; None without one."""
+        return None if self.cache is None else tf.shape(self.cache[0][0])[2]
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` more positions: before a graph that decodes is run.
+
+        Raises:
+            ValueError: there would be more than `max_length`.
+        """
+        if self.cache is None:
+            return
+        places, end = self.cache[0][0].shape[2], int(self.position) + length
+        most = places if self.max_length is None else int(self.max_length)
+        if end > most:
+            raise ValueError(f"the cache holds {most} positions, {end} are needed: pass a larger max_length to start")
+        if end > places:
+            new = ((0, 0), (0, 0), (0, min(most, max(end, 2 * places)) - places), (0, 0))
+            self.cache = [(tf.pad(key, new), tf.pad(value, new)) for key, value in self.cache]
+
+    def opened(self) -> DecodeState:
+        """A copy that a graph may write to."""
+        return replace(self, cache=None if self.cache is None else list(self.cache))
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new (R*K, H, T, h) into the layer's cache; all of it comes back, empty places too."""
+        if self.cache is None:
+            return key, value
+        old = self.cache[layer]
+        self.cache[layer] = (self._written(old[0], key), self._written(old[1], value))  # type: ignore[index]
+        return self.cache[layer]
+
+    def _written(self, store: Tensor, new: Tensor) -> Tensor:
+        if self.source is not None:
+            store = tf.gather(store, self.source)
+        shape, width = tf.shape(store), new.shape[-1]
+        first = tf.range(shape[0] * shape[1])[:, None] * shape[2] + self.position  # (R*K*H, 1)
+        places = tf.reshape(first + tf.range(tf.shape(new)[2]), (-1, 1))  # (R*K*H*T, 1)
+        flat = tf.tensor_scatter_nd_update(tf.reshape(store, (-1, width)), places, tf.reshape(new, (-1, width)))
+        return tf.reshape(flat, shape)
+
+    def finish(self, cache: Sequence[tuple[Tensor, Tensor]] | None, length: Any) -> None:
+        """Take over the cache that a step of `length` positions returned."""
+        self.cache, self.source = cache, None
+        self.advance(length)
+
+    def advance(self, length: Any) -> None:
+        """Count `length` new positions (only a cached state has a position)."""
+        if self.cache is not None:
+            self.position += length
+
+    def reorder(self, source: Tensor) -> None:
+        """Beam k of row r continues beam `source[r, k]` of the same row; self-attention cache only.
+
+        Args:
+            source: (R, K) integers.
+        """
+        if self.cache is None or (isinstance(self.position, int) and self.position == 0):
+            return
+        source = tf.cast(source, tf.int32)
+        shape = tf.shape(source)
+        flat = tf.reshape(tf.range(shape[0])[:, None] * shape[1] + source, (-1,))  # (R*K,)
+        self.source = flat if self.source is None else tf.gather(self.source, flat)
+
+    def select(self, rows: Tensor) -> DecodeState:
+        """A state of these contexts only.
+
+        Args:
+            rows: (R',) integers, rows to keep in their new order.
+        """
+        rows = tf.cast(rows, tf.int32)
+        cross = [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in self.cross]
+        allowed = self.cross_mask.rows(rows).allowed
+        state = replace(self, cross=cross, cross_allowed=allowed, source=None)
+        if self.cache is not None:
+            flat = tf.reshape(rows[:, None] * self.beams + tf.range(self.beams), (-1,))  # (R'*K,)
+            flat = flat if self.source is None else tf.gather(self.source, flat)
+            state.cache = [(tf.gather(key, flat), tf.gather(value, flat)) for key, value in self.cache]
+        return state
+
+    def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What is compiled in, and the tensors; with a cache there is always a `source`, so that one graph serves."""
+        source = self.source
+        if source is None and self.cache is not None:
+            source = tf.range(tf.shape(self.cache[0][0])[0])
+        numbers = (tf.convert_to_tensor(self.position, tf.int32), tf.convert_to_tensor(self.beams, tf.int32))
+        return (), (_pairs(self.cross), self.cross_allowed, _pairs(self.cache), *numbers, source)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple[Any, ...], components: tuple[Any, ...]) -> DecodeState:
+        """The state as a graph sees it."""
+        cross, allowed, cache, position, beams, source = components
+        return cls(cross, allowed, beams, cache, position, source)
+
+
+def _pairs(layers: Any) -> Any:
+    # One nesting always, or the same arguments would look new to a graph.
+    return None if layers is None else tuple((key, value) for key, value in layers)
+
+
+class Trace:
+    """Hidden states and attentions gathered on the way, as tuples at the end; None for what nobody asked."""
+
+    def __init__(self, hidden: bool, attentions: bool) -> None:
+        self.want_attentions, self.want_hidden = bool(attentions), bool(hidden)
+        self._hidden: list[Tensor] | None = [] if hidden else None
+        self._attentions: list[Tensor] | None = [] if attentions else None
+        self._cross: list[Tensor] | None = [] if attentions else None
+
+    def hidden(self, x: Tensor) -> None:
+        """Note a hidden state."""
+        if self._hidden is not None:
+            self._hidden.append(x)
+
+    def attentions(self, weights: Tensor | None, cross: Tensor | None = None) -> None:
+        """Note a layer's attention weights."""
+        if self._attentions is not None and weights is not None:
+            self._attentions.append(weights)
+        if self._cross is not None and cross is not None:
+            self._cross.append(cross)
+
+    def separate(self, beams: Any, keys: Any) -> None:
+        """Cut self-attention's weights to `keys` keys; take apart the beams that rode on the query axis.
+
+        Cross-attention weights (R, H, K*T, S) become (R*K, H, T, S).
+        """
+        for place, each in enumerate(self._attentions or ()):
+            self._attentions[place] = each[..., :keys]  # type: ignore[index]
+        for place, each in enumerate(self._cross or ()):
+            shape, heads = tf.shape(each), each.shape[1]
+            apart = tf.reshape(each, (shape[0], heads, beams, -1, shape[3]))  # (R, H, K, T, S)
+            together = (shape[0] * beams, heads, -1, shape[3])
+            self._cross[place] = tf.reshape(tf.transpose(apart, (0, 2, 1, 3, 4)), together)  # type: ignore[index]
+
+    def note(self, seen: Sequence[Sequence[Tensor] | None]) -> None:
+        """Note all that another trace's `result` holds: what a graph hands out."""
+        for mine, theirs in zip((self._hidden, self._attentions, self._cross), seen, strict=True):
+            if mine is not None and theirs is not None:
+                mine.extend(theirs)
+
+    def result(self) -> list[tuple[Tensor, ...] | None]:
+        """[hidden_states, attentions, cross_attentions]."""
+        return [None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross)]
+
+
+def as_encoder_output(value: Any) -> EncoderOutput:
+    """An earlier call's encoder output in any shape users keep it: our record, another library's, a tuple, a tensor."""
+    if isinstance(value, EncoderOutput):
+        return value
+    if tf.is_tensor(value) or isinstance(value, np.ndarray):
+        return EncoderOutput(last_hidden_state=value)
+    if isinstance(value, tuple | list):
+        hidden, attentions = (*value[1:3], None, None)[:2]
+        return EncoderOutput(last_hidden_state=value[0], hidden_states=hidden, attentions=attentions)
+    return EncoderOutput(
+        last_hidden_state=value.last_hidden_state,
+        hidden_states=getattr(value, "hidden_states", None),
+        attentions=getattr(value, "attentions", None),
+    )
+
+
+def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
+    """Labels (R, T) -> decoder inputs: a start token in front, the last column gone, -100 as pad."""
+    start = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(decoder_start_token_id, input_ids.dtype))
+    shifted = tf.concat([start, input_ids[:, :-1]], 1)
+    return tf.where(shifted == -100, tf.cast(pad_token_id, shifted.dtype), shifted)
+
+
+def init_normal(model: Module, std: float) -> None:
+    """Fresh weights in place: normal(0, std) matrices, zero biases and padding rows, unit norms."""
+    for module in model.modules():
+        if isinstance(module, Linear | Embedding):
+            fresh = tf.random.normal(module.weight.shape, 0.0, std, module.weight.dtype)
+            if getattr(module, "padding_idx", None) is not None:
+                other = tf.range(module.weight.shape[0])[:, None] != module.padding_idx
+                fresh = tf.where(other, fresh, tf.zeros((), fresh.dtype))
+            module.weight.assign(fresh)
+        elif isinstance(module, LayerNorm):
+            module.weight.assign(tf.ones_like(module.weight))
+        if isinstance(module, Linear | LayerNorm) and module.bias is not None:
+            module.bias.assign(tf.zeros_like(module.bias))
+
+
+def embedding_scale(config: Any) -> float:
+    """sqrt(d) when the config scales its embeddings, else 1."""
+    return math.sqrt(config.d_model) if getattr(config, "scale_embedding", False) else 1.0

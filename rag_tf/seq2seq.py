@@ -1,0 +1,287 @@
+"""What the two sequence-to-sequence networks share: the forward pass around encoder and decoder, and stepwise decoding.
+
+Each of the entries `call`, `encode`, `start` and `decode` runs as a graph that is traced once for all lengths; within
+another graph it becomes part of that one.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_core.outputs import Seq2SeqLMOutput
+from rag_tf.contexts import checked_ids
+from rag_tf.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
+from rag_tf.modules import Linear, Module
+from rag_tf.pretrained import PretrainedModel
+
+
+class Generator(PretrainedModel, Module):
+    """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with them."""
+
+    lm_head: Linear
+
+    @abstractmethod
+    def get_encoder(self) -> Any:
+        """The encoder."""
+
+    @abstractmethod
+    def get_decoder(self) -> Any:
+        """The decoder."""
+
+    @abstractmethod
+    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
+        """Decoder inputs (R, T) where only the context (R, S) is given."""
+
+    @abstractmethod
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., V)."""
+
+    def check_length(self, length: int | None) -> None:
+        """Refuses more positions than the network has, where that is known before the graph runs."""
+
+    def get_output_embeddings(self) -> Linear:
+        """The language-model head."""
+        return self.lm_head
+
+    def tie_weights(self) -> None:
+        """Make the encoder's, the decoder's and (if the config ties them) the head's table one variable."""
+        shared = self.get_input_embeddings().weight
+        for part in (self.get_encoder(), self.get_decoder()):
+            part.embed_tokens.weight = shared
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = shared
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Logits of a target given a context.
+
+        Args:
+            input_ids: (R, S) context ids.
+            attention_mask: (R, S), 1 = a real token; None = all are.
+            decoder_input_ids: (R, T) target ids; None = what `decoder_inputs` makes of `input_ids` (BART only).
+            decoder_attention_mask: (R, past + T), 1 = a real token.
+            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
+            past_key_values: an earlier call's, to continue from it.
+            use_cache: whether to return `past_key_values`; None = the config's.
+            output_attentions: whether to return attentions; None = the config's.
+            output_hidden_states: whether to return hidden states; None = the config's.
+            return_dict: False for a plain tuple; None = the config's.
+            training: whether dropout acts; None = what `train()` and `eval()` set.
+
+        Returns:
+            `Seq2SeqLMOutput` with `logits` (R, T, V).
+        """
+        use_cache, attentions, hidden, return_dict = self.switches(
+            use_cache, output_attentions, output_hidden_states, return_dict
+        )
+        table = self.get_input_embeddings().num_embeddings
+        encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
+        if decoder_input_ids is None and input_ids is None:
+            raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
+        if encoded is None or decoder_input_ids is None:
+            input_ids = _ids("input_ids", input_ids, table)
+        if decoder_input_ids is None:
+            decoder_input_ids = self.decoder_inputs(input_ids)
+        decoder_input_ids = _ids("decoder_input_ids", decoder_input_ids, table)
+        attention_mask, decoder_attention_mask = _mask(attention_mask), _mask(decoder_attention_mask)
+        past = _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
+        if encoded is None:
+            self.check_length(input_ids.shape[1])
+        self.check_length(_sum(past, decoder_input_ids.shape[1]))
+        if past_key_values is not None:
+            past_key_values = tuple(tuple(layer) for layer in past_key_values)
+        logits, cache, seen, fresh = self._run(
+            "call",
+            self._call,
+            input_ids if encoded is None else None,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            None if encoded is None else tf.convert_to_tensor(encoded.last_hidden_state),
+            past_key_values,
+            use_cache,
+            attentions,
+            hidden,
+            self.in_training(training),
+        )
+        decoder_hidden, decoder_attentions, cross_attentions = seen
+        states = fresh if encoded is None else (encoded.last_hidden_state, encoded.hidden_states, encoded.attentions)
+        output = Seq2SeqLMOutput(
+            logits=logits,
+            past_key_values=cache,
+            decoder_hidden_states=decoder_hidden,
+            decoder_attentions=decoder_attentions,
+            cross_attentions=cross_attentions,
+            encoder_last_hidden_state=states[0],
+            encoder_hidden_states=states[1],
+            encoder_attentions=states[2],
+        )
+        return output if return_dict else output.to_tuple()
+
+    forward = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `call`."""
+        return self.call(*args, **kwargs)
+
+    def _call(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor | None,
+        states: Tensor | None,
+        past: Any,
+        use_cache: bool,
+        attentions: bool,
+        hidden: bool,
+        training: bool,
+    ) -> tuple[Any, ...]:
+        fresh: Any = None
+        if states is None:
+            encoded = self.get_encoder()(input_ids, attention_mask, attentions, hidden, training=training)
+            states = encoded.last_hidden_state
+            fresh = (states, encoded.hidden_states, encoded.attentions)
+        decoder = self.get_decoder()
+        cross = decoder.cross(states) if past is None else [(layer[2], layer[3]) for layer in past]
+        cache, trace = GrowingCache(past), Trace(hidden, attentions)
+        mask = key_mask(attention_mask)
+        x = decoder(decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, training)  # (R, T, d)
+        return self._logits(x), cache.past_with(cross) if use_cache else None, trace.result(), fresh
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
+        """Contexts (R, S) -> encoder states (R, S, d)."""
+        input_ids = tf.cast(input_ids, tf.int64)
+        self.check_length(input_ids.shape[1])
+        return self._run("encode", self._encode, input_ids, _mask(attention_mask), self.in_training(training))
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None, training: bool) -> Tensor:
+        return self.get_encoder()(input_ids, attention_mask, training=training).last_hidden_state
+
+    def start(
+        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+    ) -> DecodeState:
+        """Prepare decoding: cross-attention keys and values, computed once for each context.
+
+        Args:
+            encoder_hidden: (R, S, d).
+            encoder_mask: (R, S) bool, True = a real token.
+            beams: K, sequences riding on a context.
+            max_length: number of positions to allocate a self-attention cache for; None = no cache.
+
+        Returns:
+            The state that `decode` advances.
+        """
+        cross = self._run("start", self._start, tf.convert_to_tensor(encoder_hidden))
+        return DecodeState.allocate(cross, key_mask(_mask(encoder_mask)), beams, max_length)
+
+    def _start(self, encoder_hidden: Tensor) -> Any:
+        return tuple(self.get_decoder().cross(encoder_hidden))
+
+    def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
+        """Tokens (R, K, T) -> logits (R, K, T, V).
+
+        With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
+        prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
+
+        Within a graph of the caller's, nothing checks that there is room: call `reserve` before it runs.
+        """
+        tokens = tf.cast(tokens, tf.int64)
+        if tf.executing_eagerly():
+            self.reserve(state, tokens.shape[2])
+        hidden, attentions = (False, False) if trace is None else (trace.want_hidden, trace.want_attentions)
+        args = (tokens, state, hidden, attentions, self.in_training(None))
+        logits, cache, seen = self._run("decode", self._decode, *args)
+        if trace is not None:
+            trace.note(seen)
+        state.finish(cache, tokens.shape[2] if tf.executing_eagerly() else tf.shape(tokens)[2])
+        return logits
+
+    def _decode(
+        self, tokens: Tensor, state: DecodeState, hidden: bool, attentions: bool, training: bool
+    ) -> tuple[Any, ...]:
+        state, trace, shape = state.opened(), Trace(hidden, attentions), tf.shape(tokens)
+        flat = tf.reshape(tokens, (-1, shape[2]))  # (R*K, T)
+        x = self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, training)  # (R*K, T, d)
+        trace.separate(shape[1], state.position + shape[2])
+        logits = self._logits(x)
+        logits = tf.reshape(logits, (shape[0], shape[1], shape[2], logits.shape[-1]))  # (R, K, T, V)
+        return logits, None if state.cache is None else tuple(state.cache), trace.result()
+
+    def reserve(self, state: DecodeState, length: int) -> None:
+        """Make room in a state for `length` more positions: before a graph of one's own that decodes is run.
+
+        Raises:
+            ValueError: the network, or the cache that `start` was asked for, has fewer positions.
+        """
+        self.check_length(int(state.position) + length)
+        state.reserve(length)
+
+    def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        graph = self.graph(name, function)
+        if not tf.executing_eagerly():
+            return graph(*args)
+        with self.placed():
+            return graph(*args)
+
+
+def _ids(name: str, ids: Any, table: int) -> Tensor:
+    """Checked ids, int64 always: another type would be another graph."""
+    ids = None if ids is None else tf.convert_to_tensor(ids)
+    return tf.cast(checked_ids(name, ids, table), tf.int64)
+
+
+def _mask(mask: Any) -> Tensor | None:
+    return None if mask is None else tf.cast(mask, tf.bool)
+
+
+def _sum(*numbers: int | None) -> int | None:
+    """None where one is not known yet."""
+    return None if None in numbers else sum(number for number in numbers if number is not None)
+
+
+def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> int | None:
+    """Refuses a cache that an earlier call with as many rows did not return, or a mask that does not cover it.
+
+    Returns:
+        The number of positions in it, where that is known.
+    """
+    length: int | None = 0
+    if past is not None:
+        shapes: list[list[tuple[int, ...]]] = []
+        if not isinstance(past, str):
+            shapes = [[tuple(getattr(part, "shape", ())) for part in layer] for layer in past]
+        if not shapes or any(len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes):
+            raise TypeError(
+                "past_key_values must be what an earlier call returned, four tensors (R, H, length, h) for each layer, "
+                f"got {type(past).__name__}"
+            )
+        rows = shapes[0][0][0], ids.shape[0]
+        if None not in rows and rows[0] != rows[1]:
+            raise ValueError(f"past_key_values must have as many rows as the decoder's input, {rows[1]}, got {rows[0]}")
+        length = shapes[0][0][2]
+    wanted = (ids.shape[0], _sum(length, ids.shape[1]))
+    known = mask is not None and None not in (*wanted, *mask.shape)
+    if mask is not None and known and tuple(mask.shape) != wanted:
+        raise ValueError(
+            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, got {tuple(mask.shape)}"
+        )
+    return length

@@ -1,0 +1,318 @@
+"""T5 v1.0 (ReLU, tied head) and v1.1 (gated, untied head): encoder, decoder with cache, language-model head.
+
+Raffel et al. 2019, arXiv 1910.10683. Attribute names are the weights' names in public checkpoints.
+Letters: R rows (contexts), K beams of a row, T target positions now, L key positions, S context length, d width,
+H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_core.config import T5Config
+from rag_core.outputs import EncoderOutput
+from rag_core.positions import t5_distance_buckets
+from rag_tf.layers import (
+    AttentionMask,
+    DecodeState,
+    GrowingCache,
+    Trace,
+    activation,
+    attend,
+    causal_allowed,
+    key_mask,
+    merge_heads,
+    split_heads,
+)
+from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, widen
+from rag_tf.seq2seq import Generator
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class T5LayerNorm(Module):
+    """Root-mean-square norm: no mean, no bias."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = parameter((width,))
+        self.epsilon = float(epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        wide = widen(x)
+        wide = wide * tf.math.rsqrt(tf.reduce_mean(tf.square(wide), -1, keepdims=True) + self.epsilon)
+        return tf.cast(self.weight, x.dtype) * tf.cast(wide, x.dtype)
+
+
+class T5Attention(Module):
+    """Multi-head attention without biases and without a scale on the scores."""
+
+    def __init__(self, config: T5Config, has_bias: bool = False) -> None:
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.heads = config.num_heads
+        self.dropout = config.dropout_rate
+        self.q = Linear(config.d_model, inner, bias=False)
+        self.k = Linear(config.d_model, inner, bias=False)
+        self.v = Linear(config.d_model, inner, bias=False)
+        self.o = Linear(inner, config.d_model, bias=False)
+        if has_bias:
+            self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """(R, L, d) -> keys and values (R, H, L, h)."""
+        return split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
+
+    def __call__(
+        self,
+        x: Tensor,
+        keys_values: KeysValues,
+        mask: AttentionMask,
+        need_weights: bool = False,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
+        query = split_heads(self.q(x), self.heads)
+        rate = self.dropout if training else 0.0
+        out, weights = attend(query, *keys_values, mask, dropout=rate, scale=1.0, need_weights=need_weights)
+        return self.o(merge_heads(out)), weights
+
+
+class T5FeedForward(Module):
+    """Two projections, or three with a gate."""
+
+    wi: Linear
+    wi_0: Linear
+    wi_1: Linear
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.gated = bool(config.is_gated_act)
+        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
+            setattr(self, name, Linear(config.d_model, config.d_ff, bias=False))
+        self.wo = Linear(config.d_ff, config.d_model, bias=False)
+        self.act = activation(str(config.dense_act_fn))
+        self.dropout = config.dropout_rate
+
+    def __call__(self, x: Tensor, training: bool = False) -> Tensor:
+        """(R, T, d) -> (R, T, d)."""
+        hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
+        return self.wo(dropout(hidden, self.dropout, training))
+
+
+class T5SubLayer(Module):
+    """A norm, one of the parts above under its name, and a residual connection around both."""
+
+    def __init__(self, config: T5Config, name: str, part: Module) -> None:
+        super().__init__()
+        setattr(self, name, part)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = config.dropout_rate
+
+    def add(self, x: Tensor, update: Tensor, training: bool) -> Tensor:
+        """x plus the (dropped-out) update; in half precision kept finite."""
+        x = x + dropout(update, self.dropout, training)
+        if x.dtype == tf.float16:
+            x = tf.clip_by_value(x, tf.cast(-64500, x.dtype), tf.cast(64500, x.dtype))
+        return x
+
+
+class T5Block(Module):
+    """Self-attention, cross-attention in a decoder, and feed-forward."""
+
+    layer: Any
+
+    def __init__(self, config: T5Config, decoder: bool, first: bool) -> None:
+        super().__init__()
+        layers = [T5SubLayer(config, "SelfAttention", T5Attention(config, first))]
+        if decoder:
+            layers.append(T5SubLayer(config, "EncDecAttention", T5Attention(config)))
+        layers.append(T5SubLayer(config, "DenseReluDense", T5FeedForward(config)))
+        self.layer = layers
+
+    def __call__(
+        self,
+        x: Tensor,
+        mask: AttentionMask,
+        need_weights: bool = False,
+        cache: DecodeState | GrowingCache | None = None,
+        index: int = 0,
+        cross: KeysValues | None = None,
+        cross_mask: AttentionMask | None = None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        first = self.layer[0]
+        normed = first.layer_norm(x)
+        keys_values = first.SelfAttention.keys_values(normed)
+        if cache is not None:
+            keys_values = cache.extend(index, *keys_values)
+        update, weights = first.SelfAttention(normed, keys_values, mask, need_weights, training)
+        x = first.add(x, update, training)
+        cross_weights = None
+        if cross is not None and cross_mask is not None:
+            second = self.layer[1]
+            # The beams of a context ride on the query axis, so its keys and values are never repeated.
+            riding = tf.reshape(second.layer_norm(x), (tf.shape(cross[0])[0], -1, x.shape[-1]))  # (R, K*T, d)
+            update, cross_weights = second.EncDecAttention(riding, cross, cross_mask, need_weights, training)
+            x = second.add(x, tf.reshape(update, tf.shape(x)), training)
+        last = self.layer[-1]
+        update = last.DenseReluDense(last.layer_norm(x), training)
+        return last.add(x, update, training), weights, cross_weights
+
+
+class T5Stack(Module):
+    """Token embeddings, blocks and a final norm; the encoder or the decoder."""
+
+    block: Any
+
+    def __init__(self, config: T5Config, decoder: bool) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
+        count = config.num_decoder_layers if decoder else config.num_layers
+        self.block = [T5Block(config, decoder, number == 0) for number in range(count or 0)]
+        self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = config.dropout_rate
+        self.decoder = decoder
+        # From this distance on there is one bucket only, so that one table serves all lengths.
+        self.farthest = config.relative_attention_max_distance
+        table = (self.farthest + 1, config.relative_attention_num_buckets, self.farthest, not decoder)
+        self._buckets = t5_distance_buckets(*table)
+
+    def position_bias(self, length: Any, keys: Any, first: Any = 0) -> Tensor:
+        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`."""
+        distance = tf.range(keys) - tf.range(first, first + length)[:, None]  # (T, L)
+        place = tf.clip_by_value(distance, -self.farthest, self.farthest) + self.farthest
+        buckets = tf.gather(tf.constant(self._buckets), place)
+        table = self.block[0].layer[0].SelfAttention.relative_attention_bias
+        return tf.transpose(table(buckets), (2, 0, 1))[None]  # (1, H, T, L)
+
+    def _finish(self, x: Tensor, training: bool) -> Tensor:
+        return dropout(self.final_layer_norm(x), self.dropout, training)
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool) -> Tensor:
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return dropout(x, self.dropout, training)
+
+
+class T5Encoder(T5Stack):
+    """The encoder."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config, False)
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        inputs_embeds: Tensor | None = None,
+        training: bool = False,
+    ) -> EncoderOutput:
+        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+        x = self._embed(input_ids, inputs_embeds, training)
+        length = tf.shape(x)[1]
+        mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(length, length))
+        trace = Trace(output_hidden_states, output_attentions)
+        for block in self.block:
+            trace.hidden(x)
+            x, weights, _ = block(x, mask, output_attentions, training=training)
+            trace.attentions(weights)
+        x = self._finish(x, training)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class T5Decoder(T5Stack):
+    """The decoder over a cache."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config, True)
+
+    def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
+        """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
+        return [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        cache: DecodeState | GrowingCache,
+        cross: Sequence[KeysValues],
+        cross_mask: AttentionMask,
+        attention_mask: Tensor | None = None,
+        trace: Trace | None = None,
+        training: bool = False,
+    ) -> Tensor:
+        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        trace = trace or Trace(False, False)
+        x = self._embed(input_ids, None, training)
+        past, length = cache.position, tf.shape(x)[1]
+        keys = past + length if cache.keys is None else cache.keys
+        bias = self.position_bias(length, keys, past)
+        mask = AttentionMask(causal_allowed(length, past, keys, attention_mask), bias)
+        for index, block in enumerate(self.block):
+            trace.hidden(x)
+            x, weights, cross_weights = block(
+                x, mask, trace.want_attentions, cache, index, cross[index], cross_mask, training
+            )
+            trace.attentions(weights, cross_weights)
+        x = self._finish(x, training)
+        trace.hidden(x)
+        return x
+
+
+class T5ForConditionalGeneration(Generator):
+    """T5 with its language-model head.
+
+    Args:
+        config: a `T5Config`.
+    """
+
+    config_class = T5Config
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        self.shared = Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Encoder(config)
+        self.decoder = T5Decoder(config)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was trained."""
+        config, factor = self.config, self.config.initializer_factor
+        wide, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
+        scales = {"q": wide * config.d_kv**-0.5, "o": inner, "wo": config.d_ff**-0.5, "shared": 1.0, "lm_head": 1.0}
+        for name, variable in self.named_parameters():
+            if variable.shape.rank == 2:
+                std = factor * scales.get(name.split(".")[-2], wide)
+                variable.assign(tf.random.normal(variable.shape, 0.0, std, variable.dtype))
+            else:
+                variable.assign(tf.ones_like(variable))
+
+    def get_input_embeddings(self) -> Embedding:
+        """The token table."""
+        return self.shared
+
+    def get_encoder(self) -> T5Encoder:
+        """The encoder."""
+        return self.encoder
+
+    def get_decoder(self) -> T5Decoder:
+        """The decoder."""
+        return self.decoder
+
+    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
+        """T5 makes no target of its own out of a context: always an error."""
+        raise ValueError("decoder_input_ids must be given to T5 (or labels to a RAG head), got None")
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        # A tied table is as large as embeddings are, too large for a head.
+        return self.lm_head(hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden)
