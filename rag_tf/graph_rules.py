@@ -1,0 +1,156 @@
+"""The rules of a decoding step inside a graph: the twin of rag_core.step_rules, for options that are known beforehand.
+
+Letters: R rows (searches * K beams), t tokens so far, M most tokens, V vocabulary, W sequences of a list of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rag_core.generation import GenerationConfig, as_ids
+from rag_core.step_rules import StepRules
+
+_LOWEST = float("-inf")
+# option -> the value at which it asks for nothing, and why a graph can't have it
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "do_sample": (False, "its noise is drawn outside"),
+    "guidance_scale": (1.0, "it reads a second context"),
+    "encoder_repetition_penalty": (1.0, "it reads the contexts outside"),
+    "encoder_no_repeat_ngram_size": (0, "it reads the contexts outside"),
+}
+
+
+def check_options(options: GenerationConfig) -> None:
+    """Refuses what the loop in the graph doesn't offer.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, (nothing, why) in _REFUSED.items():
+        value = getattr(options, name)
+        if value is not None and value != nothing:
+            raise ValueError(f"{name}={value!r} is not offered in a graph ({why}): leave it out, or use generate()")
+
+
+class GraphRules:
+    """The edits that rag_core.step_rules decides, carried out on scores in the graph.
+
+    Args:
+        options: as `resolve_options` returns them.
+        vocab_size: V.
+        prompt_length: tokens that the decoder starts from.
+
+    Raises:
+        ValueError: an option that a graph can't have, or one that names a token outside the vocabulary.
+    """
+
+    def __init__(self, options: GenerationConfig, vocab_size: int, prompt_length: int = 1) -> None:
+        check_options(options)
+        self.options, self.vocab_size, self.prompt_length = options, vocab_size, prompt_length
+        self.rules = StepRules(options, beams=1, vocab_size=vocab_size, prompt_length=prompt_length)
+
+    def __call__(self, scores: tf.Tensor, tokens: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+        """The scores as the rules leave them.
+
+        Args:
+            scores: (R, V) of the next token.
+            tokens: (R, M) tokens so far, anything beyond `length`.
+            length: t, a scalar.
+
+        Returns:
+            (R, V).
+        """
+        o, rules, new = self.options, self.rules, length - self.prompt_length
+        if rules.bias:
+            scores += tf.cast(self._sums(tokens, length, rules.bias), scores.dtype)
+        if o.repetition_penalty not in (None, 1.0):
+            written = tf.range(tf.shape(tokens)[1])[None] < length  # (1, M)
+            worse = tf.where(scores < 0, scores * o.repetition_penalty, scores / o.repetition_penalty)
+            scores = tf.where(self._marked(tokens, tf.broadcast_to(written, tf.shape(tokens))), worse, scores)
+        if o.no_repeat_ngram_size and o.no_repeat_ngram_size <= o.max_length:
+            scores = _ban(scores, self._repeats(tokens, length, o.no_repeat_ngram_size))
+        if rules.bad_words:
+            scores = _ban(scores, self._sums(tokens, length, rules.bad_words) < 0)
+        if len(rules.eos):
+            early = (length < (o.min_length or 0)) | (new < (o.min_new_tokens or 0))
+            scores = _ban(scores, self._at(rules.eos) & early)
+        if o.forced_bos_token_id is not None:
+            scores = self._force(scores, [o.forced_bos_token_id], tf.equal(length, 1))
+        if o.forced_eos_token_id is not None:
+            scores = self._force(scores, as_ids(o.forced_eos_token_id), tf.equal(length, o.max_length - 1))
+        if o.remove_invalid_values:
+            finite = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
+            scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), finite)
+        if o.exponential_decay_length_penalty is not None and len(rules.eos):
+            scores = self._decayed(scores, new, *o.exponential_decay_length_penalty)
+        if o.suppress_tokens:
+            scores = _ban(scores, self._at(o.suppress_tokens))
+        if o.begin_suppress_tokens:
+            scores = _ban(scores, self._at(o.begin_suppress_tokens) & tf.equal(length, rules.begin_index))
+        for place, token in rules.forced.items():
+            scores = self._force(scores, [token], tf.equal(length, place))
+        return tf.nn.log_softmax(scores) if o.renormalize_logits else scores
+
+    def _at(self, ids: Sequence[int] | np.ndarray) -> tf.Tensor:
+        """(V,) True at the ids."""
+        mask = np.zeros(self.vocab_size, dtype=bool)
+        mask[list(ids)] = True
+        return tf.constant(mask)
+
+    def _force(self, scores: tf.Tensor, ids: Sequence[int], now: tf.Tensor) -> tf.Tensor:
+        only = tf.where(self._at(ids), tf.zeros_like(scores), _LOWEST)
+        return tf.where(now, only, scores)
+
+    def _decayed(self, scores: tf.Tensor, new: tf.Tensor, start: int, factor: float) -> tf.Tensor:
+        # a table, so that the powers are Python's
+        grown = [factor ** (i - start) - 1 if i > start else 0.0 for i in range(self.options.max_length + 1)]
+        more = tf.gather(tf.constant(grown, scores.dtype), new)
+        bent = tf.where(tf.math.is_inf(scores), scores, scores + tf.abs(scores) * more)
+        return tf.where(self._at(self.rules.eos) & (new > start), bent, scores)
+
+    def _sums(self, tokens: tf.Tensor, length: tf.Tensor, words: list[tuple[np.ndarray, float]]) -> tf.Tensor:
+        """(R, V) float32: the values of the sequences that each next token would complete."""
+        longest = max(len(ids) for ids, _ in words)
+        begins = np.full((len(words), longest - 1), -1, dtype=np.int64)  # (W, longest - 1); -1 = any token
+        for row, (ids, _) in enumerate(words):
+            begins[row, longest - len(ids) :] = ids[:-1]
+        # a sequence of one token is always complete, longer ones need all their tokens written
+        needed = tf.constant([0 if len(ids) == 1 else len(ids) for ids, _ in words])
+        last = _last(tokens, length, longest - 1)  # (R, longest - 1)
+        hit = tf.reduce_all((last[:, None] == begins) | (begins == -1), axis=2) & (needed <= length)  # (R, W)
+        values = tf.where(hit, tf.constant([value for _, value in words], tf.float32), 0.0)
+        ends = tf.constant([int(ids[-1]) for ids, _ in words])
+        return tf.transpose(tf.math.unsorted_segment_sum(tf.transpose(values), ends, self.vocab_size))
+
+    def _repeats(self, tokens: tf.Tensor, length: tf.Tensor, n: int) -> tf.Tensor:
+        """(R, V) True at tokens that would complete an n-gram written before."""
+        last = _last(tokens, length, n - 1)  # (R, n - 1)
+        count = self.options.max_length - n + 1  # n-grams of M tokens
+        whole = tf.range(count)[None] <= length - n  # (1, M-n+1)
+        same = tf.broadcast_to(whole, [tf.shape(tokens)[0], count])
+        for i in range(n - 1):
+            same &= tokens[:, i : i + count] == last[:, i : i + 1]
+        return self._marked(tokens[:, n - 1 :], same)
+
+    def _marked(self, ids: tf.Tensor, which: tf.Tensor) -> tf.Tensor:
+        """(R, V) True at the ids (R, L) where `which` (R, L) is True."""
+        rows = tf.broadcast_to(tf.range(tf.shape(ids, tf.int64)[0], dtype=tf.int64)[:, None], tf.shape(ids))
+        # those not meant go to a column beyond the vocabulary
+        columns = tf.where(which, ids, self.vocab_size)
+        marks = tf.zeros([tf.shape(ids)[0], self.vocab_size + 1], tf.int32)
+        ones = tf.ones_like(ids, tf.int32)
+        marks = tf.tensor_scatter_nd_max(marks, tf.stack([rows, columns], axis=2), ones)
+        return marks[:, : self.vocab_size] > 0
+
+
+def _last(tokens: tf.Tensor, length: tf.Tensor, count: int) -> tf.Tensor:
+    """The `count` tokens before position t, (R, count); where there are fewer, the first one stands for them."""
+    return tf.gather(tokens, tf.maximum(length - count + tf.range(count), 0), axis=1)
+
+
+def _ban(scores: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
+    return tf.where(where, tf.constant(_LOWEST, scores.dtype), scores)
