@@ -1,0 +1,316 @@
+"""Decoding of both heads (paper, section 2.5).
+
+RAG-Token runs B searches over scores marginalised at every token. RAG-Sequence runs B*N searches with the plain
+generator, one for each document, and weighs what they found: thoroughly, by scoring every candidate against every
+document, or fast, by the scores of the searches that found it.
+Letters: B questions, N documents a question, K beams, C candidates of a question, S context length, L candidate length,
+T generated length, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rag_core.candidates import collect_candidates
+from rag_core.generation import GenerationConfig, as_generation_config, resolve_options
+from rag_core.outputs import GenerateOutput
+from rag_tf.marginalize import doc_log_probs
+from rag_tf.rescoring import fast_scores, thorough_scores
+from rag_tf.step_decoder import Decoder, encode_distinct, encode_seen, is_traced, trim, without_documents
+from rag_tf.step_loop import Hooks, beams_of, run_search
+
+__all__ = [
+    "generate_sequence",
+    "generate_token",
+    "rag_sequence_generate",
+    "rag_token_generate",
+    "returned_sequences",
+    "sequence_options",
+    "token_options",
+]
+
+_PLUGGED = ("streamer", "decoder_input_ids", "negative_prompt_ids", "negative_prompt_attention_mask")
+
+
+def generate_token(
+    model: Any,
+    contexts: Any,
+    options: GenerationConfig,
+    hooks: Hooks | None = None,
+    *,
+    states: dict[str, tuple[tf.Tensor, tf.Tensor]] | None = None,
+) -> GenerateOutput:
+    """RAG-Token decoding (paper, section 2.5): one search a question, over sum_z p(z|x) p(y_i|x, z, y_<i).
+
+    Args:
+        model: a RagTokenForGeneration.
+        contexts: what its `_contexts` returns.
+        options: as `resolve_options` returns them.
+        hooks: the caller's functions.
+        states: a dict that is given the encoder states (R, S, d) and mask (R, S) as "given", for later use.
+
+    Returns:
+        `sequences` (B * num_return_sequences, T), right-padded; `sequences_scores` and `beam_indices` with beams; what
+        the networks saw where the options ask.
+    """
+    hooks = hooks or Hooks()
+    ids, mask = trim(contexts.context_input_ids, tf.cast(contexts.context_attention_mask, tf.bool))
+    log_priors, beams = doc_log_probs(contexts.doc_scores), beams_of(options)
+    starts = hooks.begin(options, len(log_priors), len(log_priors) * beams)
+    hidden, seen = encode_seen(model.generator, ids, mask, options)
+    if states is not None:
+        states["given"] = hidden, mask
+    decoder = _decoder(model.generator, hidden, mask, options, hooks, log_priors, len(log_priors))
+    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
+    sequences, scores, indices = (
+        None if array is None else tf.constant(array)
+        for array in (finished.sequences, finished.scores, finished.beam_indices)
+    )
+    return GenerateOutput(sequences, scores, step_scores, indices, **seen, **decoder.seen())
+
+
+def _decoder(
+    generator: Any,
+    hidden: tf.Tensor,
+    mask: tf.Tensor,
+    options: GenerationConfig,
+    hooks: Hooks,
+    log_priors: tf.Tensor | None,
+    questions: int,
+) -> Decoder:
+    beams, without = beams_of(options), None
+    negative = without_documents(generator, options, hooks.negative_prompt, questions)
+    if negative is not None:
+        searches = len(hidden) if log_priors is None else questions
+        states, real = (tf.repeat(x, searches // questions, axis=0) for x in negative)
+        without = Decoder(generator, states, real, beams=beams, options=options)
+    return Decoder(
+        generator,
+        hidden,
+        mask,
+        beams=beams,
+        options=options,
+        log_priors=log_priors,
+        without=without,
+        traced=is_traced(options),
+    )
+
+
+def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes what is no option, but plugged into the loop, out of the keywords of a `generate` call."""
+    return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}
+
+
+def token_options(model: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
+    """The options of a RAG-Token call: keywords > generation_config > the model's own (compatibility Q19)."""
+    base = getattr(model, "generation_config", None)
+    base = GenerationConfig.from_model_config(model.config) if base is None else base
+    return resolve_options(base, generation_config, **keywords)
+
+
+def rag_token_generate(
+    model: Any,
+    input_ids: tf.Tensor | None = None,
+    attention_mask: tf.Tensor | None = None,
+    context_input_ids: tf.Tensor | None = None,
+    context_attention_mask: tf.Tensor | None = None,
+    doc_scores: tf.Tensor | None = None,
+    n_docs: int | None = None,
+    generation_config: Any = None,
+    prefix_allowed_tokens_fn: Any = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    *,
+    seed: int | None = None,
+    question_text: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> tf.Tensor | GenerateOutput:
+    """The body of `RagTokenForGeneration.generate`.
+
+    Args:
+        model: a RagTokenForGeneration.
+        input_ids: (B, S) questions, to retrieve contexts for; or give the contexts:
+        attention_mask: (B, S), 1 = a real token.
+        context_input_ids: (B*N, S) document and question as the generator reads them.
+        context_attention_mask: (B*N, S), 1 = a real token.
+        doc_scores: (B, N).
+        n_docs: N; None = the config's.
+        generation_config: options of this call; keywords go before it, the model's own options after it.
+        prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
+        logits_processor: callables (input_ids, scores) -> scores, after the built-in rules.
+        stopping_criteria: callables (input_ids, scores) -> True to stop, or (rows,) bools.
+        seed: of the sampling noise; None draws one from TensorFlow's generator, so `tf.random.set_seed` repeats a call.
+            The same seed draws the same text only for the same place in the batch and number of samples.
+        question_text: the questions as the prompt should hold them.
+        **kwargs: any option of `GenerationConfig`, and
+            `decoder_input_ids` (B, P): tokens each answer begins with. The start token is put in front where no row has
+            it; `max_length` counts them, `max_new_tokens` and `length_penalty` do not;
+            `streamer`: has `put(ids)` and `end()`, for one question without beams;
+            `negative_prompt_ids` (B, S'), `negative_prompt_attention_mask`: with `guidance_scale` g, scores are
+            g * log p(with documents) + (1 - g) * log p(read from these ids instead; by default the empty text).
+
+    Returns:
+        (B * num_return_sequences, T) token ids, or with `return_dict_in_generate` a `GenerateOutput`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option that cannot be had, or inputs that do not fit.
+    """
+    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(kwargs))
+    options = token_options(model, generation_config, **kwargs)
+    contexts = model._contexts(
+        input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text
+    )
+    output = generate_token(model, contexts, options, hooks)
+    return output if options.return_dict_in_generate else output.sequences
+
+
+def sequence_options(
+    model: Any, num_beams: int | None, generation_config: Any = None, **keywords: Any
+) -> GenerationConfig:
+    """The options of the searches of a RAG-Sequence call, each of which hands back all its beams.
+
+    Beams come from the keyword, a `generation_config` that asks for some, or the RAG config; everything else from
+    keywords > generation_config > a generation_config.json somebody wrote > the generator's own (compatibility Q20).
+    """
+    generator = model.config.generator
+    configs = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
+    written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
+    base = written[0] if written else GenerationConfig.from_model_config(generator)
+    beams = _asked(model, "num_beams", num_beams, generation_config)
+    return resolve_options(base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams)
+
+
+def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -> int:
+    """`num_beams` or `num_return_sequences`: keyword > a generation_config that asks for some > the RAG config."""
+    if keyword is None and generation_config is not None:
+        given = getattr(as_generation_config(generation_config), name)
+        keyword = None if given == 1 else given
+    value = getattr(model.config, name, None) or 1 if keyword is None else keyword
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more; got {value!r}")
+    return value
+
+
+def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:
+    """How many sequences a RAG-Sequence call hands back for each question (compatibility Q20)."""
+    return _asked(model, "num_return_sequences", num_return_sequences, generation_config)
+
+
+def _inferred_mask(contexts: Any, options: GenerationConfig) -> tf.Tensor:
+    """The (R, S) mask the searches use: 4.37.2 reads it off the pad tokens (compatibility Q23)."""
+    ids, pad = contexts.context_input_ids, options.pad_token_id
+    if pad is None or pad in options.eos_token_ids:
+        return tf.ones_like(ids, tf.bool)
+    return ids != pad
+
+
+def generate_sequence(
+    model: Any,
+    contexts: Any,
+    options: GenerationConfig,
+    hooks: Hooks | None = None,
+    *,
+    num_return_sequences: int = 1,
+    do_deduplication: bool = True,
+    decoding: str = "thorough",
+    states: dict[str, tuple[tf.Tensor, tf.Tensor]] | None = None,
+) -> GenerateOutput:
+    """RAG-Sequence decoding: candidates of all documents, weighed by log sum_z p(z|x) p(y|x, z).
+
+    Args:
+        model: a RagSequenceForGeneration.
+        contexts: what its `_contexts` returns.
+        options: of the searches, as `sequence_options` returns them.
+        hooks: the caller's functions.
+        num_return_sequences: sequences handed back for each question.
+        do_deduplication: whether a candidate found twice counts once.
+        decoding: "thorough" scores every candidate against every document; "fast" counts a document only where its own
+            search found the candidate, and reuses that search's score (paper, section 2.5).
+        states: as in `generate_token`.
+
+    Returns:
+        `sequences` (B * num_return_sequences, T) right-padded with the generator's pad token, and `sequences_scores`;
+        what the networks saw during the searches where the options ask.
+        Where a question has fewer candidates, the rows left over hold pads alone and score -inf (compatibility D11).
+    """
+    if decoding not in ("thorough", "fast"):
+        raise ValueError(f"decoding must be 'thorough' or 'fast'; got {decoding!r}")
+    hooks, n_docs, config = hooks or Hooks(), contexts.n_docs, model.config
+    ids, mask = trim(contexts.context_input_ids, _inferred_mask(contexts, options))
+    beams = beams_of(options)
+    starts = hooks.begin(options, len(contexts.doc_scores), len(ids) * beams)
+    hidden, seen = encode_seen(model.generator, ids, mask, options)
+    decoder = _decoder(model.generator, hidden, mask, options, hooks, None, len(starts))
+    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
+    pad = 0 if config.generator.pad_token_id is None else config.generator.pad_token_id
+    found = collect_candidates(finished, n_docs * beams, pad_token_id=pad, do_deduplication=do_deduplication)
+    log_priors = doc_log_probs(contexts.doc_scores)  # (B, N)
+    given, width = tf.cast(contexts.context_attention_mask, tf.bool), int(mask.shape[1])
+    same = np.array_equal(given[:, :width], mask) and not np.any(given[:, width:])
+    if not same and decoding == "thorough":
+        ids, mask = trim(contexts.context_input_ids, given)
+        hidden, same = encode_distinct(model.generator, ids, mask), True
+    if same and states is not None:
+        states["given"] = hidden, mask
+    if decoding == "fast":
+        scores = fast_scores(found, finished, log_priors.numpy(), beams)
+    else:
+        scores = thorough_scores(model, hidden, mask, log_priors, found).numpy()
+    sequences, best = found.best(scores, num_return_sequences)
+    return GenerateOutput(tf.constant(sequences), tf.constant(best), step_scores, **seen, **decoder.seen())
+
+
+def rag_sequence_generate(
+    model: Any,
+    input_ids: tf.Tensor | None = None,
+    attention_mask: tf.Tensor | None = None,
+    context_input_ids: tf.Tensor | None = None,
+    context_attention_mask: tf.Tensor | None = None,
+    doc_scores: tf.Tensor | None = None,
+    do_deduplication: bool | None = None,
+    num_return_sequences: int | None = None,
+    num_beams: int | None = None,
+    n_docs: int | None = None,
+    *,
+    generation_config: Any = None,
+    prefix_allowed_tokens_fn: Any = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    decoding: str = "thorough",
+    seed: int | None = None,
+    question_text: Sequence[str] | None = None,
+    **model_kwargs: Any,
+) -> tf.Tensor | GenerateOutput:
+    """The body of `RagSequenceForGeneration.generate`; what is not named here is as in `rag_token_generate`.
+
+    Args:
+        do_deduplication: whether a candidate found twice counts once; None = the config's.
+        num_return_sequences: answers for each question; None = the config's.
+        num_beams: beams of the search of each document; None = the config's.
+        decoding: see `generate_sequence`.
+        **model_kwargs: as there. The searches of all documents of a question begin with its `decoder_input_ids`, whose
+            probability thorough decoding counts, so that documents weigh as these tokens say too; `guidance_scale` acts
+            on the searches, not on the weighing; `streamer` needs one document.
+    """
+    config = model.config
+    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(model_kwargs))
+    options = sequence_options(model, num_beams, generation_config, **model_kwargs)
+    wanted = returned_sequences(model, num_return_sequences, generation_config)
+    contexts = model._contexts(
+        input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text
+    )
+    output = generate_sequence(
+        model,
+        contexts,
+        options,
+        hooks,
+        num_return_sequences=wanted,
+        do_deduplication=config.do_deduplication if do_deduplication is None else do_deduplication,
+        decoding=decoding,
+    )
+    return output if options.return_dict_in_generate else output.sequences

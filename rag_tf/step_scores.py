@@ -1,0 +1,145 @@
+"""The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
+
+What to do is decided in rag_core.step_rules and rag_core.beam. Letters: R rows, Q searches, C candidates, V vocabulary,
+W = K * V scores of a search's K beams, M pairs of a row and an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from rag_core.step_rules import Edit, Warp
+
+
+def _filled(scores: tf.Tensor, value: float) -> tf.Tensor:
+    return tf.fill(tf.shape(scores), tf.cast(value, scores.dtype))
+
+
+def _shut(scores: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
+    """`scores` with -inf where the mask is True."""
+    return tf.where(where, tf.cast(-np.inf, scores.dtype), scores)
+
+
+def _rank(scores: tf.Tensor) -> tf.Tensor:
+    """What to sort by: NaN above all numbers, as in torch; TensorFlow promises no place for it."""
+    largest = tf.cast(scores.dtype.max, scores.dtype)
+    return tf.where(tf.math.is_nan(scores), tf.cast(np.inf, scores.dtype), tf.minimum(scores, largest))
+
+
+def _log_softmax(scores: tf.Tensor) -> tf.Tensor:
+    # TensorFlow's own loses a NaN here and there, and a broken model would go on as if it were none
+    shifted = scores - tf.reduce_max(scores, axis=-1, keepdims=True)
+    return shifted - tf.math.log(tf.reduce_sum(tf.exp(shifted), axis=-1, keepdims=True))
+
+
+def _softmax(scores: tf.Tensor) -> tf.Tensor:
+    weights = tf.exp(scores - tf.reduce_max(scores, axis=-1, keepdims=True))
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+def apply_edits(scores: tf.Tensor, edits: Sequence[Edit]) -> tf.Tensor:
+    """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V)."""
+    for edit in edits:
+        ids, rows = edit.ids, edit.rows
+        if rows is None:
+            every = np.arange(int(scores.shape[0]))
+            ids, rows = np.tile(ids, len(every)), every.repeat(len(ids))
+        at = tf.constant(np.stack([rows, ids], axis=1), dtype=tf.int64)  # (M, 2)
+        if edit.kind == "finite":
+            scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), scores)
+            scores = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
+        elif edit.kind == "keep":
+            scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, tf.gather_nd(scores, at))
+        elif edit.kind == "force":
+            zeros = tf.zeros(len(rows), scores.dtype)
+            scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, zeros)
+        else:
+            scores = tf.tensor_scatter_nd_update(scores, at, _changed(tf.gather_nd(scores, at), edit))
+    return scores
+
+
+def _changed(old: tf.Tensor, edit: Edit) -> tf.Tensor:
+    if edit.kind == "ban":
+        return _filled(old, -np.inf)
+    if edit.kind == "add":
+        return old + tf.cast(np.asarray(edit.value), old.dtype)
+    if edit.kind == "penalise":
+        return tf.where(old < 0, old * edit.value, old / edit.value)
+    if edit.kind == "decay":
+        # a banned token stays banned: -inf + inf is nan, which is taken for the largest
+        return tf.where(tf.math.is_inf(old), old, old + tf.abs(old) * edit.value)
+    raise ValueError(f"unknown kind of edit {edit.kind!r}")
+
+
+def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], least: int) -> tf.Tensor:
+    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least` tokens or more a row."""
+    vocab_size = int(scores.shape[-1])
+    least = min(least, vocab_size)
+    for warp in warps:
+        if warp.kind == "temperature":
+            scores = scores / warp.value
+        elif warp.kind == "normalise":
+            scores = _log_softmax(scores)
+        elif warp.kind == "top_k":
+            kth = _largest(scores, min(max(int(warp.value), least), vocab_size))[0][:, -1:]
+            scores = _shut(scores, scores < kth)
+        elif warp.kind == "top_p":
+            # ascending, of equals the lowest index last: that one stays
+            ordered, order = (x[:, ::-1] for x in _largest(scores, vocab_size))
+            drop = tf.cumsum(_softmax(ordered), axis=-1) <= 1 - warp.value
+            drop = tf.concat([drop[:, :-least], tf.zeros_like(drop[:, -least:])], axis=-1)
+            scores = _shut(scores, _back(drop, order))
+        elif warp.kind == "typical_p":
+            scores = _typical(scores, warp.value, least)
+        elif warp.kind in ("epsilon_cutoff", "eta_cutoff"):
+            probs = _softmax(scores)
+            cut: tf.Tensor | float = warp.value
+            if warp.kind == "eta_cutoff":
+                cut = tf.minimum(warp.value**0.5 * tf.exp(-_entropy(scores)), warp.value)[:, None]
+            best = _largest(scores, least)[0][:, -1:]
+            scores = _shut(scores, (probs < cut) & (scores < best))
+        else:
+            raise ValueError(f"unknown kind of narrowing {warp.kind!r}")
+    return scores
+
+
+def _largest(scores: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `count` largest of each row and their indices, best first; of equals the lowest index first."""
+    indices = tf.math.top_k(_rank(scores), count, index_type=tf.int64).indices
+    return tf.gather(scores, indices, batch_dims=1), indices
+
+
+def _back(sorted_values: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
+    """What stands at `order[r, i]` before sorting, from what stands at i after it; (R, V)."""
+    return tf.gather(sorted_values, tf.argsort(order, axis=-1), batch_dims=1)
+
+
+def _entropy(scores: tf.Tensor) -> tf.Tensor:
+    log_probs = _log_softmax(scores)
+    each = tf.exp(log_probs) * log_probs
+    return -tf.reduce_sum(tf.where(tf.math.is_nan(each), tf.zeros_like(each), each), axis=-1)
+
+
+def _typical(scores: tf.Tensor, mass: float, least: int) -> tf.Tensor:
+    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al. 2022, https://arxiv.org/abs/2202.00666)."""
+    distance = tf.abs(-_log_softmax(scores) - _entropy(scores)[:, None])
+    order = tf.argsort(_rank(distance), axis=-1, stable=True)
+    ordered = tf.gather(distance, order, batch_dims=1)
+    total = tf.cumsum(_softmax(tf.gather(scores, order, batch_dims=1)), axis=-1)
+    last = tf.reduce_sum(tf.cast(total < mass, tf.int32), axis=-1, keepdims=True)  # (R, 1)
+    last = tf.minimum(last, int(scores.shape[-1]) - 1)
+    drop = ordered > tf.gather(ordered, last, batch_dims=1)
+    drop = tf.concat([tf.zeros_like(drop[:, :least]), drop[:, least:]], axis=-1)
+    return _shut(scores, _back(drop, order))
+
+
+def best_candidates(scores: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The `count` largest of `scores` (Q, W) and their indices; of equals the lowest index.
+
+    Returns:
+        (Q, count) values and (Q, count) int64 indices (`rag_core.beam.order_candidates` sorts them).
+    """
+    return _largest(scores, tf.minimum(count, tf.shape(scores)[-1]))
