@@ -177,11 +177,13 @@ class PretrainedModel(WeightHolder, Pushable):
         """Fill this model (built hollow) with a checkpoint's weights, all or an error."""
         from rag_core.checkpoint import read_weights
         from rag_core.generation import GenerationConfig
+        from rag_core.weights import LazyWeights
 
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
         ties = tensors.tied_names(self)
-        tensors.assign(self, arrays, dtype, device, skip=ties)
+        once = LazyWeights({name: () for name in arrays if name not in ties}, arrays.__getitem__)
+        tensors.assign(self, once, dtype, device)
         self.tie_weights()
         left = tensors.hollow_names(self)
         if left:

@@ -6,7 +6,7 @@ A `model` here has `named_parameters()` and `get_submodule(path)`, as `modules.M
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) 
         return tf.constant(array)
 
 
-def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any, skip: Container[str] = ()) -> None:
+def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any) -> None:
     """Replace the named variables by new ones (the model may be hollow).
 
     Args:
@@ -91,13 +91,11 @@ def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any
         arrays: name -> values of the right shape; the caller has checked both. Read one at a time.
         dtype: of floating-point weights; None keeps the arrays'.
         device: where to put them.
-        skip: names to pass over.
     """
     place = resolve_device(device)
     olds = dict(model.named_parameters())
     for name in arrays:
-        if name not in skip:
-            replace(model, name, olds.pop(name), from_array(arrays[name], dtype, place), place)
+        replace(model, name, olds.pop(name), from_array(arrays[name], dtype, place), place)
     _forget_graphs(model)
 
 
