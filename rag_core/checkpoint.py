@@ -1,12 +1,14 @@
 """Checkpoints on disk: names with arrays, read lazily from any layout of Hugging Face, written whole or not at all.
 
-Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size). Read besides:
-`pytorch_model.bin`, also in shards, without running what it holds (see `torchbin`).
+Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size), one tensor in memory at
+a time. Read besides, also in shards: `pytorch_model.bin`, without running what it holds (see `torchbin`); `tf_model.h5`
+and safetensors of TensorFlow classes, under PyTorch's names (see `tf_names`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,17 +18,20 @@ import numpy as np
 
 from rag_core.config import PretrainedConfig
 from rag_core.hub import atomic_folder, is_local, resolve_file, split_hub_kwargs
-from rag_core.weights import LazyWeights, tied_names
+from rag_core.safetensors_files import SafetensorsFile, write_safetensors
+from rag_core.tf_names import torch_layout, torch_name
+from rag_core.weights import FLOATS, LazyWeights, tied_names
 
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
 )
 
 _STALE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -34,11 +39,12 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
     """The weights of a folder, a repository of the hub, or one file; safetensors are preferred.
 
     Args:
-        name_or_path: where `WEIGHT_FILES` are looked for, in that order; or a .safetensors or .bin file.
+        name_or_path: where `WEIGHT_FILES` are looked for, in that order; or a .safetensors, .bin or .h5 file.
         **hub: options of `rag_core.hub.HUB_KWARGS`.
 
     Returns:
-        Name -> array (bfloat16 through ml_dtypes), read when asked for; `.shapes` tells shapes without reading.
+        Name -> array (bfloat16 through ml_dtypes), read-only and read when asked for; `.shapes` and `.dtypes` tell
+        shapes and types without reading. TensorFlow's names keep the scopes in front, which `fit_weights` understands.
 
     Raises:
         OSError: no weights there, or a file is missing, truncated, corrupt or refused; the file is named.
@@ -67,16 +73,18 @@ def write_checkpoint(
     generation_config: Any = None,
     architecture: str | None = None,
     max_shard_size: int | str = "5GB",
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Saves weights with their configuration; all files appear together or none does, other files of the folder stay.
 
     Args:
         folder: made if missing.
-        weights: name -> array; copies of tied weights are left out of the file (see `tied_names`).
+        weights: name -> array, read one at a time; copies of tied weights are left out of the file (see `tied_names`).
         config: written as `config.json`, with the dtype of the weights.
         generation_config: an object with `to_dict()` or a dictionary, for `generation_config.json`.
         architecture: class name for `config.json`, as transformers' pipelines look it up.
         max_shard_size: bytes, or text such as "5GB"; larger checkpoints are split.
+        progress: told the bytes of each weight before it is written.
 
     Raises:
         OSError: the folder can't be written; what was there before is untouched.
@@ -87,8 +95,8 @@ def write_checkpoint(
         raise ValueError(f"No weights to save into {str(folder)!r}.")
     names = _stored(weights, config)
     values = config.to_dict()
-    dtypes = (np.asarray(weights[name]).dtype.name for name in names)
-    values["torch_dtype"] = next((each for each in dtypes if each in _FLOATS), values["torch_dtype"])
+    dtypes = (_dtype(weights, name).name for name in names)
+    values["torch_dtype"] = next((each for each in dtypes if each in FLOATS), values["torch_dtype"])
     if architecture is not None:
         values["architectures"] = [architecture]
     with atomic_folder(folder, stale=_STALE) as draft:
@@ -96,14 +104,19 @@ def write_checkpoint(
         if generation_config is not None:
             options = generation_config.to_dict() if hasattr(generation_config, "to_dict") else dict(generation_config)
             _write_json(draft / "generation_config.json", options)
-        _write_shards(draft, names, weights, limit)
+        _write_shards(draft, names, weights, limit, progress)
 
 
-def _write_shards(folder: Path, names: list[str], weights: Mapping[str, Any], limit: int) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    sizes = {name: np.asarray(weights[name]).nbytes for name in names}
+def _write_shards(
+    folder: Path,
+    names: list[str],
+    weights: Mapping[str, Any],
+    limit: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    shapes = {name: _shape(weights, name) for name in names}
+    dtypes = {name: _dtype(weights, name) for name in names}
+    sizes = {name: math.prod(shapes[name]) * dtypes[name].itemsize for name in names}
     shards: list[list[str]] = [[]]
     room = limit
     for name in names:
@@ -118,13 +131,29 @@ def _write_shards(folder: Path, names: list[str], weights: Mapping[str, Any], li
         places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         _write_json(folder / "model.safetensors.index.json", index)
+
+    def read(name: str) -> Any:
+        if progress is not None:
+            progress(sizes[name])
+        return weights[name]
+
     for file, shard in zip(files, shards, strict=True):
-        arrays = {name: _contiguous(weights[name]) for name in shard}
+        parts = [{name: each[name] for name in shard} for each in (shapes, dtypes)]
         try:
-            # transformers refuses files without this mark.
-            save_file(arrays, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"Can't write {file} ({error}); nothing was saved. Make room and save again.") from error
+            write_safetensors(folder / file, parts[0], parts[1], read)
+        except OSError as error:
+            what = error.strerror or error
+            raise OSError(f"Can't write {file} ({what}); nothing was saved. Make room and save again.") from None
+
+
+def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    shapes = getattr(weights, "shapes", None)
+    return tuple(shapes[name] if shapes is not None else np.asarray(weights[name]).shape)
+
+
+def _dtype(weights: Mapping[str, Any], name: str) -> np.dtype:
+    dtypes = getattr(weights, "dtypes", None)
+    return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype
 
 
 def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
@@ -144,11 +173,6 @@ def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
     return [name for name in weights if name not in copies]
 
 
-def _contiguous(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    return array if array.flags.c_contiguous else array.copy(order="C")
-
-
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -161,35 +185,22 @@ def _bytes(size: int | str) -> int:
 
 
 def _open(path: Path) -> LazyWeights:
+    file: Any
     if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    if path.suffix == ".bin":
+        file = SafetensorsFile(path)
+    elif path.suffix == ".bin":
         from rag_core.torchbin import TorchFile
 
         file = TorchFile(path)
-        return LazyWeights(file.shapes, file.__getitem__)
-    raise OSError(f"{path} is no file of weights that can be read; those end in .safetensors or .bin.")
+    elif path.suffix == ".h5":
+        from rag_core.h5_files import H5File
 
-
-def _open_safetensors(path: Path) -> LazyWeights:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file = safe_open(path, framework="np")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        layout = (file.metadata() or {}).get("format")
-    except SafetensorError as error:
-        raise OSError(f"{path} is truncated or not a safetensors file ({error}); fetch or save it again.") from error
-    if layout == "tf":
-        raise OSError(f"{path} holds TensorFlow's names and layouts; use a checkpoint that a PyTorch class saved.")
-
-    def read(name: str) -> np.ndarray:
-        try:
-            return file.get_tensor(name)
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise OSError(f"{path}: {name} can't be read ({type(error).__name__}: {error}); fetch it again.") from error
-
-    return LazyWeights(shapes, read)
+        file = H5File(path)
+    else:
+        raise OSError(f"{path} is no file of weights that can be read; those end in .safetensors, .bin or .h5.")
+    weights = LazyWeights(file.shapes, file.__getitem__, dtypes=file.dtypes, free=file.free)
+    of_tensorflow = path.suffix == ".h5" or getattr(file, "metadata", {}).get("format") == "tf"
+    return torch_layout(weights, str(path)) if of_tensorflow else weights
 
 
 def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
@@ -197,7 +208,7 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         places = {str(name): str(file) for name, file in places.items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise OSError(f"{index} is not an index of weights ({why}); fetch it again.") from error
     shards: dict[str, LazyWeights] = {}
@@ -205,8 +216,27 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
         if "/" in file or "\\" in file or file.startswith("."):
             raise OSError(f"{index} names a shard outside its folder: {file!r}.")
         shards[file] = _open(resolve(file))
+    scoped = any(shard.scoped for shard in shards.values())
+    if scoped:
+        places = _scoped_places(places, shards)
     lost = sorted(name for name, file in places.items() if name not in shards[file])
     if lost:
         raise OSError(f"{index} names weights that their shards lack: {', '.join(lost)}; fetch all of them again.")
+
+    def free() -> None:
+        for shard in shards.values():
+            shard.free()
+
     shapes = {name: shards[file].shapes[name] for name, file in places.items()}
-    return LazyWeights(shapes, lambda name: shards[places[name]][name])
+    dtypes = {name: shards[file].dtypes[name] for name, file in places.items()}
+    return LazyWeights(shapes, lambda name: shards[places[name]][name], dtypes=dtypes, free=free, scoped=scoped)
+
+
+def _scoped_places(places: dict[str, str], shards: dict[str, LazyWeights]) -> dict[str, str]:
+    """TensorFlow's index under the names of its shards, which lack some of the scopes that the index names."""
+    found = {}
+    for name, file in places.items():
+        parts = torch_name(name).split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        found[next((end for end in ends if end in shards[file]), name)] = file
+    return found

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rag_core.mapped_file import free_pages
 from rag_core.torchbin_machine import Refused, Storage, Tensor, run
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -38,6 +39,7 @@ class TorchFile(Mapping[str, np.ndarray]):
 
     Attributes:
         shapes: name -> shape, known without reading the arrays.
+        dtypes: name -> dtype, likewise.
 
     Raises:
         OSError: not such a file, truncated, corrupt, or holding anything but tensors and plain containers.
@@ -67,6 +69,7 @@ class TorchFile(Mapping[str, np.ndarray]):
         except _MALFORMED as error:
             self._fail(f"is truncated or corrupt ({type(error).__name__}: {error})", error)
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
+        self.dtypes = {name: np.dtype(tensor.storage.dtype) for name, tensor in self._tensors.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -91,6 +94,10 @@ class TorchFile(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def free(self) -> None:
+        """Gives the memory of pages read so far back; arrays stay valid."""
+        free_pages(self._data)
 
     def _fail(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise OSError(

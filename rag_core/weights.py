@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from rag_core.config import PretrainedConfig, RagConfig, T5Config
+from rag_core.tf_names import under_needed_names
 from rag_core.weight_shapes import DPR_HEADS, RAG_HEADS, Shapes, expected_shapes, tied_names
 
 __all__ = [
     "DPR_HEADS",
+    "FLOATS",
     "RAG_HEADS",
     "RENAMES",
     "UNUSED",
@@ -24,6 +26,8 @@ __all__ = [
     "fit_weights",
     "tied_names",
 ]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # (prefix of the needed name, prefix of the name in the file): the first row that fits is taken.
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -66,10 +70,24 @@ class LazyWeights(Mapping[str, np.ndarray]):
 
     Attributes:
         shapes: name -> shape, known without reading the arrays.
+        dtypes: name -> dtype, likewise.
+        free: gives back the memory of mapped files that was touched by reading; arrays stay valid.
+        scoped: the names are TensorFlow's, with scopes in front (see `tf_names`).
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Callable[[str], np.ndarray],
+        *,
+        dtypes: Mapping[str, np.dtype],
+        free: Callable[[], None] = lambda: None,
+        scoped: bool = False,
+    ) -> None:
         self.shapes = dict(shapes)
+        self.dtypes = dict(dtypes)
+        self.free = free
+        self.scoped = scoped
         self._read = read
 
     def __contains__(self, name: object) -> bool:
@@ -162,6 +180,8 @@ def fit_weights(
         ValueError: missing, unexpected or misshapen names (all of them listed), or tied copies that differ.
     """
     expected = expected_shapes(config, head, context_encoder=context_encoder)
+    if isinstance(weights, LazyWeights) and weights.scoped:
+        weights = under_needed_names(weights, expected, source)
     fitted = fit_names(weights, expected)
     shapes = {name: _shape(weights, old) for name, old in fitted.items()}
     shapes |= {name: _shape(weights, name) for name in set(weights) - set(fitted.values())}
@@ -184,12 +204,16 @@ def fit_weights(
     shapes |= {name: expected[name] for name in zeros}
     check_weights(expected, shapes, source=source)
 
+    dtypes = {name: _dtype(weights, sources[name]) for name in expected if name not in zeros}
+    usual = next((dtype for dtype in dtypes.values() if dtype.name in FLOATS), np.dtype(np.float32))
+    dtypes |= dict.fromkeys(zeros, usual)
+
     def read(name: str) -> np.ndarray:
         if name in zeros:
-            return np.zeros(expected[name], np.float32)
+            return np.zeros(expected[name], usual)
         return weights[sources[name]]
 
-    return LazyWeights(expected, read)
+    return LazyWeights(expected, read, dtypes=dtypes, free=getattr(weights, "free", lambda: None))
 
 
 def _unused(name: str) -> bool:
@@ -200,6 +224,12 @@ def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """A shape without reading the array, where the mapping knows it."""
     shapes = getattr(weights, "shapes", None)
     return tuple(shapes[name] if shapes is not None else weights[name].shape)
+
+
+def _dtype(weights: Mapping[str, Any], name: str) -> np.dtype:
+    """A dtype without reading the array, where the mapping knows it."""
+    dtypes = getattr(weights, "dtypes", None)
+    return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype
 
 
 def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: str) -> None:

@@ -110,9 +110,12 @@ def test_safetensors_are_preferred_and_damage_is_named(tmp_path):
 
 
 def test_tensorflow_layouts_are_told_apart(tmp_path):
-    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors", metadata={"format": "tf"})
-    with pytest.raises(OSError, match="TensorFlow"):
-        read_weights(tmp_path)
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for layout, name, shape in (("tf", "tf_x.a.weight", (3, 2)), ("pt", "tf_x/a/kernel:0", (2, 3))):
+        save_file({"tf_x/a/kernel:0": kernel}, tmp_path / "model.safetensors", metadata={"format": layout})
+        weights = read_weights(tmp_path)
+        assert weights.shapes == {name: shape} and weights.scoped == (layout == "tf")
+        np.testing.assert_array_equal(weights[name], kernel.T if layout == "tf" else kernel)
 
 
 def test_sharded_torch_files_and_bad_indices(tmp_path):
