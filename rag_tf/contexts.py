@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rag_core.backends import to_numpy
 from rag_tf.marginalize import masked_fill, widen
 
 
@@ -245,9 +246,49 @@ def checked_questions(input_ids: Any, attention_mask: Any, vocabulary: int | Non
     return input_ids
 
 
+def search_in_graph(
+    retriever: Any, questions: tf.Tensor, vectors: tf.Tensor, options: dict[str, Any], tokenized: bool
+) -> dict[str, tf.Tensor]:
+    """A search as a node of the caller's graph, which calls back to Python: such a graph cannot be exported.
+
+    Args:
+        retriever: a `RagRetriever`, or any callable like it.
+        questions: (B, Q).
+        vectors: (B, D).
+        options: `n_docs` and what else the retriever is called with.
+        tokenized: whether it returns `tokenized_doc_ids` and `tokenized_doc_attention_mask`.
+
+    Returns:
+        What the retriever returns, as tensors; always with `doc_mask`.
+    """
+    kinds: dict[str, Any] = {
+        "context_input_ids": tf.int64,
+        "context_attention_mask": tf.int64,
+        "retrieved_doc_embeds": tf.float64 if vectors.dtype == tf.float64 else tf.float32,
+        "doc_ids": tf.int64,
+        "doc_mask": tf.bool,
+    }
+    if tokenized:
+        kinds |= {"tokenized_doc_ids": tf.int64, "tokenized_doc_attention_mask": tf.int64}
+
+    def search(ids: np.ndarray, asked: np.ndarray) -> list[np.ndarray]:
+        found = retriever(ids, asked, return_tensors="np", **options)
+        whole = {"doc_mask": np.ones(np.shape(found["doc_ids"]), bool), **found}
+        return [to_numpy(whole[name]).astype(kind.as_numpy_dtype) for name, kind in kinds.items()]
+
+    found = tf.numpy_function(search, (questions, tf.cast(vectors, tf.float32)), list(kinds.values()))
+    batch, n_docs = questions.shape[0], options["n_docs"]
+    shapes = {"retrieved_doc_embeds": (batch, n_docs, vectors.shape[1]), "doc_ids": (batch, n_docs)}
+    shapes["doc_mask"] = shapes["doc_ids"]
+    rows = (None if batch is None else batch * n_docs, None)
+    return {name: tf.ensure_shape(tensor, shapes.get(name, rows)) for name, tensor in zip(kinds, found, strict=True)}
+
+
 def to_device(value: Any) -> tf.Tensor:
-    """A tensor, array or nested lists as a tensor, which TensorFlow places itself; Python integers are int64."""
-    if not isinstance(value, tf.Tensor | tf.Variable | np.ndarray):
-        value = np.asarray(value)
-        value = value.astype(np.float32) if value.dtype == np.float64 else value
-    return tf.convert_to_tensor(value)
+    """A tensor, array or nested lists as a tensor, placed by TensorFlow; numbers in lists become int64 or float32."""
+    if isinstance(value, tf.Tensor | tf.Variable):
+        return tf.convert_to_tensor(value)
+    array = to_numpy(value)
+    if isinstance(value, list | tuple) and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return tf.convert_to_tensor(array)

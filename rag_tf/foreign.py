@@ -27,7 +27,7 @@ from typing import Any
 import tensorflow as tf
 
 from rag_core.config import PretrainedConfig
-from rag_core.outputs import EncoderOutput, PooledEncoderOutput, Seq2SeqLMOutput
+from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
 from rag_tf.layers import Trace, as_encoder_output
 from rag_tf.modules import Module
 from rag_tf.pretrained import PretrainedModel
@@ -60,20 +60,16 @@ def encode_questions(
     Raises:
         ValueError: the encoder does not return vectors.
     """
-    if isinstance(module, PretrainedModel):
-        graph = module.graph("encode_questions", lambda *args: vars(_encode(module, *args)))
-        mode = module.in_training(training)
-        found = graph(input_ids, attention_mask, output_attentions, output_hidden_states, mode)
-        outputs = PooledEncoderOutput(**found)
-    else:
-        kwargs = {
-            "attention_mask": attention_mask,
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-            "return_dict": True,
-            "training": bool(training),
-        }
-        outputs = module(input_ids, **accepted(module, kwargs))
+    kwargs = {
+        "attention_mask": attention_mask,
+        "output_attentions": output_attentions,
+        "output_hidden_states": output_hidden_states,
+        "return_dict": True,
+        "training": training,
+    }
+    if not isinstance(module, PretrainedModel):
+        kwargs = accepted(module, {**kwargs, "training": bool(training)})
+    outputs = module(input_ids, **kwargs)
     outputs = (outputs,) if isinstance(outputs, tf.Tensor) else outputs
     shape = tuple(outputs[0].shape)
     if len(shape) != 2:
@@ -82,20 +78,6 @@ def encode_questions(
             "wrap it in rag_tf.foreign.ForeignEncoder(module, pooling='mean') (or 'cls')"
         )
     return outputs
-
-
-def _encode(
-    module: Any, ids: tf.Tensor, mask: tf.Tensor | None, attentions: bool, hidden: bool, training: bool
-) -> PooledEncoderOutput:
-    """What runs in the graph of one of our encoders."""
-    return module(
-        ids,
-        attention_mask=mask,
-        output_attentions=attentions,
-        output_hidden_states=hidden,
-        return_dict=True,
-        training=training,
-    )
 
 
 class ForeignEncoder(Module):

@@ -224,3 +224,46 @@ def sequence_nll(
         total = tf.reduce_sum(wide, -1) - count * logsumexp(wide, -1)  # (B, N, T)
         smooth = -logsumexp(sequence_joint(total, count * log_probs, pad_mask), 1)
     return smoothed(-logsumexp(joint, 1), smooth, epsilon, size, reduce_loss)
+
+
+# For graphs: the same of logits as the generator returns them, (B*N, T, V), with N as a tensor.
+
+
+def apart(logits: tf.Tensor, n_docs: tf.Tensor) -> tf.Tensor:
+    """(B*N, ...) -> (B, N, ...)."""
+    return tf.reshape(logits, tf.concat([[-1, n_docs], tf.shape(logits)[1:]], 0))
+
+
+def rows_marginal(logits: tf.Tensor, scores: tf.Tensor, n_docs: tf.Tensor) -> tf.Tensor:
+    """`token_log_probs` of rows and scores."""
+    return token_log_probs(apart(logits, n_docs), doc_log_probs(scores))
+
+
+def rows_token_nll(
+    logits: tf.Tensor,
+    scores: tf.Tensor,
+    target: tf.Tensor,
+    n_docs: tf.Tensor,
+    pad: int,
+    epsilon: float,
+    reduce_loss: bool,
+) -> tf.Tensor:
+    """`token_nll` of rows."""
+    return token_nll(apart(logits, n_docs), scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss)
+
+
+def rows_sequence_nll(
+    logits: tf.Tensor,
+    scores: tf.Tensor,
+    target: tf.Tensor,
+    n_docs: tf.Tensor,
+    pad: int,
+    bos: int | None,
+    exclude_bos_score: bool,
+    epsilon: float,
+    reduce_loss: bool,
+) -> tf.Tensor:
+    """`sequence_nll` of rows."""
+    logits = apart(logits, n_docs)
+    options: dict[str, Any] = {"exclude_bos_score": exclude_bos_score, "epsilon": epsilon, "reduce_loss": reduce_loss}
+    return sequence_nll(logits, scores, target, pad, bos_token_id=bos, **options)

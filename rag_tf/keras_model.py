@@ -1,0 +1,211 @@
+"""The Keras surface of the three public classes: calls, precision, weights, summary.
+
+Keras sees a model without layers of its own: the networks are tf.Modules that keep Hugging Face's names, and Keras'
+trackers, autocasts and rules about inputs stay out of their way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rag_tf import weight_files
+from rag_tf.keras_fit import KerasFit, spread
+from rag_tf.modules import compute_dtype, computing_in
+from rag_tf.weights import named_variables
+
+# Attributes that are no business of Keras' trackers, which wrap dicts and lists and refuse layers late.
+_OURS = {
+    "config", "retriever", "rag", "question_encoder", "generator", "ctx_encoder", "context_encoder_training",
+}  # fmt: skip
+
+
+class KerasModel(KerasFit, keras.Model):
+    """A keras.Model around networks that are not Keras layers."""
+
+    def __init__(self) -> None:
+        super().__init__(autocast=False)
+        self.built = True
+        self.supports_jit = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OURS:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See `call`."""
+        args, kwargs = spread(args, kwargs)
+        with self.precision():
+            return self.call(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `call`."""
+        return self(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Within it activations have the type of this model's Keras policy, e.g. bfloat16 with "mixed_bfloat16"."""
+        policy = self.dtype_policy
+        mixed = policy.compute_dtype != policy.variable_dtype and compute_dtype() is None
+        with computing_in(policy.compute_dtype) if mixed else contextlib.nullcontext():
+            yield
+
+    @property
+    def variables(self) -> list[Any]:
+        """All weights, tied ones once."""
+        return list(self.parameters())
+
+    @property
+    def weights(self) -> list[Any]:
+        """All weights, tied ones once."""
+        return self.variables
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The weights that learn."""
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """The weights that do not learn."""
+        return [variable for variable in self.variables if not variable.trainable]
+
+    @property
+    def non_trainable_weights(self) -> list[Any]:
+        """The weights that do not learn."""
+        return self.non_trainable_variables
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Copies of all weights, in the order of `weights`."""
+        return [variable.numpy() for variable in self.variables]
+
+    def set_weights(self, weights: list[Any]) -> None:
+        """Write values in the order of `weights`.
+
+        Raises:
+            ValueError: another number of arrays, or other shapes.
+        """
+        variables = self.variables
+        if len(weights) != len(variables):
+            raise ValueError(
+                f"weights must be {len(variables)} arrays in the order of model.weights, got {len(weights)}"
+            )
+        for (name, variable), array in zip(self._named(), weights, strict=True):
+            if tuple(np.shape(array)) != tuple(variable.shape):
+                raise ValueError(f"weights: {name} must have shape {tuple(variable.shape)}, got {np.shape(array)}")
+        for variable, array in zip(variables, weights, strict=True):
+            variable.assign(array)
+
+    def count_params(self) -> int:
+        """How many numbers the weights are."""
+        return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+    def save_weights(self, filepath: str | Path, overwrite: bool = True, max_shard_size: Any = None) -> None:
+        """Write all weights to one file under Hugging Face's names; see `save_pretrained` for a folder with the config.
+
+        Args:
+            filepath: ends with ".safetensors", ".weights.h5" or ".h5".
+            overwrite: whether a file may be replaced.
+            max_shard_size: must be None: `save_pretrained` writes shards.
+
+        Raises:
+            ValueError: another ending, or `max_shard_size`.
+            FileExistsError: the file is there and may not be replaced.
+        """
+        if max_shard_size is not None:
+            raise ValueError("max_shard_size: save_weights writes one file; save_pretrained(folder) writes shards")
+        weight_files.write(filepath, dict(self._named()), overwrite)
+
+    def load_weights(self, filepath: str | Path, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Read what `save_weights` wrote into the weights; their types stay.
+
+        Args:
+            filepath: the file.
+            skip_mismatch: pass over names and shapes that are not this model's.
+            **kwargs: none.
+
+        Raises:
+            OSError: no such file.
+            TypeError: an unknown keyword.
+            ValueError: names or shapes do not fit; all of them are listed, and nothing is written.
+        """
+        if kwargs:
+            raise TypeError(f"load_weights got unknown arguments: {', '.join(sorted(kwargs))}")
+        weight_files.read_into(filepath, dict(self._named()), skip_mismatch)
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Refused: Keras' archives cannot hold this model.
+
+        Raises:
+            ValueError: always, with the ways to save.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no .keras archive: save_pretrained(folder) writes config and weights, "
+            "save_weights(file) the weights; with ModelCheckpoint set save_weights_only=True"
+        )
+
+    def _named(self) -> list[tuple[str, Any]]:
+        """(name, variable) of all weights, tied ones under their first name."""
+        seen: set[int] = set()
+        named = self.named_parameters()
+        return [(name, each) for name, each in named if not (id(each) in seen or seen.add(id(each)))]  # type: ignore[func-returns-value]
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        # tf.train.Checkpoint(model) would hold nothing otherwise.
+        children = super()._trackable_children(save_type, **kwargs)
+        parts = self._parts() if save_type == "checkpoint" else {}
+        return children | {
+            name: part for name, part in parts.items() if isinstance(part, tf.Module | keras.layers.Layer)
+        }
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Any = None,
+        print_fn: Callable[[str], Any] | None = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Any = None,
+    ) -> None:
+        """Print the networks with their sizes.
+
+        Args:
+            line_length: width of the table.
+            positions, layer_range: not used.
+            print_fn: what is called with each line; None prints.
+            expand_nested: list every weight with its shape, too.
+            show_trainable: say which of them learn.
+        """
+        width = line_length or 98
+        say = print_fn or print
+        rule = "-" * width
+        say(f"Model: {type(self).__name__}")
+        say(rule)
+        say(f"{'Network or weight':<{width - 36}}{'Shape':>20}{'Parameters':>16}")
+        say(rule)
+        total = {True: 0, False: 0}
+        seen: set[int] = set()
+        for name, part in self._parts().items():
+            own, lines = 0, []
+            for weight, variable in named_variables(part):
+                if id(variable) in seen:
+                    continue
+                seen.add(id(variable))
+                count = int(np.prod(variable.shape))
+                own, total[variable.trainable] = own + count, total[variable.trainable] + count
+                learns = f" [{'learns' if variable.trainable else 'fixed'}]" if show_trainable else ""
+                shape = str(tuple(variable.shape))
+                lines.append(f"{f'  {weight}{learns}':<{width - 36}}{shape:>20}{count:>16,}")
+            say(f"{f'{name} ({type(part).__name__})':<{width - 36}}{'':>20}{own:>16,}")
+            for line in lines if expand_nested else ():
+                say(line)
+        say(rule)
+        say(f"Parameters: {sum(total.values()):,}; trainable: {total[True]:,}; not trainable: {total[False]:,}")

@@ -1,0 +1,334 @@
+"""The RAG models; the two heads that marginalise over documents (Lewis et al. 2020, arXiv 2005.11401, section 2.1).
+
+Names, arguments and defaults are those of transformers 4.37.2's PyTorch classes. `docs/compatibility.md` lists where
+results differ.
+Letters: B questions, N documents a question, S context length, T target length, V vocabulary. Row b * N + d of
+everything with B*N rows belongs to document d of question b.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from rag_core.config import RagConfig
+from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
+from rag_tf import marginalize as marginal
+from rag_tf.components import RagPretrained
+from rag_tf.contexts import Contexts, checked_ids, checked_labels, checked_n_docs, checked_tensor, table_size
+from rag_tf.keras_model import KerasModel
+from rag_tf.rag_model import RagModel
+
+__all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
+
+# in the order of `RagModel.call`
+_MODEL_ARGUMENTS = (
+    "input_ids attention_mask encoder_outputs decoder_input_ids decoder_attention_mask past_key_values doc_scores "
+    "context_input_ids context_attention_mask use_cache output_attentions output_hidden_states output_retrieved n_docs"
+).split()
+
+
+class _RagHead(RagPretrained, KerasModel):
+    """What RAG-Sequence and RAG-Token share: a `RagModel` inside, and the run-up to a loss."""
+
+    config_class = RagConfig
+
+    def __init__(
+        self,
+        config: RagConfig | None = None,
+        question_encoder: Any = None,
+        generator: Any = None,
+        retriever: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        rag = RagModel(config, question_encoder, generator, retriever, **kwargs)
+        super().__init__(rag.config)
+        self.rag = rag
+
+    @property
+    def retriever(self) -> Any:
+        """The retriever, or None."""
+        return self.rag.retriever
+
+    @property
+    def generator(self) -> Any:
+        """The generator."""
+        return self.rag.generator
+
+    @property
+    def question_encoder(self) -> Any:
+        """The question encoder."""
+        return self.rag.question_encoder
+
+    def train(self, mode: bool = True) -> Any:
+        """See `RagModel.train`."""
+        self.rag.train(mode)
+        return super().train(mode)
+
+    def set_retriever(self, retriever: Any) -> None:
+        """Attach a retriever, or detach it with None."""
+        self.rag.set_retriever(retriever)
+
+    def set_context_encoder_for_training(self, ctx_encoder: Any) -> None:
+        """See `RagModel.set_context_encoder_for_training`."""
+        self.rag.set_context_encoder_for_training(ctx_encoder)
+
+    def answer(self, *args: Any, **kwargs: Any) -> Any:
+        """Answers with the passages they come from; see `rag_tf.answers.answer`."""
+        from rag_tf.answers import answer
+
+        return answer(self, *args, **kwargs)
+
+    def _contexts(self, *args: Any, **kwargs: Any) -> Contexts:
+        return self.rag._contexts(*args, **kwargs)
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.config.generator.pad_token_id
+        if pad is None:
+            raise ValueError("config.generator.pad_token_id must be set: it says which labels are not scored")
+        return pad
+
+    def _run(
+        self, labels: Any, inputs: dict[str, Any], kwargs: dict[str, Any], training: bool | None
+    ) -> tuple[Any, tf.Tensor | None]:
+        """RagModel's output, and the labels with pads for -100."""
+        question_text = kwargs.pop("question_text", None)
+        kwargs.pop("token_type_ids", None)
+        if kwargs:
+            raise TypeError(f"{type(self).__name__}.call got unknown arguments: {', '.join(sorted(kwargs))}")
+        if labels is not None:
+            fed = inputs["decoder_input_ids"]
+            labels = checked_labels(labels, fed, self._pad_token_id, table_size(self.generator))
+            if fed is None:
+                inputs["decoder_input_ids"] = labels
+            inputs["use_cache"] = False
+        return self.rag(**inputs, question_text=question_text, return_dict=True, training=training), labels
+
+    def _result(self, outputs: RetrievAugLMOutput, loss: Any, return_dict: bool | None) -> Any:
+        output = RetrievAugLMMarginOutput(**{**vars(outputs), "loss": loss})
+        wanted = self.config.use_return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
+
+
+class RagSequenceForGeneration(_RagHead):
+    """RAG-Sequence: one document explains the whole answer (paper, section 2.1). Arguments as `RagModel`."""
+
+    head = "sequence"
+
+    def call(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        encoder_outputs: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        past_key_values: Any = None,
+        context_input_ids: Any = None,
+        context_attention_mask: Any = None,
+        doc_scores: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_retrieved: bool | None = None,
+        exclude_bos_score: bool | None = None,
+        reduce_loss: bool | None = None,
+        labels: Any = None,
+        n_docs: int | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`RagModel.call`, and the loss.
+
+        Args:
+            input_ids: see `RagModel.call` for this and every argument not named here.
+            exclude_bos_score: leave the first scored token out of the loss if it is BOS in every row.
+            reduce_loss: sum the loss over the batch.
+            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored. The loss is that of
+                `decoder_input_ids` where both are given (kept: compatibility Q16).
+            return_dict: False for a plain tuple.
+            training: see `RagModel.call`.
+            **kwargs: `question_text`, see `RagModel.call`.
+
+        Returns:
+            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`, and `logits` (B*N, T, V).
+        """
+        config = self.config
+        given = (input_ids, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask, past_key_values)
+        contexts = (doc_scores, context_input_ids, context_attention_mask)
+        switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
+        inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
+        outputs, labels = self._run(labels, inputs, kwargs, training)
+        loss = None
+        if labels is not None:
+            loss = self.get_nll(
+                outputs.logits,
+                outputs.doc_scores,
+                inputs["decoder_input_ids"],
+                config.reduce_loss if reduce_loss is None else reduce_loss,
+                config.label_smoothing,
+                config.exclude_bos_score if exclude_bos_score is None else exclude_bos_score,
+                n_docs,
+            )
+        return self._result(outputs, loss, return_dict)
+
+    def get_nll(
+        self,
+        seq_logits: tf.Tensor,
+        doc_scores: tf.Tensor,
+        target: tf.Tensor,
+        reduce_loss: bool = False,
+        epsilon: float = 0.0,
+        exclude_bos_score: bool = False,
+        n_docs: int | None = None,
+    ) -> tf.Tensor:
+        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `sequence_nll`."""
+        n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        return self.graph("nll", marginal.rows_sequence_nll)(
+            *_loss_inputs(seq_logits, doc_scores, target, n_docs),
+            self._pad_token_id,
+            self.config.bos_token_id or self.config.generator.bos_token_id,
+            bool(exclude_bos_score),
+            float(epsilon),
+            bool(reduce_loss),
+        )
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        context_input_ids: Any = None,
+        context_attention_mask: Any = None,
+        doc_scores: Any = None,
+        do_deduplication: bool | None = None,
+        num_return_sequences: int | None = None,
+        num_beams: int | None = None,
+        n_docs: int | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Generate answers; see `rag_tf.decoding.rag_sequence_generate`."""
+        from rag_tf.decoding import rag_sequence_generate
+
+        given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
+        options = (do_deduplication, num_return_sequences, num_beams, n_docs)
+        model_kwargs.pop("token_type_ids", None)  # a BERT tokenizer gives them; no encoder here reads them
+        return rag_sequence_generate(self, *given, *options, **model_kwargs)
+
+
+class RagTokenForGeneration(_RagHead):
+    """RAG-Token: each token may come from another document (paper, section 2.1). Arguments as `RagModel`."""
+
+    head = "token"
+
+    def call(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        encoder_outputs: Any = None,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        past_key_values: Any = None,
+        context_input_ids: Any = None,
+        context_attention_mask: Any = None,
+        doc_scores: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_retrieved: bool | None = None,
+        do_marginalize: bool | None = None,
+        reduce_loss: bool | None = None,
+        labels: Any = None,
+        n_docs: int | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`RagModel.call`, the marginal and the loss.
+
+        Args:
+            input_ids: see `RagModel.call` for this and every argument not named here.
+            do_marginalize: return marginalised log-probabilities (B, T, V) as `logits`.
+            reduce_loss: sum the loss over the batch.
+            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored.
+            return_dict: False for a plain tuple.
+            training: see `RagModel.call`.
+            **kwargs: `question_text`, see `RagModel.call`.
+
+        Returns:
+            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`.
+        """
+        config = self.config
+        given = (input_ids, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask, past_key_values)
+        contexts = (doc_scores, context_input_ids, context_attention_mask)
+        switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
+        inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
+        outputs, labels = self._run(labels, inputs, kwargs, training)
+        loss = None
+        if labels is not None:
+            reduce_loss = config.reduce_loss if reduce_loss is None else reduce_loss
+            epsilon = config.label_smoothing
+            loss = self.get_nll(outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs)
+        if config.do_marginalize if do_marginalize is None else do_marginalize:
+            outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
+        return self._result(outputs, loss, return_dict)
+
+    def marginalize(self, seq_logits: tf.Tensor, doc_scores: tf.Tensor, n_docs: int | None = None) -> tf.Tensor:
+        """log p(y_i|x, y_<i) over the vocabulary: logits (B*N, T, V) and scores (B, N) -> (B, T, V)."""
+        n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        logits, scores = checked_tensor("seq_logits", seq_logits), checked_tensor("doc_scores", doc_scores)
+        return self.graph("marginalize", marginal.rows_marginal)(logits, scores, tf.constant(n_docs))
+
+    def get_nll(
+        self,
+        seq_logits: tf.Tensor,
+        doc_scores: tf.Tensor,
+        target: tf.Tensor,
+        reduce_loss: bool = False,
+        epsilon: float = 0.0,
+        n_docs: int | None = None,
+    ) -> tf.Tensor:
+        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `token_nll`."""
+        n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        inputs = _loss_inputs(seq_logits, doc_scores, target, n_docs)
+        return self.graph("nll", marginal.rows_token_nll)(
+            *inputs, self._pad_token_id, float(epsilon), bool(reduce_loss)
+        )
+
+    def shift_tokens_right(self, input_ids: tf.Tensor, start_token_id: int | None = None) -> tf.Tensor:
+        """(B, T) ids with a start token (the config's decoder start) in front and the last column gone."""
+        start = self.config.decoder_start_token_id if start_token_id is None else start_token_id
+        if start is None:
+            raise ValueError("start_token_id must be given: config.decoder_start_token_id is None")
+        input_ids = checked_ids("input_ids", input_ids)
+        first = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(start, input_ids.dtype))
+        return tf.concat([first, input_ids[:, :-1]], 1)
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        context_input_ids: Any = None,
+        context_attention_mask: Any = None,
+        doc_scores: Any = None,
+        n_docs: int | None = None,
+        generation_config: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate answers; see `rag_tf.decoding.rag_token_generate`."""
+        from rag_tf.decoding import rag_token_generate
+
+        given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs)
+        rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
+        kwargs.pop("token_type_ids", None)
+        return rag_token_generate(self, *given, *rules, **kwargs)
+
+
+def _loss_inputs(logits: Any, scores: Any, target: Any, n_docs: int) -> tuple[tf.Tensor, ...]:
+    """The tensors of a loss; ids always int64, and N a tensor: another type or number would be another graph."""
+    ids = tf.cast(checked_ids("target", target), tf.int64)
+    return checked_tensor("seq_logits", logits), checked_tensor("doc_scores", scores), ids, tf.constant(n_docs)

@@ -1,0 +1,96 @@
+"""All weights in one file, as Keras' save_weights promises: safetensors or HDF5, under Hugging Face's names."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rag_tf.weights import to_array
+
+_ENDINGS = (".safetensors", ".h5")
+
+
+def write(filepath: str | Path, variables: Mapping[str, Any], overwrite: bool = True) -> None:
+    """Write variables to a file, whole or not at all.
+
+    Raises:
+        ValueError: the name has another ending than ".safetensors" or ".h5".
+        FileExistsError: the file is there and may not be replaced.
+    """
+    path = _checked(filepath)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already: pass overwrite=True, or choose another name")
+    arrays = {name: np.ascontiguousarray(to_array(variable)) for name, variable in variables.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        if path.suffix == ".h5":
+            _write_h5(temporary, arrays)
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(arrays, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_h5(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            # HDF5 has no bfloat16; every one of its numbers is a float32.
+            file[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def read_into(filepath: str | Path, variables: Mapping[str, Any], skip_mismatch: bool = False) -> None:
+    """Read a file that `write` wrote into variables, all or an error.
+
+    Args:
+        filepath: the file.
+        variables: name -> variable.
+        skip_mismatch: pass over names and shapes that are not those of `variables`.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+        ValueError: names or shapes do not fit; the message lists them all.
+    """
+    from rag_core.checkpoint import read_weights
+    from rag_core.weights import check_weights
+
+    path = _checked(filepath)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: load_weights reads a file that save_weights wrote")
+    arrays = _read_h5(path) if path.suffix == ".h5" else dict(read_weights(path.absolute()))
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    if skip_mismatch:
+        arrays = {name: array for name, array in arrays.items() if shapes.get(name) == array.shape}
+    else:
+        check_weights(shapes, {name: array.shape for name, array in arrays.items()}, source=str(path))
+    for name, array in arrays.items():
+        variables[name].assign(tf.cast(array, variables[name].dtype))
+
+
+def _read_h5(path: Path) -> dict[str, np.ndarray]:
+    import h5py
+
+    arrays: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
+
+
+def _checked(filepath: str | Path) -> Path:
+    path = Path(filepath)
+    if path.suffix not in _ENDINGS:
+        raise ValueError(f"filepath must end with .safetensors, .weights.h5 or .h5, got {str(filepath)!r}")
+    return path
