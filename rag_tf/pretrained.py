@@ -62,7 +62,8 @@ class PretrainedModel(WeightHolder, Pushable):
         if self._generation_config is None:
             from rag_core.generation import GenerationConfig
 
-            self.generation_config = GenerationConfig.from_model_config(self.config)
+            # Not self.generation_config = ...: TensorFlow's trackers would read it first, to compare.
+            object.__setattr__(self, "_generation_config", GenerationConfig.from_model_config(self.config))
         return self._generation_config
 
     @generation_config.setter
@@ -177,13 +178,11 @@ class PretrainedModel(WeightHolder, Pushable):
         """Fill this model (built hollow) with a checkpoint's weights, all or an error."""
         from rag_core.checkpoint import read_weights
         from rag_core.generation import GenerationConfig
-        from rag_core.weights import LazyWeights
 
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
         ties = tensors.tied_names(self)
-        once = LazyWeights({name: () for name in arrays if name not in ties}, arrays.__getitem__)
-        tensors.assign(self, once, dtype, device)
+        tensors.assign_each(self, ((name, arrays[name]) for name in arrays if name not in ties), dtype, device)
         self.tie_weights()
         left = tensors.hollow_names(self)
         if left:

@@ -6,7 +6,7 @@ A `model` here has `named_parameters()` and `get_submodule(path)`, as `modules.M
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,14 +88,19 @@ def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any
 
     Args:
         model: whose names these are.
-        arrays: name -> values of the right shape; the caller has checked both. Read one at a time.
+        arrays: name -> values of the right shape; the caller has checked both.
         dtype: of floating-point weights; None keeps the arrays'.
         device: where to put them.
     """
+    assign_each(model, arrays.items(), dtype, device)
+
+
+def assign_each(model: Any, pairs: Iterable[tuple[str, np.ndarray]], dtype: Any, device: Any) -> None:
+    """As `assign`, from (name, array) pairs that are read one at a time."""
     place = resolve_device(device)
     olds = dict(model.named_parameters())
-    for name in arrays:
-        replace(model, name, olds.pop(name), from_array(arrays[name], dtype, place), place)
+    for name, array in pairs:
+        replace(model, name, olds.pop(name), from_array(array, dtype, place), place)
     _forget_graphs(model)
 
 
