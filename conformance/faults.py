@@ -1,0 +1,126 @@
+"""Faults that porting a network invites, planted in either backend, and the stage at which each must be found first."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rag_core.backends import to_numpy
+
+Patch = Callable[[Any, str, Any], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault.
+
+    Attributes:
+        structure, head: of `parity_cases`, where it shows.
+        stage: where the comparison must find it first.
+        plant: does it: (tracer, package, patch), with `patch(object, name, value)` undone after the test.
+        case: what the case must have for it to show.
+    """
+
+    structure: str
+    head: str
+    stage: str
+    plant: Callable[[Any, Callable[[str], Any], Patch], None]
+    case: dict[str, Any]
+
+
+def _generator(tracer: Any) -> Any:
+    return tracer.model.rag.generator
+
+
+def _missing_scale(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    patch(_generator(tracer).model.encoder, "scale", 1.0)
+
+
+def _missing_attention_scale(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    attend = room("bart").attend
+    patch(room("bart"), "attend", lambda *args, **kwargs: attend(*args, **{**kwargs, "scale": 1.0}))
+
+
+def _transposed(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    name = "model.decoder.layers.1.self_attn.v_proj.weight"
+    weight = _generator(tracer).get_submodule(name.rpartition(".")[0]).weight
+    tracer.fill({f"rag.generator.{name}": np.ascontiguousarray(to_numpy(weight).T)})
+
+
+def _tanh_in_encoder(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    patch(_generator(tracer).model.encoder.layers[1], "act", room("layers").activation("gelu_new"))
+
+
+def _tanh_in_question_encoder(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    layer = tracer.model.rag.question_encoder.get_submodule("question_encoder.bert_model.encoder.layer.0")
+    patch(layer.intermediate, "act", room("layers").activation("gelu_new"))
+
+
+def _shifted_position(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    decoder = _generator(tracer).model.decoder
+    embed = decoder._embed
+    patch(decoder, "_embed", lambda ids, embeds, start, *rest: embed(ids, embeds, start + 1, *rest))
+
+
+def _shifted_bucket(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    buckets = room("t5").t5_buckets
+    patch(room("t5"), "t5_buckets", lambda *args, **kwargs: np.maximum(buckets(*args, **kwargs) - 1, 0))
+
+
+def _dropped_cross_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    mask = room("seq2seq").key_mask
+    patch(room("seq2seq"), "key_mask", lambda attention_mask: mask(None))
+
+
+def _dropped_encoder_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    mask = room("t5").key_mask
+    patch(room("t5"), "key_mask", lambda attention_mask: mask(None))
+
+
+def _dropped_question_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    mask = room("bert").key_mask
+    patch(room("bert"), "key_mask", lambda attention_mask: mask(None))
+
+
+def _bos_scored(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    nll = room("marginalize").sequence_nll
+    patch(
+        room("marginalize"),
+        "sequence_nll",
+        lambda *args, **kwargs: nll(*args, **{**kwargs, "exclude_bos_score": False}),
+    )
+
+
+def _untied_head(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+    generator = _generator(tracer)
+    own = type(generator.lm_head)(generator.config.d_model, generator.config.vocab_size, bias=False)
+    patch(generator, "lm_head", own.to(tracer.model.dtype) if hasattr(own, "to") else own)
+    values = np.ascontiguousarray(to_numpy(generator.get_input_embeddings().weight)[::-1])
+    room("weights").assign(own, {"weight": values}, generator.dtype, None)
+
+
+_QUESTIONS = {"source": "retrieved", "fault": "none", "batch": 2}
+_CONTEXTS = {"source": "given", "fault": "none", "batch": 2, "target": "plain"}
+_BOS = {**_CONTEXTS, "target": "bos_first", "exclude_bos_score": False}
+
+FAULTS = {
+    "missing_scale": Fault("bart_scaled", "token", "encoder.0", _missing_scale, _CONTEXTS),
+    "missing_attention_scale": Fault("bart", "token", "encoder.1", _missing_attention_scale, _CONTEXTS),
+    "transposed_matrix": Fault("bart", "sequence", "decoder.2", _transposed, _CONTEXTS),
+    "tanh_for_erf": Fault("bart", "token", "encoder.2", _tanh_in_encoder, _CONTEXTS),
+    "tanh_in_question_encoder": Fault("bart", "token", "question_encoder.1", _tanh_in_question_encoder, _QUESTIONS),
+    "off_by_one_position": Fault("bart", "sequence", "decoder.0", _shifted_position, _CONTEXTS),
+    "off_by_one_bucket": Fault("t5_gated", "token", "encoder.1", _shifted_bucket, _CONTEXTS),
+    "dropped_cross_mask": Fault("bart", "token", "decoder.1", _dropped_cross_mask, _CONTEXTS),
+    "dropped_encoder_mask": Fault("t5_gated", "token", "encoder.1", _dropped_encoder_mask, _CONTEXTS),
+    "dropped_question_mask": Fault("bart", "token", "question_encoder.1", _dropped_question_mask, _QUESTIONS),
+    "bos_not_excluded": Fault("bart", "sequence", "loss.exclude_bos_smoothing0", _bos_scored, _BOS),
+    "untied_head": Fault("bart", "token", "logits", _untied_head, _CONTEXTS),
+}
+
+
+def room(package: str) -> Callable[[str], Any]:
+    """Rooms of a backend by name."""
+    return lambda name: importlib.import_module(f"{package}.{name}")

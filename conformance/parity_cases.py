@@ -1,0 +1,221 @@
+"""The cases in which the two backends are compared with each other, as data; numpy only.
+
+A case is a structure (what the networks are), a head, weights and inputs by seed, and generations to run. Structures
+are the switches that change the function; what varies beside them goes round by turn. To add a case, add a structure or
+a mode.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from conformance.cases import MODELS
+from conformance.generation_cases import generation_cases
+from rag_core.config import RagConfig
+from rag_core.parity import seeded_weights
+from rag_core.parity_inputs import TARGETS, integers
+from rag_core.weight_shapes import expected_shapes, tied_names
+
+HEADS = ("token", "sequence")
+_DPR, _BART = MODELS["bart"]["question_encoder"], MODELS["bart"]["generator"]
+_T5, _GATED = MODELS["t5"]["generator"], MODELS["t5_gated"]["generator"]
+_BERT = {key: value for key, value in _DPR.items() if key not in ("model_type", "projection_dim")}
+_BERT = {"model_type": "bert", **_BERT}
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    **{name: MODELS[name] for name in ("bart", "bart_scaled", "t5", "t5_gated", "bart_habits")},
+    "mean_bart": {
+        "question_encoder": {**_BERT, "pooling": "mean", "normalize": True, "scale": 4.0},
+        "generator": {**_BART, "encoder_layers": 1, "decoder_layers": 3, "activation_function": "gelu_new"},
+    },
+    "cls_t5": {
+        "question_encoder": {**_BERT, "pooling": "cls", "projection_dim": 20, "hidden_act": "gelu_new"},
+        "generator": {**_T5, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 2, "d_kv": 12},
+    },
+    "pooler_bart": {
+        "question_encoder": {**_BERT, "pooling": "pooler", "num_hidden_layers": 1},
+        "generator": {**_BART, "scale_embedding": True, "activation_function": "silu", "encoder_attention_heads": 8},
+    },
+    "dpr_t5_silu": {
+        "question_encoder": {**_DPR, "projection_dim": 16, "num_hidden_layers": 3},
+        "generator": {**_GATED, "feed_forward_proj": "gated-silu", "relative_attention_max_distance": 12},
+    },
+}
+
+_DRAW = {"do_sample": True, "max_length": 9}
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"max_length": 10},
+    "beams": {"num_beams": 3, "max_length": 10},
+    "sampled": {**_DRAW, "top_k": 20, "seed": 11},
+    "long_beams": {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never", "max_length": 12},
+    "rules": {"no_repeat_ngram_size": 2, "min_length": 6, "repetition_penalty": 1.4, "max_length": 12},
+    "beams_sampled": {**_DRAW, "num_beams": 3, "seed": 5},
+    "short_beams": {"num_beams": 2, "length_penalty": 0.5, "early_stopping": True, "max_length": 8},
+    "nucleus": {**_DRAW, "top_p": 0.8, "temperature": 0.7, "seed": 3},
+    "returned": {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 3, "max_length": 9},
+    "typical": {**_DRAW, "typical_p": 0.7, "eta_cutoff": 0.01, "seed": 8},
+    "forced": {"forced_bos_token_id": 9, "forced_eos_token_id": 5, "num_beams": 2, "max_length": 8},
+    "no_cache": {"num_beams": 2, "use_cache": False, "max_length": 7},
+}
+# RAG-Sequence alone has these.
+_FAST = {
+    "fast": {"num_beams": 3, "decoding": "fast", "max_length": 10},
+    "fast_sampled": {**_DRAW, "num_beams": 2, "decoding": "fast", "seed": 4},
+    "duplicates": {"num_beams": 2, "num_return_sequences": 2, "do_deduplication": False, "max_length": 5},
+}
+_FAULTS = ("none", "masked_row", "missing_document")
+_PLACES = ((3, 2), (1, 3), (5, 1), (2, 2))  # n_docs, batch
+
+
+def drawn_structure(seed: int) -> dict[str, Any]:
+    """A structure by seed: sizes, activations and switches that no one chose."""
+    draws = iter(integers(f"structure:{seed}", 0, 2**20, (40,)).tolist())
+
+    def one_of(*options: Any) -> Any:
+        return options[next(draws) % len(options)]
+
+    heads, width = one_of(1, 2, 3, 4), one_of(4, 6, 8)
+    layers = {"encoder_layers": one_of(1, 2, 3), "decoder_layers": one_of(1, 2, 3)}
+    act = one_of("gelu", "relu", "gelu_new", "silu", "tanh", "quick_gelu")
+    encoder: dict[str, Any] = {**_DPR, "projection_dim": one_of(0, 12), "num_hidden_layers": one_of(1, 2, 3)}
+    if one_of(True, False):
+        encoder |= {"model_type": "bert", "pooling": one_of("cls", "mean", "pooler"), "normalize": one_of(True, False)}
+    encoder |= {"hidden_act": one_of("gelu", "relu", "gelu_new"), "num_attention_heads": one_of(1, 2, 4, 8)}
+    bart = {**_BART, **layers, "d_model": heads * width, "scale_embedding": one_of(True, False)}
+    bart |= {"encoder_attention_heads": heads, "decoder_attention_heads": one_of(1, heads), "activation_function": act}
+    bart |= {"encoder_ffn_dim": one_of(20, 40), "decoder_ffn_dim": one_of(28, 52)}
+    t5 = {**_T5, "num_layers": layers["encoder_layers"], "num_decoder_layers": layers["decoder_layers"]}
+    t5 |= {"num_heads": heads, "d_kv": width, "d_ff": one_of(20, 40), "tie_word_embeddings": one_of(True, False)}
+    t5 |= {"feed_forward_proj": one_of("relu", "gated-gelu", "gated-silu")}
+    t5 |= {"relative_attention_num_buckets": one_of(4, 8, 16), "relative_attention_max_distance": one_of(10, 20)}
+    return {"question_encoder": encoder, "generator": one_of(bart, t5)}
+
+
+def structure(name: str) -> dict[str, Any]:
+    """The parts of a structure; `drawn<seed>` is one that is drawn."""
+    return drawn_structure(int(name.removeprefix("drawn"))) if name.startswith("drawn") else STRUCTURES[name]
+
+
+def config(name: str) -> RagConfig:
+    """The RagConfig of a structure, fresh at each call."""
+    parts = {part: dict(fields) for part, fields in structure(name).items()}
+    return RagConfig(**parts, n_docs=3, max_combined_length=18)
+
+
+@lru_cache(maxsize=8)
+def weights(name: str, seed: int) -> dict[str, np.ndarray]:
+    """Seeded weights of a structure's heads, tied ones once; the end token is made likely, so that searches end."""
+    what = config(name)
+    shapes = expected_shapes(what, "token")
+    for group in tied_names(what, "token"):
+        for copy in group[1:]:
+            shapes.pop(copy, None)
+    found, eos = seeded_weights(shapes, seed), what.generator.eos_token_id
+    for key, array in found.items():
+        if key.endswith("final_logits_bias"):
+            array[0, eos] += 2.0
+        elif key.endswith(("generator.lm_head.weight", "generator.shared.weight")):
+            array[eos] *= 1.7
+    return found
+
+
+def _case(name: str, what: str, head: str, turn: int, modes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    n_docs, batch = _PLACES[turn % len(_PLACES)]
+    rest = {
+        "seed": 1 + turn % 3,
+        "n_docs": n_docs,
+        "batch": batch,
+        "source": ("retrieved", "given")[turn % 2],
+        "fault": _FAULTS[turn % 3] if n_docs > 1 else "none",
+        "target": TARGETS[(3 * turn) % len(TARGETS)],
+        "label_smoothing": (0.0, 0.1)[turn // 2 % 2],
+        "exclude_bos_score": bool(turn // 3 % 2),
+        "forward": True,
+    }
+    return {"name": name, "structure": what, "head": head, **rest, "modes": modes, **changes}
+
+
+def _turns(names: list[str], count: int) -> Iterator[dict[str, Any]]:
+    turn = 0
+    for what in names:
+        for head in HEADS:
+            known = {**MODES, **(_FAST if head == "sequence" else {})}
+            for number in range(count):
+                chosen = [list(known)[(2 * turn + place) % len(known)] for place in range(2)]
+                modes = {mode: known[mode] for mode in chosen}
+                yield _case(f"{what}/{head}/{number}", what, head, turn, modes)
+                turn += 1
+
+
+def quick_cases() -> list[dict[str, Any]]:
+    """The hundred cases of `make test`."""
+    found = [*_turns(list(STRUCTURES), 5), *_turns(["drawn1", "drawn2"], 2)]
+    for what, head in (("bart", "token"), ("t5_gated", "sequence")):
+        many = {"n_docs": 50, "batch": 1, "source": "given", "fault": "none"}
+        found.append(_case(f"{what}/{head}/many", what, head, 0, {"beams": MODES["beams"]}, **many))
+    return found
+
+
+def generation_groups(seeds: tuple[int, ...] = (1, 2, 4, 5)) -> list[dict[str, Any]]:
+    """Every option of the catalogue of generations, every way to sample, with weights of several seeds."""
+    groups: dict[str, dict[str, Any]] = {}
+    known = [case for case in generation_cases() if not case["config"] and case["source"] == "given"]
+    for turn, case in enumerate(known):
+        mode = case["name"].split("/")[-1]
+        for seed in seeds:
+            name = f"{case['model']}/{case['head']}/options{seed}.{turn % 3}"
+            place = {"seed": seed, "source": ("given", "retrieved", "given")[turn % 3], "forward": False}
+            new = _case(name, case["model"], case["head"], turn % 3, {}, **place, fault="none")
+            groups.setdefault(name, new)["modes"][mode] = case["options"]
+            if mode.startswith("beams3_") and case["head"] == "sequence":
+                groups[name]["modes"][f"fast_{mode}"] = {**case["options"], "decoding": "fast"}
+            if mode in ("plain", "min_length", "no_repeat_2", "repetition_penalty", "two_ends", "bias"):
+                draws = {"do_sample": True, "seed": seed, "top_k": 30, "temperature": 0.9}
+                groups[name]["modes"][f"sampled_{mode}"] = {**case["options"], **draws}
+    return list(groups.values())
+
+
+def seed_cases(seeds: int = 20) -> list[dict[str, Any]]:
+    """What the float32 tolerances are measured on: the main structures, weights and inputs of many seeds."""
+    found = []
+    for what in ("bart", "bart_scaled", "t5", "t5_gated"):
+        for head in HEADS:
+            for seed in range(100, 100 + seeds):
+                modes = {mode: MODES[mode] for mode in ("beams", "greedy")}
+                found.append(_case(f"{what}/{head}/seed{seed}", what, head, seed, modes, seed=seed, fault="none"))
+    return found
+
+
+def all_cases() -> list[dict[str, Any]]:
+    """The quick cases, more structures that are drawn, and two thousand generations."""
+    return [*quick_cases(), *_turns([f"drawn{seed}" for seed in range(3, 19)], 3), *generation_groups()]
+
+
+SETS = {"quick": quick_cases, "all": all_cases, "seeds": seed_cases, "generations": generation_groups}
+
+
+def select(wanted: list[str]) -> list[dict[str, Any]]:
+    """Cases by the name of a set, of a case, or the beginning of one that ends in "/".
+
+    Raises:
+        ValueError: a name that no case has.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in wanted:
+        known = SETS[name]() if name in SETS else [case for case in all_cases() if _is_named(case["name"], name)]
+        if not known:
+            raise ValueError(f"no case is named {name!r}; sets are {', '.join(SETS)}")
+        found.update({case["name"]: case for case in known})
+    return sorted(found.values(), key=lambda case: case["structure"])
+
+
+def _is_named(name: str, wanted: str) -> bool:
+    return name == wanted or (wanted.endswith("/") and name.startswith(wanted))
+
+
+def digest(case: dict[str, Any]) -> str:
+    """What a case is, in short: two catalogues may use one name for different things."""
+    return hashlib.sha256(repr(sorted(case.items())).encode()).hexdigest()[:16]

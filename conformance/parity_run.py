@@ -1,0 +1,128 @@
+"""Runs the cases on one backend and writes what every stage gave."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformance.generation_cases import allowed_tokens
+from conformance.parity_cases import config, digest, weights
+from rag_core.backends import load_backend
+from rag_core.checkpoint import write_checkpoint
+from rag_core.parity_files import TraceWriter
+from rag_core.parity_inputs import DrawnRetriever, contexts, questions, targets
+from rag_core.parity_trace import fingerprint, trace
+
+CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGeneration"}
+
+
+class Models:
+    """The structures' models on one backend: both heads around the same networks, refilled for each case.
+
+    Args:
+        backend: "torch" or "tf".
+        dtype: "float64" or "float32".
+    """
+
+    def __init__(self, backend: str, dtype: str) -> None:
+        self.engine, self.dtype = load_backend(backend), dtype
+        self.tracing = __import__(f"{self.engine.__name__}.tracing", fromlist=["Tracer"])
+        self._name, self._made = "", {}  # type: ignore[var-annotated]
+
+    def tracer(self, name: str, head: str) -> Any:
+        """A tracer around the structure's head; the last structure's models only are kept."""
+        if name != self._name:
+            self._name, self._made = name, self._build(name)
+        return self._made[head]
+
+    def _build(self, name: str) -> dict[str, Any]:
+        what = config(name)
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(folder, weights(name, 1), what, architecture=CLASSES["token"])
+            first = getattr(self.engine, CLASSES["token"]).from_pretrained(folder, dtype=self.dtype)
+        parts = {"question_encoder": first.rag.question_encoder, "generator": first.rag.generator}
+        second = getattr(self.engine, CLASSES["sequence"])(config(name), **parts)
+        return {"token": self.tracing.Tracer(first), "sequence": self.tracing.Tracer(second)}
+
+
+def inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Questions or contexts of a case, with what is wrong in them."""
+    what, key = config(case["structure"]), f"{case['name']}:{case['seed']}"
+    if case["source"] == "retrieved":
+        return questions(what, key, case["batch"])
+    given = contexts(what, key, case["batch"], case["n_docs"])
+    if case["fault"] == "masked_row":
+        given["context_attention_mask"][-1] = 0
+    elif case["fault"] == "missing_document":
+        given["doc_scores"][:, -1] = -np.inf
+    return given
+
+
+def run_case(models: Models, case: dict[str, Any], **wanted: Any) -> dict[str, np.ndarray]:
+    """Every stage of one case.
+
+    Args:
+        models: of the backend.
+        case: one of `parity_cases`.
+        **wanted: `gradients` and `margins`, see `rag_core.parity_trace.trace`.
+    """
+    tracer = models.tracer(case["structure"], case["head"])
+    model, what = tracer.model, config(case["structure"])
+    tracer.fill(weights(case["structure"], case["seed"]))
+    for field in ("label_smoothing", "exclude_bos_score"):
+        setattr(model.config, field, case[field])
+    missing = 1 if case["fault"] == "missing_document" else 0
+    bank = DrawnRetriever(what, f"{case['structure']}:{case['seed']}", missing=missing)
+    model.set_retriever(bank if case["source"] == "retrieved" else None)
+    vocabulary, as_tensor = what.generator.vocab_size, models.engine.as_tensor
+    modes = {mode: _plugged(options, vocabulary, as_tensor) for mode, options in case["modes"].items()}
+    labels = targets(what, case["name"], case["target"], case["batch"])
+    return trace(tracer, inputs(case), labels, case["n_docs"], modes, forward=case["forward"], **wanted)
+
+
+def _plugged(options: dict[str, Any], vocabulary: int, as_tensor: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+    """Options of a `generate` call, functions in place of their names."""
+    options = dict(options)
+    if "prefix_allowed_tokens_fn" in options:
+        options["prefix_allowed_tokens_fn"] = allowed_tokens(options["prefix_allowed_tokens_fn"], vocabulary)
+    if "logits_processor" in options:
+
+        def raise_every_third(ids: Any, scores: Any) -> Any:
+            raised = np.zeros(scores.shape[1])
+            raised[int(ids.shape[-1]) % 3 :: 3] += 1.5
+            kind = getattr(scores.dtype, "name", str(scores.dtype)).removeprefix("torch.")
+            return scores + as_tensor(raised.astype(kind))
+
+        options["logits_processor"] = [raise_every_third]
+    return options
+
+
+def record(
+    backend: str,
+    cases: list[dict[str, Any]],
+    out: Path,
+    dtype: str = "float64",
+    note: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Runs cases and writes a trace file.
+
+    Args:
+        backend: "torch" or "tf".
+        cases: of `parity_cases`.
+        out: the `.npz`.
+        dtype: of the weights and of all arithmetic.
+        note: is told what is done.
+    """
+    models, began = Models(backend, dtype), time.monotonic()
+    version = models.tracing.Tracer.version
+    with TraceWriter(out, backend=backend, framework=version, dtype=dtype, seed=0, about={}) as writer:
+        for number, case in enumerate(cases, start=1):
+            stages = run_case(models, case, margins=dtype != "float64")
+            info = {"weights": fingerprint(weights(case["structure"], case["seed"]))}
+            info |= {"inputs": fingerprint(inputs(case)), "case": digest(case)}
+            writer.add(case["name"], info, stages)
+            if number % 20 == 0 or number == len(cases):
+                note(f"{backend} {dtype}: {number} of {len(cases)} cases, {time.monotonic() - began:.0f} s")
