@@ -47,9 +47,24 @@ def test_every_name_rag_torch_offers_loads_and_tensorflow_stays_out():
     assert loaded.isdisjoint({"tensorflow", "keras", "transformers"})
 
 
+@pytest.mark.backend("tf")
+def test_every_name_and_file_of_rag_tf_loads_and_torch_stays_out():
+    """The names of transformers' TensorFlow classes are the same objects."""
+    rooms = ", ".join(f"rag_tf.{path.stem}" for path in sorted((ROOT / "rag_tf").glob("[a-z]*.py")))
+    same = "[name for name in rag_tf.__all__ if name[:2] == 'TF' and found[name] is not found[name[2:]]]"
+    found = "found = {name: getattr(rag_tf, name) for name in rag_tf.__all__}"
+    loaded = loaded_by(f"import {rooms}\n{found}\nassert 'TFRagModel' in found and not {same}")
+    assert "tensorflow" in loaded
+    assert loaded.isdisjoint({"torch", "transformers"})
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
-    [("rag_core", {"torch", "tensorflow", "keras", "transformers", "pickle"}), ("rag_torch", {"tensorflow", "keras"})],
+    [
+        ("rag_core", {"torch", "tensorflow", "keras", "transformers", "pickle"}),
+        ("rag_torch", {"tensorflow", "keras", "rag_tf"}),
+        ("rag_tf", {"torch", "transformers", "rag_torch"}),
+    ],
 )
 def test_no_source_file_imports_what_its_package_must_not(package, forbidden):
     """Also catches imports inside functions, which the processes above do not reach."""
