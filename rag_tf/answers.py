@@ -20,6 +20,7 @@ from rag_tf.decoding import (
     generate_token,
     plugged,
     returned_sequences,
+    running,
     sequence_options,
     token_options,
 )
@@ -73,9 +74,10 @@ def answer(
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
     encoded = encoder(questions, return_tensors="tf", padding=True, truncation=True)
     raw = questions if question_text is True else None if question_text is False else question_text
-    contexts = model._contexts(encoded["input_ids"], encoded["attention_mask"], None, None, None, n_docs, raw)
-    rows, options, states = _generated(model, contexts, generate_kwargs)  # (B, n, L)
-    joint, kept = _scored(model, contexts, options, states, rows)
+    with running(model):
+        contexts = model._contexts(encoded["input_ids"], encoded["attention_mask"], None, None, None, n_docs, raw)
+        rows, options, states = _generated(model, contexts, generate_kwargs)  # (B, n, L)
+        joint, kept = _scored(model, contexts, options, states, rows)
     log_priors = doc_log_probs(contexts.doc_scores).numpy()
     found = (to_numpy(contexts.retrieved[key]) for key in ("doc_ids", "retrieved_doc_embeds"))
     docs = read_docs(model.retriever.index, *found)

@@ -10,6 +10,7 @@ T generated length, d width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,20 @@ def _decoder(
     )
 
 
+def running(model: Any) -> AbstractContextManager[Any]:
+    """Within it a model generates: in the precision that its calls have.
+
+    Raises:
+        RuntimeError: in a graph, which cannot hold the decisions between the steps.
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "generate() decides in Python between its steps, and cannot be part of a tf.function: call it outside, or "
+            "make a graph of the whole with rag_tf.export.export_saved_model"
+        )
+    return model.precision() if hasattr(model, "precision") else nullcontext()
+
+
 def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes what is no option, but plugged into the loop, out of the keywords of a `generate` call."""
     return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}
@@ -162,10 +177,9 @@ def rag_token_generate(
     """
     hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(kwargs))
     options = token_options(model, generation_config, **kwargs)
-    contexts = model._contexts(
-        input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text
-    )
-    output = generate_token(model, contexts, options, hooks)
+    given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text)
+    with running(model):
+        output = generate_token(model, model._contexts(*given), options, hooks)
     return output if options.return_dict_in_generate else output.sequences
 
 
@@ -301,16 +315,15 @@ def rag_sequence_generate(
     hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(model_kwargs))
     options = sequence_options(model, num_beams, generation_config, **model_kwargs)
     wanted = returned_sequences(model, num_return_sequences, generation_config)
-    contexts = model._contexts(
-        input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text
-    )
-    output = generate_sequence(
-        model,
-        contexts,
-        options,
-        hooks,
-        num_return_sequences=wanted,
-        do_deduplication=config.do_deduplication if do_deduplication is None else do_deduplication,
-        decoding=decoding,
-    )
+    given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text)
+    with running(model):
+        output = generate_sequence(
+            model,
+            model._contexts(*given),
+            options,
+            hooks,
+            num_return_sequences=wanted,
+            do_deduplication=config.do_deduplication if do_deduplication is None else do_deduplication,
+            decoding=decoding,
+        )
     return output if options.return_dict_in_generate else output.sequences

@@ -18,6 +18,7 @@ from rag_tf.graphs import Graph
 from rag_tf.layers import DecodeState
 from rag_tf.marginalize import logsumexp, sequence_joint, target_log_probs
 from rag_tf.modules import widen
+from rag_tf.step_decoder import in_graphs, placed
 
 # numbers of a (rows, candidates, L, V) block of logits held at once while rescoring: 256 MB in float32
 _BLOCK = 2**26
@@ -41,7 +42,8 @@ def thorough_scores(
     pad_mask = target == end
     target = np.where(pad_mask, 0, target)
     epsilon = config.label_smoothing
-    each, total = _scored(generator, hidden, mask, tokens, target, int(log_priors.shape[1]), epsilon > 0)
+    with placed(generator):
+        each, total = _scored(generator, hidden, mask, tokens, target, int(log_priors.shape[1]), epsilon > 0)
     bos = config.bos_token_id or config.generator.bos_token_id
     drop = np.zeros((1, 1, 1), dtype=bool)
     if bos is not None:
@@ -91,11 +93,9 @@ def _scored(
         for left in range(0, count, width):
             some = slice(left, left + width)
             fed, wanted = tf.constant(tokens[at, some]), tf.constant(target[at, some])  # (rows, c, L)
-            if isinstance(state, DecodeState):
+            if in_graphs(generator, state):
                 generator.reserve(state, length)
-                with generator.placed():
-                    graph = generator.graph("rescoring", partial(_block, generator))
-                    found, sums = graph(fed, wanted, state, smooth)
+                found, sums = generator.graph("rescoring", partial(_block, generator))(fed, wanted, state, smooth)
             else:
                 found, sums = _EACH(generator.decode(fed, state), wanted, smooth)
             each.append(found)

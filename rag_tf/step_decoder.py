@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from rag_tf.graphs import Graph
 from rag_tf.layers import DecodeState, Trace, as_encoder_output
 from rag_tf.marginalize import token_log_probs
 from rag_tf.modules import widen
+from rag_tf.seq2seq import Generator
 
 
 def is_traced(options: GenerationConfig) -> bool:
@@ -96,12 +98,11 @@ class Decoder:
 
     def _decode(self, fed: tf.Tensor) -> tf.Tensor:
         generator, length = self.generator, int(fed.shape[2])
-        if self.traced or not isinstance(self.state, DecodeState):
+        if self.traced or not in_graphs(generator, self.state):
             return _MARGINAL(self._logits(fed), self.priors)
         generator.reserve(self.state, length)
-        with generator.placed():
-            graph = generator.graph("decoding step", partial(_step, generator))
-            scores, cache = graph(fed, self.state, self.priors)
+        graph = generator.graph("decoding step", partial(_step, generator))
+        scores, cache = graph(fed, self.state, self.priors)
         self.state.finish(cache, length)
         return scores
 
@@ -144,6 +145,16 @@ class Decoder:
         names = ("decoder_hidden_states", "decoder_attentions", "cross_attentions")
         parts = zip(*self.traces, strict=True) if self.traces else ()
         return {name: steps for name, steps in zip(names, parts, strict=False) if steps[0] is not None}
+
+
+def in_graphs(generator: Any, state: Any) -> bool:
+    """Whether a generator's `decode` can be part of a graph with this state: ours can."""
+    return isinstance(generator, Generator) and isinstance(state, DecodeState)
+
+
+def placed(generator: Any) -> Any:
+    """Within it TensorFlow computes where the generator's weights are, where the generator says."""
+    return generator.placed() if hasattr(generator, "placed") else contextlib.nullcontext()
 
 
 def trim(input_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

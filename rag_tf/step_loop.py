@@ -23,7 +23,7 @@ from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tok
 from rag_tf.contexts import checked_ids, table_size
 from rag_tf.graphs import Graph
 from rag_tf.marginalize import logsumexp
-from rag_tf.step_decoder import Decoder
+from rag_tf.step_decoder import Decoder, placed
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates
 
 ScoreFunction = Callable[[tf.Tensor, Any], Any]
@@ -119,7 +119,8 @@ def run_search(
     starts = starts.repeat(group, axis=0)  # (Q, P)
     rules = partial(_rules, decoder, options, hooks, context_ids, group, starts.shape[1])
     loop = _BeamLoop if options.num_beams > 1 else _RowLoop
-    return loop(decoder, options, hooks, rules, starts).run()
+    with placed(decoder.generator):
+        return loop(decoder, options, hooks, rules, starts).run()
 
 
 def _chosen_tokens(scores: tf.Tensor, noise: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
