@@ -1,0 +1,84 @@
+"""The catalogue's models in TensorFlow, filled with the seeded weights; shared by the tests that hold golden arrays.
+
+The networks of one name and precision are built once, so that their graphs are traced once: a model here is a shell
+around them, and `build` writes the weights of its seed into them. What an earlier `build` of that name gave has
+these weights then, too.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from conformance.cases import MODELS, model_weights, rag_config, toy_retrieve
+from rag_core.config import DPRConfig, RagConfig
+from rag_core.parity import seeded_weights
+from rag_tf import DPRContextEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
+from rag_tf.weights import named_tensors
+
+# what each model holds; they are all kept by the caches below
+_FILLED: dict[int, dict[str, np.ndarray]] = {}
+CLASSES = {"model": RagModel, "token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
+
+
+@cache
+def networks(model_name: str, dtype: str) -> Any:
+    """The two networks, as a RagModel."""
+    return RagModel(RagConfig(**rag_config(model_name))).to(dtype)
+
+
+@cache
+def weights(model_name: str, seed: int) -> dict[str, np.ndarray]:
+    """Seeded weights."""
+    return model_weights(model_name, shapes(networks(model_name, "float32")), seed)
+
+
+def shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights, tied ones once."""
+    return {name: tuple(variable.shape) for name, variable in named_tensors(model)}
+
+
+def fill(model: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays into a model's variables, if they are not there."""
+    if _FILLED.get(id(model)) is not arrays:
+        for name, variable in named_tensors(model):
+            variable.assign(arrays[name])
+        _FILLED[id(model)] = arrays
+
+
+def build(model_name: str, head: str, seed: int, dtype: str, n_docs: int, **config: Any) -> Any:
+    """A model of the catalogue; it shares its networks with all of that name and precision."""
+    parts = networks(model_name, dtype)
+    fill(parts, weights(model_name, seed))
+    return CLASSES[head](
+        RagConfig(**rag_config(model_name, n_docs, **config)),
+        question_encoder=parts.question_encoder,
+        generator=parts.generator,
+    )
+
+
+@cache
+def context_encoder(model_name: str, dtype: str) -> Any:
+    """The document encoder of the context-encoder cases."""
+    settings = {key: value for key, value in MODELS[model_name]["question_encoder"].items() if key != "model_type"}
+    encoder = DPRContextEncoder(DPRConfig(**settings)).to(dtype)
+    fill(encoder, seeded_weights(shapes(encoder), 7))
+    return encoder
+
+
+def tensors(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, tf.Tensor]:
+    """numpy to TensorFlow, floats in the given dtype."""
+    return {
+        name: tf.constant(array.astype(dtype) if array.dtype.kind == "f" else array) for name, array in arrays.items()
+    }
+
+
+def toy_retriever(model_name: str, dtype: str) -> Any:
+    """The catalogue's toy index as a retriever: any callable will do."""
+
+    def retrieve(question_input_ids: Any, vectors: np.ndarray, **options: Any) -> dict[str, tf.Tensor]:
+        found = toy_retrieve(model_name, np.asarray(question_input_ids), vectors, options["n_docs"])
+        return tensors(found, dtype)
+
+    return retrieve

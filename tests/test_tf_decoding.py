@@ -1,0 +1,214 @@
+"""Decoding in TensorFlow: the rules of a step, every option of `generate` and the answers are rag_torch's."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from conformance.cases import contexts
+from rag_core.step_rules import Edit, Warp
+from rag_tf import rescoring
+from rag_tf.step_scores import apply_edits, apply_warps, best_candidates
+from tests.golden_models_tf import build, tensors
+
+MODEL, SEED = "bart_scaled", 3
+
+
+def head(kind, n_docs=3, batch=2, key="given"):
+    return build(MODEL, kind, SEED, "float32", n_docs), tensors(contexts(MODEL, key, batch, n_docs), "float32")
+
+
+# Warps and edits, equal to PyTorch's in float64 with ties, -inf and NaN.
+
+
+def some_scores(draw, trial):
+    scores = np.round(draw.normal(size=(4, 17)) * 4) / 2
+    scores[draw.random(scores.shape) < 0.2] = -np.inf
+    scores[:, 0] = 0.5
+    if trial % 3 == 0:
+        scores[0, draw.integers(1, 17)] = np.nan
+    return scores
+
+
+WARPS = [
+    *(("temperature", 0.5), ("normalise", 1.0), ("top_k", 3), ("top_k", 50), ("top_p", 0.0), ("top_p", 0.9)),
+    *(("typical_p", 0.1), ("typical_p", 0.95), ("epsilon_cutoff", 0.2), ("eta_cutoff", 0.1), ("eta_cutoff", 0.01)),
+]
+
+
+@pytest.mark.backend("torch")
+def test_the_rules_of_a_step_are_pytorchs_with_ties_and_what_is_no_number():
+    import torch
+
+    from rag_torch import step_scores as theirs
+
+    draw = np.random.default_rng(0)
+    for trial in range(9):
+        scores = some_scores(draw, trial)
+        for kind, value in WARPS:
+            for least in (1, 3):
+                found = apply_warps(tf.constant(scores), [Warp(kind, value)], least)
+                wanted = theirs.apply_warps(torch.tensor(scores), [Warp(kind, value)], least)
+                np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12, err_msg=f"{kind} {value} {least}")
+        rows, ids = np.unique(draw.integers(0, 4, (2, 6)), axis=1)
+        values = {"add": draw.normal(size=len(ids)).astype(np.float32), "penalise": 1.7, "decay": 3.3}
+        kinds = ("add", "ban", "keep", "force", "penalise", "decay", "finite")
+        edits = [Edit(kind, ids, rows, values.get(kind)) for kind in kinds]
+        edits += [Edit(kind, np.unique(ids), None, values.get(kind)) for kind in kinds[1:]]
+        for edit in edits:
+            found = apply_edits(tf.constant(scores), [edit])
+            np.testing.assert_array_equal(found, theirs.apply_edits(torch.tensor(scores), [edit]), err_msg=str(edit))
+    with pytest.raises(ValueError, match="narrowing 'cold'"):
+        apply_warps(tf.constant(scores), [Warp("cold", 1.0)], 1)
+
+
+def test_ties_go_to_the_lowest_index():
+    scores = tf.constant([[1.0, 5.0, 1.0, 1.0, 4.0, 1.0], [0.0] * 6])
+    values, indices = best_candidates(scores, 3)
+    assert indices.numpy().tolist() == [[1, 4, 0], [0, 1, 2]]
+    assert values.numpy().sum(1).tolist() == [10.0, 0.0] and indices.dtype == tf.int64
+
+
+# The whole of `generate`, held against rag_torch on the same weights.
+
+NEGATIVE = {
+    "negative_prompt_ids": np.array([[5, 6, 7, 1], [8, 9, 2, 2]]),
+    "negative_prompt_attention_mask": np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
+}
+SAMPLED = {"do_sample": True, "seed": 5, "max_length": 8}
+OPTIONS = {
+    "sampling": {**SAMPLED, "num_return_sequences": 3, "temperature": 1.5, "top_k": 20},
+    "nucleus": {**SAMPLED, "top_p": 0.8, "typical_p": 0.9, "renormalize_logits": True},
+    "cutoffs": {**SAMPLED, "epsilon_cutoff": 0.02, "eta_cutoff": 0.02, "top_k": 0},
+    "beams drawn": {**SAMPLED, "num_beams": 3, "num_return_sequences": 2, "top_p": 0.9},
+    "guidance": {**NEGATIVE, "guidance_scale": 3.0, "max_length": 7},
+    "guided beams": {"guidance_scale": 2.0, "num_beams": 3, "max_length": 7},
+    "encoder": {"encoder_repetition_penalty": 1.7, "encoder_no_repeat_ngram_size": 2, "num_beams": 2},
+    "finite": {"remove_invalid_values": True, "num_beams": 2, "renormalize_logits": True, "max_length": 6},
+    "two ends": {"eos_token_id": [2, 47, 86], "num_beams": 3, "length_penalty": 0.3},
+    "whole prefixes": {"use_cache": False, "num_beams": 3, "num_return_sequences": 2},
+    "fast": {"decoding": "fast", "num_beams": 3, "num_return_sequences": 4, "length_penalty": 0.3},
+    "kept": {"do_deduplication": False, "num_beams": 2, "num_return_sequences": 4, "max_length": 5},
+    "many": {"num_return_sequences": 4, "max_length": 6},
+    "seen": {"num_beams": 2, "output_attentions": True, "output_hidden_states": True, "max_length": 6},
+    "seen anew": {"use_cache": False, "output_attentions": True, "output_hidden_states": True, "max_length": 5},
+}
+ONLY = {"fast": "sequence", "kept": "sequence", "many": "sequence"}
+CASES = [(kind, name) for name in OPTIONS for kind in ("token", "sequence") if ONLY.get(name, kind) == kind]
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """rag_torch's heads with the same weights, and a smoothing that a score shows."""
+    import torch
+
+    from tests.golden_models import build as build_torch
+
+    torch.set_num_threads(1)
+    return {kind: build_torch(MODEL, kind, SEED, torch.float32, 3) for kind in ("token", "sequence")}
+
+
+def same(found, wanted):
+    if isinstance(wanted, tuple):
+        assert len(found) == len(wanted)
+        for mine, other in zip(found, wanted, strict=True):
+            same(mine, other)
+    else:
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_every_option_gives_what_rag_torch_gives(kind, name, theirs):
+    import torch
+
+    model, given = head(kind)
+    options = {**OPTIONS[name], "return_dict_in_generate": True, "output_scores": True}
+    smoothing = 0.1 if name == "kept" else 0.0
+    model.config.label_smoothing = theirs[kind].config.label_smoothing = smoothing
+    found = model.generate(**given, **options)
+    inputs = {key: torch.tensor(value.numpy()) for key, value in given.items()}
+    numbers = {key: torch.tensor(value) for key, value in options.items() if isinstance(value, np.ndarray)}
+    wanted = theirs[kind].generate(**inputs, **{**options, **numbers})
+    assert found.sequences.dtype == tf.int64
+    assert found.sequences.numpy().tolist() == wanted.sequences.tolist()
+    assert list(found.keys()) == list(wanted.keys())
+    for key, value in wanted.items():
+        same(found[key], value)
+
+
+def test_blocks_of_candidates_weigh_the_same(monkeypatch):
+    model, given = head("sequence")
+    options = {"num_beams": 3, "num_return_sequences": 4, "max_length": 6, "return_dict_in_generate": True}
+    whole = model.generate(**given, **options)
+    monkeypatch.setattr(rescoring, "_BLOCK", 1)
+    pieces = model.generate(**given, **options)
+    assert whole.sequences.numpy().tolist() == pieces.sequences.numpy().tolist()
+    same(pieces.sequences_scores, whole.sequences_scores)
+
+
+def test_questions_of_other_lengths_trace_nothing_anew():
+    model, _ = head("token")
+    sequence, _ = head("sequence")
+    options = {"num_beams": 2, "max_length": 6}
+
+    def answered(*sizes):
+        for batch, n_docs, width, length in sizes:
+            given = tensors(contexts(MODEL, f"sizes{width}", batch, n_docs), "float32")
+            given = {k: v[:, :width] if k != "doc_scores" else v for k, v in given.items()}
+            for each in (model, sequence):
+                each.generate(**given, n_docs=n_docs, **{**options, "max_length": length})
+        graphs = model.generator._graphs
+        return {name: len(graph.traces) for name, graph in graphs.items()}
+
+    first = answered((2, 3, 18, 6))
+    assert first["decoding step"] >= 2 and first["rescoring"] >= 1
+    assert answered((1, 2, 9, 5), (3, 1, 5, 8), (1, 5, 12, 40)) == first
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_tensorflows_seed_repeats_a_draw(kind, num_beams):
+    model, given = head(kind)
+    drawn = []
+    for seed in (3, 3, 4):
+        tf.random.set_seed(seed)
+        options = {"num_beams": num_beams, "do_sample": True, "max_length": 8}
+        drawn.append(model.generate(**given, **options).numpy().tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+# Questions to answers.
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", ["rag-token-nq", "rag-sequence-nq"])
+def test_answers_are_rag_torchs_with_their_passages_and_probabilities(name, world, monkeypatch):
+    import rag_tf
+    import rag_torch
+    from rag_core import RagRetriever
+
+    monkeypatch.chdir(world)
+    questions = ["who lives in paris?", "how many people does paris have in all of its parts?"]
+    found = []
+    for package in (rag_tf, rag_torch):
+        kind = package.RagTokenForGeneration if "token" in name else package.RagSequenceForGeneration
+        retriever = RagRetriever.from_pretrained(f"facebook/{name}")
+        model = kind.from_pretrained(f"facebook/{name}", retriever=retriever)
+        answers = model.answer(questions, num_beams=2, num_return_sequences=2, max_length=9, question_text=True)
+        found.append([each.to_dict() for each in answers])
+    mine, wanted = found
+    assert len(mine) == len(wanted) >= 2
+    for one, other in zip(mine, wanted, strict=True):
+        assert (one["question"], one["text"], one["tokens"]) == (other["question"], other["text"], other["tokens"])
+        np.testing.assert_allclose(one["log_probability"], other["log_probability"], rtol=1e-6, atol=1e-5)
+        for a, b in zip(one["passages"], other["passages"], strict=True):
+            assert [a[k] for k in ("id", "title", "text")] == [b[k] for k in ("id", "title", "text")]
+            np.testing.assert_allclose([a["prior"], a["posterior"]], [b["prior"], b["posterior"]], atol=1e-6)
+        shares = [each["token_posteriors"] for each in (one, other)]
+        assert (shares[0] is None) == (shares[1] is None) == ("sequence" in name)
+        np.testing.assert_allclose(*(np.array(each or 0.0) for each in shares), atol=1e-6)
+    json.dumps(mine)
+    with pytest.raises(TypeError, match="number 1"):
+        model.answer(["good", 5])

@@ -1,0 +1,172 @@
+"""What `generate` takes in TensorFlow beside options: the caller's functions, streams, generators of one's own."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.test_tf_decoding import NEGATIVE, head
+
+EOS = 2
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_the_callers_functions_are_heard(kind):
+    model, given = head(kind)
+    asked = set()
+
+    def allowed(batch_id, ids):
+        assert isinstance(ids, tf.Tensor)
+        asked.add(batch_id)
+        return tf.constant([5 + batch_id]) if len(ids) < 4 else [EOS]
+
+    made = model.generate(**given, prefix_allowed_tokens_fn=allowed)
+    assert made.numpy().tolist() == [[2, 5, 5, 5, 2], [2, 6, 6, 6, 2]] and asked == {0, 1}
+
+    def only_five(ids, scores):
+        assert isinstance(ids, tf.Tensor) and isinstance(scores, tf.Tensor) and ids.shape[0] == scores.shape[0]
+        return tf.broadcast_to(tf.where(tf.range(scores.shape[1]) == 5, 0.0, -np.inf), scores.shape)
+
+    stop = {"stopping_criteria": lambda ids, scores: ids.shape[1] == 4}
+    made = model.generate(**given, logits_processor=[only_five], **stop)
+    assert made.numpy().tolist() == [[2, 5, 5, 5]] * 2
+    rows = {"stopping_criteria": lambda ids, scores: tf.range(ids.shape[0]) >= 0}
+    assert model.generate(**given, **rows).shape[1] == 2
+    for wrong, error, words in (
+        ({"logits_processor": [lambda ids, scores: scores[:1, :3]]}, ValueError, "shape"),
+        ({"max_lenght": 5}, TypeError, "max_lenght"),
+        ({"stopping_criteria": ["soon"]}, TypeError, "callable"),
+        ({"synced_gpus": True}, ValueError, "ZeRO stage 3"),
+        ({"seed": 1.5}, TypeError, "whole number"),
+        ({"negative_prompt_ids": NEGATIVE["negative_prompt_ids"]}, ValueError, "guidance_scale other than 1"),
+        ({**NEGATIVE, "negative_prompt_ids": [[5, 6]], "guidance_scale": 2.0}, ValueError, r"must be \(2, S\)"),
+        ({"decoder_input_ids": [[2, 4]]}, ValueError, r"decoder_input_ids must be whole numbers of shape \(2, P\)"),
+        ({"decoder_input_ids": [[2, 400]] * 2}, ValueError, "vocabulary"),
+    ):
+        with pytest.raises(error, match=words):
+            model.generate(**given, **wrong)
+
+
+def test_unknown_decoding_is_refused():
+    model, given = head("sequence")
+    with pytest.raises(ValueError, match="thorough"):
+        model.generate(**given, decoding="quick")
+
+
+def test_generation_is_no_part_of_a_graph_and_is_told_so():
+    model, given = head("token")
+    with pytest.raises(RuntimeError, match="export_saved_model"):
+        tf.function(lambda: model.generate(**given), autograph=False)()
+
+
+class Stream:
+    def __init__(self):
+        self.heard = []
+
+    def put(self, ids):
+        self.heard.append(ids)
+
+    def end(self):
+        self.heard.append("end")
+
+
+def test_a_stream_hears_the_start_tokens_then_each_token():
+    for kind, n_docs in (("token", 3), ("sequence", 1)):
+        model, given = head(kind, n_docs=n_docs, batch=1)
+        stream = Stream()
+        made = model.generate(**given, streamer=stream, max_length=7, decoder_input_ids=[[2, 9]])
+        first, *tokens, last = stream.heard
+        assert last == "end" and first.shape == (1, 2) and {each.shape for each in tokens} == {(1,)}
+        assert tf.concat([first[0], *tokens], 0).numpy().tolist() == made[0].numpy().tolist()
+        with pytest.raises(ValueError, match="streamer needs one row"):
+            model.generate(**given, streamer=Stream(), num_beams=2)
+    with pytest.raises(TypeError, match="put"):
+        model.generate(**given, streamer=print)
+
+
+# A generator that is no graph of ours: numbers that depend on the context and all earlier tokens.
+
+V, D, PAD = 12, 6, 1
+
+
+class ToyState:
+    def __init__(self, context, h, cached):
+        self.context, self.h, self.cached = context, h, cached
+
+    def reorder(self, source):
+        if self.cached:
+            self.h = tf.gather(self.h, source, batch_dims=1)
+
+    def select(self, rows):
+        return ToyState(tf.gather(self.context, rows), tf.gather(self.h, rows), self.cached)
+
+
+class Toy:
+    def __init__(self):
+        draw = np.random.default_rng(2)
+        self.tables = [tf.constant(draw.normal(size=(n, D)).astype(np.float32)) for n in (V, V, D, V)]
+        self.config = SimpleNamespace(vocab_size=V, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)
+        self.config.to_dict = lambda: {"eos_token_id": EOS, "pad_token_id": PAD, "decoder_start_token_id": 0}
+
+    def encode(self, input_ids, attention_mask):
+        return tf.gather(self.tables[0], input_ids)
+
+    def start(self, hidden, mask, beams=1, max_length=None):
+        real = tf.cast(mask, tf.float32)[..., None]
+        context = tf.reduce_sum(hidden * real, 1) / tf.maximum(tf.reduce_sum(real, 1), 1)
+        return ToyState(context, tf.zeros((len(hidden), beams, D)), max_length is not None)
+
+    def decode(self, tokens, state):
+        h = state.h if state.cached else tf.zeros((*tokens.shape[:2], D))
+        steps = []
+        for t in range(tokens.shape[2]):
+            h = tf.tanh(tf.gather(self.tables[1], tokens[..., t]) + h @ self.tables[2] + state.context[:, None])
+            steps.append(h)
+        if state.cached:
+            state.h = h
+        return tf.where(tf.range(V) == PAD, -1e4, tf.stack(steps, 2) @ tf.transpose(self.tables[3]))
+
+
+class ToyHead:
+    def __init__(self):
+        self.generator, self.retriever = Toy(), None
+        self.config = SimpleNamespace(
+            generator=self.generator.config, n_docs=3, bos_token_id=None, label_smoothing=0.1, do_deduplication=True
+        )
+        self.config.to_dict = lambda: {"generator": self.generator.config.to_dict()}
+
+    def _contexts(self, ids, mask, context_ids, context_mask, scores, n_docs, question_text=None):
+        from rag_tf.contexts import Contexts
+
+        return Contexts(context_ids, context_mask, scores, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}])
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, options):
+    from rag_tf import decoding
+
+    generate = getattr(decoding, f"rag_{kind}_generate")
+    draw, model = np.random.default_rng(0), ToyHead()
+    ids = draw.integers(3, V, (15, 5))
+    ids[::2, -2:] = PAD
+    scores = tf.constant(draw.normal(size=(5, 3)).astype(np.float32))
+
+    def given(questions):
+        rows = slice(questions.start * 3, questions.stop * 3)
+        part = tf.constant(ids[rows])
+        mask = tf.cast(part != PAD, tf.int64)
+        return {"context_input_ids": part, "context_attention_mask": mask, "doc_scores": scores[questions]}
+
+    def unpadded(made):
+        return [[t for t in row if t != PAD] for row in made.numpy().tolist()]
+
+    together = generate(model, **given(slice(0, 5)), max_length=9, **options)
+    assert len({len(row) for row in unpadded(together)}) > 1
+    apart = [
+        row for b in range(5) for row in unpadded(generate(model, **given(slice(b, b + 1)), max_length=9, **options))
+    ]
+    assert unpadded(together) == apart
+    whole = generate(model, **given(slice(0, 5)), max_length=9, use_cache=False, **options)
+    assert whole.numpy().tolist() == together.numpy().tolist()
