@@ -252,11 +252,18 @@ class _BeamLoop:
             kept_scores = _pick(tf.concat([kept_scores, score], axis=1), stay)
             places = _pick(tf.concat([places, tf.fill(tf.shape(leaves), beams + k)], axis=1), stay)
             kept += tf.cast(enters & ~full, tf.int32)
-        fields = zip(
-            (pool.sums, pool.lengths, pool.tokens, pool.indices), (sums, lengths, tokens, indices), strict=True
+
+        def chosen(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+            return _pick(tf.concat([old, new], axis=1), places)
+
+        return _Pool(
+            kept_scores,
+            chosen(pool.sums, sums),
+            chosen(pool.lengths, lengths),
+            chosen(pool.tokens, tokens),
+            chosen(pool.indices, indices),
+            kept,
         )
-        chosen = (_pick(tf.concat([old, new], axis=1), places) for old, new in fields)
-        return _Pool(kept_scores, *chosen, kept)
 
     def _settled(self, pool: _Pool, best: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
         """(Q,) whether a search is over, given its best candidate."""
