@@ -62,7 +62,8 @@ def train(
         config: settings; None = the defaults.
         validation: questions to measure exact match on.
         out: folder for checkpoints while training and for the finished model; a run that was killed goes on from the
-            last checkpoint there, and ends bit for bit where it would have ended. None keeps nothing on disk.
+            last checkpoint there, and ends bit for bit where it would have ended (but for dropout in another library's
+            modules, whose random numbers are not kept). None keeps nothing on disk.
         progress: draw a progress bar on stderr.
 
     Returns:
