@@ -66,7 +66,7 @@ class RagModel(RagPretrained, KerasModel):
         config = rag_config(config, question_encoder, generator, kwargs)
         super().__init__(config)
         self.question_encoder = question_encoder or build_question_encoder(config.question_encoder)
-        self.generator = generator or build_generator(config.generator)
+        self.__dict__["_generator"] = as_generator(generator or build_generator(config.generator))
         self.retriever: Any = None
         self.set_retriever(retriever)
         self.ctx_encoder: Any = None
@@ -77,9 +77,11 @@ class RagModel(RagPretrained, KerasModel):
         """The generator; a module of another library comes wrapped in `rag_tf.foreign.ForeignGenerator`."""
         return self.__dict__["_generator"]
 
-    @generator.setter
-    def generator(self, module: Any) -> None:
-        self.__dict__["_generator"] = as_generator(module)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "generator":
+            self.__dict__["_generator"] = as_generator(value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def rag(self) -> RagModel:
@@ -87,11 +89,7 @@ class RagModel(RagPretrained, KerasModel):
         return self
 
     def train(self, mode: bool = True) -> RagModel:
-        """Dropout acts in all networks, in calls that leave `training` out.
-
-        Returns:
-            This model.
-        """
+        """Dropout acts in all networks, in calls that leave `training` out; returns this model."""
         for part in self._parts().values():
             if isinstance(part, PretrainedModel):
                 part.train(mode)
