@@ -46,8 +46,8 @@ __all__ = [
     "split_heads",
 ]
 
-# Places that a cache starts with.
-FIRST_PLACES = 32
+# A cache grows by so many places: every step copies it, and most searches end early.
+PLACES = 8
 
 
 class GrowingCache:
@@ -111,8 +111,7 @@ class DecodeState:
         state = cls(cross, mask.allowed, beams, max_length=max_length)
         if max_length is not None:
             key = cross[0][0]
-            # Most searches end early, and every step copies the cache: it starts small where it can grow.
-            places = min(int(max_length), FIRST_PLACES) if tf.executing_eagerly() else max_length
+            places = min(int(max_length), PLACES) if tf.executing_eagerly() else max_length
             empty = tf.zeros((tf.shape(key)[0] * beams, key.shape[1], places, key.shape[3]), key.dtype)
             state.cache = [(empty, empty) for _ in cross]
         return state
@@ -145,7 +144,7 @@ class DecodeState:
         if end > most:
             raise ValueError(f"the cache holds {most} positions, {end} are needed: pass a larger max_length to start")
         if end > places:
-            new = ((0, 0), (0, 0), (0, min(most, max(end, 2 * places)) - places), (0, 0))
+            new = ((0, 0), (0, 0), (0, min(most, math.ceil(end / PLACES) * PLACES) - places), (0, 0))
             self.cache = [(tf.pad(key, new), tf.pad(value, new)) for key, value in self.cache]
 
     def opened(self) -> DecodeState:

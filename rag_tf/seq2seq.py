@@ -7,7 +7,7 @@ Letters: R rows (contexts), K beams of a row, T target positions now, S context 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +21,7 @@ from rag_tf.modules import Linear, Module
 from rag_tf.pretrained import PretrainedModel
 
 
-class Generator(PretrainedModel, Module):
+class Generator(PretrainedModel, Module, ABC):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with them."""
 
     lm_head: Linear
@@ -96,22 +96,22 @@ class Generator(PretrainedModel, Module):
         encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
         if decoder_input_ids is None and input_ids is None:
             raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
+        context: Any = None
         if encoded is None or decoder_input_ids is None:
-            input_ids = _ids("input_ids", input_ids, table)
+            context = _ids("input_ids", input_ids, table)
+            self.check_length(None if encoded is not None else context.shape[1])
         if decoder_input_ids is None:
-            decoder_input_ids = self.decoder_inputs(input_ids)
+            decoder_input_ids = self.decoder_inputs(context)
         decoder_input_ids = _ids("decoder_input_ids", decoder_input_ids, table)
         attention_mask, decoder_attention_mask = _mask(attention_mask), _mask(decoder_attention_mask)
         past = _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
-        if encoded is None:
-            self.check_length(input_ids.shape[1])
         self.check_length(_sum(past, decoder_input_ids.shape[1]))
         if past_key_values is not None:
             past_key_values = tuple(tuple(layer) for layer in past_key_values)
         logits, cache, seen, fresh = self._run(
             "call",
             self._call,
-            input_ids if encoded is None else None,
+            context if encoded is None else None,
             attention_mask,
             decoder_input_ids,
             decoder_attention_mask,
