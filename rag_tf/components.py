@@ -181,8 +181,8 @@ class RagPretrained(PretrainedModel):
         Raises:
             ValueError: a part is neither named nor given.
         """
-        for name in ("load_weight_prefix", *(f"{part}_load_weight_prefix" for part in _PARTS)):
-            warn_of_prefix(kwargs.pop(name, None))
+        for old in ("load_weight_prefix", *(f"{part}_load_weight_prefix" for part in _PARTS)):
+            warn_of_prefix(kwargs.pop(old, None))
         shared = ("dtype", "torch_dtype", "device", "from_pt")
         common: dict[str, Any] = {name: kwargs.pop(name) for name in shared if name in kwargs}
         options: dict[str, dict[str, Any]] = {}
