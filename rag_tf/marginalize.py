@@ -54,7 +54,9 @@ def doc_scores(question: tf.Tensor, docs: tf.Tensor, doc_mask: tf.Tensor | None 
 def doc_log_probs(scores: tf.Tensor) -> tf.Tensor:
     """log p(z|x) of the retrieved documents, (B, N) -> (B, N)."""
     scores = widen(scores)
-    return scores - logsumexp(scores, 1, keepdims=True)
+    log_probs = scores - logsumexp(scores, 1, keepdims=True)
+    # Where no document was found at all, -inf less -inf would be NaN.
+    return masked_fill(log_probs, tf.equal(scores, -float("inf")), -float("inf"))
 
 
 def _beside(log_probs: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
