@@ -1,0 +1,200 @@
+"""What users of Keras do with rag_tf's models: fit, callbacks, policies, their own loop, weights in files, summary."""
+
+from functools import cache
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rag_core.config import BartConfig, DPRConfig, RagConfig
+from rag_core.parity import seeded_weights
+from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
+
+V, N, B, D = 23, 2, 2, 8
+BART = {
+    "vocab_size": V, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "max_position_embeddings": 24,
+    "dropout": 0.0,
+}  # fmt: skip
+BERT = {
+    "vocab_size": 19, "hidden_size": D, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12,
+    "max_position_embeddings": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+QUESTIONS = np.array([[5, 6, 7, 8], [9, 4, 0, 0]])
+MASK = (QUESTIONS != 0).astype(np.int32)
+LABELS = np.array([[4, 9, 12, 7, 2], [5, 8, 2, -100, -100]])
+EXAMPLES = {"input_ids": QUESTIONS, "attention_mask": MASK, "labels": LABELS}
+
+
+def retrieve(ids, vectors, prefix=None, n_docs=None, return_tensors=None):
+    """Documents that depend on the question vector, as from a real index."""
+    rows = np.arange(len(ids) * n_docs).reshape(len(ids), n_docs) % 7
+    rows = (rows + (vectors.sum(1, keepdims=True) > 0)) % 7
+    embeds = seeded_weights({"documents": (7, D)}, 1)["documents"].astype(np.float32)[rows]
+    tokens = 3 + (rows.reshape(-1, 1) * 5 + np.arange(6)) % (V - 3)
+    return {"context_input_ids": tokens, "context_attention_mask": np.ones_like(tokens),
+            "retrieved_doc_embeds": embeds, "doc_ids": rows}  # fmt: skip
+
+
+def build(kind=RagTokenForGeneration):
+    config = RagConfig.from_question_encoder_generator_configs(
+        DPRConfig(**BERT), BartConfig(**BART), n_docs=N, retrieval_vector_size=D
+    )
+    model = kind(config, retriever=retrieve)
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if "lm_head" not in name}
+    model.load_state_dict(seeded_weights(shapes, 5), strict=False)
+    return model
+
+
+@cache
+def untouched():
+    """A model for tests that leave its weights as they are."""
+    return build()
+
+
+def data(batch=2, repeat=2):
+    return tf.data.Dataset.from_tensor_slices(EXAMPLES).repeat(repeat).batch(batch)
+
+
+def test_fit_learns_through_the_search_with_callbacks(tmp_path):
+    model = build()
+    model.compile(keras.optimizers.AdamW(1e-2))
+    before = {name: each.numpy() for name, each in model.named_parameters()}
+    first = model(**EXAMPLES).loss.numpy().sum() / 6  # scored tokens: four and two
+    asked = []
+    model.set_retriever(lambda ids, vectors, **options: asked.append(vectors) or retrieve(ids, vectors, **options))
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate if epoch < 2 else 0.0),
+    ]
+    history = model.fit(data(), epochs=3, validation_data=data(), callbacks=callbacks, verbose=0).history
+    assert history["learning_rate"][-1] == 0.0
+    losses = history["val_loss"]
+    assert losses[1] < losses[0] < first
+    assert history["loss"][0] == pytest.approx((first + losses_after_one_step()) / 2, rel=1e-3)
+    assert losses[2] == pytest.approx(losses[1])
+    assert len(asked) == 3 * 4  # a search in every step
+    moved = [name for name, each in model.named_parameters() if np.abs(each.numpy() - before[name]).max() > 1e-4]
+    assert sum(name.startswith("rag.question_encoder") for name in moved) > 10
+    assert model.evaluate(data(), verbose=0) == pytest.approx(losses[2])
+    other = build()
+    other.load_weights(tmp_path / "3.weights.h5")
+    assert np.array_equal(other(**EXAMPLES).loss, model(**EXAMPLES).loss)
+    outputs = model.predict(data(), verbose=0)
+    assert {name: each.shape for name, each in outputs.items()} == {
+        "loss": (4,),
+        "logits": (8, 5, V),
+        "doc_scores": (4, N),
+    }
+    pairs = model.fit({"input_ids": QUESTIONS, "attention_mask": MASK}, LABELS, batch_size=1, verbose=0).history
+    assert pairs["loss"][0] == pytest.approx(losses[2], rel=1e-3)
+
+
+def losses_after_one_step():
+    """The loss per scored token after one step of a loop that users write themselves."""
+    model = build()
+    optimizer = keras.optimizers.AdamW(1e-2)
+    with tf.GradientTape() as tape:
+        nll = model(**EXAMPLES, training=True).loss
+        loss = tf.reduce_sum(nll) / 6
+    gradients = tape.gradient(loss, model.trainable_variables)
+    question = dict(zip((name for name, v in model._named() if v.trainable), gradients, strict=True))
+    assert np.abs(tf.convert_to_tensor(question[next(n for n in question if "query.weight" in n)])).max() > 0
+    optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    return float(model(**EXAMPLES).loss.numpy().sum() / 6)
+
+
+@pytest.mark.parametrize("policy, optimizer", [("mixed_bfloat16", "Adam"), ("mixed_float16", "LossScaleOptimizer")])
+def test_mixed_precision_policies(policy, optimizer):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = build(RagSequenceForGeneration)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    wide = build(RagSequenceForGeneration)(**EXAMPLES)
+    out = model(**EXAMPLES)
+    assert out.logits.dtype == policy.removeprefix("mixed_")
+    assert out.loss.dtype == out.doc_scores.dtype == model.dtype == tf.float32
+    np.testing.assert_allclose(out.loss, wide.loss, rtol=0.05)
+    model.compile(keras.optimizers.Adam(1e-2))
+    assert type(model.optimizer).__name__ == optimizer
+    losses = model.fit(data(), epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+    assert all(each.dtype == tf.float32 for each in model.weights)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.weights.h5"])
+def test_weights_in_one_file_hold_the_whole_net(tmp_path, name):
+    model = untouched()
+    model.save_weights(tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 4 * model.count_params()
+    other = RagSequenceForGeneration(model.config, retriever=retrieve)
+    other.load_weights(tmp_path / name)
+    for (_, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert np.array_equal(one, two)
+    assert other.generator.lm_head.weight is other.generator.model.shared.weight
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.save_weights(tmp_path / name, overwrite=False)
+    generator = BartConfig(**{**BART, "vocab_size": V + 1})
+    larger = RagConfig.from_dict({**model.config.to_dict(), "generator": generator.to_dict()})
+    with pytest.raises(ValueError, match=r"model\.shared\.weight"):
+        RagTokenForGeneration(larger).load_weights(tmp_path / name)
+    partly = RagTokenForGeneration(larger)
+    partly.load_weights(tmp_path / name, skip_mismatch=True)
+    assert all(map(np.array_equal, partly.question_encoder.parameters(), model.question_encoder.parameters()))
+    for wrong in ("w", "w.keras"):
+        with pytest.raises(ValueError, match="must end with"):
+            model.save_weights(tmp_path / wrong)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        model.load_weights(tmp_path / f"absent{name}")
+
+
+def test_weights_as_lists_and_checkpoints(tmp_path):
+    model, other = untouched(), RagTokenForGeneration(untouched().config)
+    assert len(model.weights) == len(model.get_weights()) == len(model.variables)
+    assert len(model.trainable_weights) + len(model.non_trainable_weights) == len(model.weights)
+    assert model.count_params() == model.num_parameters() == sum(each.size for each in model.get_weights())
+    other.set_weights(model.get_weights())
+    assert all(map(np.array_equal, model.get_weights(), other.get_weights()))
+    with pytest.raises(ValueError, match=r"in the order of model\.weights, got 1"):
+        other.set_weights(model.get_weights()[:1])
+    with pytest.raises(ValueError, match="must have shape"):
+        other.set_weights(model.get_weights()[::-1])
+    path = tf.train.Checkpoint(model=model).save(str(tmp_path / "checkpoint"))
+    third = RagTokenForGeneration(model.config)
+    tf.train.Checkpoint(model=third).read(path).expect_partial()
+    assert all(map(np.array_equal, model.get_weights(), third.get_weights()))
+
+
+def test_summary_names_networks_and_counts():
+    lines = []
+    untouched().summary(print_fn=lines.append)
+    text = "\n".join(lines)
+    for part in ("RagTokenForGeneration", "question_encoder (DPRQuestionEncoder)", "generator (BartForConditional",
+                 f"Parameters: {untouched().count_params():,}", f"not trainable: {V}"):  # fmt: skip
+        assert part in text
+    more = []
+    untouched().summary(print_fn=more.append, expand_nested=True, show_trainable=True)
+    assert len(more) == len(lines) + len(untouched().weights)
+    assert any("fc1.weight [learns]" in line and "(12, 8)" in line for line in more)
+
+
+def test_what_keras_cannot_have_is_refused_with_the_way_out():
+    model = untouched()
+    for name in ("loss", "metrics"):
+        with pytest.raises(ValueError, match=f"{name} must be left out"):
+            model.compile("adam", **{name: "mse"})
+    with pytest.raises(ValueError, match="save_pretrained"):
+        model.save("model.keras")
+    with pytest.raises(ValueError, match="max_shard_size"):
+        model.save_weights("w.safetensors", max_shard_size="1GB")
+    bare = build(RagModel)
+    bare.compile("adam")
+    with pytest.raises(TypeError, match="has no loss"):
+        bare.fit(data(), verbose=0)
+    model.compile("adam")
+    with pytest.raises(ValueError, match="labels must be given"):
+        model.fit(tf.data.Dataset.from_tensor_slices({"input_ids": QUESTIONS}).batch(2), verbose=0)
+    assert model.config is not None and isinstance(model.config.to_dict()["generator"], dict)
