@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from conformance.cases import MODELS, model_weights, rag_config, toy_retrieve
+from conformance.cases import MODELS, contexts, model_weights, rag_config, toy_retrieve
 from rag_core.config import DPRConfig, RagConfig
 from rag_core.parity import seeded_weights
 from rag_tf import DPRContextEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
@@ -82,3 +82,9 @@ def toy_retriever(model_name: str, dtype: str) -> Any:
         return tensors(found, dtype)
 
     return retrieve
+
+
+def with_contexts(head: str, n_docs: int = 3, batch: int = 2) -> Any:
+    """One model of the catalogue, float32, and contexts for it."""
+    given = tensors(contexts("bart_scaled", "given", batch, n_docs), "float32")
+    return build("bart_scaled", head, 3, "float32", n_docs), given

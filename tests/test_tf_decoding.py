@@ -4,20 +4,18 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
+import torch
 
-from conformance.cases import contexts
+import rag_tf
+import rag_torch
+from rag_core import RagRetriever
 from rag_core.step_rules import Edit, Warp
-from rag_tf import rescoring
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates
-from tests.golden_models_tf import build, tensors
+from rag_torch import step_scores as their_scores
+from tests.golden_models import build
+from tests.golden_models_tf import with_contexts
 
-MODEL, SEED = "bart_scaled", 3
-
-
-def head(kind, n_docs=3, batch=2, key="given"):
-    return build(MODEL, kind, SEED, "float32", n_docs), tensors(contexts(MODEL, key, batch, n_docs), "float32")
-
+import tensorflow as tf  # isort: skip  (torch first where both are loaded)
 
 # Warps and edits, equal to PyTorch's in float64 with ties, -inf and NaN.
 
@@ -37,19 +35,14 @@ WARPS = [
 ]
 
 
-@pytest.mark.backend("torch")
 def test_the_rules_of_a_step_are_pytorchs_with_ties_and_what_is_no_number():
-    import torch
-
-    from rag_torch import step_scores as theirs
-
     draw = np.random.default_rng(0)
     for trial in range(9):
         scores = some_scores(draw, trial)
         for kind, value in WARPS:
             for least in (1, 3):
                 found = apply_warps(tf.constant(scores), [Warp(kind, value)], least)
-                wanted = theirs.apply_warps(torch.tensor(scores), [Warp(kind, value)], least)
+                wanted = their_scores.apply_warps(torch.tensor(scores), [Warp(kind, value)], least)
                 np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12, err_msg=f"{kind} {value} {least}")
         rows, ids = np.unique(draw.integers(0, 4, (2, 6)), axis=1)
         values = {"add": draw.normal(size=len(ids)).astype(np.float32), "penalise": 1.7, "decay": 3.3}
@@ -58,7 +51,9 @@ def test_the_rules_of_a_step_are_pytorchs_with_ties_and_what_is_no_number():
         edits += [Edit(kind, np.unique(ids), None, values.get(kind)) for kind in kinds[1:]]
         for edit in edits:
             found = apply_edits(tf.constant(scores), [edit])
-            np.testing.assert_array_equal(found, theirs.apply_edits(torch.tensor(scores), [edit]), err_msg=str(edit))
+            np.testing.assert_array_equal(
+                found, their_scores.apply_edits(torch.tensor(scores), [edit]), err_msg=str(edit)
+            )
     with pytest.raises(ValueError, match="narrowing 'cold'"):
         apply_warps(tf.constant(scores), [Warp("cold", 1.0)], 1)
 
@@ -101,12 +96,8 @@ CASES = [(kind, name) for name in OPTIONS for kind in ("token", "sequence") if O
 @pytest.fixture(scope="module")
 def theirs():
     """rag_torch's heads with the same weights, and a smoothing that a score shows."""
-    import torch
-
-    from tests.golden_models import build as build_torch
-
     torch.set_num_threads(1)
-    return {kind: build_torch(MODEL, kind, SEED, torch.float32, 3) for kind in ("token", "sequence")}
+    return {kind: build("bart_scaled", kind, 3, torch.float32, 3) for kind in ("token", "sequence")}
 
 
 def same(found, wanted):
@@ -118,12 +109,9 @@ def same(found, wanted):
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.backend("torch")
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_every_option_gives_what_rag_torch_gives(kind, name, theirs):
-    import torch
-
-    model, given = head(kind)
+    model, given = with_contexts(kind)
     options = {**OPTIONS[name], "return_dict_in_generate": True, "output_scores": True}
     smoothing = 0.1 if name == "kept" else 0.0
     model.config.label_smoothing = theirs[kind].config.label_smoothing = smoothing
@@ -138,57 +126,11 @@ def test_every_option_gives_what_rag_torch_gives(kind, name, theirs):
         same(found[key], value)
 
 
-def test_blocks_of_candidates_weigh_the_same(monkeypatch):
-    model, given = head("sequence")
-    options = {"num_beams": 3, "num_return_sequences": 4, "max_length": 6, "return_dict_in_generate": True}
-    whole = model.generate(**given, **options)
-    monkeypatch.setattr(rescoring, "_BLOCK", 1)
-    pieces = model.generate(**given, **options)
-    assert whole.sequences.numpy().tolist() == pieces.sequences.numpy().tolist()
-    same(pieces.sequences_scores, whole.sequences_scores)
-
-
-def test_questions_of_other_lengths_trace_nothing_anew():
-    model, _ = head("token")
-    sequence, _ = head("sequence")
-    options = {"num_beams": 2, "max_length": 6}
-
-    def answered(*sizes):
-        for batch, n_docs, width, length in sizes:
-            given = tensors(contexts(MODEL, f"sizes{width}", batch, n_docs), "float32")
-            given = {k: v[:, :width] if k != "doc_scores" else v for k, v in given.items()}
-            for each in (model, sequence):
-                each.generate(**given, n_docs=n_docs, **{**options, "max_length": length})
-        graphs = model.generator._graphs
-        return {name: len(graph.traces) for name, graph in graphs.items()}
-
-    first = answered((2, 3, 18, 6))
-    assert first["decoding step"] >= 2 and first["rescoring"] >= 1
-    assert answered((1, 2, 9, 5), (3, 1, 5, 8), (1, 5, 12, 40)) == first
-
-
-@pytest.mark.parametrize("num_beams", [1, 2])
-@pytest.mark.parametrize("kind", ["token", "sequence"])
-def test_tensorflows_seed_repeats_a_draw(kind, num_beams):
-    model, given = head(kind)
-    drawn = []
-    for seed in (3, 3, 4):
-        tf.random.set_seed(seed)
-        options = {"num_beams": num_beams, "do_sample": True, "max_length": 8}
-        drawn.append(model.generate(**given, **options).numpy().tolist())
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
 # Questions to answers.
 
 
-@pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", ["rag-token-nq", "rag-sequence-nq"])
 def test_answers_are_rag_torchs_with_their_passages_and_probabilities(name, world, monkeypatch):
-    import rag_tf
-    import rag_torch
-    from rag_core import RagRetriever
-
     monkeypatch.chdir(world)
     questions = ["who lives in paris?", "how many people does paris have in all of its parts?"]
     found = []

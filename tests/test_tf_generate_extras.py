@@ -1,4 +1,4 @@
-"""What `generate` takes in TensorFlow beside options: the caller's functions, streams, generators of one's own."""
+"""How `generate` runs in TensorFlow, and what it takes beside options: functions, streams, generators of one's own."""
 
 from types import SimpleNamespace
 
@@ -6,14 +6,65 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.test_tf_decoding import NEGATIVE, head
+from conformance.cases import contexts
+from rag_tf import rescoring
+from tests.golden_models_tf import tensors, with_contexts
+
+NEGATIVE = {
+    "negative_prompt_ids": np.array([[5, 6, 7, 1], [8, 9, 2, 2]]),
+    "negative_prompt_attention_mask": np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
+}
+
+
+def test_blocks_of_candidates_weigh_the_same(monkeypatch):
+    model, given = with_contexts("sequence")
+    options = {"num_beams": 3, "num_return_sequences": 4, "max_length": 6, "return_dict_in_generate": True}
+    whole = model.generate(**given, **options)
+    monkeypatch.setattr(rescoring, "_BLOCK", 1)
+    pieces = model.generate(**given, **options)
+    assert whole.sequences.numpy().tolist() == pieces.sequences.numpy().tolist()
+    np.testing.assert_allclose(pieces.sequences_scores, whole.sequences_scores, rtol=1e-5)
+
+
+def test_questions_of_other_lengths_trace_nothing_anew():
+    model, _ = with_contexts("token")
+    sequence, _ = with_contexts("sequence")
+    options = {"num_beams": 2, "max_length": 6}
+
+    def answered(*sizes):
+        for batch, n_docs, width, length in sizes:
+            given = tensors(contexts("bart_scaled", f"sizes{width}", batch, n_docs), "float32")
+            given = {k: v[:, :width] if k != "doc_scores" else v for k, v in given.items()}
+            for each in (model, sequence):
+                each.generate(**given, n_docs=n_docs, **{**options, "max_length": length})
+        graphs = model.generator._graphs
+        return {name: len(graph.traces) for name, graph in graphs.items()}
+
+    first = answered((2, 3, 18, 6))
+    assert first["decoding step"] >= 2 and first["rescoring"] >= 1
+    assert answered((1, 2, 9, 5), (3, 1, 5, 8), (1, 5, 12, 40)) == first
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_tensorflows_seed_repeats_a_draw(kind, num_beams):
+    model, given = with_contexts(kind)
+    drawn = []
+    for seed in (3, 3, 4):
+        tf.random.set_seed(seed)
+        options = {"num_beams": num_beams, "do_sample": True, "max_length": 8}
+        drawn.append(model.generate(**given, **options).numpy().tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+# What callers plug in.
 
 EOS = 2
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence"])
 def test_the_callers_functions_are_heard(kind):
-    model, given = head(kind)
+    model, given = with_contexts(kind)
     asked = set()
 
     def allowed(batch_id, ids):
@@ -49,13 +100,13 @@ def test_the_callers_functions_are_heard(kind):
 
 
 def test_unknown_decoding_is_refused():
-    model, given = head("sequence")
+    model, given = with_contexts("sequence")
     with pytest.raises(ValueError, match="thorough"):
         model.generate(**given, decoding="quick")
 
 
 def test_generation_is_no_part_of_a_graph_and_is_told_so():
-    model, given = head("token")
+    model, given = with_contexts("token")
     with pytest.raises(RuntimeError, match="export_saved_model"):
         tf.function(lambda: model.generate(**given), autograph=False)()
 
@@ -73,7 +124,7 @@ class Stream:
 
 def test_a_stream_hears_the_start_tokens_then_each_token():
     for kind, n_docs in (("token", 3), ("sequence", 1)):
-        model, given = head(kind, n_docs=n_docs, batch=1)
+        model, given = with_contexts(kind, n_docs=n_docs, batch=1)
         stream = Stream()
         made = model.generate(**given, streamer=stream, max_length=7, decoder_input_ids=[[2, 9]])
         first, *tokens, last = stream.heard
