@@ -38,8 +38,13 @@ def reader(world, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.backend("torch")
-@pytest.mark.parametrize("page", ["docs/quickstart.md", "README.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.backend(framework))
+        for page, framework in (("docs/quickstart.md", "torch"), ("README.md", "torch"), ("docs/tensorflow.md", "tf"))
+    ],
+)
 def test_python_blocks_run_in_order(page, reader, capsys):
     text = (ROOT / page).read_text("utf-8")
     names: dict = {}
@@ -85,9 +90,9 @@ def test_dead_links_are_noticed(tmp_path):
 
 def test_every_entry_has_a_row_and_every_test_named_exists():
     text = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
-    rows = re.findall(r"^\| ([QD]\d+) \|.*\|$", text, re.MULTILINE)
-    assert rows == [f"Q{i}" for i in range(1, 25)] + [f"D{i}" for i in range(1, 31)]
-    for row in re.findall(r"^\| [QD]\d+ \|.*$", text, re.MULTILINE):
+    rows = re.findall(r"^\| ([QDT]\d+) \|.*\|$", text, re.MULTILINE)
+    assert rows == [f"Q{i}" for i in range(1, 25)] + [f"D{i}" for i in range(1, 31)] + [f"T{i}" for i in range(1, 12)]
+    for row in re.findall(r"^\| [QDT]\d+ \|.*$", text, re.MULTILINE):
         assert re.search(r"`test_\w+\.py::test_\w+`", row), row
     for file, name in set(re.findall(r"`(test_\w+\.py)::(\w+)`", text)):
         source = ROOT / "tests" / file
