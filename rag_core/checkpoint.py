@@ -138,9 +138,8 @@ def _write_shards(
         return weights[name]
 
     for file, shard in zip(files, shards, strict=True):
-        parts = [{name: each[name] for name in shard} for each in (shapes, dtypes)]
         try:
-            write_safetensors(folder / file, parts[0], parts[1], read)
+            write_safetensors(folder / file, {name: shapes[name] for name in shard}, dtypes, read)
         except OSError as error:
             what = error.strerror or error
             raise OSError(f"Can't write {file} ({what}); nothing was saved. Make room and save again.") from None

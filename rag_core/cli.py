@@ -199,6 +199,56 @@ def train(
     say(f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."')
 
 
+@app.command()
+@clean
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub name of a RAG model, or a part of one.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.")],
+    max_shard_size: Annotated[str, typer.Option(help="Larger checkpoints are split; e.g. 500MB.")] = "5GB",
+    dtype: Annotated[str, typer.Option(help="keep, float32, float16 or bfloat16.")] = "keep",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Write a model of any readable layout (tf_model.h5, pytorch_model.bin, safetensors) as safetensors, checked."""
+    from rag_core.convert import convert_checkpoint
+
+    options = {} if revision is None else {"revision": revision}
+    done = convert_checkpoint(source, target, max_shard_size=max_shard_size, dtype=dtype, progress=True, **options)
+    say(f"{target}: {done}.")
+
+
+@app.command()
+@clean
+def parity(
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of a RAG model.")] = None,
+    kb: Annotated[Path | None, typer.Option(help="Knowledge base; by default drawn passages.")] = None,
+    questions: Annotated[Path | None, typer.Option(help="One question a line; by default drawn ids.")] = None,
+    against: Annotated[Path | None, typer.Option(help="A trace recorded elsewhere.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Where to keep what is recorded here, .npz.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Compared with --against; no model, no framework.")] = None,
+    out: Annotated[Path, typer.Option(help="Report, written as .json and .md.")] = Path("parity"),
+    dtype: Annotated[str, typer.Option(help="float64 (decides) or float32.")] = "float64",
+    head: Annotated[str | None, typer.Option(help="token or sequence; by default the model's own.")] = None,
+    n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's, at most 5.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    tolerance: Annotated[float | None, typer.Option(help="Largest relative difference; by default measured.")] = None,
+    backend: Backend = None,
+) -> None:
+    """Is a checkpoint the same function in PyTorch and TensorFlow? Exit status 0 yes, 1 no, 2 it could not be told."""
+    from rag_core.parity_command import Request, check_parity, compare_traces
+
+    if trace is not None and against is not None:
+        status = compare_traces([(against, trace)], out, tolerance, print)
+    elif model is None or trace is not None:
+        raise ValueError("--model must be given, or --trace and --against to compare two recorded files")
+    else:
+        given = {"kb": kb, "questions": questions}
+        texts = {name: None if path is None else str(path) for name, path in given.items()}
+        request = Request(model, **texts, dtype=dtype, head=head, seed=seed, n_docs=n_docs)
+        status = check_parity(request, against=against, keep=record, out=out, backend=backend, tolerance=tolerance)
+    if status:
+        raise typer.Exit(status)
+
+
 def _read_line() -> str:
     try:
         return input("question> " if sys.stdin.isatty() else "").strip()

@@ -132,11 +132,11 @@ def write_safetensors(
             file.write(_bytes(array))
 
 
-def _bytes(array: np.ndarray) -> memoryview:
+def _bytes(array: np.ndarray) -> Any:
     """The numbers in order, little-endian, without a copy where they lie so already."""
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -127,12 +127,13 @@ def under_needed_names(
     Raises:
         ValueError: copies of one weight differ.
     """
-    from rag_core.weights import LazyWeights
+    from rag_core.weights import LazyWeights, same_numbers
 
     served = by_end(weights, expected)
     for needed, copies in served.items():
         for other in copies[1:]:
-            if weights.shapes[copies[0]] != weights.shapes[other] or not _same(weights[copies[0]], weights[other]):
+            alike = weights.shapes[copies[0]] == weights.shapes[other]
+            if not alike or not same_numbers(weights[copies[0]], weights[other], weights.free):
                 raise ValueError(f"{source} holds different values for {needed}: as {copies[0]} and as {other}.")
     names = {needed: copies[0] for needed, copies in served.items()}
     used = {name for copies in served.values() for name in copies}
@@ -140,7 +141,3 @@ def under_needed_names(
     shapes = {needed: weights.shapes[name] for needed, name in names.items()}
     dtypes = {needed: weights.dtypes[name] for needed, name in names.items()}
     return LazyWeights(shapes, lambda name: weights[names[name]], dtypes=dtypes, free=weights.free)
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.array_equal(one, other) or bool(one.tobytes() == other.tobytes())

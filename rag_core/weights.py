@@ -24,6 +24,7 @@ __all__ = [
     "expected_shapes",
     "fit_names",
     "fit_weights",
+    "same_numbers",
     "tied_names",
 ]
 
@@ -73,6 +74,7 @@ class LazyWeights(Mapping[str, np.ndarray]):
         dtypes: name -> dtype, likewise.
         free: gives back the memory of mapped files that was touched by reading; arrays stay valid.
         scoped: the names are TensorFlow's, with scopes in front (see `tf_names`).
+        left_out: names of the file that are known to be needed by nothing here.
     """
 
     def __init__(
@@ -83,11 +85,13 @@ class LazyWeights(Mapping[str, np.ndarray]):
         dtypes: Mapping[str, np.dtype],
         free: Callable[[], None] = lambda: None,
         scoped: bool = False,
+        left_out: Iterable[str] = (),
     ) -> None:
         self.shapes = dict(shapes)
         self.dtypes = dict(dtypes)
         self.free = free
         self.scoped = scoped
+        self.left_out = tuple(left_out)
         self._read = read
 
     def __contains__(self, name: object) -> bool:
@@ -213,7 +217,26 @@ def fit_weights(
             return np.zeros(expected[name], usual)
         return weights[sources[name]]
 
-    return LazyWeights(expected, read, dtypes=dtypes, free=getattr(weights, "free", lambda: None))
+    free = getattr(weights, "free", lambda: None)
+    return LazyWeights(expected, read, dtypes=dtypes, free=free, left_out=sorted(set(shapes) - set(expected)))
+
+
+def same_numbers(one: np.ndarray, other: np.ndarray, free: Callable[[], None] | None = None) -> bool:
+    """Whether two arrays of one shape hold the same bits or equal numbers; compared in parts, `free` called after each.
+
+    Args:
+        one: an array, perhaps of a mapped file.
+        other: the same.
+        free: gives back the memory of mapped files.
+    """
+    rows = max(1, 2**24 // max(1, one[:1].nbytes)) if one.ndim else 1
+    for start in range(0, len(one) if one.ndim else 1, rows):
+        first, second = (each[start : start + rows] if each.ndim else each for each in (one, other))
+        if not np.array_equal(first, second) and first.tobytes() != second.tobytes():
+            return False
+        if free is not None:
+            free()
+    return True
 
 
 def _unused(name: str) -> bool:
@@ -241,7 +264,7 @@ def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: 
     for name in names[1:]:
         other = np.asarray(weights[copies[name]])
         same = other.ctypes.data == first.ctypes.data and other.strides == first.strides
-        if other.shape != first.shape or not (same or np.array_equal(first, other)):
+        if other.shape != first.shape or not (same or same_numbers(first, other, getattr(weights, "free", None))):
             raise ValueError(
                 f"{source} holds different values for {names[0]} and {name}, which the configuration ties; "
                 "set tie_word_embeddings=False in the generator's configuration if they are meant to differ."
