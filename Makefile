@@ -5,7 +5,9 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 ROOMS = checkpoint documents index metrics parity training wiki_dpr
 
-.PHONY: demo test check docs demo-model clean
+CONFORMANCE = build/conformance
+
+.PHONY: demo test check conformance docs demo-model clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +24,14 @@ check: $(INSTALLED)  ## linters, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+conformance: $(INSTALLED)  ## every case on both backends, compared in float64 and float32; docs/conformance.md
+	mkdir -p $(CONFORMANCE)
+	for dtype in float64 float32; do for backend in torch tf; do \
+		$(BIN)/python -m conformance run --backend $$backend --dtype $$dtype --cases all \
+			--out $(CONFORMANCE)/$$backend-$$dtype.npz || exit; done; \
+		$(BIN)/python -m conformance compare $(CONFORMANCE)/torch-$$dtype.npz $(CONFORMANCE)/tf-$$dtype.npz \
+			--report $(CONFORMANCE)/report-$$dtype || exit; done
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -25,23 +25,39 @@ _T5, _GATED = MODELS["t5"]["generator"], MODELS["t5_gated"]["generator"]
 _BERT = {key: value for key, value in _DPR.items() if key not in ("model_type", "projection_dim")}
 _BERT = {"model_type": "bert", **_BERT}
 
+_ONE_LAYER = {**_BERT, "num_hidden_layers": 1}
+
+# Graphs are what takes time in TensorFlow, so structures share generators, and pooling is tried on one layer.
 STRUCTURES: dict[str, dict[str, Any]] = {
-    **{name: MODELS[name] for name in ("bart", "bart_scaled", "t5", "t5_gated", "bart_habits")},
+    **{name: MODELS[name] for name in ("bart", "bart_scaled", "t5", "t5_gated")},
     "mean_bart": {
-        "question_encoder": {**_BERT, "pooling": "mean", "normalize": True, "scale": 4.0},
-        "generator": {**_BART, "encoder_layers": 1, "decoder_layers": 3, "activation_function": "gelu_new"},
+        "question_encoder": {**_ONE_LAYER, "pooling": "mean", "normalize": True, "scale": 4.0},
+        "generator": _BART,
     },
     "cls_t5": {
-        "question_encoder": {**_BERT, "pooling": "cls", "projection_dim": 20, "hidden_act": "gelu_new"},
-        "generator": {**_T5, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 2, "d_kv": 12},
+        "question_encoder": {**_ONE_LAYER, "pooling": "cls", "projection_dim": 20, "hidden_act": "gelu_new"},
+        "generator": _T5,
     },
-    "pooler_bart": {
-        "question_encoder": {**_BERT, "pooling": "pooler", "num_hidden_layers": 1},
+    "pooler_gated": {"question_encoder": {**_ONE_LAYER, "pooling": "pooler"}, "generator": _GATED},
+}
+# Tried in `make conformance` only.
+_MORE: dict[str, dict[str, Any]] = {
+    "bart_habits": MODELS["bart_habits"],
+    "deep_bart": {
+        "question_encoder": {**_DPR, "num_hidden_layers": 3},
+        "generator": {**_BART, "encoder_layers": 1, "decoder_layers": 4, "activation_function": "gelu_new"},
+    },
+    "silu_bart": {
+        "question_encoder": {**_BERT, "pooling": "pooler", "projection_dim": 8},
         "generator": {**_BART, "scale_embedding": True, "activation_function": "silu", "encoder_attention_heads": 8},
     },
-    "dpr_t5_silu": {
-        "question_encoder": {**_DPR, "projection_dim": 16, "num_hidden_layers": 3},
+    "silu_t5": {
+        "question_encoder": {**_DPR, "projection_dim": 16},
         "generator": {**_GATED, "feed_forward_proj": "gated-silu", "relative_attention_max_distance": 12},
+    },
+    "deep_t5": {
+        "question_encoder": {**_BERT, "pooling": "mean"},
+        "generator": {**_T5, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 2, "d_kv": 12},
     },
 }
 
@@ -96,7 +112,9 @@ def drawn_structure(seed: int) -> dict[str, Any]:
 
 def structure(name: str) -> dict[str, Any]:
     """The parts of a structure; `drawn<seed>` is one that is drawn."""
-    return drawn_structure(int(name.removeprefix("drawn"))) if name.startswith("drawn") else STRUCTURES[name]
+    if name.startswith("drawn"):
+        return drawn_structure(int(name.removeprefix("drawn")))
+    return STRUCTURES[name] if name in STRUCTURES else _MORE[name]
 
 
 def config(name: str) -> RagConfig:
@@ -152,14 +170,14 @@ def _turns(names: list[str], count: int) -> Iterator[dict[str, Any]]:
 
 def quick_cases() -> list[dict[str, Any]]:
     """The hundred cases of `make test`."""
-    found = [*_turns(list(STRUCTURES), 5), *_turns(["drawn1", "drawn2"], 2)]
+    found = [*_turns(list(STRUCTURES), 7), *_turns(["drawn1"], 2)]
     for what, head in (("bart", "token"), ("t5_gated", "sequence")):
         many = {"n_docs": 50, "batch": 1, "source": "given", "fault": "none"}
         found.append(_case(f"{what}/{head}/many", what, head, 0, {"beams": MODES["beams"]}, **many))
     return found
 
 
-def generation_groups(seeds: tuple[int, ...] = (1, 2, 4, 5)) -> list[dict[str, Any]]:
+def generation_groups(seeds: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
     """Every option of the catalogue of generations, every way to sample, with weights of several seeds."""
     groups: dict[str, dict[str, Any]] = {}
     known = [case for case in generation_cases() if not case["config"] and case["source"] == "given"]
@@ -182,23 +200,24 @@ def seed_cases(seeds: int = 20) -> list[dict[str, Any]]:
     """What the float32 tolerances are measured on: the main structures, weights and inputs of many seeds."""
     found = []
     for what in ("bart", "bart_scaled", "t5", "t5_gated"):
-        for head in HEADS:
-            for seed in range(100, 100 + seeds):
-                modes = {mode: MODES[mode] for mode in ("beams", "greedy")}
-                found.append(_case(f"{what}/{head}/seed{seed}", what, head, seed, modes, seed=seed, fault="none"))
+        for seed in range(100, 100 + seeds):
+            head, mode = HEADS[seed % 2], ("beams", "greedy")[seed // 2 % 2]
+            place = {"seed": seed, "fault": "none"}
+            found.append(_case(f"{what}/{head}/seed{seed}", what, head, seed // 2, {mode: MODES[mode]}, **place))
     return found
 
 
 def all_cases() -> list[dict[str, Any]]:
     """The quick cases, more structures that are drawn, and two thousand generations."""
-    return [*quick_cases(), *_turns([f"drawn{seed}" for seed in range(3, 19)], 3), *generation_groups()]
+    drawn = [f"drawn{seed}" for seed in range(2, 18)]
+    return [*quick_cases(), *_turns([*_MORE, *drawn], 3), *generation_groups()]
 
 
 SETS = {"quick": quick_cases, "all": all_cases, "seeds": seed_cases, "generations": generation_groups}
 
 
 def select(wanted: list[str]) -> list[dict[str, Any]]:
-    """Cases by the name of a set, of a case, or the beginning of one that ends in "/".
+    """Cases by the name of a set, of a case, or the beginning of one that ends in "/"; those of a structure together.
 
     Raises:
         ValueError: a name that no case has.
@@ -209,7 +228,8 @@ def select(wanted: list[str]) -> list[dict[str, Any]]:
         if not known:
             raise ValueError(f"no case is named {name!r}; sets are {', '.join(SETS)}")
         found.update({case["name"]: case for case in known})
-    return sorted(found.values(), key=lambda case: case["structure"])
+    order = [*STRUCTURES, *_MORE]
+    return sorted(found.values(), key=lambda case: [*order, case["structure"]].index(case["structure"]))
 
 
 def _is_named(name: str, wanted: str) -> bool:

@@ -1,5 +1,6 @@
 """Runs the cases on one backend and writes what every stage gave."""
 
+import importlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conformance.generation_cases import allowed_tokens
-from conformance.parity_cases import config, digest, weights
+from conformance.parity_cases import config, digest, structure, weights
 from rag_core.backends import load_backend
 from rag_core.checkpoint import write_checkpoint
 from rag_core.parity_files import TraceWriter
@@ -20,7 +21,7 @@ CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGenerati
 
 
 class Models:
-    """The structures' models on one backend: both heads around the same networks, refilled for each case.
+    """The structures' models on one backend, refilled for each case; equal networks are one, so that graphs are, too.
 
     Args:
         backend: "torch" or "tf".
@@ -29,23 +30,27 @@ class Models:
 
     def __init__(self, backend: str, dtype: str) -> None:
         self.engine, self.dtype = load_backend(backend), dtype
-        self.tracing = __import__(f"{self.engine.__name__}.tracing", fromlist=["Tracer"])
-        self._name, self._made = "", {}  # type: ignore[var-annotated]
+        self.tracing = importlib.import_module(f"{self.engine.__name__}.tracing")
+        self._parts: dict[str, Any] = {}
+        self._tracers: dict[tuple[str, str], Any] = {}
 
     def tracer(self, name: str, head: str) -> Any:
-        """A tracer around the structure's head; the last structure's models only are kept."""
-        if name != self._name:
-            self._name, self._made = name, self._build(name)
-        return self._made[head]
+        """A tracer around the structure's head."""
+        if (name, head) not in self._tracers:
+            self._build(name)
+        return self._tracers[name, head]
 
-    def _build(self, name: str) -> dict[str, Any]:
-        what = config(name)
+    def _build(self, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            write_checkpoint(folder, weights(name, 1), what, architecture=CLASSES["token"])
-            first = getattr(self.engine, CLASSES["token"]).from_pretrained(folder, dtype=self.dtype)
-        parts = {"question_encoder": first.rag.question_encoder, "generator": first.rag.generator}
-        second = getattr(self.engine, CLASSES["sequence"])(config(name), **parts)
-        return {"token": self.tracing.Tracer(first), "sequence": self.tracing.Tracer(second)}
+            write_checkpoint(folder, weights(name, 1), config(name), architecture=CLASSES["token"])
+            made = getattr(self.engine, CLASSES["token"]).from_pretrained(folder, dtype=self.dtype)
+        parts = {
+            part: self._parts.setdefault(f"{part}: {structure(name)[part]}", getattr(made.rag, part))
+            for part in ("question_encoder", "generator")
+        }
+        for head, kind in CLASSES.items():
+            model = getattr(self.engine, kind)(config(name), **parts)
+            self._tracers[name, head] = self.tracing.Tracer(model)
 
 
 def inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:

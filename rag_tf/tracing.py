@@ -57,7 +57,7 @@ class Tracer:
 
         Returns:
             The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N), `marginal` and
-            `losses`; and the gradient of every parameter it reaches, by name.
+            `losses`; and the gradient of every parameter, by name, zeros where the loss does not depend on it.
         """
         model, target = self.model, tf.constant(labels)
         named = {name: each for name, each in named_tensors(model) if gradients and each.trainable}
@@ -92,8 +92,8 @@ class Tracer:
         return marginal.sequence_joint(each, marginal.doc_log_probs(out.doc_scores), target == pad)
 
     def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor, named: dict[str, Any]) -> dict[str, np.ndarray]:
-        found = tape.gradient(loss, named)
-        return {name: to_numpy(tf.convert_to_tensor(each)) for name, each in found.items() if each is not None}
+        found = tape.gradient(loss, named, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return {name: to_numpy(tf.convert_to_tensor(each)) for name, each in found.items()}
 
     def generate(self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a `GenerateOutput` as arrays; `scores` (a tuple, one (rows, V) a step) with `output_scores`."""

@@ -59,7 +59,7 @@ class Tracer:
 
         Returns:
             The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N), `marginal` and
-            `losses`; and the gradient of every parameter it reaches, by name.
+            `losses`; and the gradient of every parameter, by name, zeros where the loss does not depend on it.
         """
         model, target = self.model, torch.from_numpy(labels)
         with torch.set_grad_enabled(gradients):
@@ -91,7 +91,8 @@ class Tracer:
     def _gradients(self, loss: Tensor) -> dict[str, np.ndarray]:
         named = {name: tensor for name, tensor in named_tensors(self.model) if tensor.requires_grad}
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        return {name: to_numpy(each) for name, each in zip(named, found, strict=True) if each is not None}
+        pairs = zip(named.items(), found, strict=True)
+        return {name: to_numpy(torch.zeros_like(x) if each is None else each) for (name, x), each in pairs}
 
     def generate(self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a `GenerateOutput` as arrays; `scores` (a tuple, one (rows, V) a step) with `output_scores`."""
