@@ -42,10 +42,11 @@ READING = TrainingConfig(
     steps=300, batch_size=64, learning_rate=5e-4, warmup_steps=30, question_encoder="frozen", **_COMMON
 )
 JOINT = TrainingConfig(
-    steps=160,
+    steps=40,
     batch_size=16,
-    # Small for the generator: this loss rewards the title on the right passage, not silence on the others.
-    learning_rate=5e-5,
+    # Tiny for the generator: this loss calls for the title even where no retrieved passage holds it, and so wears off
+    # the silence on passages that do not (at 5e-5 for 160 steps exact match fell from 0.77 to 0.62).
+    learning_rate=2e-6,
     question_encoder_learning_rate=3e-4,
     warmup_steps=20,
     question_encoder="projection",
