@@ -7,7 +7,7 @@ activation: sizes come from the weights, the rest from `tf.shape`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,9 @@ class Graph:
         """Run the graph that fits; inside another graph, the function itself."""
         if not tf.executing_eagerly():
             return self.function(*args)
-        leaves = tf.nest.flatten(args)
+        leaves: list[Any] = []
         key: list[Any] = [compute_dtype()]
+        _take_apart(args, leaves, key)
         tensors = []
         for leaf in leaves:
             if tf.is_tensor(leaf):
@@ -49,11 +50,11 @@ class Graph:
                 key.append(self._spec(leaf))
             else:
                 key.append(leaf)
-        signature = (*key, _shape_of(args))
+        signature = tuple(key)
         if signature not in self.traces:
             self.traces[signature] = self._trace(args, leaves)
         graph, draws = self.traces[signature]
-        return graph(fresh_seed() if draws else _NO_SEED, *tensors)
+        return graph(fresh_seed() if draws else tf.constant(_NO_SEED), *tensors)
 
     def _trace(self, args: Any, leaves: list[Any]) -> tuple[Any, int]:
         """The graph, and how many draws of random numbers it makes."""
@@ -74,9 +75,8 @@ class Graph:
             return result
 
         specs.insert(0, tf.TensorSpec((2,), tf.int32))
-        graph = tf.function(flat, input_signature=specs, autograph=False)
-        graph.get_concrete_function()  # traces now, so that the draws are counted
-        return graph, draws
+        # Traced now, so that the draws are counted; and called as it is, without the search for a trace that fits.
+        return tf.function(flat, input_signature=specs, autograph=False).get_concrete_function(), draws
 
     def _spec(self, tensor: tf.Tensor) -> tuple[tuple[int | None, ...], Any]:
         open_axes: list[int | None] = [None] * tensor.shape.rank
@@ -85,6 +85,25 @@ class Graph:
         return tuple(open_axes), tensor.dtype
 
 
-def _shape_of(args: Any) -> str:
-    """The nesting of the arguments, as text."""
-    return str(tf.nest.map_structure(lambda leaf: 0, args))
+def _take_apart(value: Any, leaves: list[Any], nesting: list[Any]) -> None:
+    """Appends the leaves in the order of tf.nest.flatten, and what tells their nesting from another.
+
+    One pass by hand: tf.nest would take objects apart and put them together several times, in every call.
+    """
+    parts: Any
+    kind: Any
+    if isinstance(value, list | tuple):
+        parts, kind = value, len(value)
+    elif isinstance(value, Mapping):
+        names = sorted(value)
+        parts, kind = [value[name] for name in names], tuple(names)
+    elif hasattr(value, "__tf_flatten__"):
+        metadata, parts = value.__tf_flatten__()
+        kind = len(parts), str(metadata)
+    else:
+        leaves.append(value)
+        nesting.append(None)
+        return
+    nesting.append((type(value), kind))
+    for part in parts:
+        _take_apart(part, leaves, nesting)
