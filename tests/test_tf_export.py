@@ -282,8 +282,8 @@ def test_tensorflow_alone_writes_what_generate_writes(exported, name):
                 np.testing.assert_allclose(got["sequences_scores"], want.sequences_scores, rtol=1e-4)
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(exported, tmp_path):
-    token, sequence = exported[0]["token-bart-beams"], exported[0]["sequence-t5-beams"]
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
+    token, sequence = build(*MODELS["token-bart-beams"][:2]), build(*MODELS["sequence-t5-beams"][:2])
     for options, error, says in (
         ({"do_sample": True}, ValueError, "do_sample=True is not offered in a graph"),
         ({"guidance_scale": 2.0}, ValueError, "guidance_scale"),
