@@ -181,8 +181,8 @@ class Window:
         shape = tf.concat([tf.shape(contexts.doc_scores), tf.shape(logits)[1:]], 0)
         each = marginal.target_log_probs(tf.reshape(logits, shape), target)  # (B, N, T)
         each = marginal.masked_fill(each, (target == pad)[:, None], 0.0)
-        joint = tf.reduce_sum(each, -1) + marginal.doc_log_probs(contexts.doc_scores)  # (B, N)
-        self.posteriors.append(mean_posterior_entropy(joint.numpy()))
+        likelihood, prior = marginal.together(tf.reduce_sum(each, -1), marginal.doc_log_probs(contexts.doc_scores))
+        self.posteriors.append(mean_posterior_entropy((likelihood + prior).numpy()))  # (B, N)
 
     def line(self) -> dict[str, float]:
         """The means."""
