@@ -141,6 +141,11 @@ def test_a_stream_hears_the_start_tokens_then_each_token():
 V, D, PAD = 12, 6, 1
 
 
+def times(x, matrix):
+    # Not x @ matrix: TensorFlow 2.21's broadcast product of a batch and one matrix writes out of bounds on some CPUs.
+    return tf.tensordot(x, matrix, 1)
+
+
 class ToyState:
     def __init__(self, context, h, cached):
         self.context, self.h, self.cached = context, h, cached
@@ -172,11 +177,11 @@ class Toy:
         h = state.h if state.cached else tf.zeros((*tokens.shape[:2], D))
         steps = []
         for t in range(tokens.shape[2]):
-            h = tf.tanh(tf.gather(self.tables[1], tokens[..., t]) + h @ self.tables[2] + state.context[:, None])
+            h = tf.tanh(tf.gather(self.tables[1], tokens[..., t]) + times(h, self.tables[2]) + state.context[:, None])
             steps.append(h)
         if state.cached:
             state.h = h
-        return tf.where(tf.range(V) == PAD, -1e4, tf.stack(steps, 2) @ tf.transpose(self.tables[3]))
+        return tf.where(tf.range(V) == PAD, -1e4, times(tf.stack(steps, 2), tf.transpose(self.tables[3])))
 
 
 class ToyHead:
