@@ -65,8 +65,12 @@ def _shifted_position(tracer: Any, room: Callable[[str], Any], patch: Patch) -> 
 
 
 def _shifted_bucket(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
-    buckets = room("t5").t5_buckets
-    patch(room("t5"), "t5_buckets", lambda *args, **kwargs: np.maximum(buckets(*args, **kwargs) - 1, 0))
+    if tracer.backend == "torch":
+        buckets = room("t5").t5_buckets
+        patch(room("t5"), "t5_buckets", lambda *args, **kwargs: np.maximum(buckets(*args, **kwargs) - 1, 0))
+    else:  # its table is made with the network
+        encoder = _generator(tracer).encoder
+        patch(encoder, "_buckets", np.maximum(encoder._buckets - 1, 0))
 
 
 def _dropped_cross_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:

@@ -167,8 +167,9 @@ def attend(
     scores = scores if bias is None else scores + bias
     weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)
     out = tf.matmul(drop(weights, dropout, True), value)
-    out.set_shape((None, query.shape[1], None, query.shape[3]))  # values that come into a graph have open axes
-    if mask.alive is None:
-        return out, weights if need_weights else None
-    alive = tf.cast(mask.alive, out.dtype)
-    return out * alive, weights * alive if need_weights else None
+    if mask.alive is not None:
+        alive = tf.cast(mask.alive, out.dtype)
+        out, weights = out * alive, weights * alive
+    # values and masks that come into a graph have open axes, which a single head's would take on
+    out.set_shape((None, query.shape[1], None, query.shape[3]))
+    return out, weights if need_weights else None
