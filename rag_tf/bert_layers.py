@@ -1,0 +1,172 @@
+"""What a BERT is made of: embeddings, self-attention, feed-forward, pooler.
+
+Attribute names are the weights' names in public checkpoints.
+Letters: R rows, L length, d width, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_core.outputs import EncoderOutput
+from rag_tf.layers import AttentionMask, Trace, activation, attend, key_mask, merge_heads, split_heads
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, compute_dtype, dropout
+
+
+class BertEmbeddings(Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def __call__(
+        self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool
+    ) -> Tensor:
+        """(B, S) ids -> (B, S, d)."""
+        if inputs_embeds is None:
+            x = self.word_embeddings(input_ids)
+        else:
+            x = tf.cast(inputs_embeds, compute_dtype() or self.LayerNorm.weight.dtype)
+        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
+        x = x + (self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype))
+        x = x + tf.cast(self.position_embeddings.weight[: tf.shape(x)[1]], x.dtype)
+        return dropout(self.LayerNorm(x), self.dropout, training)
+
+    def check_length(self, length: int | None) -> None:
+        """Refuses texts longer than the table of positions; None = not known yet.
+
+        Raises:
+            ValueError: naming both lengths.
+        """
+        limit = self.position_embeddings.num_embeddings
+        if length is not None and length > limit:
+            raise ValueError(
+                f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
+                f"cut texts when they are tokenized: truncation=True, max_length={limit}"
+            )
+
+
+class BertSelfAttention(Module):
+    """Multi-head self-attention, before its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool, training: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        query, key, value = (split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value))
+        rate = self.dropout if training else 0.0
+        out, weights = attend(query, key, value, mask, dropout=rate, need_weights=need_weights)
+        return merge_heads(out), weights
+
+
+class BertAddNorm(Module):
+    """A projection, added to what came before and normalised."""
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.dense = Linear(width, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def __call__(self, hidden: Tensor, x: Tensor, training: bool) -> Tensor:
+        """norm(x + dense(hidden))."""
+        return self.LayerNorm(dropout(self.dense(hidden), self.dropout, training) + x)
+
+
+class BertAttention(Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertAddNorm(config, config.hidden_size)
+
+
+class BertIntermediate(Module):
+    """The first half of the feed-forward part."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
+        self.act = activation(config.hidden_act)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, S, intermediate_size)."""
+        return self.act(self.dense(x))
+
+
+class BertLayer(Module):
+    """Self-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertAddNorm(config, config.intermediate_size)
+
+    def __call__(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool, training: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        hidden, weights = self.attention.self(x, mask, need_weights, training)
+        x = self.attention.output(hidden, x, training)
+        return self.output(self.intermediate(x), x, training), weights
+
+
+class BertStack(Module):
+    """The layers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = [BertLayer(config) for _ in range(config.num_hidden_layers)]
+
+    def __call__(
+        self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool, training: bool
+    ) -> EncoderOutput:
+        """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
+        attention_mask = key_mask(mask)
+        trace = Trace(output_hidden_states, output_attentions)
+        for layer in self.layer:
+            trace.hidden(x)
+            x, weights = layer(x, attention_mask, output_attentions, training)
+            trace.attentions(weights)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class BertPooler(Module):
+    """tanh of a projection of the first state."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, d)."""
+        return tf.tanh(self.dense(x[:, 0]))
+
+
+class BertBody(Module):
+    """Embeddings and layers without a pooler; DPR's `bert_model`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertStack(config)

@@ -1,0 +1,163 @@
+"""What a BERT is made of: embeddings, self-attention, feed-forward, pooler.
+
+Attribute names are the weights' names in public checkpoints.
+Letters: R rows, L length, d width, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rag_core.outputs import EncoderOutput
+from rag_torch.contexts import checked_ids
+from rag_torch.layers import AttentionMask, Trace, activation, attend, key_mask, merge_heads, split_heads
+
+
+class BertEmbeddings(nn.Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(B, S) ids -> (B, S, d)."""
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(
+                checked_ids("input_ids", input_ids, self.word_embeddings.num_embeddings)
+            )
+        x = inputs_embeds
+        length, limit = x.shape[1], self.position_embeddings.num_embeddings
+        if length > limit:
+            raise ValueError(
+                f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
+                f"cut texts when they are tokenized: truncation=True, max_length={limit}"
+            )
+        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
+        x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
+        x = x + self.position_embeddings.weight[:length]
+        return F.dropout(self.LayerNorm(x), self.dropout, self.training)
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head self-attention, before its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        query, key, value = (split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        out, weights = attend(query, key, value, mask, dropout=dropout, need_weights=need_weights)
+        return merge_heads(out), weights
+
+
+class BertAddNorm(nn.Module):
+    """A projection, added to what came before and normalised."""
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """norm(x + dense(hidden))."""
+        return self.LayerNorm(F.dropout(self.dense(hidden), self.dropout, self.training) + x)
+
+
+class BertAttention(nn.Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertAddNorm(config, config.hidden_size)
+
+
+class BertIntermediate(nn.Module):
+    """The first half of the feed-forward part."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = activation(config.hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, S, intermediate_size)."""
+        return self.act(self.dense(x))
+
+
+class BertLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by a norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = BertAddNorm(config, config.intermediate_size)
+
+    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
+        hidden, weights = self.attention.self(x, mask, need_weights)
+        x = self.attention.output(hidden, x)
+        return self.output(self.intermediate(x), x), weights
+
+
+class BertStack(nn.Module):
+    """The layers."""
+
+    layer: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool
+    ) -> EncoderOutput:
+        """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
+        attention_mask = key_mask(mask)
+        trace = Trace(output_hidden_states, output_attentions)
+        for layer in self.layer:
+            trace.hidden(x)
+            x, weights = layer(x, attention_mask, output_attentions)
+            trace.attentions(weights)
+        trace.hidden(x)
+        hidden_states, attentions, _ = trace.result()
+        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+
+
+class BertPooler(nn.Module):
+    """tanh of a projection of the first state."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, d) -> (B, d)."""
+        return torch.tanh(self.dense(x[:, 0]))
+
+
+class BertBody(nn.Module):
+    """Embeddings and layers without a pooler; DPR's `bert_model`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertStack(config)
