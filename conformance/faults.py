@@ -84,8 +84,8 @@ def _dropped_encoder_mask(tracer: Any, room: Callable[[str], Any], patch: Patch)
 
 
 def _dropped_question_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
-    mask = room("bert").key_mask
-    patch(room("bert"), "key_mask", lambda attention_mask: mask(None))
+    mask = room("bert_layers").key_mask
+    patch(room("bert_layers"), "key_mask", lambda attention_mask: mask(None))
 
 
 def _bos_scored(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:

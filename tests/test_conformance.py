@@ -30,7 +30,7 @@ def test_the_catalogue_has_every_switch():
     assert 95 <= len(quick) <= 110 and len({case["name"] for case in everything}) == len(everything)
     assert sum(len(case["modes"]) for case in everything) >= 2000
     for name, wanted in {
-        "n_docs": {1, 3, 5, 50},
+        "n_docs": {1, 2, 3, 5, 50},
         "head": {"token", "sequence"},
         "source": {"given", "retrieved"},
         "fault": {"none", "masked_row", "missing_document"},
