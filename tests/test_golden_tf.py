@@ -1,6 +1,7 @@
 """rag_tf gives what transformers 4.37.2 gave: forward passes, losses, the tokens of every recorded generation."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,26 @@ def float64_without_graphs(request: Any, monkeypatch: Any) -> None:
         monkeypatch.setattr(Graph, "__call__", lambda graph, *args: graph.function(*args))
 
 
+@cache
+def logits(model_name: str, precision: str, n_docs: int, target: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Logits and document scores of the loss cases, which both heads and all switches share."""
+    model = build(model_name, "token", FORWARD_SEED, precision, n_docs)
+    arguments = tensors(contexts(model_name, "loss", BATCH, n_docs), precision)
+    outputs = model(**arguments, labels=tf.constant(targets(model_name, target, BATCH)))
+    return outputs.logits, outputs.doc_scores
+
+
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("head", ["token", "sequence"])
 @pytest.mark.parametrize("model_name", LOSS_MODELS)
 def test_losses(model_name: str, head: str, precision: str, recorded: Any) -> None:
     model, rows = build(model_name, head, FORWARD_SEED, precision, n_docs=3), []
-    passes: dict[Any, Any] = {}
     for case in loss_cases(head):
-        n_docs, labels = case["n_docs"], tf.constant(targets(model_name, case["target"], BATCH))
-        if (n_docs, case["target"]) not in passes:
-            arguments = tensors(contexts(model_name, "loss", BATCH, n_docs), precision)
-            passes[n_docs, case["target"]] = model(**arguments, labels=labels, n_docs=n_docs)
-        outputs = passes[n_docs, case["target"]]
-        switches = {"epsilon": case["label_smoothing"], "n_docs": n_docs}
+        labels = tf.constant(targets(model_name, case["target"], BATCH))
+        given = (*logits(model_name, precision, case["n_docs"], case["target"]), labels)
+        switches = {"epsilon": case["label_smoothing"], "n_docs": case["n_docs"]}
         if head == "sequence":
             switches["exclude_bos_score"] = case["exclude_bos_score"]
-        given = outputs.logits, outputs.doc_scores, labels
         each, total = (model.get_nll(*given, reduce_loss, **switches) for reduce_loss in (False, True))
         rows.append([*each.numpy().tolist(), float(total)])
     name = f"loss/{model_name}/{head}"
