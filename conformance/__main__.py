@@ -74,7 +74,9 @@ def main() -> int:
     one.add_argument("--backend", choices=("torch", "tf"), required=True)
     one.add_argument("--out", type=Path, required=True, help="the .npz to write")
     one.add_argument("--dtype", choices=("float64", "float32"), default="float64")
-    one.add_argument("--cases", nargs="+", default=["quick"], metavar="NAME", help="quick, all, seeds, or names")
+    one.add_argument(
+        "--cases", nargs="+", default=["quick"], metavar="NAME", help="quick, more, generations, all, seeds, or names"
+    )
     one.set_defaults(do=run)
     for action, help_text in ((compare, "hold two recordings against each other"), (tolerances, "write the table")):
         two = commands.add_parser(action.__name__, help=help_text)

@@ -170,7 +170,7 @@ def _turns(names: list[str], count: int) -> Iterator[dict[str, Any]]:
 
 def quick_cases() -> list[dict[str, Any]]:
     """The hundred cases of `make test`."""
-    found = [*_turns(list(STRUCTURES), 7), *_turns(["drawn1"], 2)]
+    found = list(_turns(list(STRUCTURES), 7))
     for what, head in (("bart", "token"), ("t5_gated", "sequence")):
         many = {"n_docs": 50, "batch": 1, "source": "given", "fault": "none"}
         found.append(_case(f"{what}/{head}/many", what, head, 0, {"beams": MODES["beams"]}, **many))
@@ -207,13 +207,23 @@ def seed_cases(seeds: int = 20) -> list[dict[str, Any]]:
     return found
 
 
+def more_cases(drawn: int = 16) -> list[dict[str, Any]]:
+    """More structures, most of them drawn."""
+    return list(_turns([*_MORE, *(f"drawn{seed}" for seed in range(1, 1 + drawn))], 3))
+
+
 def all_cases() -> list[dict[str, Any]]:
-    """The quick cases, more structures that are drawn, and two thousand generations."""
-    drawn = [f"drawn{seed}" for seed in range(2, 18)]
-    return [*quick_cases(), *_turns([*_MORE, *drawn], 3), *generation_groups()]
+    """The quick cases, more structures, and two thousand generations."""
+    return [*quick_cases(), *more_cases(), *generation_groups()]
 
 
-SETS = {"quick": quick_cases, "all": all_cases, "seeds": seed_cases, "generations": generation_groups}
+SETS = {
+    "quick": quick_cases,
+    "more": more_cases,
+    "generations": generation_groups,
+    "all": all_cases,
+    "seeds": seed_cases,
+}
 
 
 def select(wanted: list[str]) -> list[dict[str, Any]]:
