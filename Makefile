@@ -9,13 +9,25 @@ CONFORMANCE = build/conformance
 
 .PHONY: demo test check conformance docs demo-model clean
 
-$(INSTALLED): pyproject.toml constraints.txt
+# --no-compile: of TensorFlow's thousands of modules only those that are used get compiled, at their first use.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,tf,t5,dev]'
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[torch,tf,t5,dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## build the demo knowledge base and answer a few questions; BACKEND=tf for TensorFlow
-	@$(BIN)/dualrag demo $(if $(BACKEND),--backend $(BACKEND))
+# one framework is enough to see the demo
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[$*]'
+	@touch $@
+
+BACKEND ?= torch
+
+demo: $(VENV)/.installed-$(BACKEND)  ## build the demo knowledge base, answer a few questions; BACKEND=tf for TensorFlow
+	@$(BIN)/dualrag demo --backend $(BACKEND)
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
@@ -34,11 +46,11 @@ conformance: $(INSTALLED)  ## every case on both backends, compared in float64 a
 			--report $(CONFORMANCE)/report-$$dtype || exit; done
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	$(BIN)/pdoc --docformat google --output-directory site rag_core $(ROOMS:%=rag_core.%) rag_torch \
 		rag_torch.answers rag_torch.decoding rag_torch.foreign rag_torch.marginalize
 
-demo-model: $(INSTALLED)  ## retrain the shipped demo model from scratch and measure it
+demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m rag_torch.demo_training
 
 clean:
