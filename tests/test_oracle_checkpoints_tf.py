@@ -1,4 +1,4 @@
-"""Checkpoints that transformers 4.37.2 saved from either framework load in rag_tf and give its outputs, without torch."""
+"""Checkpoints that transformers 4.37.2 saved from either framework load in rag_tf and give its outputs."""
 
 import subprocess
 import sys
