@@ -1,0 +1,1 @@
+"""Speed and memory against peers on the same weights and inputs; `make bench`. See docs/performance.md."""
