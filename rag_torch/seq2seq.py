@@ -6,15 +6,21 @@ Letters: R rows (contexts), K beams of a row, T target positions now, S context 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.outputs import Seq2SeqLMOutput
+from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
 from rag_torch.contexts import checked_ids
 from rag_torch.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
 from rag_torch.pretrained import PretrainedModel
+
+# numbers (tokens * width) that a call of the encoder should hold at least: what a CPU's caches hold, what fills a GPU
+_BUCKET_CPU, _BUCKET = 2**18, 2**24
 
 
 class Generator(PretrainedModel, ABC):
@@ -91,12 +97,19 @@ class Generator(PretrainedModel, ABC):
         checked_ids("decoder_input_ids", decoder_input_ids, table)
         if encoder_outputs is None:
             checked_ids("input_ids", input_ids, table)
-            encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
+            if attentions or hidden:
+                encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
+            else:
+                encoder_outputs = EncoderOutput(last_hidden_state=self.encode(input_ids, attention_mask))
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
         _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
         if past_key_values is None:
-            cross = decoder.cross(encoder_outputs.last_hidden_state)
+            states = encoder_outputs.last_hidden_state
+            if not use_cache and not attentions:  # what is handed back has all columns
+                attention_mask = _trimmed(attention_mask)
+                states = states if attention_mask is None else states[:, : attention_mask.shape[1]]
+            cross = decoder.cross(states)
         else:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
@@ -115,8 +128,17 @@ class Generator(PretrainedModel, ABC):
         return output if return_dict else output.to_tuple()
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Contexts (R, S) -> encoder states (R, S, d)."""
-        return self.get_encoder()(input_ids, attention_mask).last_hidden_state
+        """Contexts (R, S) -> encoder states (R, S, d), the long ones apart from the short ones where that saves work.
+
+        Then the states of padding on the right are zeros.
+        """
+        encoder = self.get_encoder()
+        size = _BUCKET_CPU if input_ids.device.type == "cpu" else _BUCKET
+
+        def encoded(ids: Tensor, mask: Tensor | None) -> Tensor:
+            return encoder(ids, mask).last_hidden_state
+
+        return by_length(encoded, input_ids, attention_mask, max(1, size // self.config.d_model))
 
     def start(
         self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
@@ -146,6 +168,44 @@ class Generator(PretrainedModel, ABC):
             trace.separate(tokens.shape[1])
         state.advance(tokens.shape[2])
         return self._logits(x).unflatten(0, tokens.shape[:2])
+
+
+def _trimmed(mask: Tensor | None) -> Tensor | None:
+    """A mask (R, S) without the columns on the right that are padding in every row, one column at least."""
+    if mask is None or mask.is_meta or torch.compiler.is_compiling():
+        return mask
+    used = mask.bool().any(dim=0).nonzero()
+    return mask[:, : int(used[-1]) + 1 if len(used) else 1]
+
+
+def by_length(
+    function: Callable[[Tensor, Tensor | None], Tensor], input_ids: Tensor, mask: Tensor | None, tokens: int
+) -> Tensor:
+    """`function(input_ids, mask)`, (R, S) -> (R, S, d), of rows of like length at a time, trimmed to them each time.
+
+    Args:
+        function: computes each row by itself, and what the mask leaves out does not count.
+        input_ids: (R, S).
+        mask: (R, S), 1 = a real token; None = all are.
+        tokens: how many a call should hold at least.
+
+    Returns:
+        (R, S, d), with zeros for padding on the right where there is more than one call's worth.
+    """
+    rows, width = input_ids.shape
+    if mask is None or rows * width <= tokens or mask.is_meta or torch.compiler.is_compiling():
+        return function(input_ids, mask)
+    place = torch.arange(1, width + 1, device=mask.device)
+    lengths = (mask.bool() * place).amax(dim=1).clamp(min=1).cpu().numpy()  # (R,), up to the last real token
+    order = np.argsort(lengths, kind="stable")
+    each = lengths.sum() / max(1, lengths.sum() // tokens)  # tokens of a call
+    number = ((np.cumsum(lengths[order]) - lengths[order] / 2) // each).astype(np.int64)  # (R,), the call of each row
+    parts = []
+    for rows_of in np.split(order, np.flatnonzero(np.diff(number)) + 1):
+        chosen, length = torch.as_tensor(rows_of, device=mask.device), int(lengths[rows_of[-1]])
+        part = function(input_ids[chosen, :length], mask[chosen, :length])  # (r, length, d)
+        parts.append(F.pad(part, (0, 0, 0, width - length)))
+    return torch.cat(parts)[torch.as_tensor(np.argsort(order), device=mask.device)]
 
 
 def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> None:

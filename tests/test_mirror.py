@@ -13,6 +13,7 @@ ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH
 WITHOUT_TWIN: dict[str, set[str]] = {
     "weights.py": {"Hollow"},  # modules.hollow, a function
     "layers.py": {"outside_graph"},  # torch.compile's; contexts.search_in_graph is TensorFlow's
+    "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
 }
 # What users of TensorFlow write besides, and what they have no use for.
 ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device"}
