@@ -1,7 +1,9 @@
 """What every contestant computes: the same weights and the same inputs, made once and kept as files.
 
 A workload is a folder: `model-token` and `model-sequence` (config.json, model.safetensors as transformers reads them)
-and `inputs.npz`. Weights are drawn by name (`rag_core.parity.seeded_weights`), contexts are real Wikipedia passages.
+and `inputs.npz`. Weights are drawn by name, as `rag_core.parity` draws them but for a few scales: with those below no
+token is liked whatever the context says, so that texts are varied and candidates distinct. Contexts are real Wikipedia
+passages.
 
 Letters: B questions, N documents a question, Q question length, S context length, D vector size.
 """
@@ -9,6 +11,8 @@ Letters: B questions, N documents a question, Q question length, S context lengt
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,19 @@ from rag_core.tokenizer import Tokenizer
 from rag_core.weight_shapes import expected_shapes, tied_names
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
+VERSION = 2  # of what is drawn; folders of another one are made anew
+
+# What is multiplied with `seeded_weights`, first match: the generator's biases, and what its layers add, matter little;
+# what the decoder reads in a context, and where it is in the answer, matters much.
+_SCALES = (
+    (r"final_logits_bias$", 0.0),
+    (r"generator\..*bias$", 0.1),
+    (r"decoder.*encoder_attn\.[qk]_proj\.weight$", 3.0 / 1.7),
+    (r"decoder.*encoder_attn\.out_proj\.weight$", 2.0),
+    (r"(fc2|self_attn\.out_proj)\.weight$", 0.25),
+)
+# The same for positions, which are drawn without regard to the width, in units of 1/sqrt(width).
+_POSITIONS = ((r"encoder\.embed_positions\.weight$", 2.5), (r"decoder\.embed_positions\.weight$", 5.0))
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,10 @@ class Size:
 BASE = Size("base")
 QUICK = Size("quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=8)
 TINY = Size("tiny", width=64, encoder_layers=2, generator_layers=2, heads=4, vocab=1_000, longest=128)
-PLAIN = Size("plain", encoder_layers=2, vocab=20_000)  # the generator alone, for CTranslate2
+# the generator alone, for CTranslate2
+PLAIN = Size("plain", encoder_layers=2, vocab=20_000)
+PLAIN_QUICK = Size("plain-quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=8)
+SIZES = {size.name: size for size in (BASE, QUICK, TINY, PLAIN, PLAIN_QUICK)}
 
 QUESTIONS = (
     "Which epic novel did Leo Tolstoy set during Napoleon's invasion of Russia?",
@@ -108,26 +128,56 @@ def config_of(size: Size) -> RagConfig:
 def prepared(size: Size, cache: Path = CACHE) -> Path:
     """The workload's folder, made at the first call."""
     folder = cache / size.name
-    wanted = json.dumps(asdict(size), indent=1)
+    wanted = json.dumps({**asdict(size), "version": VERSION}, indent=1)
     if (folder / "size.json").is_file() and (folder / "size.json").read_text() == wanted:
         return folder
     config = config_of(size)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "size.json").unlink(missing_ok=True)
     for head in ("token", "sequence"):
-        shapes = expected_shapes(config, head)
-        tied = {name for group in tied_names(config, head) for name in group[1:]}
-        drawn = seeded_weights({name: shape for name, shape in shapes.items() if name not in tied}, seed=11)
-        weights = {name: drawn.pop(name).astype(np.float32) for name in list(drawn)}
+        weights = drawn_weights(config, head)
         write_checkpoint(folder / f"model-{head}", weights, config, architecture=f"Rag{head.title()}ForGeneration")
+    if size.name.startswith("plain"):
+        write_plain(folder / "model-plain", weights, config)
     np.savez(folder / "inputs.npz", **inputs(size, config))
     (folder / "size.json").write_text(wanted)  # last: it says that the rest is whole
     return folder
 
 
+def drawn_weights(config: RagConfig, head: str) -> dict[str, np.ndarray]:
+    """A model's weights by name, float32."""
+    tied = {name for group in tied_names(config, head) for name in group[1:]}
+    shapes = {name: shape for name, shape in expected_shapes(config, head).items() if name not in tied}
+    weights = {}
+    for name, shape in shapes.items():
+        drawn = seeded_weights({name: shape}, seed=11)[name]
+        drawn *= next((scale for pattern, scale in _SCALES if re.search(pattern, name)), 1.0)
+        drawn *= next((scale / shape[-1] ** 0.5 for pattern, scale in _POSITIONS if re.search(pattern, name)), 1.0)
+        weights[name] = drawn.astype(np.float32)
+    return weights
+
+
+def write_plain(folder: Path, weights: dict[str, np.ndarray], config: RagConfig) -> None:
+    """The generator alone as a BART folder with a vocabulary of made-up words, which CTranslate2's converter asks for."""
+    part = "rag.generator."
+    alone = {name.removeprefix(part): array for name, array in weights.items() if name.startswith(part)}
+    write_checkpoint(folder, alone, config.generator, architecture="BartForConditionalGeneration")
+    (folder / "vocab.json").write_text(
+        json.dumps({word: i for i, word in enumerate(words(config.generator.vocab_size))})
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
+
+
+def words(count: int) -> list[str]:
+    """A word for each id."""
+    return ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, count - 1)), "<mask>"]
+
+
 def inputs(size: Size, config: RagConfig) -> dict[str, np.ndarray]:
     """Question ids (B, Q), contexts (B*N, S) padded to their longest allowed, doc scores (B, N), labels (B, T).
 
-    Contexts are Wikipedia lead paragraphs and a question, 60 to 190 tokens, in the ids of the demo's WordPiece
+    Contexts are Wikipedia lead paragraphs and a question, 60 to 190 tokens (mean 125), in the ids of the demo's WordPiece
     tokenizer, between BART's <s> and </s>. The ids need no other meaning: weights are drawn.
     """
     tokenizer = Tokenizer.from_pretrained(demo.encoder_folder(print))
@@ -159,6 +209,10 @@ def inputs(size: Size, config: RagConfig) -> dict[str, np.ndarray]:
         "context_input_ids": ids,
         "context_attention_mask": mask.astype(np.int64),
         "doc_scores": (75 + seeded_noise("doc scores", (size.questions, size.docs))).astype(np.float32),
+        # for losses and training, which compute doc scores from question vectors of about unit variance
+        "doc_vectors": (seeded_noise("doc vectors", (size.questions, size.docs, size.width)) / size.width**0.5).astype(
+            np.float32
+        ),
         "labels": labels,
     }
 
@@ -169,3 +223,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 def _shuffled(count: int) -> np.ndarray:
     return np.argsort(seeded_noise("order", (count,)))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(prepared(SIZES[name]))
