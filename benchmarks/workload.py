@@ -158,7 +158,7 @@ def drawn_weights(config: RagConfig, head: str) -> dict[str, np.ndarray]:
 
 
 def write_plain(folder: Path, weights: dict[str, np.ndarray], config: RagConfig) -> None:
-    """The generator alone as a BART folder with a vocabulary of made-up words, which CTranslate2's converter asks for."""
+    """The generator alone as a BART folder; CTranslate2's converter asks for a vocabulary, so the words are made up."""
     part = "rag.generator."
     alone = {name.removeprefix(part): array for name, array in weights.items() if name.startswith(part)}
     write_checkpoint(folder, alone, config.generator, architecture="BartForConditionalGeneration")
@@ -177,8 +177,8 @@ def words(count: int) -> list[str]:
 def inputs(size: Size, config: RagConfig) -> dict[str, np.ndarray]:
     """Question ids (B, Q), contexts (B*N, S) padded to their longest allowed, doc scores (B, N), labels (B, T).
 
-    Contexts are Wikipedia lead paragraphs and a question, 60 to 190 tokens (mean 125), in the ids of the demo's WordPiece
-    tokenizer, between BART's <s> and </s>. The ids need no other meaning: weights are drawn.
+    Contexts are Wikipedia lead paragraphs and a question, 60 to 190 tokens (mean 125), in the ids of the demo's
+    WordPiece tokenizer, between BART's <s> and </s>. The ids need no other meaning: weights are drawn.
     """
     tokenizer = Tokenizer.from_pretrained(demo.encoder_folder(print))
     limit = min(size.vocab, 30_522) - 4
