@@ -86,3 +86,40 @@ def collect_candidates(
         tokens[b, :count, :width] = found[b, chosen, :width]
         exists[b, :count], first[b, :count] = True, chosen
     return Candidates(tokens, exists, groups, first, pad_token_id)
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """The beginnings of some sequences, each once, shorter ones first. P beginnings of C sequences.
+
+    Attributes:
+        tokens: (P,) the token that each ends with.
+        positions: (P,) that token's place in the sequence.
+        continues: (P, P) bool, whether the first is the second or continues it.
+        nodes: (C, L) number of the beginning that ends at each place of each sequence; 0 beyond its length.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    continues: np.ndarray
+    nodes: np.ndarray
+
+
+def prefix_tree(tokens: np.ndarray, lengths: np.ndarray) -> PrefixTree:
+    """The distinct beginnings of sequences (C, L) of `lengths` (C,), 1 or more each."""
+    nodes = np.zeros(tokens.shape, dtype=np.int64)
+    parents = np.full(len(tokens), -1)
+    ends: list[np.ndarray] = []
+    for place in range(int(lengths.max())):
+        live = np.flatnonzero(lengths > place)
+        pairs = np.stack([parents[live], tokens[live, place]], axis=1)
+        distinct, numbers = np.unique(pairs, axis=0, return_inverse=True)
+        parents[live] = nodes[live, place] = sum(map(len, ends)) + numbers.reshape(-1)
+        ends.append(distinct[:, 1])
+    count = sum(map(len, ends))
+    continues = np.zeros((count, count), dtype=bool)
+    for row, length in zip(nodes, lengths, strict=True):
+        path = row[:length]
+        continues[path[:, None], path] |= np.tri(length, dtype=bool)
+    positions = np.repeat(np.arange(len(ends)), [len(each) for each in ends])
+    return PrefixTree(np.concatenate(ends), positions, continues, nodes)

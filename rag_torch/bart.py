@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
+from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import (
     AttentionMask,
-    DecodeState,
-    GrowingCache,
     Trace,
     activation,
     attend,
-    causal_allowed,
     embedding_scale,
     init_normal,
     key_mask,
@@ -115,7 +113,7 @@ class BartDecoderLayer(_BartLayer):
         cross_mask: AttentionMask,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        """(R*K, T, d) or (R, K*T, d) -> the same shape, self- and cross-attention weights if wanted."""
         update, weights = self.self_attn(x, keys_values, mask, need_weights)
         x = self._add(x, update, self.self_attn_layer_norm)
         # The beams of a context ride on the query axis, so its keys and values are never repeated.
@@ -140,15 +138,18 @@ class _BartStack(nn.Module):
         self.dropout = config.dropout
         self.layerdrop = layerdrop
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, start: int) -> Tensor:
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, start: int, positions: Tensor | None = None
+    ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * self.scale
-        length = inputs_embeds.shape[1]
+        length = inputs_embeds.shape[1] if positions is None else int(positions[-1]) + 1
         limit = self.embed_positions.num_embeddings - POSITION_OFFSET
         if start + length > limit:
             raise ValueError(f"this BART has {limit} positions (max_position_embeddings), got {start + length} tokens")
         first = start + POSITION_OFFSET
-        x = inputs_embeds + self.embed_positions.weight[first : first + length]
+        at = slice(first, first + length) if positions is None else first + positions
+        x = inputs_embeds + self.embed_positions.weight[at]
         return F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
 
     def _dropped(self) -> bool:
@@ -207,15 +208,19 @@ class BartDecoder(_BartStack):
     ) -> Tensor:
         """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
-        x = self._embed(input_ids, None, cache.position)
-        mask = AttentionMask(causal_allowed(x.shape[1], cache.position, x.device, attention_mask))
+        tree = getattr(cache, "tree", None)
+        x = self._embed(input_ids, None, cache.position, None if tree is None else tree.positions)
+        shape = x.shape
+        mask = AttentionMask(cache.allowed(x.shape[1], x.device, attention_mask))
+        x = cache.ride(x)
         for index, layer in enumerate(self.layers):
-            trace.hidden(x)
+            trace.hidden(x.reshape(shape))
             if self._dropped():
                 continue
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
             x, weights, cross_weights = layer(x, keys_values, mask, cross[index], cross_mask, trace.want_attentions)
-            trace.attentions(weights, cross_weights)
+            trace.attentions(cache.own(weights), cross_weights)
+        x = x.reshape(shape)
         trace.hidden(x)
         return x
 

@@ -1,4 +1,4 @@
-"""Parts that every network here shares: activations, masks, attention, decoding state.
+"""Parts that every network here shares: activations, masks, attention.
 
 Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S context length,
 H heads, h width of a head, d width of the model.
@@ -7,8 +7,7 @@ H heads, h width of a head, d width of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,6 +59,9 @@ class AttentionMask:
         self.allowed = allowed
         self.position_bias = position_bias
         self.alive = None if allowed is None else allowed.any(-1, keepdim=True)
+        if allowed is not None and allowed.device.type == "cpu" and not torch.compiler.is_compiling():
+            # most often every query sees some key: known here at no cost, on a GPU only by waiting for it
+            self.alive = None if bool(self.alive.all()) else self.alive  # type: ignore[union-attr]
         self._bias: dict[torch.dtype, Tensor] = {}
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
@@ -154,109 +156,6 @@ def attend(
     else:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
     return (out if mask.alive is None else out * mask.alive), weights
-
-
-class GrowingCache:
-    """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
-
-    Args:
-        past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
-    """
-
-    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
-        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
-        self.position = self.past[0][0].shape[2] if self.past else 0
-        self.layers: list[tuple[Tensor, Tensor]] = []
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
-        if self.past:
-            key = torch.cat([self.past[layer][0], key], 2)
-            value = torch.cat([self.past[layer][1], value], 2)
-        self.layers.append((key, value))
-        return key, value
-
-    def past_with(self, cross: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
-        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next time."""
-        return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
-
-
-@dataclass
-class DecodeState:
-    """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
-
-    Attributes:
-        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
-        cross_mask: which context positions are real.
-        beams: K.
-        cache: (layers, 2, R*K, H, max_length, h) or None: without it, every call decodes a whole prefix.
-        position: number of positions in the cache.
-        rows: R.
-        position_bias: (1, H, max_length, max_length) where the network adds one to its self-attention scores (T5).
-    """
-
-    cross: list[tuple[Tensor, Tensor]]
-    cross_mask: AttentionMask
-    beams: int
-    cache: Tensor | None = None
-    position: int = 0
-    rows: int = 0
-    position_bias: Tensor | None = None
-
-    @classmethod
-    def allocate(
-        cls, cross: list[tuple[Tensor, Tensor]], mask: AttentionMask, beams: int, max_length: int | None
-    ) -> DecodeState:
-        """A fresh state; the self-attention cache is made iff `max_length` is given."""
-        key = cross[0][0]
-        rows, heads, _, width = key.shape
-        cache = None if max_length is None else key.new_zeros(len(cross), 2, rows * beams, heads, max_length, width)
-        return cls(cross, mask, beams, cache, 0, rows)
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new (R*K, H, T, h) into the layer's cache; everything up to the new end comes back."""
-        if self.cache is None:
-            return key, value
-        end = self.position + key.shape[2]
-        if end > self.cache.shape[4]:
-            raise ValueError(
-                f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a larger max_length to start"
-            )
-        store = self.cache[layer]
-        store[0, :, :, self.position : end] = key
-        store[1, :, :, self.position : end] = value
-        return store[0, :, :, :end], store[1, :, :, :end]
-
-    def advance(self, length: int) -> None:
-        """Count `length` new positions (only a cached state has a position)."""
-        if self.cache is not None:
-            self.position += length
-
-    def reorder(self, source: Tensor) -> None:
-        """Beam k of row r continues beam `source[r, k]` of the same row; in place, self-attention cache only.
-
-        Args:
-            source: (R, K) long.
-        """
-        if self.cache is None or self.position == 0:
-            return
-        first = torch.arange(self.rows, device=source.device)[:, None] * self.beams  # (R, 1)
-        flat = (first + source).flatten().to(self.cache.device)
-        used = self.cache[:, :, :, :, : self.position]
-        used.copy_(used.index_select(2, flat))
-
-    def select(self, rows: Tensor) -> DecodeState:
-        """A state of these contexts only.
-
-        Args:
-            rows: (R',) long, rows to keep in their new order.
-        """
-        cross = [(key[rows], value[rows]) for key, value in self.cross]
-        cache = self.cache
-        if cache is not None:
-            cache = cache.unflatten(2, (self.rows, self.beams))[:, :, rows].flatten(2, 3)
-        mask = self.cross_mask.rows(rows)
-        return DecodeState(cross, mask, self.beams, cache, self.position, len(rows), self.position_bias)
 
 
 class Trace:

@@ -1,7 +1,7 @@
 """RAG-Sequence's weighing of candidates (paper, section 2.5): against every document, or by the searches' own scores.
 
 Letters: B questions, N documents a question, K beams, C candidates of a question, L their length, S context length,
-d width, V vocabulary.
+P distinct beginnings of candidates, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rag_core.beam import Finished
-from rag_core.candidates import Candidates
+from rag_core.candidates import Candidates, prefix_tree
+from rag_torch.contexts import used_length
+from rag_torch.decode_state import Tree
 from rag_torch.marginalize import sequence_joint, target_log_probs, widen
+from rag_torch.seq2seq import Generator
 
-# numbers of a (rows, candidates, L, V) block of logits held at once while rescoring: 256 MB in float32
-_BLOCK = 2**26
+# numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a GPU busy
+_BLOCK, _BLOCK_GPU = 2**23, 2**27
 
 
 def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int) -> np.ndarray:
@@ -37,7 +41,8 @@ def thorough_scores(model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor
     pad_mask = target == end
     target = target.masked_fill(pad_mask, 0)
     epsilon = config.label_smoothing
-    each, total = _scored(generator, hidden, mask, tokens, target, log_priors.shape[1], epsilon > 0)
+    scored = _scored_by_prefix if isinstance(generator, Generator) else _scored
+    each, total = scored(generator, hidden, mask, tokens, target, pad_mask, log_priors.shape[1], epsilon > 0)
     bos = config.bos_token_id or config.generator.bos_token_id
     drop: Tensor | bool = False
     if bos is not None:
@@ -51,19 +56,73 @@ def thorough_scores(model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor
     return (1.0 - epsilon) * score + epsilon / size * smooth
 
 
+def _scored_by_prefix(
+    generator: Generator,
+    hidden: Tensor,
+    mask: Tensor,
+    tokens: Tensor,
+    target: Tensor,
+    pad_mask: Tensor,
+    docs: int,
+    smooth: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """As `_scored`, each distinct beginning of a question's candidates decoded once: P positions in place of C * L.
+
+    Positions that the `pad_mask` (B, C, L) leaves out at the end are not decoded at all.
+    """
+    device, (questions, count, length) = hidden.device, tokens.shape
+    each = hidden.new_zeros(questions, docs, count * length, dtype=widen(hidden[:0]).dtype)
+    total = torch.zeros_like(each) if smooth else None
+    wanted = (~pad_mask).cpu().numpy()  # (B, C, L)
+    lengths = (wanted * np.arange(1, length + 1)).max(axis=2).clip(min=1)  # (B, C)
+    block = _BLOCK if device.type == "cpu" else _BLOCK_GPU
+    height = max(1, block // (docs * generator.config.vocab_size))
+    for b, ends in enumerate(tokens.cpu().numpy()):
+        tree = prefix_tree(ends, lengths[b])
+        places = np.flatnonzero(np.arange(length) < lengths[b][:, None])  # of the C * L
+        nodes, ids = tree.nodes.reshape(-1)[places], target[b].reshape(-1)
+        some = slice(b * docs, (b + 1) * docs)
+        width = used_length(mask[some])
+        state = generator.start(hidden[some, :width], mask[some, :width])
+        prefixes, positions, allowed = (
+            torch.as_tensor(x, device=device) for x in (tree.tokens, tree.positions, tree.continues)
+        )
+        state.tree = Tree(positions, allowed)
+        x = generator._decoded(prefixes.expand(docs, 1, -1), state)  # (N, P, d)
+        for top in range(0, x.shape[1], height):
+            logits = widen(generator._logits(x[:, top : top + height]))  # (N, p, V)
+            here = (nodes >= top) & (nodes < top + height)
+            at, to = (torch.as_tensor(n, device=device) for n in (nodes[here] - top, places[here]))
+            shift = _normalisers(logits)  # (N, p)
+            each[b][:, to] = logits[:, at, ids[to]] - shift[:, at]
+            if total is not None:
+                total[b][:, to] = (logits.sum(dim=-1) - logits.shape[-1] * shift)[:, at]
+    shape = (questions, docs, count, length)
+    return each.view(shape), None if total is None else total.view(shape)
+
+
 def _scored(
-    generator: Any, hidden: Tensor, mask: Tensor, tokens: Tensor, target: Tensor, docs: int, smooth: bool
+    generator: Any,
+    hidden: Tensor,
+    mask: Tensor,
+    tokens: Tensor,
+    target: Tensor,
+    pad_mask: Tensor,
+    docs: int,
+    smooth: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target token, (B, N, C, L), and with `smooth` the sum over the vocabulary beside it.
 
     Candidates ride on the beams' axis of the contexts whose encoder states exist; blocks bound the logits held at once.
     """
+    rest = tokens.shape[2] - used_length(~pad_mask.flatten(0, 1))  # places at the end that no candidate is scored at
+    tokens, target = (x[..., : x.shape[2] - rest] for x in (tokens, target))
     count, length = tokens.shape[1:]
     rows = hidden.shape[0]
     tokens, target = (x.repeat_interleave(docs, dim=0) for x in (tokens, target))  # (B*N, C, L)
-    size = length * getattr(generator.config, "vocab_size", 2**16)
-    width = max(1, min(count, _BLOCK // size))
-    height = max(1, min(rows, _BLOCK // (size * width)))
+    size, block = length * getattr(generator.config, "vocab_size", 2**16), 8 * _BLOCK
+    width = max(1, min(count, block // size))
+    height = max(1, min(rows, block // (size * width)))
     each, total = [], []
     for top in range(0, rows, height):
         at = slice(top, top + height)
@@ -80,6 +139,12 @@ def _scored(
     def whole(parts: list[Tensor]) -> Tensor:
         across = -(-count // width)
         lines = [torch.cat(parts[i : i + across], dim=1) for i in range(0, len(parts), across)]
-        return torch.cat(lines).reshape(shape)
+        return F.pad(torch.cat(lines).reshape(shape), (0, rest))
 
     return whole(each), whole(total) if smooth else None
+
+
+def _normalisers(logits: Tensor) -> Tensor:
+    """logsumexp of (N, p, V) over the vocabulary, a few rows at a time: on a CPU its copies stay in the cache."""
+    rows = 8 if logits.device.type == "cpu" else logits.shape[0] * logits.shape[1]
+    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, 1).split(rows)]).view(logits.shape[:2])

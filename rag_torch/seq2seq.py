@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
-from rag_torch.contexts import checked_ids
-from rag_torch.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
+from rag_torch.contexts import checked_ids, used_length
+from rag_torch.decode_state import DecodeState, GrowingCache
+from rag_torch.layers import Trace, as_encoder_output, key_mask
 from rag_torch.pretrained import PretrainedModel
 
 # numbers (tokens * width) that a call of the encoder should hold at least: what a CPU's caches hold, what fills a GPU
@@ -106,9 +107,9 @@ class Generator(PretrainedModel, ABC):
         _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
         if past_key_values is None:
             states = encoder_outputs.last_hidden_state
-            if not use_cache and not attentions:  # what is handed back has all columns
-                attention_mask = _trimmed(attention_mask)
-                states = states if attention_mask is None else states[:, : attention_mask.shape[1]]
+            if attention_mask is not None and not (use_cache or attentions):  # what is handed back has all columns
+                width = used_length(attention_mask)
+                states, attention_mask = states[:, :width], attention_mask[:, :width]
             cross = decoder.cross(states)
         else:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
@@ -163,19 +164,15 @@ class Generator(PretrainedModel, ABC):
         With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
         prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
         """
-        x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask, None, trace)  # (R*K, T, d)
+        return self._logits(self._decoded(tokens, state, trace)).unflatten(0, tokens.shape[:2])
+
+    def _decoded(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
+        """What `decode` makes logits of, (R*K, T, d)."""
+        x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask, None, trace)
         if trace is not None:
             trace.separate(tokens.shape[1])
         state.advance(tokens.shape[2])
-        return self._logits(x).unflatten(0, tokens.shape[:2])
-
-
-def _trimmed(mask: Tensor | None) -> Tensor | None:
-    """A mask (R, S) without the columns on the right that are padding in every row, one column at least."""
-    if mask is None or mask.is_meta or torch.compiler.is_compiling():
-        return mask
-    used = mask.bool().any(dim=0).nonzero()
-    return mask[:, : int(used[-1]) + 1 if len(used) else 1]
+        return x
 
 
 def by_length(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from rag_core.generation import GenerationConfig
-from rag_torch.contexts import checked_ids, table_size
+from rag_torch.contexts import checked_ids, table_size, used_length
 from rag_torch.layers import Trace, as_encoder_output
-from rag_torch.marginalize import token_log_probs, widen
+from rag_torch.marginalize import widen
+from rag_torch.step_scores import marginal_scores
 
 
 def is_traced(options: GenerationConfig) -> bool:
@@ -63,13 +64,16 @@ class Decoder:
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
-        fed = tokens[self.at][..., self.fed :].repeat_interleave(self.docs, dim=0)  # (Q*N, K, t or new ones)
+        some = len(self.running) < self.searches
+        fed = (tokens[self.at] if some else tokens)[..., self.fed :]  # (Q, K, t or new ones)
+        fed = fed.repeat_interleave(self.docs, dim=0)  # (Q*N, K, t or new ones)
         if self.options.use_cache:
             self.fed = tokens.shape[2]
         logits = widen(self._decode(fed)[:, :, -1])  # (Q*N, K, V)
         if self.log_priors is not None:
-            logits = token_log_probs(logits.unflatten(0, (-1, self.docs)), self.log_priors[self.at])  # (Q, K, V)
-        if len(self.running) < self.searches:
+            log_priors = self.log_priors[self.at] if some else self.log_priors
+            logits = marginal_scores(logits.unflatten(0, (-1, self.docs)), log_priors)  # (Q, K, V)
+        if some:
             logits = logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(0, self.at, logits)
         return logits if self.without is None else self._guided(logits, self.without.scores(tokens))
 
@@ -117,8 +121,7 @@ class Decoder:
 
 def trim(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Contexts (R, S) and their bool mask, without the columns at the end that are padding in every row."""
-    used = mask.any(dim=0).nonzero()
-    width = int(used[-1]) + 1 if len(used) else 1
+    width = used_length(mask)
     return input_ids[:, :width], mask[:, :width]
 
 

@@ -151,10 +151,10 @@ class _Loop(ABC):
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
         """Choose the next tokens of all rows (R, t) by their scores (R, V)."""
 
-    def processed(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def processed(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor, own: bool) -> Tensor:
         if self.rules is None:
             self.rules = self.make(scores.shape[1])
-        scores = apply_edits(scores, self.rules.edits(rows))
+        scores = apply_edits(scores, self.rules.edits(rows), own)
         for processor in self.hooks.logits_processor:
             changed = processor(input_ids, scores)
             if not isinstance(changed, Tensor) or changed.shape != scores.shape:
@@ -203,7 +203,8 @@ class _RowLoop(_Loop):
         self.stream(starts)
 
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
-        scores = apply_warps(self.processed(rows, input_ids, scores), self.warps, self.least)
+        own = self.decoder.log_priors is not None  # else they may be the generator's
+        scores = apply_warps(self.processed(rows, input_ids, scores, own), self.warps, self.least)
         self.keep(scores)
         drawn = self.noisy(scores, self.search.length - 1) if self.options.do_sample else scores
         tokens = drawn.argmax(dim=-1)  # (R,); the lowest index of equals
@@ -234,10 +235,12 @@ class _BeamLoop(_Loop):
         search, vocab_size = self.search, scores.shape[-1]
         if self.decoder.log_priors is None and self.decoder.without is None:
             scores = scores.log_softmax(dim=-1)
-        scores = self.processed(rows, input_ids, scores)
+        scores = self.processed(rows, input_ids, scores, own=True)
         scores = apply_warps(scores, self.warps, self.least)
         self.keep(scores)
-        total = scores + torch.as_tensor(search.scores, device=self.device, dtype=scores.dtype).reshape(-1, 1)
+        shared = self.hooks.logits_processor or self.options.output_scores
+        sums = torch.as_tensor(search.scores, device=self.device, dtype=scores.dtype).reshape(-1, 1)
+        total = scores + sums if shared else scores.add_(sums)
         alive = np.flatnonzero(~search.finished)
 
         def of_alive(x: Tensor) -> Tensor:

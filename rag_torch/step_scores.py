@@ -12,13 +12,32 @@ import torch
 from torch import Tensor
 
 from rag_core.step_rules import Edit, Warp
+from rag_torch.marginalize import token_log_probs
 
 _LOWEST = float("-inf")
+# scores looked through at a time for the best, a CPU's way; probabilities that a product of two may still have
+_RUN, _SAFE = 256, 1e-30
 
 
-def apply_edits(scores: Tensor, edits: Sequence[Edit]) -> Tensor:
-    """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V)."""
-    everyone, own = torch.arange(scores.shape[0], device=scores.device)[:, None], False
+def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
+    """`token_log_probs` of a step, of logits (Q, N, K, V) and log p(z|x) (Q, N), in new memory: (Q, K, V).
+
+    On a CPU by probabilities, three passes over the numbers in place of nine, unless one is so small that its logarithm
+    would be off.
+    """
+    if logits.device.type == "cpu":
+        probs = logits.softmax(-1)  # (Q, N, K, V)
+        mixed = torch.bmm(log_priors.exp()[:, None].to(probs.dtype), probs.flatten(2)).view(probs[:, 0].shape)
+        if bool(mixed.min() >= _SAFE):
+            return mixed.log_()
+    return token_log_probs(logits, log_priors)
+
+
+def apply_edits(scores: Tensor, edits: Sequence[Edit], own: bool = False) -> Tensor:
+    """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V), or with `own` the same ones."""
+    if not edits:
+        return scores
+    everyone = torch.arange(scores.shape[0], device=scores.device)[:, None]
     for edit in edits:
         ids = torch.as_tensor(edit.ids, device=scores.device)
         at: tuple[Tensor, Tensor] = (everyone, ids)
@@ -109,7 +128,7 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         (Q, count) values and (Q, count) indices, in no particular order (`rag_core.beam.order_candidates` sorts them).
     """
     count = min(count, scores.shape[-1])
-    values, indices = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
+    values, indices = _largest(scores, min(count + 1, scores.shape[-1]))
     tied = (values[:, count:] == values[:, count - 1 : count]).any()
     values, indices = values[:, :count], indices[:, :count]
     if bool(tied):
@@ -120,3 +139,17 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         indices = rank.topk(count, dim=-1, largest=False).indices
         values = scores.gather(-1, indices)
     return values, indices
+
+
+def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """topk; on a CPU over the largest of each run of scores first, and then over the runs where those are."""
+    runs = scores.shape[-1] // _RUN
+    if scores.device.type != "cpu" or runs <= 4 * count:
+        return scores.topk(count, dim=-1)
+    cut = scores[:, : runs * _RUN].unflatten(-1, (runs, _RUN))
+    best = cut.amax(-1).topk(count, dim=-1).indices  # (Q, count)
+    place = (best[..., None] * _RUN + torch.arange(_RUN)).flatten(1)  # (Q, count * _RUN)
+    rest = torch.arange(runs * _RUN, scores.shape[-1]).expand(len(scores), -1)
+    place = torch.cat([place, rest], dim=1)
+    values, at = scores.gather(1, place).topk(count, dim=-1)
+    return values, place.gather(1, at)

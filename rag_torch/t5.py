@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from rag_core.config import T5Config
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
+from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import (
     AttentionMask,
-    DecodeState,
-    GrowingCache,
     Trace,
     activation,
     attend,
-    causal_allowed,
     key_mask,
     merge_heads,
     outside_graph,
@@ -143,7 +141,7 @@ class T5Block(nn.Module):
         cross: KeysValues | None = None,
         cross_mask: AttentionMask | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        """(R*K, T, d) or (R, K*T, d) -> the same shape, self- and cross-attention weights if wanted."""
         first = self.layer[0]
         normed = first.layer_norm(x)
         keys_values = first.SelfAttention.keys_values(normed)
@@ -229,6 +227,18 @@ class T5Decoder(T5Stack):
         """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
         return [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
 
+    def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor:
+        past = cache.position
+        if isinstance(cache, GrowingCache):
+            return self.position_bias(length, past + length, past)
+        if cache.tree is not None:
+            at = cache.tree.positions
+            longest = int(at[-1]) + 1
+            return self.position_bias(longest, longest)[:, :, at[:, None], at]  # (1, H, T, T)
+        if cache.position_bias is None:
+            return self.position_bias(length, length)
+        return cache.biased(cache.position_bias[:, :, past : past + length, : past + length])
+
     def forward(
         self,
         input_ids: Tensor,
@@ -241,18 +251,14 @@ class T5Decoder(T5Stack):
         """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
         x = self._embed(input_ids)
-        past, length = cache.position, x.shape[1]
-        whole = getattr(cache, "position_bias", None)
-        if whole is None:
-            bias = self.position_bias(length, past + length, past)
-        else:
-            bias = whole[:, :, past : past + length, : past + length]  # (1, H, T, L)
-        mask = AttentionMask(causal_allowed(length, past, x.device, attention_mask), bias)
+        shape = x.shape
+        mask = AttentionMask(cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1]))
+        x = cache.ride(x)
         for index, block in enumerate(self.block):
-            trace.hidden(x)
+            trace.hidden(x.reshape(shape))
             x, weights, cross_weights = block(x, mask, trace.want_attentions, cache, index, cross[index], cross_mask)
-            trace.attentions(weights, cross_weights)
-        x = self._finish(x)
+            trace.attentions(cache.own(weights), cross_weights)
+        x = self._finish(x).reshape(shape)
         trace.hidden(x)
         return x
 

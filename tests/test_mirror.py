@@ -8,12 +8,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Tools that made the shipped model, once.
 TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
+TORCH_ONLY |= {"decode_state.py"}  # layers.py of rag_tf has its own: graphs move caches where PyTorch changes a mask
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.
 WITHOUT_TWIN: dict[str, set[str]] = {
     "weights.py": {"Hollow"},  # modules.hollow, a function
     "layers.py": {"outside_graph"},  # torch.compile's; contexts.search_in_graph is TensorFlow's
+    "contexts.py": {"used_length"},  # a length is a tensor in a graph
     "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
+    "step_scores.py": {
+        "apply_edits",
+        "marginal_scores",
+    },  # in place, and with fewer passes without a compiler
 }
 # What users of TensorFlow write besides, and what they have no use for.
 ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device"}

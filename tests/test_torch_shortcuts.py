@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from rag_models import GENERATING, LABELS, build, close, given_contexts
 
-from rag_torch import seq2seq
+from rag_core.candidates import prefix_tree
+from rag_torch import rescoring, seq2seq, step_scores
+from rag_torch.marginalize import token_log_probs
+from rag_torch.rag import RagSequenceForGeneration
+from rag_torch.step_scores import best_candidates, marginal_scores
 
 RAGGED = [[1] * 7, [1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0] * 7, [1, 0, 1, 1, 0, 1, 0], [1] * 4 + [0] * 3]
 
@@ -47,3 +52,49 @@ def test_each_row_goes_with_rows_of_like_length():
     calls.clear()
     seq2seq.by_length(function, ids, mask, 54)
     assert calls == [(6, 9)]
+
+
+@pytest.mark.parametrize("generator", ["bart", "t5"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_shared_beginnings_are_scored_as_whole_candidates(monkeypatch, generator, smoothing):
+    model = build(RagSequenceForGeneration, generator, label_smoothing=smoothing)
+    options = {"num_beams": 4, "num_return_sequences": 6, "max_length": 7, "return_dict_in_generate": True}
+    by_prefix = model.generate(**given_contexts(), **options)
+    monkeypatch.setattr(rescoring, "_BLOCK", 1)
+    one_by_one = model.generate(**given_contexts(), **options)
+    monkeypatch.setattr(rescoring, "_scored_by_prefix", rescoring._scored)
+    whole = model.generate(**given_contexts(), **options)
+    for each in (by_prefix, one_by_one):
+        assert torch.equal(each.sequences, whole.sequences)
+        close(each.sequences_scores, whole.sequences_scores)
+
+
+def test_a_tree_holds_each_beginning_once():
+    tokens = np.array([[2, 5, 6, 7], [2, 5, 8, 0], [2, 5, 6, 9], [3, 0, 0, 0]])
+    tree = prefix_tree(tokens, np.array([4, 3, 4, 1]))
+    assert tree.tokens.tolist() == [2, 3, 5, 6, 8, 7, 9]
+    assert tree.positions.tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert tree.nodes.tolist() == [[0, 2, 3, 5], [0, 2, 4, 0], [0, 2, 3, 6], [1, 0, 0, 0]]
+    assert [np.flatnonzero(row).tolist() for row in tree.continues] == [
+        [0], [1], [0, 2], [0, 2, 3], [0, 2, 4], [0, 2, 3, 5], [0, 2, 3, 6]
+    ]  # fmt: skip
+
+
+def test_marginal_scores_by_probabilities_are_those_by_logarithms():
+    draw = torch.Generator().manual_seed(3)
+    logits, priors = torch.randn(2, 3, 4, 50, generator=draw) * 4, torch.randn(2, 3, generator=draw).log_softmax(1)
+    priors[0, 1] = -torch.inf
+    close(marginal_scores(logits, priors), token_log_probs(logits, priors), 1e-5)
+    logits[..., 7], logits[0, :, 1, 8] = -200.0, -torch.inf  # too unlikely for a float32 probability; impossible
+    close(marginal_scores(logits, priors), token_log_probs(logits, priors), 1e-5)
+    assert marginal_scores(logits, priors)[0, 1, 8].isneginf()
+
+
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_the_best_of_each_run_hold_the_best_of_all(monkeypatch, levels):
+    scores = torch.randint(levels, (5, 1003), generator=torch.Generator().manual_seed(2)).float()
+    want = best_candidates(scores, 6)
+    monkeypatch.setattr(step_scores, "_RUN", 16)
+    got = best_candidates(scores, 6)
+    for mine, other in zip(got, want, strict=True):
+        assert torch.equal(mine.sort().values, other.sort().values)

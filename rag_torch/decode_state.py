@@ -1,0 +1,186 @@
+"""What decoding keeps: each context's cross-attention, and the self-attention of what was written so far.
+
+Letters: R rows (contexts), K beams riding on a row, T target positions now, L positions so far and now, S context
+length, H heads, h width of a head, d width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rag_torch.layers import AttentionMask, causal_allowed
+
+
+class GrowingCache:
+    """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
+
+    Args:
+        past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
+    """
+
+    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
+        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
+        self.position = self.past[0][0].shape[2] if self.past else 0
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def ride(self, x: Tensor) -> Tensor:
+        """(R, T, d) as it is: every row attends to its own past."""
+        return x
+
+    def allowed(self, length: int, device: torch.device, attention_mask: Tensor | None) -> Tensor | None:
+        """Which positions each of `length` new ones sees; see `causal_allowed`."""
+        return causal_allowed(length, self.position, device, attention_mask)
+
+    def own(self, weights: Tensor | None) -> Tensor | None:
+        """Attention weights (R, H, T, L) as they are."""
+        return weights
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
+        if self.past:
+            key = torch.cat([self.past[layer][0], key], 2)
+            value = torch.cat([self.past[layer][1], value], 2)
+        self.layers.append((key, value))
+        return key, value
+
+    def past_with(self, cross: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
+        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next time."""
+        return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
+
+
+@dataclass
+class Tree:
+    """Targets of a context that share their beginnings, each prefix once: a position attends to those it continues.
+
+    Attributes:
+        positions: (T,) long, the place of each in its target.
+        allowed: (T, T) bool, True = attend.
+    """
+
+    positions: Tensor
+    allowed: Tensor
+
+
+@dataclass
+class DecodeState:
+    """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
+
+    What the beams of a row write lies side by side and stays there; a mask says what of it is a beam's own past. So a
+    beam that continues another one changes its mask, and no key or value is moved.
+
+    Attributes:
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
+        cross_mask: which context positions are real.
+        beams: K.
+        cache: (layers, 2, R, H, max_length, K, h) or None: without it, every call decodes a whole prefix.
+        lineage: (R, K, max_length, K) bool with a cache of several beams: whose tokens each beam continues.
+        position: number of positions in the cache.
+        rows: R.
+        position_bias: (1, H, max_length, max_length) where the network adds one to its self-attention scores (T5).
+        tree: without a cache: how the positions decoded at once hang together, where they are no sequence.
+    """
+
+    cross: list[tuple[Tensor, Tensor]]
+    cross_mask: AttentionMask
+    beams: int
+    cache: Tensor | None = None
+    lineage: Tensor | None = None
+    position: int = 0
+    rows: int = 0
+    position_bias: Tensor | None = None
+    tree: Tree | None = None
+
+    @classmethod
+    def allocate(
+        cls, cross: list[tuple[Tensor, Tensor]], mask: AttentionMask, beams: int, max_length: int | None
+    ) -> DecodeState:
+        """A fresh state; the self-attention cache is made iff `max_length` is given."""
+        key, cache, lineage = cross[0][0], None, None
+        rows, heads, _, width = key.shape
+        if max_length is not None:
+            cache = key.new_empty(len(cross), 2, rows, heads, max_length, beams, width)
+            if beams > 1:
+                own = torch.eye(beams, dtype=torch.bool, device=key.device)[None, :, None]  # (1, K, 1, K)
+                lineage = own.repeat(rows, 1, max_length, 1)
+        return cls(cross, mask, beams, cache, lineage, 0, rows)
+
+    def ride(self, x: Tensor) -> Tensor:
+        """(R*K, T, d) -> (R, K*T, d): with a cache the beams of a row share its keys and values."""
+        return x if self.cache is None else x.reshape(self.rows, -1, x.shape[-1])
+
+    def allowed(self, length: int, device: torch.device, attention_mask: Tensor | None = None) -> Tensor | None:
+        """Which positions each of `length` new ones sees: (R, 1, K*T, L*K), or as `causal_allowed`."""
+        if self.tree is not None:
+            return self.tree.allowed[None, None]
+        if self.lineage is None:
+            return causal_allowed(length, self.position, device, attention_mask)
+        end = self.position + length
+        seen = self.lineage[:, :, None, :end]  # (R, K, 1, L, K)
+        if length > 1:
+            causal = causal_allowed(length, self.position, device)  # (1, 1, T, L)
+            seen = seen & causal[0, 0, :, :, None]  # type: ignore[index]
+        return seen.flatten(3, 4).flatten(1, 2)[:, None]
+
+    def own(self, weights: Tensor | None) -> Tensor | None:
+        """Attention weights over all that a row's beams wrote, (R, H, K*T, L*K), as each beam's own, (R*K, H, T, L)."""
+        if weights is None or self.lineage is None:
+            return weights
+        weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, K*T, L)
+        return weights.unflatten(2, (self.beams, -1)).transpose(1, 2).flatten(0, 1)
+
+    def biased(self, bias: Tensor) -> Tensor:
+        """A bias of T positions on L, (1, H, T, L), for all beams side by side: (1, H, K*T, L*K)."""
+        if self.lineage is None:
+            return bias
+        return bias.repeat(1, 1, self.beams, 1).repeat_interleave(self.beams, dim=3)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new (R, H, K*T, h) into the layer's cache; everything up to the new end comes back, (R, H, L*K, h).
+
+        Without a cache (R*K, H, T, h) come back as they are.
+        """
+        if self.cache is None:
+            return key, value
+        end = self.position + key.shape[2] // self.beams
+        if end > self.cache.shape[4]:
+            raise ValueError(
+                f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a larger max_length to start"
+            )
+        store = self.cache[layer]
+        for place, new in zip(store, (key, value), strict=True):
+            place[:, :, self.position : end] = new.unflatten(2, (self.beams, -1)).transpose(2, 3)
+        used = store[:, :, :, :end].flatten(3, 4)
+        return used[0], used[1]
+
+    def advance(self, length: int) -> None:
+        """Count `length` new positions (only a cached state has a position)."""
+        if self.cache is not None:
+            self.position += length
+
+    def reorder(self, source: Tensor) -> None:
+        """Beam k of row r continues beam `source[r, k]` of the same row; in place, self-attention cache only.
+
+        Args:
+            source: (R, K) long.
+        """
+        if self.lineage is None or self.position == 0:
+            return
+        past = self.lineage[:, :, : self.position]  # (R, K, L, K)
+        row = torch.arange(self.rows, device=past.device)[:, None]  # (R, 1)
+        self.lineage[:, :, : self.position] = past[row, source.to(past.device)]
+
+    def select(self, rows: Tensor) -> DecodeState:
+        """A state of these contexts only.
+
+        Args:
+            rows: (R',) long, rows to keep in their new order.
+        """
+        cross = [(key[rows], value[rows]) for key, value in self.cross]
+        cache = None if self.cache is None else self.cache[:, :, rows]
+        lineage = None if self.lineage is None else self.lineage[rows]
+        mask = self.cross_mask.rows(rows)
+        return DecodeState(cross, mask, self.beams, cache, lineage, self.position, len(rows), self.position_bias)
