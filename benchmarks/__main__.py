@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import machine, peers, report
 from benchmarks.jobs import CONTESTANTS, JOBS, ON_GPU, Contestant, contestant, selected, takes_part
-from benchmarks.run import ROOT, Failed, environment, prepare, run_job
+from benchmarks.run import ROOT, Failed, Worker, environment, prepare, run_job
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine.json"
 UNPUBLISHED = ROOT / "build" / "benchmarks"
@@ -90,6 +90,7 @@ def main(given: list[str] | None = None) -> int:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     failed = False
+    pool: dict[str, Worker] | None = {} if asked.quick else None
     for job in jobs:
         able = [one for one in present if takes_part(one, job)]
         if not able:
@@ -98,7 +99,15 @@ def main(given: list[str] | None = None) -> int:
         try:
             folder = prepare(job.workload(asked.quick), env)
             found = run_job(
-                job, able, pythons, folder, quick=asked.quick, device=asked.device, repeats=asked.repeats, say=say
+                job,
+                able,
+                pythons,
+                folder,
+                quick=asked.quick,
+                device=asked.device,
+                repeats=asked.repeats,
+                say=say,
+                pool=pool,
             )
         except Failed as error:
             say(f"{job.name} FAILED: {error}")
@@ -109,6 +118,8 @@ def main(given: list[str] | None = None) -> int:
         results["jobs"][job.name] = found
         say(report.lines(job.name, found))
         out.write_text(json.dumps(results, indent=1) + "\n")
+    for worker in (pool or {}).values():
+        worker.close()
     results["jobs"] = {job.name: results["jobs"][job.name] for job in JOBS if job.name in results["jobs"]}
     out.write_text(json.dumps(results, indent=1) + "\n")
     print(report.markdown(results))

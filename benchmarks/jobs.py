@@ -105,12 +105,11 @@ class Job:
         return {**self.options, "min_length": size.tokens + 1, "max_length": size.tokens + 1}
 
 
+_GREEDY = {"num_beams": 1}
 _BEAMS = {"num_beams": 4, "num_return_sequences": 1}
 JOBS = (
     Job("token_loss", "RAG-Token forward + loss", "loss", BASE, QUICK, repeats=5, inference=True),
-    Job(
-        "token_greedy", "RAG-Token generate, greedy", "generate", BASE, QUICK, options={"num_beams": 1}, inference=True
-    ),
+    Job("token_greedy", "RAG-Token generate, greedy", "generate", BASE, QUICK, options=_GREEDY, inference=True),
     Job("token_beam4", "RAG-Token generate, 4 beams", "generate", BASE, QUICK, options=_BEAMS, inference=True),
     Job(
         "sequence_thorough",
@@ -154,7 +153,7 @@ JOBS = (
         "generate",
         TINY,
         TINY,
-        options={"num_beams": 1},
+        options=_GREEDY,
         repeats=5,
         times=5,
     ),

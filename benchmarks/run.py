@@ -37,16 +37,16 @@ class Failed(Exception):
 class Worker:
     """A contestant's process."""
 
-    def __init__(self, python: str, contestant: Contestant, job: dict[str, Any], env: dict[str, str]) -> None:
+    def __init__(self, python: str, contestant: Contestant, env: dict[str, str]) -> None:
         # of one peer's two frameworks only one is to be in memory
         env = {
             **env,
             "USE_TORCH": str(int(contestant.framework != "tf")),
             "USE_TF": str(int(contestant.framework == "tf")),
         }
-        self.log = CACHE / "logs" / f"{contestant.name}-{job['name']}.txt"
+        self.log = CACHE / "logs" / f"{contestant.name}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("w") as log:
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [python, "-m", "benchmarks.worker"],
                 stdin=subprocess.PIPE,
@@ -56,8 +56,13 @@ class Worker:
                 cwd=ROOT,
                 env=env,
             )
-        described = {name: getattr(contestant, name) for name in ("name", "library", "framework", "dtype")}
-        self.loaded = self.ask("load", contestant=described, job=job, packages=PACKAGES)
+        self.described = {name: getattr(contestant, name) for name in ("name", "library", "framework", "dtype")}
+        self.versions: dict[str, str] = {}
+
+    def check(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Load what a job needs and run it once."""
+        self.versions = self.ask("load", contestant=self.described, job=job, packages=PACKAGES)["versions"]
+        return self.ask("check")
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
         """An answer to a request.
@@ -117,6 +122,7 @@ def run_job(
     device: str,
     repeats: int | None,
     say: Callable[[str], None],
+    pool: dict[str, Worker] | None = None,
 ) -> dict[str, Any]:
     """One row of the table.
 
@@ -129,9 +135,10 @@ def run_job(
         device: cpu or cuda.
         repeats: turns, instead of the job's own number.
         say: told what happens.
+        pool: processes kept from job to job, for quick runs; peak memory is then that of all jobs so far.
 
     Returns:
-        For the results file: `contestants` with seconds, peak memory and whether they agree, and the floor's operations.
+        For the results file: `contestants` with seconds, peak memory and whether they agree; the floor's operations.
     """
     size, env = job.workload(quick), environment(device)
     asked = {
@@ -149,8 +156,16 @@ def run_job(
     turns = repeats or (min(3, job.repeats) if quick else job.repeats)
 
     def start(one: Contestant) -> tuple[Worker, dict[str, Any]]:
-        worker = Worker(pythons[one.environment], one, asked, env)
-        return worker, worker.ask("check")
+        worker = None if pool is None else pool.get(one.name)
+        worker = worker or Worker(pythons[one.environment], one, env)
+        try:
+            answer = worker.check(asked)
+        except Failed:
+            worker.close()
+            raise
+        if pool is not None:
+            pool[one.name] = worker
+        return worker, answer
 
     try:
         held = 0.0
@@ -159,20 +174,22 @@ def run_job(
                 worker, answer = start(one)
             except Failed as error:
                 entries[one.name] = {"error": str(error), "agrees": False}
+                if pool is not None:
+                    pool.pop(one.name, None)
                 say(f"{job.name}: {one.name} FAILED: {error}")
                 continue
             found[one.name] = answer["found"]
             peaks = {name: answer[name] for name in ("peak_bytes", "device_peak_bytes") if name in answer}
-            entries[one.name] = {**peaks, "versions": worker.loaded["versions"]}
+            entries[one.name] = {**peaks, "versions": worker.versions}
             held += answer["peak_bytes"]
-            if turns and held < MEMORY_SHARE * available() + _held_now(workers):
+            if pool is not None or held < MEMORY_SHARE * (available() + _held_now(workers)):
                 workers[one.name] = worker
             else:
                 worker.close()
         judge(job, contestants, found, entries, say)
         time_in_turns(job, contestants, workers, entries, start, turns)
     finally:
-        for worker in workers.values():
+        for worker in workers.values() if pool is None else ():
             worker.close()
     for entry in entries.values():
         summarize(entry, tokens_of(job, found))

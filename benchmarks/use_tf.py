@@ -91,22 +91,18 @@ class Loss(Contender):
     """Questions encoded, doc scores from given document vectors, loss of given labels."""
 
     def loss(self, **options: Any) -> Any:
-        """The head's loss: (B,), or their sum with `reduce_loss`."""
+        """The head's loss, summed over the batch: 4.37.2's TensorFlow has no other."""
         given = self.inputs
-        encoder = self.model.question_encoder if self.own else self.model.rag.question_encoder
-        question = encoder(given["input_ids"], attention_mask=given["attention_mask"], **self._mode(options))[0]
+        encoder = self.model.rag.question_encoder
+        question = encoder(given["input_ids"], attention_mask=given["attention_mask"], **options)[0]  # (B, D)
         scores = tf.linalg.matvec(given["doc_vectors"], question)  # (B, N, D), (B, D) -> (B, N)
         contexts = {**self.contexts(), "doc_scores": scores}
         docs = given["doc_vectors"].shape[1]
-        return self.model(None, **contexts, labels=given["labels"], n_docs=docs, **options).loss
-
-    @staticmethod
-    def _mode(options: dict[str, Any]) -> dict[str, Any]:
-        return {name: options[name] for name in ("training",) if name in options}
+        return self.model(None, **contexts, labels=given["labels"], n_docs=docs, reduce_loss=True, **options).loss
 
     def run(self) -> dict[str, Any]:
-        """The losses."""
-        return {"numbers": tf.reshape(self.loss(), [-1]).numpy().tolist()}
+        """The loss."""
+        return {"numbers": [float(tf.squeeze(self.loss()))]}
 
 
 class Train(Loss):
@@ -126,7 +122,7 @@ class Train(Loss):
         variables = list(self.parameters.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            loss = self.loss(reduce_loss=True, training=training)
+            loss = self.loss(training=training)
         found = zip(self.parameters, tape.gradient(loss, variables), strict=True)
         self.optimizer.step({name: tf.convert_to_tensor(gradient) for name, gradient in found if gradient is not None})
         return float(loss)

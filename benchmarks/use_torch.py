@@ -71,20 +71,20 @@ class Contender:
 class Loss(Contender):
     """Questions encoded, doc scores from given document vectors, loss of given labels."""
 
-    def loss(self, **options: Any) -> torch.Tensor:
-        """The head's loss: (B,), or their sum with `reduce_loss`."""
+    def loss(self) -> torch.Tensor:
+        """The head's loss, summed over the batch: 4.37.2's TensorFlow has no other."""
         given = self.inputs
         question = self.model.question_encoder(given["input_ids"], attention_mask=given["attention_mask"])[0]  # (B, D)
         vectors = given["doc_vectors"].to(question.dtype)  # (B, N, D)
         scores = torch.bmm(question.unsqueeze(1), vectors.transpose(1, 2)).squeeze(1)  # (B, N)
         contexts = {**self.contexts(), "doc_scores": scores}
-        return self.model(**contexts, labels=given["labels"], n_docs=vectors.shape[1], **options).loss
+        return self.model(**contexts, labels=given["labels"], n_docs=vectors.shape[1], reduce_loss=True).loss
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
-        """The losses."""
+        """The loss."""
         with self.precision:
-            return {"numbers": self.loss().float().flatten().tolist()}
+            return {"numbers": [self.loss().item()]}
 
 
 class Train(Loss):
@@ -110,7 +110,7 @@ class Train(Loss):
         """The loss before a step."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision:
-            loss = self.loss(reduce_loss=True)
+            loss = self.loss()
         loss.backward()
         self.optimizer.step()
         return loss.item()
