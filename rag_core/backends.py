@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +50,42 @@ def load_backend(name: str | None = None) -> ModuleType:
             raise ImportError(f"The {name} backend ({package}) is not part of this installation of dualrag.")
         raise ImportError(f"The {name} backend needs {framework}. Run  pip install 'dualrag[{extra}]'.")
     return importlib.import_module(package)
+
+
+def load_backend_for_command(name: str | None = None) -> ModuleType:
+    """As `load_backend`, for a program of its own: TensorFlow's native code then writes nothing to the terminal.
+
+    It reports processors and compilers at import and at its first work, past every setting of its log. A library has
+    no business with that; a command keeps stderr to Python. DUALRAG_DEBUG=1 leaves all as it is.
+    """
+    chosen = name or next(iter(available_backends()), None)
+    if chosen == "tf" and not os.environ.get("DUALRAG_DEBUG"):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        _keep_stderr_to_python()
+    return load_backend(name)
+
+
+def _keep_stderr_to_python() -> None:
+    try:
+        if sys.stderr.fileno() != 2:
+            return  # done before, or somebody else's stream
+        kept = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    except (AttributeError, OSError):
+        return  # no stderr, or one without a file
+    sys.stderr.flush()
+    sys.stderr = kept
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def process_count() -> int:
+    """How many processes run this program together: as torch.distributed knows it, or as their launcher says."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    said = os.environ.get("WORLD_SIZE", "")
+    return int(said) if said.isdigit() else 1
 
 
 def to_tensor(array: Any, return_tensors: str | None) -> Any:
