@@ -6,26 +6,32 @@ import json
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
+from rag_core.faiss_files import INDEX_KINDS, MIN_PQ_ROWS
 from rag_core.hub import name_full_disk
 from rag_core.manifest import INDEX_FILE, PASSAGES, Manifest, swap_in
 from rag_core.passages import stream_passages
+from rag_core.rerank import RERANK
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INDEX_KINDS = ("flat", "hnsw", "ivfpq")
+    from rag_core.recall import Blocks
+
 FLAT_ROWS = 50_000  # up to here exact search answers within milliseconds
 FILE_BYTES = 500 << 20
-PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
+HNSW_ROWS = 500_000  # up to here a graph over whole vectors; beyond, it would fill the memory
+BATCH_BYTES = 64 << 20  # of an Arrow record batch: each one costs a question pages of its own
+SETTINGS = {"hnsw": ("efSearch",), "ivfpq": ("nlist", "nprobe", "m", "rerank")}
 
 
 def work_path(out: Path) -> Path:
@@ -63,6 +69,7 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     request = plan.request
     note = work / "plan.json"
     keys = {"name": plan.encoder["name"], "dimension": plan.dimension, **request, "words": plan.words}
+    keys.pop("settings", None)  # of the index: the vectors do not depend on them
     before = json.loads(note.read_text("utf-8")) if note.is_file() else {}
     if before.get("keys") != keys or not same_probe(before["probe"], plan.encoder["probe"]):
         for stale in work.glob("shard-*"):
@@ -74,10 +81,10 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     hide = not progress
     first_pass = tqdm(stream_passages(files, plan.words), "reading", unit=" passages", disable=hide, leave=False)
     rows = sum(1 for _ in first_pass)
-    if request.get("index") == "ivfpq" and plan.rows + rows < PQ_ROWS:
+    if request.get("index") == "ivfpq" and plan.rows + rows < MIN_PQ_ROWS:
         raise ValueError(
-            f"index='ivfpq' needs at least {PQ_ROWS} passages to train its codes, there are {plan.rows + rows}; use "
-            "'flat' or 'hnsw'."
+            f"index='ivfpq' needs at least {MIN_PQ_ROWS} passages to train its codes, there are {plan.rows + rows}; "
+            "use 'flat' or 'hnsw'."
         )
     with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
 
@@ -118,6 +125,19 @@ def without(batches: Iterable[pa.RecordBatch], drop: np.ndarray) -> Iterator[pa.
             yield kept
 
 
+def merged(batches: Iterable[pa.RecordBatch], size: int = BATCH_BYTES) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about `size` bytes."""
+    import pyarrow as pa
+
+    waiting: list[pa.RecordBatch] = []
+    for batch in chain(batches, [None]):
+        if waiting and (batch is None or sum(one.nbytes for one in waiting) + batch.nbytes > size):
+            yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
+            waiting = []
+        if batch is not None:
+            waiting.append(batch)
+
+
 def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Manifest, kept: Any = None) -> Manifest:
     """Writes the whole knowledge base into the work folder, then renames it to `out`.
 
@@ -131,8 +151,8 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
     Returns:
         The manifest as written.
     """
-    from rag_core.faiss_files import build_faiss, write_faiss
-    from rag_core.recall import LOW_RECALL, tune_recall
+    from rag_core.faiss_files import default_lists, write_faiss
+    from rag_core.recall import LOW_RECALL, low_recall, tune_recall
 
     final = work / "final"
     shutil.rmtree(final, ignore_errors=True)
@@ -141,32 +161,65 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
     def blocks() -> Iterator[np.ndarray]:
         return map(batch_vectors, read_batches(files))
 
-    asked = plan.request.get("index", "auto")
-    kind = asked if asked in INDEX_KINDS else ("flat" if rows <= FLAT_ROWS else "hnsw")
-    if kept is not None and plan.index["kind"] == kind:
+    kind, given = _kind(plan.request.get("index", "auto"), rows), plan.request.get("settings", {})
+    earlier = plan.index.get("settings", {})
+    # lists made for a quarter of the passages would be four times too long
+    outgrown = "nlist" not in given and 2 * earlier.get("nlist", rows) < default_lists(rows)
+    if kept is not None and plan.index["kind"] == kind and not outgrown:
         index, start = kept, 0
         for block in blocks():
             start += len(block)
             if start > index.ntotal:
                 index.add(np.ascontiguousarray(block[len(block) - (start - index.ntotal) :]))
     else:
-        size = plan.dimension
-        codes = max(parts for parts in range(1, max(1, size // 4) + 1) if size % parts == 0)
-        index = build_faiss(blocks(), rows, size, kind, pq_bytes=codes)
-    recall, breadth = tune_recall(index, blocks, rows)
-    if recall < LOW_RECALL:
-        warnings.warn(
-            f"recall@5 of the {kind} index against exact search is {recall:.2f}: some of the best passages will not be "
-            "found. index='flat' searches exactly.",
-            stacklevel=3,
-        )
-    write_faiss(index, final / INDEX_FILE)
+        index = _built(blocks, rows, plan.dimension, kind, given)
+    rerank = given.get("rerank", RERANK) if kind == "ivfpq" else 1
+    recall, breadth = tune_recall(index, blocks, rows, rerank=rerank, fixed=given)
     settings = {**index_settings(index), **breadth}
+    if recall < LOW_RECALL:
+        warnings.warn(low_recall(kind, recall, settings), stacklevel=3)
+    write_faiss(index, final / INDEX_FILE)
     described = {"kind": kind, "settings": settings, "recall_at_5": round(recall, 4)}
     manifest = replace(plan, rows=rows, index=described)
     manifest.write(final)
     swap_in(final, out)
     return manifest
+
+
+def check_settings(kind: str | None, settings: Mapping[str, int] | None) -> dict[str, int]:
+    """The settings asked for, checked.
+
+    Raises:
+        ValueError: a name that the kind of index does not have, or a value below 1.
+    """
+    known = SETTINGS.get(kind or "auto", ())
+    for name, value in (settings or {}).items():
+        if name not in known:
+            have = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in SETTINGS.items())
+            raise ValueError(f"index={kind or 'auto'!r} has no setting {name!r}. Settings are, {have}.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return dict(settings or {})
+
+
+def _kind(asked: str, rows: int) -> str:
+    if asked in INDEX_KINDS:
+        return asked
+    return "flat" if rows <= FLAT_ROWS else "hnsw" if rows <= HNSW_ROWS else "ivfpq"
+
+
+def _built(blocks: Blocks, rows: int, size: int, kind: str, given: Mapping[str, int]) -> Any:
+    from rag_core.faiss_files import build_faiss, training_rows
+    from rag_core.recall import gather_rows
+
+    options: dict[str, Any] = {"ef_search": given["efSearch"]} if "efSearch" in given else {}
+    if kind == "ivfpq":
+        lists = given.get("nlist")
+        # evenly from all passages: the first files may be about something else than the rest
+        some = np.unique(np.linspace(0, rows - 1, training_rows(rows, lists)).astype(np.int64))
+        options = {"n_lists": lists, "n_probe": given.get("nprobe"), "pq_bytes": given.get("m")}
+        options["sample"] = gather_rows(blocks, some) if rows >= MIN_PQ_ROWS else None
+    return build_faiss(blocks(), rows, size, kind, **options)
 
 
 def index_settings(index: Any) -> dict[str, int]:
@@ -185,7 +238,7 @@ def index_settings(index: Any) -> dict[str, int]:
 def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[list[Path], int]:
     """Writes the layout of `Dataset.save_to_disk`; without a features entry, every release of `datasets` reads it."""
     folder.mkdir(parents=True)
-    stream, rows = iter(batches), 0
+    stream, rows = merged(batches), 0
     files: list[Path] = []
     for first in stream:
         files.append(folder / f"{len(files)}.part")

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
+MAPPED_BYTES = 1 << 30
+MIN_PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".dpr", ".p", ".pck")
 
 PICKLE_HELP = (
@@ -36,12 +38,13 @@ def refuse_pickle(path: str | Path, argument: str) -> None:
         raise ValueError(f"{argument}={str(path)!r} names a pickle (or a folder with one). {PICKLE_HELP}")
 
 
-def read_faiss(path: str | Path, *, memory_map: bool = False) -> Any:
+def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
     """Read a faiss index file.
 
     Args:
         path: the file, as ``faiss.write_index`` or ``Dataset.save_faiss_index`` wrote it.
-        memory_map: map the file instead of copying it into memory.
+        memory_map: map the file instead of copying it into memory; None maps files of more than 1 GB. A mapped index
+            is for searching: inverted lists in a file can't grow.
 
     Returns:
         The faiss index.
@@ -54,13 +57,24 @@ def read_faiss(path: str | Path, *, memory_map: bool = False) -> Any:
     refuse_pickle(path, "index_path")
     if not Path(path).is_file():
         raise OSError(f"index_path={str(path)!r}: there is no such file; give the faiss file of the passages.")
+    if memory_map is None:
+        memory_map = Path(path).stat().st_size > MAPPED_BYTES
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
+        return faiss.read_index(str(path), _mapping(path) if memory_map else 0)
     except (RuntimeError, MemoryError) as error:
         raise OSError(
             f"index_path={str(path)!r} ({Path(path).stat().st_size:,} bytes) can't be read as a faiss index: it is "
             f"truncated, corrupted or another kind of file. Build or download it again. (faiss: {_last_line(error)})"
         ) from error
+
+
+def _mapping(path: str | Path) -> int:
+    """The flag that maps a file: faiss has one for inverted lists and, since 1.10, one for all other codes."""
+    import faiss
+
+    with Path(path).open("rb") as stream:
+        lists = b"Iw" in stream.read(256)  # the kind, perhaps within an IndexPreTransform or IndexIDMap
+    return int(faiss.IO_FLAG_MMAP if lists else getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
 
 
 def write_faiss(faiss_index: Any, path: str | Path) -> None:
@@ -90,7 +104,8 @@ def build_faiss(
     n_lists: int | None = None,
     n_probe: int | None = None,
     pq_bytes: int | None = None,
-    train_rows: int = 200_000,
+    train_rows: int | None = None,
+    sample: np.ndarray | None = None,
 ) -> Any:
     """Build a faiss index from blocks of vectors, in row order.
 
@@ -103,10 +118,11 @@ def build_faiss(
         hnsw_neighbors: links a node of the HNSW graph.
         ef_construction: breadth of the search while the graph is built.
         ef_search: breadth of the search at query time (stored in the file).
-        n_lists: inverted lists; about sqrt(R) by default.
-        n_probe: lists visited at query time (stored in the file); a sixteenth of them by default, at least 8.
-        pq_bytes: bytes a vector; by default the largest divisor of D up to D / 2.
-        train_rows: rows the quantisers are trained on, taken from the front.
+        n_lists: inverted lists; by default about 2 sqrt(R), each of 39 vectors or more.
+        n_probe: lists visited at query time (stored in the file); by default a 64th of them, at least 16.
+        pq_bytes: bytes a vector; by default the largest divisor of D up to D / 8, to be ranked again exactly.
+        train_rows: rows the quantisers are trained on, taken from the front; by default `training_rows`.
+        sample: other rows (r, D) to train on: where the first ones are not like the rest.
 
     Returns:
         The faiss index, holding all R vectors.
@@ -128,23 +144,29 @@ def build_faiss(
         index = faiss.IndexHNSWFlat(vector_size, hnsw_neighbors, metrics[metric])
         index.hnsw.efConstruction, index.hnsw.efSearch = ef_construction, ef_search
     else:
-        lists = n_lists or max(1, round(rows**0.5))
-        size = pq_bytes or max(d for d in range(1, max(2, vector_size // 2 + 1)) if vector_size % d == 0)
+        if rows < MIN_PQ_ROWS or rows < (n_lists or 1):
+            raise ValueError(
+                f"kind='ivfpq' needs at least {max(MIN_PQ_ROWS, n_lists or 1)} vectors to train its codes, there are "
+                f"{rows}; use kind='flat' or 'hnsw'."
+            )
+        lists = n_lists or default_lists(rows)
+        size = pq_bytes or max(d for d in range(1, max(1, vector_size // 8) + 1) if vector_size % d == 0)
+        if vector_size % size:
+            raise ValueError(f"m (pq_bytes) must divide the vector size {vector_size}, got {size}.")
         # "np": no polysemous training, an hour-long annealing that only Hamming filters profit from.
         index = faiss.index_factory(vector_size, f"IVF{lists},PQ{size}np", metrics[metric])
-        index.nprobe = min(lists, n_probe or max(8, lists // 16))
-        if rows < max(256, lists):
-            raise ValueError(
-                f"kind='ivfpq' needs at least {max(256, lists)} vectors to train its codes, there are {rows}; "
-                "use kind='flat' or 'hnsw'."
-            )
+        index.nprobe = min(lists, n_probe or max(16, lists // 64))
+        index.pq.cp.niter = 10  # of 25: the codes change no more
+        if sample is not None:
+            index.train(np.ascontiguousarray(sample, dtype=np.float32))
+    wanted = min(rows, train_rows or training_rows(rows, n_lists))
     waiting: list[np.ndarray] = []
     for block in blocks:
         block = np.ascontiguousarray(block, dtype=np.float32)
         if block.ndim != 2 or block.shape[1] != vector_size:
             raise ValueError(f"every block must have shape (rows, {vector_size}), got {block.shape}.")
         waiting.append(block)
-        if index.is_trained or sum(map(len, waiting)) >= min(rows, train_rows):
+        if index.is_trained or sum(map(len, waiting)) >= wanted:
             _train_and_add(index, waiting)
             waiting = []
     if waiting:
@@ -152,6 +174,16 @@ def build_faiss(
     if index.ntotal != rows:
         raise ValueError(f"rows={rows} were announced, the blocks held {index.ntotal}.")
     return index
+
+
+def default_lists(rows: int) -> int:
+    """Inverted lists for R rows: twice the square root balances the search for lists with the search in them."""
+    return max(1, min(round(2 * rows**0.5), rows // 39))
+
+
+def training_rows(rows: int, n_lists: int | None = None) -> int:
+    """Rows to train on: 39 a list, the least that faiss finds enough, and 65,536, all that codes make use of."""
+    return min(rows, max(65_536, 39 * (n_lists or default_lists(rows))))
 
 
 def _train_and_add(index: Any, blocks: list[np.ndarray]) -> None:

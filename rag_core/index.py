@@ -5,14 +5,20 @@ Letters: B questions, N documents a question, D vector size, R rows of the index
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from rag_core.faiss_files import read_faiss, refuse_pickle, write_faiss
-from rag_core.passage_files import read_passages, write_passages
+from rag_core.passage_files import write_passages
+from rag_core.passage_table import PassageTable, map_passages
+from rag_core.passage_texts import PassageTexts
+from rag_core.recall import LOW_RECALL, low_recall
+from rag_core.rerank import checked_factor, read_notes, reranked, write_notes
 from rag_core.vectors import ArrowVectors, FaissVectors, VectorSource
 
 INDEX_FILE = "hf_dataset_index.faiss"
@@ -61,10 +67,15 @@ class FaissIndex:
         vectors: where `get_top_docs` takes document vectors from: "stored" (the embeddings column), "index" (the faiss
             index gives them back, decoded), a `VectorSource`, or None: stored if the column is there.
         column: the name of the embeddings column.
+        rerank: for an approximate index: candidates for each document wanted, ranked again by their stored vectors (see
+            `rag_core.rerank`); 1 takes the faiss index's own order.
 
     Raises:
         ValueError: a column or the faiss index is missing, or the two do not fit each other.
     """
+
+    _rerank: int = 1
+    _notes: Mapping[str, Any] = MappingProxyType({})  # what `rerank.read_notes` found
 
     def __init__(
         self,
@@ -73,8 +84,9 @@ class FaissIndex:
         *,
         vectors: str | VectorSource | None = None,
         column: str = "embeddings",
+        rerank: int = 1,
     ) -> None:
-        self._column = column
+        self._column, self._rerank = column, checked_factor(rerank)
         self._load: Callable[[], tuple[Any, Any, str | VectorSource | None]] | None = None
         self._attach(passages, faiss_index, vectors)
 
@@ -91,25 +103,31 @@ class FaissIndex:
         passages_path: str | Path,
         index_path: str | Path,
         *,
-        memory_map: bool = False,
+        memory_map: bool | None = False,
         vectors: str | None = None,
+        rerank: int | None = None,
     ) -> FaissIndex:
         """Open (at the first use) the files of a custom index.
 
         Args:
             passages_path: folder written by ``dataset.save_to_disk``.
             index_path: file written by ``dataset.get_index("embeddings").save`` or ``faiss.write_index``.
-            memory_map: map the faiss file instead of reading it; passages are always mapped.
+            memory_map: map the faiss file instead of reading it, None if it has more than 1 GB; passages are always
+                mapped.
             vectors: "stored", "index" or None, as in the constructor.
+            rerank: as in the constructor; None as the index was built (see `rag_core.rerank.read_notes`).
 
         Raises:
             ValueError: one of the paths names a pickle. Missing or damaged files raise OSError when they are opened.
         """
         refuse_pickle(passages_path, "passages_path")
         refuse_pickle(index_path, "index_path")
-        return cls.deferred(
-            lambda: (read_passages(passages_path), read_faiss(index_path, memory_map=memory_map), vectors)
+        index = cls.deferred(
+            lambda: (map_passages(passages_path), read_faiss(index_path, memory_map=memory_map), vectors)
         )
+        index._notes = read_notes(index_path)
+        index._rerank = checked_factor(index._notes.get("settings", {}).get("rerank", 1) if rerank is None else rerank)
+        return index
 
     def _attach(self, passages: Any, faiss_index: Any, vectors: str | VectorSource | None) -> None:
         if not hasattr(passages, "column_names"):
@@ -138,6 +156,8 @@ class FaissIndex:
             if vectors not in ("stored", "index"):
                 raise ValueError(f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}.")
             vectors = ArrowVectors(passages, self._column) if vectors == "stored" else FaissVectors(faiss_index)
+        if self._rerank > 1 and isinstance(vectors, FaissVectors):
+            raise ValueError("rerank ranks candidates by their stored vectors; it needs vectors='stored'.")
         if not len(passages):
             vectors.vector_size = int(faiss_index.d)
         if vectors.vector_size != faiss_index.d:
@@ -146,13 +166,28 @@ class FaissIndex:
                 f"{faiss_index.d}; build the index from this data set."
             )
         self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
-        self._texts = passages.with_format(None).remove_columns([self._column] if self._column in columns else [])
+        self._texts = PassageTexts(passages, self._column)
         self._load = None
+        self._warn()
+
+    def _warn(self) -> None:
+        """Says so where the index was built with a low recall: answers suffer, and nothing else would tell."""
+        recall = self._notes.get("recall_at_5", 1.0)
+        if recall < LOW_RECALL:
+            message = low_recall(str(self._notes.get("kind")), recall, self._notes.get("settings", {}))
+            warnings.warn(message, stacklevel=4)
+
+    @property
+    def rerank(self) -> int:
+        """Candidates for each document that are ranked exactly; 1 takes the faiss index's own order."""
+        return self._rerank
 
     @property
     def dataset(self) -> Any:
         """The passages (`datasets.Dataset`)."""
         self.init_index()
+        if isinstance(self._dataset, PassageTable):
+            self._dataset = self._dataset.dataset()
         return self._dataset
 
     @property
@@ -167,7 +202,8 @@ class FaissIndex:
         return int(self.faiss_index.d)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        self.init_index()
+        return len(self._dataset)
 
     def is_initialized(self) -> bool:
         """Whether the files are open."""
@@ -194,6 +230,8 @@ class FaissIndex:
         if isinstance(self._vectors, FaissVectors):
             _, doc_ids, vectors = self.faiss_index.search_and_reconstruct(queries, n_docs)
             return doc_ids, np.where(doc_ids[..., None] < 0, np.float32(0), vectors)  # (B, N), (B, N, D)
+        if self._rerank > 1:
+            return reranked(self.faiss_index, self._vectors, queries, n_docs, self._rerank)
         _, doc_ids = self.faiss_index.search(queries, n_docs)
         return doc_ids, self._vectors.gather(doc_ids)  # (B, N), (B, N, D)
 
@@ -201,7 +239,7 @@ class FaissIndex:
         """Return B dictionaries of lists: every column of the passages but the embeddings, read in one go."""
         doc_ids = np.asarray(doc_ids)
         self.init_index()
-        columns = self._texts[doc_ids.reshape(-1).tolist()]
+        columns = self._texts.read(doc_ids.reshape(-1))
         width = doc_ids.shape[1]
         return [
             {name: values[row * width : (row + 1) * width] for name, values in columns.items()}
@@ -219,4 +257,7 @@ class FaissIndex:
         """
         write_passages(self.dataset, Path(folder) / PASSAGES_FOLDER)
         write_faiss(self.faiss_index, Path(folder) / INDEX_FILE)
+        if self._notes or self._rerank > 1:
+            settings = {**self._notes.get("settings", {}), "rerank": self._rerank}
+            write_notes(Path(folder) / INDEX_FILE, {**self._notes, "settings": settings})
         return {"index_path": INDEX_FILE, "passages_path": PASSAGES_FOLDER}

@@ -11,7 +11,7 @@ The first two are transformers' custom index (`passages_path`, `index_path`). Wh
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core import manifest as layout
-from rag_core.assembly import INDEX_KINDS, assemble, embed, without, work_path, workplace
+from rag_core.assembly import INDEX_KINDS, assemble, check_settings, embed, without, work_path, workplace
 from rag_core.embedding import Encode, probe_vector, read_batches, same_probe
 from rag_core.manifest import Manifest
 
@@ -38,6 +38,7 @@ def build_knowledge_base(
     encoder_name: str = "unnamed",
     encoder_fingerprint: str | None = None,
     index: str | None = None,
+    settings: Mapping[str, int] | None = None,
     words: int | None = 100,
     batch_size: int = 32,
     shard_rows: int = 1024,
@@ -53,7 +54,10 @@ def build_knowledge_base(
         encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
         encoder_name: name or folder of the encoder, kept in the manifest.
         encoder_fingerprint: e.g. the sha256 of its weights.
-        index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, then hnsw.
+        index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw up to 500,000, then
+            ivfpq. An ivfpq index finds candidates by compressed vectors and ranks them by the stored ones.
+        settings: of the index, instead of chosen by the number of passages and tuned: "nlist", "nprobe", "m" (bytes a
+            vector) and "rerank" (candidates a passage) of ivfpq, "efSearch" of hnsw.
         words: words a passage; None keeps each document whole.
         batch_size: passages a call of `encode`; a batch holds passages of like length.
         shard_rows: passages a shard, the most that a kill can cost.
@@ -77,7 +81,10 @@ def build_knowledge_base(
     layout.recover(out)
     files = find_files(paths)
     sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
-    request = {"index": index or "auto", "batch_size": batch_size, "shard_rows": shard_rows, "words": words}
+    request: dict[str, Any] = {"index": index or "auto"}
+    request |= {"batch_size": batch_size, "shard_rows": shard_rows, "words": words}
+    if settings := check_settings(index, settings):
+        request["settings"] = settings
     encoder: dict[str, Any] = {"name": encoder_name, "fingerprint": encoder_fingerprint}
     encoder["probe"] = layout.probe_entry(probe := probe_vector(encode))
     plan = Manifest(encoder, len(probe), 0, words, {}, sources, credit=credit, request=request)
@@ -107,7 +114,8 @@ class KnowledgeBase:
 
         Args:
             path: the folder.
-            verify: whether checksums are computed; None does so up to 256 MB in all.
+            verify: whether checksums are computed; None does so up to 256 MB in all; beyond, sizes and a few spots of
+                each file are compared.
 
         Raises:
             FileNotFoundError: there is none.
@@ -128,11 +136,11 @@ class KnowledgeBase:
 
         return read_passages(self.path / layout.PASSAGES)
 
-    def index(self, *, memory_map: bool = False) -> FaissIndex:
+    def index(self, *, memory_map: bool | None = None) -> FaissIndex:
         """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one stays as it is.
 
         Args:
-            memory_map: maps the faiss file instead of reading it into memory.
+            memory_map: maps the faiss file instead of reading it into memory; None maps more than 1 GB.
         """
         from rag_core.index import FaissIndex
 

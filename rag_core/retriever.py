@@ -27,8 +27,8 @@ class RagRetriever(Pushable):
 
     Args:
         config: a `RagConfig`; it is copied, never changed. Besides its retrieval fields these foreign keys count:
-            ``prompt_truncation`` ("compatible" or "document", see `postprocess_docs`), and for ``wiki_dpr`` those named
-            in `rag_core.wiki_dpr`.
+            ``prompt_truncation`` ("compatible" or "document", see `postprocess_docs`), ``index_rerank`` (candidates a
+            document that an approximate index ranks exactly), and for ``wiki_dpr`` those named in `rag_core.wiki_dpr`.
         question_encoder_tokenizer: turns question ids back into text for the prompt; ours or transformers'.
         generator_tokenizer: encodes prompts; ours or transformers'.
         index: any `Index`; by default the one `config` describes.
@@ -95,7 +95,7 @@ class RagRetriever(Pushable):
         question_encoder_tokenizer: Any = None,
         generator_tokenizer: Any = None,
         init_retrieval: bool = True,
-        memory_map: bool = False,
+        memory_map: bool | None = None,
         **kwargs: Any,
     ) -> RagRetriever:
         """Load a retriever from a RAG folder or hub repository.
@@ -108,7 +108,7 @@ class RagRetriever(Pushable):
             question_encoder_tokenizer: instead of the saved one.
             generator_tokenizer: instead of the saved one.
             init_retrieval: False opens the index at the first search.
-            memory_map: map the faiss file instead of reading it into memory.
+            memory_map: map the faiss file instead of reading it into memory; None if it has more than 1 GB.
             **kwargs: hub options (cache_dir, token, revision, local_files_only, force_download, subfolder); all others
                 override config fields, e.g. ``use_dummy_dataset=True, index_name="exact"``.
 
@@ -227,8 +227,9 @@ class RagRetriever(Pushable):
         prompts = build_prompts(docs, input_strings, prefix, n_docs, *separators)
         if truncate == "document":
             prompts = self._shortened(prompts, input_strings, prefix, n_docs)
+        options: dict[str, Any] = {} if return_tensors is None else {"return_tensors": "np"}  # arrays without lists
         encoded = self.generator_tokenizer(
-            prompts, max_length=self.config.max_combined_length, padding="max_length", truncation=True
+            prompts, max_length=self.config.max_combined_length, padding="max_length", truncation=True, **options
         )
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         return _convert(ids, return_tensors), _convert(mask, return_tensors)

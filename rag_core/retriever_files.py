@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 INDEX_FIELDS = ("index_name", "index_path", "passages_path", "dataset", "dataset_split", "use_dummy_dataset")
 
 
-def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool = False, **hub: Any) -> Index:
+def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool | None = None, **hub: Any) -> Index:
     """Return the index that a configuration describes, not loaded yet.
 
     Args:
         config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`; other names mean a build
             of `dataset` (see `rag_core.wiki_dpr`).
         base: the folder or repository that relative paths start from; by default where `config` was read.
-        memory_map: map the faiss file instead of reading it.
+        memory_map: map the faiss file instead of reading it; None if it has more than 1 GB.
         **hub: hub options, for files of a repository.
 
     Raises:
@@ -45,7 +45,8 @@ def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool 
                 "dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= or index=."
             )
         passages, index_file = (_located(getattr(config, name), base, hub) for name in ("passages_path", "index_path"))
-        return FaissIndex.from_files(passages, index_file, memory_map=memory_map)
+        rerank = getattr(config, "index_rerank", None)
+        return FaissIndex.from_files(passages, index_file, memory_map=memory_map, rerank=rerank)
     from rag_core.wiki_dpr import WikiDprIndex
 
     return WikiDprIndex.from_config(config, memory_map=memory_map, **hub)
@@ -65,6 +66,9 @@ def _located(path: str, base: str | Path | None, hub: dict) -> Path:
     names = [name for name in list_files(base, **hub) if name == path or name.startswith(f"{path}/")]
     if not names:
         return Path(path)
+    about = str(Path(path).with_suffix(".json"))  # how the index was built, where that was kept
+    if Path(path).suffix == ".faiss":
+        resolve_file(base, about, required=False, **hub)
     files = [resolve_file(base, name, **hub) for name in names]
     return files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
 
@@ -76,7 +80,7 @@ def load_parts(
     indexed_dataset: Any,
     index: Index | None,
     tokenizers: tuple[Any, Any],
-    memory_map: bool,
+    memory_map: bool | None,
     kwargs: dict[str, Any],
 ) -> tuple[Any, tuple[Any, Any], Index]:
     """Load config, tokenizers and index for `RagRetriever.from_pretrained`; see there for arguments and errors."""
@@ -138,7 +142,8 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
-    with atomic_folder(folder, stale=(f"{PASSAGES_FOLDER}/*.arrow",)) as draft:
+    stale = (f"{PASSAGES_FOLDER}/*.arrow", Path(INDEX_FILE).with_suffix(".json").name)
+    with atomic_folder(folder, stale=stale) as draft:
         if callable(save):
             entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})
             for name, value in entries.items():

@@ -65,6 +65,8 @@ def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, 
             f"the index returned vectors of shape {vectors.shape} for doc_ids {ids.shape} and question vectors of size "
             f"{width}; expected {(*ids.shape, width)}: do the index and the question encoder belong together?"
         )
+    if ids.shape[1] == n_docs and ids.min() >= 0:
+        return ids, vectors
     missing = n_docs - ids.shape[1]
     ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)  # (b, N)
     vectors = np.pad(vectors, ((0, 0), (0, missing), (0, 0)))  # (b, N, D)
@@ -86,6 +88,9 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
     if not len(doc_ids):
         return []
     hits = doc_ids >= 0
+    if hits.all():
+        found = index.get_doc_dicts(doc_ids)
+        return [{**doc, "embeddings": vectors[row]} for row, doc in enumerate(found)]
     # The index is never asked for row -1: its place is taken by the row's first hit, then blanked.
     first = np.take_along_axis(doc_ids, hits.argmax(axis=1)[:, None], axis=1)  # (B, 1)
     result = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_core.backends import to_numpy
-from rag_core.batch import BatchEncoding, pad_rows
+from rag_core.batch import BatchEncoding, pad_arrays, pad_rows
 from rag_core.hub import Pushable, atomic_folder, split_hub_kwargs
 from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer
@@ -187,7 +187,12 @@ class Tokenizer(Vocabulary, Pushable):
         if return_offsets_mapping:
             rows["offset_mapping"] = [e.offsets for e in encodings]
         if pad:
-            rows = self._padded(rows, limit if pad == "max_length" else None, pad_to_multiple_of)
+            rows = self._padded(
+                rows,
+                limit if pad == "max_length" else None,
+                pad_to_multiple_of,
+                arrays=return_tensors is not None and not return_offsets_mapping,
+            )
         if return_length:
             rows["length"] = [len(row) for row in rows["input_ids"]]
         if single and return_tensors is None:
@@ -221,7 +226,9 @@ class Tokenizer(Vocabulary, Pushable):
             for row, encoding in zip(inputs, encodings, strict=True)
         ]
 
-    def _padded(self, rows: Mapping[str, list[Any]], length: int | None, multiple_of: int | None) -> dict[str, Any]:
+    def _padded(
+        self, rows: Mapping[str, list[Any]], length: int | None, multiple_of: int | None, arrays: bool = False
+    ) -> dict[str, Any]:
         if self.pad_token_id is None:
             raise ValueError("padding was asked for but this tokenizer has no pad token; set tokenizer.pad_token first")
         fills: dict[str, Any] = {
@@ -231,7 +238,9 @@ class Tokenizer(Vocabulary, Pushable):
             "special_tokens_mask": 1,
             "offset_mapping": (0, 0),
         }
-        return pad_rows(rows, fills, length=length, multiple_of=multiple_of, side=self.padding_side)
+        how: dict[str, Any] = {"length": length, "multiple_of": multiple_of, "side": self.padding_side}
+        padded = pad_arrays(rows, fills, **how) if arrays and self.padding_side in ("right", "left") else None
+        return padded or pad_rows(rows, fills, **how)
 
     def pad(
         self,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+CHECKED_ROWS = 1_000_000  # up to here every row's length is checked at opening
+
 
 class VectorSource(Protocol):
     """Random access to document vectors by row number."""
@@ -32,41 +34,71 @@ class ArrowVectors:
         column: a column of equally long lists of numbers.
 
     Raises:
-        ValueError: rows of different length, or missing vectors.
+        ValueError: rows of different length, or missing vectors. Beyond a million rows each part of the file is checked
+            when it is first read, since checking alone would pull gigabytes through memory.
     """
 
     def __init__(self, dataset: Any, column: str = "embeddings") -> None:
-        # `select`, `shuffle` and `filter` leave the table alone and keep a list of row numbers beside it.
-        indices = getattr(dataset, "_indices", None)
-        self._rows = None if indices is None else indices.column(0).to_numpy()
+        self._column = column
+        self._rows = shuffled_rows(dataset)
         self._length = len(dataset)
-        self._chunks = [_as_matrix(chunk, column) for chunk in dataset.data.column(column).chunks if len(chunk)]
-        sizes = sorted({chunk.shape[1] for chunk in self._chunks})
-        if len(sizes) > 1:
-            raise ValueError(f"column {column!r} holds vectors of different sizes: {sizes}; every row needs the same.")
-        self.vector_size = sizes[0] if sizes else 0
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+        self._arrow = [chunk for chunk in dataset.data.column(column).chunks if len(chunk)]
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._arrow])
+        self._chunks: list[np.ndarray | None] = [None] * len(self._arrow)
+        self.vector_size = self._matrix(0).shape[1] if self._arrow else 0
+        if self._starts[-1] <= CHECKED_ROWS:
+            for number in range(len(self._arrow)):
+                self._matrix(number)
 
     def __len__(self) -> int:
         return self._length
+
+    def _matrix(self, number: int) -> np.ndarray:
+        """Chunk `number` as a matrix (r, D)."""
+        matrix = self._chunks[number]
+        if matrix is None:
+            matrix = self._chunks[number] = _as_matrix(self._arrow[number], self._column)
+            if number and matrix.shape[1] != self.vector_size:
+                sizes = sorted({self.vector_size, matrix.shape[1]})
+                raise ValueError(
+                    f"column {self._column!r} holds vectors of different sizes: {sizes}; every row needs the same."
+                )
+        return matrix
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return float32 vectors, shape ``rows.shape + (D,)``; rows of -1 give zeros."""
         rows = np.asarray(rows)
         flat = rows.reshape(-1)
-        out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
+        shape = (*rows.shape, self.vector_size)
         found = np.flatnonzero(flat >= 0)
         wanted = flat[found] if self._rows is None else self._rows[flat[found]].astype(np.int64)
+        if len(self._arrow) == 1 and found.size == flat.size:  # one copy: out of the file, into the result
+            return self._matrix(0)[wanted].astype(np.float32, copy=False).reshape(shape)
+        out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
         chunk_of = np.searchsorted(self._starts, wanted, side="right") - 1
-        for number in np.unique(chunk_of):
-            here = chunk_of == number
-            out[found[here]] = self._chunks[number][wanted[here] - self._starts[number]]
-        return out.reshape(*rows.shape, self.vector_size)
+        inside = wanted - self._starts[chunk_of]
+        if flat.size <= 8 * len(self._arrow):  # few rows here and there: no sorting by chunk
+            for target, number, row in zip(found.tolist(), chunk_of.tolist(), inside.tolist(), strict=True):
+                out[target] = self._matrix(number)[row]
+        else:
+            for number in np.unique(chunk_of):
+                here = chunk_of == number
+                out[found[here]] = self._matrix(number)[inside[here]]
+        return out.reshape(shape)
 
     def blocks(self, size: int = 65536) -> Any:
         """Yield all vectors in row order as float32 arrays of at most `size` rows."""
         for start in range(0, self._length, size):
             yield self.gather(np.arange(start, min(start + size, self._length)))
+
+
+def shuffled_rows(dataset: Any) -> np.ndarray | None:
+    """Row numbers of the table for each row of the data set, or None where they are the same.
+
+    `select`, `shuffle` and `filter` leave the table alone and keep a list of row numbers beside it.
+    """
+    indices = getattr(dataset, "_indices", None)
+    return None if indices is None else indices.column(0).to_numpy()
 
 
 class FaissVectors:

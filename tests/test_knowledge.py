@@ -143,7 +143,7 @@ def test_approximate_indexes_are_measured_against_exact_search(tmp_path, kind: s
         kb = build(tmp_path, rows=300, index=kind, shard_rows=128)
     recall = kb.manifest.index["recall_at_5"]
     assert knob in kb.manifest.index["settings"] and 0 < recall <= 1
-    expected = {"hnsw": {"M", "efConstruction", "efSearch"}, "ivfpq": {"nlist", "nprobe", "m", "bits"}}[kind]
+    expected = {"hnsw": {"M", "efConstruction", "efSearch"}, "ivfpq": {"nlist", "nprobe", "m", "bits", "rerank"}}[kind]
     assert set(kb.manifest.index["settings"]) == expected
     assert any(f"recall@5 of the {kind} index" in str(w.message) for w in caught) == (recall < 0.95)
     if kind == "hnsw":

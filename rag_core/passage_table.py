@@ -1,0 +1,76 @@
+"""Passages straight from their memory-mapped Arrow files.
+
+A question needs a few rows; the `datasets` library, which reads the same folder, takes longer to import than all the
+rest of an answer. Folders that only `datasets` understands are left to it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rag_core.passage_files import read_passages
+
+
+def map_passages(path: str | Path) -> Any:
+    """Open a folder of passages: as a `PassageTable` where its columns are texts and numbers, else as a `datasets.Dataset`.
+
+    Args:
+        path: the folder, as `rag_core.passage_files.read_passages` takes it.
+
+    Raises:
+        OSError: as `read_passages`.
+    """
+    found = _plain_table(Path(path))
+    return read_passages(path) if found is None else PassageTable(path, found)
+
+
+class PassageTable:
+    """The rows of a folder of passages; what `FaissIndex` needs of a `datasets.Dataset`.
+
+    Args:
+        path: the folder.
+        table: its `pyarrow.Table`, memory-mapped.
+    """
+
+    def __init__(self, path: str | Path, table: Any) -> None:
+        self.path, self.data = path, table
+        self.column_names: list[str] = table.column_names
+
+    def __len__(self) -> int:
+        return int(self.data.num_rows)
+
+    def list_indexes(self) -> list[str]:
+        """None: the index lies in a file of its own."""
+        return []
+
+    def dataset(self) -> Any:
+        """The same folder as a `datasets.Dataset`."""
+        return read_passages(self.path)
+
+
+def _plain_table(folder: Path) -> Any:
+    """The table, or None for everything that `datasets` should open or refuse."""
+    import pyarrow as pa
+
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = [folder / entry["filename"] for entry in state["_data_files"]]
+        indices = state.get("_indices_files") or state.get("_indices_data_files")
+        table = pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # pyarrow's are OSErrors and ValueErrors, too
+        return None
+    return table if not indices and table.num_rows and all(map(_is_plain, table.schema)) else None
+
+
+def _is_plain(field: Any) -> bool:
+    """Whether a column is texts, numbers or lists of numbers, whose Python values are what Arrow says they are."""
+    import pyarrow as pa
+
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return (text or number) and b"ARROW:extension:name" not in (field.metadata or {})

@@ -1,0 +1,78 @@
+"""Approximate search made exact at the top: more candidates than asked for, ranked again by their stored vectors.
+
+Letters: B questions, N documents a question, C candidates a question, D vector size.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rag_core.vectors import VectorSource
+
+RERANK = 16  # candidates for each document wanted: on real vectors of an eighth of their size all that are in reach
+
+
+def reranked(
+    faiss_index: Any, vectors: VectorSource, queries: np.ndarray, n_docs: int, factor: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search for C = N * factor candidates and keep those N whose exact scores are best.
+
+    Args:
+        faiss_index: the approximate index.
+        vectors: the exact vectors of its rows.
+        queries: (B, D) float32.
+        n_docs: N.
+        factor: candidates for each document.
+
+    Returns:
+        Row numbers (B, N), best exact score first, -1 where nothing was found, and their vectors (B, N, D).
+    """
+    import faiss
+
+    _, ids = faiss_index.search(queries, min(n_docs * factor, max(n_docs, int(faiss_index.ntotal))))  # (B, C)
+    candidates = vectors.gather(ids)  # (B, C, D)
+    scores = np.matmul(candidates, queries[:, :, None])[..., 0]  # (B, C)
+    if faiss_index.metric_type == faiss.METRIC_L2:
+        scores = 2 * scores - np.square(candidates).sum(axis=-1)  # the distance, less what no candidate changes
+    best = np.argsort(np.where(ids < 0, np.inf, -scores), axis=1, kind="stable")[:, :n_docs]  # (B, N)
+    return np.take_along_axis(ids, best, axis=1), np.take_along_axis(candidates, best[..., None], axis=1)
+
+
+def checked_factor(factor: Any) -> int:
+    """The re-rank factor; 1 is none.
+
+    Raises:
+        ValueError: no whole number of 1 or more.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"rerank (index_rerank) must be a whole number of at least 1, got {factor!r}.")
+    return factor
+
+
+def read_notes(index_path: str | Path) -> dict[str, Any]:
+    """What is known about a faiss file: "kind", "settings" (with "rerank") and "recall_at_5"; {} if nothing is.
+
+    It stands in a json file of the same name, or in the manifest of a knowledge base.
+    """
+    path = Path(index_path)
+    for place, known in ((path.with_suffix(".json"), None), (path.parent / "manifest.json", "index")):
+        if place.is_file() and (known is None or path.name == "index.faiss"):
+            try:
+                notes = json.loads(place.read_text(encoding="utf-8"))
+                notes = notes if known is None else notes.get(known, {})
+                if not isinstance(notes, dict) or not isinstance(notes.get("settings", {}), dict):
+                    raise ValueError("its entries are no objects")
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{place} is damaged ({error!s:.160}). Write the index anew.") from None
+            return notes
+    return {}
+
+
+def write_notes(index_path: str | Path, notes: dict[str, Any]) -> None:
+    """Write the json file that `read_notes` finds."""
+    Path(index_path).with_suffix(".json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
