@@ -6,8 +6,14 @@ such as the candidates or beams of a question.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+
+# Numbers of a piece that a loss works on at a time: what a CPU's cache holds, what keeps a GPU busy.
+_PIECE_CPU, _PIECE = 2**19, 2**25
 
 
 def widen(x: Tensor) -> Tensor:
@@ -57,7 +63,7 @@ def token_log_probs(logits: Tensor, log_probs: Tensor) -> Tensor:
 
 
 def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
-    """log p of each target token, without a normalised copy of the logits.
+    """log p of each target token, without a normalised copy of the logits, nor one for the gradient.
 
     Args:
         logits: (B, N, ..., T, V).
@@ -67,7 +73,53 @@ def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
         (B, N, ..., T).
     """
     index = target[:, None, ..., None].expand(*logits.shape[:-1], 1)  # (B, N, ..., T, 1)
-    return widen(logits.gather(-1, index).squeeze(-1)) - widen(logits).logsumexp(-1)
+    if torch.compiler.is_compiling():  # it fuses these by itself
+        return widen(logits.gather(-1, index).squeeze(-1)) - widen(logits).logsumexp(-1)
+    return _TargetLogProbs.apply(logits, index)[0]
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    """(..., V) logits, (..., 1) ids -> (...) log-probabilities and normalisers (the latter without a gradient).
+
+    Both ways go through the logits in pieces, so that besides the logits only their gradient is ever as large.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The normaliser is kept for the gradient."""
+        normaliser = torch.cat([widen(piece).logsumexp(-1) for piece in _pieces(logits, logits)])
+        normaliser = normaliser.view(logits.shape[:-1])
+        return widen(logits.gather(-1, index).squeeze(-1)) - normaliser, normaliser
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Called by PyTorch after `forward`."""
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Gradient at a logit: (1 if it is the target's, else 0) - its probability, times the target's gradient."""
+        logits, index, normaliser = ctx.saved_tensors
+        grad = grads[0][..., None]  # (..., 1)
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+            return (-grad * widen(logits).softmax(-1)).scatter_add(-1, index, grad).to(logits.dtype), None
+        result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        columns = (normaliser[..., None], -grad)
+        for out, piece, shift, factor in zip(
+            *(_pieces(each, logits) for each in (result, logits, *columns)), strict=True
+        ):
+            probs = torch.sub(piece, shift, out=out if out.dtype == shift.dtype else None)
+            probs.exp_().mul_(factor)
+            if probs is not out:
+                out.copy_(probs)
+        return result.scatter_add_(-1, index, grad.to(logits.dtype)), None
+
+
+def _pieces(x: Tensor, logits: Tensor) -> Iterator[Tensor]:
+    """(..., n) -> (rows, n) pieces, as many rows at a time as `logits` (..., V) are worked on."""
+    size = _PIECE_CPU if logits.device.type == "cpu" else _PIECE
+    yield from x.reshape(-1, x.shape[-1]).split(max(1, size // logits.shape[-1]))
 
 
 def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:

@@ -167,3 +167,24 @@ def test_a_live_document_encoder_scores_and_learns(tmp_path):
     model.save_pretrained(tmp_path)
     again = RagSequenceForGeneration.from_pretrained(tmp_path, dtype=torch.float64, retriever=retriever)
     close(again(QUESTIONS, labels=LABELS).doc_scores, out.doc_scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_log_probs_in_pieces_have_the_gradients_of_the_plain_formula(dtype, monkeypatch):
+    monkeypatch.setattr(marginal, "_PIECE_CPU", 40)  # two rows of logits at a time
+    draw = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 3, 4, 17, dtype=dtype, generator=draw, requires_grad=True)
+    target = torch.randint(0, 17, (2, 4), generator=draw)
+    found = marginal.target_log_probs(logits, target)
+    index = target[:, None, :, None].expand(2, 3, 4, 1)
+    wanted = marginal.widen(logits).log_softmax(-1).gather(-1, index)[..., 0]
+    tolerance = {"atol": 1e-12 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else 1e-2, "rtol": 1e-6}
+    torch.testing.assert_close(found, wanted, **tolerance)
+    gradients = [
+        torch.autograd.grad(each.sin().sum(), logits, create_graph=twice)[0]
+        for each, twice in ((wanted, False), (marginal.target_log_probs(logits, target), False), (found, True))
+    ]
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], **tolerance)
+    if dtype == torch.float64:
+        assert torch.autograd.gradgradcheck(lambda x: marginal.target_log_probs(x, target), logits)
