@@ -17,6 +17,7 @@ from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import PooledEncoderOutput
 from rag_core.sentence_folder import sentence_settings
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
+from rag_torch.contexts import used_length
 from rag_torch.layers import init_normal
 from rag_torch.pretrained import PretrainedModel
 
@@ -75,6 +76,9 @@ class PooledEncoder(PretrainedModel, ABC):
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds)
+        if attention_mask is not None and not (attentions or hidden):  # those are handed back with all columns
+            length = used_length(attention_mask)
+            x, attention_mask = x[:, :length].contiguous(), attention_mask[:, :length]
         states = self._body.encoder(x, attention_mask, attentions, hidden)
         output = PooledEncoderOutput(
             pooler_output=self._pool(states.last_hidden_state, attention_mask),

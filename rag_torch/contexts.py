@@ -41,12 +41,22 @@ class Contexts:
         """The same without the columns on the right that are padding in every row (they change no result)."""
         if self.context_attention_mask is None:
             return self
-        used = self.context_attention_mask.bool().any(0).nonzero()
-        length = max(1, int(used[-1]) + 1 if len(used) else 1)
+        length = used_length(self.context_attention_mask)
         ids, mask = (
             None if each is None else each[:, :length] for each in (self.context_input_ids, self.context_attention_mask)
         )
         return replace(self, context_input_ids=ids, context_attention_mask=mask)
+
+
+def used_length(mask: Tensor) -> int:
+    """How many columns of a mask (R, S) are left without those on the right that are padding in every row; 1 or more.
+
+    Where a value can't be read (torch.compile, the meta device), all of them.
+    """
+    if mask.is_meta or torch.compiler.is_compiling():
+        return mask.shape[1]
+    used = mask.bool().any(0).nonzero()
+    return int(used[-1]) + 1 if len(used) else 1
 
 
 def given_contexts(
@@ -145,7 +155,7 @@ def checked_ids(name: str, ids: Any, size: int | None = None) -> Tensor:
         raise TypeError(f"{name} must hold integer ids (torch.long), got {ids.dtype}")
     if size is None or not ids.numel() or ids.is_meta or torch.compiler.is_compiling():
         return ids
-    low, high = map(int, ids.aminmax())
+    low, high = torch.stack(ids.aminmax()).tolist()  # both in one wait for the device
     if low < 0 or high >= size:
         raise ValueError(
             f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {low} to {high}. The tokenizer "
