@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, peers, report
-from benchmarks.jobs import CONTESTANTS, JOBS, ON_GPU, Contestant, contestant, selected, takes_part
+from benchmarks.jobs import CONTESTANTS, JOBS, ON_GPU, Contestant, contestant, must_agree, selected, takes_part
 from benchmarks.run import ROOT, Failed, Worker, environment, prepare, run_job
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine.json"
@@ -114,7 +114,9 @@ def main(given: list[str] | None = None) -> int:
             failed = True
             continue
         found["gflops"] = max(results["machine"]["gflops"].values())
-        failed |= any(not found["contestants"][one.name].get("agrees") for one in able if one.exact)
+        entries = found["contestants"]
+        failed |= any(not entries[one.name].get("agrees") for one in able if must_agree(one, job))
+        failed |= any("error" in entry for entry in entries.values())
         results["jobs"][job.name] = found
         say(report.lines(job.name, found))
         out.write_text(json.dumps(results, indent=1) + "\n")

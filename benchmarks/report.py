@@ -104,7 +104,7 @@ def _cell(results: dict[str, Any], job: str, name: str) -> str:
         return ""
     if "seconds" not in entry:
         return "failed" if "error" in entry else "other tokens"
-    text = duration(entry["seconds"])
+    text = duration(entry["seconds"]) + ("" if entry.get("agrees") else "\N{DAGGER}")
     if times := ratio(seconds_of(results, job, base_of(name) or ""), entry["seconds"]):
         text += "" if name == base_of(name) else f" ({times:.1f} x)"
     return text
@@ -188,12 +188,18 @@ def machine_line(results: dict[str, Any]) -> str:
 def markdown(results: dict[str, Any]) -> str:
     """All tables."""
     missing = [f"- absent: {name}: {reason}" for name, reason in results.get("absent", {}).items()]
+    other = [
+        f"- \N{DAGGER} {name}, {job['title']}: other tokens; {entry['difference']}"
+        for job in results["jobs"].values()
+        for name, entry in job["contestants"].items()
+        if "difference" in entry
+    ]
     parts = [
         f"Measured on: {machine_line(results)}",
         seconds_table(results),
         goals_table(results),
         more_table(results),
-        "\n".join([*versions(results), *missing]),
+        "\n".join([*other, *versions(results), *missing]),
     ]
     return "\n\n".join(parts)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import agreement, floor
-from benchmarks.jobs import REFERENCES, Contestant, Job
+from benchmarks.jobs import REFERENCES, Contestant, Job, must_agree
 from benchmarks.workload import CACHE, Size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,7 +153,7 @@ def run_job(
     entries: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
     found: dict[str, Any] = {}
-    turns = repeats or (min(3, job.repeats) if quick else job.repeats)
+    turns = repeats or (1 if quick else job.repeats)
 
     def start(one: Contestant) -> tuple[Worker, dict[str, Any]]:
         worker = None if pool is None else pool.get(one.name)
@@ -224,8 +224,10 @@ def judge(
         entry["reference"], entry["agrees"] = reference, not reason
         if reason:
             entry["difference"] = f"{reason} (compared with {reference})"
+            if one.name in job.differs:
+                entry["difference"] += f": {job.differs[one.name]}"
             entry["equal_rows"] = agreement.equal_share(found[reference], found[one.name])
-            say(f"{job.name}: {one.name} {'DISAGREES' if one.exact else 'differs'}: {entry['difference']}")
+            say(f"{job.name}: {one.name} {'DISAGREES' if must_agree(one, job) else 'differs'}: {entry['difference']}")
 
 
 def time_in_turns(
@@ -236,20 +238,24 @@ def time_in_turns(
     start: Callable[[Contestant], tuple[Worker, Any]],
     turns: int,
 ) -> None:
-    """Time those that agree, one after another, forwards and backwards by turns."""
-    able = [
-        one
-        for one in contestants
-        if entries[one.name].get("agrees") or ("versions" in entries[one.name] and not one.exact)
-    ]
+    """Time those that agree, or need not, one after another, forwards and backwards by turns."""
+
+    def able(one: Contestant) -> bool:
+        entry = entries[one.name]
+        return "error" not in entry and (entry["agrees"] or not must_agree(one, job))
+
     for turn in range(turns):
-        for one in able if turn % 2 == 0 else reversed(able):
+        for one in filter(able, contestants if turn % 2 == 0 else contestants[::-1]):
             kept = workers.get(one.name)
-            worker = kept or start(one)[0]
-            time.sleep(REST)
-            if job.times > 1:
-                worker.ask("run", times=1)  # caches are cold after the others' turns
-            answer = worker.ask("run", times=job.times)
+            try:
+                worker = kept or start(one)[0]
+                time.sleep(REST)
+                if job.times > 1:
+                    worker.ask("run", times=1)  # caches are cold after the others' turns
+                answer = worker.ask("run", times=job.times)
+            except Failed as error:
+                entries[one.name]["error"] = str(error)
+                continue
             entries[one.name].setdefault("seconds", []).extend(answer["seconds"])
             entries[one.name].setdefault("beside", []).extend(answer["beside"])
             if kept is None:

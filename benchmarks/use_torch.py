@@ -118,7 +118,9 @@ class Train(Loss):
     def check(self) -> dict[str, Any]:
         """The losses of two steps without dropout: the second one shows the gradient."""
         self.model.eval()
-        return {"numbers": [self.step(), self.step()]}
+        found = {"numbers": [self.step(), self.step()]}
+        self.run()  # with dropout the work is another, which is to be warmed up, too
+        return found
 
     def run(self) -> dict[str, Any]:
         """One step, with dropout."""
