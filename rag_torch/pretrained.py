@@ -13,6 +13,8 @@ from rag_torch import weights as tensors
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
+_HELD = 1 << 26  # bytes of a checkpoint's file that stay in memory while it is read
+
 
 class PretrainedModel(nn.Module, Pushable):
     """An `nn.Module` with a config, which loads and saves itself under Hugging Face's names.
@@ -175,9 +177,15 @@ class PretrainedModel(nn.Module, Pushable):
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
         ties = tensors.tied_names(self)
+        read = 0
         for name in arrays:
             if name not in ties:
-                tensors.assign(self, {name: arrays[name]}, dtype, device)
+                array = arrays[name]
+                tensors.assign(self, {name: array}, dtype, device)
+                read += array.nbytes
+                if read > _HELD:  # the file's pages count as memory of this process, beside the copies
+                    found.free()
+                    read = 0
         self.tie_weights()
         left = sorted(name for name, tensor in self.state_dict().items() if tensor.is_meta)
         if left:
