@@ -33,6 +33,23 @@ def growth(values: Sequence[float], measured: Sequence[float]) -> float:
     return sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / spread
 
 
+def growth_beyond(values: Sequence[float], measured: Sequence[float]) -> float | None:
+    """The growth of what comes on top of the first point: constant costs hide less of it.
+
+    Args:
+        values: n, rising.
+        measured: t.
+
+    Returns:
+        The power, or None where t rises too little for one: by less than a quarter over the lower half.
+    """
+    first, rest = measured[0], [t - measured[0] for t in measured[1:]]
+    count = min(len(rest), max(3, math.ceil(len(values) / 2)))
+    if count < 2 or min(rest[-count:]) < first / 4:
+        return None
+    return growth(values[-count:], rest[-count:])
+
+
 def too_fast(found: float, expected: float, slack: float = SLACK) -> bool:
     """Whether a curve grows by a noticeably higher power than expected."""
     return found > expected + slack

@@ -18,13 +18,14 @@ from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
-from benchmarks.growth import growth, too_fast
+from benchmarks.growth import growth, growth_beyond
 from benchmarks.scaling_curves import CURVES, MODEL, Curve
+from benchmarks.scaling_report import flagged, stated
 from benchmarks.workload import CACHE, prepared
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
-_LONG = 1.0  # seconds beyond which three runs do; shorter points get five
+_LONG = 0.4  # seconds beyond which three runs do; shorter points get five
 
 
 class Worker:
@@ -87,8 +88,12 @@ def measured(curve: Curve, workers: dict[str, Any], rounds: int = 5) -> dict[str
             continue
         seconds = [median(run["seconds"] for run in point) for point in points]
         values = curve.values[: len(points)]
-        expected = growth(values, [curve.operations(curve.job(n)) for n in values])
+        counted = [curve.operations(curve.job(n)) for n in values]
         entry = {"seconds": [float(f"{s:.4g}") for s in seconds], "growth": round(growth(values, seconds), 2)}
+        beyond = growth_beyond(values, seconds)
+        if beyond is not None:
+            entry |= {"beyond": round(beyond, 2), "expected_beyond": round(growth_beyond(values, counted) or 0.0, 2)}
+        expected = growth(values, counted)
         entry |= {"expected": round(expected, 2), "said": [point[-1]["tokens"] for point in points]}
         if "peak_mb" in points[0][0]:
             entry["peak_mb"] = [max(run["peak_mb"] for run in point) for point in points]
@@ -99,10 +104,10 @@ def measured(curve: Curve, workers: dict[str, Any], rounds: int = 5) -> dict[str
 def faster_than_expected(results: dict[str, Any]) -> list[str]:
     """The curves that grow by a higher power than their operation count."""
     return [
-        f"{curve}, {name}: n^{entry['growth']:.2f} where n^{entry['expected']:.2f} is expected"
+        f"{curve}, {name}: {stated(entry)} where {stated(entry, 'expected')} is expected"
         for curve, found in results["curves"].items()
         for name, entry in found["contestants"].items()
-        if too_fast(entry["growth"], entry["expected"])
+        if flagged(entry)
     ]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.workload import Size
+from rag_core.faiss_files import default_lists
 
 # heavy enough that matrices outweigh the calls around them, light enough for two cores
 MODEL = Size("scaling", width=256, encoder_layers=1, generator_layers=3, heads=4, vocab=20_000, questions=1)
@@ -64,13 +65,13 @@ def _varied(name: str, **fixed: Any) -> Callable[[int], dict[str, Any]]:
 
 
 def search_operations(job: dict[str, Any]) -> float:
-    """Numbers looked at: all vectors; the lists' centres and the codes of a sixteenth of them; a graph's layers."""
+    """Numbers looked at: all vectors; or the centres, a table and some lists; or layers of a graph."""
     rows, size = job["rows"], 384
     if job["index"] == "hnsw":
         return math.log(rows)
     if job["index"] == "ivfpq":
-        lists = round(rows**0.5)
-        return float(lists * size + rows * max(8, lists // 16) / lists * size / 2)
+        lists = default_lists(rows)
+        return float(lists * size + 256 * size + max(16, lists // 64) * rows / lists * size / 8)
     return float(rows * size)
 
 

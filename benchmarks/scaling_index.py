@@ -48,13 +48,13 @@ class Searches:
         return {"seconds": seconds, "tokens": str(int(np.sum(found)))}
 
     def index(self, kind: str, rows: int) -> Any:
-        """The index, as `build_faiss` makes it but for the breadths of construction, which searches do not see."""
+        """The index, as `build_faiss` makes it but for how broadly graphs are built, which no search sees."""
         if (kind, rows) not in self.indexes:
             file = self.cache / f"{kind}-{rows}.faiss"
             if kind != "flat" and file.is_file():
                 index = read_faiss(file)
             else:
-                index = build_faiss(blocks(rows), rows, D, kind, ef_construction=40, train_rows=30_000)
+                index = build_faiss(blocks(rows), rows, D, kind, ef_construction=40)
                 if kind != "flat":
                     self.cache.mkdir(parents=True, exist_ok=True)
                     write_faiss(index, file)

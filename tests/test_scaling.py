@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.growth import growth, too_fast
+from benchmarks.growth import growth, growth_beyond, too_fast
 from benchmarks.scaling import faster_than_expected, measured
 from benchmarks.scaling_curves import CURVES
 from benchmarks.scaling_report import duration, inserted, table
@@ -20,6 +20,9 @@ def test_a_planted_quadratic_is_found_and_flagged_though_it_starts_flat():
     assert found == pytest.approx(1.85, abs=0.1)
     assert too_fast(found, 1.0)
     assert not too_fast(found, 2.0)
+    beyond = growth_beyond(DOCS, noisy([0.5 + 1e-3 * n**2 for n in DOCS]))
+    assert beyond is None  # it rises only at its end
+    assert growth_beyond(DOCS, noisy([0.2 + 1e-3 * n**2 for n in DOCS])) == pytest.approx(2.0, abs=0.15)
 
 
 def test_a_line_above_a_constant_is_no_quadratic():
@@ -65,8 +68,8 @@ def test_a_contestant_that_grows_too_fast_is_found_and_one_that_breaks_is_left_o
     assert (entry["growth"], entry["expected"]) == (2.0, 1.0)
     assert entry["seconds"][-1] == 0.25 and entry["peak_mb"] == [7] * 6
     results = {"curves": {curve.name: found}}
-    assert faster_than_expected(results) == ["docs, dualrag-torch: n^2.00 where n^1.00 is expected"]
-    assert "100 µs to 250 ms, n^2.00 **faster than expected**" in table(results)
+    assert faster_than_expected(results) == ["docs, dualrag-torch: n^2.00 (2.01) where n^1.00 (1.05) is expected"]
+    assert "100 µs to 250 ms, n^2.00 (2.01) **faster than expected**" in table(results)
 
 
 def test_operations_grow_as_theory_says():
