@@ -17,7 +17,7 @@ from rag_core.hub import Pushable, atomic_folder, split_hub_kwargs
 from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer
 from rag_core.tokenizer_save import write_tokenizer
-from rag_core.truncation import check_strategies, shortened
+from rag_core.truncation import check_strategies, fitted, shortened
 from rag_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Tokenizer(Vocabulary, Pushable):
         texts, pairs = _texts(argument, text), _texts(f"{argument}_pair", pair) if pair is not None else None
         if pairs is not None and len(texts) != len(pairs):
             raise ValueError(f"{argument} has {len(texts)} texts, its pair {len(pairs)}; they must be as many")
-        encodings = self._encode(texts, pairs, add_special_tokens, cut, limit, argument)
+        encodings = self._encode(texts, pairs, add_special_tokens, cut, limit, argument, offsets=return_offsets_mapping)
 
         rows: dict[str, list[Any]] = {"input_ids": [e.ids for e in encodings]}
         names = self.model_input_names
@@ -207,18 +207,28 @@ class Tokenizer(Vocabulary, Pushable):
         cut: str | None,
         limit: int,
         argument: str,
+        offsets: bool = False,
     ) -> list[tokenizers.Encoding]:
         backend = self.backend_tokenizer
+        encode_batch = backend.encode_batch if offsets else backend.encode_batch_fast  # a third faster without them
         inputs: list[Any] = texts if pairs is None else list(zip(texts, pairs, strict=True))
+        # Single texts are cut before their special tokens are added, so that none is encoded twice.
+        later = cut is not None and pairs is None and not offsets
+        special = add_special_tokens and not later
         try:
             if len(inputs) == 1:
-                encodings = [backend.encode(texts[0], pairs[0] if pairs else None, False, add_special_tokens)]
+                encodings = [backend.encode(texts[0], pairs[0] if pairs else None, False, special)]
             else:
-                encodings = backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+                encodings = encode_batch(inputs, add_special_tokens=special)
         except (TypeError, UnicodeEncodeError) as error:
             raise ValueError(f"{argument} holds characters that are no text (lone surrogates?): {error}") from error
         if cut is None:
             return encodings
+        if later:
+            return [
+                fitted(backend, (encoding,), add_special_tokens, cut, limit, self.truncation_side)
+                for encoding in encodings
+            ]
         return [
             encoding
             if len(encoding.ids) <= limit

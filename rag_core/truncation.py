@@ -69,18 +69,31 @@ def shortened(
     limit: int,
     side: str,
 ) -> tokenizers.Encoding:
-    """Encodes a text or a pair into `limit` tokens at most, special tokens included.
+    """Encodes a text or a pair into `limit` tokens at most, special tokens included; raises as `fitted` does."""
+    parts = tuple(backend.encode(text, add_special_tokens=False) for text in texts)
+    return fitted(backend, parts, add_special_tokens, strategy, limit, side)
+
+
+def fitted(
+    backend: tokenizers.Tokenizer,
+    parts: tuple[tokenizers.Encoding, ...],
+    add_special_tokens: bool,
+    strategy: str,
+    limit: int,
+    side: str,
+) -> tokenizers.Encoding:
+    """Cuts a text's (or a pair's) encodings without special tokens to fit, and adds these.
 
     Raises:
         ValueError: the part that may be cut is too short to make the row fit.
     """
-    if side not in ("right", "left"):
-        raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
-    parts = [backend.encode(text, add_special_tokens=False) for text in texts]
     extra = backend.num_special_tokens_to_add(len(parts) == 2) if add_special_tokens else 0
-    lengths = kept_lengths([len(part.ids) for part in parts], limit - extra, strategy)
-    for part, length in zip(parts, lengths, strict=True):
-        part.truncate(length, direction=side)
+    lengths = [len(part) for part in parts]
+    if sum(lengths) + extra > limit:
+        if side not in ("right", "left"):
+            raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
+        for part, length in zip(parts, kept_lengths(lengths, limit - extra, strategy), strict=True):
+            part.truncate(length, direction=side)
     return backend.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens)
 
 
