@@ -263,7 +263,7 @@ class RowSearch(_Search):
         tokens = np.where(self.finished, self.pad, tokens)
         self.tokens = np.concatenate([self.tokens, tokens[:, None]], axis=1)
         self.lengths += ~self.finished
-        self.finished |= np.isin(tokens, self.eos)
+        self.finished |= (tokens[:, None] == self.eos).any(axis=1)
         return tokens
 
     def stop(self, rows: np.ndarray) -> None:

@@ -74,10 +74,12 @@ class _BartLayer(nn.Module):
         self.activation_dropout = config.activation_dropout
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return norm(x + F.dropout(update, self.dropout, self.training))
+        return norm(x + (F.dropout(update, self.dropout) if self.training else update))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(self.act(self.fc1(x)), self.activation_dropout, self.training)
+        hidden = self.act(self.fc1(x))
+        if self.training:
+            hidden = F.dropout(hidden, self.activation_dropout)
         return self._add(x, self.fc2(hidden), self.final_layer_norm)
 
 
@@ -212,6 +214,8 @@ class BartDecoder(_BartStack):
         x = self._embed(input_ids, None, cache.position, None if tree is None else tree.positions)
         shape = x.shape
         mask = AttentionMask(cache.allowed(x.shape[1], x.device, attention_mask))
+        if attention_mask is None:
+            mask.alive = None  # every position sees itself
         x = cache.ride(x)
         for index, layer in enumerate(self.layers):
             trace.hidden(x.reshape(shape))
@@ -277,4 +281,6 @@ class BartForConditionalGeneration(Generator):
         return shift_tokens_right(input_ids, pad, start)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden) + self.final_logits_bias
+        logits, bias = self.lm_head(hidden), self.final_logits_bias
+        in_place = logits.dtype == bias.dtype and not torch.is_grad_enabled()
+        return logits.add_(bias) if in_place else logits + bias

@@ -1,7 +1,7 @@
 """What decoding keeps: each context's cross-attention, and the self-attention of what was written so far.
 
-Letters: R rows (contexts), K beams riding on a row, T target positions now, L positions so far and now, S context
-length, H heads, h width of a head, d width of the model.
+Letters: R rows (contexts), K beams of a row, k of them decoded now, T target positions now, L positions so far and
+now, S context length, H heads, h width of a head, d width of the model.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class DecodeState:
         rows: R.
         position_bias: (1, H, max_length, max_length) where the network adds one to its self-attention scores (T5).
         tree: without a cache: how the positions decoded at once hang together, where they are no sequence.
+        riding: k, beams that are decoded now: K, or 1 that stands for all of them as long as they are equal.
     """
 
     cross: list[tuple[Tensor, Tensor]]
@@ -93,6 +94,7 @@ class DecodeState:
     rows: int = 0
     position_bias: Tensor | None = None
     tree: Tree | None = None
+    riding: int = 1
 
     @classmethod
     def allocate(
@@ -106,53 +108,53 @@ class DecodeState:
             if beams > 1:
                 own = torch.eye(beams, dtype=torch.bool, device=key.device)[None, :, None]  # (1, K, 1, K)
                 lineage = own.repeat(rows, 1, max_length, 1)
-        return cls(cross, mask, beams, cache, lineage, 0, rows)
+        return cls(cross, mask.by_row(2 * heads * width), beams, cache, lineage, 0, rows)
 
     def ride(self, x: Tensor) -> Tensor:
-        """(R*K, T, d) -> (R, K*T, d): with a cache the beams of a row share its keys and values."""
+        """(R*k, T, d) -> (R, k*T, d): with a cache the beams of a row share its keys and values."""
         return x if self.cache is None else x.reshape(self.rows, -1, x.shape[-1])
 
     def allowed(self, length: int, device: torch.device, attention_mask: Tensor | None = None) -> Tensor | None:
-        """Which positions each of `length` new ones sees: (R, 1, K*T, L*K), or as `causal_allowed`."""
+        """Which positions each of `length` new ones sees: (R, 1, k*T, L*K), or as `causal_allowed`."""
         if self.tree is not None:
             return self.tree.allowed[None, None]
         if self.lineage is None:
             return causal_allowed(length, self.position, device, attention_mask)
         end = self.position + length
-        seen = self.lineage[:, :, None, :end]  # (R, K, 1, L, K)
+        seen = self.lineage[:, : self.riding, None, :end]  # (R, k, 1, L, K)
         if length > 1:
             causal = causal_allowed(length, self.position, device)  # (1, 1, T, L)
             seen = seen & causal[0, 0, :, :, None]  # type: ignore[index]
         return seen.flatten(3, 4).flatten(1, 2)[:, None]
 
     def own(self, weights: Tensor | None) -> Tensor | None:
-        """Attention weights over all that a row's beams wrote, (R, H, K*T, L*K), as each beam's own, (R*K, H, T, L)."""
+        """Attention weights over all that a row's beams wrote, (R, H, k*T, L*K), as each beam's own, (R*k, H, T, L)."""
         if weights is None or self.lineage is None:
             return weights
-        weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, K*T, L)
-        return weights.unflatten(2, (self.beams, -1)).transpose(1, 2).flatten(0, 1)
+        weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, k*T, L)
+        return weights.unflatten(2, (self.riding, -1)).transpose(1, 2).flatten(0, 1)
 
     def biased(self, bias: Tensor) -> Tensor:
-        """A bias of T positions on L, (1, H, T, L), for all beams side by side: (1, H, K*T, L*K)."""
+        """A bias of T positions on L, (1, H, T, L), for all beams side by side: (1, H, k*T, L*K)."""
         if self.lineage is None:
             return bias
-        return bias.repeat(1, 1, self.beams, 1).repeat_interleave(self.beams, dim=3)
+        return bias.repeat(1, 1, self.riding, 1).repeat_interleave(self.beams, dim=3)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new (R, H, K*T, h) into the layer's cache; everything up to the new end comes back, (R, H, L*K, h).
+        """Write the new (R, H, k*T, h) into the layer's cache; everything up to the new end comes back, (R, H, L*K, h).
 
         Without a cache (R*K, H, T, h) come back as they are.
         """
         if self.cache is None:
             return key, value
-        end = self.position + key.shape[2] // self.beams
+        end = self.position + key.shape[2] // self.riding
         if end > self.cache.shape[4]:
             raise ValueError(
                 f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a larger max_length to start"
             )
         store = self.cache[layer]
         for place, new in zip(store, (key, value), strict=True):
-            place[:, :, self.position : end] = new.unflatten(2, (self.beams, -1)).transpose(2, 3)
+            place[:, :, self.position : end] = new.unflatten(2, (self.riding, -1)).transpose(2, 3)
         used = store[:, :, :, :end].flatten(3, 4)
         return used[0], used[1]
 
@@ -173,6 +175,13 @@ class DecodeState:
         row = torch.arange(self.rows, device=past.device)[:, None]  # (R, 1)
         self.lineage[:, :, : self.position] = past[row, source.to(past.device)]
 
+    def part(self, rows: slice, width: int) -> DecodeState:
+        """A fresh state without a cache for some contexts, cut to `width` columns; it copies nothing."""
+        cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
+        allowed = self.cross_mask.allowed
+        mask = AttentionMask(None if allowed is None else allowed[rows, ..., :width])
+        return DecodeState.allocate(cross, mask, 1, None)
+
     def select(self, rows: Tensor) -> DecodeState:
         """A state of these contexts only.
 
@@ -182,5 +191,6 @@ class DecodeState:
         cross = [(key[rows], value[rows]) for key, value in self.cross]
         cache = None if self.cache is None else self.cache[:, :, rows]
         lineage = None if self.lineage is None else self.lineage[rows]
-        mask = self.cross_mask.rows(rows)
+        key = cross[0][0]
+        mask = self.cross_mask.rows(rows).by_row(2 * key.shape[1] * key.shape[3])
         return DecodeState(cross, mask, self.beams, cache, lineage, self.position, len(rows), self.position_bias)

@@ -249,6 +249,7 @@ def generate_sequence(
     starts = hooks.begin(options, len(contexts.doc_scores), len(ids) * beams)
     hidden, seen = encode_seen(model.generator, ids, mask, options)
     decoder = _decoder(model.generator, hidden, mask, options, hooks, None, len(starts))
+    state: Any = decoder.state  # before the search lets go of contexts
     finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
     pad = 0 if config.generator.pad_token_id is None else config.generator.pad_token_id
     found = collect_candidates(finished, n_docs * beams, pad_token_id=pad, do_deduplication=do_deduplication)
@@ -257,13 +258,13 @@ def generate_sequence(
     same = torch.equal(given[:, : mask.shape[1]], mask) and not given[:, mask.shape[1] :].any()
     if not same and decoding == "thorough":
         ids, mask = trim(contexts.context_input_ids, given)
-        hidden, same = encode_distinct(model.generator, ids, mask), True
+        hidden, same, state = encode_distinct(model.generator, ids, mask), True, None
     if same and states is not None:
         states["given"] = hidden, mask
     if decoding == "fast":
         scores = fast_scores(found, finished, log_priors.cpu().numpy(), beams)
     else:
-        scores = thorough_scores(model, hidden, mask, log_priors, found).cpu().numpy()
+        scores = thorough_scores(model, hidden, mask, log_priors, found, state).cpu().numpy()
     sequences, best = found.best(scores, num_return_sequences)
     rows, weights = torch.as_tensor(sequences, device=ids.device), torch.as_tensor(best, device=ids.device)
     return GenerateOutput(rows, weights, step_scores, **seen, **decoder.seen())

@@ -16,7 +16,7 @@ from torch import Tensor
 from rag_core.beam import Finished
 from rag_core.candidates import Candidates, prefix_tree
 from rag_torch.contexts import used_length
-from rag_torch.decode_state import Tree
+from rag_torch.decode_state import DecodeState, Tree
 from rag_torch.marginalize import sequence_joint, target_log_probs, widen
 from rag_torch.seq2seq import Generator
 
@@ -31,8 +31,19 @@ def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, b
     return found.pooled(each.reshape(questions, docs * beams))
 
 
-def thorough_scores(model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor, found: Candidates) -> Tensor:
-    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13, Q16), (B, C)."""
+def thorough_scores(
+    model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor, found: Candidates, state: Any = None
+) -> Tensor:
+    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13, Q16), (B, C).
+
+    Args:
+        model: a RagSequenceForGeneration.
+        hidden: (B*N, S, d) encoder states.
+        mask: (B*N, S) bool.
+        log_priors: (B, N) log p(z|x).
+        found: the candidates.
+        state: what `start` returned for these contexts, to spare it, or None.
+    """
     config, generator = model.config, model.generator
     tokens = torch.as_tensor(found.tokens, device=hidden.device)  # (B, C, L)
     pad = config.generator.pad_token_id
@@ -41,8 +52,12 @@ def thorough_scores(model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor
     pad_mask = target == end
     target = target.masked_fill(pad_mask, 0)
     epsilon = config.label_smoothing
-    scored = _scored_by_prefix if isinstance(generator, Generator) else _scored
-    each, total = scored(generator, hidden, mask, tokens, target, pad_mask, log_priors.shape[1], epsilon > 0)
+    docs, smooth = log_priors.shape[1], epsilon > 0
+    if isinstance(generator, Generator):
+        state = generator.start(hidden, mask) if state is None else state
+        each, total = _scored_by_prefix(generator, state, mask, tokens, target, pad_mask, docs, smooth)
+    else:
+        each, total = _scored(generator, hidden, mask, tokens, target, pad_mask, docs, smooth)
     bos = config.bos_token_id or config.generator.bos_token_id
     drop: Tensor | bool = False
     if bos is not None:
@@ -58,7 +73,7 @@ def thorough_scores(model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor
 
 def _scored_by_prefix(
     generator: Generator,
-    hidden: Tensor,
+    whole: DecodeState,
     mask: Tensor,
     tokens: Tensor,
     target: Tensor,
@@ -70,8 +85,8 @@ def _scored_by_prefix(
 
     Positions that the `pad_mask` (B, C, L) leaves out at the end are not decoded at all.
     """
-    device, (questions, count, length) = hidden.device, tokens.shape
-    each = hidden.new_zeros(questions, docs, count * length, dtype=widen(hidden[:0]).dtype)
+    device, (questions, count, length) = tokens.device, tokens.shape
+    each = widen(whole.cross[0][0][:0]).new_zeros(questions, docs, count * length)
     total = torch.zeros_like(each) if smooth else None
     wanted = (~pad_mask).cpu().numpy()  # (B, C, L)
     lengths = (wanted * np.arange(1, length + 1)).max(axis=2).clip(min=1)  # (B, C)
@@ -82,8 +97,7 @@ def _scored_by_prefix(
         places = np.flatnonzero(np.arange(length) < lengths[b][:, None])  # of the C * L
         nodes, ids = tree.nodes.reshape(-1)[places], target[b].reshape(-1)
         some = slice(b * docs, (b + 1) * docs)
-        width = used_length(mask[some])
-        state = generator.start(hidden[some, :width], mask[some, :width])
+        state = whole.part(some, used_length(mask[some]))
         prefixes, positions, allowed = (
             torch.as_tensor(x, device=device) for x in (tree.tokens, tree.positions, tree.continues)
         )

@@ -20,8 +20,8 @@ from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import Trace, as_encoder_output, key_mask
 from rag_torch.pretrained import PretrainedModel
 
-# numbers (tokens * width) that a call of the encoder should hold at least: what a CPU's caches hold, what fills a GPU
-_BUCKET_CPU, _BUCKET = 2**18, 2**24
+# tokens that a call of the encoder should hold at least: enough for a CPU's matrix products, enough to fill a GPU
+_BUCKET_CPU, _BUCKET = 384, 2**14
 
 
 class Generator(PretrainedModel, ABC):
@@ -107,10 +107,12 @@ class Generator(PretrainedModel, ABC):
         _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
         if past_key_values is None:
             states = encoder_outputs.last_hidden_state
-            if attention_mask is not None and not (use_cache or attentions):  # what is handed back has all columns
+            if use_cache or attentions or attention_mask is None:  # what is handed back has all columns
+                cross = decoder.cross(states)
+            else:
                 width = used_length(attention_mask)
                 states, attention_mask = states[:, :width], attention_mask[:, :width]
-            cross = decoder.cross(states)
+                cross = self._cross(states, attention_mask)
         else:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
@@ -139,7 +141,7 @@ class Generator(PretrainedModel, ABC):
         def encoded(ids: Tensor, mask: Tensor | None) -> Tensor:
             return encoder(ids, mask).last_hidden_state
 
-        return by_length(encoded, input_ids, attention_mask, max(1, size // self.config.d_model))
+        return by_length(encoded, input_ids, attention_mask, size)
 
     def start(
         self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
@@ -155,19 +157,40 @@ class Generator(PretrainedModel, ABC):
         Returns:
             The state that `decode` advances.
         """
-        cross = self.get_decoder().cross(encoder_hidden)
+        cross = self._cross(encoder_hidden, encoder_mask)
         return DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
+
+    def _cross(self, hidden: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """The decoder's cross-attention keys and values of states (R, S, d), zeros where the mask (R, S) is."""
+        project = self.get_decoder().cross
+        if mask is None or mask.is_meta or torch.compiler.is_compiling():
+            return project(hidden)
+        real = mask.bool().flatten().nonzero()[:, 0]  # (P,)
+        if len(real) > 0.9 * mask.numel():
+            return project(hidden)
+
+        def spread(x: Tensor) -> Tensor:
+            """(1, H, P, h) -> (R, H, S, h)."""
+            x = x[0].transpose(0, 1)
+            return (
+                x.new_zeros(mask.numel(), *x.shape[1:]).index_copy(0, real, x).unflatten(0, mask.shape).transpose(1, 2)
+            )
+
+        packed = project(hidden.flatten(0, 1)[real][None])
+        return [(spread(key), spread(value)) for key, value in packed]
 
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V).
 
         With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
-        prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
+        prefixes. The first call may give tokens (R, 1, T), which all beams begin with. `trace` is given what it asks
+        for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
         """
         return self._logits(self._decoded(tokens, state, trace)).unflatten(0, tokens.shape[:2])
 
     def _decoded(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """What `decode` makes logits of, (R*K, T, d)."""
+        state.riding = tokens.shape[1]
         x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask, None, trace)
         if trace is not None:
             trace.separate(tokens.shape[1])

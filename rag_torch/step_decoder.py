@@ -17,6 +17,7 @@ from rag_core.generation import GenerationConfig
 from rag_torch.contexts import checked_ids, table_size, used_length
 from rag_torch.layers import Trace, as_encoder_output
 from rag_torch.marginalize import widen
+from rag_torch.seq2seq import Generator
 from rag_torch.step_scores import marginal_scores
 
 
@@ -57,6 +58,8 @@ class Decoder:
         self.searches, self.beams = encoder_hidden.shape[0] // self.docs, beams
         self.device = encoder_hidden.device
         self._keep(np.arange(self.searches))
+        # whether a step's scores are new memory; a module of one's own may hand out something that it keeps
+        self.owned = log_priors is not None or without is not None or isinstance(generator, Generator)
         self.fed = 0  # positions that the cache holds
         self.traces: list[list[Any]] = []
         length = options.max_length if options.use_cache else None
@@ -65,7 +68,9 @@ class Decoder:
     def scores(self, tokens: Tensor) -> Tensor:
         """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
         some = len(self.running) < self.searches
-        fed = (tokens[self.at] if some else tokens)[..., self.fed :]  # (Q, K, t or new ones)
+        # the beams of a search begin alike: one is decoded for all
+        alike = self.options.use_cache and not self.fed and not self.traced and isinstance(self.generator, Generator)
+        fed = (tokens[self.at] if some else tokens)[:, : 1 if alike else None, self.fed :]  # (Q, K, t or new ones)
         fed = fed.repeat_interleave(self.docs, dim=0)  # (Q*N, K, t or new ones)
         if self.options.use_cache:
             self.fed = tokens.shape[2]
@@ -73,6 +78,8 @@ class Decoder:
         if self.log_priors is not None:
             log_priors = self.log_priors[self.at] if some else self.log_priors
             logits = marginal_scores(logits.unflatten(0, (-1, self.docs)), log_priors)  # (Q, K, V)
+        if alike and self.beams > 1:
+            logits = logits.repeat(1, self.beams, 1)
         if some:
             logits = logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(0, self.at, logits)
         return logits if self.without is None else self._guided(logits, self.without.scores(tokens))

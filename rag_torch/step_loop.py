@@ -23,7 +23,7 @@ from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
 from rag_torch.contexts import checked_ids, table_size
 from rag_torch.step_decoder import Decoder
-from rag_torch.step_scores import apply_edits, apply_warps, best_candidates
+from rag_torch.step_scores import apply_edits, apply_warps, best_candidates, log_softmax
 
 ScoreFunction = Callable[[Tensor, Any], Any]
 _MakeRules = Callable[[int], StepRules]
@@ -203,12 +203,11 @@ class _RowLoop(_Loop):
         self.stream(starts)
 
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
-        own = self.decoder.log_priors is not None  # else they may be the generator's
-        scores = apply_warps(self.processed(rows, input_ids, scores, own), self.warps, self.least)
+        scores = apply_warps(self.processed(rows, input_ids, scores, self.decoder.owned), self.warps, self.least)
         self.keep(scores)
         drawn = self.noisy(scores, self.search.length - 1) if self.options.do_sample else scores
         tokens = drawn.argmax(dim=-1)  # (R,); the lowest index of equals
-        log_probs = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)
+        log_probs = scores.log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
         self.stream(self.search.step(tokens.cpu().numpy(), log_probs.cpu().numpy()))
         if not self.search.done:
             self.decoder.drop(self.search.finished.reshape(self.decoder.searches, -1).min(axis=1))
@@ -234,7 +233,7 @@ class _BeamLoop(_Loop):
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
         search, vocab_size = self.search, scores.shape[-1]
         if self.decoder.log_priors is None and self.decoder.without is None:
-            scores = scores.log_softmax(dim=-1)
+            scores = log_softmax(scores, self.decoder.owned)
         scores = self.processed(rows, input_ids, scores, own=True)
         scores = apply_warps(scores, self.warps, self.least)
         self.keep(scores)

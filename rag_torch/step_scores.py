@@ -26,11 +26,21 @@ def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
     would be off.
     """
     if logits.device.type == "cpu":
-        probs = logits.softmax(-1)  # (Q, N, K, V)
-        mixed = torch.bmm(log_priors.exp()[:, None].to(probs.dtype), probs.flatten(2)).view(probs[:, 0].shape)
+        probs = torch.empty_like(logits[0])  # (N, K, V): one question's, for a cache to hold
+        mixed = logits.new_empty(len(logits), *logits.shape[2:])  # (Q, K, V)
+        for q, prior in enumerate(log_priors.exp().to(logits.dtype)):
+            torch.softmax(logits[q], -1, out=probs)
+            torch.mv(probs.flatten(1).t(), prior, out=mixed[q].view(-1))
         if bool(mixed.min() >= _SAFE):
             return mixed.log_()
     return token_log_probs(logits, log_priors)
+
+
+def log_softmax(scores: Tensor, own: bool) -> Tensor:
+    """log_softmax of (R, V); on a CPU in place where the scores are nobody else's, which spares it new memory."""
+    if own and scores.device.type == "cpu" and scores.is_contiguous():
+        return torch.log_softmax(scores, dim=-1, out=scores)
+    return scores.log_softmax(dim=-1)
 
 
 def apply_edits(scores: Tensor, edits: Sequence[Edit], own: bool = False) -> Tensor:

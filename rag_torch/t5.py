@@ -253,6 +253,8 @@ class T5Decoder(T5Stack):
         x = self._embed(input_ids)
         shape = x.shape
         mask = AttentionMask(cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1]))
+        if attention_mask is None:
+            mask.alive = None  # every position sees itself
         x = cache.ride(x)
         for index, block in enumerate(self.block):
             trace.hidden(x.reshape(shape))

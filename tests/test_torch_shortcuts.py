@@ -9,6 +9,7 @@ from rag_models import GENERATING, LABELS, build, close, given_contexts
 
 from rag_core.candidates import prefix_tree
 from rag_torch import rescoring, seq2seq, step_scores
+from rag_torch.layers import attend, key_mask
 from rag_torch.marginalize import token_log_probs
 from rag_torch.rag import RagSequenceForGeneration
 from rag_torch.step_scores import best_candidates, marginal_scores
@@ -98,3 +99,28 @@ def test_the_best_of_each_run_hold_the_best_of_all(monkeypatch, levels):
     got = best_candidates(scores, 6)
     for mine, other in zip(got, want, strict=True):
         assert torch.equal(mine.sort().values, other.sort().values)
+
+
+@torch.no_grad()
+def test_rows_read_by_themselves_attend_to_the_same():
+    draw = torch.Generator().manual_seed(5)
+    query, key, value = (torch.randn(3, 2, length, 4, generator=draw) for length in (5, 9, 9))
+    for lengths, alone in (([9, 2, 4], True), ([9, 0, 4], False), ([9, 9, 9], False)):
+        mask = key_mask(torch.arange(9) < torch.tensor(lengths)[:, None])
+        want = attend(query, key, value, mask)[0]
+        assert mask.by_row(2**17).lengths == (lengths if alone else None)
+        close(attend(query, key, value, mask)[0], want, 1e-6)
+    assert key_mask(torch.tensor([[0, 1], [1, 0]])).by_row(2**17).lengths is None
+    assert key_mask(None).by_row(2**17).lengths is None
+
+
+@pytest.mark.parametrize("prompt", [None, [[2, 9, 4], [2, 5, 6]]])
+@pytest.mark.parametrize("generator", ["bart", "t5"])
+@pytest.mark.parametrize("kind", GENERATING)
+def test_a_shared_cache_gives_what_whole_prefixes_give(kind, generator, prompt):
+    model, options = build(kind, generator), {"num_beams": 3, "max_length": 9, "eos_token_id": [3, 7, 11, 15, 19, 2]}
+    options |= {"pad_token_id": 1, "early_stopping": True, "length_penalty": 0.0}
+    if prompt is not None:
+        options["decoder_input_ids"] = torch.tensor(prompt)
+    seen = [model.generate(**given_contexts(), **options, use_cache=use) for use in (True, False)]
+    assert torch.equal(*seen)
