@@ -83,6 +83,8 @@ def measured(curve: Curve, workers: dict[str, Any], rounds: int = 5) -> dict[str
     found: dict[str, Any] = {"values": list(curve.values), "contestants": {}}
     for name in curve.contestants:
         points = [runs.get((name, n), []) for n in curve.values]
+        # what is larger comes later: only in the first turn has an allocator kept nothing of it
+        peaks = [point[0].get("peak_mb") for point in points if len(point) > 1]
         points = [point[1:] for point in points if len(point) > 1]  # without the warm-up
         if name in broken or len(points) < 2:
             continue
@@ -95,8 +97,8 @@ def measured(curve: Curve, workers: dict[str, Any], rounds: int = 5) -> dict[str
             entry |= {"beyond": round(beyond, 2), "expected_beyond": round(growth_beyond(values, counted) or 0.0, 2)}
         expected = growth(values, counted)
         entry |= {"expected": round(expected, 2), "said": [point[-1]["tokens"] for point in points]}
-        if "peak_mb" in points[0][0]:
-            entry["peak_mb"] = [max(run["peak_mb"] for run in point) for point in points]
+        if None not in peaks:
+            entry["peak_mb"] = peaks
         found["contestants"][name] = entry
     return found
 

@@ -86,7 +86,14 @@ def _embedding(batch: int) -> dict[str, Any]:
 CURVES = (
     Curve("docs", "documents a question", (1, 2, 5, 10, 20, 50), _varied("docs"), generation_operations),
     Curve("beams", "beams", (1, 2, 4, 8), _varied("beams"), generation_operations, what="RAG-Token, 5 documents"),
-    Curve("batch", "questions a batch", (1, 4, 8, 16, 32), _varied("questions"), generation_operations),
+    Curve(
+        "batch",
+        "questions a batch",
+        (1, 4, 8, 16, 32),
+        _varied("questions", beams=1),
+        generation_operations,
+        what="RAG-Token, greedy",
+    ),
     Curve("length", "context length", (32, 64, 128, 256, 512), _varied("length"), generation_operations),
     Curve("tokens", "new tokens", (12, 25, 50, 100, 200), _varied("tokens"), generation_operations),
     Curve(
