@@ -18,6 +18,7 @@ from rag_core.hub import Pushable
 from rag_core.index import Index
 from rag_core.prompts import TRUNCATE, build_prompts, shorten_documents
 from rag_core.search import read_docs, search
+from rag_core.tokenizer import Tokenizer
 
 
 class RagRetriever(Pushable):
@@ -235,13 +236,15 @@ class RagRetriever(Pushable):
         return _convert(ids, return_tensors), _convert(mask, return_tensors)
 
     def _shortened(self, prompts: list[str], questions: Sequence[str], prefix: str, n_docs: int) -> list[str]:
+        tokenizer = self.generator_tokenizer
         tails = [len((self.config.doc_sep + question).replace("  ", " ")) for question in questions]
         return shorten_documents(
             prompts,
             [tail for tail in tails for _ in range(n_docs)],
             len(prefix.replace("  ", " ")),
             self.config.max_combined_length,
-            lambda texts: [len(ids) for ids in self.generator_tokenizer(texts, truncation=False)["input_ids"]],
+            lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False)["input_ids"]],
+            tokenizer.token_starts if isinstance(tokenizer, Tokenizer) else None,
         )
 
     def __call__(

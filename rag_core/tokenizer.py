@@ -82,6 +82,11 @@ class Tokenizer(Vocabulary, Pushable):
         """The tokens of a text (and a second one) as strings."""
         return self._encode([text], None if pair is None else [pair], add_special_tokens, None, MANY, "text")[0].tokens
 
+    def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Where in each of B texts its tokens begin, in characters; special tokens are not counted."""
+        encoded = self.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [[start for start, _ in one.offsets] for one in encoded]
+
     def encode(self, text: str, text_pair: str | None = None, **kwargs: Any) -> Any:
         """The `input_ids` of one text; keyword arguments as in a call."""
         return self(text, text_pair, **kwargs)["input_ids"]
