@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rag_core.beam import Finished
-from rag_core.candidates import Candidates, prefix_tree
+from rag_core.candidates import Candidates, PrefixTree, prefix_tree
 from rag_torch.contexts import used_length
 from rag_torch.decode_state import DecodeState, Tree
 from rag_torch.marginalize import sequence_joint, target_log_probs, widen
@@ -22,6 +22,8 @@ from rag_torch.seq2seq import Generator
 
 # numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a GPU busy
 _BLOCK, _BLOCK_GPU = 2**23, 2**27
+# positions of a tree at most: their attention mask is quadratic
+_PREFIXES = 1024
 
 
 def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int) -> np.ndarray:
@@ -85,34 +87,51 @@ def _scored_by_prefix(
 
     Positions that the `pad_mask` (B, C, L) leaves out at the end are not decoded at all.
     """
-    device, (questions, count, length) = tokens.device, tokens.shape
-    each = widen(whole.cross[0][0][:0]).new_zeros(questions, docs, count * length)
+    questions, count, length = tokens.shape
+    cpu = tokens.device.type == "cpu"
+    block, width = _BLOCK if cpu else _BLOCK_GPU, 4 * generator.config.d_model
+    each = widen(whole.cross[0][0][:0]).new_zeros(questions, docs, count, length)
     total = torch.zeros_like(each) if smooth else None
-    wanted = (~pad_mask).cpu().numpy()  # (B, C, L)
-    lengths = (wanted * np.arange(1, length + 1)).max(axis=2).clip(min=1)  # (B, C)
-    block = _BLOCK if device.type == "cpu" else _BLOCK_GPU
-    height = max(1, block // (docs * generator.config.vocab_size))
-    for b, ends in enumerate(tokens.cpu().numpy()):
-        tree = prefix_tree(ends, lengths[b])
-        places = np.flatnonzero(np.arange(length) < lengths[b][:, None])  # of the C * L
-        nodes, ids = tree.nodes.reshape(-1)[places], target[b].reshape(-1)
-        some = slice(b * docs, (b + 1) * docs)
-        state = whole.part(some, used_length(mask[some]))
-        prefixes, positions, allowed = (
-            torch.as_tensor(x, device=device) for x in (tree.tokens, tree.positions, tree.continues)
-        )
-        state.tree = Tree(positions, allowed)
-        x = generator._decoded(prefixes.expand(docs, 1, -1), state)  # (N, P, d)
-        for top in range(0, x.shape[1], height):
-            logits = widen(generator._logits(x[:, top : top + height]))  # (N, p, V)
-            here = (nodes >= top) & (nodes < top + height)
-            at, to = (torch.as_tensor(n, device=device) for n in (nodes[here] - top, places[here]))
-            shift = _normalisers(logits)  # (N, p)
-            each[b][:, to] = logits[:, at, ids[to]] - shift[:, at]
-            if total is not None:
-                total[b][:, to] = (logits.sum(dim=-1) - logits.shape[-1] * shift)[:, at]
-    shape = (questions, docs, count, length)
-    return each.view(shape), None if total is None else total.view(shape)
+    lengths = (~pad_mask.cpu().numpy() * np.arange(1, length + 1)).max(axis=2).clip(min=1)  # (B, C)
+    group = max(1, _PREFIXES // length)
+    for b, candidates in enumerate(tokens.cpu().numpy()):
+        for left in range(0, count, group):
+            some = slice(left, left + group)
+            tree = prefix_tree(candidates[some], lengths[b, some])
+            height = max(1, block // (len(tree.tokens) * width))
+            for top in range(0, docs, height):
+                rows = slice(top, min(top + height, docs))
+                at = slice(b * docs + rows.start, b * docs + rows.stop)
+                state = whole.part(at, used_length(mask[at]))
+                found = _tree_scores(generator, state, tree, target[b, some], block, smooth)
+                each[b, rows, some] = found[0]
+                if total is not None:
+                    total[b, rows, some] = found[1]
+    return each, total
+
+
+def _tree_scores(
+    generator: Generator, state: DecodeState, tree: PrefixTree, target: Tensor, block: int, smooth: bool
+) -> tuple[Tensor, Tensor]:
+    """As `_scored` for a question's targets (C, L) and some of its documents, (N, C, L); zeros if not `smooth`."""
+    prefixes, positions, allowed = (
+        torch.as_tensor(x, device=target.device) for x in (tree.tokens, tree.positions, tree.continues)
+    )
+    state.tree = Tree(positions, allowed)
+    x = generator._decoded(prefixes.expand(state.rows, 1, -1), state)  # (N, P, d)
+    nodes, ids = tree.nodes.reshape(-1), target.flatten()
+    each = widen(x[:0]).new_zeros(state.rows, len(nodes))  # (N, C*L)
+    total = torch.zeros_like(each)
+    height = max(1, block // (state.rows * generator.config.vocab_size))
+    for top in range(0, x.shape[1], height):
+        logits = widen(generator._logits(x[:, top : top + height]))  # (N, p, V)
+        shift = _normalisers(logits)  # (N, p)
+        here = np.flatnonzero((nodes >= top) & (nodes < top + height))
+        to, at = (torch.as_tensor(n, device=target.device) for n in (here, nodes[here] - top))
+        each[:, to] = logits[:, at, ids[to]] - shift[:, at]
+        if smooth:
+            total[:, to] = (logits.sum(dim=-1) - logits.shape[-1] * shift)[:, at]
+    return each.unflatten(1, target.shape), total.unflatten(1, target.shape)
 
 
 def _scored(

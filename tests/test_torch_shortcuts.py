@@ -9,6 +9,7 @@ from rag_models import GENERATING, LABELS, build, close, given_contexts
 
 from rag_core.candidates import prefix_tree
 from rag_torch import rescoring, seq2seq, step_scores
+from rag_torch.foreign import ForeignGenerator
 from rag_torch.layers import attend, key_mask
 from rag_torch.marginalize import token_log_probs
 from rag_torch.rag import RagSequenceForGeneration
@@ -62,8 +63,9 @@ def test_shared_beginnings_are_scored_as_whole_candidates(monkeypatch, generator
     options = {"num_beams": 4, "num_return_sequences": 6, "max_length": 7, "return_dict_in_generate": True}
     by_prefix = model.generate(**given_contexts(), **options)
     monkeypatch.setattr(rescoring, "_BLOCK", 1)
+    monkeypatch.setattr(rescoring, "_PREFIXES", 1)
     one_by_one = model.generate(**given_contexts(), **options)
-    monkeypatch.setattr(rescoring, "_scored_by_prefix", rescoring._scored)
+    monkeypatch.setattr(rescoring, "Generator", ForeignGenerator)
     whole = model.generate(**given_contexts(), **options)
     for each in (by_prefix, one_by_one):
         assert torch.equal(each.sequences, whole.sequences)
