@@ -69,8 +69,8 @@ def thorough_scores(
     if total is None:
         return score
     size = config.generator.vocab_size
-    smooth = sequence_joint(total, size * log_priors, pad_mask).logsumexp(dim=1)
-    return (1.0 - epsilon) * score + epsilon / size * smooth
+    spread = sequence_joint(total, size * log_priors, pad_mask).logsumexp(dim=1)
+    return (1.0 - epsilon) * score + epsilon / size * spread
 
 
 def _scored_by_prefix(
