@@ -14,7 +14,7 @@ from rag_core.passage_files import read_passages
 
 
 def map_passages(path: str | Path) -> Any:
-    """Open a folder of passages: as a `PassageTable` where its columns are texts and numbers, else as a `datasets.Dataset`.
+    """Open a folder: as a `PassageTable` where its columns are texts and numbers, else as a `datasets.Dataset`.
 
     Args:
         path: the folder, as `rag_core.passage_files.read_passages` takes it.

@@ -94,8 +94,8 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
     # The index is never asked for row -1: its place is taken by the row's first hit, then blanked.
     first = np.take_along_axis(doc_ids, hits.argmax(axis=1)[:, None], axis=1)  # (B, 1)
     result = []
-    for row, found in enumerate(index.get_doc_dicts(np.where(hits, doc_ids, first))):
-        doc: dict[str, Any] = {name: values for name, values in found.items() if name != "embeddings"}
+    for row, columns in enumerate(index.get_doc_dicts(np.where(hits, doc_ids, first))):
+        doc: dict[str, Any] = {name: values for name, values in columns.items() if name != "embeddings"}
         if not hits[row].all():
             doc = {
                 name: [

@@ -97,7 +97,7 @@ class Generator(PretrainedModel, ABC):
         table = self.get_input_embeddings().num_embeddings
         checked_ids("decoder_input_ids", decoder_input_ids, table)
         if encoder_outputs is None:
-            checked_ids("input_ids", input_ids, table)
+            input_ids = checked_ids("input_ids", input_ids, table)
             if attentions or hidden:
                 encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
             else:
