@@ -19,6 +19,7 @@ from rag_torch import marginalize as marginal
 from rag_torch.contexts import Contexts
 
 _NO_DECAY = ("bias", "norm")
+_FUSED = ("cpu", "cuda")  # devices whose kernels torch 2.4 has
 
 
 @contextlib.contextmanager
@@ -49,7 +50,10 @@ def trainable(model: Any, part: str) -> Iterator[dict[str, nn.Parameter]]:
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW whose groups differ by peak learning rate (`group["peak"]`) and weight decay."""
+    """AdamW whose groups differ by peak learning rate (`group["peak"]`) and weight decay.
+
+    Fused where the device has that kernel: one pass over weights, gradients and moments instead of seven.
+    """
     question_peak = config.question_encoder_learning_rate or config.learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -60,6 +64,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], config: TrainingConfig) 
         [{"params": members, "peak": peak, "weight_decay": decay} for (peak, decay), members in groups.items()],
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
+        fused=all(parameter.device.type in _FUSED for parameter in parameters.values()),
     )
 
 

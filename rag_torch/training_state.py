@@ -68,11 +68,12 @@ def load_state(
     wrong = sorted(n for n, p in wanted.items() if n not in tensors or tensors[n].shape != p.shape)
     if wrong:
         raise ValueError(f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. Remove it.")
+    counted_there = optimizer.defaults["fused"]  # the fused kernel reads the step count where the weights are
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"model.{name}"])
-            moments = {m: tensors[f"{m}.{name}"].to(parameter.device if m != "step" else "cpu") for m in _MOMENTS}
-            optimizer.state[parameter] = moments
+            moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _MOMENTS if m != "step" or counted_there}
+            optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"], next(iter(parameters.values())).device)
