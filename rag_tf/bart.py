@@ -1,7 +1,8 @@
 """BART: encoder, decoder with cache, language-model head (Lewis et al. 2019, arXiv 1910.13461).
 
 Attribute names are the weights' names in public checkpoints.
-Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary,
+P real tokens and L their longest row (see packing.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rag_tf.layers import (
     split_heads,
 )
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, dropout, parameter, uniform
+from rag_tf.packing import Packing
 from rag_tf.seq2seq import Generator
 
 # BART's position table starts with two rows that no position uses.
@@ -48,9 +50,12 @@ class BartAttention(Module):
         self.q_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, L, d) -> keys and values (R, H, L, h)."""
-        return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)
+    def keys_values(self, x: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """(R, L, d), or (P, d) packed -> keys and values (R, H, L, h)."""
+        key, value = self.k_proj(x), self.v_proj(x)
+        if packing is not None:
+            key, value = packing.spread(key), packing.spread(value)
+        return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def __call__(
         self,
@@ -65,6 +70,13 @@ class BartAttention(Module):
         rate = self.dropout if training else 0.0
         out, weights = attend(query, *keys_values, mask, dropout=rate, need_weights=need_weights)
         return self.out_proj(merge_heads(out)), weights
+
+    def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
+        """Real tokens (P, d) attending to those of their row -> (P, d)."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (split_heads(packing.spread(linear(x)), self.heads) for linear in projections)
+        out, _ = attend(query, key, value, mask, dropout=self.dropout if training else 0.0)
+        return self.out_proj(packing.pack(merge_heads(out)))
 
 
 class _BartLayer(Module):
@@ -96,10 +108,18 @@ class BartEncoderLayer(_BartLayer):
         super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
 
     def __call__(
-        self, x: Tensor, mask: AttentionMask, need_weights: bool = False, training: bool = False
+        self,
+        x: Tensor,
+        mask: AttentionMask,
+        need_weights: bool = False,
+        training: bool = False,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(R, S, d) -> (R, S, d) and the attention weights if wanted."""
-        update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights, training)
+        """(R, S, d), or (P, d) packed -> the same and the attention weights if wanted (never of what is packed)."""
+        if packing is None:
+            update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights, training)
+        else:
+            update, weights = self.self_attn.packed(x, packing, mask, training), None
         x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm, training), training)
         if x.dtype == tf.float16:
             x = tf.clip_by_value(x, tf.cast(-65000, x.dtype), tf.cast(65000, x.dtype))
@@ -161,8 +181,11 @@ class _BartStack(Module):
             inputs_embeds = inputs_embeds if self.scale == 1 else inputs_embeds * self.scale
         if tf.executing_eagerly():
             self.check_length(int(start) + inputs_embeds.shape[1])
-        first = start + POSITION_OFFSET
-        positions = self.embed_positions(tf.range(first, first + tf.shape(inputs_embeds)[1]))  # (T, d)
+        return self._placed(inputs_embeds, tf.range(start, start + tf.shape(inputs_embeds)[1]), training)
+
+    def _placed(self, inputs_embeds: Tensor, positions: Tensor, training: bool) -> Tensor:
+        """(..., T, d) at positions (T,) -> the first layer's input."""
+        positions = self.embed_positions(positions + POSITION_OFFSET)  # (T, d)
         return dropout(self.layernorm_embedding(inputs_embeds + positions), self.dropout, training)
 
     def _kept(self, before: Tensor, after: Tensor, training: bool) -> Tensor:
@@ -201,6 +224,15 @@ class BartEncoder(_BartStack):
         hidden_states, attentions, _ = trace.result()
         return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
 
+    def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
+        """(R, S) ids -> the last states of the real tokens, (P, d)."""
+        x = self.embed_tokens(packing.pick(input_ids))  # (P, d)
+        x = self._placed(x if self.scale == 1 else x * self.scale, packing.positions, training)
+        mask = key_mask(packing.mask)
+        for layer in self.layers:
+            x = self._kept(x, layer(x, mask, training=training, packing=packing)[0], training)
+        return x
+
 
 class BartDecoder(_BartStack):
     """Token and position embeddings, then the layers over a cache."""
@@ -209,9 +241,9 @@ class BartDecoder(_BartStack):
         layers = [BartDecoderLayer(config) for _ in range(config.decoder_layers)]
         super().__init__(config, layers, config.decoder_layerdrop)
 
-    def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
-        return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers]
+    def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+        return [layer.encoder_attn.keys_values(encoder_hidden, packing) for layer in self.layers]
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.config import BertConfig, DPRConfig
-from rag_core.outputs import PooledEncoderOutput
+from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_core.sentence_folder import sentence_settings
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_tf.contexts import checked_ids, checked_tensor
@@ -98,9 +98,14 @@ class PooledEncoder(PretrainedModel, Module, ABC):
             token_type_ids = tf.cast(checked_ids("token_type_ids", token_type_ids, size), tf.int64)
         embeddings.check_length(given.shape[1])
         with self.placed():
-            output = self.graph("call", self._encode)(
+            states = self.graph("body", self._encode)(
                 input_ids, attention_mask, token_type_ids, inputs_embeds, attentions, hidden, self.in_training(training)
             )
+            # In a graph of its own: where the projection alone learns, a tape hears nothing of the body.
+            vector = self.graph("pool", self._pool)(states.last_hidden_state, attention_mask)
+        output = PooledEncoderOutput(
+            pooler_output=vector, hidden_states=states.hidden_states, attentions=states.attentions
+        )
         return output if return_dict else output.to_tuple()
 
     forward = call = __call__
@@ -114,14 +119,9 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         attentions: bool,
         hidden: bool,
         training: bool,
-    ) -> PooledEncoderOutput:
+    ) -> EncoderOutput:
         x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds, training)
-        states = self._body.encoder(x, mask, attentions, hidden, training)
-        return PooledEncoderOutput(
-            pooler_output=self._pool(states.last_hidden_state, mask),
-            hidden_states=states.hidden_states,
-            attentions=states.attentions,
-        )
+        return self._body.encoder(x, mask, attentions, hidden, training)
 
 
 class DPREncoder(Module):

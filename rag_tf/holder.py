@@ -20,13 +20,14 @@ _OLD_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
 class WeightHolder:
     """A mixin without weights of its own, for networks (`Module`) and for the public classes, which are Keras models.
 
-    It asks for `named_parameters()` and `get_submodule(path)`, and of networks for `modules()`.
+    It asks for `named_parameters()`, `get_submodule(path)` and `trainable_variables`, and of networks for `modules()`.
     """
 
     config: Any
     named_parameters: Any
     get_submodule: Any
     modules: Any
+    trainable_variables: Any
     _graphs: dict[str, Graph]
     _train_mode = False
     _version = 0
@@ -96,11 +97,6 @@ class WeightHolder:
     def parameters(self) -> Iterator[Any]:
         """All weights, tied ones once."""
         return (variable for _, variable in tensors.named_tensors(self))
-
-    @property
-    def trainable_variables(self) -> list[Any]:
-        """The weights that learn, tied ones once."""
-        return [variable for variable in self.parameters() if variable.trainable]
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the weights are, tied ones once."""

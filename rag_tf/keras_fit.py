@@ -7,6 +7,7 @@ Letters: B questions, T target length.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,15 +56,16 @@ class KerasFit:
         Returns:
             {"loss": the mean so far in this epoch, per scored token}.
         """
-        with tf.GradientTape() as tape:
+        variables = self.trainable_variables  # type: ignore[attr-defined]
+        # Told which weights learn, a tape keeps nothing of networks without any.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
             loss, tokens = self._loss(data, training=True)
             scaled = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables  # type: ignore[attr-defined]
-        found = tape.gradient(scaled, variables)
-        learning = [place for place, gradient in enumerate(found) if gradient is not None]
-        # A sparse gradient's number of rows would be another graph each time.
-        gradients = [tf.convert_to_tensor(found[place]) for place in learning]
-        self._apply(variables)(tuple(learning), gradients)
+        if variables:
+            self._learn(variables, tape.gradient(scaled, variables))
+        else:
+            warnings.warn("The model has no trainable weights: set model.trainable = True", UserWarning, stacklevel=2)
         self._loss_tracker.update_state(loss, sample_weight=tokens)
         return self.get_metrics_result()  # type: ignore[attr-defined]
 
@@ -110,6 +112,12 @@ class KerasFit:
             nll, tokens = nll * weights, tokens * weights
         total = tf.reduce_sum(tokens)
         return tf.math.divide_no_nan(tf.reduce_sum(nll), total), total
+
+    def _learn(self, variables: list[Any], found: list[Any]) -> None:
+        learning = [place for place, gradient in enumerate(found) if gradient is not None]
+        # A sparse gradient's number of rows would be another graph each time.
+        gradients = [tf.convert_to_tensor(found[place]) for place in learning]
+        self._apply(variables)(tuple(learning), gradients)
 
     def _apply(self, variables: list[Any]) -> Callable[..., Any]:
         """The optimizer's step as a graph."""

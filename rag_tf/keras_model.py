@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from rag_tf import weight_files
 from rag_tf.keras_fit import KerasFit, spread
-from rag_tf.modules import compute_dtype, computing_in
+from rag_tf.modules import compute_dtype, computing_in, variable_id
 from rag_tf.weights import named_variables
 
 # Attributes that are no business of Keras' trackers, which wrap dicts and lists and refuse layers late.
@@ -59,6 +59,27 @@ class KerasModel(KerasFit, keras.Model):
             yield
 
     @property
+    def trainable(self) -> bool:
+        """Whether the weights learn; setting it sets it for the networks, as Keras does for layers."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        for part in self._parts().values():
+            if hasattr(part, "trainable"):
+                part.trainable = bool(value)
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The weights that learn, tied ones once."""
+        if not self.trainable:
+            return []
+        parts = self._parts().values()
+        learning = {variable_id(each) for part in parts for each in part.trainable_variables}
+        return [variable for variable in self.parameters() if id(variable) in learning]
+
+    @property
     def variables(self) -> list[Any]:
         """All weights, tied ones once."""
         return list(self.parameters())
@@ -76,7 +97,8 @@ class KerasModel(KerasFit, keras.Model):
     @property
     def non_trainable_variables(self) -> list[Any]:
         """The weights that do not learn."""
-        return [variable for variable in self.variables if not variable.trainable]
+        learning = set(map(id, self.trainable_variables))
+        return [variable for variable in self.variables if id(variable) not in learning]
 
     @property
     def non_trainable_weights(self) -> list[Any]:
@@ -193,6 +215,7 @@ class KerasModel(KerasFit, keras.Model):
         say(rule)
         total = {True: 0, False: 0}
         seen: set[int] = set()
+        learning = set(map(id, self.trainable_variables))
         for name, part in self._parts().items():
             own, lines = 0, []
             for weight, variable in named_variables(part):
@@ -200,10 +223,11 @@ class KerasModel(KerasFit, keras.Model):
                     continue
                 seen.add(id(variable))
                 count = int(np.prod(variable.shape))
-                own, total[variable.trainable] = own + count, total[variable.trainable] + count
-                learns = f" [{'learns' if variable.trainable else 'fixed'}]" if show_trainable else ""
+                learns = id(variable) in learning
+                own, total[learns] = own + count, total[learns] + count
+                mark = f" [{'learns' if learns else 'fixed'}]" if show_trainable else ""
                 shape = str(tuple(variable.shape))
-                lines.append(f"{f'  {weight}{learns}':<{width - 36}}{shape:>20}{count:>16,}")
+                lines.append(f"{f'  {weight}{mark}':<{width - 36}}{shape:>20}{count:>16,}")
             say(f"{f'{name} ({type(part).__name__})':<{width - 36}}{'':>20}{own:>16,}")
             for line in lines if expand_nested else ():
                 say(line)

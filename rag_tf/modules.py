@@ -48,6 +48,31 @@ def parameter(shape: Sequence[int], trainable: bool = True) -> Any:
 class Module(tf.Module):
     """A part of a network; its weights are found by the names of its attributes."""
 
+    _frozen = False
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weights here learn; setting it sets it for everything below, as in Keras."""
+        return not self._frozen
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for module in self.modules():
+            object.__setattr__(module, "_frozen", not value)
+            for other in _others(module):
+                if hasattr(other, "trainable"):
+                    other.trainable = bool(value)
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The weights that learn, tied ones once."""
+        alive = [module for module in self.modules() if not module._frozen]
+        own = [each for module in alive for each in vars(module).values() if isinstance(each, tf.Variable)]
+        theirs = [each for module in alive for other in _others(module) for each in other.trainable_variables]
+        learning = {id(each) for each in own if each.trainable} | set(map(variable_id, theirs))
+        named = {id(variable): variable for _, variable in self.named_parameters()}
+        return [variable for key, variable in named.items() if key in learning]
+
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """(name, variable or `Hollow`) of everything below, tied ones under each of their names."""
         for name, value in vars(self).items():
@@ -71,6 +96,18 @@ class Module(tf.Module):
         for step in filter(None, path.split(".")):
             found = found[int(step)] if isinstance(found, list | tuple) else getattr(found, step)
         return found
+
+
+def _others(module: Module) -> list[Any]:
+    """Modules of another library that a module of ours holds, as adapters do."""
+    return [
+        each for each in vars(module).values() if not isinstance(each, Module) and hasattr(each, "trainable_variables")
+    ]
+
+
+def variable_id(variable: Any) -> int:
+    """What tells variables apart; of Keras' own kind that of TensorFlow's inside, which is what is named here."""
+    return id(variable if isinstance(variable, tf.Variable) else variable.value)
 
 
 def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -100,7 +137,11 @@ class Linear(Module):
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """(..., in) -> (..., out)."""
-        # One long batch of rank 3: faster than rank 2 here, and an ellipsis einsum's gradient fills the memory.
+        if x.shape.rank == 2:
+            # Packed tokens are many, and then TensorFlow joins product, bias and activation into one operation.
+            y = tf.matmul(x, tf.cast(self.weight, x.dtype), transpose_b=True)
+            return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
+        # One long batch of rank 3: faster than rank 2 for few rows, and an ellipsis einsum's gradient fills the memory.
         flat = tf.reshape(x, (1, -1, self.in_features))
         y = tf.matmul(flat, tf.cast(self.weight, x.dtype), transpose_b=True)
         if self.bias is not None:

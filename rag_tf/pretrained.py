@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from rag_tf.holder import WeightHolder, resolve_dtype
 from rag_tf.modules import Embedding, hollow
 
 Model = TypeVar("Model", bound="PretrainedModel")
+
+_HELD = 1 << 26  # bytes of a checkpoint's file that stay in memory while it is read
 
 
 class PretrainedModel(WeightHolder, Pushable):
@@ -182,7 +185,19 @@ class PretrainedModel(WeightHolder, Pushable):
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
         ties = tensors.tied_names(self)
-        tensors.assign_each(self, ((name, arrays[name]) for name in arrays if name not in ties), dtype, device)
+
+        def read() -> Iterator[tuple[str, Any]]:
+            held = 0
+            for name in arrays:
+                if name not in ties:
+                    array = arrays[name]
+                    yield name, array
+                    held += array.nbytes
+                    if held > _HELD:  # the file's pages count as memory of this process, beside the copies
+                        found.free()
+                        held = 0
+
+        tensors.assign_each(self, read(), dtype, device)
         self.tie_weights()
         left = tensors.hollow_names(self)
         if left:

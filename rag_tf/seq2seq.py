@@ -18,6 +18,7 @@ from rag_core.outputs import Seq2SeqLMOutput
 from rag_tf.contexts import checked_ids
 from rag_tf.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
 from rag_tf.modules import Linear, Module
+from rag_tf.packing import Packing, pays
 from rag_tf.pretrained import PretrainedModel
 
 
@@ -121,6 +122,8 @@ class Generator(PretrainedModel, Module, ABC):
             attentions,
             hidden,
             self.in_training(training),
+            # What is handed back, and what came from an earlier call, has all columns.
+            encoded is past_key_values is None and not (use_cache or attentions or hidden) and pays(attention_mask),
         )
         decoder_hidden, decoder_attentions, cross_attentions = seen
         states = fresh if encoded is None else (encoded.last_hidden_state, encoded.hidden_states, encoded.attentions)
@@ -154,26 +157,37 @@ class Generator(PretrainedModel, Module, ABC):
         attentions: bool,
         hidden: bool,
         training: bool,
+        packs: bool,
     ) -> tuple[Any, ...]:
         fresh: Any = None
-        if states is None:
+        packing = Packing(attention_mask) if packs and attention_mask is not None else None
+        if packing is not None:
+            states = self.get_encoder().packed(input_ids, packing, training)
+            fresh, attention_mask = (packing.padded(states), None, None), packing.mask
+        elif states is None:
             encoded = self.get_encoder()(input_ids, attention_mask, attentions, hidden, training=training)
             states = encoded.last_hidden_state
             fresh = (states, encoded.hidden_states, encoded.attentions)
         decoder = self.get_decoder()
-        cross = decoder.cross(states) if past is None else [(layer[2], layer[3]) for layer in past]
+        if past is None:
+            cross = decoder.cross(states, packing)
+        else:
+            cross = [(layer[2], layer[3]) for layer in past]
         cache, trace = GrowingCache(past), Trace(hidden, attentions)
         mask = key_mask(attention_mask)
         x = decoder(decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, training)  # (R, T, d)
         return self._logits(x), cache.past_with(cross) if use_cache else None, trace.result(), fresh
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
-        """Contexts (R, S) -> encoder states (R, S, d)."""
-        input_ids = tf.cast(input_ids, tf.int64)
+        """Contexts (R, S) -> encoder states (R, S, d); those of padding are zeros where leaving it out saves work."""
+        input_ids, mask = tf.cast(input_ids, tf.int64), _mask(attention_mask)
         self.check_length(input_ids.shape[1])
-        return self._run("encode", self._encode, input_ids, _mask(attention_mask), self.in_training(training))
+        return self._run("encode", self._encode, input_ids, mask, self.in_training(training), pays(mask))
 
-    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None, training: bool) -> Tensor:
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None, training: bool, packs: bool) -> Tensor:
+        if packs and attention_mask is not None:
+            packing = Packing(attention_mask)
+            return packing.padded(self.get_encoder().packed(input_ids, packing, training))
         return self.get_encoder()(input_ids, attention_mask, training=training).last_hidden_state
 
     def start(

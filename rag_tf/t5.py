@@ -29,6 +29,7 @@ from rag_tf.layers import (
     split_heads,
 )
 from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, widen
+from rag_tf.packing import Packing
 from rag_tf.seq2seq import Generator
 
 KeysValues = tuple[Tensor, Tensor]
@@ -64,9 +65,12 @@ class T5Attention(Module):
         if has_bias:
             self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
 
-    def keys_values(self, x: Tensor) -> KeysValues:
-        """(R, L, d) -> keys and values (R, H, L, h)."""
-        return split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
+    def keys_values(self, x: Tensor, packing: Packing | None = None) -> KeysValues:
+        """(R, L, d), or (P, d) packed -> keys and values (R, H, L, h)."""
+        key, value = self.k(x), self.v(x)
+        if packing is not None:
+            key, value = packing.spread(key), packing.spread(value)
+        return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def __call__(
         self,
@@ -81,6 +85,12 @@ class T5Attention(Module):
         rate = self.dropout if training else 0.0
         out, weights = attend(query, *keys_values, mask, dropout=rate, scale=1.0, need_weights=need_weights)
         return self.o(merge_heads(out)), weights
+
+    def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
+        """Real tokens (P, d) attending to those of their row -> (P, d)."""
+        query, keys_values = split_heads(packing.spread(self.q(x)), self.heads), self.keys_values(x, packing)
+        out, _ = attend(query, *keys_values, mask, dropout=self.dropout if training else 0.0, scale=1.0)
+        return self.o(packing.pack(merge_heads(out)))
 
 
 class T5FeedForward(Module):
@@ -161,9 +171,17 @@ class T5Block(Module):
             riding = tf.reshape(second.layer_norm(x), (tf.shape(cross[0])[0], -1, x.shape[-1]))  # (R, K*T, d)
             update, cross_weights = second.EncDecAttention(riding, cross, cross_mask, need_weights, training)
             x = second.add(x, tf.reshape(update, tf.shape(x)), training)
+        return self._feed_forward(x, training), weights, cross_weights
+
+    def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
+        """An encoder's block on real tokens, (P, d) -> (P, d)."""
+        first = self.layer[0]
+        update = first.SelfAttention.packed(first.layer_norm(x), packing, mask, training)
+        return self._feed_forward(first.add(x, update, training), training)
+
+    def _feed_forward(self, x: Tensor, training: bool) -> Tensor:
         last = self.layer[-1]
-        update = last.DenseReluDense(last.layer_norm(x), training)
-        return last.add(x, update, training), weights, cross_weights
+        return last.add(x, last.DenseReluDense(last.layer_norm(x), training), training)
 
 
 class T5Stack(Module):
@@ -229,6 +247,15 @@ class T5Encoder(T5Stack):
         hidden_states, attentions, _ = trace.result()
         return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
 
+    def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
+        """(R, S) ids -> the last states of the real tokens, (P, d)."""
+        x = self._embed(packing.pick(input_ids), None, training)
+        length = tf.shape(packing.mask)[1]
+        mask = AttentionMask(key_mask(packing.mask).allowed, self.position_bias(length, length))
+        for block in self.block:
+            x = block.packed(x, packing, mask, training)
+        return self._finish(x, training)
+
 
 class T5Decoder(T5Stack):
     """The decoder over a cache."""
@@ -236,9 +263,9 @@ class T5Decoder(T5Stack):
     def __init__(self, config: T5Config) -> None:
         super().__init__(config, True)
 
-    def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
-        """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
-        return [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
+    def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[KeysValues]:
+        """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+        return [block.layer[1].EncDecAttention.keys_values(encoder_hidden, packing) for block in self.block]
 
     def __call__(
         self,

@@ -34,7 +34,7 @@ from rag_core.training import (
 from rag_tf.contexts import Contexts
 from rag_tf.marginalize import masked_fill
 from rag_tf.modules import computing_in, seeded_by
-from rag_tf.training_parts import LossScale, Window, add_gradients, clipped, make_optimizer, trainable
+from rag_tf.training_parts import LossScale, Window, add_gradients, make_optimizer, trainable
 from rag_tf.training_state import load_state, save_state
 
 _HALF = {None: None, "bf16": tf.bfloat16, "fp16": tf.float16}
@@ -175,12 +175,12 @@ class _Run:
             seen.add(float(nll), tokens if number == 0 else 0, contexts)
             if logs:
                 seen.posterior(logits, contexts, target, self.pad)
-        gradients = clipped(sums, self.config.max_grad_norm, self.scaler.value)
-        if gradients is not None:
-            self.optimizer.step(gradients)
+        factor = self.optimizer.clip_factor(sums, self.config.max_grad_norm, self.scaler.value)
+        if factor is not None:
+            self.optimizer.step(sums, factor)
         elif not self.scaler.enabled:
             raise FloatingPointError("a gradient became infinite or NaN: lower the learning rate, or check the data")
-        self.scaler.update(gradients is not None)
+        self.scaler.update(factor is not None)
 
     def _encode(self, examples: Sequence[Example]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Question ids and mask (B, Q), labels (B, T)."""

@@ -69,29 +69,62 @@ class AdamW:
             {name: tf.Variable(tf.zeros_like(p), trainable=False) for name, p in self.parameters.items()}
             for _ in range(2)
         )
+        self._decaying = {name for group in groups if group["weight_decay"] for name in group["params"]}
         self._update = tf.function(self._updated, autograph=False)
+        self._square = tf.function(_square_sum, autograph=False)
 
-    def step(self, gradients: dict[str, tf.Tensor]) -> None:
-        """Move each parameter that has a (dense) gradient, by name."""
+    def clip_factor(self, gradients: dict[str, tf.Tensor], max_norm: float, scale: float = 1.0) -> float | None:
+        """What `step` is to multiply by: 1 / `scale`, and less where the gradients' norm is then above `max_norm`.
+
+        Returns:
+            The factor, or None where a gradient is infinite or NaN.
+        """
+        norm = math.sqrt(float(self._square(list(gradients.values())))) / scale
+        return min(1.0, max_norm / (norm + 1e-6)) / scale if math.isfinite(norm) else None
+
+    def step(self, gradients: dict[str, tf.Tensor], factor: float = 1.0) -> None:
+        """Move each parameter that has a (dense) gradient, by name.
+
+        Args:
+            gradients: name -> gradient.
+            factor: what all of them are multiplied by.
+        """
         numbers = {}
         for group in self.param_groups:
             for name in gradients.keys() & group["params"].keys():
                 self.steps[name] += 1
                 first, second = (1.0 - beta ** self.steps[name] for beta in self.betas)
-                numbers[name] = (1.0 - group["lr"] * group["weight_decay"], group["lr"] / first, math.sqrt(second))
+                pace, root = group["lr"] / first, math.sqrt(second)
+                # The second moment's correction, on both sides of the quotient instead of under its root.
+                numbers[name] = (1.0 - group["lr"] * group["weight_decay"], pace * root, _EPSILON * root, factor)
         if numbers:
             self._update(gradients, tf.constant([numbers[name] for name in sorted(gradients)], tf.float64))
 
     def _updated(self, gradients: dict[str, tf.Tensor], numbers: tf.Tensor) -> None:
-        """In one graph: `numbers` (parameters, 3) are what decay leaves, the pace, the second moment's correction."""
+        """In one graph: `numbers` (parameters, 4) are what decay leaves, the pace, epsilon, the gradient's factor."""
         beta1, beta2 = self.betas
         for row, name in enumerate(sorted(gradients)):
-            gradient, parameter = gradients[name], self.parameters[name]
-            kept, pace, root = tf.unstack(tf.cast(numbers[row], parameter.dtype), 3)
-            mean, square = self.exp_avg[name], self.exp_avg_sq[name]
-            first = mean.assign(mean + (gradient - mean) * (1.0 - beta1))
-            second = square.assign(square * beta2 + gradient * gradient * (1.0 - beta2))
-            parameter.assign(parameter * kept - pace * first / (tf.sqrt(second) / root + _EPSILON))
+            parameter = self.parameters[name]
+            kept, pace, epsilon, factor = tf.unstack(tf.cast(numbers[row], parameter.dtype), 4)
+            if name in self._decaying:
+                parameter.assign(parameter * kept)
+            # One pass over the four arrays; operation by operation it would be a dozen.
+            tf.raw_ops.ResourceApplyAdam(
+                var=parameter.handle,
+                m=self.exp_avg[name].handle,
+                v=self.exp_avg_sq[name].handle,
+                beta1_power=tf.zeros((), parameter.dtype),
+                beta2_power=tf.zeros((), parameter.dtype),
+                lr=pace,
+                beta1=tf.constant(beta1, parameter.dtype),
+                beta2=tf.constant(beta2, parameter.dtype),
+                epsilon=epsilon,
+                grad=gradients[name] * factor,
+            )
+
+
+def _square_sum(gradients: list[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([2.0 * tf.cast(tf.nn.l2_loss(gradient), tf.float64) for gradient in gradients])
 
 
 def make_optimizer(parameters: dict[str, tf.Variable], config: TrainingConfig) -> AdamW:
@@ -115,18 +148,6 @@ def add_gradients(sums: dict[str, tf.Tensor], names: Iterable[str], gradients: I
         if gradient is not None:
             dense = tf.convert_to_tensor(gradient)  # a table's gradient may come as the rows that were looked up
             sums[name] = sums[name] + dense if name in sums else dense
-
-
-def clipped(gradients: dict[str, tf.Tensor], max_norm: float, scale: float = 1.0) -> dict[str, tf.Tensor] | None:
-    """The gradients over `scale`, shortened to `max_norm` over all of them; None where one is infinite or NaN."""
-    if scale != 1.0:
-        gradients = {name: gradient / scale for name, gradient in gradients.items()}
-    squares = [tf.cast(tf.reduce_sum(tf.square(gradient)), tf.float64) for gradient in gradients.values()]
-    norm = math.sqrt(float(tf.add_n(squares)))
-    if not math.isfinite(norm):
-        return None
-    factor = max_norm / (norm + 1e-6)
-    return gradients if factor >= 1 else {name: gradient * factor for name, gradient in gradients.items()}
 
 
 class LossScale:

@@ -198,3 +198,24 @@ def test_what_keras_cannot_have_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match="labels must be given"):
         model.fit(tf.data.Dataset.from_tensor_slices({"input_ids": QUESTIONS}).batch(2), verbose=0)
     assert model.config is not None and isinstance(model.config.to_dict()["generator"], dict)
+
+
+def test_what_is_told_not_to_learn_does_not():
+    model = build()
+    everything, names = len(model.trainable_variables), [name for name, _ in model._named()]
+    model.trainable = False
+    assert model.trainable_variables == model.trainable_weights == [] and not model.generator.trainable
+    assert len(model.non_trainable_variables) == len(names) and model.num_parameters(only_trainable=True) == 0
+    before = model.get_weights()
+    model.compile(keras.optimizers.AdamW(1e-2))
+    with pytest.warns(UserWarning, match="no trainable weights"):
+        model.fit(data(), verbose=0)
+    assert all(map(np.array_equal, before, model.get_weights()))
+    model.trainable = True
+    assert len(model.trainable_variables) == everything
+    model.question_encoder.trainable = model.generator.model.encoder.trainable = False
+    model.compile(keras.optimizers.AdamW(1e-2))
+    model.fit(data(), verbose=0)
+    moved = {name for name, old, new in zip(names, before, model.get_weights(), strict=True) if (old != new).any()}
+    assert any("decoder" in name for name in moved) and "rag.generator.model.shared.weight" in moved
+    assert not any("question_encoder" in name or ".encoder." in name for name in moved)
