@@ -8,14 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rag_core.knowledge import KnowledgeBase
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_QUESTIONS = (
@@ -80,20 +77,28 @@ def index(
     out: Annotated[Path, typer.Option(help="Folder of the knowledge base to create.")],
     encoder: Annotated[str, typer.Option(help="Folder or hub name of the encoder of passages.")] = MINILM,
     kind: Annotated[str, typer.Option("--index", help="flat (exact), hnsw, ivfpq or auto.")] = "auto",
+    nlist: Annotated[int | None, typer.Option(help="ivfpq: inverted lists; by default by number of passages.")] = None,
+    nprobe: Annotated[int | None, typer.Option(help="ivfpq: lists searched; by default tuned to 95 % recall.")] = None,
+    m: Annotated[int | None, typer.Option("--m", help="ivfpq: bytes a vector; by default D / 8.")] = None,
+    rerank: Annotated[int | None, typer.Option(help="ivfpq: candidates a passage, ranked exactly; 16.")] = None,
     words: Annotated[int, typer.Option(help="Words a passage; 0 keeps documents whole.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Passages the encoder sees at once.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another knowledge base there.")] = False,
     backend: Backend = None,
 ) -> None:
     """Split text into passages, embed and index them. Stopped or killed, the same command goes on."""
-    from rag_core.backends import load_backend
+    from rag_core.backends import load_backend_for_command
     from rag_core.documents import find_files
 
-    engine = load_backend(backend)
+    engine = load_backend_for_command(backend)
     find_files(paths)  # a wrong path should not wait for an encoder to load
+    from rag_core.assembly import check_settings
+    from rag_core.cli_models import open_encoder
     from rag_core.knowledge import build_knowledge_base
 
-    loaded, name, fingerprint = _encoder(engine, encoder)
+    given = {"nlist": nlist, "nprobe": nprobe, "m": m, "rerank": rerank}
+    settings = check_settings(kind, {name: value for name, value in given.items() if value is not None})
+    loaded, name, fingerprint = open_encoder(engine, encoder, say)
     kb = build_knowledge_base(
         paths,
         out,
@@ -101,6 +106,7 @@ def index(
         encoder_name=name,
         encoder_fingerprint=fingerprint,
         index=kind,
+        settings=settings,
         words=words or None,
         batch_size=batch_size,
         overwrite=overwrite,
@@ -121,6 +127,9 @@ def ask(
     n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's.")] = None,
     head: Annotated[str | None, typer.Option(help="token or sequence; by default the model's own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a question, on stdout.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float16 weights; by default float32.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")] = False,
     backend: Backend = None,
 ) -> None:
     """Answer a question from a knowledge base, with the passages used and their probabilities."""
@@ -128,9 +137,11 @@ def ask(
         raise ValueError("QUESTION is empty. Write a question, or leave it out to ask one after another.")
     if n_docs is not None and n_docs < 1:
         raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
-    answer = _answerer(kb, model, n_docs, head, as_json, backend)
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    answer = _answerer(kb, model, n_docs, head, as_json, backend, int8, dtype=dtype, device=device)
     if question is not None:
-        answer([question])
+        answer([question], last=True)
         return
     if sys.stdin.isatty():
         say("Ask away; an empty line ends.")
@@ -149,7 +160,7 @@ def ask(
 @clean
 def demo(backend: Backend = None) -> None:
     """Fetch the demo's encoder and text, build its knowledge base, and answer a few questions."""
-    _answerer(None, None, None, None, False, backend)(list(DEMO_QUESTIONS))
+    _answerer(None, None, None, None, False, backend)(list(DEMO_QUESTIONS), last=True)
     say('Your own:  dualrag ask "..."')
 
 
@@ -173,10 +184,13 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="Steps between validations; 0 = at the end only.")] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 = none.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the order of questions and of dropout.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+    ] = None,
     backend: Backend = None,
 ) -> None:
     """Fine-tune question encoder and generator together. Stopped or killed, the same command goes on."""
-    from rag_core.backends import load_backend
+    from rag_core.backends import load_backend_for_command
     from rag_core.training import TrainingConfig
 
     config = TrainingConfig(
@@ -193,7 +207,9 @@ def train(
         save_every=save_every,
         seed=seed,
     )
-    report = load_backend(backend).train_files(questions, model, kb, out, config, validation=validation)
+    report = load_backend_for_command(backend).train_files(
+        questions, model, kb, out, config, validation=validation, device=device
+    )
     loss = f"loss {report.history[-1]['loss']:.3f} nats a token" if report.history else "nothing left to train"
     match = "" if report.exact_match is None else f", exact match {report.exact_match:.3f}"
     say(f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."')
@@ -256,51 +272,30 @@ def _read_line() -> str:
         return ""
 
 
-def _encoder(engine: Any, name: str) -> tuple[Any, str, str | None]:
-    from rag_core import demo as material
-    from rag_core.manifest import describe
-
-    folder = material.encoder_folder(say) if name == MINILM else name
-    weights = Path(folder) / "model.safetensors"
-    fingerprint = f"sha256:{describe(weights)['sha256']}" if weights.is_file() else None
-    known = Path(name).resolve().name if Path(name).is_dir() else name
-    return engine.load_encoder(str(folder)), known, fingerprint
-
-
 def _answerer(
-    kb: Path | None, model: str | None, n_docs: int | None, head: str | None, as_json: bool, backend: str | None
-) -> Callable[[list[str]], None]:
-    from rag_core.backends import load_backend
+    kb: Path | None,
+    model: str | None,
+    n_docs: int | None,
+    head: str | None,
+    as_json: bool,
+    backend: str | None,
+    int8: bool = False,
+    **placing: str | None,
+) -> Callable[..., None]:
+    from rag_core.backends import load_backend_for_command
 
     if head not in (None, "token", "sequence"):
         raise ValueError(f"--head must be token or sequence, got {head!r}")
-    engine = load_backend(backend)
-    from rag_core.config import RagConfig
-    from rag_core.demo import demo_model_folder
-    from rag_core.demo_checkpoint import check_shipped
-    from rag_core.retriever import RagRetriever
-    from rag_core.tokenization import RagTokenizer
+    engine = load_backend_for_command(backend)
+    from rag_core.cli_models import open_model, single_use
 
-    if model is None:
-        check_shipped()
-        base = _open_base(engine, kb, model)
-        folder = str(demo_model_folder(say))
-        config = RagConfig.from_pretrained(folder)
-    else:
-        folder, config = model, RagConfig.from_pretrained(model)
-        base = _open_base(engine, kb, model)
-    if base is None:
-        retriever = RagRetriever.from_pretrained(folder)
-    else:
-        base.check_model(config)
-        tokenizer = RagTokenizer.from_pretrained(folder)
-        retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
-    kind = "RagTokenForGeneration" if (head or config.saved_head) == "token" else "RagSequenceForGeneration"
-    network = getattr(engine, kind).from_pretrained(folder, retriever=retriever)
+    network, base = open_model(engine, kb, model, head, say, int8, **placing)
     options = {} if n_docs is None else {"n_docs": n_docs}
 
-    def answer(questions: list[str]) -> None:
-        for found in network.answer(questions, **options):
+    def answer(questions: list[str], last: bool = False) -> None:
+        with single_use(engine) if last else nullcontext():
+            answers = network.answer(questions, **options)
+        for found in answers:
             if as_json:
                 print(json.dumps(found.to_dict(), ensure_ascii=False), flush=True)
             else:
@@ -311,20 +306,6 @@ def _answerer(
                 show_answer(found, Console(), base.manifest.credit if base else None)
 
     return answer
-
-
-def _open_base(engine: Any, kb: Path | None, model: str | None) -> KnowledgeBase | None:
-    from rag_core.knowledge import KnowledgeBase
-
-    if kb is not None:
-        return KnowledgeBase.open(kb)
-    if model is not None:
-        return None
-    from rag_core import demo as material
-
-    if todo := material.missing():
-        say("No model or knowledge base is named, so this takes the demo's. First it will\n  - " + "\n  - ".join(todo))
-    return material.demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -198,6 +197,8 @@ def _corpus_path() -> Path:
 
 def _hub_answers() -> bool:
     """One short knock at the hub, so that an unreachable one costs seconds and not a client's many retries."""
+    import urllib.request
+
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -16,6 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rag_core.backends import process_count
 from rag_core.json_files import read_json
 
 CONFIG_NAME = "generation_config.json"
@@ -40,10 +41,6 @@ _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "num_assistant_tokens": (5, "assisted decoding"),
     "num_assistant_tokens_schedule": ("heuristic", "assisted decoding"),
     "max_time": (None, "a time limit"),
-}
-_UNSUPPORTED_KEYWORDS = {
-    "assistant_model": "assisted decoding",
-    "synced_gpus": "ZeRO stage 3",
 }
 
 
@@ -301,9 +298,13 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
     for name in _SPECIAL_TOKENS:
         if getattr(options, name) is None:
             setattr(options, name, getattr(base, name))
-    for name, what in _UNSUPPORTED_KEYWORDS.items():
-        if keywords.pop(name, None):
-            raise ValueError(f"{name} ({what}) is not supported by generate(); leave it out")
+    if keywords.pop("assistant_model", None):
+        raise ValueError("assistant_model (assisted decoding) is not supported by generate(); leave it out")
+    if keywords.pop("synced_gpus", None) and (processes := process_count()) > 1:
+        raise ValueError(
+            f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is not supported by "
+            "generate(): gather the weights, so that each process has all of them, and leave it out"
+        )
     unknown = sorted(set(keywords) - _FIELDS)
     if unknown:
         raise TypeError(f"generate() got unknown keyword(s) {', '.join(unknown)}; see GenerationConfig")

@@ -26,6 +26,7 @@ _HOMES = {
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
     "encoders": ["load_encoder"],
     "export": ["export_saved_model"],
+    "graphs": ["once"],
     "training": ["TrainingConfig", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -7,7 +7,9 @@ activation: sizes come from the weights, the rest from `tf.shape`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,17 @@ import tensorflow as tf
 from rag_tf.modules import Stream, compute_dtype, fresh_seed, streaming
 
 _NO_SEED = np.zeros(2, np.int32)
+_ONCE: ContextVar[bool] = ContextVar("once", default=False)
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """Within it no new graphs are made: for a single answer, tracing them takes several times longer than it saves."""
+    before = _ONCE.set(True)
+    try:
+        yield
+    finally:
+        _ONCE.reset(before)
 
 
 class Graph:
@@ -52,6 +65,8 @@ class Graph:
                 key.append(leaf)
         signature = tuple(key)
         if signature not in self.traces:
+            if _ONCE.get():
+                return self.function(*args)
             self.traces[signature] = self._trace(args, leaves)
         graph, draws = self.traces[signature]
         return graph(fresh_seed() if draws else tf.constant(_NO_SEED), *tensors)

@@ -20,6 +20,7 @@ _HOMES = {
     "t5": ["T5ForConditionalGeneration"],
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
     "encoders": ["load_encoder"],
+    "quantize": ["quantized"],
     "training": ["TrainingConfig", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

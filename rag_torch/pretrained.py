@@ -174,6 +174,7 @@ class PretrainedModel(nn.Module, Pushable):
         from rag_core.checkpoint import read_weights
         from rag_core.generation import GenerationConfig
 
+        device = tensors.resolve_device(device)
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
         ties = tensors.tied_names(self)

@@ -58,7 +58,13 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """The weights as NumPy arrays, tied ones once; bfloat16 stays bfloat16."""
+    """The weights as NumPy arrays, tied ones once; bfloat16 stays bfloat16.
+
+    Raises:
+        ValueError: the model's weights were rounded to int8.
+    """
+    if any(type(module).__name__ == "Int8Linear" for module in model.modules()):
+        raise ValueError("a model in int8 cannot be saved: its weights are rounded. Save the model it was made from")
     return {name: _to_array(tensor) for name, tensor in named_tensors(model)}
 
 
@@ -69,6 +75,28 @@ def _to_array(tensor: Tensor) -> np.ndarray:
 
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
+
+
+def resolve_device(device: Any) -> torch.device | None:
+    """A device that is there; None leaves the weights where they are made, on the CPU.
+
+    Raises:
+        ValueError: not the name of a device, or no such device here.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:0', 'mps' or None, got {device!r}") from error
+    kind, number = found.type, found.index or 0
+    count = torch.cuda.device_count() if kind == "cuda" else int(kind != "mps" or torch.backends.mps.is_available())
+    if kind in ("cuda", "mps") and number >= count:
+        raise ValueError(
+            f"device must be one that PyTorch sees; got {device!r}, and it sees {count} of {kind!r}: use 'cpu', or "
+            "install a build of PyTorch for this GPU"
+        )
+    return found
 
 
 def from_array(array: np.ndarray, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -30,12 +32,14 @@ class Model:
     """Answers every question with the title of the first passage of its index."""
 
     size = 8
+    placed: ClassVar[dict] = {}
 
     def __init__(self, retriever) -> None:
         self.retriever = retriever
 
     @classmethod
-    def from_pretrained(cls, folder: str, retriever) -> "Model":
+    def from_pretrained(cls, folder: str, retriever, **placing) -> "Model":
+        cls.placed = placing
         return cls(retriever)
 
     def answer(self, questions: list[str], n_docs: int = 2) -> list[Answer]:
@@ -103,16 +107,31 @@ def test_index_then_ask_for_people_and_for_machines(dualrag) -> None:
     assert spoken.exit_code == 2 and "dualrag: error: the question is too long" in spoken.stderr
 
 
+def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(dualrag, monkeypatch) -> None:
+    write_notes()
+    assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
+    asked = ["--kb", "kb", "--model", "m", "--json"]
+    entered = []
+    monkeypatch.setattr(backends.load_backend(), "once", lambda: entered.append(1) or nullcontext(), raising=False)
+    assert dualrag("ask", "Who?", *asked, "--dtype", "bfloat16", "--device", "cuda:0").exit_code == 0
+    assert Model.placed == {"dtype": "bfloat16", "device": "cuda:0"} and entered == [1]
+    assert dualrag("ask", *asked, input="One?\nTwo?\n").exit_code == 0
+    assert Model.placed == {} and entered == [1]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["index", "absent.txt", "--out", "kb"], "absent.txt: no such file or folder"),
         (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--index", "tree"], "one of flat, hnsw, ivfpq"),
         (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--words", "-3"], "words must be at least 1"),
+        (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--nprobe", "4"], "no setting 'nprobe'"),
+        (["index", "notes.tsv", "--out", "kb", "--index", "ivfpq", "--m", "0"], "m must be a whole number"),
         (["ask", "Who?", "--kb", "absent", "--model", "m"], "absent: no knowledge base here"),
         (["ask", "  ", "--kb", "kb"], "QUESTION is empty"),
         (["ask", "Who?", "--n-docs", "0"], "--n-docs must be at least 1, got 0"),
         (["ask", "Who?", "--head", "both"], "--head must be token or sequence"),
+        (["ask", "Who?", "--dtype", "int8"], "--dtype must be float32, float16 or bfloat16, got 'int8'"),
     ],
 )
 def test_faults_are_one_line_and_code_2(dualrag, words: list[str], says: str) -> None:

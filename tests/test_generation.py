@@ -95,7 +95,6 @@ def test_a_config_is_somebodys_wish_once_it_is_changed():
         ({"prompt_lookup_num_tokens": 2}, ValueError, "assisted"),
         ({"num_assistant_tokens": 3}, ValueError, "assisted"),
         ({"num_assistant_tokens_schedule": "constant"}, ValueError, "assisted"),
-        ({"synced_gpus": True}, ValueError, "ZeRO"),
         ({"guidance_scale": -1.0}, ValueError, "guidance_scale"),
         ({"max_time": 1.0}, ValueError, "max_time"),
         ({"assistant_model": object()}, ValueError, "assisted"),
@@ -109,6 +108,17 @@ def test_a_config_is_somebodys_wish_once_it_is_changed():
 def test_what_cannot_be_done_is_refused_by_name(kwargs, error, words):
     with pytest.raises(error, match=words):
         options(**kwargs)
+
+
+def test_synced_gpus_means_nothing_to_one_process_and_is_refused_among_several(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert options(synced_gpus=True) == options(synced_gpus=False) == options()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert options(synced_gpus=True) == options()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert options(synced_gpus=False) == options()
+    with pytest.raises(ValueError, match=r"synced_gpus among 4 processes .* gather the weights"):
+        options(synced_gpus=True)
 
 
 def test_sampling_options_without_sampling_warn():

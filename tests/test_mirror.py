@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Tools that made the shipped model, once.
 TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
+TORCH_ONLY |= {"quantize.py"}  # TensorFlow has no int8 products outside its converter for small devices
 TORCH_ONLY |= {"decode_state.py"}  # layers.py of rag_tf has its own: graphs move caches where PyTorch changes a mask
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.

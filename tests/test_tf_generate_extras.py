@@ -88,7 +88,7 @@ def test_the_callers_functions_are_heard(kind):
         ({"logits_processor": [lambda ids, scores: scores[:1, :3]]}, ValueError, "shape"),
         ({"max_lenght": 5}, TypeError, "max_lenght"),
         ({"stopping_criteria": ["soon"]}, TypeError, "callable"),
-        ({"synced_gpus": True}, ValueError, "ZeRO stage 3"),
+        ({"assistant_model": model}, ValueError, "assisted decoding"),
         ({"seed": 1.5}, TypeError, "whole number"),
         ({"negative_prompt_ids": NEGATIVE["negative_prompt_ids"]}, ValueError, "guidance_scale other than 1"),
         ({**NEGATIVE, "negative_prompt_ids": [[5, 6]], "guidance_scale": 2.0}, ValueError, r"must be \(2, S\)"),
