@@ -7,7 +7,7 @@ ROOMS = checkpoint documents index metrics parity training wiki_dpr
 
 CONFORMANCE = build/conformance
 
-.PHONY: demo test check conformance docs demo-model clean
+.PHONY: demo test check conformance bench bench-quick docs demo-model clean
 
 # --no-compile: of TensorFlow's thousands of modules only those that are used get compiled, at their first use.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
@@ -44,6 +44,15 @@ conformance: $(INSTALLED)  ## every case on both backends, compared in float64 a
 			--out $(CONFORMANCE)/$$backend-$$dtype.npz || exit; done; \
 		$(BIN)/python -m conformance compare $(CONFORMANCE)/torch-$$dtype.npz $(CONFORMANCE)/tf-$$dtype.npz \
 			--report $(CONFORMANCE)/report-$$dtype || exit; done
+
+# e.g.  make bench BENCH='--jobs token_beam4 --peer transformers4=FOLDER'
+BENCH ?=
+
+bench: $(INSTALLED) $(VENV)/.installed-bench  ## dualrag against its peers, in environments of their own; docs/performance.md
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: $(INSTALLED) $(VENV)/.installed-bench  ## the same at tiny sizes: do all of them run and agree?
+	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	$(PIP) -e '.[docs]'

@@ -198,7 +198,7 @@ def must_agree(one: Contestant, job: Job) -> bool:
 
 def takes_part(one: Contestant, job: Job) -> bool:
     """Whether a contestant has what a job asks for."""
-    if one.dtype == "int8" and one.library != "ctranslate2" and job.kind == "train":
+    if one.dtype == "int8" and (one.library == "transformers" or one.framework == "tf" or job.kind == "train"):
         return False
     if job.kind.startswith("retrie") and one.dtype:
         return False

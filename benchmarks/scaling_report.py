@@ -154,6 +154,7 @@ def _panel(axis: Any, varied: str, what: str, series: list[Any], rate: bool = Fa
     axis.spines[["top", "right"]].set_visible(False)
     axis.patch.set_visible(False)
     if not series:
+        axis.set_axis_off()
         return
     ends, values = [], max((entry[2] for entry in series), key=len)
     for name, colour, at, entry in series:
