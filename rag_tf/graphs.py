@@ -65,8 +65,8 @@ class Graph:
                 key.append(leaf)
         signature = tuple(key)
         if signature not in self.traces:
-            if _ONCE.get():
-                return self.function(*args)
+            if _ONCE.get():  # on copies, as a graph has them: what the caller handed in is not changed
+                return self.function(*tf.nest.pack_sequence_as(args, leaves))
             self.traces[signature] = self._trace(args, leaves)
         graph, draws = self.traces[signature]
         return graph(fresh_seed() if draws else tf.constant(_NO_SEED), *tensors)

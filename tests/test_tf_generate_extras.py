@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from conformance.cases import contexts
-from rag_tf import rescoring
+from rag_tf import once, rescoring
 from tests.golden_models_tf import tensors, with_contexts
 
 NEGATIVE = {
@@ -43,6 +43,18 @@ def test_questions_of_other_lengths_trace_nothing_anew():
     first = answered((2, 3, 18, 6))
     assert first["decoding step"] >= 2 and first["rescoring"] >= 1
     assert answered((1, 2, 9, 5), (3, 1, 5, 8), (1, 5, 12, 40)) == first
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_a_single_use_traces_nothing_and_says_the_same(kind, num_beams):
+    model, given = with_contexts(kind)
+    options = {"num_beams": num_beams, "max_length": 8}
+    wanted = model.generate(**given, **options).numpy().tolist()
+    model.generator._graphs.clear()
+    with once():
+        assert model.generate(**given, **options).numpy().tolist() == wanted
+    assert not any(graph.traces for graph in model.generator._graphs.values())
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
