@@ -188,3 +188,15 @@ print(sorted({"faiss", "datasets", "torch", "tensorflow", "transformers", "pyarr
 
 def test_protocol(index):
     assert isinstance(index, Index) and isinstance(OwnIndex(VECTORS), Index) and not isinstance([], Index)
+
+
+def test_a_question_reads_its_vectors_once_and_its_texts_without_them(retriever, monkeypatch):
+    """P5: 4.37.2 reads every column again, vectors included, to get at titles and texts."""
+    index, gathered, read = retriever.index, [], []
+    gather, get = index._vectors.gather, index.get_doc_dicts
+    monkeypatch.setattr(index._vectors, "gather", lambda rows: gathered.append(rows.size) or gather(rows))
+    monkeypatch.setattr(index, "get_doc_dicts", lambda ids: read.append(get(ids)) or read[-1])
+    found = retriever(GOLDEN["question_ids"], QUERIES, n_docs=2)
+    assert found["retrieved_doc_embeds"].shape == (len(QUERIES), 2, QUERIES.shape[1])
+    assert gathered == [2 * len(QUERIES)] and len(read) == 1
+    assert all("embeddings" not in document for document in read[0])

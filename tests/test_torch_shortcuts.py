@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -126,3 +128,34 @@ def test_a_shared_cache_gives_what_whole_prefixes_give(kind, generator, prompt):
         options["decoder_input_ids"] = torch.tensor(prompt)
     seen = [model.generate(**given_contexts(), **options, use_cache=use) for use in (True, False)]
     assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("kind", GENERATING)
+def test_a_step_waits_for_its_candidates_and_for_nothing_else(monkeypatch, kind, num_beams):
+    """P7: values and places of the best, one read each; any other read would be another wait for a GPU."""
+    model, given = build(kind, "bart"), given_contexts()
+    reads = []
+
+    def watched(name):
+        real = getattr(torch.Tensor, name)
+
+        def read(self, *args, **kwargs):
+            reads.append(name)
+            return real(self, *args, **kwargs)
+
+        return read
+
+    for name in ("cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, watched(name))
+
+    def read_in(tokens):
+        reads.clear()
+        model.generate(**given, num_beams=num_beams, min_length=tokens, max_length=tokens)
+        return Counter(reads)
+
+    short = read_in(5)
+    more = read_in(11) - short
+    # yes or no: is there a tie; and on a CPU alone, where it is free, whether shortcuts hold
+    assert more.pop("__bool__", 0) <= 6 * 3
+    assert more == {"cpu": 6 * 2}
