@@ -54,13 +54,18 @@ def checked_factor(factor: Any) -> int:
     return factor
 
 
+def notes_path(index_path: str | Path) -> Path:
+    """The file of notes about a faiss file: its name and ".json"."""
+    return Path(f"{index_path}.json")
+
+
 def read_notes(index_path: str | Path) -> dict[str, Any]:
     """What is known about a faiss file: "kind", "settings" (with "rerank") and "recall_at_5"; {} if nothing is.
 
-    It stands in a json file of the same name, or in the manifest of a knowledge base.
+    It stands in a file beside it (`notes_path`), or in the manifest of a knowledge base.
     """
     path = Path(index_path)
-    for place, known in ((path.with_suffix(".json"), None), (path.parent / "manifest.json", "index")):
+    for place, known in ((notes_path(path), None), (path.parent / "manifest.json", "index")):
         if place.is_file() and (known is None or path.name == "index.faiss"):
             try:
                 notes = json.loads(place.read_text(encoding="utf-8"))
@@ -74,5 +79,5 @@ def read_notes(index_path: str | Path) -> dict[str, Any]:
 
 
 def write_notes(index_path: str | Path, notes: dict[str, Any]) -> None:
-    """Write the json file that `read_notes` finds."""
-    Path(index_path).with_suffix(".json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    """Write the file that `read_notes` finds."""
+    notes_path(index_path).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")

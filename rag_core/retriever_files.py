@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag_core.faiss_files import PICKLE_HELP, refuse_pickle
 from rag_core.index import INDEX_FILE, PASSAGES_FOLDER, FaissIndex, Index
+from rag_core.rerank import notes_path
 
 if TYPE_CHECKING:
     from rag_core.retriever import RagRetriever
@@ -66,9 +67,8 @@ def _located(path: str, base: str | Path | None, hub: dict) -> Path:
     names = [name for name in list_files(base, **hub) if name == path or name.startswith(f"{path}/")]
     if not names:
         return Path(path)
-    about = str(Path(path).with_suffix(".json"))  # how the index was built, where that was kept
-    if Path(path).suffix == ".faiss":
-        resolve_file(base, about, required=False, **hub)
+    if Path(path).suffix == ".faiss":  # how the index was built, where that was kept
+        resolve_file(base, str(notes_path(path)), required=False, **hub)
     files = [resolve_file(base, name, **hub) for name in names]
     return files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
 
@@ -142,7 +142,7 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
-    stale = (f"{PASSAGES_FOLDER}/*.arrow", Path(INDEX_FILE).with_suffix(".json").name)
+    stale = (f"{PASSAGES_FOLDER}/*.arrow", str(notes_path(INDEX_FILE)))
     with atomic_folder(folder, stale=stale) as draft:
         if callable(save):
             entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})

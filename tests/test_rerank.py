@@ -200,6 +200,6 @@ def test_padding_in_one_step_is_padding_row_by_row(side, length, multiple) -> No
 def test_notes_are_written_beside_the_index_only_where_there_are_any(data, vectors, tmp_path) -> None:
     flat = FaissIndex(data, build_faiss([vectors], ROWS, SIZE))
     flat.save(tmp_path)
-    assert not (tmp_path / "hf_dataset_index.json").exists()
+    assert not (tmp_path / "hf_dataset_index.faiss.json").exists()
     FaissIndex(data, flat.faiss_index, rerank=4).save(tmp_path)
-    assert json.loads((tmp_path / "hf_dataset_index.json").read_text()) == {"settings": {"rerank": 4}}
+    assert json.loads((tmp_path / "hf_dataset_index.faiss.json").read_text()) == {"settings": {"rerank": 4}}
