@@ -80,7 +80,7 @@ def token_log_probs(logits: tf.Tensor, log_probs: tf.Tensor) -> tf.Tensor:
 
 
 def target_log_probs(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """log p of each target token, without a normalised copy of the logits.
+    """log p of each target token, without a normalised copy of the logits, nor one for the gradient.
 
     Args:
         logits: (B, N, ..., T, V).
@@ -89,9 +89,23 @@ def target_log_probs(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     Returns:
         (B, N, ..., T).
     """
-    index = tf.broadcast_to(target[:, None], tf.shape(logits)[:-1])  # (B, N, ..., T)
-    chosen = tf.gather(logits, index, batch_dims=logits.shape.rank - 1)
-    return widen(chosen) - logsumexp(widen(logits), -1)
+    return _target_log_probs(logits, tf.broadcast_to(target[:, None], tf.shape(logits)[:-1]))
+
+
+@tf.custom_gradient
+def _target_log_probs(logits: tf.Tensor, index: tf.Tensor) -> Any:
+    """(..., V) logits, (...) ids -> (...) log-probabilities; a gradient that holds one more (..., V), not three."""
+    normaliser = logsumexp(widen(logits), -1)
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
+        # At a logit (1 if it is the target's, else 0) - its probability, times dy: each step in the last one's memory.
+        shift = masked_fill(normaliser, tf.equal(normaliser, -float("inf")), 0.0)
+        rows = tf.reshape(tf.exp(widen(logits) - shift[..., None]) * -dy[..., None], (-1, tf.shape(logits)[-1]))
+        places = tf.stack([tf.range(tf.shape(rows)[0]), tf.reshape(tf.cast(index, tf.int32), (-1,))], 1)
+        rows = tf.tensor_scatter_nd_add(rows, places, tf.reshape(dy, (-1,)))
+        return tf.cast(tf.reshape(rows, tf.shape(logits)), logits.dtype), None
+
+    return widen(tf.gather(logits, index, batch_dims=logits.shape.rank - 1)) - normaliser, gradient
 
 
 def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:

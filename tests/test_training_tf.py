@@ -18,6 +18,7 @@ from training_models import (
 
 from rag_core.tokenization import AutoTokenizer
 from rag_core.training import CHECKPOINT, Example, TrainingConfig
+from rag_tf import marginalize as marginal
 from rag_tf import modules
 from rag_tf.graphs import Graph
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
@@ -254,3 +255,31 @@ def test_dropout_follows_the_seed_or_the_run():
     assert np.array_equal(in_run(graph, 5), in_run(graph, 5))
     assert np.array_equal(in_run(graph, 5), in_run(graph.function, 5))
     assert (in_run(graph, 5) != in_run(graph, 6)).any()
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-12), ("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_log_probs_have_the_gradients_of_the_plain_formula(dtype, atol):
+    rng = np.random.default_rng(5)
+    logits = tf.cast(tf.constant(rng.standard_normal((2, 3, 4, 17))), dtype)
+    target = tf.constant(rng.integers(0, 17, (2, 4)))
+
+    def plain(logits, target):
+        index = tf.broadcast_to(target[:, None], (2, 3, 4))
+        return tf.gather(tf.nn.log_softmax(marginal.widen(logits)), index, batch_dims=3)
+
+    def both(function):  # the gradient, and that of a sum of its sines
+        with tf.GradientTape() as outer:
+            outer.watch(logits)
+            with tf.GradientTape() as inner:
+                inner.watch(logits)
+                found = function(logits, target)
+                total = tf.reduce_sum(tf.sin(found))
+            first = inner.gradient(total, logits)
+            second = tf.reduce_sum(tf.sin(tf.cast(first, tf.float64)))
+        return found, first, outer.gradient(second, logits)
+
+    wanted = both(plain)
+    for function in (marginal.target_log_probs, tf.function(marginal.target_log_probs, autograph=False)):
+        for got, want in zip(both(function), wanted, strict=True):
+            assert got.dtype == want.dtype
+            np.testing.assert_allclose(tf.cast(got, tf.float64), tf.cast(want, tf.float64), rtol=0, atol=atol)
