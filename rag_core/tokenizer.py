@@ -17,7 +17,8 @@ from rag_core.hub import Pushable, atomic_folder, split_hub_kwargs
 from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer
 from rag_core.tokenizer_save import write_tokenizer
-from rag_core.truncation import check_strategies, fitted, shortened
+from rag_core.tokenizer_words import Words, splits_alike
+from rag_core.truncation import check_strategies, fitted, kept, shortened
 from rag_core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -179,18 +180,30 @@ class Tokenizer(Vocabulary, Pushable):
         texts, pairs = _texts(argument, text), _texts(f"{argument}_pair", pair) if pair is not None else None
         if pairs is not None and len(texts) != len(pairs):
             raise ValueError(f"{argument} has {len(texts)} texts, its pair {len(pairs)}; they must be as many")
-        encodings = self._encode(texts, pairs, add_special_tokens, cut, limit, argument, offsets=return_offsets_mapping)
-
-        rows: dict[str, list[Any]] = {"input_ids": [e.ids for e in encodings]}
         names = self.model_input_names
-        if return_token_type_ids or (return_token_type_ids is None and "token_type_ids" in names):
-            rows["token_type_ids"] = [e.type_ids for e in encodings]
-        if return_attention_mask or (return_attention_mask is None and "attention_mask" in names):
-            rows["attention_mask"] = [e.attention_mask for e in encodings]
-        if return_special_tokens_mask:
-            rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
-        if return_offsets_mapping:
-            rows["offset_mapping"] = [e.offsets for e in encodings]
+        wanted = {
+            "token_type_ids": return_token_type_ids or (return_token_type_ids is None and "token_type_ids" in names),
+            "attention_mask": return_attention_mask or (return_attention_mask is None and "attention_mask" in names),
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        only_ids = pairs is None and not any(on for name, on in wanted.items() if name != "attention_mask")
+        if only_ids and (words := self._words()) is not None:
+            ids = self._ids_by_words(words, texts, add_special_tokens, cut, limit, argument)
+            rows: dict[str, list[Any]] = {"input_ids": ids}
+            if wanted["attention_mask"]:
+                rows["attention_mask"] = [[1] * len(row) for row in ids]
+        else:
+            encodings = self._encode(texts, pairs, add_special_tokens, cut, limit, argument, return_offsets_mapping)
+            rows = {"input_ids": [e.ids for e in encodings]}
+            if wanted["token_type_ids"]:
+                rows["token_type_ids"] = [e.type_ids for e in encodings]
+            if wanted["attention_mask"]:
+                rows["attention_mask"] = [e.attention_mask for e in encodings]
+            if return_special_tokens_mask:
+                rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
+            if return_offsets_mapping:
+                rows["offset_mapping"] = [e.offsets for e in encodings]
         if pad:
             rows = self._padded(
                 rows,
@@ -240,6 +253,31 @@ class Tokenizer(Vocabulary, Pushable):
             else shortened(backend, _args(row), add_special_tokens, cut, limit, self.truncation_side)
             for row, encoding in zip(inputs, encodings, strict=True)
         ]
+
+    def _words(self) -> Words | None:
+        """The words seen so far, where a text's ids are those of its words."""
+        backend = self.backend_tokenizer
+        known = self.__dict__.get("_known_words")
+        if known is None or known[0] is not backend:
+            known = self._known_words = backend, Words(backend) if splits_alike(backend) else None
+        return known[1]
+
+    def _ids_by_words(
+        self, words: Words, texts: list[str], special: bool, cut: str | None, limit: int, argument: str
+    ) -> list[list[int]]:
+        found = words.encode(texts)
+        left = [number for number, row in enumerate(found) if row is None]
+        before, after = (words.before, words.after) if special else ([], [])
+        rows = []
+        for row in found:
+            if row is not None and cut and len(row) + len(before) + len(after) > limit:
+                row = kept(row, limit - len(before) - len(after), cut, self.truncation_side)
+            rows.append([*before, *(row or ()), *after])
+        if left:
+            encoded = self._encode([texts[number] for number in left], None, special, cut, limit, argument)
+            for number, encoding in zip(left, encoded, strict=True):
+                rows[number] = encoding.ids
+        return rows
 
     def _padded(
         self, rows: Mapping[str, list[Any]], length: int | None, multiple_of: int | None, arrays: bool = False

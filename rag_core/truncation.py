@@ -97,6 +97,14 @@ def fitted(
     return backend.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens)
 
 
+def kept(ids: list[int], budget: int, strategy: str, side: str) -> list[int]:
+    """Cuts the ids of a text without special tokens as `fitted` does; raises what it raises."""
+    if side not in ("right", "left"):
+        raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
+    length = kept_lengths([len(ids)], budget, strategy)[0]
+    return ids[:length] if side == "right" else ids[len(ids) - length :]
+
+
 def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
     """How many tokens of each text stay so that the sum is within the budget.
 

@@ -145,10 +145,14 @@ def _as_matrix(chunk: Any, column: str) -> np.ndarray:
         raise ValueError(f"column {column!r} must hold one list of numbers a row, its Arrow type is {kind}.")
     if chunk.null_count:
         raise ValueError(f"column {column!r} has {chunk.null_count} rows without a vector; remove or embed them.")
-    values = chunk.flatten()
-    if len(values) % len(chunk) or (
-        not pa.types.is_fixed_size_list(kind) and len(set(chunk.value_lengths().unique().to_pylist())) != 1
-    ):
+    if pa.types.is_fixed_size_list(kind):
+        values, equal = chunk.values.slice(chunk.offset * kind.list_size, len(chunk) * kind.list_size), True
+    else:  # not flatten: it imports pyarrow.compute first, for longer than all else here takes
+        starts = np.frombuffer(chunk.buffers()[1], np.int64 if pa.types.is_large_list(kind) else np.int32)
+        starts = starts[chunk.offset : chunk.offset + len(chunk) + 1]
+        values = chunk.values.slice(int(starts[0]), int(starts[-1] - starts[0]))
+        equal = not np.diff(starts, 2).any()
+    if not equal or len(values) % len(chunk):
         raise ValueError(f"column {column!r} holds vectors of different sizes; every row needs the same.")
     if values.null_count:
         raise ValueError(f"column {column!r} has missing numbers inside its vectors; embed those rows again.")

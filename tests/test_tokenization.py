@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from rag_core.batch import pad_rows
 from rag_core.tokenization import AutoTokenizer, BatchEncoding, RagTokenizer, Tokenizer
+from rag_core.tokenizer_words import Words
 from rag_core.truncation import kept_lengths
 
 DATA = Path(__file__).parent / "data" / "tokenizers"
@@ -252,3 +254,36 @@ def test_padding_only_adds(rows, side, multiple, length):
         assert len(row) >= max(target, len(original)) and (row[: len(original)] == original or side == "left")
         if multiple and len(original) <= target:
             assert len(row) % multiple == 0 and len(row) < target + multiple
+
+
+WORDS = st.lists(
+    st.text(st.sampled_from("  \t\n\v\f\r''stremvldZ09_-.<é\u00d7\u024f\u2013\u201d\u2028\xa0\x1c\u0301²٣中")),
+    max_size=4,
+)
+
+
+@given(WORDS, st.integers(0, 12), st.sampled_from(["right", "left"]), st.booleans())
+def test_ids_word_by_word_are_those_of_the_library(texts, limit, side, special):
+    """Spaces, digits and marks that `re` and the library class differently are left to the library."""
+    tokenizer = bart()
+    tokenizer.truncation_side = side
+    texts = [*texts, "as <mask> they're"]
+    options = {"add_special_tokens": special, "truncation": True, "max_length": limit + 2}
+    whole = tokenizer(texts, return_special_tokens_mask=True, **options)  # asks for more than ids: the library's way
+    found = tokenizer(texts, **options)
+    assert found["input_ids"] == whole["input_ids"] and found["attention_mask"] == whole["attention_mask"]
+
+
+def test_the_library_splits_only_what_is_not_known(tokenizers, monkeypatch):
+    tokenizer, asked = bart(), []
+    monkeypatch.setattr(Tokenizer, "_encode", lambda self, texts, *rest, **more: asked.append(texts) or [])
+    assert tokenizer(["Plain words, 10 of them.", ""])["input_ids"][1] == [0, 2] and not asked
+    assert isinstance(tokenizers["bart"]._words(), Words) and tokenizers["bert"]._words() is None
+    with pytest.raises(ValueError, match="shorter"):
+        tokenizer(["a b", "\u4e2d"])
+    assert asked == [["\u4e2d"]]
+
+
+@cache
+def bart():
+    return Tokenizer.from_pretrained(DATA / "bart")
