@@ -1,18 +1,23 @@
-"""int8 linear maps for answers on a CPU: weights rounded once, row by row, what goes in at each call, as a whole.
+"""int8 linear maps for answers on a CPU: weights rounded once, what goes in at each call, both row by row.
 
-Rounded are the networks' linear maps, the vocabulary's included; tables, norms and attention stay as they are. It is
-worth while where the processor multiplies int8 (AVX-512 VNNI, AMX); nothing here asks for more than PyTorch has.
-Letters: R rows, I inputs, O outputs.
+Rounded are the networks' linear maps, the vocabulary's included; tables, norms and attention stay as they are. A row's
+result does not depend on the rows beside it. Letters: R rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _MIDDLE = 128  # of uint8, which stands for 0: oneDNN is fast for unsigned inputs only
+_TINY = torch.finfo(torch.float32).tiny  # a row of zeros has a scale, too
+_NO_INT8 = (
+    "this processor and build of PyTorch have no exact int8 products (oneDNN's, with AVX-512 VNNI or AMX): leave the "
+    "model in float32"
+)
 
 
 class Int8Linear(nn.Module):
@@ -26,11 +31,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach().float()  # (O, I)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)  # (O,)
-        rounded = (weight / self.scale[:, None]).round_().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.zero = torch.zeros(len(weight), dtype=torch.int64)
-        self.middle = torch.full((1,), _MIDDLE, dtype=torch.int32)
+        scale = (weight.abs().amax(dim=1) / 127).clamp_min(_TINY)  # (O,)
+        self.product = Product((weight / scale[:, None]).round_().to(torch.int8), scale)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,14 +49,43 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, self.in_features).float()  # (R, I)
         if not len(rows):
             return x.new_zeros(*x.shape[:-1], self.out_features)
-        scale = (torch.linalg.vector_norm(rows, torch.inf) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / 127).clamp_min_(_TINY)  # (R, 1)
         # The conversion cuts off, so that half more makes it round.
-        whole = torch.add(_MIDDLE + 0.5, rows / scale).to(torch.uint8)
-        packed = self.packed, self.scale, self.zero, self.bias
-        output = torch.ops.onednn.qlinear_pointwise.tensor(
-            whole, scale, self.middle, *packed, 1.0, 0, torch.float32, "none", [], ""
-        )
+        whole = (rows / scale).add_(_MIDDLE + 0.5).to(torch.uint8)
+        output = self.product(whole)  # (R, O)
+        output = output.mul_(scale) if self.bias is None else torch.addcmul(self.bias, output, scale)
         return output.reshape(*x.shape[:-1], self.out_features).to(x.dtype)  # (..., O)
+
+
+class Product:
+    """oneDNN's product of rows in uint8, 128 for 0, and a matrix in int8.
+
+    Args:
+        matrix: (O, I).
+        scale: (O,), of its rows.
+    """
+
+    def __init__(self, matrix: Tensor, scale: Tensor) -> None:
+        packed = torch.ops.onednn.qlinear_prepack(matrix, None)
+        self.matrix = packed, scale, torch.zeros(len(matrix), dtype=torch.int64)
+        self.rows = torch.ones(()), torch.full((1,), _MIDDLE, dtype=torch.int32)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(R, I) -> (R, O) in float32."""
+        return torch.ops.onednn.qlinear_pointwise.tensor(
+            rows, *self.rows, *self.matrix, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+
+@functools.cache
+def has_int8() -> bool:
+    """Whether int8 products exist here and are exact: without VNNI they go through 16 bits, and large sums are cut."""
+    try:
+        most = torch.full((1, 64), 255, dtype=torch.uint8)
+        found = Product(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(most)
+    except (RuntimeError, AttributeError):
+        return False
+    return bool((found == 127 * 127 * 64).all())
 
 
 def quantized(model: Any) -> Any:
@@ -65,14 +96,14 @@ def quantized(model: Any) -> Any:
 
     Raises:
         ValueError: the model is on another device.
-        RuntimeError: this build of PyTorch has no int8 products (they are oneDNN's, for x86).
+        RuntimeError: no int8 products here.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         raise ValueError("int8 layers compute on the CPU, and the model is elsewhere: load it with device='cpu'")
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
-        raise RuntimeError("this build of PyTorch has no int8 products (oneDNN's, for x86): leave the model in float32")
+    if not has_int8():
+        raise RuntimeError(_NO_INT8)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
+            if type(child) is nn.Linear:  # a subclass computes something else
                 setattr(module, name, Int8Linear(child))
     return model.eval()
