@@ -37,6 +37,8 @@ def load_backend(name: str | None = None) -> ModuleType:
     """
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
+    if name is not None and all(sys.modules.get(module) is not None for module in BACKENDS[name][:2]):
+        return sys.modules[BACKENDS[name][0]]  # asked for with each tensor: no search of the disk
     found = available_backends()
     if name is None and not found:
         raise ImportError(

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tokenizers
 
-_LETTERS = "A-Za-zÀ-ÖØ-öø-ɏ"
+_LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03c9"  # Latin, Greek
 _SPACES = r" \t\n\v\f\r"
-# ASCII that prints, Latin letters, dashes and quotation marks; no other spaces, digits or marks that combine.
-_KNOWN = re.compile(rf"[!-~{_SPACES}{_LETTERS}\u00d7\u00f7\u2010-\u2027]*")
+# ASCII that prints, letters, some signs, dashes and quotation marks; no other spaces, digits or marks that combine.
+_KNOWN = re.compile(rf"[!-~{_SPACES}{_LETTERS}\u00a3\u00b0\u00d7\u00f7\u2010-\u2027\u2032\u2033\u20ac\u2212]*")
 # The pattern of GPT-2, for those characters.
 _WORD = re.compile(
     rf"'(?:s|t|re|ve|m|ll|d)| ?[{_LETTERS}]+| ?[0-9]+| ?[^{_SPACES}{_LETTERS}0-9]+"
