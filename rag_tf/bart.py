@@ -327,4 +327,6 @@ class BartForConditionalGeneration(Generator):
         return shift_tokens_right(input_ids, pad, start)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden) + tf.cast(self.final_logits_bias, hidden.dtype)
+        logits, bias = self.lm_head(hidden), tf.cast(self.final_logits_bias[0], hidden.dtype)
+        # Beside a product of rank 2, this form of the sum costs nothing.
+        return tf.nn.bias_add(logits, bias) if logits.shape.rank == 2 else logits + bias

@@ -176,7 +176,9 @@ class Generator(PretrainedModel, Module, ABC):
         cache, trace = GrowingCache(past), Trace(hidden, attentions)
         mask = key_mask(attention_mask)
         x = decoder(decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, training)  # (R, T, d)
-        return self._logits(x), cache.past_with(cross) if use_cache else None, trace.result(), fresh
+        flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
+        logits = tf.reshape(flat, tf.concat([tf.shape(x)[:2], flat.shape[1:]], 0))  # (R, T, V)
+        return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
         """Contexts (R, S) -> encoder states (R, S, d); those of padding are zeros where leaving it out saves work."""

@@ -22,7 +22,8 @@ def case(request):
     tf.random.set_seed(2)
     rng = np.random.default_rng(3)
     mask = np.arange(48) < LENGTHS[:, None]
-    mask[4, 2] = False  # a hole
+    mask[4, 2], mask[2, 5:20] = False, False  # holes
+    mask[5] = np.roll(mask[5], 30)  # padding on both sides
     ids = tf.constant(np.where(mask, rng.integers(4, 40, mask.shape), 1))
     targets = tf.constant(rng.integers(4, 40, (len(ids), 5)))
     weights = tf.constant(rng.standard_normal((8, 5, 40)))
