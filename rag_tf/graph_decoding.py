@@ -7,16 +7,19 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
-from rag_tf.graph_search import Found, search
+from rag_tf.graph_parts import Found
+from rag_tf.graph_search import Reorder, Scorer, search
 from rag_tf.layers import DecodeState
-from rag_tf.marginalize import doc_log_probs, logsumexp, sequence_joint, target_log_probs, token_log_probs
+from rag_tf.marginalize import doc_log_probs, logsumexp, sequence_joint, target_log_probs
 from rag_tf.modules import widen
+from rag_tf.step_scores import marginal_scores
 
 # numbers of a block of logits held at once while rescoring: 256 MB in float32
 _BLOCK = 2**26
@@ -106,33 +109,54 @@ def _searched(
     """One search for each context (R, S, d), or with `log_priors` (B, N) for each question."""
     beams = options.num_beams
     searches = tf.shape(hidden)[0] if log_priors is None else tf.shape(log_priors)[0]
-    docs = 1 if log_priors is None else tf.shape(log_priors)[1]
     first = generator.start(hidden, mask, beams=beams, max_length=options.max_length)
-
-    def resumed(kept: Any) -> DecodeState:
-        return replace(first, cache=kept[0], position=kept[1], source=kept[2] if beams > 1 else None)
-
-    def scorer(tokens: tf.Tensor, kept: Any) -> tuple[tf.Tensor, Any]:
-        state = resumed(kept)
-        logits = widen(generator.decode(tf.repeat(tokens, docs, axis=0), state)[:, :, -1])  # (R, K, V)
-        if log_priors is not None:
-            apart = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
-            logits = token_log_probs(tf.reshape(logits, apart), log_priors)  # (B, K, V)
-        elif beams > 1:
-            logits = tf.nn.log_softmax(logits)
-        return logits, (state.cache, state.position, *kept[2:])
-
-    def reorder(kept: Any, sources: tf.Tensor) -> Any:
-        state = replace(resumed(kept), source=None)
-        state.reorder(tf.repeat(sources, docs, axis=0))
-        return (*kept[:2], state.source)
-
-    rows = tf.range(tf.shape(hidden)[0] * beams)
-    cache = tuple((key, value) for key, value in first.cache or ())
-    kept = (cache, tf.constant(0), rows) if beams > 1 else (cache, tf.constant(0))
+    scorer, reorder, kept = steps(generator, first, log_priors, beams)
     starts = tf.fill([searches, 1], tf.constant(options.decoder_start_token_id, tf.int64))
     dtype = tf.float64 if hidden.dtype == tf.float64 else tf.float32
     return search(scorer, reorder, kept, starts, options, _vocabulary(generator), dtype)
+
+
+def steps(
+    generator: Any, state: DecodeState, log_priors: tf.Tensor | None, beams: int
+) -> tuple[Scorer, Reorder, list[tf.Tensor]]:
+    """How a search gets its scores: what `graph_search.search` takes, and the state as the tensors that a loop carries.
+
+    Args:
+        generator: a `rag_tf.seq2seq.Generator`.
+        state: as its `start` returns it.
+        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain generator.
+        beams: K.
+    """
+    docs = 1 if log_priors is None else tf.shape(log_priors)[1]
+
+    def scorer(tokens: tf.Tensor, kept: Any) -> tuple[tf.Tensor, Any]:
+        now = resumed(state, kept, beams)
+        logits = widen(generator.decode(tf.repeat(tokens, docs, axis=0), now)[:, :, -1])  # (Q*N, K, V)
+        if log_priors is not None:
+            apart = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
+            logits = marginal_scores(tf.reshape(logits, apart), log_priors)  # (Q, K, V)
+        elif beams > 1:
+            logits = tf.nn.log_softmax(logits)
+        return logits, _kept(now)
+
+    def reorder(kept: Any, sources: tf.Tensor) -> Any:
+        now = resumed(state, kept, beams)
+        now.reorder(tf.repeat(sources, docs, axis=0))
+        return _kept(now)
+
+    return scorer, reorder, _kept(state)
+
+
+def resumed(state: DecodeState, kept: Sequence[tf.Tensor], beams: int) -> DecodeState:
+    """A state like `state`, made of the tensors that a loop carries."""
+    left = iter(kept)
+    parts = [None if part is None else next(left) for part in tf.nest.flatten(state)]
+    now = tf.nest.pack_sequence_as(state, parts)
+    return now if beams > 1 else replace(now, source=None)
+
+
+def _kept(state: DecodeState) -> list[tf.Tensor]:
+    return [part for part in tf.nest.flatten(state) if part is not None]
 
 
 def _vocabulary(generator: Any) -> int:

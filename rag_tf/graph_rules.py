@@ -36,6 +36,15 @@ def check_options(options: GenerationConfig) -> None:
             raise ValueError(f"{name}={value!r} is not offered in a graph ({why}): leave it out, or use generate()")
 
 
+def offered(options: GenerationConfig) -> bool:
+    """Whether `check_options` would let them pass."""
+    try:
+        check_options(options)
+    except ValueError:
+        return False
+    return True
+
+
 class GraphRules:
     """The edits that rag_core.step_rules decides, carried out on scores in the graph.
 
@@ -71,7 +80,7 @@ class GraphRules:
             written = tf.range(tf.shape(tokens)[1])[None] < length  # (1, M)
             worse = tf.where(scores < 0, scores * o.repetition_penalty, scores / o.repetition_penalty)
             scores = tf.where(self._marked(tokens, tf.broadcast_to(written, tf.shape(tokens))), worse, scores)
-        if o.no_repeat_ngram_size and o.no_repeat_ngram_size <= o.max_length:
+        if o.no_repeat_ngram_size:
             scores = _ban(scores, self._repeats(tokens, length, o.no_repeat_ngram_size))
         if rules.bad_words:
             scores = _ban(scores, self._sums(tokens, length, rules.bad_words) < 0)
@@ -81,7 +90,7 @@ class GraphRules:
         if o.forced_bos_token_id is not None:
             scores = self._force(scores, [o.forced_bos_token_id], tf.equal(length, 1))
         if o.forced_eos_token_id is not None:
-            scores = self._force(scores, as_ids(o.forced_eos_token_id), tf.equal(length, o.max_length - 1))
+            scores = self._force(scores, as_ids(o.forced_eos_token_id), tf.equal(length, tf.shape(tokens)[1] - 1))
         if o.remove_invalid_values:
             finite = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), finite)
@@ -129,7 +138,7 @@ class GraphRules:
     def _repeats(self, tokens: tf.Tensor, length: tf.Tensor, n: int) -> tf.Tensor:
         """(R, V) True at tokens that would complete an n-gram written before."""
         last = _last(tokens, length, n - 1)  # (R, n - 1)
-        count = self.options.max_length - n + 1  # n-grams of M tokens
+        count = tf.maximum(tf.shape(tokens)[1] - n + 1, 0)  # n-grams of M tokens
         whole = tf.range(count)[None] <= length - n  # (1, M-n+1)
         same = tf.broadcast_to(whole, [tf.shape(tokens)[0], count])
         for i in range(n - 1):

@@ -9,68 +9,32 @@ n sequences handed back for each search, R rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
+from rag_tf.graph_parts import (
+    Beams,
+    Found,
+    Moment,
+    Pool,
+    Rows,
+    all_numbers,
+    buffer,
+    ends,
+    last_tokens,
+    pad_of,
+    pick,
+    written_at,
+)
 from rag_tf.graph_rules import GraphRules
 
 Scorer = Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]
 """(newest tokens (Q, K, 1), state) -> scores of the next token (Q, K, V), and the state after them."""
 Reorder = Callable[[Any, tf.Tensor], Any]
 """(state, sources (Q, K)) -> the state in which beam k of search q continues beam sources[q, k]."""
-
-
-class Found(NamedTuple):
-    """What the searches hand back, as rag_core.beam.Finished does, but all M columns wide.
-
-    Attributes:
-        sequences: (Q * n, M) int64, start tokens and end token included, right-padded.
-        lengths: (Q * n,) tokens before the padding, int32.
-        sum_log_probs: (Q * n,) sum of the step scores of the generated tokens, end token included.
-        width: columns that rag_core.beam would hand back, a scalar.
-        scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty; None without beams.
-        beam_indices: (Q * n, M) row, of the Q * K, that generated token i continued, then -1; None without beams.
-    """
-
-    sequences: tf.Tensor
-    lengths: tf.Tensor
-    sum_log_probs: tf.Tensor
-    width: tf.Tensor
-    scores: tf.Tensor | None = None
-    beam_indices: tf.Tensor | None = None
-
-
-class _Pool(NamedTuple):
-    """The K best finished sequences of each search, in the order in which they came; empty places lie in front."""
-
-    scores: tf.Tensor  # (Q, K) float64, as Python computes them
-    sums: tf.Tensor  # (Q, K)
-    lengths: tf.Tensor  # (Q, K)
-    tokens: tf.Tensor  # (Q, K, M)
-    indices: tf.Tensor  # (Q, K, M)
-    kept: tf.Tensor  # (Q, 1) how many there are
-
-
-class _Beams(NamedTuple):
-    length: tf.Tensor  # t
-    tokens: tf.Tensor  # (Q, K, M)
-    indices: tf.Tensor  # (Q, K, M)
-    scores: tf.Tensor  # (Q, K)
-    finished: tf.Tensor  # (Q,)
-    pool: _Pool
-    state: Any
-
-
-class _Rows(NamedTuple):
-    length: tf.Tensor  # t
-    tokens: tf.Tensor  # (R, M)
-    lengths: tf.Tensor  # (R,)
-    sums: tf.Tensor  # (R,) float64
-    finished: tf.Tensor  # (R,)
-    state: Any
 
 
 def search(
@@ -96,46 +60,71 @@ def search(
     Raises:
         ValueError: an option that is not offered in a graph, or a vocabulary of nothing but end tokens.
     """
-    prompt = int(starts.shape[1])
-    if vocab_size <= len(set(options.eos_token_ids)):
-        raise ValueError(f"a vocabulary of {vocab_size} leaves nothing but the end tokens {options.eos_token_ids}")
-    rules = GraphRules(options, vocab_size, prompt)
-    if options.num_beams > 1:
-        return _BeamLoop(scorer, reorder, options, rules, prompt).run(state, starts, dtype)
-    return _greedy(scorer, state, starts, options, rules)
+    plan = Plan(options, vocab_size, int(starts.shape[1]))
+    divisors, limit = tf.constant(plan.divisors()), options.max_length
+    (end,) = tf.while_loop(
+        lambda now: (now.length < limit) & ~tf.reduce_all(now.searches.finished),
+        lambda now: [plan.step(scorer, reorder, divisors, now)],
+        [plan.begin(starts, dtype, state)],
+        maximum_iterations=limit - plan.prompt,
+    )
+    return plan.finish(end.searches, end.length, divisors)
 
 
-def _pad(options: GenerationConfig) -> tf.Tensor:
-    return tf.constant(options.pad_token_id or 0, tf.int64)
+class Plan:
+    """What the searches are to do, as far as it is part of a graph: `max_length` is not, but for a rule that needs it.
 
+    Two plans that make the same graph are equal, so that a `graphs.Graph` takes them for the same switch.
 
-def _ends(tokens: tf.Tensor, options: GenerationConfig) -> tf.Tensor:
-    """True where a token ends its sequence."""
-    ended = tf.zeros_like(tokens, tf.bool)
-    for token in options.eos_token_ids:
-        ended |= tokens == token
-    return ended
+    Args:
+        options: as `resolve_options` returns them.
+        vocab_size: V.
+        prompt: P.
 
+    Raises:
+        ValueError: as `search` does.
+    """
 
-def _buffer(starts: tf.Tensor, options: GenerationConfig) -> tf.Tensor:
-    """Start tokens (Q, P) -> (Q, M), padded."""
-    rest = tf.fill([tf.shape(starts)[0], options.max_length - starts.shape[1]], _pad(options))
-    return tf.concat([tf.cast(starts, tf.int64), rest], axis=1)
+    def __init__(self, options: GenerationConfig, vocab_size: int, prompt: int) -> None:
+        if vocab_size <= len(set(options.eos_token_ids)):
+            raise ValueError(f"a vocabulary of {vocab_size} leaves nothing but the end tokens {options.eos_token_ids}")
+        self.options, self.vocab_size, self.prompt, self.beams = options, vocab_size, prompt, options.num_beams
+        self.rules = GraphRules(options, vocab_size, prompt)
+        wanted = max(2, 1 + len(options.eos_token_ids)) * self.beams
+        self.candidates = min(wanted, self.beams * vocab_size)
+        free = {"num_return_sequences", "return_dict_in_generate"}
+        if options.exponential_decay_length_penalty is None:
+            free |= {"max_length", "max_new_tokens"}
+        self.key = repr((vocab_size, prompt, {k: v for k, v in vars(options).items() if k not in free}))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.key == other.key
 
-def _written(buffer: tf.Tensor, place: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """`values` (...) in column `place` of the buffer (..., M)."""
-    here = tf.equal(tf.range(tf.shape(buffer)[-1]), place)
-    return tf.where(here, values[..., None], buffer)
+    def __hash__(self) -> int:
+        return hash(self.key)
 
+    def divisors(self) -> np.ndarray:
+        """What a score is divided by, for each generated length up to M: Python's own powers."""
+        penalty = self.options.length_penalty
+        return np.array([1.0] + [float(i**penalty) for i in range(1, self.options.max_length + 1)])
 
-def _last_tokens(tokens: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    return tf.gather(tokens, length[None] - 1, axis=-1)
+    def begin(self, starts: tf.Tensor, dtype: tf.DType, state: Any = ()) -> Moment:
+        """Before the first step, from start tokens (Q, P)."""
+        begin = _first_beams if self.beams > 1 else _first_rows
+        searches = begin(self, buffer(starts, self.options, self.options.max_length), dtype)
+        return Moment(tf.constant(self.prompt), tf.constant(True), searches, state)
 
+    def step(self, scorer: Scorer, reorder: Reorder, divisors: tf.Tensor, now: Moment) -> Moment:
+        """One more token for every search that goes on; shapes stay."""
+        if self.beams > 1:
+            return _as_before(_BeamStep(self, divisors, now).taken(scorer, reorder), now)
+        return _as_before(_greedy_step(self, scorer, now), now)
 
-def _pick(x: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """(Q, A, ...) at places (Q, B) -> (Q, B, ...)."""
-    return tf.gather(x, places, batch_dims=1)
+    def finish(self, searches: Beams | Rows, length: tf.Tensor, divisors: tf.Tensor) -> Found:
+        """What searches of `length` tokens hand back."""
+        if isinstance(searches, Rows):
+            return Found(searches.tokens, searches.lengths, searches.sums, length)
+        return _BeamStep(self, divisors, Moment(length, tf.constant(True), searches, ())).finished()
 
 
 def _as_before(new: Any, old: Any) -> Any:
@@ -147,95 +136,81 @@ def _as_before(new: Any, old: Any) -> Any:
     return tf.nest.map_structure(same, new, old)
 
 
-class _BeamLoop:
-    """rag_core.beam.BeamSearch, all searches at once."""
+def _first_beams(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Beams:
+    """From tokens (Q, M)."""
+    searches, beams = tf.shape(tokens)[0], plan.beams
+    tokens = tf.repeat(tokens[:, None], beams, axis=1)  # (Q, K, M)
+    indices = -tf.ones_like(tokens)
+    # all beams of a search are equal at first: only one may speak
+    first = tf.constant([[0.0] + [-1e9] * (beams - 1)], dtype)
+    pool = Pool(
+        tf.fill([searches, beams], tf.constant(np.inf, tf.float64)),
+        tf.zeros([searches, beams], dtype),
+        tf.zeros([searches, beams], tf.int32),
+        tokens,
+        indices,
+        tf.zeros([searches, 1], tf.int32),
+    )
+    number = tf.range(tf.cast(searches, tf.int64))
+    return Beams(number, tokens, indices, tf.repeat(first, searches, axis=0), tf.zeros([searches], tf.bool), pool)
 
-    def __init__(
-        self, scorer: Scorer, reorder: Reorder, options: GenerationConfig, rules: GraphRules, prompt: int
-    ) -> None:
-        self.scorer, self.reorder, self.options, self.rules, self.prompt = scorer, reorder, options, rules, prompt
-        self.beams, self.vocab_size = options.num_beams, rules.vocab_size
-        wanted = max(2, 1 + len(options.eos_token_ids)) * self.beams
-        self.candidates = min(wanted, self.beams * self.vocab_size)
-        # what a score is divided by, for each generated length: Python's own powers
-        penalty = options.length_penalty
-        self.divisors = np.array([1.0] + [float(i**penalty) for i in range(1, options.max_length + 1)])
 
-    def run(self, state: Any, starts: tf.Tensor, dtype: tf.DType) -> Found:
-        searches, beams = tf.shape(starts)[0], self.beams
-        tokens = tf.repeat(_buffer(starts, self.options)[:, None], beams, axis=1)  # (Q, K, M)
-        indices = -tf.ones_like(tokens)
-        # all beams of a search are equal at first: only one may speak
-        first = tf.constant([[0.0] + [-1e9] * (beams - 1)], dtype)
-        pool = _Pool(
-            tf.fill([searches, beams], tf.constant(np.inf, tf.float64)),
-            tf.zeros([searches, beams], dtype),
-            tf.zeros([searches, beams], tf.int32),
-            tokens,
-            indices,
-            tf.zeros([searches, 1], tf.int32),
-        )
-        scores, finished = tf.repeat(first, searches, axis=0), tf.zeros([searches], tf.bool)
-        start = _Beams(tf.constant(self.prompt), tokens, indices, scores, finished, pool, state)
-        limit = self.options.max_length
-        (end,) = tf.while_loop(
-            lambda loop: (loop.length < limit) & ~tf.reduce_all(loop.finished),
-            self._step,
-            [start],
-            maximum_iterations=limit - self.prompt,
-        )
-        return self._finish(end)
+class _BeamStep:
+    """A step of rag_core.beam.BeamSearch, all searches at once."""
+
+    def __init__(self, plan: Plan, divisors: tf.Tensor, now: Moment) -> None:
+        self.plan, self.options, self.divisors, self.now = plan, plan.options, divisors, now
+        self.beams = plan.beams
+        self.searches: Beams = now.searches
+        self.limit = tf.shape(now.searches.tokens)[-1]  # M
 
     def _divided(self, sums: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
-        return tf.cast(sums, tf.float64) / tf.gather(tf.constant(self.divisors), generated)
+        return tf.cast(sums, tf.float64) / tf.gather(self.divisors, generated)
 
-    def _rows(self, like: tf.Tensor, sources: tf.Tensor) -> tf.Tensor:
-        """Beams (Q, A) of the searches as rows of the Q * K."""
-        first = tf.range(tf.shape(like, tf.int64)[0])[:, None] * self.beams
-        return first + tf.cast(sources, tf.int64)
+    def _rows(self, sources: tf.Tensor) -> tf.Tensor:
+        """Beams (Q, A) of the searches as rows of all searches' beams."""
+        return self.searches.number[:, None] * self.beams + tf.cast(sources, tf.int64)
 
-    def _step(self, loop: _Beams) -> list[_Beams]:
-        beams, size, now, tokens = self.beams, self.vocab_size, loop.length, loop.tokens
-        scores, state = self.scorer(_last_tokens(tokens, now), loop.state)
-        rows = tf.reshape(tokens, [-1, self.options.max_length])
-        scores = self.rules(tf.reshape(scores, [-1, size]), rows, now)
-        total = tf.reshape(scores, [-1, beams, size]) + loop.scores[..., None]
+    def taken(self, scorer: Scorer, reorder: Reorder) -> Moment:
+        """All that the step changes."""
+        length, old, beams, size = self.now.length, self.searches, self.beams, self.plan.vocab_size
+        scores, state = scorer(last_tokens(old.tokens, length), self.now.state)
+        scores = self.plan.rules(tf.reshape(scores, [-1, size]), tf.reshape(old.tokens, [-1, self.limit]), length)
+        total = tf.reshape(scores, [-1, beams, size]) + old.scores[..., None]
         # of equals the lowest index goes first
-        values, places = tf.math.top_k(tf.reshape(total, [-1, beams * size]), self.candidates)  # (Q, C)
+        values, places = tf.math.top_k(tf.reshape(total, [-1, beams * size]), self.plan.candidates)  # (Q, C)
         written, sources = tf.cast(places % size, tf.int64), places // size
-        ended, alive = _ends(written, self.options), ~loop.finished[:, None]
-        generated = now + 1 - self.prompt
-        closing = values[:, :beams], sources[:, :beams], ended[:, :beams] & alive
-        pool = self._closed(loop, *closing, generated)
-        finished = loop.finished | self._settled(pool, values[:, 0], generated)
+        ended, alive = ends(written, self.options), ~old.finished[:, None]
+        generated = length + 1 - self.plan.prompt
+        pool = self._closed(values[:, :beams], sources[:, :beams], ended[:, :beams] & alive, generated)
+        finished = old.finished | self._settled(pool, values[:, 0], generated)
         # the best K that go on, in their order
         going = tf.math.top_k(tf.cast(~ended, tf.int32), beams).indices  # (Q, K)
-        written = tf.where(alive, _pick(written, going), _pad(self.options))
-        sources = tf.where(alive, _pick(sources, going), 0)
-        values = tf.where(alive, _pick(values, going), tf.zeros([], values.dtype))
-        tokens = _written(_pick(tokens, sources), now, written)
-        indices = _written(_pick(loop.indices, sources), now - self.prompt, self._rows(tokens, sources))
-        state = self.reorder(state, sources)
-        return [_as_before(_Beams(now + 1, tokens, indices, values, finished, pool, state), loop)]
+        written = tf.where(alive, pick(written, going), pad_of(self.options))
+        sources = tf.where(alive, pick(sources, going), 0)
+        values = tf.where(alive, pick(values, going), tf.zeros([], values.dtype))
+        tokens = written_at(pick(old.tokens, sources), length, written)
+        indices = written_at(pick(old.indices, sources), generated - 1, self._rows(sources))
+        searches = Beams(old.number, tokens, indices, values, finished, pool)
+        return Moment(length + 1, self.now.sound & all_numbers(total), searches, reorder(state, sources))
 
-    def _closed(
-        self, loop: _Beams, sums: tf.Tensor, sources: tf.Tensor, ended: tf.Tensor, generated: tf.Tensor
-    ) -> _Pool:
+    def _closed(self, sums: tf.Tensor, sources: tf.Tensor, ended: tf.Tensor, generated: tf.Tensor) -> Pool:
         """The pool with the sequences that end here, (Q, K) each."""
-        indices = _written(_pick(loop.indices, sources), generated - 1, self._rows(sums, sources))
-        lengths = tf.fill(tf.shape(sources), loop.length)
-        return self._admit(loop.pool, sums, lengths, _pick(loop.tokens, sources), indices, ended, generated)
+        old = self.searches
+        indices = written_at(pick(old.indices, sources), generated - 1, self._rows(sources))
+        lengths = tf.fill(tf.shape(sources), self.now.length)
+        return self._admit(old.pool, sums, lengths, pick(old.tokens, sources), indices, ended, generated)
 
     def _admit(
         self,
-        pool: _Pool,
+        pool: Pool,
         sums: tf.Tensor,
         lengths: tf.Tensor,
         tokens: tf.Tensor,
         indices: tf.Tensor,
         wanted: tf.Tensor,
         generated: tf.Tensor,
-    ) -> _Pool:
+    ) -> Pool:
         """Adds up to K sequences to each pool, one after the other, where `wanted` (Q, K)."""
         beams, kept, kept_scores = self.beams, pool.kept, pool.scores
         scores = self._divided(sums, generated)
@@ -249,14 +224,14 @@ class _BeamLoop:
             # who leaves: the newcomer, the first of the lowest, or an empty place in front
             leaves = tf.where(enters, tf.where(full, lowest, 0), beams)
             stay = slots + tf.cast(slots >= leaves, tf.int32)
-            kept_scores = _pick(tf.concat([kept_scores, score], axis=1), stay)
-            places = _pick(tf.concat([places, tf.fill(tf.shape(leaves), beams + k)], axis=1), stay)
+            kept_scores = pick(tf.concat([kept_scores, score], axis=1), stay)
+            places = pick(tf.concat([places, tf.fill(tf.shape(leaves), beams + k)], axis=1), stay)
             kept += tf.cast(enters & ~full, tf.int32)
 
         def chosen(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-            return _pick(tf.concat([old, new], axis=1), places)
+            return pick(tf.concat([old, new], axis=1), places)
 
-        return _Pool(
+        return Pool(
             kept_scores,
             chosen(pool.sums, sums),
             chosen(pool.lengths, lengths),
@@ -265,25 +240,26 @@ class _BeamLoop:
             kept,
         )
 
-    def _settled(self, pool: _Pool, best: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
+    def _settled(self, pool: Pool, best: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
         """(Q,) whether a search is over, given its best candidate."""
         full = pool.kept[:, 0] >= self.beams
         if self.options.early_stopping is True:
             return full
         if self.options.early_stopping == "never" and self.options.length_penalty > 0:
-            generated = tf.constant(self.options.max_length - self.prompt)
+            generated = self.limit - self.plan.prompt
         return full & (tf.reduce_min(pool.scores, axis=1) >= self._divided(best, generated))
 
-    def _finish(self, loop: _Beams) -> Found:
-        lengths = tf.fill(tf.shape(loop.scores), loop.length)
-        running = tf.zeros_like(loop.scores, tf.bool) | ~loop.finished[:, None]
-        generated = tf.maximum(loop.length - self.prompt, 1)
-        pool = self._admit(loop.pool, loop.scores, lengths, loop.tokens, loop.indices, running, generated)
+    def finished(self) -> Found:
+        """Ends the searches: beams still running compete with the finished ones."""
+        old, length, limit = self.searches, self.now.length, self.limit
+        lengths = tf.fill(tf.shape(old.scores), length)
+        running = tf.zeros_like(old.scores, tf.bool) | ~old.finished[:, None]
+        generated = tf.maximum(length - self.plan.prompt, 1)
+        pool = self._admit(old.pool, old.scores, lengths, old.tokens, old.indices, running, generated)
         # of equals the later one first
         later = self.beams - 1 - tf.math.top_k(pool.scores[:, ::-1], self.options.num_return_sequences).indices
-        scores, sums, lengths = (tf.reshape(_pick(x, later), [-1]) for x in (pool.scores, pool.sums, pool.lengths))
-        limit = self.options.max_length
-        tokens, indices = (tf.reshape(_pick(x, later), [-1, limit]) for x in (pool.tokens, pool.indices))
+        scores, sums, lengths = (tf.reshape(pick(x, later), [-1]) for x in (pool.scores, pool.sums, pool.lengths))
+        tokens, indices = (tf.reshape(pick(x, later), [-1, limit]) for x in (pool.tokens, pool.indices))
         width = tf.minimum(tf.reduce_max(lengths) + 1, limit)
         if self.options.eos_token_ids:
             end = tf.fill(tf.shape(lengths), tf.constant(self.options.eos_token_ids[0], tf.int64))
@@ -292,35 +268,25 @@ class _BeamLoop:
         return Found(tokens, lengths, sums, width, tf.cast(scores, sums.dtype), indices)
 
 
-def _greedy(scorer: Scorer, state: Any, starts: tf.Tensor, options: GenerationConfig, rules: GraphRules) -> Found:
-    """rag_core.beam.RowSearch without sampling; a row is a search of one beam."""
-    prompt, limit = int(starts.shape[1]), options.max_length
-    rows = tf.shape(starts)[0]
-
-    def step(loop: _Rows) -> list[_Rows]:
-        scores, state = scorer(_last_tokens(loop.tokens, loop.length)[:, None], loop.state)
-        scores = rules(scores[:, 0], loop.tokens, loop.length)  # (R, V)
-        chosen = tf.argmax(scores, axis=1)  # the lowest index of equals
-        log_probs = tf.gather(scores, chosen, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
-        sums = loop.sums + tf.where(loop.finished, tf.zeros([], tf.float64), tf.cast(log_probs, tf.float64))
-        written = tf.where(loop.finished, _pad(options), chosen)
-        lengths = loop.lengths + tf.cast(~loop.finished, tf.int32)
-        finished = loop.finished | _ends(written, options)
-        tokens = _written(loop.tokens, loop.length, written)
-        return [_as_before(_Rows(loop.length + 1, tokens, lengths, sums, finished, state), loop)]
-
-    start = _Rows(
-        tf.constant(prompt),
-        _buffer(starts, options),
-        tf.fill([rows], prompt),
-        tf.zeros([rows], tf.float64),
-        tf.zeros([rows], tf.bool),
-        state,
+def _first_rows(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Rows:
+    """From tokens (Q, M)."""
+    rows = tf.shape(tokens)[0]
+    zeros = tf.zeros([rows], tf.float64)
+    return Rows(
+        tf.range(tf.cast(rows, tf.int64)), tokens, tf.fill([rows], plan.prompt), zeros, tf.zeros([rows], tf.bool)
     )
-    (end,) = tf.while_loop(
-        lambda loop: (loop.length < limit) & ~tf.reduce_all(loop.finished),
-        step,
-        [start],
-        maximum_iterations=limit - prompt,
-    )
-    return Found(end.tokens, end.lengths, end.sums, end.length)
+
+
+def _greedy_step(plan: Plan, scorer: Scorer, now: Moment) -> Moment:
+    """A step of rag_core.beam.RowSearch without sampling."""
+    old: Rows = now.searches
+    scores, state = scorer(last_tokens(old.tokens, now.length)[:, None], now.state)
+    scores = plan.rules(scores[:, 0], old.tokens, now.length)  # (Q, V)
+    chosen = tf.argmax(scores, axis=1)  # the lowest index of equals
+    log_probs = tf.gather(scores, chosen, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
+    sums = old.sums + tf.where(old.finished, tf.zeros([], tf.float64), tf.cast(log_probs, tf.float64))
+    written = tf.where(old.finished, pad_of(plan.options), chosen)
+    lengths = old.lengths + tf.cast(~old.finished, tf.int32)
+    finished = old.finished | ends(written, plan.options)
+    searches = Rows(old.number, written_at(old.tokens, now.length, written), lengths, sums, finished)
+    return Moment(now.length + 1, now.sound & all_numbers(scores), searches, state)

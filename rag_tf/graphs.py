@@ -31,6 +31,11 @@ def once() -> Iterator[None]:
         _ONCE.reset(before)
 
 
+def tracing() -> bool:
+    """Whether new graphs are made."""
+    return not _ONCE.get()
+
+
 class Graph:
     """A function as one TensorFlow graph for each structure, dtype and rank of its arguments.
 
@@ -43,7 +48,12 @@ class Graph:
     the same graph can be run with the same numbers again (see `modules.seeded_by`).
 
     The graph reads the variables that the function closes over; make a new `Graph` where those are replaced.
+
+    Attributes:
+        most: how many kinds of arguments are remembered, those that were used last; None = all.
     """
+
+    most: int | None = None
 
     def __init__(self, function: Callable[..., Any], keep_last: bool = False) -> None:
         self.function, self.keep_last = function, keep_last
@@ -68,6 +78,10 @@ class Graph:
             if _ONCE.get():  # on copies, as a graph has them: what the caller handed in is not changed
                 return self.function(*tf.nest.pack_sequence_as(args, leaves))
             self.traces[signature] = self._trace(args, leaves)
+        if self.most is not None:
+            self.traces[signature] = self.traces.pop(signature)
+            for old in list(self.traces)[: -self.most]:
+                del self.traces[old]
         graph, draws = self.traces[signature]
         return graph(fresh_seed() if draws else tf.constant(_NO_SEED), *tensors)
 

@@ -19,9 +19,9 @@ from rag_core.generation import GenerationConfig
 from rag_tf.contexts import checked_ids, checked_tensor, table_size
 from rag_tf.graphs import Graph
 from rag_tf.layers import DecodeState, Trace, as_encoder_output
-from rag_tf.marginalize import token_log_probs
 from rag_tf.modules import widen
 from rag_tf.seq2seq import Generator
+from rag_tf.step_scores import marginal_scores
 
 
 def is_traced(options: GenerationConfig) -> bool:
@@ -35,7 +35,7 @@ def _marginal(logits: tf.Tensor, log_priors: tf.Tensor | None) -> tf.Tensor:
     if log_priors is None:
         return logits
     apart = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
-    return token_log_probs(tf.reshape(logits, apart), log_priors)
+    return marginal_scores(tf.reshape(logits, apart), log_priors)
 
 
 def _step(

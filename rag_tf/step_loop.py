@@ -21,6 +21,7 @@ from rag_core.generation import GenerationConfig
 from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
 from rag_tf.contexts import checked_ids, table_size
+from rag_tf.graph_loop import searched
 from rag_tf.graphs import Graph
 from rag_tf.marginalize import logsumexp
 from rag_tf.step_decoder import Decoder, placed
@@ -117,6 +118,11 @@ def run_search(
     checked_ids("decoder_start_token_id, or decoder_input_ids,", starts, table_size(decoder.generator))
     group = decoder.searches // len(starts)
     starts = starts.repeat(group, axis=0)  # (Q, P)
+    plugged = hooks.logits_processor, hooks.stopping_criteria, hooks.prefix_allowed_tokens_fn, hooks.streamer
+    with placed(decoder.generator):
+        found = None if any(plugged) else searched(decoder, options, starts)
+    if found is not None:
+        return found, None
     rules = partial(_rules, decoder, options, hooks, context_ids, group, starts.shape[1])
     loop = _BeamLoop if options.num_beams > 1 else _RowLoop
     with placed(decoder.generator):

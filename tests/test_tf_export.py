@@ -18,7 +18,8 @@ from rag_core.step_rules import StepRules
 from rag_tf.export import export_saved_model
 from rag_tf.foreign import ForeignGenerator
 from rag_tf.graph_decoding import _candidates
-from rag_tf.graph_search import Found, search
+from rag_tf.graph_parts import Found
+from rag_tf.graph_search import search
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 V, HASHES = 9, 13

@@ -40,8 +40,8 @@ def test_questions_of_other_lengths_trace_nothing_anew():
         graphs = model.generator._graphs
         return {name: len(graph.traces) for name, graph in graphs.items()}
 
-    first = answered((2, 3, 18, 6))
-    assert first["decoding step"] >= 2 and first["rescoring"] >= 1
+    first = answered((2, 3, 18, 6), (2, 3, 18, 6))
+    assert first["search"] >= 2 and first["rescoring"] >= 1
     assert answered((1, 2, 9, 5), (3, 1, 5, 8), (1, 5, 12, 40)) == first
 
 

@@ -1,0 +1,166 @@
+"""The searches of `generate` as a loop in a graph: no step of it comes back to Python.
+
+Python has its turn where half of the searches are over, so that the others go on alone. What calls for Python in each
+step is left to `rag_tf.step_loop`.
+Letters: Q searches, K beams, N documents of a search, P start tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rag_core.beam import Finished
+from rag_core.generation import GenerationConfig
+from rag_tf.graph_decoding import resumed, steps
+from rag_tf.graph_parts import Found, Moment
+from rag_tf.graph_rules import offered
+from rag_tf.graph_search import Plan
+from rag_tf.graphs import Graph, tracing
+from rag_tf.layers import DecodeState
+from rag_tf.step_decoder import Decoder, in_graphs
+
+# Graphs kept of a model: one for each set of options.
+_KEPT = 16
+
+
+def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) -> Finished | None:
+    """Runs all searches to their end, if a graph can; None where it can't, and then nothing has changed.
+
+    Args:
+        decoder: scores the next token.
+        options: as `resolve_options` returns them.
+        starts: (Q, P) the tokens that the searches start from.
+
+    Returns:
+        What rag_core.beam would hand back.
+    """
+    generator, state = decoder.generator, decoder.state
+    plain = not decoder.traced and decoder.without is None and options.use_cache and not options.output_scores
+    if not plain or decoder.beams != options.num_beams or starts.shape[1] > 1:
+        return None
+    if not tracing() or not in_graphs(generator, state) or generator.in_training(None) or not offered(options):
+        return None
+    size = int(generator.get_output_embeddings().weight.shape[0])
+    if size <= len(set(options.eos_token_ids)):
+        return None
+    plan = Plan(options, size, starts.shape[1])
+    graph = generator.graph("search", _Search(generator))
+    graph.most = _KEPT
+    if not graph.function.worth(plan):
+        return None
+    return _Run(decoder, options, plan, graph).result(starts)
+
+
+class _Search:
+    """What the graph does: steps until it is Python's turn."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+        self.asked: dict[Plan, None] = {}
+
+    def worth(self, plan: Plan) -> bool:
+        """Whether to make its graph, which takes seconds: for the first options asked for, for others when they return.
+
+        So one set of options has its graph at once, and trying out many makes none.
+        """
+        known = plan in self.asked or not self.asked
+        self.asked[plan] = None
+        for old in list(self.asked)[: -4 * _KEPT]:
+            del self.asked[old]
+        return known
+
+    def __call__(
+        self,
+        plan: Plan,
+        state: DecodeState,
+        log_priors: tf.Tensor | None,
+        divisors: tf.Tensor,
+        now: Moment,
+        stop: tf.Tensor,
+    ) -> tuple[DecodeState, Moment]:
+        """Goes on before the length `stop`, while all scores are numbers and more than half of the searches go on."""
+        scorer, reorder, kept = steps(self.generator, state, log_priors, plan.beams)
+        searches = tf.size(now.searches.finished)
+
+        def going(now: Moment) -> tf.Tensor:
+            alive = searches - tf.reduce_sum(tf.cast(now.searches.finished, tf.int32))
+            return (now.length < stop) & now.sound & (2 * alive > searches)
+
+        (end,) = tf.while_loop(
+            going, lambda now: [plan.step(scorer, reorder, divisors, now)], [now._replace(state=kept)]
+        )
+        return resumed(state, end.state, plan.beams), end._replace(state=())
+
+
+class _Run:
+    """One call's searches, as they get fewer."""
+
+    def __init__(self, decoder: Decoder, options: GenerationConfig, plan: Plan, graph: Graph) -> None:
+        self.generator, self.options, self.plan, self.graph = decoder.generator, options, plan, graph
+        # the decoder's own state stays as it is, for Python to begin with if the graph does not come to an end
+        self.state, self.priors, self.docs = replace(decoder.state), decoder.priors, decoder.docs
+        self.over: list[Any] = []  # searches that have been let go of
+
+    def result(self, starts: np.ndarray) -> Finished | None:
+        """What the searches from (Q, P) found; None where scores were no numbers."""
+        limit, length = self.options.max_length, starts.shape[1]
+        dtypes = [self.state.cross[0][0].dtype] + ([] if self.priors is None else [self.priors.dtype])
+        dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        divisors = tf.constant(self.plan.divisors())
+        now = self.plan.begin(tf.constant(starts), dtype)
+        while length < limit and len(now.searches.finished):
+            stop = self._room(length, limit)
+            state, now = self.graph(self.plan, self.state, self.priors, divisors, now, tf.constant(stop))
+            if not now.sound:
+                return None
+            length = int(now.length)
+            self.state = replace(state, beams=self.state.beams, max_length=self.state.max_length, position=length - 1)
+            now = now._replace(searches=self._alive(now.searches))
+        return _finished(self.plan.finish(self._all(now.searches), now.length, divisors))
+
+    def _room(self, length: int, limit: int) -> int:
+        """How long sequences of `length` tokens may get before it is Python's turn again, `limit` at most."""
+        with suppress(ValueError):
+            self.generator.reserve(self.state, limit - length)
+            return limit
+        # The network has fewer positions. Whether they are enough, the searches will show, step by step.
+        self.generator.reserve(self.state, 1)
+        return length + 1
+
+    def _alive(self, searches: Any) -> Any:
+        """Lets go of the searches that are over, once they are half of all."""
+        over = searches.finished.numpy()
+        if 2 * over.sum() < len(over):
+            return searches
+        self.over.append(_rows(searches, np.flatnonzero(over)))
+        alive = np.flatnonzero(~over)
+        if len(alive):
+            self.state = self.state.select(tf.constant(np.flatnonzero((~over).repeat(self.docs))))
+            self.priors = None if self.priors is None else tf.gather(self.priors, alive)
+        return _rows(searches, alive)
+
+    def _all(self, searches: Any) -> Any:
+        """All searches in their first order."""
+        if not self.over:
+            return searches
+        whole = tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), searches, *self.over)
+        return _rows(whole, np.argsort(whole.number.numpy()))
+
+
+def _rows(searches: Any, at: np.ndarray) -> Any:
+    return tf.nest.map_structure(lambda x: tf.gather(x, at), searches)
+
+
+def _finished(found: Found) -> Finished:
+    """As rag_core.beam hands it back."""
+    width = int(found.width)
+    sequences, lengths = found.sequences[:, :width].numpy(), found.lengths.numpy().astype(np.int64)
+    if found.scores is None or found.beam_indices is None:
+        return Finished(sequences, lengths, found.sum_log_probs.numpy())
+    indices = found.beam_indices[:, :width].numpy()
+    return Finished(sequences, lengths, found.sum_log_probs.numpy(), found.scores.numpy(), indices)

@@ -1,0 +1,173 @@
+"""`generate` with its whole loop in one graph: what the loop in Python finds, at any size, and only where it may be."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rag_core.config import BartConfig, DPRConfig, RagConfig
+from rag_core.parity import seeded_weights
+from rag_tf import graph_loop, once, step_loop
+from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
+
+BART = {
+    "vocab_size": 23, "d_model": 12, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 40,
+    "forced_eos_token_id": None,
+}  # fmt: skip
+BERT = {"vocab_size": 19, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+HEADS = {"token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
+# the sizes below are asked for with each of these
+OPTIONS = {
+    "greedy": {"num_beams": 1, "eos_token_id": [2, 7, 9]},
+    "rules": {"num_beams": 1, "repetition_penalty": 1.4, "no_repeat_ngram_size": 3, "forced_eos_token_id": 2},
+    "beams": {"num_beams": 3, "eos_token_id": [2, 5], "length_penalty": 0.4, "early_stopping": "never"},
+    "more": {"num_beams": 4, "num_return_sequences": 2, "early_stopping": True, "eos_token_id": [2, 4, 8, 11, 17]},
+}
+# questions, documents, length of a context, most tokens; ends come early or late, and the cache grows once
+SIZES = [(2, 2, 6, 21), (1, 3, 4, 5), (8, 1, 9, 38), (6, 2, 5, 12)]
+
+
+@pytest.fixture(scope="module")
+def models():
+    question, generator = DPRConfig(**BERT, max_position_embeddings=16), BartConfig(**BART)
+    config = RagConfig.from_question_encoder_generator_configs(question, generator)
+    token = RagTokenForGeneration(config)
+    fill(token.generator, 5)
+    parts = {"question_encoder": token.rag.question_encoder, "generator": token.generator}
+    return {"token": token, "sequence": RagSequenceForGeneration(config, **parts)}
+
+
+def fill(generator, seed):
+    weights = dict(generator.named_parameters())
+    for name, values in seeded_weights({name: tuple(each.shape) for name, each in weights.items()}, seed).items():
+        # loud, so that texts differ and some end
+        weights[name].assign(values * (3.0 if name.endswith("shared.weight") else 1.0))
+
+
+def contexts(questions, docs, length, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(3, 23, size=(questions * docs, length))
+    mask = np.arange(length) < rng.integers(length // 2, length + 1, size=(len(ids), 1))
+    return {
+        "context_input_ids": np.where(mask, ids, 1),
+        "context_attention_mask": mask.astype(np.int64),
+        "doc_scores": rng.normal(size=(questions, docs)).astype(np.float32),
+        "n_docs": docs,
+    }
+
+
+def both(model, monkeypatch, **options):
+    """What the graph finds and what Python finds; whether the graph did."""
+    ran = []
+
+    def noted(*args):
+        ran.append(real(*args))
+        return ran[-1]
+
+    real = step_loop.searched
+    with monkeypatch.context() as patch:
+        patch.setattr(step_loop, "searched", noted)
+        found = model.generate(**options, return_dict_in_generate=True)
+        patch.setattr(step_loop, "searched", lambda *args: None)
+        wanted = model.generate(**options, return_dict_in_generate=True)
+    return found, wanted, ran[-1] is not None if ran else False
+
+
+def traces(model):
+    graph = model.generator._graphs.get("search")
+    return 0 if graph is None else len(graph.traces)
+
+
+def assert_same(found, wanted):
+    assert list(found.keys()) == list(wanted.keys())
+    for key, value in wanted.items():
+        assert (found[key] is None) == (value is None)
+        if value is None:
+            continue
+        assert found[key].dtype == value.dtype and found[key].shape == value.shape
+        if value.dtype.is_floating:
+            np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(found[key], value)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("head", HEADS)
+def test_the_graph_finds_what_python_finds_at_all_sizes_without_another_trace(head, name, models, monkeypatch):
+    model, lengths, made = models[head], set(), []
+    both(model, monkeypatch, **contexts(1, 1, 4), **OPTIONS[name], max_length=4)
+    for seed, (questions, docs, length, most) in enumerate(SIZES):
+        given = contexts(questions, docs, length, seed)
+        found, wanted, ran = both(model, monkeypatch, **given, **OPTIONS[name], max_length=most)
+        assert ran
+        assert_same(found, wanted)
+        made.append(traces(model))
+        lengths |= set((found.sequences.numpy() != 1).sum(axis=1))
+    assert made == made[:1] * len(made) and len(lengths) > 2
+
+
+def test_new_weights_are_seen_and_new_variables(models, monkeypatch):
+    model, given = models["token"], contexts(3, 2, 6)
+    options = {**given, **OPTIONS["beams"], "max_length": 9}
+    before = [model.generate(**options).numpy().tolist() for _ in range(2)]
+    assert before[0] == before[1]
+    fill(model.generator, 6)
+    try:
+        found, wanted, ran = both(model, monkeypatch, **options)
+        assert ran and found.sequences.numpy().tolist() != before[0]
+        assert_same(found, wanted)
+        model.generator.to("float64")
+        found, wanted, ran = both(model, monkeypatch, **options)
+        assert ran and found.sequences_scores.dtype == tf.float64
+        assert_same(found, wanted)
+    finally:
+        model.generator.to("float32")
+        fill(model.generator, 5)
+
+
+def test_scores_that_are_no_numbers_are_left_to_python(models, monkeypatch):
+    model, table = models["token"], models["token"].generator.final_logits_bias
+    old = table.numpy()
+    for num_beams in (1, 1, 3, 3):
+        table.assign(np.where(np.arange(old.shape[-1]) == 6, np.nan, old))
+        try:
+            found, wanted, ran = both(model, monkeypatch, **contexts(2, 2, 6), num_beams=num_beams, max_length=5)
+        finally:
+            table.assign(old)
+        assert not ran
+        assert found.sequences.numpy().tolist() == wanted.sequences.numpy().tolist()
+
+
+def test_what_asks_for_python_gets_it(models, monkeypatch):
+    model, given = models["token"], contexts(2, 2, 6)
+    model.generator._graphs.pop("search", None)
+    for asked in (
+        {"logits_processor": lambda ids, scores: scores},
+        {"stopping_criteria": lambda ids, scores: np.zeros(len(ids), dtype=bool)},
+        {"prefix_allowed_tokens_fn": lambda batch, ids: range(23)},
+        {"do_sample": True, "seed": 1},
+        {"guidance_scale": 2.0},
+        {"encoder_repetition_penalty": 1.2},
+        {"use_cache": False},
+        {"output_scores": True},
+        {"output_attentions": True},
+        {"decoder_input_ids": np.array([[2, 5], [2, 6]])},
+    ):
+        for _ in range(2):
+            assert not both(model, monkeypatch, **given, **asked, max_length=5)[2], asked
+    with once():
+        assert not both(model, monkeypatch, **given, max_length=5)[2]
+    assert traces(model) == 0
+
+
+def test_only_so_many_graphs_are_kept(models, monkeypatch):
+    model, given = models["token"], contexts(1, 1, 4)
+    model.generate(**given, num_beams=1, max_length=3)
+    graph = model.generator._graphs["search"]
+    graph.traces.clear()
+    monkeypatch.setattr(graph_loop, "_KEPT", 2)
+    for ban in (3, 4, 5, 3, 4, 3, 5, 6):  # one that comes for the first time makes none
+        model.generate(**given, num_beams=1, max_length=3, suppress_tokens=[ban])
+    assert len(graph.traces) == 2
+    kept = {plan.options.suppress_tokens[0] for key in graph.traces for plan in key if hasattr(plan, "prompt")}
+    assert kept == {3, 5}
