@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 TOLERANCE = 1e-4
+# Of the loss after a training step: Adam's first step follows the gradient's signs, also where it is 0 but for rounding
+# (at BART-base's size 0.03 % of the signs differ between the frameworks).
+AFTER_STEP = 1e-3
 PAD = 1
 
 
@@ -21,7 +24,7 @@ def difference(expected: dict[str, Any], found: dict[str, Any], group: int = 1) 
     """Why two results differ; "" if they agree.
 
     Args:
-        expected: {"tokens": rows of ids}, {"numbers": losses}, and texts where there are any.
+        expected: {"tokens": rows of ids}, {"numbers": a loss, and one after a training step}, and texts where there are any.
         found: the same of another contestant.
         group: rows that are candidates of one question, best first. The first one must be the same; of the others
             only the set, since ranks of near-equal candidates are decided by rounding.
@@ -45,7 +48,7 @@ def _numbers(expected: Sequence[float], found: Sequence[float]) -> str:
         return f"{len(found)} numbers, expected {len(expected)}"
     for at, (one, other) in enumerate(zip(expected, found, strict=True)):
         # a NaN is within no tolerance
-        if not abs(one - other) <= TOLERANCE * max(abs(one), 1e-12):
+        if not abs(one - other) <= (AFTER_STEP if at else TOLERANCE) * max(abs(one), 1e-12):
             return f"number {at} is {other:.7g}, expected {one:.7g}"
     return ""
 
