@@ -24,7 +24,7 @@ def difference(expected: dict[str, Any], found: dict[str, Any], group: int = 1) 
     """Why two results differ; "" if they agree.
 
     Args:
-        expected: {"tokens": rows of ids}, {"numbers": a loss, and one after a training step}, and texts where there are any.
+        expected: {"tokens": rows of ids}, {"numbers": a loss, and one after a step}, and texts if any.
         found: the same of another contestant.
         group: rows that are candidates of one question, best first. The first one must be the same; of the others
             only the set, since ranks of near-equal candidates are decided by rounding.
