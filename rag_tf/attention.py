@@ -109,20 +109,19 @@ def key_mask(attention_mask: Tensor | None) -> AttentionMask:
     return AttentionMask(None if attention_mask is None else tf.cast(attention_mask, tf.bool)[:, None, None, :])
 
 
-def causal_allowed(length: Any, past: Any, keys: Any = None, attention_mask: Tensor | None = None) -> Tensor:
+def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None) -> Tensor:
     """Which keys each of `length` new positions sees after `past` earlier ones.
 
     Args:
         length: T, the number of new positions.
         past: number of positions already cached.
-        keys: L, places for keys, of which those beyond the new positions are still empty; None = past + T.
-        attention_mask: (R, L), 1 = a real token, or None.
+        attention_mask: (R, past + T), 1 = a real token, or None.
 
     Returns:
-        bool (1 or R, 1, T, L).
+        bool (1 or R, 1, T, past + T).
     """
     query = tf.range(past, past + length)
-    allowed = (tf.range(past + length if keys is None else keys) <= query[:, None])[None, None]  # (1, 1, T, L)
+    allowed = (tf.range(past + length) <= query[:, None])[None, None]  # (1, 1, T, L)
     if attention_mask is not None:
         allowed = allowed & tf.cast(attention_mask, tf.bool)[:, None, None, :]  # (R, 1, T, L)
     return allowed

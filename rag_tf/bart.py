@@ -22,7 +22,6 @@ from rag_tf.layers import (
     Trace,
     activation,
     attend,
-    causal_allowed,
     embedding_scale,
     init_normal,
     key_mask,
@@ -175,13 +174,22 @@ class _BartStack(Module):
         if length is not None and length > limit:
             raise ValueError(f"this BART has {limit} positions (max_position_embeddings), got {length} tokens")
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, start: Any, training: bool) -> Tensor:
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        start: Any,
+        training: bool,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
             inputs_embeds = inputs_embeds if self.scale == 1 else inputs_embeds * self.scale
-        if tf.executing_eagerly():
-            self.check_length(int(start) + inputs_embeds.shape[1])
-        return self._placed(inputs_embeds, tf.range(start, start + tf.shape(inputs_embeds)[1]), training)
+        if positions is None:
+            if tf.executing_eagerly():
+                self.check_length(int(start) + inputs_embeds.shape[1])
+            positions = tf.range(start, start + tf.shape(inputs_embeds)[1])
+        return self._placed(inputs_embeds, positions, training)
 
     def _placed(self, inputs_embeds: Tensor, positions: Tensor, training: bool) -> Tensor:
         """(..., T, d) at positions (T,) -> the first layer's input."""
@@ -257,8 +265,11 @@ class BartDecoder(_BartStack):
     ) -> Tensor:
         """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
-        x = self._embed(input_ids, None, cache.position, training)
-        mask = AttentionMask(causal_allowed(tf.shape(x)[1], cache.position, cache.keys, attention_mask))
+        positions = None if cache.tree is None else cache.tree.positions
+        x = self._embed(input_ids, None, cache.position, training, positions)
+        mask = AttentionMask(cache.allowed(tf.shape(x)[1], attention_mask))
+        if attention_mask is None:
+            mask.alive = None  # every position sees itself
         for index, layer in enumerate(self.layers):
             trace.hidden(x)
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))

@@ -260,6 +260,7 @@ def generate_sequence(
     starts = hooks.begin(options, len(contexts.doc_scores), len(ids) * beams)
     hidden, seen = encode_seen(model.generator, ids, mask, options)
     decoder = _decoder(model.generator, hidden, mask, options, hooks, None, len(starts))
+    state: Any = decoder.state  # before the search lets go of contexts
     finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
     pad = 0 if config.generator.pad_token_id is None else config.generator.pad_token_id
     found = collect_candidates(finished, n_docs * beams, pad_token_id=pad, do_deduplication=do_deduplication)
@@ -268,13 +269,13 @@ def generate_sequence(
     same = np.array_equal(given[:, :width], mask) and not np.any(given[:, width:])
     if not same and decoding == "thorough":
         ids, mask = trim(contexts.context_input_ids, given)
-        hidden, same = encode_distinct(model.generator, ids, mask), True
+        hidden, same, state = encode_distinct(model.generator, ids, mask), True, None
     if same and states is not None:
         states["given"] = hidden, mask
     if decoding == "fast":
         scores = fast_scores(found, finished, log_priors.numpy(), beams)
     else:
-        scores = thorough_scores(model, hidden, mask, log_priors, found).numpy()
+        scores = thorough_scores(model, hidden, mask, log_priors, found, state).numpy()
     sequences, best = found.best(scores, num_return_sequences)
     return GenerateOutput(tf.constant(sequences), tf.constant(best), step_scores, **seen, **decoder.seen())
 

@@ -34,6 +34,7 @@ __all__ = [
     "DecodeState",
     "GrowingCache",
     "Trace",
+    "Tree",
     "activation",
     "as_encoder_output",
     "attend",
@@ -46,9 +47,6 @@ __all__ = [
     "split_heads",
 ]
 
-# A cache grows by so many places: every step copies it, and most searches end early.
-PLACES = 8
-
 
 class GrowingCache:
     """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
@@ -60,8 +58,12 @@ class GrowingCache:
     def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
         self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
         self.position: Any = tf.shape(self.past[0][0])[2] if self.past else 0
-        self.keys: Any = None
+        self.tree: Tree | None = None
         self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor:
+        """Which positions each of `length` new ones sees; see `causal_allowed`."""
+        return causal_allowed(length, self.position, attention_mask)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
@@ -77,6 +79,19 @@ class GrowingCache:
 
 
 @dataclass
+class Tree:
+    """Targets of a context that share their beginnings, each prefix once: a position attends to those it continues.
+
+    Attributes:
+        positions: (T,) int32, the place of each in its target.
+        allowed: (T, T) bool, True = attend.
+    """
+
+    positions: Tensor
+    allowed: Tensor
+
+
+@dataclass
 class DecodeState:
     """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
 
@@ -87,12 +102,13 @@ class DecodeState:
         cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
         cross_allowed: bool (R, 1, 1, S), which context positions are real; None = all.
         beams: K.
-        cache: for each layer keys and values (R*K, H, L, h) with places for L positions, or None: without it, every
-            call decodes a whole prefix.
+        cache: for each layer keys and values (R*K, H, L, h) of the L positions so far, or None: without it, every call
+            decodes a whole prefix.
         position: number of positions in the cache.
         source: (R*K,) the row of the cache that each beam continues, where `reorder` left that to the next step, which
             copies the cache anyway.
         max_length: number of positions that the cache may grow to.
+        tree: without a cache: how the positions decoded at once hang together, where they are no sequence.
     """
 
     cross: Sequence[tuple[Tensor, Tensor]]
@@ -102,6 +118,7 @@ class DecodeState:
     position: Any = 0
     source: Tensor | None = None
     max_length: Any = field(default=None, repr=False)
+    tree: Tree | None = None
 
     @classmethod
     def allocate(
@@ -111,8 +128,8 @@ class DecodeState:
         state = cls(cross, mask.allowed, beams, max_length=max_length)
         if max_length is not None:
             key = cross[0][0]
-            places = min(int(max_length), PLACES) if tf.executing_eagerly() else max_length
-            empty = tf.zeros((tf.shape(key)[0] * beams, key.shape[1], places, key.shape[3]), key.dtype)
+            none = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
+            empty = tf.zeros((tf.shape(key)[0] * beams, key.shape[1], none, key.shape[3]), key.dtype)
             state.cache = [(empty, empty) for _ in cross]
         return state
 
@@ -126,47 +143,43 @@ class DecodeState:
         """R."""
         return tf.shape(self.cross[0][0])[0]
 
-    @property
-    def keys(self) -> Any:
-        """L, places in the cache; None without one."""
-        return None if self.cache is None else tf.shape(self.cache[0][0])[2]
-
     def reserve(self, length: int) -> None:
-        """Make room for `length` more positions: before a graph that decodes is run.
+        """Check that there is room for `length` more positions: before a graph that decodes is run.
 
         Raises:
             ValueError: there would be more than `max_length`.
         """
-        if self.cache is None:
-            return
-        places, end = self.cache[0][0].shape[2], int(self.position) + length
-        most = places if self.max_length is None else int(self.max_length)
-        if end > most:
-            raise ValueError(f"the cache holds {most} positions, {end} are needed: pass a larger max_length to start")
-        if end > places:
-            new = ((0, 0), (0, 0), (0, min(most, math.ceil(end / PLACES) * PLACES) - places), (0, 0))
-            self.cache = [(tf.pad(key, new), tf.pad(value, new)) for key, value in self.cache]
+        end = int(self.position) + length
+        if self.cache is not None and self.max_length is not None and end > int(self.max_length):
+            raise ValueError(
+                f"the cache holds {int(self.max_length)} positions, {end} are needed: pass a larger max_length to start"
+            )
+
+    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor:
+        """Which positions each of `length` new ones sees; see `causal_allowed`."""
+        if self.tree is not None:
+            return self.tree.allowed[None, None]
+        return causal_allowed(length, self.position, attention_mask)
+
+    def part(self, rows: slice, width: Any) -> DecodeState:
+        """A fresh state without a cache for some contexts, cut to `width` columns."""
+        cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
+        return DecodeState(cross, None if self.cross_allowed is None else self.cross_allowed[rows, ..., :width])
 
     def opened(self) -> DecodeState:
         """A copy that a graph may write to."""
         return replace(self, cache=None if self.cache is None else list(self.cache))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new (R*K, H, T, h) into the layer's cache; all of it comes back, empty places too."""
+        """Append the new (R*K, H, T, h) to the layer's cache; all keys and values so far come back."""
         if self.cache is None:
             return key, value
-        old = self.cache[layer]
-        self.cache[layer] = (self._written(old[0], key), self._written(old[1], value))  # type: ignore[index]
-        return self.cache[layer]
-
-    def _written(self, store: Tensor, new: Tensor) -> Tensor:
-        if self.source is not None:
-            store = tf.gather(store, self.source)
-        shape, width = tf.shape(store), new.shape[-1]
-        first = tf.range(shape[0] * shape[1])[:, None] * shape[2] + self.position  # (R*K*H, 1)
-        places = tf.reshape(first + tf.range(tf.shape(new)[2]), (-1, 1))  # (R*K*H*T, 1)
-        flat = tf.tensor_scatter_nd_update(tf.reshape(store, (-1, width)), places, tf.reshape(new, (-1, width)))
-        return tf.reshape(flat, shape)
+        key, value = (
+            tf.concat([old if self.source is None else tf.gather(old, self.source), new], 2)
+            for old, new in zip(self.cache[layer], (key, value), strict=True)
+        )
+        self.cache[layer] = key, value  # type: ignore[index]
+        return key, value
 
     def finish(self, cache: Sequence[tuple[Tensor, Tensor]] | None, length: Any) -> None:
         """Take over the cache that a step of `length` positions returned."""
@@ -248,13 +261,8 @@ class Trace:
         if self._cross is not None and cross is not None:
             self._cross.append(cross)
 
-    def separate(self, beams: Any, keys: Any) -> None:
-        """Cut self-attention's weights to `keys` keys; take apart the beams that rode on the query axis.
-
-        Cross-attention weights (R, H, K*T, S) become (R*K, H, T, S).
-        """
-        for place, each in enumerate(self._attentions or ()):
-            self._attentions[place] = each[..., :keys]  # type: ignore[index]
+    def separate(self, beams: Any) -> None:
+        """Take apart the beams that rode on the query axis: cross-attention (R, H, K*T, S) becomes (R*K, H, T, S)."""
         for place, each in enumerate(self._cross or ()):
             shape, heads = tf.shape(each), each.shape[1]
             apart = tf.reshape(each, (shape[0], heads, beams, -1, shape[3]))  # (R, H, K, T, S)

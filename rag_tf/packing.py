@@ -48,7 +48,7 @@ class Packing:
         self._source = tf.scatter_nd(self._flat[:, None], tf.range(1, count + 1), size)  # (R*L,), 0 = padding
 
     def pick(self, x: Tensor) -> Tensor:
-        """(R, S) -> (P,)."""
+        """(R, S, ...) -> (P, ...)."""
         return tf.gather_nd(x, self._places)
 
     def spread(self, x: Tensor) -> Tensor:

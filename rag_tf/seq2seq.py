@@ -206,11 +206,15 @@ class Generator(PretrainedModel, Module, ABC):
         Returns:
             The state that `decode` advances.
         """
-        cross = self._run("start", self._start, tf.convert_to_tensor(encoder_hidden))
-        return DecodeState.allocate(cross, key_mask(_mask(encoder_mask)), beams, max_length)
+        mask = _mask(encoder_mask)
+        cross, mask = self._run("start", self._start, tf.convert_to_tensor(encoder_hidden), mask, pays(mask))
+        return DecodeState.allocate(cross, key_mask(mask), beams, max_length)
 
-    def _start(self, encoder_hidden: Tensor) -> Any:
-        return tuple(self.get_decoder().cross(encoder_hidden))
+    def _start(self, encoder_hidden: Tensor, mask: Tensor | None, packs: bool) -> Any:
+        if not packs or mask is None:
+            return tuple(self.get_decoder().cross(encoder_hidden)), mask
+        packing = Packing(mask)
+        return tuple(self.get_decoder().cross(packing.pick(encoder_hidden), packing)), packing.mask
 
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V).
@@ -235,15 +239,20 @@ class Generator(PretrainedModel, Module, ABC):
         self, tokens: Tensor, state: DecodeState, hidden: bool, attentions: bool, training: bool
     ) -> tuple[Any, ...]:
         state, trace, shape = state.opened(), Trace(hidden, attentions), tf.shape(tokens)
-        flat = tf.reshape(tokens, (-1, shape[2]))  # (R*K, T)
-        x = self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, training)  # (R*K, T, d)
-        trace.separate(shape[1], state.position + shape[2])
-        logits = self._logits(x)
+        logits = self._logits(self._decoded(tokens, state, trace, training))
+        trace.separate(shape[1])
         logits = tf.reshape(logits, (shape[0], shape[1], shape[2], logits.shape[-1]))  # (R, K, T, V)
         return logits, None if state.cache is None else tuple(state.cache), trace.result()
 
+    def _decoded(
+        self, tokens: Tensor, state: DecodeState, trace: Trace | None = None, training: bool = False
+    ) -> Tensor:
+        """What `decode` makes logits of: tokens (R, K, T) -> (R*K, T, d)."""
+        flat = tf.reshape(tokens, (-1, tf.shape(tokens)[2]))  # (R*K, T)
+        return self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, training)
+
     def reserve(self, state: DecodeState, length: int) -> None:
-        """Make room in a state for `length` more positions: before a graph of one's own that decodes is run.
+        """Check that a state has room for `length` more positions: before a graph of one's own that decodes is run.
 
         Raises:
             ValueError: the network, or the cache that `start` was asked for, has fewer positions.

@@ -23,7 +23,6 @@ from rag_tf.layers import (
     Trace,
     activation,
     attend,
-    causal_allowed,
     key_mask,
     merge_heads,
     split_heads,
@@ -267,6 +266,12 @@ class T5Decoder(T5Stack):
         """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
         return [block.layer[1].EncDecAttention.keys_values(encoder_hidden, packing) for block in self.block]
 
+    def _bias(self, cache: DecodeState | GrowingCache, length: Tensor) -> Tensor:
+        if cache.tree is not None:
+            at, longest = cache.tree.positions, cache.tree.positions[-1] + 1
+            return tf.gather(tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3)  # (1, H, T, T)
+        return self.position_bias(length, cache.position + length, cache.position)
+
     def __call__(
         self,
         input_ids: Tensor,
@@ -280,10 +285,10 @@ class T5Decoder(T5Stack):
         """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
         x = self._embed(input_ids, None, training)
-        past, length = cache.position, tf.shape(x)[1]
-        keys = past + length if cache.keys is None else cache.keys
-        bias = self.position_bias(length, keys, past)
-        mask = AttentionMask(causal_allowed(length, past, keys, attention_mask), bias)
+        length = tf.shape(x)[1]
+        mask = AttentionMask(cache.allowed(length, attention_mask), self._bias(cache, length))
+        if attention_mask is None:
+            mask.alive = None  # every position sees itself
         for index, block in enumerate(self.block):
             trace.hidden(x)
             x, weights, cross_weights = block(

@@ -14,16 +14,15 @@ ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH
 # What only one framework has: file -> names.
 WITHOUT_TWIN: dict[str, set[str]] = {
     "weights.py": {"Hollow"},  # modules.hollow, a function
-    "layers.py": {"outside_graph", "AttentionMask.by_row"},  # torch.compile's; a CPU's without a graph
+    # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
+    "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
     "contexts.py": {"used_length"},  # a length is a tensor in a graph
     "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
-    "rescoring.py": {"thorough_scores"},  # takes the search's keys and values
     # in place, and in fewer passes, where no compiler sees to it
-    "step_scores.py": {"apply_edits", "log_softmax", "marginal_scores"},
+    "step_scores.py": {"apply_edits", "log_softmax"},
 }
 # What users of TensorFlow write besides, and what they have no use for.
 ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device"}
-ADDED |= {"keys"}  # a cache of fixed size is longer than what it holds
 ADDED |= {"packing"}  # contexts without padding, which PyTorch's `by_length` cuts to groups of like length
 SPECIAL = {"__init__", "__call__"}
 

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from rag_models_tf import pair, twin
 
 import rag_tf
 import rag_torch
 from rag_core import RagRetriever
 from rag_core.step_rules import Edit, Warp
+from rag_tf import rescoring
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates
 from rag_torch import step_scores as their_scores
 from tests.golden_models import build
@@ -126,6 +128,25 @@ def test_every_option_gives_what_rag_torch_gives(kind, name, theirs):
         # drawn beams are alike at first: which of them a token was drawn for is a matter of rounding
         if (name, key) != ("beams drawn", "beam_indices"):
             same(found[key], value)
+
+
+@pytest.mark.parametrize("generator", ["bart", "t5"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_shared_beginnings_are_scored_as_whole_candidates(monkeypatch, generator, dtype, tolerance):
+    model, draw = twin(pair("RagSequenceForGeneration", generator)[0]).generator, np.random.default_rng(3)
+    model.to(dtype)
+    mask = tf.constant(np.arange(7) < draw.integers(1, 8, (6, 1)))
+    hidden = model.encode(tf.constant(draw.integers(3, 12, (6, 7))), mask)
+    tokens, target = draw.integers(3, 5, (2, 9, 8)), draw.integers(3, 12, (2, 9, 8))
+    pad_mask = np.arange(8) >= draw.integers(0, 9, (2, 9, 1))
+    whole = rescoring._scored(model, hidden, mask, tokens, target, 3, True)
+    for block, prefixes in ((2**23, 1024), (500, 1024), (1, 20)):
+        monkeypatch.setattr(rescoring, "_BLOCK", block)
+        monkeypatch.setattr(rescoring, "_PREFIXES", prefixes)
+        found = rescoring._scored_by_prefix(model, model.start(hidden, mask), mask, tokens, target, pad_mask, 3, True)
+        for mine, other in zip(found, whole, strict=True):
+            scored = np.broadcast_to(~pad_mask[:, None], mine.shape)
+            np.testing.assert_allclose(mine.numpy()[scored], other.numpy()[scored], rtol=tolerance, atol=tolerance)
 
 
 # Questions to answers.
