@@ -12,7 +12,8 @@ import rag_torch
 from rag_core import RagRetriever
 from rag_core.step_rules import Edit, Warp
 from rag_tf import rescoring
-from rag_tf.step_scores import apply_edits, apply_warps, best_candidates
+from rag_tf.marginalize import token_log_probs
+from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, marginal_scores
 from rag_torch import step_scores as their_scores
 from tests.golden_models import build
 from tests.golden_models_tf import with_contexts
@@ -65,6 +66,17 @@ def test_ties_go_to_the_lowest_index():
     values, indices = best_candidates(scores, 3)
     assert indices.numpy().tolist() == [[1, 4, 0], [0, 1, 2]]
     assert values.numpy().sum(1).tolist() == [10.0, 0.0] and indices.dtype == tf.int64
+
+
+def test_marginal_scores_by_probabilities_are_those_by_logarithms():
+    draw = np.random.default_rng(3)
+    logits, priors = draw.normal(size=(2, 3, 4, 50)) * 4, np.log(draw.dirichlet(np.ones(3), 2))
+    priors[0, 1] = -np.inf
+    few = logits.copy()  # too unlikely for a float32 probability; impossible; no number
+    few[..., 7], few[0, :, 1, 8], few[1, 2, 3, 9] = -200.0, -np.inf, np.nan
+    for each in (logits, few):
+        given = tf.constant(each, tf.float32), tf.constant(priors, tf.float32)
+        np.testing.assert_allclose(marginal_scores(*given), token_log_probs(*given), rtol=1e-5, atol=1e-5)
 
 
 # The whole of `generate`, held against rag_torch on the same weights.
