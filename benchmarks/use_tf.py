@@ -141,13 +141,19 @@ class Train(Loss):
 class Generate(Contender):
     """Answers from given contexts and doc scores."""
 
+    def check(self) -> dict[str, Any]:
+        """The tokens; rag_tf makes the graph of its loop in the second call."""
+        if self.own:
+            self.run()
+        return self.run()
+
     def run(self) -> dict[str, Any]:
         """The tokens, the start token included."""
         found = self.model.generate(**self.contexts(), n_docs=self.job["docs"], **self.job["options"])
         return {"tokens": found.numpy().tolist()}
 
 
-class Plain(Contender):
+class Plain(Generate):
     """The generator's own beam search over contexts, without documents."""
 
     def run(self) -> dict[str, Any]:

@@ -64,11 +64,11 @@ class _Search:
         self.asked: dict[Plan, None] = {}
 
     def worth(self, plan: Plan) -> bool:
-        """Whether to make its graph, which takes seconds: for the first options asked for, for others when they return.
+        """Whether to make its graph, which takes seconds: when the same options are asked for again.
 
-        So one set of options has its graph at once, and trying out many makes none.
+        So neither a single answer nor many options tried out once wait for it.
         """
-        known = plan in self.asked or not self.asked
+        known = plan in self.asked
         self.asked[plan] = None
         for old in list(self.asked)[: -4 * _KEPT]:
             del self.asked[old]
