@@ -1,7 +1,7 @@
 """Beam search and greedy search as one loop in a graph: the twin of rag_core.beam, for where no Python may run.
 
-It decides as rag_core.beam does, ties included, and is tested against it case by case. XLA compiles it: all shapes stay
-as they are from step to step.
+It decides as rag_core.beam does, ties included, and is tested against it case by case. Its own shapes stay as they are
+from step to step, so XLA compiles it where those of the scorer's state do, too.
 Letters: Q searches, K beams, C candidates a step, P start tokens, t tokens so far, M most tokens, V vocabulary,
 n sequences handed back for each search, R rows.
 """

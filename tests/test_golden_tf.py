@@ -14,6 +14,7 @@ from conformance.cases import contexts, questions, targets
 from conformance.forward_cases import FORWARD_SEED, LOSS_MODELS, forward_cases, loss_cases
 from conformance.generation_cases import BATCH, allowed_tokens, generation_cases
 from rag_core.parity import compare
+from rag_tf import graph_loop
 from rag_tf.graphs import Graph
 from tests.golden_models_tf import build, context_encoder, tensors, toy_retriever
 
@@ -143,7 +144,9 @@ GROUPS = sorted({(case["model"], case["head"]) for case in generation_cases()})
 
 
 @pytest.mark.parametrize(("model_name", "head"), GROUPS)
-def test_tokens_are_identical_in_every_recorded_generation(model_name: str, head: str) -> None:
+def test_tokens_are_identical_in_every_recorded_generation(model_name: str, head: str, monkeypatch: Any) -> None:
+    if model_name != "bart_scaled":  # one model's in graphs will do: making one takes seconds, for each set of options
+        monkeypatch.setattr(graph_loop._Search, "worth", lambda *args: False)
     differing, count = {}, 0
     for case in sorted(generation_cases(), key=lambda case: case["seed"]):  # weights are written once a seed
         if (case["model"], case["head"]) == (model_name, head):
