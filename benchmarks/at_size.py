@@ -115,18 +115,14 @@ def opened(folder: Path) -> dict[str, Any]:
     base = KnowledgeBase.open(folder)
     index = base.index()
     result: dict[str, Any] = {"open_s": time.perf_counter() - start, "before": before, "after_open": memory()}
-    seconds = []
-    for query in queries:
+
+    def asked(query: np.ndarray) -> float:
         start = time.perf_counter()
         ids, _ = index.get_top_docs(query[None], 5)
         index.get_doc_dicts(ids)
-        seconds.append(time.perf_counter() - start)
-    again = []
-    for query in queries:
-        start = time.perf_counter()
-        ids, _ = index.get_top_docs(query[None], 5)
-        index.get_doc_dicts(ids)
-        again.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    seconds, again = [[asked(query) for query in queries] for _ in range(2)]
     alone = []
     for query in queries:
         start = time.perf_counter()
