@@ -27,6 +27,7 @@ from rag_torch.layers import (
     shift_tokens_right,
     split_heads,
 )
+from rag_torch.packing import Packing
 from rag_torch.seq2seq import Generator
 
 # BART's position table starts with two rows that no position uses.
@@ -172,10 +173,16 @@ class BartEncoder(_BartStack):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         inputs_embeds: Tensor | None = None,
+        skip_padding: bool = False,
     ) -> EncoderOutput:
-        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+
+        With `skip_padding`, which goes without traces, the states of padding may be zeros.
+        """
         x = self._embed(input_ids, inputs_embeds, 0)
-        mask = key_mask(attention_mask)
+        packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
+        x = x if packing is None else packing.pack(x)
+        mask = key_mask(attention_mask) if packing is None else packing.mask()
         trace = Trace(output_hidden_states, output_attentions)
         for layer in self.layers:
             trace.hidden(x)
@@ -183,6 +190,7 @@ class BartEncoder(_BartStack):
                 continue
             x, weights = layer(x, mask, output_attentions)
             trace.attentions(weights)
+        x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
         return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)

@@ -63,6 +63,7 @@ class AttentionMask:
             # most often every query sees some key: known here at no cost, on a GPU only by waiting for it
             self.alive = None if bool(self.alive.all()) else self.alive  # type: ignore[union-attr]
         self.lengths: list[int] | None = None
+        self.packed: list[int] | None = None
         self._bias: dict[torch.dtype, Tensor] = {}
 
     def by_row(self, numbers: int) -> AttentionMask:
@@ -160,6 +161,8 @@ def attend(
     Returns:
         (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
     """
+    if mask.packed is not None:
+        return _attend_packed(query, key, value, mask.packed, mask.position_bias, dropout, scale), None
     if mask.lengths is not None and not (need_weights or dropout):
         parts = [x.split(1) for x in (query, key, value)]
         rows = [
@@ -180,6 +183,25 @@ def attend(
     else:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
     return (out if mask.alive is None else out * mask.alive), weights
+
+
+def _attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    position_bias: Tensor | None,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """Self-attention of rows that lie side by side, (1, H, P, h) -> (1, H, P, h), each on its own."""
+    rows = []
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+        length = q.shape[2]
+        bias = None if position_bias is None else position_bias[:, :, :length, :length].to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+        rows.append(out.transpose(1, 2))  # (1, n, H, h), as `merge_heads` wants it
+    return torch.cat(rows, dim=1).transpose(1, 2)
 
 
 class Trace:

@@ -20,8 +20,8 @@ from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import Trace, as_encoder_output, key_mask
 from rag_torch.pretrained import PretrainedModel
 
-# tokens that a call of the encoder should hold at least: enough for a CPU's matrix products, enough to fill a GPU
-_BUCKET_CPU, _BUCKET = 384, 2**14
+# tokens that a call of the encoder should hold at least: without padding a CPU gains by more, a GPU wants to be filled
+_BUCKET_CPU, _BUCKET = 2**12, 2**14
 
 
 class Generator(PretrainedModel, ABC):
@@ -139,7 +139,7 @@ class Generator(PretrainedModel, ABC):
         size = _BUCKET_CPU if input_ids.device.type == "cpu" else _BUCKET
 
         def encoded(ids: Tensor, mask: Tensor | None) -> Tensor:
-            return encoder(ids, mask).last_hidden_state
+            return encoder(ids, mask, skip_padding=True).last_hidden_state
 
         return by_length(encoded, input_ids, attention_mask, size)
 

@@ -28,6 +28,7 @@ from rag_torch.layers import (
     split_heads,
 )
 from rag_torch.marginalize import widen
+from rag_torch.packing import Packing
 from rag_torch.seq2seq import Generator
 
 KeysValues = tuple[Tensor, Tensor]
@@ -202,16 +203,24 @@ class T5Encoder(T5Stack):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         inputs_embeds: Tensor | None = None,
+        skip_padding: bool = False,
     ) -> EncoderOutput:
-        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+
+        With `skip_padding`, which goes without traces, the states of padding may be zeros.
+        """
         x = self._embed(input_ids, inputs_embeds)
-        mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(x.shape[1], x.shape[1]))
+        bias = self.position_bias(x.shape[1], x.shape[1])
+        packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
+        x = x if packing is None else packing.pack(x)
+        mask = AttentionMask(key_mask(attention_mask).allowed, bias) if packing is None else packing.mask(bias)
         trace = Trace(output_hidden_states, output_attentions)
         for block in self.block:
             trace.hidden(x)
             x, weights, _ = block(x, mask, output_attentions)
             trace.attentions(weights)
         x = self._finish(x)
+        x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
         return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)

@@ -45,10 +45,12 @@ def test_the_catalogue_has_every_switch():
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The quick cases on every backend at hand, side by side, each in a process of its own."""
+    """The quick cases on every backend at hand, side by side, each in a process of its own; of one alone a few."""
+    names = [case["name"] for case in quick_cases()][:: 1 if len(HERE) > 1 else 8]
     folder = tmp_path_factory.mktemp("traces")
     commands = [
-        [sys.executable, "-m", "conformance", "run", "--backend", name, "--out", str(folder / f"{name}.npz")]
+        [sys.executable, "-m", "conformance", "run", "--backend", name]
+        + ["--out", str(folder / f"{name}.npz"), "--cases", *names]
         for name in HERE
     ]
     running = [subprocess.Popen(each, cwd=ROOT, stderr=subprocess.PIPE, text=True) for each in commands]
@@ -62,7 +64,8 @@ def test_the_backends_agree_at_every_stage_of_the_quick_cases(recorded):
     """With one backend at hand, its recording still has to be whole and equal to itself."""
     found = compare_files(TraceFile(recorded[0]), TraceFile(recorded[-1]))
     assert [str(each) for each in found.first] == []
-    assert found.agrees and found.cases == len(quick_cases()) and found.generations >= 190 and not found.turned
+    assert found.agrees and not found.turned
+    assert len(HERE) == 1 or (found.cases == len(quick_cases()) and found.generations >= 190)
     wanted = (
         "question_encoder question_vector doc_scores doc_ids context_ids encoder decoder logits marginal loss gradient"
     )

@@ -17,13 +17,14 @@ WITHOUT_TWIN: dict[str, set[str]] = {
     # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
     "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
     "contexts.py": {"used_length"},  # a length is a tensor in a graph
+    "packing.py": {"Packing.of", "Packing.mask"},  # `pays`, and an attribute
     "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
     # in place, and in fewer passes, where no compiler sees to it
     "step_scores.py": {"apply_edits", "log_softmax"},
 }
 # What users of TensorFlow write besides, and what they have no use for.
-ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device"}
-ADDED |= {"packing"}  # contexts without padding, which PyTorch's `by_length` cuts to groups of like length
+ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device", "skip_padding"}
+ADDED |= {"packing"}  # real tokens alone, which PyTorch's encoders see to themselves
 SPECIAL = {"__init__", "__call__"}
 
 

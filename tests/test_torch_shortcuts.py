@@ -10,7 +10,7 @@ import torch
 from rag_models import GENERATING, LABELS, build, close, given_contexts
 
 from rag_core.candidates import prefix_tree
-from rag_torch import rescoring, seq2seq, step_scores
+from rag_torch import packing, rescoring, seq2seq, step_scores
 from rag_torch.foreign import ForeignGenerator
 from rag_torch.layers import attend, key_mask
 from rag_torch.marginalize import token_log_probs
@@ -40,6 +40,43 @@ def test_contexts_by_length_give_the_same_loss_gradients_and_answers(monkeypatch
     assert torch.equal(*[each[3] for each in seen])
     close(*[each[4] for each in seen])
     assert seen[0][5] == seen[1][5]
+
+
+@pytest.mark.parametrize("generator", ["bart", "t5"])
+@pytest.mark.parametrize("kind", GENERATING)
+def test_contexts_without_padding_give_the_same_loss_gradients_and_answers(monkeypatch, kind, generator):
+    model, given, seen, packed = build(kind, generator), given_contexts(), [], []
+    given["context_attention_mask"] = (torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]).long()
+    monkeypatch.setattr(
+        packing.Packing, "pack", lambda self, x, pack=packing.Packing.pack: packed.append(1) or pack(self, x)
+    )
+    for call in (2**17, 0):
+        monkeypatch.setattr(packing, "_CALL", call)
+        model.zero_grad()
+        out = model(**given, labels=LABELS, reduce_loss=True)
+        out.loss.backward()
+        grads = [p.grad.clone() for p in model.generator.parameters() if p.grad is not None]
+        seen.append((out.loss, out.logits, grads, model.generate(**given, num_beams=2, max_length=6)))
+        assert bool(packed) == (call == 0)
+    close(*[each[:3] for each in seen])
+    assert torch.equal(*[each[3] for each in seen])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("generator", ["bart", "t5"])
+def test_bfloat16_and_autocast_pack_contexts_too(monkeypatch, generator):
+    monkeypatch.setattr(packing, "_CALL", 0)
+    given, options = given_contexts(), {"num_beams": 2, "max_length": 6}
+    given["context_attention_mask"] = (torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]).long()
+    given["doc_scores"] = given["doc_scores"].float()
+    for kind in GENERATING:
+        model = build(kind, generator, dtype=torch.float32)
+        want = model(**given, labels=LABELS).loss
+        with torch.autocast("cpu", torch.bfloat16):
+            got, answers = model(**given, labels=LABELS).loss, model.generate(**given, **options)
+        half = model.to(torch.bfloat16)
+        close((got, half(**given, labels=LABELS).loss), (want, want), 0.2)
+        assert len(answers) == len(half.generate(**given, **options)) == len(given["doc_scores"])
 
 
 def test_each_row_goes_with_rows_of_like_length():

@@ -1,0 +1,53 @@
+"""Real tokens side by side, without the padding between them: what an encoder computes token by token needs no padding.
+
+Only attention wants rows: it is called for each of them (`AttentionMask.packed`).
+Letters: R rows, S positions, P real tokens, H heads, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rag_torch.layers import AttentionMask
+
+# attention called once more costs a CPU as much as a layer's products of this many numbers
+_CALL = 2**17
+
+
+class Packing:
+    """Where the real tokens of a batch are.
+
+    Args:
+        mask: bool (R, S) on the CPU, each row real tokens, one at least, and then padding.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self._shape = mask.shape
+        self._real = mask.flatten().nonzero()[:, 0]  # (P,)
+        self._lengths: list[int] = mask.sum(1).tolist()
+
+    @classmethod
+    def of(cls, mask: Tensor | None, width: int) -> Packing | None:
+        """How rows with this mask (R, S) are packed; None where a layer of that width would not gain by it."""
+        if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        mask = mask.bool()
+        lengths = mask.sum(1)
+        trailing = bool((mask == (torch.arange(mask.shape[1]) < lengths[:, None])).all()) and int(lengths.min()) > 0
+        spared = (mask.numel() - int(lengths.sum())) * width**2
+        return cls(mask) if trailing and spared > _CALL * len(mask) else None
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(R, S, d) -> (1, P, d)."""
+        return x.flatten(0, 1)[self._real][None]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(1, P, d) -> (R, S, d), with zeros for padding."""
+        return x.new_zeros(self._shape.numel(), x.shape[2]).index_copy(0, self._real, x[0]).unflatten(0, self._shape)
+
+    def mask(self, position_bias: Tensor | None = None) -> AttentionMask:
+        """Lets tokens attend to their own row, with a learned bias (1, H, S, S) or without."""
+        mask = AttentionMask(None, position_bias)
+        mask.packed = self._lengths
+        return mask
