@@ -24,7 +24,7 @@ from rag_tf.graphs import Graph, tracing
 from rag_tf.layers import DecodeState
 from rag_tf.step_decoder import Decoder, in_graphs
 
-# Graphs kept of a model: one for each set of options.
+# Sets of options whose graphs are kept, those that were asked for last.
 _KEPT = 16
 
 
@@ -50,7 +50,7 @@ def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) ->
         return None
     plan = Plan(options, size, starts.shape[1])
     graph = generator.graph("search", _Search(generator))
-    graph.most = _KEPT
+    graph.most = 2 * _KEPT  # with the documents' log-probabilities, and without
     if not graph.function.worth(plan):
         return None
     return _Run(decoder, options, plan, graph).result(starts)
@@ -66,11 +66,13 @@ class _Search:
     def worth(self, plan: Plan) -> bool:
         """Whether to make its graph, which takes seconds: when the same options are asked for again.
 
-        So neither a single answer nor many options tried out once wait for it.
+        So neither a single answer nor many options tried out once wait for it; nor do more options in rotation than
+        graphs are kept, each of which would be made anew every time.
         """
         known = plan in self.asked
-        self.asked[plan] = None
-        for old in list(self.asked)[: -4 * _KEPT]:
+        self.asked.pop(plan, None)
+        self.asked[plan] = None  # the last one
+        for old in list(self.asked)[:-_KEPT]:
             del self.asked[old]
         return known
 

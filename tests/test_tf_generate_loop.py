@@ -161,14 +161,18 @@ def test_what_asks_for_python_gets_it(models, monkeypatch):
     assert traces(model) == 0
 
 
-def test_only_so_many_graphs_are_kept(models, monkeypatch):
+def test_only_so_many_graphs_are_kept_and_none_made_for_more_options_in_rotation(models, monkeypatch):
     model, given = models["token"], contexts(1, 1, 4)
     model.generate(**given, num_beams=1, max_length=3)
     graph = model.generator._graphs["search"]
     graph.traces.clear()
     monkeypatch.setattr(graph_loop, "_KEPT", 2)
-    for ban in (3, 4, 5, 3, 4, 3, 5, 6):  # one that comes for the first time makes none
-        model.generate(**given, num_beams=1, max_length=3, suppress_tokens=[ban])
-    assert len(graph.traces) == 2
-    kept = {plan.options.suppress_tokens[0] for key in graph.traces for plan in key if hasattr(plan, "prompt")}
-    assert kept == {3, 5}
+
+    def kept(*bans):
+        for ban in bans:
+            model.generate(**given, num_beams=1, max_length=3, suppress_tokens=[ban])
+        return {plan.options.suppress_tokens[0] for key in graph.traces for plan in key if hasattr(plan, "prompt")}
+
+    assert kept(3, 4, 5, 3, 4, 5, 3, 4, 5) == set()
+    assert kept(3, 3, 4, 3, 4) == {3, 4}
+    assert kept(5, 5, 6, 6, 7, 7) == {4, 5, 6, 7}
