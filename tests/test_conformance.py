@@ -49,11 +49,12 @@ def recorded(tmp_path_factory):
     names = [case["name"] for case in quick_cases()][:: 1 if len(HERE) > 1 else 8]
     folder = tmp_path_factory.mktemp("traces")
     commands = [
-        [sys.executable, "-m", "conformance", "run", "--backend", name]
-        + ["--out", str(folder / f"{name}.npz"), "--cases", *names]
+        [sys.executable, *f"-m conformance run --backend {name} --out".split(), str(folder / f"{name}.npz")]
         for name in HERE
     ]
-    running = [subprocess.Popen(each, cwd=ROOT, stderr=subprocess.PIPE, text=True) for each in commands]
+    running = [
+        subprocess.Popen([*each, "--cases", *names], cwd=ROOT, stderr=subprocess.PIPE, text=True) for each in commands
+    ]
     for process in running:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
