@@ -12,7 +12,7 @@ from benchmarks.scaling_report import COLOURS, INK
 
 matplotlib.use("Agg")
 
-SERIES = {"dualrag-torch": ("rag_torch", COLOURS["rag_torch"]), "dualrag-tf": ("rag_tf", COLOURS["rag_tf"])}
+SERIES = {name: (label, COLOURS[name]) for name, label in (("dualrag-torch", "rag_torch"), ("dualrag-tf", "rag_tf"))}
 SHORT = {
     "token_loss": "RAG-Token, forward and loss",
     "token_greedy": "RAG-Token, greedy",

@@ -18,7 +18,7 @@ JOB = {job.name: job for job in JOBS}
     ("fault", "named"),
     [
         (lambda rows: rows[0].__setitem__(3, 6), "row 0 parts at token 3"),
-        (lambda rows: rows[3].__setitem__(4, 6), "other candidates among rows 2 to 3"),
+        (lambda rows: rows[3].__setitem__(4, 6), "1 of 2 candidates in common among rows 2 to 3"),
         (lambda rows: rows.__setitem__(slice(0, 2), rows[1::-1]), "row 0 parts at token 3"),
         (lambda rows: rows.pop(), "3 rows, expected 4"),
         (lambda rows: rows[0].append(3), "row 0 parts at token 4"),
