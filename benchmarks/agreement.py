@@ -9,7 +9,7 @@ TOLERANCE = 1e-4
 # Of the loss after a training step: Adam's first step follows the gradient's signs, also where it is 0 but for rounding
 # (at BART-base's size 0.03 % of the signs differ between the frameworks).
 AFTER_STEP = 1e-3
-# Share of a question's candidates that two must have in common: with 5 documents, all but those of one document's search.
+# Share of a question's candidates that two must have in common: all but those of one of 5 documents' searches.
 COMMON = 0.8
 PAD = 1
 
