@@ -40,6 +40,8 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     },
     "pooler_gated": {"question_encoder": {**_ONE_LAYER, "pooling": "pooler"}, "generator": _GATED},
 }
+# Their generators are tried in every mode by the others.
+_POOLED = ("mean_bart", "cls_t5", "pooler_gated")
 # Tried in `make conformance` only.
 _MORE: dict[str, dict[str, Any]] = {
     "bart_habits": MODELS["bart_habits"],
@@ -161,6 +163,7 @@ def _turns(names: list[str], count: int) -> Iterator[dict[str, Any]]:
     for what in names:
         for head in HEADS:
             known = {**MODES, **(_FAST if head == "sequence" else {})}
+            known = {mode: MODES[mode] for mode in ("greedy", "beams")} if what in _POOLED else known
             for number in range(count):
                 chosen = [list(known)[(2 * turn + place) % len(known)] for place in range(2)]
                 modes = {mode: known[mode] for mode in chosen}

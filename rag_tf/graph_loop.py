@@ -24,8 +24,8 @@ from rag_tf.graphs import Graph, tracing
 from rag_tf.layers import DecodeState
 from rag_tf.step_decoder import Decoder, in_graphs
 
-# Sets of options whose graphs are kept, those that were asked for last.
-_KEPT = 16
+# Graphs that are kept, those that were asked for last: one for each set of options, with documents to mix or without.
+_KEPT = 32
 
 
 def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) -> Finished | None:
@@ -50,8 +50,8 @@ def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) ->
         return None
     plan = Plan(options, size, starts.shape[1])
     graph = generator.graph("search", _Search(generator))
-    graph.most = 2 * _KEPT  # with the documents' log-probabilities, and without
-    if not graph.function.worth(plan):
+    graph.most = _KEPT
+    if not graph.function.worth(plan, decoder.priors is not None):
         return None
     return _Run(decoder, options, plan, graph).result(starts)
 
@@ -61,17 +61,18 @@ class _Search:
 
     def __init__(self, generator: Any) -> None:
         self.generator = generator
-        self.asked: dict[Plan, None] = {}
+        self.asked: dict[tuple[Plan, bool], None] = {}
 
-    def worth(self, plan: Plan) -> bool:
+    def worth(self, plan: Plan, mixed: bool) -> bool:
         """Whether to make its graph, which takes seconds: when the same options are asked for again.
 
         So neither a single answer nor many options tried out once wait for it; nor do more options in rotation than
         graphs are kept, each of which would be made anew every time.
         """
-        known = plan in self.asked
-        self.asked.pop(plan, None)
-        self.asked[plan] = None  # the last one
+        asked = plan, mixed
+        known = asked in self.asked
+        self.asked.pop(asked, None)
+        self.asked[asked] = None  # the last one
         for old in list(self.asked)[:-_KEPT]:
             del self.asked[old]
         return known

@@ -175,4 +175,4 @@ def test_only_so_many_graphs_are_kept_and_none_made_for_more_options_in_rotation
 
     assert kept(3, 4, 5, 3, 4, 5, 3, 4, 5) == set()
     assert kept(3, 3, 4, 3, 4) == {3, 4}
-    assert kept(5, 5, 6, 6, 7, 7) == {4, 5, 6, 7}
+    assert kept(5, 5, 6, 6, 7, 7) == {6, 7}
