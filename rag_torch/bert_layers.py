@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rag_core.outputs import EncoderOutput
 from rag_torch.contexts import checked_ids
 from rag_torch.layers import AttentionMask, Trace, activation, attend, key_mask, merge_heads, split_heads
+from rag_torch.packing import Packing
 
 
 class BertEmbeddings(nn.Module):
@@ -130,13 +131,19 @@ class BertStack(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool
     ) -> EncoderOutput:
-        """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
-        attention_mask = key_mask(mask)
+        """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d).
+
+        Without traces the states of padding may be zeros.
+        """
+        packing = None if output_attentions or output_hidden_states else Packing.of(mask, x.shape[2])
+        x = x if packing is None else packing.pack(x)
+        attention_mask = key_mask(mask) if packing is None else packing.mask()
         trace = Trace(output_hidden_states, output_attentions)
         for layer in self.layer:
             trace.hidden(x)
             x, weights = layer(x, attention_mask, output_attentions)
             trace.attentions(weights)
+        x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
         return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)

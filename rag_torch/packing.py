@@ -19,17 +19,16 @@ class Packing:
     """Where the real tokens of a batch are.
 
     Args:
-        mask: bool (R, S) on the CPU, each row real tokens, one at least, and then padding.
+        mask: bool (R, S), True = a real token.
     """
 
     def __init__(self, mask: Tensor) -> None:
-        self._shape = mask.shape
+        self._mask, self._shape = mask, mask.shape
         self._real = mask.flatten().nonzero()[:, 0]  # (P,)
-        self._lengths: list[int] = mask.sum(1).tolist()
 
     @classmethod
     def of(cls, mask: Tensor | None, width: int) -> Packing | None:
-        """How rows with this mask (R, S) are packed; None where a layer of that width would not gain by it."""
+        """How rows with this mask (R, S) are packed for an encoder; None where a layer of that width gains nothing."""
         if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         mask = mask.bool()
@@ -47,7 +46,10 @@ class Packing:
         return x.new_zeros(self._shape.numel(), x.shape[2]).index_copy(0, self._real, x[0]).unflatten(0, self._shape)
 
     def mask(self, position_bias: Tensor | None = None) -> AttentionMask:
-        """Lets tokens attend to their own row, with a learned bias (1, H, S, S) or without."""
+        """Lets tokens attend to their own row, with a learned bias (1, H, S, S) or without.
+
+        Each row must be real tokens, one at least, and then padding.
+        """
         mask = AttentionMask(None, position_bias)
-        mask.packed = self._lengths
+        mask.packed = self._mask.sum(1).tolist()
         return mask

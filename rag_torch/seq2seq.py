@@ -18,6 +18,7 @@ from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
 from rag_torch.contexts import checked_ids, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import Trace, as_encoder_output, key_mask
+from rag_torch.packing import Packing
 from rag_torch.pretrained import PretrainedModel
 
 # tokens that a call of the encoder should hold at least: without padding a CPU gains by more, a GPU wants to be filled
@@ -165,19 +166,15 @@ class Generator(PretrainedModel, ABC):
         project = self.get_decoder().cross
         if mask is None or mask.is_meta or torch.compiler.is_compiling():
             return project(hidden)
-        real = mask.bool().flatten().nonzero()[:, 0]  # (P,)
-        if len(real) > 0.9 * mask.numel():
+        if mask.count_nonzero() > 0.9 * mask.numel():
             return project(hidden)
+        packing = Packing(mask.bool())
 
         def spread(x: Tensor) -> Tensor:
             """(1, H, P, h) -> (R, H, S, h)."""
-            x = x[0].transpose(0, 1)
-            return (
-                x.new_zeros(mask.numel(), *x.shape[1:]).index_copy(0, real, x).unflatten(0, mask.shape).transpose(1, 2)
-            )
+            return packing.padded(x.transpose(1, 2).flatten(2)).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
 
-        packed = project(hidden.flatten(0, 1)[real][None])
-        return [(spread(key), spread(value)) for key, value in packed]
+        return [(spread(key), spread(value)) for key, value in project(packing.pack(hidden))]
 
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V).

@@ -7,10 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from rag_models import GENERATING, LABELS, build, close, given_contexts
+from rag_models import BERT, GENERATING, LABELS, build, close, given_contexts
 
 from rag_core.candidates import prefix_tree
+from rag_core.config import BertConfig
 from rag_torch import packing, rescoring, seq2seq, step_scores
+from rag_torch.bert import BertEncoder
 from rag_torch.foreign import ForeignGenerator
 from rag_torch.layers import attend, key_mask
 from rag_torch.marginalize import token_log_probs
@@ -42,14 +44,19 @@ def test_contexts_by_length_give_the_same_loss_gradients_and_answers(monkeypatch
     assert seen[0][5] == seen[1][5]
 
 
+@pytest.fixture
+def packed(monkeypatch):
+    """Has an entry for each time that an encoder computed without padding."""
+    times, mask = [], packing.Packing.mask
+    monkeypatch.setattr(packing.Packing, "mask", lambda self, *bias: times.append(1) or mask(self, *bias))
+    return times
+
+
 @pytest.mark.parametrize("generator", ["bart", "t5"])
 @pytest.mark.parametrize("kind", GENERATING)
-def test_contexts_without_padding_give_the_same_loss_gradients_and_answers(monkeypatch, kind, generator):
-    model, given, seen, packed = build(kind, generator), given_contexts(), [], []
+def test_contexts_without_padding_give_the_same_loss_gradients_and_answers(monkeypatch, packed, kind, generator):
+    model, given, seen = build(kind, generator), given_contexts(), []
     given["context_attention_mask"] = (torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]).long()
-    monkeypatch.setattr(
-        packing.Packing, "pack", lambda self, x, pack=packing.Packing.pack: packed.append(1) or pack(self, x)
-    )
     for call in (2**17, 0):
         monkeypatch.setattr(packing, "_CALL", call)
         model.zero_grad()
@@ -60,6 +67,21 @@ def test_contexts_without_padding_give_the_same_loss_gradients_and_answers(monke
         assert bool(packed) == (call == 0)
     close(*[each[:3] for each in seen])
     assert torch.equal(*[each[3] for each in seen])
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+def test_texts_without_padding_give_the_same_vectors_and_gradients(monkeypatch, packed, pooling):
+    model, seen = BertEncoder(BertConfig(**BERT, pooling=pooling)).double(), []
+    ids = torch.arange(1, 16).reshape(3, 5)
+    mask = (torch.arange(5) < torch.tensor([2, 5, 1])[:, None]).long()
+    for call in (2**17, 0):
+        monkeypatch.setattr(packing, "_CALL", call)
+        model.zero_grad()
+        vectors = model(ids, mask)[0]
+        vectors[:, :3].sum().backward()
+        seen.append((vectors, [p.grad.clone() for p in model.parameters()]))
+        assert bool(packed) == (call == 0)
+    close(*seen)
 
 
 @torch.no_grad()
