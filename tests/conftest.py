@@ -1,5 +1,10 @@
 """What several test files share: a world of tiny models and data, and the parts of a retriever."""
 
+import os
+
+# One thread each for the workers of pytest-xdist, read by the libraries when they are loaded.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
+
 import faiss
 import numpy as np
 import pyarrow as pa
