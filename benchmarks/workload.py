@@ -72,11 +72,11 @@ class Size:
 
 
 BASE = Size("base")
-QUICK = Size("quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=8)
+QUICK = Size("quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=6)
 TINY = Size("tiny", width=64, encoder_layers=2, generator_layers=2, heads=4, vocab=1_000, longest=128)
 # the generator alone, for CTranslate2
 PLAIN = Size("plain", encoder_layers=2, vocab=20_000)
-PLAIN_QUICK = Size("plain-quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=8)
+PLAIN_QUICK = Size("plain-quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=6)
 SIZES = {size.name: size for size in (BASE, QUICK, TINY, PLAIN, PLAIN_QUICK)}
 
 QUESTIONS = (
