@@ -10,13 +10,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_tf.modules import dropout as drop
-from rag_tf.modules import widen
+from rag_tf.modules import outer, reshape, widen
 
 Activation = Callable[[Tensor], Tensor]
+
+# an array: turning a tuple into one takes longer, outside of graphs, than swapping the axes
+_SWAP = np.array((0, 2, 1, 3), np.int32)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -109,7 +113,7 @@ def key_mask(attention_mask: Tensor | None) -> AttentionMask:
     return AttentionMask(None if attention_mask is None else tf.cast(attention_mask, tf.bool)[:, None, None, :])
 
 
-def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None) -> Tensor:
+def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None) -> Tensor | None:
     """Which keys each of `length` new positions sees after `past` earlier ones.
 
     Args:
@@ -118,8 +122,10 @@ def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None)
         attention_mask: (R, past + T), 1 = a real token, or None.
 
     Returns:
-        bool (1 or R, 1, T, past + T).
+        bool (1 or R, 1, T, past + T); None = all, for a single position.
     """
+    if isinstance(length, int) and length == 1 and attention_mask is None:
+        return None
     query = tf.range(past, past + length)
     allowed = (tf.range(past + length) <= query[:, None])[None, None]  # (1, 1, T, L)
     if attention_mask is not None:
@@ -129,14 +135,20 @@ def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None)
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(R, T, H*h) -> (R, H, T, h)."""
-    shape = tf.shape(x)
-    return tf.transpose(tf.reshape(x, (shape[0], shape[1], heads, x.shape[-1] // heads)), (0, 2, 1, 3))
+    rows, positions = outer(x)
+    width = x.shape[-1] // heads
+    if x.shape[1] == 1:  # nothing to swap
+        return reshape(x, (rows, heads, 1, width))
+    return tf.transpose(reshape(x, (rows, positions, heads, width)), _SWAP)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(R, H, T, h) -> (R, T, H*h)."""
-    shape = tf.shape(x)
-    return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (shape[0], shape[2], x.shape[1] * x.shape[3]))
+    width = x.shape[1] * x.shape[3]
+    rows, _, positions = outer(x)
+    if x.shape[2] != 1:
+        x = tf.transpose(x, _SWAP)
+    return reshape(x, (rows, positions, width))
 
 
 def attend(

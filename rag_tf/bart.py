@@ -29,7 +29,19 @@ from rag_tf.layers import (
     shift_tokens_right,
     split_heads,
 )
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, dropout, parameter, uniform
+from rag_tf.modules import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    by_rows,
+    dropout,
+    outer,
+    parameter,
+    reshape,
+    size,
+    uniform,
+)
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Generator
 
@@ -96,8 +108,10 @@ class _BartLayer(Module):
         return norm(x + dropout(update, self.dropout, training))
 
     def _feed_forward(self, x: Tensor, training: bool) -> Tensor:
-        hidden = dropout(self.act(self.fc1(x)), self.activation_dropout, training)
-        return self._add(x, self.fc2(hidden), self.final_layer_norm, training)
+        def both(x: Tensor) -> Tensor:
+            return self.fc2(dropout(self.act(self.fc1(x)), self.activation_dropout, training))
+
+        return self._add(x, by_rows(both, self.fc1, x), self.final_layer_norm, training)
 
 
 class BartEncoderLayer(_BartLayer):
@@ -140,16 +154,18 @@ class BartDecoderLayer(_BartLayer):
         mask: AttentionMask,
         cross: tuple[Tensor, Tensor],
         cross_mask: AttentionMask,
+        riding: tuple[Any, Any] | None = None,
         need_weights: bool = False,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted; `riding` is (R, K*T)."""
         update, weights = self.self_attn(x, keys_values, mask, need_weights, training)
         x = self._add(x, update, self.self_attn_layer_norm, training)
         # The beams of a context ride on the query axis, so its keys and values are never repeated.
-        riding = tf.reshape(x, (tf.shape(cross[0])[0], -1, x.shape[-1]))  # (R, K*T, d)
-        update, cross_weights = self.encoder_attn(riding, cross, cross_mask, need_weights, training)
-        x = self._add(x, tf.reshape(update, tf.shape(x)), self.encoder_attn_layer_norm, training)
+        queries = x if riding is None else reshape(x, (*riding, x.shape[-1]))  # (R, K*T, d)
+        update, cross_weights = self.encoder_attn(queries, cross, cross_mask, need_weights, training)
+        update = update if riding is None else reshape(update, (*outer(x), x.shape[-1]))
+        x = self._add(x, update, self.encoder_attn_layer_norm, training)
         return self._feed_forward(x, training), weights, cross_weights
 
 
@@ -188,7 +204,7 @@ class _BartStack(Module):
         if positions is None:
             if tf.executing_eagerly():
                 self.check_length(int(start) + inputs_embeds.shape[1])
-            positions = tf.range(start, start + tf.shape(inputs_embeds)[1])
+            positions = tf.range(start, start + size(inputs_embeds, 1))
         return self._placed(inputs_embeds, positions, training)
 
     def _placed(self, inputs_embeds: Tensor, positions: Tensor, training: bool) -> Tensor:
@@ -267,14 +283,15 @@ class BartDecoder(_BartStack):
         trace = trace or Trace(False, False)
         positions = None if cache.tree is None else cache.tree.positions
         x = self._embed(input_ids, None, cache.position, training, positions)
-        mask = AttentionMask(cache.allowed(tf.shape(x)[1], attention_mask))
+        length = size(x, 1)
+        mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length)
         if attention_mask is None:
             mask.alive = None  # every position sees itself
         for index, layer in enumerate(self.layers):
             trace.hidden(x)
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
             after, weights, cross_weights = layer(
-                x, keys_values, mask, cross[index], cross_mask, trace.want_attentions, training
+                x, keys_values, mask, cross[index], cross_mask, riding, trace.want_attentions, training
             )
             x = self._kept(x, after, training)
             trace.attentions(weights, cross_weights)

@@ -13,7 +13,7 @@ from tensorflow import Tensor
 
 from rag_core.outputs import EncoderOutput
 from rag_tf.layers import AttentionMask, Trace, activation, attend, key_mask, merge_heads, split_heads
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, compute_dtype, dropout
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, compute_dtype, dropout, size
 
 
 class BertEmbeddings(Module):
@@ -37,7 +37,7 @@ class BertEmbeddings(Module):
             x = tf.cast(inputs_embeds, compute_dtype() or self.LayerNorm.weight.dtype)
         types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
         x = x + (self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype))
-        x = x + tf.cast(self.position_embeddings.weight[: tf.shape(x)[1]], x.dtype)
+        x = x + tf.cast(self.position_embeddings.weight[: size(x, 1)], x.dtype)
         return dropout(self.LayerNorm(x), self.dropout, training)
 
     def check_length(self, length: int | None) -> None:
@@ -108,7 +108,7 @@ class BertIntermediate(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, S, d) -> (B, S, intermediate_size)."""
-        return self.act(self.dense(x))
+        return by_rows(lambda x: self.act(self.dense(x)), self.dense, x)
 
 
 class BertLayer(Module):

@@ -151,7 +151,7 @@ def resumed(state: DecodeState, kept: Sequence[tf.Tensor], beams: int) -> Decode
     """A state like `state`, made of the tensors that a loop carries."""
     left = iter(kept)
     parts = [None if part is None else next(left) for part in tf.nest.flatten(state)]
-    now = tf.nest.pack_sequence_as(state, parts)
+    now = replace(tf.nest.pack_sequence_as(state, parts), beams=beams)
     return now if beams > 1 else replace(now, source=None)
 
 

@@ -124,7 +124,8 @@ class _Run:
             length = int(now.length)
             self.state = replace(state, beams=self.state.beams, max_length=self.state.max_length, position=length - 1)
             now = now._replace(searches=self._alive(now.searches))
-        return _finished(self.plan.finish(self._all(now.searches), now.length, divisors))
+        wanted = self.options.num_return_sequences
+        return _finished(_FOUND(self.plan, self._all(now.searches), now.length, divisors, wanted))
 
     def _room(self, length: int, limit: int) -> int:
         """How long sequences of `length` tokens may get before it is Python's turn again, `limit` at most."""
@@ -140,23 +141,32 @@ class _Run:
         over = searches.finished.numpy()
         if 2 * over.sum() < len(over):
             return searches
-        self.over.append(_rows(searches, np.flatnonzero(over)))
+        self.over.append(_ROWS(searches, tf.constant(np.flatnonzero(over))))
         alive = np.flatnonzero(~over)
         if len(alive):
             self.state = self.state.select(tf.constant(np.flatnonzero((~over).repeat(self.docs))))
             self.priors = None if self.priors is None else tf.gather(self.priors, alive)
-        return _rows(searches, alive)
+        return _ROWS(searches, tf.constant(alive))
 
     def _all(self, searches: Any) -> Any:
         """All searches in their first order."""
         if not self.over:
             return searches
         whole = tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), searches, *self.over)
-        return _rows(whole, np.argsort(whole.number.numpy()))
+        return _ROWS(whole, tf.constant(np.argsort(whole.number.numpy())))
 
 
-def _rows(searches: Any, at: np.ndarray) -> Any:
+def _rows(searches: Any, at: tf.Tensor) -> Any:
     return tf.nest.map_structure(lambda x: tf.gather(x, at), searches)
+
+
+def _found(plan: Plan, searches: Any, length: tf.Tensor, divisors: tf.Tensor, wanted: int) -> Found:
+    return plan.finish(searches, length, divisors, wanted)
+
+
+# they close over no weights, so one of each serves every model
+_ROWS, _FOUND = Graph(_rows), Graph(_found)
+_FOUND.most = _KEPT
 
 
 def _finished(found: Found) -> Finished:

@@ -68,7 +68,7 @@ def search(
         [plan.begin(starts, dtype, state)],
         maximum_iterations=limit - plan.prompt,
     )
-    return plan.finish(end.searches, end.length, divisors)
+    return plan.finish(end.searches, end.length, divisors, options.num_return_sequences)
 
 
 class Plan:
@@ -120,11 +120,11 @@ class Plan:
             return _as_before(_BeamStep(self, divisors, now).taken(scorer, reorder), now)
         return _as_before(_greedy_step(self, scorer, now), now)
 
-    def finish(self, searches: Beams | Rows, length: tf.Tensor, divisors: tf.Tensor) -> Found:
-        """What searches of `length` tokens hand back."""
+    def finish(self, searches: Beams | Rows, length: tf.Tensor, divisors: tf.Tensor, wanted: int) -> Found:
+        """What searches of `length` tokens hand back, `wanted` sequences each."""
         if isinstance(searches, Rows):
             return Found(searches.tokens, searches.lengths, searches.sums, length)
-        return _BeamStep(self, divisors, Moment(length, tf.constant(True), searches, ())).finished()
+        return _BeamStep(self, divisors, Moment(length, tf.constant(True), searches, ())).finished(wanted)
 
 
 def _as_before(new: Any, old: Any) -> Any:
@@ -249,7 +249,7 @@ class _BeamStep:
             generated = self.limit - self.plan.prompt
         return full & (tf.reduce_min(pool.scores, axis=1) >= self._divided(best, generated))
 
-    def finished(self) -> Found:
+    def finished(self, wanted: int) -> Found:
         """Ends the searches: beams still running compete with the finished ones."""
         old, length, limit = self.searches, self.now.length, self.limit
         lengths = tf.fill(tf.shape(old.scores), length)
@@ -257,7 +257,7 @@ class _BeamStep:
         generated = tf.maximum(length - self.plan.prompt, 1)
         pool = self._admit(old.pool, old.scores, lengths, old.tokens, old.indices, running, generated)
         # of equals the later one first
-        later = self.beams - 1 - tf.math.top_k(pool.scores[:, ::-1], self.options.num_return_sequences).indices
+        later = self.beams - 1 - tf.math.top_k(pool.scores[:, ::-1], wanted).indices
         scores, sums, lengths = (tf.reshape(pick(x, later), [-1]) for x in (pool.scores, pool.sums, pool.lengths))
         tokens, indices = (tf.reshape(pick(x, later), [-1, limit]) for x in (pool.tokens, pool.indices))
         width = tf.minimum(tf.reduce_max(lengths) + 1, limit)

@@ -26,7 +26,7 @@ from rag_tf.attention import (
     merge_heads,
     split_heads,
 )
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, size
 
 __all__ = [
     "ACTIVATIONS",
@@ -57,13 +57,17 @@ class GrowingCache:
 
     def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
         self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
-        self.position: Any = tf.shape(self.past[0][0])[2] if self.past else 0
+        self.position: Any = size(self.past[0][0], 2) if self.past else 0
         self.tree: Tree | None = None
         self.layers: list[tuple[Tensor, Tensor]] = []
 
-    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor:
+    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
         """Which positions each of `length` new ones sees; see `causal_allowed`."""
         return causal_allowed(length, self.position, attention_mask)
+
+    def riding(self, length: Any) -> tuple[Any, Any] | None:
+        """How the queries of cross-attention lie, contexts and what each is asked; None = as they are."""
+        return None
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
@@ -138,10 +142,11 @@ class DecodeState:
         """Which context positions are real."""
         return AttentionMask(self.cross_allowed)
 
-    @property
-    def rows(self) -> Any:
-        """R."""
-        return tf.shape(self.cross[0][0])[0]
+    def riding(self, length: Any) -> tuple[Any, Any] | None:
+        """See `GrowingCache.riding`: (R, K * T) for `length` new positions."""
+        if not (isinstance(self.beams, int) and isinstance(length, int)):
+            return size(self.cross[0][0], 0), -1
+        return None if self.beams == 1 else (-1, self.beams * length)
 
     def reserve(self, length: int) -> None:
         """Check that there is room for `length` more positions: before a graph that decodes is run.
@@ -155,7 +160,7 @@ class DecodeState:
                 f"the cache holds {int(self.max_length)} positions, {end} are needed: pass a larger max_length to start"
             )
 
-    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor:
+    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
         """Which positions each of `length` new ones sees; see `causal_allowed`."""
         if self.tree is not None:
             return self.tree.allowed[None, None]

@@ -61,7 +61,7 @@ def doc_log_probs(scores: tf.Tensor) -> tf.Tensor:
 
 def _beside(log_probs: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """(B, N) with as many trailing axes of length 1 as (B, N, ...) has."""
-    return tf.reshape(log_probs, tf.concat([tf.shape(log_probs), [1] * (like.shape.rank - 2)], 0))
+    return log_probs[(..., *[tf.newaxis] * (like.shape.rank - 2))]
 
 
 def token_log_probs(logits: tf.Tensor, log_probs: tf.Tensor) -> tf.Tensor:

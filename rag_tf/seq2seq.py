@@ -17,7 +17,7 @@ from tensorflow import Tensor
 from rag_core.outputs import Seq2SeqLMOutput
 from rag_tf.contexts import checked_ids
 from rag_tf.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
-from rag_tf.modules import Linear, Module
+from rag_tf.modules import Linear, Module, outer, size
 from rag_tf.packing import Packing, pays
 from rag_tf.pretrained import PretrainedModel
 
@@ -177,7 +177,7 @@ class Generator(PretrainedModel, Module, ABC):
         mask = key_mask(attention_mask)
         x = decoder(decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, training)  # (R, T, d)
         flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
-        logits = tf.reshape(flat, tf.concat([tf.shape(x)[:2], flat.shape[1:]], 0))  # (R, T, V)
+        logits = tf.reshape(flat, (*outer(x), flat.shape[1]))  # (R, T, V)
         return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
@@ -232,23 +232,23 @@ class Generator(PretrainedModel, Module, ABC):
         logits, cache, seen = self._run("decode", self._decode, *args)
         if trace is not None:
             trace.note(seen)
-        state.finish(cache, tokens.shape[2] if tf.executing_eagerly() else tf.shape(tokens)[2])
+        state.finish(cache, size(tokens, 2))
         return logits
 
     def _decode(
         self, tokens: Tensor, state: DecodeState, hidden: bool, attentions: bool, training: bool
     ) -> tuple[Any, ...]:
-        state, trace, shape = state.opened(), Trace(hidden, attentions), tf.shape(tokens)
+        state, trace = state.opened(), Trace(hidden, attentions)
         logits = self._logits(self._decoded(tokens, state, trace, training))
-        trace.separate(shape[1])
-        logits = tf.reshape(logits, (shape[0], shape[1], shape[2], logits.shape[-1]))  # (R, K, T, V)
+        trace.separate(size(tokens, 1))
+        logits = tf.reshape(logits, (*(size(tokens, axis) for axis in range(3)), logits.shape[-1]))  # (R, K, T, V)
         return logits, None if state.cache is None else tuple(state.cache), trace.result()
 
     def _decoded(
         self, tokens: Tensor, state: DecodeState, trace: Trace | None = None, training: bool = False
     ) -> Tensor:
         """What `decode` makes logits of: tokens (R, K, T) -> (R*K, T, d)."""
-        flat = tf.reshape(tokens, (-1, tf.shape(tokens)[2]))  # (R*K, T)
+        flat = tf.reshape(tokens, (-1, size(tokens, 2)))  # (R*K, T)
         return self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, training)
 
     def reserve(self, state: DecodeState, length: int) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from rag_core.step_rules import Edit, Warp
 from rag_tf.marginalize import together, token_log_probs
+from rag_tf.modules import size
 
 # probabilities that a sum of products of two may still have
 _SAFE = 1e-30
@@ -24,10 +25,10 @@ def marginal_scores(logits: tf.Tensor, log_priors: tf.Tensor) -> tf.Tensor:
     By probabilities, in a third of the passes over the numbers, unless one is so small that its logarithm would be off.
     """
     logits, log_priors = together(logits, log_priors)
-    shape = tf.shape(logits)
-    each = tf.reshape(tf.nn.softmax(logits), (shape[0], shape[1], -1))  # (Q, N, K*V)
+    shape = [size(logits, axis) for axis in range(4)]
+    each = tf.reshape(tf.nn.softmax(logits), (*shape[:2], -1))  # (Q, N, K*V)
     mixed = tf.matmul(tf.exp(log_priors)[:, None], each)  # (Q, 1, K*V)
-    mixed = tf.reshape(mixed, tf.concat([shape[:1], shape[2:]], axis=0))
+    mixed = tf.reshape(mixed, (shape[0], *shape[2:]))
     # A softmax may lose a NaN, a sum does not.
     safe = tf.reduce_all(mixed >= _SAFE) & ~tf.math.is_nan(tf.reduce_sum(logits))
     return tf.cond(safe, lambda: tf.math.log(mixed), lambda: token_log_probs(logits, log_priors))

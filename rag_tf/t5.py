@@ -27,7 +27,7 @@ from rag_tf.layers import (
     merge_heads,
     split_heads,
 )
-from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, widen
+from rag_tf.modules import Embedding, Linear, Module, dropout, outer, parameter, reshape, size, widen
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Generator
 
@@ -167,9 +167,12 @@ class T5Block(Module):
         if cross is not None and cross_mask is not None:
             second = self.layer[1]
             # The beams of a context ride on the query axis, so its keys and values are never repeated.
-            riding = tf.reshape(second.layer_norm(x), (tf.shape(cross[0])[0], -1, x.shape[-1]))  # (R, K*T, d)
-            update, cross_weights = second.EncDecAttention(riding, cross, cross_mask, need_weights, training)
-            x = second.add(x, tf.reshape(update, tf.shape(x)), training)
+            queries = second.layer_norm(x)
+            riding = None if cache is None else cache.riding(size(x, 1))
+            queries = queries if riding is None else reshape(queries, (*riding, x.shape[-1]))  # (R, K*T, d)
+            update, cross_weights = second.EncDecAttention(queries, cross, cross_mask, need_weights, training)
+            update = update if riding is None else reshape(update, (*outer(x), x.shape[-1]))
+            x = second.add(x, update, training)
         return self._feed_forward(x, training), weights, cross_weights
 
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
@@ -234,7 +237,7 @@ class T5Encoder(T5Stack):
     ) -> EncoderOutput:
         """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
         x = self._embed(input_ids, inputs_embeds, training)
-        length = tf.shape(x)[1]
+        length = size(x, 1)
         mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(length, length))
         trace = Trace(output_hidden_states, output_attentions)
         for block in self.block:
@@ -249,7 +252,7 @@ class T5Encoder(T5Stack):
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
         x = self._embed(packing.pick(input_ids), None, training)
-        length = tf.shape(packing.mask)[1]
+        length = size(packing.mask, 1)
         mask = AttentionMask(key_mask(packing.mask).allowed, self.position_bias(length, length))
         for block in self.block:
             x = block.packed(x, packing, mask, training)
@@ -285,7 +288,7 @@ class T5Decoder(T5Stack):
         """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
         x = self._embed(input_ids, None, training)
-        length = tf.shape(x)[1]
+        length = size(x, 1)
         mask = AttentionMask(cache.allowed(length, attention_mask), self._bias(cache, length))
         if attention_mask is None:
             mask.alive = None  # every position sees itself

@@ -25,6 +25,7 @@ WITHOUT_TWIN: dict[str, set[str]] = {
 # What users of TensorFlow write besides, and what they have no use for.
 ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device", "skip_padding"}
 ADDED |= {"packing"}  # real tokens alone, which PyTorch's encoders see to themselves
+ADDED |= {"riding"}  # how the queries lie: a tensor of PyTorch tells its sizes at any time
 SPECIAL = {"__init__", "__call__"}
 
 
