@@ -53,6 +53,7 @@ def open_model(
     """
     if int8 and not hasattr(engine, "quantized"):
         raise ValueError("--int8 is the torch backend's: add --backend torch, or leave it out")
+    from rag_core.backends import uncollected
     from rag_core.config import RagConfig
     from rag_core.retriever import RagRetriever
     from rag_core.tokenization import RagTokenizer
@@ -76,7 +77,8 @@ def open_model(
         retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
     kind = "RagTokenForGeneration" if (head or config.saved_head) == "token" else "RagSequenceForGeneration"
     given = {name: value for name, value in placing.items() if value is not None}
-    network = getattr(engine, kind).from_pretrained(folder, retriever=retriever, **given)
+    with uncollected():  # nothing of the framework is imported before, unless a knowledge base had to be built
+        network = getattr(engine, kind).from_pretrained(folder, retriever=retriever, **given)
     return engine.quantized(network) if int8 else network, base
 
 

@@ -31,9 +31,10 @@ def _typed(value: Any, kind: str) -> tuple[bool, Any]:
         if option == "bool" and isinstance(value, bool):
             return True, value
         # In Python True is an integer, in a configuration it is a mistake.
-        if option == "int" and isinstance(value, Integral) and not isinstance(value, bool):
+        # The plain types first: asking Integral of a type that it has not met walks through all numbers of a framework.
+        if option == "int" and isinstance(value, int | Integral) and not isinstance(value, bool):
             return True, int(value)
-        if option == "float" and isinstance(value, Real) and not isinstance(value, bool):
+        if option == "float" and isinstance(value, int | float | Real) and not isinstance(value, bool):
             return True, value if isinstance(value, int) else float(value)
         if option == "str" and isinstance(value, str):
             return True, value

@@ -21,6 +21,7 @@ from rag_tf.layers import (
     GrowingCache,
     Trace,
     activation,
+    asked,
     attend,
     embedding_scale,
     init_normal,
@@ -29,19 +30,7 @@ from rag_tf.layers import (
     shift_tokens_right,
     split_heads,
 )
-from rag_tf.modules import (
-    Embedding,
-    LayerNorm,
-    Linear,
-    Module,
-    by_rows,
-    dropout,
-    outer,
-    parameter,
-    reshape,
-    size,
-    uniform,
-)
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, dropout, parameter, size, uniform
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Generator
 
@@ -161,10 +150,7 @@ class BartDecoderLayer(_BartLayer):
         """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted; `riding` is (R, K*T)."""
         update, weights = self.self_attn(x, keys_values, mask, need_weights, training)
         x = self._add(x, update, self.self_attn_layer_norm, training)
-        # The beams of a context ride on the query axis, so its keys and values are never repeated.
-        queries = x if riding is None else reshape(x, (*riding, x.shape[-1]))  # (R, K*T, d)
-        update, cross_weights = self.encoder_attn(queries, cross, cross_mask, need_weights, training)
-        update = update if riding is None else reshape(update, (*outer(x), x.shape[-1]))
+        update, cross_weights = asked(self.encoder_attn, x, riding, cross, cross_mask, need_weights, training)
         x = self._add(x, update, self.encoder_attn_layer_norm, training)
         return self._feed_forward(x, training), weights, cross_weights
 

@@ -26,7 +26,7 @@ from rag_tf.attention import (
     merge_heads,
     split_heads,
 )
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, size
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, outer, reshape, size
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "Tree",
     "activation",
     "as_encoder_output",
+    "asked",
     "attend",
     "causal_allowed",
     "embedding_scale",
@@ -243,6 +244,13 @@ class DecodeState:
 def _pairs(layers: Any) -> Any:
     # One nesting always, or the same arguments would look new to a graph.
     return None if layers is None else tuple((key, value) for key, value in layers)
+
+
+def asked(attention: Any, x: Tensor, riding: tuple[Any, Any] | None, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    """Cross-attention of x (R*K, T, d): beams ride on the query axis, so that no context's keys are repeated."""
+    queries = x if riding is None else reshape(x, (*riding, x.shape[-1]))  # (R, K*T, d)
+    update, weights = attention(queries, *rest)
+    return update if riding is None else reshape(update, (*outer(x), x.shape[-1])), weights
 
 
 class Trace:

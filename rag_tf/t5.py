@@ -22,12 +22,13 @@ from rag_tf.layers import (
     GrowingCache,
     Trace,
     activation,
+    asked,
     attend,
     key_mask,
     merge_heads,
     split_heads,
 )
-from rag_tf.modules import Embedding, Linear, Module, dropout, outer, parameter, reshape, size, widen
+from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, size, widen
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Generator
 
@@ -164,14 +165,10 @@ class T5Block(Module):
         update, weights = first.SelfAttention(normed, keys_values, mask, need_weights, training)
         x = first.add(x, update, training)
         cross_weights = None
-        if cross is not None and cross_mask is not None:
-            second = self.layer[1]
-            # The beams of a context ride on the query axis, so its keys and values are never repeated.
-            queries = second.layer_norm(x)
-            riding = None if cache is None else cache.riding(size(x, 1))
-            queries = queries if riding is None else reshape(queries, (*riding, x.shape[-1]))  # (R, K*T, d)
-            update, cross_weights = second.EncDecAttention(queries, cross, cross_mask, need_weights, training)
-            update = update if riding is None else reshape(update, (*outer(x), x.shape[-1]))
+        if cross is not None and cross_mask is not None and cache is not None:
+            second, riding = self.layer[1], cache.riding(size(x, 1))
+            given = cross, cross_mask, need_weights, training
+            update, cross_weights = asked(second.EncDecAttention, second.layer_norm(x), riding, *given)
             x = second.add(x, update, training)
         return self._feed_forward(x, training), weights, cross_weights
 

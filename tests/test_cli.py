@@ -1,6 +1,7 @@
 """The command line with a stand-in backend, and the demo's material out of small stand-in wheels."""
 
 import hashlib
+import gc
 import json
 import os
 import subprocess
@@ -117,6 +118,18 @@ def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(d
     assert Model.placed == {"dtype": "bfloat16", "device": "cuda:0"} and entered == [1]
     assert dualrag("ask", *asked, input="One?\nTwo?\n").exit_code == 0
     assert Model.placed == {} and entered == [1]
+
+
+def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
+    try:
+        with backends.uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() and gc.get_freeze_count()
+        with pytest.raises(ValueError), backends.uncollected():
+            raise ValueError
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(
