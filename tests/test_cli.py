@@ -1,7 +1,7 @@
 """The command line with a stand-in backend, and the demo's material out of small stand-in wheels."""
 
-import hashlib
 import gc
+import hashlib
 import json
 import os
 import subprocess
