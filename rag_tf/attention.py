@@ -186,5 +186,5 @@ def attend(
         alive = tf.cast(mask.alive, out.dtype)
         out, weights = out * alive, weights * alive
     # values and masks that come into a graph have open axes, which a single head's would take on
-    out.set_shape((None, query.shape[1], None, query.shape[3]))
+    out.set_shape((None, *query.shape[1:]))
     return out, weights if need_weights else None

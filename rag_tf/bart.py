@@ -190,7 +190,7 @@ class _BartStack(Module):
         if positions is None:
             if tf.executing_eagerly():
                 self.check_length(int(start) + inputs_embeds.shape[1])
-            positions = tf.range(start, start + size(inputs_embeds, 1))
+            positions = start + tf.range(size(inputs_embeds, 1))  # so many, whatever the start
         return self._placed(inputs_embeds, positions, training)
 
     def _placed(self, inputs_embeds: Tensor, positions: Tensor, training: bool) -> Tensor:

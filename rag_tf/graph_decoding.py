@@ -131,7 +131,9 @@ def steps(
 
     def scorer(tokens: tf.Tensor, kept: Any) -> tuple[tf.Tensor, Any]:
         now = resumed(state, kept, beams)
-        logits = widen(generator.decode(tf.repeat(tokens, docs, axis=0), now)[:, :, -1])  # (Q*N, K, V)
+        fed = tf.repeat(tokens, docs, axis=0)  # (Q*N, K, 1)
+        fed.set_shape((None, *tokens.shape[1:]))  # a single position is spared its mask and the swapping of axes
+        logits = widen(generator.decode(fed, now)[:, :, -1])  # (Q*N, K, V)
         if log_priors is not None:
             apart = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
             logits = marginal_scores(tf.reshape(logits, apart), log_priors)  # (Q, K, V)
