@@ -1,8 +1,8 @@
 """Compiled functions that are traced once for each kind of argument, whatever the lengths: no question retraces.
 
 tf.function alone traces again whenever a shape changes. Here every axis is left open at the first call, so that one
-graph serves all batch sizes and lengths. Code that runs in such a graph therefore never reads the static shape of an
-activation: sizes come from the weights, the rest from `tf.shape`.
+graph serves all batch sizes and lengths. Code that runs in such a graph takes an activation's sizes from the weights or
+from `modules.size`: a number only where it cannot change.
 """
 
 from __future__ import annotations
