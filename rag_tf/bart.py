@@ -270,7 +270,7 @@ class BartDecoder(_BartStack):
         positions = None if cache.tree is None else cache.tree.positions
         x = self._embed(input_ids, None, cache.position, training, positions)
         length = size(x, 1)
-        mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length)
+        mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length, size(cross[0][0], 0))
         if attention_mask is None:
             mask.alive = None  # every position sees itself
         for index, layer in enumerate(self.layers):

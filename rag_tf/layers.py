@@ -66,9 +66,9 @@ class GrowingCache:
         """Which positions each of `length` new ones sees; see `causal_allowed`."""
         return causal_allowed(length, self.position, attention_mask)
 
-    def riding(self, length: Any) -> tuple[Any, Any] | None:
-        """How the queries of cross-attention lie, contexts and what each is asked; None = as they are."""
-        return None
+    def riding(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
+        """How the queries of cross-attention lie: `rows` contexts, and what each is asked; None = as they are."""
+        return rows, -1
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
@@ -143,10 +143,10 @@ class DecodeState:
         """Which context positions are real."""
         return AttentionMask(self.cross_allowed)
 
-    def riding(self, length: Any) -> tuple[Any, Any] | None:
+    def riding(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
         """See `GrowingCache.riding`: (R, K * T) for `length` new positions."""
         if not (isinstance(self.beams, int) and isinstance(length, int)):
-            return size(self.cross[0][0], 0), -1
+            return rows, -1
         return None if self.beams == 1 else (-1, self.beams * length)
 
     def reserve(self, length: int) -> None:

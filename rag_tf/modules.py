@@ -158,7 +158,7 @@ def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor)
     return reshape(y, (*outer(x), y.shape[-1]))
 
 
-# Numbers of a weight up to which a product of rank 2 is the faster one, for few rows as for many.
+# numbers of a weight
 _SMALL = 2**18
 
 
@@ -168,9 +168,13 @@ class Linear(Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.small = in_features * out_features <= _SMALL
         self.weight = parameter((out_features, in_features))
         self.bias = parameter((out_features,)) if bias else None
+
+    @property
+    def small(self) -> bool:
+        """Whether its product of rank 2 is the faster one, for few rows as for many."""
+        return self.in_features * self.out_features <= _SMALL
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """(..., in) -> (..., out)."""

@@ -154,9 +154,10 @@ class T5Block(Module):
         index: int = 0,
         cross: KeysValues | None = None,
         cross_mask: AttentionMask | None = None,
+        riding: tuple[Any, Any] | None = None,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted."""
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted; `riding` is (R, K*T)."""
         first = self.layer[0]
         normed = first.layer_norm(x)
         keys_values = first.SelfAttention.keys_values(normed)
@@ -165,9 +166,8 @@ class T5Block(Module):
         update, weights = first.SelfAttention(normed, keys_values, mask, need_weights, training)
         x = first.add(x, update, training)
         cross_weights = None
-        if cross is not None and cross_mask is not None and cache is not None:
-            second, riding = self.layer[1], cache.riding(size(x, 1))
-            given = cross, cross_mask, need_weights, training
+        if cross is not None and cross_mask is not None:
+            second, given = self.layer[1], (cross, cross_mask, need_weights, training)
             update, cross_weights = asked(second.EncDecAttention, second.layer_norm(x), riding, *given)
             x = second.add(x, update, training)
         return self._feed_forward(x, training), weights, cross_weights
@@ -283,16 +283,16 @@ class T5Decoder(T5Stack):
         training: bool = False,
     ) -> Tensor:
         """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
-        trace = trace or Trace(False, False)
         x = self._embed(input_ids, None, training)
-        length = size(x, 1)
-        mask = AttentionMask(cache.allowed(length, attention_mask), self._bias(cache, length))
+        trace, length = trace or Trace(False, False), size(x, 1)
+        riding, bias = cache.riding(length, size(cross[0][0], 0)), self._bias(cache, length)
+        mask = AttentionMask(cache.allowed(length, attention_mask), bias)
         if attention_mask is None:
             mask.alive = None  # every position sees itself
         for index, block in enumerate(self.block):
             trace.hidden(x)
             x, weights, cross_weights = block(
-                x, mask, trace.want_attentions, cache, index, cross[index], cross_mask, training
+                x, mask, trace.want_attentions, cache, index, cross[index], cross_mask, riding, training
             )
             trace.attentions(weights, cross_weights)
         x = self._finish(x, training)

@@ -95,6 +95,24 @@ def test_every_output_is_pytorchs(kind):
         assert_same(whole.past_key_values, more.past_key_values)
 
 
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_several_targets_of_a_context_ride_on_it(kind):
+    theirs, ours = pair(kind)
+    ids, mask = contexts()
+    target = draw(6, 4, seed=1)
+    with torch.no_grad():
+        want = theirs(*torch_of(ids, mask, target), **EVERYTHING)
+    got = ours(ids, mask, target, **EVERYTHING)
+    assert_same(want.logits, got.logits)
+    assert_same(want.cross_attentions, got.cross_attentions)
+
+
+def test_no_rows_are_gathered_of_a_variable():
+    table = pair("bart")[1].get_input_embeddings()  # or TensorFlow copies it whole whenever it is read
+    graph = tf.function(table).get_concrete_function(tf.TensorSpec((None, None), tf.int64)).graph
+    assert "GatherV2" in (kinds := {each.type for each in graph.get_operations()}) and "ResourceGather" not in kinds
+
+
 @pytest.mark.parametrize("kind", ["bart", "t5", "t5v11"])
 def test_every_gradient_is_pytorchs(kind):
     theirs, ours = pair(kind)
