@@ -260,18 +260,27 @@ class PretrainedConfig(Pushable):
         except TypeError as error:
             raise TypeError(f"{type(self).__name__} can't be written as json: {error}.") from error
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Writes `config.json` into `folder`, made if missing; transformers 4.x and 5.x read it.
+
+        Args:
+            folder: where to write.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
 
         Raises:
             OSError: the folder or file can't be written.
             TypeError, ValueError: a field was set to something it can't be.
         """
         from rag_core.hub import atomic_write
+        from rag_core.keywords import Saving
 
+        saving = Saving.of(**kwargs)
+        if not saving.here:
+            return
         self.validate()
         with atomic_write(Path(folder) / "config.json") as path:
             path.write_text(self.to_json_string(), encoding="utf-8")
+        saving.finish(folder)
 
 
 def located(error: Exception, where: str) -> Exception:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from rag_core.hub_push import Pushable, model_card, push_folder
+from rag_core.keywords import loading_keywords
 
 __all__ = [
     "HUB_KWARGS",
@@ -32,14 +33,24 @@ __all__ = [
 HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_download", "subfolder")
 
 
-def split_hub_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_hub_kwargs(kwargs: Mapping[str, Any], kind: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments that say where files come from, and all others.
+
+    What changes nothing here is in neither (see `rag_core.keywords`).
+
+    Args:
+        kwargs: of a `from_pretrained`.
+        kind: "tokenizer" for those of a tokenizer.
 
     Returns:
         Two new dictionaries: those named in `HUB_KWARGS`, and the rest.
+
+    Raises:
+        ValueError: a keyword asks for something that is not done here; the message says what to write instead.
     """
-    hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
-    return hub, {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
+    said = loading_keywords(kwargs, kind)
+    hub = {name: value for name, value in said.items() if name in HUB_KWARGS}
+    return hub, {name: value for name, value in said.items() if name not in HUB_KWARGS}
 
 
 def is_local(name_or_path: str | Path) -> bool:

@@ -130,7 +130,7 @@ class RagRetriever(Pushable):
         )
         return cls(config, *tokenizers, index=index, init_retrieval=init_retrieval)
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write config.json, both tokenizers and the index (passages and faiss file), all or nothing.
 
         Paths in the written config.json are relative to the folder. A `wiki_dpr` index is named, not copied; an index
@@ -138,13 +138,18 @@ class RagRetriever(Pushable):
 
         Args:
             save_directory: the folder, created if need be; the model's files in it stay.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.
         """
+        from rag_core.keywords import Saving
         from rag_core.retriever_files import save_parts
 
-        save_parts(self, Path(save_directory))
+        saving = Saving.of(**kwargs)
+        if saving.here:
+            save_parts(self, Path(save_directory))
+            saving.finish(save_directory)
 
     def init_retrieval(self) -> None:
         """Load the index into memory, if it is not loaded."""

@@ -11,6 +11,7 @@ from typing import Any
 from rag_core.batch import BatchEncoding
 from rag_core.config_base import read_config
 from rag_core.hub import Pushable, atomic_folder, resolve_file, split_hub_kwargs
+from rag_core.keywords import Saving
 from rag_core.tokenizer import Tokenizer
 from rag_core.vocabulary import clean_up_tokenization
 
@@ -123,14 +124,23 @@ class RagTokenizer(Pushable):
         ]
         return cls(*parts)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes both tokenizers to their sub-folders, both or neither."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Writes both tokenizers to their sub-folders, both or neither.
+
+        Args:
+            save_directory: the folder, made if missing.
+            **kwargs: as of `Tokenizer.save_pretrained`.
+        """
+        saving = Saving.of(**kwargs)
+        if not saving.here:
+            return
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"save_directory must be a folder, {folder} is a file")
         with atomic_folder(folder) as draft:
             self.question_encoder.save_pretrained(draft / QUESTION_FOLDER)
             self.generator.save_pretrained(draft / GENERATOR_FOLDER)
+        saving.finish(folder)
 
     def __repr__(self) -> str:
         return f"RagTokenizer(question_encoder={self.question_encoder!r}, generator={self.generator!r})"
@@ -155,7 +165,7 @@ class AutoTokenizer:
 
 
 def _is_rag(name_or_path: str | os.PathLike[str], **kwargs: Any) -> bool:
-    hub, _ = split_hub_kwargs(kwargs)
+    hub, _ = split_hub_kwargs(kwargs, "tokenizer")
     name_or_path = os.fspath(name_or_path)
     if resolve_file(name_or_path, "config.json", required=False, **hub) is not None:
         return read_config(name_or_path, **hub)[0].get("model_type") == "rag"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rag_core.backends import to_numpy
 from rag_core.batch import BatchEncoding, pad_arrays, pad_rows
 from rag_core.hub import Pushable, atomic_folder, split_hub_kwargs
+from rag_core.keywords import Saving
 from rag_core.tokenizer_build import MANY, VOCABULARY_FILES
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer
 from rag_core.tokenizer_save import write_tokenizer
@@ -52,29 +53,36 @@ class Tokenizer(Vocabulary, Pushable):
             name_or_path: a folder, or a repository id on the hub.
             **kwargs: hub options (subfolder, cache_dir, revision, token, local_files_only, force_download), settings
                 that overrule tokenizer_config.json (padding_side, model_max_length, do_lower_case, pad_token, ...), and
-                `use_fast`, which changes nothing: there is one implementation.
+                what transformers takes and changes nothing here, as `use_fast` or `legacy` (see `rag_core.keywords`).
 
         Raises:
             OSError: nothing readable there.
             TypeError: an unknown keyword.
         """
-        hub, settings = split_hub_kwargs(kwargs)
-        settings.pop("use_fast", None)
+        hub, settings = split_hub_kwargs(kwargs, "tokenizer")
         settings.pop("config", None)
         unknown = sorted(set(settings) - _SETTINGS)
         if unknown:
             raise TypeError(f"Tokenizer.from_pretrained got unknown arguments {unknown}; known: {sorted(_SETTINGS)}")
         return cls(read_tokenizer(os.fspath(name_or_path), settings, **hub), str(name_or_path))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
         """Writes a folder that transformers 4.x (fast and slow), 5.x and this package read.
+
+        Args:
+            save_directory: the folder, made if missing.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
 
         Returns:
             The paths written.
         """
+        saving = Saving.of(**kwargs)
+        if not saving.here:
+            return ()
         target = Path(save_directory)
         with atomic_folder(target, stale=("added_tokens.json", *VOCABULARY_FILES)) as folder:
             names = write_tokenizer(self, folder)
+        saving.finish(target)
         return tuple(str(target / name) for name in names)
 
     # text -> ids

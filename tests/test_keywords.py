@@ -1,0 +1,77 @@
+"""Keywords that scripts written for transformers hand to from_pretrained and save_pretrained."""
+
+import re
+
+import pytest
+
+from rag_core import AutoConfig, AutoTokenizer, RagTokenizer, T5Config
+from rag_core.hub import split_hub_kwargs
+from rag_core.keywords import Saving, loading_keywords, whole_device
+
+HARMLESS = {
+    "low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "eager", "trust_remote_code": False,
+    "use_auth_token": None, "resume_download": True, "proxies": {}, "load_in_8bit": False, "quantization_config": None,
+    "offload_folder": "offload", "from_tf": False, "from_flax": True, "ignore_mismatched_sizes": False, "variant": None,
+}  # fmt: skip
+REFUSED = {
+    "trust_remote_code": True, "load_in_8bit": True, "load_in_4bit": True, "quantization_config": {"bits": 8},
+    "attn_implementation": "flash_attention_2", "ignore_mismatched_sizes": True, "variant": "fp16",
+    "max_memory": {"cpu": "1GB"}, "gguf_file": "q4.gguf",
+}  # fmt: skip
+
+
+def test_what_changes_nothing_is_passed_over_and_other_names_stay():
+    given = {**HARMLESS, "revision": "v1", "n_docs": 3}
+    assert split_hub_kwargs(given) == ({"revision": "v1"}, {"n_docs": 3})
+    assert split_hub_kwargs({"legacy": False}) == ({}, {"legacy": False})  # tokenizers' alone
+    assert loading_keywords({"legacy": False, "from_slow": True, "verbose": 0, "max_len": 9}, "tokenizer") == {
+        "model_max_length": 9
+    }
+
+
+def test_an_older_name_is_the_option_of_today():
+    assert loading_keywords({"use_auth_token": "hf_1"}) == {"token": "hf_1"}
+    assert loading_keywords({"use_auth_token": "hf_1", "token": None}) == {"token": "hf_1"}
+    with pytest.raises(ValueError, match="use_auth_token must be left out where token is given"):
+        loading_keywords({"use_auth_token": "hf_1", "token": "hf_2"})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_change_something_is_refused_with_the_way_out(name):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got {re.escape(repr(REFUSED[name]))}\. [A-Z].*\.$"):
+        loading_keywords({name: REFUSED[name]})
+
+
+def test_a_device_map_is_one_device():
+    assert whole_device("cpu", None) == "cpu"
+    assert whole_device(None, {"": 0}) == whole_device(None, {"encoder": 0, "decoder": "cuda:0"}) == "cuda:0"
+    assert whole_device(None, "balanced") == "auto"
+    for wrong in ({"a": 0, "b": 1}, {"": "disk"}, {}):
+        with pytest.raises(ValueError, match="device_map must name one device, got"):
+            whole_device(None, wrong)
+    with pytest.raises(ValueError, match="device must be left out where device_map is given"):
+        whole_device("cpu", "auto")
+
+
+def test_parts_of_every_kind_take_them(tmp_path, tokenizers):
+    tokenizer = RagTokenizer(tokenizers["question"], tokenizers["bart"])
+    other = tmp_path / "other"
+    for part in (tokenizer, tokenizers["t5"], T5Config()):
+        part.save_pretrained(other, is_main_process=False)
+        assert not other.exists()
+        with pytest.raises(TypeError, match="unknown arguments: pusch_to_hub"):
+            part.save_pretrained(other, pusch_to_hub=False)
+        with pytest.raises(ValueError, match="filename_prefix must be None, got 'my'"):
+            part.save_pretrained(other, filename_prefix="my")
+        part.save_pretrained(tmp_path / type(part).__name__, push_to_hub=False, token="hf_1", legacy_format=None)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "RagTokenizer", **HARMLESS, legacy=False, max_len=7)
+    assert loaded.generator.model_max_length == 7
+    config = AutoConfig.from_pretrained(tmp_path / "T5Config", **HARMLESS)
+    assert not config.extra.keys() & HARMLESS.keys()
+
+
+def test_switches_of_saving_are_switches():
+    with pytest.raises(TypeError, match=r"push_to_hub must be True or False, got 'me/model'"):
+        Saving.of(push_to_hub="me/model")
+    assert Saving.of(push_to_hub=True, repo_id="me/model", private=True, create_pr=False).push == {"private": True}
+    assert Saving.of(repo_id="me/model", save_function=print, save_peft_format=True).push is None
