@@ -65,13 +65,17 @@ class BertConfig(_BertBase):
     """A BERT encoder, and how its states become one question vector.
 
     The vector is: pool, `encode_proj` if `projection_dim` > 0, L2 normalisation if `normalize`, times `scale`. These
-    four are this library's own; transformers carries them as foreign keys.
+    four and what a question's text goes through before it (`query_...`, done by `RagTokenizer`) are this library's own;
+    transformers carries them as foreign keys.
 
     Attributes:
         pooling: "cls" (first state), "mean" (over unmasked tokens) or "pooler" (BERT's tanh pooler).
         projection_dim: width of a linear layer after pooling, 0 for none.
         normalize: divide the vector by its L2 norm.
         scale: factor on the vector; sets how sharply documents differ when vectors are normalised.
+        query_prompt: text that the encoder was trained to see in front of a question.
+        query_lower_case: lower-case questions, whatever the tokenizer does.
+        query_max_length: tokens a question is cut to; None for the tokenizer's limit.
     """
 
     model_type: ClassVar[str] = "bert"
@@ -83,6 +87,9 @@ class BertConfig(_BertBase):
     pooling: str = "cls"
     normalize: bool = False
     scale: float = 1.0
+    query_prompt: str = ""
+    query_lower_case: bool = False
+    query_max_length: int | None = None
 
 
 @dataclass(init=False, repr=False, eq=False)

@@ -7,9 +7,10 @@ rows belongs to document d of question b. Lewis et al. 2020, section 2.2; refere
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from rag_core.index import Index
 from rag_core.prompts import TRUNCATE, build_prompts, shorten_documents
 from rag_core.search import read_docs, search
 from rag_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rag_core.tokenization import RagTokenizer
 
 
 class RagRetriever(Pushable):
@@ -56,6 +60,7 @@ class RagRetriever(Pushable):
         self.index = open_index(self.config) if index is None else index
         self.ctx_encoder_tokenizer: Any = None
         self.return_tokenized_docs = False
+        self._warned_of_prompt = False
         if init_retrieval:
             self.init_retrieval()
 
@@ -68,6 +73,13 @@ class RagRetriever(Pushable):
     def batch_size(self) -> int:
         """Questions searched at a time."""
         return int(self.config.retrieval_batch_size)
+
+    @property
+    def tokenizer(self) -> RagTokenizer:
+        """Both tokenizers, as the question encoder wants its questions (see `RagTokenizer`)."""
+        from rag_core.tokenization import RagTokenizer
+
+        return RagTokenizer(self.question_encoder_tokenizer, self.generator_tokenizer, self.config)
 
     @property
     def index(self) -> Index:
@@ -330,11 +342,43 @@ class RagRetriever(Pushable):
             not hasattr(row, "__len__") for row in question_input_ids
         ):
             raise ValueError(f"question_input_ids must be (B, Q) token ids, got {question_input_ids!r:.80}.")
+        return self.decode_questions(question_input_ids)
+
+    def decode_questions(self, question_input_ids: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of B rows of question ids, without the question encoder's prompt.
+
+        Raises:
+            ValueError: a question without a word.
+        """
         tokenizer = self.question_encoder_tokenizer
         # Words the vocabulary lacks are a question still, so its [UNK] does not count as nothing.
         nothing = {*getattr(tokenizer, "all_special_ids", ())} - {getattr(tokenizer, "unk_token_id", None)}
         _refuse_empty("question_input_ids", [nothing.issuperset(row) for row in question_input_ids])
-        return tokenizer.batch_decode(question_input_ids, skip_special_tokens=True)
+        return tokenizer.batch_decode(self._without_prompt(question_input_ids), skip_special_tokens=True)
+
+    def _without_prompt(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Rows of question ids less the question encoder's prompt, which is no part of what is asked."""
+        rag_tokenizer = self.tokenizer
+        if not rag_tokenizer.query_prompt:
+            return rows
+        prompt = list(rag_tokenizer.encode_questions("", add_special_tokens=False)["input_ids"])
+        special = {*getattr(self.question_encoder_tokenizer, "all_special_ids", ())}
+        shortened = []
+        for row in rows:
+            start = next((place for place, token in enumerate(row) if token not in special), 0)
+            if list(row[start : start + len(prompt)]) == prompt:
+                row = [*row[:start], *row[start + len(prompt) :]]
+            elif not self._warned_of_prompt:
+                self._warned_of_prompt = True
+                warnings.warn(
+                    f"question_input_ids do not begin with {rag_tokenizer.query_prompt!r}, the prompt that the "
+                    "question encoder was trained with (config.question_encoder.query_prompt), so less fitting "
+                    "documents may be found. Tokenize questions with the retriever's `tokenizer`, or "
+                    "RagTokenizer(..., config=config).",
+                    stacklevel=2,
+                )
+            shortened.append(row)
+        return shortened
 
 
 def _refuse_empty(name: str, empty: list[bool]) -> None:

@@ -138,7 +138,6 @@ def _not_rag(name: str | Path, kind: Any) -> str:
 def save_parts(retriever: RagRetriever, folder: Path) -> None:
     """Write a retriever's folder, all or nothing; see `RagRetriever.save_pretrained`."""
     from rag_core.hub import atomic_folder
-    from rag_core.tokenization import RagTokenizer
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
@@ -154,4 +153,4 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
                 type(retriever.index).__name__,
             )
         config.save_pretrained(draft)
-        RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer).save_pretrained(draft)
+        retriever.tokenizer.save_pretrained(draft)

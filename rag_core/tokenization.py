@@ -6,12 +6,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rag_core.batch import BatchEncoding
 from rag_core.config_base import read_config
 from rag_core.hub import Pushable, atomic_folder, resolve_file, split_hub_kwargs
 from rag_core.keywords import Saving
+from rag_core.sentence_folder import prepared_texts
 from rag_core.tokenizer import Tokenizer
 from rag_core.vocabulary import clean_up_tokenization
 
@@ -27,19 +29,30 @@ class RagTokenizer(Pushable):
     Questions go to the question encoder's tokenizer; targets go to the generator's, whose ids the loss is about
     (transformers 4.37.2 sends them to the question encoder's). Ids are decoded with the generator's.
 
+    Args:
+        question_encoder: tokenizer of questions.
+        generator: tokenizer of targets and answers.
+        config: the model's `RagConfig`, or its question encoder's. Sentence encoders may want a prompt in front of a
+            question, lower case, or a length (`query_prompt`, `query_lower_case` and `query_max_length` of
+            `BertConfig`). `from_pretrained` reads it, `RagRetriever.tokenizer` has it.
+
     Attributes:
         question_encoder: tokenizer of questions, ours or one of transformers.
         generator: tokenizer of targets and answers, ours or one of transformers.
         current_tokenizer: the one that plain `text` goes to; `question_encoder` unless switched to target mode.
     """
 
-    def __init__(self, question_encoder: Any, generator: Any) -> None:
+    def __init__(self, question_encoder: Any, generator: Any, config: Any = None) -> None:
         for name, value in (("question_encoder", question_encoder), ("generator", generator)):
             if not callable(value) or not hasattr(value, "batch_decode"):
                 raise TypeError(f"{name} must be a tokenizer, got {type(value).__name__}")
         self.question_encoder = question_encoder
         self.generator = generator
         self.current_tokenizer = question_encoder
+        encoder_config = getattr(config, "question_encoder", config)
+        self.query_prompt: str = getattr(encoder_config, "query_prompt", None) or ""
+        self.query_lower_case: bool = bool(getattr(encoder_config, "query_lower_case", False))
+        self.query_max_length: int | None = getattr(encoder_config, "query_max_length", None)
 
     def __call__(self, text: Any = None, text_pair: Any = None, text_target: Any = None, **kwargs: Any) -> Any:
         """Encodes questions, targets, or both.
@@ -58,13 +71,22 @@ class RagTokenizer(Pushable):
             if text_target is None:
                 raise TypeError("text must be a str or a list of str, got None (and text_target is None too)")
             return self.encode_targets(text_target, **kwargs)
-        encoded = self.current_tokenizer(text, text_pair, **kwargs)
+        if self.current_tokenizer is self.question_encoder:
+            encoded = self.encode_questions(text, text_pair=text_pair, **kwargs)
+        else:
+            encoded = self.current_tokenizer(text, text_pair, **kwargs)
         if text_target is not None:
             encoded["labels"] = self.encode_targets(text_target, **kwargs)["input_ids"]
         return encoded
 
     def encode_questions(self, questions: str | Sequence[str], **kwargs: Any) -> Any:
-        """Ids of questions in the question encoder's vocabulary."""
+        """Ids of questions in the question encoder's vocabulary, with its prompt in front if it has one."""
+        if self.query_prompt or self.query_lower_case:
+            texts = [questions] if isinstance(questions, str) else list(questions)
+            prepared = prepared_texts(texts, self.query_prompt, self.query_lower_case)
+            questions = prepared[0] if isinstance(questions, str) else prepared
+        if self.query_max_length and kwargs.get("truncation") and kwargs.get("max_length") is None:
+            kwargs["max_length"] = self.query_max_length
         return self.question_encoder(questions, **kwargs)
 
     def encode_targets(self, targets: str | Sequence[str], **kwargs: Any) -> Any:
@@ -117,12 +139,18 @@ class RagTokenizer(Pushable):
             name_or_path: a RAG folder, or a repository id on the hub.
             **kwargs: handed to `Tokenizer.from_pretrained` for both (cache_dir, revision, token, ...).
         """
+        hub, _ = split_hub_kwargs(kwargs)
+        config = None
+        if resolve_file(os.fspath(name_or_path), "config.json", required=False, **hub) is not None:
+            values = read_config(os.fspath(name_or_path), **hub)[0].get("question_encoder")
+            config = SimpleNamespace(**values) if isinstance(values, dict) else None
         above = kwargs.pop("subfolder", "") or ""
         parts = [
             Tokenizer.from_pretrained(name_or_path, subfolder=f"{above}/{part}".strip("/"), **kwargs)
             for part in (QUESTION_FOLDER, GENERATOR_FOLDER)
         ]
-        return cls(*parts)
+        question_encoder, generator = parts
+        return cls(question_encoder, generator, config)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes both tokenizers to their sub-folders, both or neither.

@@ -14,6 +14,7 @@ import tensorflow as tf
 from rag_core.backends import to_numpy
 from rag_core.outputs import Answer, Passage
 from rag_core.search import read_docs
+from rag_core.tokenization import RagTokenizer
 from rag_tf.decoding import (
     Hooks,
     generate_sequence,
@@ -72,7 +73,9 @@ def answer(
     retriever = model.retriever if tokenizer is None else None
     encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
-    encoded = encoder(questions, return_tensors="tf", padding=True, truncation=True)
+    encoded = RagTokenizer(encoder, decoder, model.config).encode_questions(
+        questions, return_tensors="tf", padding=True, truncation=True
+    )
     raw = questions if question_text is True else None if question_text is False else question_text
     with running(model):
         contexts = model._contexts(encoded["input_ids"], encoded["attention_mask"], None, None, None, n_docs, raw)

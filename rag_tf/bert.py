@@ -202,9 +202,9 @@ class BertEncoder(PooledEncoder):
 
     @classmethod
     def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
-        """The config; of a sentence-transformers folder with its pooling and normalisation."""
-        found = sentence_settings(name_or_path, **hub) or {}
-        settings: dict[str, Any] = {name: found[name] for name in ("pooling", "normalize") if name in found}
+        """The config; of a sentence-transformers folder with all that changes its vectors."""
+        found = sentence_settings(name_or_path, **hub)
+        settings = {} if found is None else found.config_fields()
         return super().read_config(name_or_path, hub, {**settings, **overrides})
 
     def __init__(self, config: BertConfig) -> None:

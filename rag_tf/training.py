@@ -95,7 +95,7 @@ class _Run:
         if config.mixed_precision == "fp16" and "GPU" not in model.device:
             raise ValueError(f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' or None")
         self.model, self.retriever, self.config = model, retriever, config
-        self.tokenizer = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer)
+        self.tokenizer = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer, model.config)
         self.examples, self.validation = examples, validation[: config.validation_size]
         self.out = None if out is None else Path(out)
         self.total = config.total_steps(len(examples))
@@ -212,7 +212,7 @@ class _Run:
         if examples[0].passage is None:
             return self.model._contexts(ids, mask, n_docs=self.config.n_docs, training=training).trimmed()
         docs = [{"title": [e.passage[0]], "text": [e.passage[1]]} for e in examples if e.passage]
-        questions = self.tokenizer.question_encoder.batch_decode(ids.numpy().tolist(), skip_special_tokens=True)
+        questions = self.retriever.decode_questions(ids.numpy().tolist())
         prefix = getattr(self.model.config.generator, "prefix", None)
         context_ids, context_mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="tf")
         return Contexts(context_ids, context_mask, tf.zeros((len(docs), 1)), 1).trimmed()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rag_core.outputs import Answer, Passage
 from rag_core.search import read_docs
+from rag_core.tokenization import RagTokenizer
 from rag_torch.decoding import (
     Hooks,
     generate_sequence,
@@ -70,7 +71,9 @@ def answer(
     encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
     device = next(model.parameters()).device
-    encoded = encoder(questions, return_tensors="pt", padding=True, truncation=True)
+    encoded = RagTokenizer(encoder, decoder, model.config).encode_questions(
+        questions, return_tensors="pt", padding=True, truncation=True
+    )
     raw = questions if question_text is True else None if question_text is False else question_text
     with torch.no_grad():
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)

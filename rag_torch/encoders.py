@@ -1,122 +1,32 @@
-"""Passage encoders as indexing uses them: titles and texts in, vectors out."""
+"""Passage encoders as indexing uses them, run by PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rag_core.config import AutoConfig, BertConfig, DPRConfig
-from rag_core.sentence_folder import sentence_settings
-from rag_core.tokenization import Tokenizer
+from rag_core.encoders import PassageEncoderBase
 from rag_torch.bert import BertEncoder, DPRContextEncoder
 
 
-class PassageEncoder:
-    """A document encoder with its tokenizer.
+class PassageEncoder(PassageEncoderBase):
+    """See `rag_core.encoders.PassageEncoderBase`."""
 
-    Args:
-        model: returns vectors (B, D) as element 0.
-        tokenizer: ours or transformers'.
-        name: what the manifest of a knowledge base calls it.
-        max_length: tokens a passage is cut to.
-        pairs: encode (title, text) as two segments, as DPR was trained; otherwise as one text "title text".
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, name: str, max_length: int = 256, pairs: bool = False) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.name = name
-        self.max_length = max_length
-        self.pairs = pairs
-
-    @property
-    def dimension(self) -> int:
-        """D, the size of the vectors."""
-        return self.model.dimension
+    return_tensors = "pt"
 
     @torch.inference_mode()
-    def embed(
-        self, titles: Sequence[str], texts: Sequence[str], batch_size: int = 32, progress: bool = False
-    ) -> np.ndarray:
-        """The vectors of passages, in batches of like length.
-
-        Args:
-            titles: n titles, possibly empty.
-            texts: n texts.
-            batch_size: passages at a time.
-            progress: draw a progress bar on stderr.
-
-        Returns:
-            (n, D) float32, in the order given.
-
-        Raises:
-            ValueError: not as many titles as texts, or no batch size.
-        """
-        if len(titles) != len(texts):
-            raise ValueError(f"titles and texts must be of one length, got {len(titles)} and {len(texts)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        order = sorted(range(len(texts)), key=lambda row: len(titles[row]) + len(texts[row]))
-        vectors = np.zeros((len(texts), self.dimension), np.float32)
-        starts: Any = range(0, len(order), batch_size)
-        if progress:
-            from tqdm import tqdm
-
-            starts = tqdm(starts, desc="Embedding", unit="batch")
-        for start in starts:
-            rows = order[start : start + batch_size]
-            encoded = self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
-            inputs = {name: value.to(self.model.device) for name, value in encoded.items()}
-            vectors[rows] = self.model(**inputs)[0].float().cpu().numpy()
-        return vectors
-
-    def embed_texts(self, texts: Sequence[str], batch_size: int = 32, progress: bool = False) -> np.ndarray:
-        """The vectors of texts without titles; see `embed`."""
-        return self.embed([""] * len(texts), texts, batch_size, progress)
-
-    def _tokenize(self, titles: list[str], texts: list[str]) -> Any:
-        options = {"padding": True, "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
-        if self.pairs:
-            return self.tokenizer(titles, texts, **options)
-        return self.tokenizer([f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)], **options)
+    def vectors(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        """The network's vectors (B, D) of a tokenized batch, as float32."""
+        placed = {name: value.to(self.model.device) for name, value in inputs.items()}
+        return self.model(**placed)[0].float().cpu().numpy()
 
 
-def load_encoder(
-    name_or_path: str | Path, *, dtype: torch.dtype | str | None = None, device: Any = None, **hub: Any
-) -> PassageEncoder:
-    """The document encoder of a folder or repository: DPR's context encoder, a sentence encoder, or a BERT.
-
-    Args:
-        name_or_path: folder or repository id.
-        dtype: of the weights; None is float32.
-        device: where to compute; None is the CPU.
-        **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`).
-
-    Raises:
-        OSError: files are missing.
-        ValueError: not an encoder of documents.
-    """
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
-    if not isinstance(config, DPRConfig | BertConfig):
-        raise ValueError(
-            f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: name a DPR context "
-            "encoder, a sentence-transformers folder or a BERT"
-        )
-    pairs = isinstance(config, DPRConfig)
-    if pairs and any("QuestionEncoder" in str(each) for each in config.architectures or []):
-        raise ValueError(
-            f"{name_or_path} is a DPR question encoder; documents need its partner, a context encoder "
-            "(facebook/dpr-ctx_encoder-single-nq-base for facebook/dpr-question_encoder-single-nq-base)"
-        )
-    kind: Any = DPRContextEncoder if pairs else BertEncoder
-    model = kind.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
-    settings = sentence_settings(name_or_path, **hub) or {}
-    longest = settings.get("max_length") or model.config.max_position_embeddings
-    tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
-    return PassageEncoder(
-        model, tokenizer, str(name_or_path), min(longest, model.config.max_position_embeddings), pairs
+def load_encoder(name_or_path: str | Path, *, dtype: Any = None, device: Any = None, **hub: Any) -> PassageEncoder:
+    """The document encoder of a folder or repository; see `rag_core.encoders.PassageEncoderBase.from_pretrained`."""
+    return PassageEncoder.from_pretrained(
+        name_or_path, DPRContextEncoder, BertEncoder, dtype=dtype, device=device, **hub
     )

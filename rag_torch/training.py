@@ -91,7 +91,7 @@ class _Run:
         if config.mixed_precision == "fp16" and model.device.type != "cuda":
             raise ValueError(f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' or None")
         self.model, self.retriever, self.config = model, retriever, config
-        self.tokenizer = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer)
+        self.tokenizer = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer, model.config)
         self.examples, self.validation = examples, validation[: config.validation_size]
         self.out = None if out is None else Path(out)
         self.total = config.total_steps(len(examples))
@@ -222,7 +222,7 @@ class _Run:
             with torch.no_grad() if frozen else contextlib.nullcontext():
                 return self.model._contexts(ids, mask, n_docs=self.config.n_docs).trimmed()
         docs = [{"title": [e.passage[0]], "text": [e.passage[1]]} for e in examples if e.passage]
-        questions = self.tokenizer.question_encoder.batch_decode(ids.tolist(), skip_special_tokens=True)
+        questions = self.retriever.decode_questions(ids.tolist())
         prefix = getattr(self.model.config.generator, "prefix", None)
         context_ids, context_mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="pt")
         scores = torch.zeros(len(docs), 1, device=ids.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -280,30 +278,6 @@ def test_passage_encoder_batches_without_a_trace():
     assert together.shape == (4, encoder.dimension)
     with pytest.raises(ValueError, match="one length, got 1 and 2"):
         encoder.embed(["a"], ["b", "c"])
-
-
-def test_sentence_transformers_folder(tmp_path):
-    plain = seeded(BertEncoder(BertConfig(**BERT)), torch.float32)
-    plain.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("pooling", "normalize", "projection_dim", "scale"):
-        config.pop(name)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 12, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    model = BertEncoder.from_pretrained(tmp_path)
-    assert (model.config.pooling, model.config.normalize) == ("mean", True)
-    ids = torch.tensor([[5, 6, 7]])
-    states = plain(ids, output_hidden_states=True).hidden_states[-1].mean(1)
-    close(model(ids)[0], torch.nn.functional.normalize(states, dim=1), 1e-6)
-    modules[2]["type"] = "sentence_transformers.models.Dense"
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match="Dense module"):
-        BertEncoder.from_pretrained(tmp_path)
 
 
 @given(
