@@ -109,13 +109,6 @@ def test_the_rooms_described_are_the_rooms_there_are(package):
     assert described == {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
 
 
-def test_no_python_file_is_longer_than_the_style_says():
-    rooms = ("rag_core", "rag_torch", "rag_tf", "conformance", "tests")
-    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
-    assert len(files) > 100
-    assert [path.name for path in files if path.read_text("utf-8").count("\n") > 350] == []
-
-
 def test_figures_are_those_of_the_files():
     recorded = json.loads((ROOT / "conformance" / "golden" / "generations.json").read_text("utf-8"))
     assert f"and {len(recorded)} generations token by token" in (ROOT / "docs" / "compatibility.md").read_text("utf-8")
