@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.config import PretrainedConfig
-from rag_core.hub import atomic_folder, is_local, resolve_file, split_hub_kwargs
+from rag_core.hub import atomic_folder, commit_of, is_local, resolve_file, split_hub_kwargs
 from rag_core.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.tf_names import torch_layout, torch_name
 from rag_core.weights import FLOATS, LazyWeights, tied_names
@@ -59,6 +59,8 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
         path = resolve_file(name_or_path, filename, required=False, **hub)
         if path is not None:
             if filename.endswith(".index.json"):
+                # The shards of the very commit of their index: a branch may move while gigabytes travel.
+                hub["revision"] = commit_of(path) or hub.get("revision")
                 return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
             return _open(path)
     where = f"folder {str(name_or_path)!r}" if is_local(name_or_path) else f"repository {str(name_or_path)!r}"

@@ -6,6 +6,7 @@ Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other v
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -22,7 +23,9 @@ __all__ = [
     "Pushable",
     "atomic_folder",
     "atomic_write",
+    "commit_of",
     "is_local",
+    "list_commit",
     "list_files",
     "model_card",
     "push_folder",
@@ -128,29 +131,82 @@ def list_files(name_or_path: str | Path, *, repo_type: str | None = None, **hub:
     Raises:
         OSError: the folder or repository isn't there or can't be reached.
     """
+    return list_commit(name_or_path, repo_type=repo_type, **hub)[1]
+
+
+def list_commit(
+    name_or_path: str | Path, *, repo_type: str | None = None, record: Path | None = None, **hub: Any
+) -> tuple[str | None, list[str]]:
+    """As `list_files`, together with the commit that these files are of.
+
+    Several files of one repository are to be fetched with ``revision=`` that commit: a branch may move between two
+    of them, and files of two commits do not belong together.
+
+    Args:
+        name_or_path: folder or repository.
+        repo_type: "dataset" for data sets; None for models.
+        record: a file that keeps the answer, for the times without a network; without it, what was fetched into the
+            hub's cache is listed then.
+        **hub: options of `HUB_KWARGS`.
+
+    Returns:
+        The commit, None for a folder, and the files.
+
+    Raises:
+        OSError: the folder or repository isn't there or can't be reached.
+    """
     options = _options(hub)
     subfolder = (options.get("subfolder") or "").strip("/")
     if is_local(name_or_path):
         root = Path(name_or_path).expanduser() / subfolder
         if not root.is_dir():
             raise OSError(f"No folder {str(root)!r} (in full: {root.absolute()}); check the path.")
-        return _files_below(root)
-
-    from huggingface_hub import HfApi
+        return None, _files_below(root)
 
     name = str(name_or_path)
-    revision = options.get("revision")
+    commit, found = _listed(name, repo_type, record, options)
+    prefix = f"{subfolder}/" if subfolder else ""
+    return commit, sorted(each.removeprefix(prefix) for each in found if each.startswith(prefix))
+
+
+def _listed(
+    name: str, repo_type: str | None, record: Path | None, options: Mapping[str, Any]
+) -> tuple[str | None, list[str]]:
+    from huggingface_hub import HfApi
+
     try:
         if _offline(options):
             raise ConnectionError("offline")
-        found = HfApi(token=options.get("token")).list_repo_files(name, revision=revision, repo_type=repo_type)
+        api = HfApi(token=options.get("token"))
+        commit = api.repo_info(name, revision=options.get("revision"), repo_type=repo_type).sha
+        found = list(api.list_repo_files(name, revision=commit, repo_type=repo_type))
     except Exception as error:
+        if (recorded := _recorded(record)) is not None:
+            return recorded
         snapshot = _snapshot(name, repo_type, options)
         if snapshot is None:
             raise OSError(_reason(name, "its list of files", error, options)) from error
-        found = _files_below(snapshot)
-    prefix = f"{subfolder}/" if subfolder else ""
-    return sorted(each.removeprefix(prefix) for each in found if each.startswith(prefix))
+        return snapshot.name, _files_below(snapshot)
+    if record is not None:
+        with atomic_write(record) as draft:
+            draft.write_text(json.dumps({"name": name, "commit": commit, "files": found}), encoding="utf-8")
+    return commit, found
+
+
+def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
+    try:
+        values = json.loads(record.read_text(encoding="utf-8")) if record is not None else {}
+        return str(values["commit"]), [str(name) for name in values["files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged: as good as none
+        return None
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file of the hub's cache is of; None for a file elsewhere."""
+    parts = path.parts
+    at = max((number for number, part in enumerate(parts[:-1]) if part == "snapshots"), default=None)
+    named = parts[at + 1] if at is not None and at + 2 < len(parts) else ""
+    return named if len(named) == 40 and set(named) <= set("0123456789abcdef") else None
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_core.faiss_files import PICKLE_HELP, refuse_pickle
+from rag_core.hub import list_commit, resolve_file
 from rag_core.index import INDEX_FILE, PASSAGES_FOLDER, FaissIndex, Index
 from rag_core.rerank import notes_path
 
@@ -45,7 +48,11 @@ def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool 
                 f"index_name='custom' needs {' and '.join(missing)}: passages_path is a folder saved by "
                 "dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= or index=."
             )
-        passages, index_file = (_located(getattr(config, name), base, hub) for name in ("passages_path", "index_path"))
+        # One listing for both: passages and faiss file are of one build, so of one commit of a repository.
+        listing = cache(lambda: list_commit(str(base), **hub))
+        passages, index_file = (
+            _located(getattr(config, name), base, hub, listing) for name in ("passages_path", "index_path")
+        )
         rerank = getattr(config, "index_rerank", None)
         return FaissIndex.from_files(passages, index_file, memory_map=memory_map, rerank=rerank)
     from rag_core.wiki_dpr import WikiDprIndex
@@ -53,7 +60,9 @@ def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool 
     return WikiDprIndex.from_config(config, memory_map=memory_map, **hub)
 
 
-def _located(path: str, base: str | Path | None, hub: dict) -> Path:
+def _located(
+    path: str, base: str | Path | None, hub: dict, listing: Callable[[], tuple[str | None, list[str]]]
+) -> Path:
     """Resolve a configured path: absolute, or relative to the config's folder or repository or the working folder."""
     if base is not None and Path(base).is_dir():
         folder = Path(base) / (hub.get("subfolder") or "")
@@ -62,9 +71,9 @@ def _located(path: str, base: str | Path | None, hub: dict) -> Path:
         return next((place for place in (folder / path, Path(path), *moved) if place.exists()), folder / path)
     if base is None or Path(path).exists() or Path(base).suffix == ".json":
         return Path(path)
-    from rag_core.hub import list_files, resolve_file
-
-    names = [name for name in list_files(base, **hub) if name == path or name.startswith(f"{path}/")]
+    commit, listed = listing()
+    hub = hub | {"revision": commit}
+    names = [name for name in listed if name == path or name.startswith(f"{path}/")]
     if not names:
         return Path(path)
     if Path(path).suffix == ".faiss":  # how the index was built, where that was kept

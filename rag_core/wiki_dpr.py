@@ -1,8 +1,9 @@
 """The canonical `wiki_dpr` index: 21,015,300 Wikipedia passages of 100 words, found as data files, without scripts.
 
-`facebook/wiki_dpr` (or a local folder of the same layout) holds parquet shards of passages with their vectors and,
-beside them, faiss files: "exact" (HNSW over 8-bit vectors) and "compressed" (inverted lists with product quantisation).
-Files are matched by pattern. Row i of the data is row i of the index; the column `id` counts from 1.
+`facebook/wiki_dpr` (or a local folder of the same layout) holds parquet shards of passages, with their vectors and
+without, and faiss files: "exact" (HNSW over 8-bit vectors) and "compressed" (inverted lists with product quantisation).
+There is none for its dummy data set, the first 10,000 passages: a flat index, which searches exactly, is made of their
+vectors. Files are matched by pattern. Row i of the data is row i of the index; the column `id` counts from 1.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rag_core.faiss_files import PICKLE_HELP, read_faiss, refuse_pickle
+from rag_core.faiss_files import PICKLE_HELP, build_faiss, read_faiss, refuse_pickle
 from rag_core.index import FaissIndex
-from rag_core.passage_store import open_passages
+from rag_core.passage_store import listing_record, open_passages
 from rag_core.rerank import checked_factor
+from rag_core.vectors import ArrowVectors
 
 REPOSITORY = "facebook/wiki_dpr"
 INDEX_NAMES = ("exact", "compressed")
 EMBEDDINGS_NAMES = ("nq", "multiset")
-_SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+NO_EMBEDDINGS = "no_embeddings"
+DUMMY_ROWS = 10_000
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
 
 
 class WikiDprIndex(FaissIndex):
@@ -32,7 +36,7 @@ class WikiDprIndex(FaissIndex):
         split: the split in the file names.
         index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also says which vectors.
         embeddings_name: "nq" (the released RAG models) or "multiset": the DPR encoder the vectors come from.
-        use_dummy_dataset: the first 10,000 passages with their own small index.
+        use_dummy_dataset: the first 10,000 passages, searched exactly (or by a dummy faiss file, where there is one).
         revision: of the repository.
         vectors: "index" takes document vectors back out of the faiss index (decoded from 8 bits or from product codes),
             so that the 73 GB of vectors are not read; "stored" reads them, as transformers does.
@@ -134,41 +138,64 @@ def _open(
     memory_map: bool | None,
     options: dict[str, Any],
 ) -> tuple[Any, Any, str]:
-    from rag_core.hub import list_files, resolve_file
+    from rag_core.hub import list_commit, resolve_file
 
-    where = options | {"repo_type": "dataset", "revision": revision}
-    names = list_files(index.source, **{key: value for key, value in where.items() if key != "force_download"})
-    place = f"{index.source!r}" + (f" (revision {revision})" if revision else "")
+    dummy = index.use_dummy_dataset
+    record = listing_record(index.source, revision, options)
+    where = options | {"repo_type": "dataset"}
+    # All files of one commit: a push between two of them would put texts beside the vectors of others.
+    commit, names = list_commit(index.source, record=record, revision=revision, **where)
+    place = f"{index.source!r}" + (f" (revision {revision or 'main'}, commit {commit})" if commit else "")
     file = Path(index_path) if index_path else None
     if file is None:
-        name = find_faiss_file(names, index.index_name, index.embeddings_name, index.use_dummy_dataset, place)
-        file = resolve_file(index.source, name, **where)
-    faiss_index = read_faiss(file, memory_map=memory_map)
-    if index.index_name == "compressed" and index.rerank == 1:
+        name = find_faiss_file(names, index.index_name, index.embeddings_name, dummy, place)
+        file = None if name is None else resolve_file(index.source, name, revision=commit, **where)
+    faiss_index = None if file is None else read_faiss(file, memory_map=memory_map)
+    if index.index_name == "compressed":
+        _warn_of_compression(faiss_index, dummy, index.rerank)
+    stored = vectors == "stored" or faiss_index is None
+    shards = find_shards(names, index.embeddings_name, split, dummy, place, vectors=stored)
+    columns = ["id", "title", "text"] + (["embeddings"] if stored else [])
+    rows = DUMMY_ROWS if faiss_index is None else int(faiss_index.ntotal)
+    passages = open_passages(
+        index.source, shards, columns, rows, commit, options, first_rows=dummy, fewer=faiss_index is None
+    )
+    if faiss_index is None:
+        stored_vectors = ArrowVectors(passages)
+        faiss_index = build_faiss(stored_vectors.blocks(), len(passages), stored_vectors.vector_size, "flat")
+    return passages, faiss_index, vectors
+
+
+def _warn_of_compression(faiss_index: Any, dummy: bool, rerank: int) -> None:
+    import faiss
+
+    if dummy:
+        warnings.warn(
+            "index_name='compressed': the dummy data set has no compressed index; it is searched as with "
+            "index_name='exact'.",
+            stacklevel=5,
+        )
+    elif rerank == 1 and faiss.try_extract_index_ivf(faiss_index) is not None:
         warnings.warn(
             "the 'compressed' index of wiki_dpr misses some of the best passages, and answers suffer: users lost 17 "
             "points of exact match to it. Search wider (retriever.index.faiss_index.nprobe), rank again by the stored "
             "vectors (doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
-            stacklevel=4,
+            stacklevel=5,
         )
-    shards = find_shards(names, index.embeddings_name, split, index.use_dummy_dataset, place)
-    columns = ["id", "title", "text"] + (["embeddings"] if vectors == "stored" else [])
-    rows = int(faiss_index.ntotal)
-    if not index.use_dummy_dataset:
-        _check_complete(shards, place)
-    passages = open_passages(index.source, shards, columns, rows, revision, options, first_rows=index.use_dummy_dataset)
-    return passages, faiss_index, vectors
 
 
-def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dummy: bool, place: str) -> str:
+def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dummy: bool, place: str) -> str | None:
     """Pick the faiss file of a build out of a listing.
 
     Args:
         names: all files.
-        index_name: "exact" or "compressed".
+        index_name: "exact" or "compressed"; the dummy data set has one file at most, whichever is asked for.
         embeddings_name: "nq" or "multiset".
         dummy: the one of the dummy data set.
         place: where the listing is from, for the message.
+
+    Returns:
+        The name; None if the dummy data set has no file, as in the public repository: its index is built.
 
     Raises:
         OSError: none fits, or several do; the message lists the faiss files that are there.
@@ -181,21 +208,25 @@ def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dum
         if (
             embeddings_name in re.split(r"[./_-]", name)
             and ("dummy" in name) == dummy
-            and compressed == (index_name == "compressed")
+            and (dummy or compressed == (index_name == "compressed"))
         ):
             found.append(name)
+    if dummy and not found:
+        return None
     if len(found) != 1:
-        hint = " The dummy data set has an 'exact' index only: index_name='exact'." if dummy else ""
+        pattern = "IVF*" if index_name == "compressed" else "HNSW*"
         raise OSError(
-            f"{'no' if not found else 'more than one'} {'dummy ' if dummy else ''}faiss file for {embeddings_name!r}, "
-            f"index_name={index_name!r} in {place}: looked for index/{'dummy.' if dummy else ''}psgs_w100."
-            f"{embeddings_name}.{'IVF*' if index_name == 'compressed' else 'HNSW*'}.faiss, found "
-            f"{found or faiss_files or 'no .faiss file'}.{hint} index_path= names a file directly."
+            f"{'no' if not found else 'more than one'} faiss file for {embeddings_name!r}, index_name={index_name!r} "
+            f"in {place}: looked for index/{'dummy.' if dummy else ''}psgs_w100.{embeddings_name}."
+            f"{'*' if dummy else pattern}.faiss, found {found or faiss_files or _held(names)}. index_path= names a "
+            "file directly."
         )
     return found[0]
 
 
-def find_shards(names: list[str], embeddings_name: str, split: str, dummy: bool, place: str) -> list[str]:
+def find_shards(
+    names: list[str], embeddings_name: str, split: str, dummy: bool, place: str, *, vectors: bool = True
+) -> list[str]:
     """Pick the parquet shards of the passages out of a listing, in row order.
 
     Args:
@@ -204,31 +235,63 @@ def find_shards(names: list[str], embeddings_name: str, split: str, dummy: bool,
         split: the beginning of the file names.
         dummy: prefer a folder of dummy passages, if there is one.
         place: where the listing is from, for the message.
+        vectors: whether the vectors are wanted; otherwise folders of texts alone come first.
 
     Raises:
-        OSError: there are none; the message lists the folders with parquet files.
+        OSError: there are none, or none of which all are there; the message lists what is there.
     """
-    parquet = [name for name in names if name.endswith(".parquet")]
-    folders: dict[str, list[str]] = defaultdict(list)
-    for name in parquet:
-        folder, _, base = name.rpartition("/")
-        if embeddings_name in re.split(r"[./]", folder) and re.match(rf"{re.escape(split)}\b", base):
-            folders[folder].append(name)
-    wanted = [folder for folder in folders if ("dummy" in folder) == dummy] or (list(folders) if dummy else [])
-    if not wanted:
+    kinds = [embeddings_name] if vectors else [NO_EMBEDDINGS, embeddings_name]
+    wanted = [(kind, True) for kind in kinds if dummy] + [(kind, False) for kind in kinds]
+    sets = _shard_sets(names, split)
+    missing = {}
+    for kind, of_dummy in wanted:
+        fitting = [key for key in sets if kind in key.parts and ("dummy" in key.parts) == of_dummy]
+        for key in sorted(fitting, key=lambda key: (len(key.folder), key)):
+            shards = sets[key]
+            gaps = sorted(set(range(key.total)) - shards.keys())
+            if not gaps:
+                return [shards[number] for number in sorted(shards)]
+            missing[key] = gaps
+    if missing:
+        key, gaps = next(iter(missing.items()))
         raise OSError(
-            f"no passages in {place}: looked for data/psgs_w100/{embeddings_name}/{split}-*-of-*.parquet, found "
-            f"{len(parquet)} parquet files, in folders {sorted({name.rpartition('/')[0] for name in parquet})[:20]}."
+            f"{place} lacks {len(gaps)} of {key.total:05d} passage files like {next(iter(sets[key].values()))!r}: "
+            f"numbers {gaps[:10]}; download them again."
         )
-    return sorted(folders[min(wanted, key=lambda folder: (len(folder), folder))])
+    folder = f"{'dummy.' if dummy else ''}{embeddings_name}"
+    raise OSError(
+        f"no passages in {place}: looked for data/psgs_w100/{folder}/{split}-*-of-*.parquet, found {_held(names)}."
+    )
 
 
-def _check_complete(shards: list[str], place: str) -> None:
-    matches = [match for match in map(_SHARD.search, shards) if match]
-    if matches:
-        missing = set(range(int(matches[0][2]))) - {int(match[1]) for match in matches}
-        if missing:
-            raise OSError(
-                f"{place} lacks {len(missing)} of {matches[0][2]} passage files like {shards[0]!r}: numbers "
-                f"{sorted(missing)[:10]}; download them again."
-            )
+class _ShardSet(NamedTuple):
+    """Shards that belong together: one folder, one number of shards (0 where the names do not say)."""
+
+    folder: str
+    total: int
+
+    @property
+    def parts(self) -> list[str]:
+        return re.split(r"[./]", self.folder)
+
+
+def _shard_sets(names: list[str], split: str) -> dict[_ShardSet, dict[int, str]]:
+    sets: dict[_ShardSet, dict[int, str]] = defaultdict(dict)
+    for name in sorted(names):
+        folder, _, base = name.rpartition("/")
+        if not name.endswith(".parquet") or not re.match(rf"{re.escape(split)}\b", base):
+            continue
+        numbered = _SHARD.search(base)
+        key = _ShardSet(folder, int(numbered[2]) if numbered else 0)
+        sets[key][int(numbered[1]) if numbered else len(sets[key])] = name
+    return sets
+
+
+def _held(names: list[str]) -> str:
+    """What a listing holds, in a few words."""
+    parquet = [name for name in names if name.endswith(".parquet")]
+    if not parquet:
+        script = " (revisions of March 2024 and later hold parquet files, earlier ones a script alone)"
+        return f"no parquet or faiss file among {names[:20]}{script if 'wiki_dpr.py' in names else ''}"
+    folders = sorted({name.rpartition("/")[0] or "." for name in parquet})
+    return f"{len(parquet)} parquet files, in folders {folders[:20]}"

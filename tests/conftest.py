@@ -5,13 +5,10 @@ import os
 # One thread each for the workers of pytest-xdist, read by the libraries when they are loaded.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
 
-import faiss
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from frameworks import INSTALLED, left_out
 from golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
+from hub_folders import write_wiki_dpr
 from hypothesis import HealthCheck, settings
 
 # A busy machine makes drawing examples slow, which says nothing about the code.
@@ -96,7 +93,7 @@ def world(tmp_path_factory):
         head = rag.RagSequenceForGeneration if "sequence" in name else rag.RagTokenForGeneration
         head(config).save_pretrained(root / name)
         RagTokenizer(question, target).save_pretrained(root / name)
-    write_wiki(root / "facebook" / "wiki_dpr")
+    write_wiki_dpr(root / "facebook" / "wiki_dpr", dummy_rows=ROWS, size=SIZE)
     for name, kind in (("ctx_encoder", rag.DPRContextEncoder), ("question_encoder", rag.DPRQuestionEncoder)):
         part = root / "facebook" / f"dpr-{name}-single-nq-base"
         kind(DPRConfig.from_dict(encoder)).save_pretrained(part)
@@ -104,26 +101,6 @@ def world(tmp_path_factory):
     rag.BartForConditionalGeneration(config.generator).save_pretrained(root / "facebook" / "bart-large")
     target.save_pretrained(root / "facebook" / "bart-large")
     return root
-
-
-def write_wiki(folder):
-    vectors = np.random.default_rng(0).standard_normal((ROWS, SIZE)).astype(np.float32)
-    table = pa.table(
-        {
-            "id": [str(i + 1) for i in range(ROWS)],
-            "text": [f"Paris has {i} people." for i in range(ROWS)],
-            "title": [f"Paris {i}" for i in range(ROWS)],
-            "embeddings": pa.array(list(vectors), pa.list_(pa.float32())),
-        }
-    )
-    (folder / "data/psgs_w100/nq").mkdir(parents=True)
-    pq.write_table(table, folder / "data/psgs_w100/nq/train-00000-of-00001.parquet")
-    index = faiss.index_factory(SIZE, "HNSW8,SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    index.add(vectors)
-    (folder / "index").mkdir()
-    for prefix in ("", "dummy."):
-        faiss.write_index(index, str(folder / f"index/{prefix}psgs_w100.nq.HNSW128_SQ8-IP-train.faiss"))
 
 
 @pytest.fixture(scope="module")

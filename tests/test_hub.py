@@ -3,15 +3,20 @@
 import errno
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
+import datasets
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_core.checkpoint import read_weights, write_checkpoint
 from rag_core.config import AutoConfig, DPRConfig
+from rag_core.faiss_files import build_faiss, write_faiss
 from rag_core.hub import (
     HUB_KWARGS,
     atomic_folder,
@@ -23,6 +28,7 @@ from rag_core.hub import (
     resolve_file,
     split_hub_kwargs,
 )
+from rag_core.retriever_files import open_index
 from rag_core.tokenization import RagTokenizer
 
 COMMIT = "0" * 40
@@ -91,6 +97,49 @@ def test_offline_what_was_fetched_is_found(cache):
         ) as caught:
             resolve_file(name, "other.json", **options)
         assert str(cache) in str(caught.value)
+
+
+def test_files_that_belong_together_are_fetched_at_one_commit(tmp_path, monkeypatch):
+    """Shards follow their index and passages their faiss file, though the branch has moved in between."""
+    root = tmp_path / "models--owner--name" / "snapshots" / COMMIT
+    write_checkpoint(root, {f"w{i}": np.full(9, i, np.float32) for i in range(4)}, DPRConfig(), max_shard_size=60)
+    folder = root / "passages"
+    data = datasets.Dataset.from_dict({"title": ["a"], "text": ["b"], "embeddings": [[1.0]]})
+    data.save_to_disk(folder)
+    write_faiss(build_faiss([np.ones((1, 1))], 1, 1), root / "own.faiss")
+    asked = {}
+
+    def download(name, filename, *, revision=None, **_):
+        asked[filename] = revision
+        if not (root / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(root / filename)
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def repo_info(self, name, *, revision, repo_type):
+            asked["commit"] = revision
+            return SimpleNamespace(sha=COMMIT)
+
+        def list_repo_files(self, name, *, revision, repo_type):
+            asked["list"] = revision
+            return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    weights = read_weights("owner/name", revision="v1")
+    assert sorted(weights) == ["w0", "w1", "w2", "w3"]
+    shards = {name: revision for name, revision in asked.items() if "-of-" in name}
+    assert len(shards) > 1 and set(shards.values()) == {COMMIT}
+    assert asked["model.safetensors.index.json"] == "v1"
+
+    asked.clear()
+    config = SimpleNamespace(index_name="custom", index_path="own.faiss", passages_path="passages")
+    assert len(open_index(config, "owner/name", revision="v1")) == 1
+    assert asked.pop("commit") == "v1" and len(asked) > 3 and set(asked.values()) == {COMMIT}
 
 
 def test_hf_hub_offline_is_heeded(cache, monkeypatch):
