@@ -135,8 +135,9 @@ class PooledEncoderOutput(ModelOutput):
 
 @dataclass
 class Seq2SeqLMOutput(ModelOutput):
-    """Output of a generator: logits (rows, T, V), its cache, and what its two halves saw."""
+    """Output of a generator: with labels the loss, logits (rows, T, V), its cache, and what its two halves saw."""
 
+    loss: Any = None
     logits: Any = None
     past_key_values: Any = None
     decoder_hidden_states: Any = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
+from rag_core.seq2seq import check_one_of
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import (
     AttentionMask,
@@ -24,7 +25,6 @@ from rag_torch.layers import (
     init_normal,
     key_mask,
     merge_heads,
-    shift_tokens_right,
     split_heads,
 )
 from rag_torch.packing import Packing
@@ -173,12 +173,15 @@ class BartEncoder(_BartStack):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
         skip_padding: bool = False,
-    ) -> EncoderOutput:
-        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+    ) -> EncoderOutput | tuple[Any, ...]:
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
 
+        `return_dict=False` asks for a plain tuple.
         With `skip_padding`, which goes without traces, the states of padding may be zeros.
         """
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, 0)
         packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
         x = x if packing is None else packing.pack(x)
@@ -193,7 +196,8 @@ class BartEncoder(_BartStack):
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 class BartDecoder(_BartStack):
@@ -209,17 +213,18 @@ class BartDecoder(_BartStack):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         cache: DecodeState | GrowingCache,
         cross: list[tuple[Tensor, Tensor]],
         cross_mask: AttentionMask,
         attention_mask: Tensor | None = None,
         trace: Trace | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
         tree = getattr(cache, "tree", None)
-        x = self._embed(input_ids, None, cache.position, None if tree is None else tree.positions)
+        x = self._embed(input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions)
         shape = x.shape
         mask = AttentionMask(cache.allowed(x.shape[1], x.device, attention_mask))
         if attention_mask is None:
@@ -281,12 +286,7 @@ class BartForConditionalGeneration(Generator):
 
     def decoder_inputs(self, input_ids: Tensor) -> Tensor:
         """The context shifted right: BART reconstructs its input unless told otherwise."""
-        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
-        if start is None or pad is None:
-            raise ValueError(
-                "decoder_start_token_id and pad_token_id must be set in the config, or decoder_input_ids given"
-            )
-        return shift_tokens_right(input_ids, pad, start)
+        return self.prepare_decoder_input_ids_from_labels(input_ids)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits, bias = self.lm_head(hidden), self.final_logits_bias

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+from rag_core.seq2seq import check_embeds, check_head_masks, check_label_shape, check_one_of, next_inputs, start_and_pad
 from rag_torch.contexts import checked_ids, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
-from rag_torch.layers import Trace, as_encoder_output, key_mask
+from rag_torch.layers import Trace, as_encoder_output, key_mask, shift_tokens_right
+from rag_torch.marginalize import target_log_probs
 from rag_torch.packing import Packing
 from rag_torch.pretrained import PretrainedModel
 
@@ -64,48 +66,74 @@ class Generator(PretrainedModel, ABC):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        head_mask: None = None,
+        decoder_head_mask: None = None,
+        cross_attn_head_mask: None = None,
         encoder_outputs: Any = None,
         past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Logits of a target given a context.
+        """Logits of a target given a context, and with labels the loss.
 
         Args:
             input_ids: (R, S) context ids.
             attention_mask: (R, S), 1 = a real token; None = all are.
-            decoder_input_ids: (R, T) target ids; None = what `decoder_inputs` makes of `input_ids` (BART only).
+            decoder_input_ids: (R, T) target ids; None = the labels shifted right, or without labels what
+                `decoder_inputs` makes of `input_ids` (BART only).
             decoder_attention_mask: (R, past + T), 1 = a real token.
+            head_mask, decoder_head_mask, cross_attn_head_mask: must be None: heads cannot be masked.
             encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
             past_key_values: an earlier call's, to continue from it.
-            use_cache: whether to return `past_key_values`; None = the config's.
+            inputs_embeds: (R, S, d) in place of `input_ids`, as they enter the encoder (already scaled).
+            decoder_inputs_embeds: (R, T, d) in place of `decoder_input_ids`.
+            labels: (R, T) what each position should predict; -100 is not scored, everything else is, pads too.
+            use_cache: whether to return `past_key_values`; None = the config's, and without labels only.
             output_attentions: whether to return attentions; None = the config's.
             output_hidden_states: whether to return hidden states; None = the config's.
             return_dict: False for a plain tuple; None = the config's.
 
         Returns:
-            `Seq2SeqLMOutput` with `logits` (R, T, V).
+            `Seq2SeqLMOutput` with `logits` (R, T, V), and with labels `loss`: the mean of -log p over the labels scored
+            (NaN where none is), in float32 or wider.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: ids or embeddings that are missing, given twice, or do not fit.
         """
+        check_head_masks(
+            head_mask=head_mask, decoder_head_mask=decoder_head_mask, cross_attn_head_mask=cross_attn_head_mask
+        )
+        use_cache = False if use_cache is None and labels is not None else use_cache
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
-        if decoder_input_ids is None:
-            if input_ids is None:
-                raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
-            decoder_input_ids = self.decoder_inputs(input_ids)
         table = self.get_input_embeddings().num_embeddings
-        checked_ids("decoder_input_ids", decoder_input_ids, table)
+        if labels is not None:
+            checked_ids("labels (but for -100)", _scored(checked_ids("labels", labels)), table)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._decoder_inputs(input_ids, labels)
+        check_one_of("decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
+        target = self._fed("decoder_input", decoder_input_ids, decoder_inputs_embeds)
+        if labels is not None:
+            check_label_shape(labels.shape, target.shape)
         if encoder_outputs is None:
-            input_ids = checked_ids("input_ids", input_ids, table)
-            if attentions or hidden:
-                encoder_outputs = self.get_encoder()(input_ids, attention_mask, attentions, hidden)
+            check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
+            self._fed("input", input_ids, inputs_embeds)
+            if attentions or hidden or inputs_embeds is not None:
+                encoder_outputs = self.get_encoder()(
+                    input_ids, attention_mask, attentions, hidden, inputs_embeds=inputs_embeds
+                )
             else:
                 encoder_outputs = EncoderOutput(last_hidden_state=self.encode(input_ids, attention_mask))
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
-        _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
+        _check_past(past_key_values, target, decoder_attention_mask)
         if past_key_values is None:
             states = encoder_outputs.last_hidden_state
             if use_cache or attentions or attention_mask is None:  # what is handed back has all columns
@@ -117,10 +145,13 @@ class Generator(PretrainedModel, ABC):
         else:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
-        x = decoder(decoder_input_ids, cache, cross, key_mask(attention_mask), decoder_attention_mask, trace)
+        masks = key_mask(attention_mask), decoder_attention_mask
+        x = decoder(decoder_input_ids, cache, cross, *masks, trace, inputs_embeds=decoder_inputs_embeds)
         decoder_hidden, decoder_attentions, cross_attentions = trace.result()
+        logits = self._logits(x)
         output = Seq2SeqLMOutput(
-            logits=self._logits(x),
+            loss=None if labels is None else label_loss(logits, labels),
+            logits=logits,
             past_key_values=cache.past_with(cross) if use_cache else None,
             decoder_hidden_states=decoder_hidden,
             decoder_attentions=decoder_attentions,
@@ -130,6 +161,78 @@ class Generator(PretrainedModel, ABC):
             encoder_attentions=encoder_outputs.attentions,
         )
         return output if return_dict else output.to_tuple()
+
+    def _decoder_inputs(self, input_ids: Tensor | None, labels: Tensor | None) -> Tensor:
+        """What the decoder is fed where the caller gave nothing for it."""
+        if labels is not None:
+            return self.prepare_decoder_input_ids_from_labels(labels)
+        if input_ids is None:
+            raise ValueError(
+                "decoder_input_ids must be given when input_ids is None: pass one of the two, or labels, or "
+                "decoder_inputs_embeds"
+            )
+        return self.decoder_inputs(input_ids)
+
+    def _fed(self, name: str, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        """The one of ids and embeddings that is given, checked."""
+        table = self.get_input_embeddings()
+        if embeds is None:
+            return checked_ids(f"{name}_ids", ids, table.num_embeddings)
+        check_embeds(f"{name}s_embeds", embeds.shape, table.embedding_dim)
+        return embeds
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels (R, T) -> decoder inputs: the start token in front, the last column gone, pads for -100.
+
+        Raises:
+            ValueError: the config has no start token or no pad token.
+        """
+        start, pad = start_and_pad(self.config)
+        return shift_tokens_right(labels, pad, start)
+
+    def prepare_inputs_for_generation(
+        self,
+        decoder_input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward pass that scores the token after `decoder_input_ids` (R, t).
+
+        For loops of other libraries: `generate` here keeps its own state (see `start` and `decode`).
+        """
+        others = {"attention_mask": attention_mask, "decoder_attention_mask": decoder_attention_mask}
+        others |= {"encoder_outputs": encoder_outputs, "use_cache": use_cache}
+        return next_inputs(decoder_input_ids, past_key_values, **others)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate texts from contexts alone, without documents; see `rag_torch.decoding.plain_generate`."""
+        from rag_torch.decoding import plain_generate
+
+        rules = (generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
+        others = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "streamer": streamer}
+        negative = {
+            "negative_prompt_ids": negative_prompt_ids,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
+        }
+        return plain_generate(self, inputs, *rules, **others, **negative, **kwargs)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Contexts (R, S) -> encoder states (R, S, d), the long ones apart from the short ones where that saves work.
@@ -193,6 +296,18 @@ class Generator(PretrainedModel, ABC):
             trace.separate(tokens.shape[1])
         state.advance(tokens.shape[2])
         return x
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean of -log p(label) over the labels (R, T) other than -100, given logits (R, T, V); float32 or wider."""
+    scored = labels != -100
+    log_probs = target_log_probs(logits[:, None], _scored(labels))[:, 0]  # (R, T)
+    return -(log_probs * scored).sum() / scored.sum()
+
+
+def _scored(labels: Tensor) -> Tensor:
+    """Labels with some token for -100."""
+    return labels.masked_fill(labels == -100, 0)
 
 
 def by_length(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rag_core.config import T5Config
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
+from rag_core.seq2seq import check_one_of
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import (
     AttentionMask,
@@ -203,12 +204,15 @@ class T5Encoder(T5Stack):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
         skip_padding: bool = False,
-    ) -> EncoderOutput:
-        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+    ) -> EncoderOutput | tuple[Any, ...]:
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
 
+        `return_dict=False` asks for a plain tuple.
         With `skip_padding`, which goes without traces, the states of padding may be zeros.
         """
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds)
         bias = self.position_bias(x.shape[1], x.shape[1])
         packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
@@ -223,7 +227,8 @@ class T5Encoder(T5Stack):
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 class T5Decoder(T5Stack):
@@ -250,16 +255,17 @@ class T5Decoder(T5Stack):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         cache: DecodeState | GrowingCache,
         cross: list[KeysValues],
         cross_mask: AttentionMask,
         attention_mask: Tensor | None = None,
         trace: Trace | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
-        x = self._embed(input_ids)
+        x = self._embed(input_ids, inputs_embeds)
         shape = x.shape
         mask = AttentionMask(cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1]))
         if attention_mask is None:
@@ -314,7 +320,7 @@ class T5ForConditionalGeneration(Generator):
 
     def decoder_inputs(self, input_ids: Tensor) -> Tensor:
         """T5 makes no target of its own out of a context: always an error."""
-        raise ValueError("decoder_input_ids must be given to T5 (or labels to a RAG head), got None")
+        raise ValueError("decoder_input_ids (or labels) must be given to T5, got None")
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.
