@@ -1,6 +1,6 @@
 """Records what transformers 4.37.2's BART and T5 make of labels, embeddings and contexts; run by the oracle's Python.
 
-    python conformance/record_generators.py conformance/golden/generators.json
+python conformance/record_generators.py conformance/golden/generators.json
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def check_head_masks(**masks: Any) -> None:
     for name, mask in masks.items():
         if mask is not None:
             raise ValueError(
-                f"{name} must be None, as heads of attention cannot be masked; got {type(mask).__name__}. Leave it out, or "
-                "set the columns of those heads in the attention's output projection to zero"
+                f"{name} must be None, as heads of attention cannot be masked; got {type(mask).__name__}. Leave it "
+                "out, or set the columns of those heads in the attention's output projection to zero"
             )
 
 

@@ -15,6 +15,7 @@ from tensorflow import Tensor
 
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
+from rag_core.seq2seq import check_one_of
 from rag_tf.layers import (
     AttentionMask,
     DecodeState,
@@ -27,7 +28,6 @@ from rag_tf.layers import (
     init_normal,
     key_mask,
     merge_heads,
-    shift_tokens_right,
     split_heads,
 )
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, dropout, parameter, size, uniform
@@ -219,9 +219,14 @@ class BartEncoder(_BartStack):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
         training: bool = False,
-    ) -> EncoderOutput:
-        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+    ) -> EncoderOutput | tuple[Any, ...]:
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+
+        `return_dict=False` asks for a plain tuple.
+        """
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, 0, training)
         mask = key_mask(attention_mask)
         trace = Trace(output_hidden_states, output_attentions)
@@ -232,7 +237,8 @@ class BartEncoder(_BartStack):
             trace.attentions(weights)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        return output.to_tuple() if return_dict is False else output
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
@@ -257,18 +263,19 @@ class BartDecoder(_BartStack):
 
     def __call__(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         cache: DecodeState | GrowingCache,
         cross: Sequence[tuple[Tensor, Tensor]],
         cross_mask: AttentionMask,
         attention_mask: Tensor | None = None,
         trace: Trace | None = None,
+        inputs_embeds: Tensor | None = None,
         training: bool = False,
     ) -> Tensor:
-        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
         trace = trace or Trace(False, False)
         positions = None if cache.tree is None else cache.tree.positions
-        x = self._embed(input_ids, None, cache.position, training, positions)
+        x = self._embed(input_ids, inputs_embeds, cache.position, training, positions)
         length = size(x, 1)
         mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length, size(cross[0][0], 0))
         if attention_mask is None:
@@ -333,12 +340,7 @@ class BartForConditionalGeneration(Generator):
 
     def decoder_inputs(self, input_ids: Tensor) -> Tensor:
         """The context shifted right: BART reconstructs its input unless told otherwise."""
-        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
-        if start is None or pad is None:
-            raise ValueError(
-                "decoder_start_token_id and pad_token_id must be set in the config, or decoder_input_ids given"
-            )
-        return shift_tokens_right(input_ids, pad, start)
+        return self.prepare_decoder_input_ids_from_labels(input_ids)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits, bias = self.lm_head(hidden), tf.cast(self.final_logits_bias[0], hidden.dtype)

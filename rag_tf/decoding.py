@@ -1,4 +1,4 @@
-"""Decoding of both heads (paper, section 2.5).
+"""Decoding of both heads, and of a generator alone (paper, section 2.5).
 
 RAG-Token runs B searches over scores marginalised at every token. RAG-Sequence runs B*N searches with the plain
 generator, one for each document, and weighs what they found: thoroughly, by scoring every candidate against every
@@ -19,6 +19,9 @@ import tensorflow as tf
 from rag_core.candidates import collect_candidates
 from rag_core.generation import GenerationConfig, as_generation_config, resolve_options
 from rag_core.outputs import GenerateOutput
+from rag_core.seq2seq import UNREAD_BY_GENERATE, check_embeds, check_one_of
+from rag_tf.contexts import checked_questions, table_size
+from rag_tf.layers import as_encoder_output
 from rag_tf.marginalize import doc_log_probs
 from rag_tf.rescoring import fast_scores, thorough_scores
 from rag_tf.step_decoder import Decoder, encode_distinct, encode_seen, is_traced, trim, without_documents
@@ -27,6 +30,7 @@ from rag_tf.step_loop import Hooks, beams_of, run_search
 __all__ = [
     "generate_sequence",
     "generate_token",
+    "plain_generate",
     "rag_sequence_generate",
     "rag_token_generate",
     "returned_sequences",
@@ -60,18 +64,108 @@ def generate_token(
     """
     hooks = hooks or Hooks()
     ids, mask = trim(contexts.context_input_ids, tf.cast(contexts.context_attention_mask, tf.bool))
-    log_priors, beams = doc_log_probs(contexts.doc_scores), beams_of(options)
-    starts = hooks.begin(options, len(log_priors), len(log_priors) * beams)
-    hidden, seen = encode_seen(model.generator, ids, mask, options)
+    log_priors = doc_log_probs(contexts.doc_scores)
+    starts = hooks.begin(options, len(log_priors), len(log_priors) * beams_of(options))
+    encoded = encode_seen(model.generator, ids, mask, options)
     if states is not None:
-        states["given"] = hidden, mask
-    decoder = _decoder(model.generator, hidden, mask, options, hooks, log_priors, len(log_priors))
-    finished, step_scores = run_search(decoder, options, hooks, contexts.context_input_ids, starts)
+        states["given"] = encoded[0], mask
+    return _searched(model.generator, encoded, mask, options, hooks, log_priors, contexts.context_input_ids, starts)
+
+
+def _searched(
+    generator: Any,
+    encoded: tuple[tf.Tensor, dict[str, Any]],
+    mask: tf.Tensor,
+    options: GenerationConfig,
+    hooks: Hooks,
+    log_priors: tf.Tensor | None,
+    context_ids: tf.Tensor | None,
+    starts: Any,
+) -> GenerateOutput:
+    """One search for each question, from what `encode_seen` returned: over its documents, or without any."""
+    hidden, seen = encoded
+    decoder = _decoder(generator, hidden, mask, options, hooks, log_priors, len(starts))
+    finished, step_scores = run_search(decoder, options, hooks, context_ids, starts)
     sequences, scores, indices = (
         None if array is None else tf.constant(array)
         for array in (finished.sequences, finished.scores, finished.beam_indices)
     )
     return GenerateOutput(sequences, scores, step_scores, indices, **seen, **decoder.seen())
+
+
+def plain_generate(
+    generator: Any,
+    inputs: tf.Tensor | None = None,
+    generation_config: Any = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    prefix_allowed_tokens_fn: Any = None,
+    *,
+    input_ids: tf.Tensor | None = None,
+    attention_mask: tf.Tensor | None = None,
+    inputs_embeds: tf.Tensor | None = None,
+    encoder_outputs: Any = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> tf.Tensor | GenerateOutput:
+    """The body of `generate` of a generator alone: the searches of RAG-Token without documents and without a prior.
+
+    Args:
+        generator: a `rag_tf.seq2seq.Generator`.
+        inputs: another name of `input_ids`.
+        generation_config: options of this call; keywords go before it, the generator's own options after it.
+        logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed: as in `rag_token_generate`.
+        input_ids: (B, S) contexts.
+        attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
+        inputs_embeds: (B, S, d) in place of `input_ids`.
+        encoder_outputs: an earlier call's encoder output of these contexts, to spare the encoder.
+        **kwargs: options, `decoder_input_ids`, `streamer` and the negative prompt as in `rag_token_generate`; `labels`
+            of a batch are not read.
+
+    Returns:
+        (B * num_return_sequences, T) token ids, or with `return_dict_in_generate` a `GenerateOutput`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option that cannot be had, or inputs that do not fit.
+    """
+    hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(kwargs))
+    options = token_options(generator, generation_config, **kwargs)
+    if inputs is not None:
+        check_one_of("inputs", inputs, "input_ids", input_ids)
+        input_ids = inputs
+    given = (input_ids, attention_mask, inputs_embeds, encoder_outputs)
+    with running(generator):
+        encoded, mask, ids = _own_contexts(generator, *given, options)
+        starts = hooks.begin(options, len(mask), len(mask) * beams_of(options))
+        output = _searched(generator, encoded, mask, options, hooks, None, ids, starts)
+    return output if options.return_dict_in_generate else output.sequences
+
+
+def _own_contexts(
+    generator: Any, ids: Any, mask: Any, inputs_embeds: Any, encoder_outputs: Any, options: GenerationConfig
+) -> tuple[tuple[tf.Tensor, dict[str, Any]], tf.Tensor, tf.Tensor | None]:
+    """What `encode_seen` returns of a generator's own contexts, their mask (B, S), and their ids if there are any."""
+    if encoder_outputs is None:
+        check_one_of("input_ids", ids, "inputs_embeds", inputs_embeds)
+    if ids is not None:
+        ids = checked_questions(ids, mask, table_size(generator))
+        mask = _inferred_mask(ids, options) if mask is None else tf.cast(mask, tf.bool)
+    if encoder_outputs is None and ids is not None:
+        read, mask = trim(ids, mask)
+        return encode_seen(generator, read, mask, options), mask, ids
+    outputs = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
+    states = tf.convert_to_tensor(inputs_embeds if outputs is None else outputs.last_hidden_state)
+    name = "inputs_embeds" if outputs is None else "encoder_outputs[0]"
+    check_embeds(name, states.shape, generator.get_input_embeddings().embedding_dim)
+    mask = tf.ones(states.shape[:2], tf.bool) if mask is None else tf.cast(mask, tf.bool)
+    if mask.shape != states.shape[:2]:
+        raise ValueError(f"attention_mask must be {tuple(states.shape[:2])} as {name} is, got {tuple(mask.shape)}")
+    if outputs is None:
+        wanted = {"output_attentions": options.output_attentions, "output_hidden_states": options.output_hidden_states}
+        outputs = generator.get_encoder()(inputs_embeds=states, attention_mask=mask, **wanted)
+    seen = {"encoder_attentions": outputs.attentions, "encoder_hidden_states": outputs.hidden_states}
+    return (outputs.last_hidden_state, seen if is_traced(options) else {}), mask, ids
 
 
 def _decoder(
@@ -116,12 +210,17 @@ def running(model: Any) -> AbstractContextManager[Any]:
 
 
 def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes what is no option, but plugged into the loop, out of the keywords of a `generate` call."""
+    """Takes what is no option, but plugged into the loop, out of a `generate` call's keywords; what is unread goes."""
+    for name in UNREAD_BY_GENERATE:
+        kwargs.pop(name, None)
     return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}
 
 
 def token_options(model: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
-    """The options of a RAG-Token call: keywords > generation_config > the model's own (compatibility Q19)."""
+    """The options of a RAG-Token call: keywords > generation_config > the model's own (compatibility Q19).
+
+    Of a generator's own call too.
+    """
     base = getattr(model, "generation_config", None)
     base = GenerationConfig.from_model_config(model.config) if base is None else base
     return resolve_options(base, generation_config, **keywords)
@@ -215,9 +314,9 @@ def returned_sequences(model: Any, num_return_sequences: int | None, generation_
     return _asked(model, "num_return_sequences", num_return_sequences, generation_config)
 
 
-def _inferred_mask(contexts: Any, options: GenerationConfig) -> tf.Tensor:
-    """The (R, S) mask the searches use: 4.37.2 reads it off the pad tokens (compatibility Q23)."""
-    ids, pad = contexts.context_input_ids, options.pad_token_id
+def _inferred_mask(ids: tf.Tensor, options: GenerationConfig) -> tf.Tensor:
+    """The mask of contexts (R, S) where 4.37.2 reads it off their pad tokens (compatibility Q23)."""
+    pad = options.pad_token_id
     if pad is None or pad in options.eos_token_ids:
         return tf.ones_like(ids, tf.bool)
     return ids != pad
@@ -255,7 +354,7 @@ def generate_sequence(
     if decoding not in ("thorough", "fast"):
         raise ValueError(f"decoding must be 'thorough' or 'fast'; got {decoding!r}")
     hooks, n_docs, config = hooks or Hooks(), contexts.n_docs, model.config
-    ids, mask = trim(contexts.context_input_ids, _inferred_mask(contexts, options))
+    ids, mask = trim(contexts.context_input_ids, _inferred_mask(contexts.context_input_ids, options))
     beams = beams_of(options)
     starts = hooks.begin(options, len(contexts.doc_scores), len(ids) * beams)
     hidden, seen = encode_seen(model.generator, ids, mask, options)

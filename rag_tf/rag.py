@@ -96,6 +96,7 @@ class _RagHead(RagPretrained, KerasModel):
         """RagModel's output, and the labels with pads for -100."""
         question_text = kwargs.pop("question_text", None)
         kwargs.pop("token_type_ids", None)
+        kwargs.pop("exclude_bos_score", None)  # what is left of it is RAG-Token's, which scores every token
         if kwargs:
             raise TypeError(f"{type(self).__name__}.call got unknown arguments: {', '.join(sorted(kwargs))}")
         if labels is not None:
@@ -213,7 +214,6 @@ class RagSequenceForGeneration(_RagHead):
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
         options = (do_deduplication, num_return_sequences, num_beams, n_docs)
-        model_kwargs.pop("token_type_ids", None)  # a BERT tokenizer gives them; no encoder here reads them
         return rag_sequence_generate(self, *given, *options, **model_kwargs)
 
 
@@ -324,7 +324,6 @@ class RagTokenForGeneration(_RagHead):
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs)
         rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
-        kwargs.pop("token_type_ids", None)
         return rag_token_generate(self, *given, *rules, **kwargs)
 
 

@@ -15,8 +15,11 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.outputs import Seq2SeqLMOutput
+from rag_core.seq2seq import check_embeds, check_head_masks, check_label_shape, check_one_of, next_inputs, start_and_pad
 from rag_tf.contexts import checked_ids
-from rag_tf.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask
+from rag_tf.keras_fit import spread
+from rag_tf.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask, shift_tokens_right
+from rag_tf.marginalize import target_log_probs
 from rag_tf.modules import Linear, Module, outer, size
 from rag_tf.packing import Packing, pays
 from rag_tf.pretrained import PretrainedModel
@@ -64,58 +67,87 @@ class Generator(PretrainedModel, Module, ABC):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        head_mask: None = None,
+        decoder_head_mask: None = None,
+        cross_attn_head_mask: None = None,
         encoder_outputs: Any = None,
         past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Logits of a target given a context.
+        """Logits of a target given a context, and with labels the loss.
 
         Args:
             input_ids: (R, S) context ids.
             attention_mask: (R, S), 1 = a real token; None = all are.
-            decoder_input_ids: (R, T) target ids; None = what `decoder_inputs` makes of `input_ids` (BART only).
+            decoder_input_ids: (R, T) target ids; None = the labels shifted right, or without labels what
+                `decoder_inputs` makes of `input_ids` (BART only).
             decoder_attention_mask: (R, past + T), 1 = a real token.
+            head_mask, decoder_head_mask, cross_attn_head_mask: must be None: heads cannot be masked.
             encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
             past_key_values: an earlier call's, to continue from it.
-            use_cache: whether to return `past_key_values`; None = the config's.
+            inputs_embeds: (R, S, d) in place of `input_ids`, as they enter the encoder (already scaled).
+            decoder_inputs_embeds: (R, T, d) in place of `decoder_input_ids`.
+            labels: (R, T) what each position should predict; -100 is not scored, everything else is, pads too.
+            use_cache: whether to return `past_key_values`; None = the config's, and without labels only.
             output_attentions: whether to return attentions; None = the config's.
             output_hidden_states: whether to return hidden states; None = the config's.
             return_dict: False for a plain tuple; None = the config's.
             training: whether dropout acts; None = what `train()` and `eval()` set.
 
         Returns:
-            `Seq2SeqLMOutput` with `logits` (R, T, V).
+            `Seq2SeqLMOutput` with `logits` (R, T, V), and with labels `loss`: the mean of -log p over the labels scored
+            (NaN where none is), in float32 or wider.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: ids or embeddings that are missing, given twice, or do not fit.
         """
+        check_head_masks(
+            head_mask=head_mask, decoder_head_mask=decoder_head_mask, cross_attn_head_mask=cross_attn_head_mask
+        )
+        use_cache = False if use_cache is None and labels is not None else use_cache
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
         table = self.get_input_embeddings().num_embeddings
         encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
-        if decoder_input_ids is None and input_ids is None:
-            raise ValueError("decoder_input_ids must be given when input_ids is None: pass one of the two")
+        if labels is not None:
+            labels = _ids("labels", labels, None)
+            _ids("labels (but for -100)", _scored(labels), table)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._decoder_inputs(input_ids, labels)
+        check_one_of("decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
+        decoder_input_ids, decoder_inputs_embeds, target = self._fed(
+            "decoder_input", decoder_input_ids, decoder_inputs_embeds
+        )
+        if labels is not None:
+            check_label_shape(labels.shape, target.shape)
         context: Any = None
-        if encoded is None or decoder_input_ids is None:
-            context = _ids("input_ids", input_ids, table)
-            self.check_length(None if encoded is not None else context.shape[1])
-        if decoder_input_ids is None:
-            decoder_input_ids = self.decoder_inputs(context)
-        decoder_input_ids = _ids("decoder_input_ids", decoder_input_ids, table)
+        if encoded is None:
+            check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
+            context, inputs_embeds, given = self._fed("input", input_ids, inputs_embeds)
+            self.check_length(given.shape[1])
         attention_mask, decoder_attention_mask = _mask(attention_mask), _mask(decoder_attention_mask)
-        past = _check_past(past_key_values, decoder_input_ids, decoder_attention_mask)
-        self.check_length(_sum(past, decoder_input_ids.shape[1]))
+        past = _check_past(past_key_values, target, decoder_attention_mask)
+        self.check_length(_sum(past, target.shape[1]))
         if past_key_values is not None:
             past_key_values = tuple(tuple(layer) for layer in past_key_values)
         logits, cache, seen, fresh = self._run(
             "call",
             self._call,
-            context if encoded is None else None,
+            context,
             attention_mask,
             decoder_input_ids,
             decoder_attention_mask,
+            inputs_embeds if encoded is None else None,
+            decoder_inputs_embeds,
             None if encoded is None else tf.convert_to_tensor(encoded.last_hidden_state),
             past_key_values,
             use_cache,
@@ -123,11 +155,14 @@ class Generator(PretrainedModel, Module, ABC):
             hidden,
             self.in_training(training),
             # What is handed back, and what came from an earlier call, has all columns.
-            encoded is past_key_values is None and not (use_cache or attentions or hidden) and pays(attention_mask),
+            encoded is past_key_values is inputs_embeds is None
+            and not (use_cache or attentions or hidden)
+            and pays(attention_mask),
         )
         decoder_hidden, decoder_attentions, cross_attentions = seen
         states = fresh if encoded is None else (encoded.last_hidden_state, encoded.hidden_states, encoded.attentions)
         output = Seq2SeqLMOutput(
+            loss=None if labels is None else self._run("loss", label_loss, logits, labels),
             logits=logits,
             past_key_values=cache,
             decoder_hidden_states=decoder_hidden,
@@ -142,15 +177,18 @@ class Generator(PretrainedModel, Module, ABC):
     forward = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See `call`."""
+        """See `call`; a dictionary of its arguments may stand in front, or be `inputs`."""
+        args, kwargs = spread(args, kwargs)
         return self.call(*args, **kwargs)
 
     def _call(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
-        decoder_input_ids: Tensor,
+        decoder_input_ids: Tensor | None,
         decoder_attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        decoder_inputs_embeds: Tensor | None,
         states: Tensor | None,
         past: Any,
         use_cache: bool,
@@ -165,7 +203,9 @@ class Generator(PretrainedModel, Module, ABC):
             states = self.get_encoder().packed(input_ids, packing, training)
             fresh, attention_mask = (packing.padded(states), None, None), packing.mask
         elif states is None:
-            encoded = self.get_encoder()(input_ids, attention_mask, attentions, hidden, training=training)
+            encoded = self.get_encoder()(
+                input_ids, attention_mask, attentions, hidden, inputs_embeds, training=training
+            )
             states = encoded.last_hidden_state
             fresh = (states, encoded.hidden_states, encoded.attentions)
         decoder = self.get_decoder()
@@ -175,10 +215,85 @@ class Generator(PretrainedModel, Module, ABC):
             cross = [(layer[2], layer[3]) for layer in past]
         cache, trace = GrowingCache(past), Trace(hidden, attentions)
         mask = key_mask(attention_mask)
-        x = decoder(decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, training)  # (R, T, d)
+        x = decoder(
+            decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, decoder_inputs_embeds, training
+        )  # (R, T, d)
         flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
         logits = tf.reshape(flat, (*outer(x), flat.shape[1]))  # (R, T, V)
         return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
+
+    def _decoder_inputs(self, input_ids: Tensor | None, labels: Tensor | None) -> Tensor:
+        """What the decoder is fed where the caller gave nothing for it."""
+        if labels is not None:
+            return self.prepare_decoder_input_ids_from_labels(labels)
+        if input_ids is None:
+            raise ValueError(
+                "decoder_input_ids must be given when input_ids is None: pass one of the two, or labels, or "
+                "decoder_inputs_embeds"
+            )
+        return self.decoder_inputs(input_ids)
+
+    def _fed(self, name: str, ids: Any, embeds: Any) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Ids and embeddings as tensors, checked, and the one of them that is given."""
+        table = self.get_input_embeddings()
+        if embeds is None:
+            ids = _ids(f"{name}_ids", ids, table.num_embeddings)
+            return ids, None, ids
+        embeds = tf.convert_to_tensor(embeds)
+        check_embeds(f"{name}s_embeds", embeds.shape, table.embedding_dim)
+        return None, embeds, embeds
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels (R, T) -> decoder inputs: the start token in front, the last column gone, pads for -100.
+
+        Raises:
+            ValueError: the config has no start token or no pad token.
+        """
+        start, pad = start_and_pad(self.config)
+        return shift_tokens_right(tf.convert_to_tensor(labels), pad, start)
+
+    def prepare_inputs_for_generation(
+        self,
+        decoder_input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward pass that scores the token after `decoder_input_ids` (R, t).
+
+        For loops of other libraries: `generate` here keeps its own state (see `start` and `decode`).
+        """
+        others = {"attention_mask": attention_mask, "decoder_attention_mask": decoder_attention_mask}
+        others |= {"encoder_outputs": encoder_outputs, "use_cache": use_cache}
+        return next_inputs(decoder_input_ids, past_key_values, **others)
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate texts from contexts alone, without documents; see `rag_tf.decoding.plain_generate`."""
+        from rag_tf.decoding import plain_generate
+
+        rules = (generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
+        others = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "streamer": streamer}
+        negative = {
+            "negative_prompt_ids": negative_prompt_ids,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask,
+        }
+        return plain_generate(self, inputs, *rules, **others, **negative, **kwargs)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
         """Contexts (R, S) -> encoder states (R, S, d); those of padding are zeros where leaving it out saves work."""
@@ -249,7 +364,7 @@ class Generator(PretrainedModel, Module, ABC):
     ) -> Tensor:
         """What `decode` makes logits of: tokens (R, K, T) -> (R*K, T, d)."""
         flat = tf.reshape(tokens, (-1, size(tokens, 2)))  # (R*K, T)
-        return self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, training)
+        return self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, None, training)
 
     def reserve(self, state: DecodeState, length: int) -> None:
         """Check that a state has room for `length` more positions: before a graph of one's own that decodes is run.
@@ -268,7 +383,19 @@ class Generator(PretrainedModel, Module, ABC):
             return graph(*args)
 
 
-def _ids(name: str, ids: Any, table: int) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean of -log p(label) over the labels (R, T) other than -100, given logits (R, T, V); float32 or wider."""
+    log_probs = target_log_probs(logits[:, None], _scored(labels))[:, 0]  # (R, T)
+    scored = tf.cast(labels != -100, log_probs.dtype)
+    return -tf.reduce_sum(log_probs * scored) / tf.reduce_sum(scored)
+
+
+def _scored(labels: Tensor) -> Tensor:
+    """Labels with some token for -100."""
+    return tf.where(labels == -100, tf.zeros_like(labels), labels)
+
+
+def _ids(name: str, ids: Any, table: int | None) -> Tensor:
     """Checked ids, int64 always: another type would be another graph."""
     ids = None if ids is None else tf.convert_to_tensor(ids)
     return tf.cast(checked_ids(name, ids, table), tf.int64)

@@ -101,7 +101,7 @@ class Hooks:
 
 
 def run_search(
-    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: tf.Tensor, starts: np.ndarray
+    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: tf.Tensor | None, starts: np.ndarray
 ) -> tuple[Finished, tuple[tf.Tensor, ...] | None]:
     """Runs all searches to their end.
 
@@ -109,7 +109,7 @@ def run_search(
         decoder: scores the next token.
         options: as `resolve_options` returns them.
         hooks: the caller's functions.
-        context_ids: (Q*N, S) what the searches read, for the `encoder_*` options.
+        context_ids: (Q*N, S) what the searches read, for the `encoder_*` options; None = not known.
         starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin` returns them.
 
     Returns:
@@ -295,13 +295,14 @@ def _rules(
     decoder: Decoder,
     options: GenerationConfig,
     hooks: Hooks,
-    context_ids: tf.Tensor,
+    context_ids: tf.Tensor | None,
     group: int,
     prompt_length: int,
     vocab_size: int,
 ) -> StepRules:
     encoder_ids = None
-    if options.encoder_repetition_penalty not in (None, 1.0) or options.encoder_no_repeat_ngram_size:
+    asked = options.encoder_repetition_penalty not in (None, 1.0) or options.encoder_no_repeat_ngram_size
+    if asked and context_ids is not None:
         ids, docs = context_ids.numpy(), decoder.docs
         encoder_ids = [list(ids[i : i + docs]) for i in range(0, len(ids), docs)]
     given = hooks.prefix_allowed_tokens_fn

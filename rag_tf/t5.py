@@ -16,6 +16,7 @@ from tensorflow import Tensor
 from rag_core.config import T5Config
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_distance_buckets
+from rag_core.seq2seq import check_one_of
 from rag_tf.layers import (
     AttentionMask,
     DecodeState,
@@ -230,9 +231,14 @@ class T5Encoder(T5Stack):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
         training: bool = False,
-    ) -> EncoderOutput:
-        """(R, S) ids and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d)."""
+    ) -> EncoderOutput | tuple[Any, ...]:
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+
+        `return_dict=False` asks for a plain tuple.
+        """
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, training)
         length = size(x, 1)
         mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(length, length))
@@ -244,7 +250,8 @@ class T5Encoder(T5Stack):
         x = self._finish(x, training)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        return output.to_tuple() if return_dict is False else output
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
@@ -274,16 +281,17 @@ class T5Decoder(T5Stack):
 
     def __call__(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         cache: DecodeState | GrowingCache,
         cross: Sequence[KeysValues],
         cross_mask: AttentionMask,
         attention_mask: Tensor | None = None,
         trace: Trace | None = None,
+        inputs_embeds: Tensor | None = None,
         training: bool = False,
     ) -> Tensor:
-        """(R*K, T) ids -> (R*K, T, d); new keys and values go into `cache`."""
-        x = self._embed(input_ids, None, training)
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
+        x = self._embed(input_ids, inputs_embeds, training)
         trace, length = trace or Trace(False, False), size(x, 1)
         riding, bias = cache.riding(length, size(cross[0][0], 0)), self._bias(cache, length)
         mask = AttentionMask(cache.allowed(length, attention_mask), bias)
@@ -343,7 +351,7 @@ class T5ForConditionalGeneration(Generator):
 
     def decoder_inputs(self, input_ids: Tensor) -> Tensor:
         """T5 makes no target of its own out of a context: always an error."""
-        raise ValueError("decoder_input_ids must be given to T5 (or labels to a RAG head), got None")
+        raise ValueError("decoder_input_ids (or labels) must be given to T5, got None")
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.
