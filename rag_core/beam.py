@@ -93,6 +93,11 @@ class _Search:
         return self.tokens.shape[-1]
 
     @property
+    def live(self) -> np.ndarray:
+        """(R,) bool, the rows whose next token can still count."""
+        return ~self.finished
+
+    @property
     def done(self) -> bool:
         """Whether no step is left to do."""
         return bool(self.finished.all()) or self.length >= self.max_length
@@ -147,6 +152,11 @@ class BeamSearch(_Search):
             self.scores[:, 1:] = -1e9
         self.finished = np.zeros(searches, dtype=bool)
         self._pools = [_Pool(beams, length_penalty) for _ in range(searches)]
+
+    @property
+    def live(self) -> np.ndarray:
+        """(R,) bool: beams of searches that go on, unless their score is -inf, which no token can mend."""
+        return ((self.scores != -np.inf) & ~self.finished[:, None]).reshape(-1)
 
     def step(self, scores: np.ndarray, tokens: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Takes the best candidates of one step.

@@ -127,11 +127,15 @@ class StepRules:
             checked.append((_ids(sequence), float(value)))
         return checked
 
-    def edits(self, tokens: np.ndarray) -> list[Edit]:
+    def edits(self, tokens: np.ndarray, live: np.ndarray | None = None) -> list[Edit]:
         """The edits of the step that follows `tokens` (R, t) int64, start tokens included, in the order to apply them.
 
+        Args:
+            tokens: what the rows hold.
+            live: (R,) bool, the rows whose next token can still count; None = all. Of the others nothing is asked.
+
         Raises:
-            ValueError: `prefix_allowed_tokens_fn` allowed nothing.
+            ValueError: `prefix_allowed_tokens_fn` allowed nothing to any live beam of a search.
         """
         o, t = self.options, tokens.shape[1]
         edits: list[Edit] = []
@@ -150,7 +154,7 @@ class StepRules:
         if len(self.eos) and (t < (o.min_length or 0) or new < (o.min_new_tokens or 0)):
             edits.append(Edit("ban", self.eos))
         if self.prefix_fn is not None:
-            edits.append(self._allowed(tokens))
+            edits.append(self._allowed(tokens, np.ones(len(tokens), dtype=bool) if live is None else live))
         if o.forced_bos_token_id is not None and t == 1:
             edits.append(Edit("force", _ids([o.forced_bos_token_id])))
         if o.forced_eos_token_id is not None and t == o.max_length - 1:
@@ -211,18 +215,26 @@ class StepRules:
             edits.append(Edit("ban", np.concatenate(banned), rows))
         return edits
 
-    def _allowed(self, tokens: np.ndarray) -> Edit:
-        rows, ids = [], []
-        for row, sequence in enumerate(tokens):
-            search = row // self.beams
-            batch_id = search if self.batch_ids is None else int(self.batch_ids[search])
-            allowed = _ids(self.prefix_fn(batch_id, sequence))  # type: ignore[misc]
-            if not len(allowed):
-                raise ValueError(f"prefix_allowed_tokens_fn must allow a token or more; it gave none for {batch_id=}")
-            self._check_ids("prefix_allowed_tokens_fn", allowed)
-            rows.append(np.full(len(allowed), row))
-            ids.append(allowed)
-        return Edit("keep", np.concatenate(ids), np.concatenate(rows))
+    def _allowed(self, tokens: np.ndarray, live: np.ndarray) -> Edit:
+        # Some token must stay even where none counts: a row of nothing but -inf is NaN once it is normalised.
+        allowed = [_ids([0])] * len(tokens)
+        for row in np.flatnonzero(live).tolist():
+            allowed[row] = _ids(self.prefix_fn(self._batch_id(row), tokens[row]))  # type: ignore[misc]
+            self._check_ids("prefix_allowed_tokens_fn", allowed[row])
+        counts = np.array([len(ids) for ids in allowed])
+        together = self.beams if self.options.num_beams > 1 else 1
+        for start in range(0, len(tokens), together):
+            own = slice(start, start + together)
+            if live[own].any() and not counts[own][live[own]].any():
+                raise ValueError(
+                    "prefix_allowed_tokens_fn must allow a token or more to one beam of each search at least, got none "
+                    f"for batch_id={self._batch_id(start)}. Let it return the end token where a sequence is complete"
+                )
+        return Edit("keep", np.concatenate(allowed), np.repeat(np.arange(len(tokens)), counts))
+
+    def _batch_id(self, row: int) -> int:
+        search = row // self.beams
+        return search if self.batch_ids is None else int(self.batch_ids[search])
 
 
 def start_tokens(options: GenerationConfig, rows: int, prompt: np.ndarray | None = None) -> np.ndarray:

@@ -29,6 +29,7 @@ from rag_tf.layers import (
     key_mask,
     merge_heads,
     split_heads,
+    unasked,
 )
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, dropout, parameter, size, uniform
 from rag_tf.packing import Packing
@@ -259,6 +260,8 @@ class BartDecoder(_BartStack):
 
     def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[tuple[Tensor, Tensor]]:
         """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+        if not self.layers:
+            return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
         return [layer.encoder_attn.keys_values(encoder_hidden, packing) for layer in self.layers]
 
     def __call__(

@@ -46,6 +46,7 @@ __all__ = [
     "merge_heads",
     "shift_tokens_right",
     "split_heads",
+    "unasked",
 ]
 
 
@@ -314,6 +315,11 @@ def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token
     start = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(decoder_start_token_id, input_ids.dtype))
     shifted = tf.concat([start, input_ids[:, :-1]], 1)
     return tf.where(shifted == -100, tf.cast(pad_token_id, shifted.dtype), shifted)
+
+
+def unasked(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a decoder without layers has in place of cross-attention keys and values: (R, S, d) -> (R, 1, S, d)."""
+    return [(encoder_hidden[:, None], encoder_hidden[:, None])]
 
 
 def init_normal(model: Module, std: float) -> None:

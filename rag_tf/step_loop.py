@@ -25,7 +25,7 @@ from rag_tf.graph_loop import searched
 from rag_tf.graphs import Graph
 from rag_tf.marginalize import logsumexp
 from rag_tf.step_decoder import Decoder, placed
-from rag_tf.step_scores import apply_edits, apply_warps, best_candidates
+from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, normalised
 
 ScoreFunction = Callable[[tf.Tensor, Any], Any]
 _MakeRules = Callable[[int], StepRules]
@@ -187,14 +187,14 @@ class _Loop(ABC):
     def processed(self, rows: np.ndarray, scores: tf.Tensor) -> tf.Tensor:
         if self.rules is None:
             self.rules = self.make(int(scores.shape[1]))
-        scores = apply_edits(scores, self.rules.edits(rows))
+        scores = apply_edits(scores, self.rules.edits(rows, self.search.live))
         for processor in self.hooks.logits_processor:
             changed = processor(tf.constant(rows), scores)
             if not isinstance(changed, tf.Tensor) or changed.shape != scores.shape:
                 got = tuple(changed.shape) if isinstance(changed, tf.Tensor) else type(changed).__name__
                 raise ValueError(f"a logits_processor must return scores of shape {tuple(scores.shape)}; got {got}")
             scores = changed
-        scores = tf.nn.log_softmax(scores) if self.options.renormalize_logits else scores
+        scores = normalised(scores) if self.options.renormalize_logits else scores
         return apply_warps(scores, self.warps, self.least)
 
     def noise(self, scores: tf.Tensor, step: int) -> tf.Tensor | None:

@@ -60,6 +60,11 @@ def _softmax(scores: tf.Tensor) -> tf.Tensor:
     return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
 
+def normalised(scores: tf.Tensor) -> tf.Tensor:
+    """log_softmax of (R, V); -inf stays -inf where a row holds nothing else: NaN would count as largest."""
+    return tf.where(tf.equal(scores, -np.inf), scores, _log_softmax(scores))
+
+
 def apply_edits(scores: tf.Tensor, edits: Sequence[Edit]) -> tf.Tensor:
     """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V)."""
     for edit in edits:
@@ -102,7 +107,7 @@ def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], least: int) -> tf.Tens
         if warp.kind == "temperature":
             scores = scores / warp.value
         elif warp.kind == "normalise":
-            scores = _log_softmax(scores)
+            scores = normalised(scores)
         elif warp.kind == "top_k":
             kth = _largest(scores, min(max(int(warp.value), least), vocab_size))[0][:, -1:]
             scores = _shut(scores, scores < kth)

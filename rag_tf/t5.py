@@ -28,6 +28,7 @@ from rag_tf.layers import (
     key_mask,
     merge_heads,
     split_heads,
+    unasked,
 )
 from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, size, widen
 from rag_tf.packing import Packing
@@ -202,8 +203,13 @@ class T5Stack(Module):
         table = (self.farthest + 1, config.relative_attention_num_buckets, self.farthest, not decoder)
         self._buckets = t5_distance_buckets(*table)
 
-    def position_bias(self, length: Any, keys: Any, first: Any = 0) -> Tensor:
-        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`."""
+    def position_bias(self, length: Any, keys: Any, first: Any = 0) -> Tensor | None:
+        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`.
+
+        None where there are no blocks.
+        """
+        if not self.block:
+            return None
         distance = tf.range(keys) - tf.range(first, first + length)[:, None]  # (T, L)
         place = tf.clip_by_value(distance, -self.farthest, self.farthest) + self.farthest
         buckets = tf.gather(tf.constant(self._buckets), place)
@@ -271,9 +277,13 @@ class T5Decoder(T5Stack):
 
     def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[KeysValues]:
         """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+        if not self.block:
+            return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
         return [block.layer[1].EncDecAttention.keys_values(encoder_hidden, packing) for block in self.block]
 
-    def _bias(self, cache: DecodeState | GrowingCache, length: Tensor) -> Tensor:
+    def _bias(self, cache: DecodeState | GrowingCache, length: Tensor) -> Tensor | None:
+        if not self.block:
+            return None
         if cache.tree is not None:
             at, longest = cache.tree.positions, cache.tree.positions[-1] + 1
             return tf.gather(tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3)  # (1, H, T, T)

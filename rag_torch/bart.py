@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
 from rag_core.seq2seq import check_one_of
-from rag_torch.decode_state import DecodeState, GrowingCache
+from rag_torch.decode_state import DecodeState, GrowingCache, noted
 from rag_torch.layers import (
     AttentionMask,
     Trace,
@@ -26,6 +26,7 @@ from rag_torch.layers import (
     key_mask,
     merge_heads,
     split_heads,
+    unasked,
 )
 from rag_torch.packing import Packing
 from rag_torch.seq2seq import Generator
@@ -209,7 +210,7 @@ class BartDecoder(_BartStack):
 
     def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
-        return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers]
+        return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers] or unasked(encoder_hidden)
 
     def forward(
         self,
@@ -231,7 +232,7 @@ class BartDecoder(_BartStack):
             mask.alive = None  # every position sees itself
         x = cache.ride(x)
         for index, layer in enumerate(self.layers):
-            trace.hidden(x.reshape(shape))
+            x = noted(trace, x, shape)
             if self._dropped():
                 continue
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))

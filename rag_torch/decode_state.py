@@ -12,7 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rag_torch.layers import AttentionMask, causal_allowed
+from rag_torch.layers import AttentionMask, Trace, causal_allowed
+
+
+def noted(trace: Trace, x: Tensor, shape: torch.Size) -> Tensor:
+    """Note a hidden state in that shape.
+
+    Returns:
+        What to go on with in place of `x`: a view of what was noted, not the other way round, or that would have no
+        gradient.
+    """
+    if not trace.want_hidden:
+        return x
+    seen = x if x.shape == shape else x.reshape(shape)
+    trace.hidden(seen)
+    return seen if x.shape == shape else seen.reshape(x.shape)
 
 
 class GrowingCache:

@@ -177,9 +177,9 @@ def attend(
         scores = scores if bias is None else scores + bias
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(-1, dtype=wide).to(value.dtype)
-        out = F.dropout(weights, dropout) @ value if dropout else weights @ value
         if mask.alive is not None:
-            weights = weights * mask.alive
+            weights = weights * mask.alive  # before they are used: those returned then have the gradient
+        out = F.dropout(weights, dropout) @ value if dropout else weights @ value
     else:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
     return (out if mask.alive is None else out * mask.alive), weights
@@ -264,6 +264,11 @@ def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token
     start = input_ids.new_full((input_ids.shape[0], 1), decoder_start_token_id)
     shifted = torch.cat([start, input_ids[:, :-1]], 1)
     return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def unasked(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a decoder without layers has in place of cross-attention keys and values: (R, S, d) -> (R, 1, S, d)."""
+    return [(encoder_hidden[:, None], encoder_hidden[:, None])]
 
 
 def init_normal(model: nn.Module, std: float) -> None:

@@ -23,7 +23,7 @@ from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
 from rag_torch.contexts import checked_ids, table_size
 from rag_torch.step_decoder import Decoder
-from rag_torch.step_scores import apply_edits, apply_warps, best_candidates, log_softmax
+from rag_torch.step_scores import apply_edits, apply_warps, best_candidates, log_softmax, normalised
 
 ScoreFunction = Callable[[Tensor, Any], Any]
 _MakeRules = Callable[[int], StepRules]
@@ -154,14 +154,14 @@ class _Loop(ABC):
     def processed(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor, own: bool) -> Tensor:
         if self.rules is None:
             self.rules = self.make(scores.shape[1])
-        scores = apply_edits(scores, self.rules.edits(rows), own)
+        scores = apply_edits(scores, self.rules.edits(rows, self.search.live), own)
         for processor in self.hooks.logits_processor:
             changed = processor(input_ids, scores)
             if not isinstance(changed, Tensor) or changed.shape != scores.shape:
                 got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
                 raise ValueError(f"a logits_processor must return scores of shape {tuple(scores.shape)}; got {got}")
             scores = changed
-        return scores.log_softmax(dim=-1) if self.options.renormalize_logits else scores
+        return normalised(scores) if self.options.renormalize_logits else scores
 
     def noisy(self, scores: Tensor, step: int) -> Tensor:
         noise = gumbel_noise(self.seed or 0, scores.shape[0], step, scores.shape[1])

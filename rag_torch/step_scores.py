@@ -43,6 +43,11 @@ def log_softmax(scores: Tensor, own: bool) -> Tensor:
     return scores.log_softmax(dim=-1)
 
 
+def normalised(scores: Tensor) -> Tensor:
+    """log_softmax of (R, V); -inf stays -inf where a row holds nothing else: NaN would count as largest."""
+    return torch.where(scores == _LOWEST, scores, scores.log_softmax(dim=-1))
+
+
 def apply_edits(scores: Tensor, edits: Sequence[Edit], own: bool = False) -> Tensor:
     """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V), or with `own` the same ones."""
     if not edits:
@@ -91,7 +96,7 @@ def apply_warps(scores: Tensor, warps: Sequence[Warp], least: int) -> Tensor:
         if warp.kind == "temperature":
             scores = scores / warp.value
         elif warp.kind == "normalise":
-            scores = scores.log_softmax(dim=-1)
+            scores = normalised(scores)
         elif warp.kind == "top_k":
             kth = scores.topk(min(max(int(warp.value), least), vocab_size), dim=-1).values[:, -1:]
             scores = scores.masked_fill(scores < kth, _LOWEST)

@@ -17,7 +17,7 @@ from rag_core.config import T5Config
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
 from rag_core.seq2seq import check_one_of
-from rag_torch.decode_state import DecodeState, GrowingCache
+from rag_torch.decode_state import DecodeState, GrowingCache, noted
 from rag_torch.layers import (
     AttentionMask,
     Trace,
@@ -27,6 +27,7 @@ from rag_torch.layers import (
     merge_heads,
     outside_graph,
     split_heads,
+    unasked,
 )
 from rag_torch.marginalize import widen
 from rag_torch.packing import Packing
@@ -177,8 +178,13 @@ class T5Stack(nn.Module):
         self.decoder = decoder
         self.buckets = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
 
-    def position_bias(self, length: int, keys: int, first: int = 0) -> Tensor:
-        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`."""
+    def position_bias(self, length: int, keys: int, first: int = 0) -> Tensor | None:
+        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`.
+
+        None where there are no blocks.
+        """
+        if not self.block:
+            return None
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
         buckets = outside_graph(_bucket_tensor, length, keys, *self.buckets, not self.decoder, first)
         return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
@@ -239,9 +245,12 @@ class T5Decoder(T5Stack):
 
     def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
         """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
-        return [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
+        asked = [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
+        return asked or unasked(encoder_hidden)
 
-    def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor:
+    def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor | None:
+        if not self.block:
+            return None
         past = cache.position
         if isinstance(cache, GrowingCache):
             return self.position_bias(length, past + length, past)
@@ -272,7 +281,7 @@ class T5Decoder(T5Stack):
             mask.alive = None  # every position sees itself
         x = cache.ride(x)
         for index, block in enumerate(self.block):
-            trace.hidden(x.reshape(shape))
+            x = noted(trace, x, shape)
             x, weights, cross_weights = block(x, mask, trace.want_attentions, cache, index, cross[index], cross_mask)
             trace.attentions(cache.own(weights), cross_weights)
         x = self._finish(x).reshape(shape)

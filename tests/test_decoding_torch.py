@@ -262,6 +262,20 @@ def test_the_callers_functions_are_heard(head):
         generate(inputs, stopping_criteria=["soon"])
 
 
+TRIE = {(0,): [3, 4], (0, 3): [2], (0, 4): [5], (0, 4, 5): [2]}
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("head", ["token", "sequence"])
+def test_a_beam_without_hope_is_asked_for_nothing(head, num_beams):
+    def allowed(batch_id, ids):  # a KeyError where it is asked about what it never allowed
+        return TRIE[tuple(ids.tolist())]
+
+    options = {"num_beams": num_beams, "max_length": 8, "renormalize_logits": True}
+    answers = unpadded(getattr(Head(), head)(contexts(3), prefix_allowed_tokens_fn=allowed, **options))
+    assert len(answers) == 3 and all(each in ([0, 3, 2], [0, 4, 5, 2]) for each in answers)
+
+
 def test_unknown_decoding_is_refused():
     with pytest.raises(ValueError, match="thorough"):
         Head().sequence(contexts(1), decoding="quick")

@@ -75,6 +75,15 @@ EOS = 2
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_a_beam_without_hope_is_asked_for_nothing(kind):
+    answers = {(2,): [5, 6], (2, 5): [EOS], (2, 6): [7], (2, 6, 7): [EOS]}
+    model, given = with_contexts(kind)
+    asked = {"prefix_allowed_tokens_fn": lambda batch_id, ids: answers[tuple(ids.numpy().tolist())]}
+    made = model.generate(**given, **asked, num_beams=4, max_length=7, renormalize_logits=True).numpy().tolist()
+    assert all(row[:3] == [2, 5, 2] or row[:4] == [2, 6, 7, 2] for row in made)
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
 def test_the_callers_functions_are_heard(kind):
     model, given = with_contexts(kind)
     asked = set()

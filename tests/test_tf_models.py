@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from test_torch_models import BART, T5_TIED, T5_UNTIED, seeded
+from test_torch_models import BART, NO_LAYERS, T5_TIED, T5_UNTIED, seeded
 
 import rag_tf.bart
 import rag_tf.layers
@@ -29,7 +29,7 @@ EVERYTHING = {"use_cache": True, "output_attentions": True, "output_hidden_state
 @cache
 def pair(kind, dtype="float64"):
     """The same network with the same weights in both."""
-    config = CONFIGS[kind]
+    config = CONFIGS[kind] if kind in CONFIGS else NO_LAYERS[kind.removesuffix("_bare")]
     name = "BartForConditionalGeneration" if isinstance(config, BartConfig) else "T5ForConditionalGeneration"
     room = "bart" if isinstance(config, BartConfig) else "t5"
     theirs = seeded(getattr(getattr(rag_torch, room), name)(config), getattr(torch, dtype))
@@ -93,6 +93,25 @@ def test_every_output_is_pytorchs(kind):
             whole = theirs(*torch_of(ids, mask, target), use_cache=True)
         assert_same(whole.logits[:, 3:], more.logits)
         assert_same(whole.past_key_values, more.past_key_values)
+
+
+@pytest.mark.parametrize("kind", ["bart_bare", "t5v11_bare"])
+def test_networks_without_layers(kind):
+    theirs, ours = pair(kind)
+    ids, mask = contexts()
+    with torch.no_grad():
+        want = theirs(*torch_of(ids, mask, ids[:, :4]), **EVERYTHING)
+        first = theirs.start(theirs.encode(*torch_of(ids, mask)), torch.tensor(mask).bool(), 2, 4)
+    got = ours(ids, mask, ids[:, :4], **EVERYTHING)
+    assert_same(want.to_tuple(), got.to_tuple())
+    state = ours.start(ours.encode(ids, mask), mask, 2, 4)
+    for step in range(3):
+        tokens = draw(3, 2, 1, seed=step)
+        with torch.no_grad():
+            logits = theirs.decode(torch.tensor(tokens), first)
+        assert_same(logits, ours.decode(tokens, state))
+        state.reorder(np.array([[1, 0]] * 3))
+        first.reorder(torch.tensor([[1, 0]] * 3))
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])

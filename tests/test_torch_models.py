@@ -92,6 +92,54 @@ def test_fused_and_explicit_attention_agree(kind):
     assert explicit.decoder_attentions[0].triu(1).abs().max() == 0
 
 
+@pytest.mark.parametrize("kind", ["bart", "t5v11", "dpr"])
+def test_every_returned_state_lies_on_the_way_to_the_result(kind):
+    """What gradients of saliency maps are taken by, also where a row has no key at all."""
+    ids, mask = contexts()
+    mask[2] = 0
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    if kind == "dpr":
+        output = seeded(DPRQuestionEncoder(DPRConfig(**BERT)))(ids % 19, mask, **wanted)
+    else:
+        output = generator(kind)(ids, mask, ids[:, :5], use_cache=True, **wanted)
+    result, *states = output.to_tuple()
+    states, pending = [], states
+    for each in pending:
+        (pending if isinstance(each, tuple) else states).extend(each if isinstance(each, tuple) else [each])
+    gradients = torch.autograd.grad(result.tanh().sum(), states, allow_unused=True, retain_graph=True)
+    assert len(states) == (5 if kind == "dpr" else 21)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    if kind != "dpr":
+        first = output.decoder_hidden_states[0]
+        slope = torch.autograd.grad(output.logits[0, 4, 3], first)[0]
+        assert slope[0].abs().min() > 0 and slope[1:].abs().max() == 0  # all positions up to the fifth, of one row
+
+
+NO_LAYERS = {
+    "bart": BartConfig.from_dict(BART.to_dict(), encoder_layers=0, decoder_layers=0),
+    "t5": T5Config.from_dict(T5_TIED.to_dict(), num_layers=0, num_decoder_layers=0),
+    "t5v11": T5Config.from_dict(T5_UNTIED.to_dict(), num_decoder_layers=0),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LAYERS)
+@torch.no_grad()
+def test_networks_without_layers(kind):
+    model = seeded((BartForConditionalGeneration if kind == "bart" else T5ForConditionalGeneration)(NO_LAYERS[kind]))
+    ids, mask = contexts()
+    output = model(ids, mask, ids[:, :4], use_cache=True, output_attentions=True, output_hidden_states=True)
+    assert output.past_key_values == output.decoder_attentions == output.cross_attentions == ()
+    assert len(output.decoder_hidden_states) == 1
+    state = model.start(model.encode(ids, mask), mask.bool(), beams=2, max_length=4)
+    for step in range(4):
+        logits = model.decode(ids[:, step].repeat(2, 1).T[..., None], state)
+        state.reorder(torch.tensor([[1, 0]] * 3))
+        close(logits[:, 1, 0], output.logits[:, step])
+    chosen = torch.tensor([2, 0])
+    logits = model.decode(ids[chosen, None, :3], model.start(model.encode(ids, mask), mask.bool()).select(chosen))
+    close(logits[:, 0], output.logits[chosen, :3])
+
+
 @pytest.mark.parametrize("kind", GENERATORS)
 @torch.no_grad()
 def test_stepping_equals_the_whole_forward(kind):
