@@ -120,9 +120,10 @@ def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
     if len(parts) == 2 and parts[0] in EMBEDDINGS_NAMES:
         embeddings_name = parts.pop(0)
     if len(parts) != 1 or parts[0] not in INDEX_NAMES:
+        old = " Checkpoints of September 2020 say so: pass index_name='exact'." if index_name == "embeddings" else ""
         raise ValueError(
             f"index_name must be 'exact', 'compressed' or 'custom' (with passages_path and index_path), got "
-            f"{index_name!r}."
+            f"{index_name!r}.{old}"
         )
     if embeddings_name not in EMBEDDINGS_NAMES:
         raise ValueError(f"embeddings_name must be one of {EMBEDDINGS_NAMES}, got {embeddings_name!r}.")
