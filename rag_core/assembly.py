@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.checks import warn
 from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
 from rag_core.faiss_files import INDEX_KINDS, MIN_PQ_ROWS
 from rag_core.hub import name_full_disk
@@ -177,7 +177,7 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
     recall, breadth = tune_recall(index, blocks, rows, rerank=rerank, fixed=given)
     settings = {**index_settings(index), **breadth}
     if recall < LOW_RECALL:
-        warnings.warn(low_recall(kind, recall, settings), stacklevel=3)
+        warn(low_recall(kind, recall, settings))
     write_faiss(index, final / INDEX_FILE)
     described = {"kind": kind, "settings": settings, "recall_at_5": round(recall, 4)}
     manifest = replace(plan, rows=rows, index=described)

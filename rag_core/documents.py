@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from rag_core.checks import warn
 
 BLOCK_CHARS = 1 << 20  # a longer plain text is handed on in blocks, so that one huge file never sits in memory
 FIELD_LIMIT = 1 << 30
@@ -54,7 +55,7 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str
                 raise ValueError(f"{given}: the folder holds none of {', '.join(READERS)}. Name another folder.")
             for path in inside:
                 if path.stat().st_size == 0:
-                    warnings.warn(f"{path} is empty and was passed by.", stacklevel=2)
+                    warn(f"{path} is empty and was passed by.")
                 else:
                     found.setdefault(path, str(Path(root.name) / path.relative_to(root)))
         else:

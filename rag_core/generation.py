@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from rag_core import checks
 from rag_core.backends import process_count
+from rag_core.config_base import located
+from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 
 CONFIG_NAME = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _RETURNED = ("output_scores", "output_attentions", "output_hidden_states")
-_NUMBERS = (
-    *("num_beams", "num_return_sequences", "max_length", "max_new_tokens", "min_length", "min_new_tokens"),
-    *("temperature", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "length_penalty"),
-    *("top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", *_SAMPLING[2:]),
-)
 _NESTED = ("decoder", "generator", "text_config")
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+# Room for as many is made beforehand.
+_MOST = {"max_length": 2**16, "num_beams": 2**16, "num_return_sequences": 2**16}
+# What a call takes beside its options.
+_OF_THE_CALL = frozenset(
+    "logits_processor stopping_criteria prefix_allowed_tokens_fn streamer assistant_model synced_gpus seed "
+    "negative_prompt_ids negative_prompt_attention_mask".split()
+)
 # option -> the value at which it asks for nothing, and what it would ask for
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "num_beam_groups": (1, "group beam search"),
@@ -38,14 +42,29 @@ _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "penalty_alpha": (None, "contrastive search"),
     "low_memory": (None, "contrastive search"),
     "prompt_lookup_num_tokens": (None, "assisted decoding"),
-    "num_assistant_tokens": (5, "assisted decoding"),
-    "num_assistant_tokens_schedule": ("heuristic", "assisted decoding"),
     "max_time": (None, "a time limit"),
+    # of later versions of transformers, kept where a file or an object holds them
+    "min_p": (None, "min-p sampling"),
+    "top_h": (None, "top-H sampling"),
+    "dola_layers": (None, "DoLa decoding"),
+    "stop_strings": (None, "stopping at texts"),
+    "token_healing": (None, "token healing"),
+    "watermarking_config": (None, "watermarks"),
+    "output_logits": (None, "scores before the rules"),
 }
+# Without an assistant model they say nothing, and their defaults changed; asked for in a call, they are refused.
+_OF_ASSISTANTS = {"num_assistant_tokens": 5, "num_assistant_tokens_schedule": "heuristic"}
+# Names of later versions that change no token here. Listed, as some look like misspelt options.
+_LATER = frozenset(_UNSUPPORTED) | frozenset(
+    "assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind cache_config "
+    "cache_implementation compile_config continuous_batching_config custom_generate disable_compile is_assistant "
+    "max_cache_len max_matching_ngram_size prefill_chunk_size return_legacy_cache speculation_type target_lookbehind "
+    "transformers_version use_model_defaults use_mtp".split()
+)
 
 
-@dataclass(init=False, eq=False)
-class GenerationConfig:
+@dataclass(init=False, eq=False, repr=False)
+class GenerationConfig(Pushable):
     """Every option of transformers 4.37.2's `GenerationConfig`, with its default; other keys are kept and written back.
 
     Lengths count tokens and include the decoder's start token, except `max_new_tokens` and `min_new_tokens`.
@@ -107,22 +126,41 @@ class GenerationConfig:
     generation_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, **options: Any) -> None:
-        options = copy.deepcopy(options)
+        for name in options:
+            _refuse_misspelt(name, "GenerationConfig got an unknown option {0}{1}", TypeError)
+        self._fill(options)
+        self.validate()
+        _warn_of_idle(self, options)
+
+    @classmethod
+    def _read(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """A config of what a file or another library's object says, whose other keys are theirs."""
+        config = cls.__new__(cls)
+        config._fill(options)
+        return config
+
+    def _fill(self, options: Mapping[str, Any]) -> None:
+        options = dict(options)
         derived = bool(options.pop("_from_model_config", False))
         options.pop("_original_object_hash", None)
         object.__setattr__(self, "extra", {})
-        for f in fields(self):
-            object.__setattr__(self, f.name, options.pop(f.name, copy.copy(_DEFAULTS[f.name])))
-        self.extra.update(options)
+        object.__setattr__(self, "_said", frozenset(name for name, value in options.items() if value is not None))
+        for name, default in _DEFAULTS.items():
+            setattr(self, name, options.pop(name, default))
+        for name in options:
+            _refuse_of_the_call(name)
+        self.extra.update(copy.deepcopy(options))
         object.__setattr__(self, "_from_model_config", derived)
-        self.validate()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # From here on the options are somebody's wish, no longer a copy of the model's config.
         object.__setattr__(self, "_from_model_config", False)
-        if name in _FIELDS or name in ("extra", "_from_model_config"):
+        if name in _FIELDS:
+            object.__setattr__(self, name, _checked_option(name, value))
+        elif name in ("extra", "_from_model_config"):
             object.__setattr__(self, name, value)
         else:
+            _refuse_misspelt(name, "GenerationConfig has no option {0}{1}", AttributeError)
             self.extra[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -136,38 +174,20 @@ class GenerationConfig:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
+
     def validate(self) -> None:
-        """Refuses values that can never work.
+        """Refuses options that cannot go together; each alone is checked when it is set.
 
         Raises:
-            TypeError, ValueError: naming the option, the rule and what came.
+            ValueError: naming the options, the rule and what came.
         """
-        for name in _NUMBERS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise TypeError(f"{name} must be a number; got {value!r}")
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ValueError(f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}")
-        for name in ("num_beams", "num_return_sequences", "max_length", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and (value < 1 or value != int(value)):
-                raise ValueError(f"{name} must be a whole number and at least 1; got {value}")
-        for name in ("temperature", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0; got {value}")
-        for name in ("top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"):
-            value = getattr(self, name)
-            if value is not None and (value < 0 or value != int(value)):
-                raise ValueError(f"{name} must be a whole number, 0 to switch it off; got {value}")
-        for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1; got {value}")
-        for name in ("epsilon_cutoff", "eta_cutoff"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1; got {value}")
+        wanted, beams = self.num_return_sequences, self.num_beams
+        if beams > 1 and wanted > beams:
+            raise ValueError(f"num_return_sequences ({wanted}) must not be above num_beams ({beams}) in a beam search")
+        if beams == 1 and wanted > 1 and not self.do_sample:
+            raise ValueError(f"num_return_sequences={wanted} needs num_beams>={wanted} or do_sample=True")
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -189,14 +209,23 @@ class GenerationConfig:
         """All options and the foreign keys, as a copy."""
         return copy.deepcopy({f.name: getattr(self, f.name) for f in fields(self)} | self.extra)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The options off their defaults and the foreign keys, as a copy."""
+        return {k: v for k, v in self.to_dict().items() if k not in _FIELDS or v != _DEFAULTS[k]}
+
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
-        """A config from a dict as `to_dict` or generation_config.json gives it; nothing of the caller is changed."""
-        values = {**config_dict, **overrides}
-        bias = values.get("sequence_bias")
-        if isinstance(bias, list):
-            values["sequence_bias"] = {tuple(ids): value for ids, value in bias}
-        return cls(**values)
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """A config from a dict as `to_dict` or generation_config.json gives it; nothing of the caller is changed.
+
+        Args:
+            config_dict: options; None stands for the default, unknown keys are kept.
+            return_unused_kwargs: return a pair with the overrides that were not used: none, as unknown ones are kept.
+            **overrides: options that replace those of `config_dict`.
+        """
+        for name in overrides:
+            _refuse_misspelt(name, "GenerationConfig got an unknown option {0}{1}", TypeError)
+        config = cls._read({**config_dict, **overrides})
+        return (config, {}) if return_unused_kwargs else config
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
@@ -206,51 +235,215 @@ class GenerationConfig:
         over bart-large-cnn has that model's beams, lengths and forced tokens.
         """
         values = dict(model_config) if isinstance(model_config, Mapping) else model_config.to_dict()
-        chosen = {name: values[name] for name in _FIELDS if name in values}
+        chosen = {name: checks.plain(values[name]) for name in _FIELDS if name in values}
         for part in _NESTED:
             nested = values.get(part)
             if nested is None:
                 continue
             nested = nested if isinstance(nested, Mapping) else nested.to_dict()
             for name, default in _DEFAULTS.items():
-                if name in nested and chosen.get(name, default) == default:
+                if nested.get(name) is not None and chosen.get(name, default) in (None, default):
                     chosen[name] = nested[name]
-        return cls(**chosen, _from_model_config=True)
+        return cls._read({**chosen, "_from_model_config": True})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> GenerationConfig:
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | os.PathLike,
+        config_file_name: str | os.PathLike | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Reads generation_config.json of a folder or a repository of the hub; other keywords override its options.
+
+        Args:
+            pretrained_model_name: folder, or repository id.
+            config_file_name: another name of the file.
+            return_unused_kwargs: see `from_dict`.
+            **kwargs: hub options, and options that replace those of the file.
 
         Raises:
             OSError: there is no such file, or it is not JSON.
+            TypeError, ValueError: an option has a value that can never work; the message starts with the file.
         """
         from rag_core import hub
 
         where, overrides = hub.split_hub_kwargs(kwargs)
-        path = hub.resolve_file(os.fspath(pretrained_model_name_or_path), CONFIG_NAME, **where)
-        return cls.from_dict(read_json(path), **overrides)
+        name = CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
+        path = hub.resolve_file(os.fspath(pretrained_model_name), name, **where)
+        values = read_json(path)
+        try:
+            cls.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"{name} of {os.fspath(pretrained_model_name)!r}") from error
+        return cls.from_dict(values, return_unused_kwargs, **overrides)
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
-        """Writes generation_config.json (the options off their defaults) into the folder; returns its path."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, config_file_name: str | os.PathLike | None = None, **kwargs: Any
+    ) -> Path:
+        """Writes generation_config.json (the options off their defaults) into the folder; returns its path.
+
+        Args:
+            save_directory: the folder, made if missing.
+            config_file_name: another name of the file.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
+
+        Raises:
+            OSError: nothing could be written; what was there before is unchanged.
+            ValueError: options that cannot go together.
+        """
         from rag_core import hub
+        from rag_core.keywords import Saving
 
-        path = Path(save_directory) / CONFIG_NAME
-        with hub.atomic_write(path) as draft:
-            draft.write_text(self.to_json_string(), encoding="utf-8")
+        saving = Saving.of(**kwargs)
+        path = Path(save_directory) / (CONFIG_NAME if config_file_name is None else os.fspath(config_file_name))
+        if saving.here:
+            self.validate()
+            with hub.atomic_write(path) as draft:
+                draft.write_text(self.to_json_string(), encoding="utf-8")
+            saving.finish(Path(save_directory))
         return path
 
-    def to_json_string(self) -> str:
-        """The options off their defaults and the foreign keys, as transformers reads them back."""
-        values = {k: v for k, v in self.to_dict().items() if k not in _FIELDS or v != _DEFAULTS[k]}
+    def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
+        """The options and the foreign keys, as transformers reads them back.
+
+        Args:
+            use_diff: leave out the options at their defaults.
+            ignore_metadata: leave out what says where the options come from.
+        """
+        values = self.to_diff_dict() if use_diff else self.to_dict()
         if values.get("sequence_bias"):
             values["sequence_bias"] = [[list(ids), bias] for ids, bias in values["sequence_bias"].items()]
         if self._from_model_config:
             values["_from_model_config"] = True
+        if ignore_metadata:
+            values = {k: v for k, v in values.items() if not k.startswith("_") and k != "transformers_version"}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Writes `to_json_string` into a file, whole or not at all."""
+        from rag_core import hub
+
+        with hub.atomic_write(Path(json_file_path)) as draft:
+            draft.write_text(self.to_json_string(use_diff), encoding="utf-8")
 
 
 _FIELDS = frozenset(f.name for f in fields(GenerationConfig))
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)} | {"generation_kwargs": {}}
+
+
+def _biases(value: Any) -> dict[tuple[int, ...], float]:
+    """`sequence_bias` from a mapping, or from pairs as JSON has them."""
+    if not isinstance(value, Mapping | list | tuple):
+        raise TypeError
+    pairs = list(value.items()) if isinstance(value, Mapping) else [tuple(each) for each in value]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError
+    found = {}
+    for ids, bias in pairs:
+        if isinstance(ids, str) or isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise TypeError
+        found[tuple(ids)] = bias
+    # an id may be looked at by its rule, an empty sequence says nothing
+    checks.sequences().convert(list(found))
+    if any(math.isnan(bias) for bias in found.values()):
+        raise ValueError
+    return found
+
+
+def _decay(value: Any) -> tuple[int, float]:
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    start, factor = value
+    return checks.whole(0).convert(start), checks.number(0, above=True).convert(factor)
+
+
+def _forced(value: Any) -> Any:
+    if not isinstance(value, Mapping | list | tuple):
+        raise TypeError
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    place, token = checks.whole(0), checks.token_id()
+    return [[place.convert(at), None if id_ is None else token.convert(id_)] for at, id_ in pairs]
+
+
+_ANYTHING = checks.Rule("", copy.deepcopy, optional=True)
+_ON = checks.switch()
+_RULES: dict[str, checks.Rule] = {
+    "max_length": checks.whole(1),
+    "max_new_tokens": checks.whole(1, optional=True),
+    "min_length": checks.whole(0),
+    "min_new_tokens": checks.whole(0, optional=True),
+    "early_stopping": checks.switch("never"),
+    "max_time": checks.number(optional=True),
+    "num_beams": checks.whole(1),
+    "num_beam_groups": checks.whole(1),
+    "penalty_alpha": checks.number(optional=True),
+    "temperature": checks.number(0, above=True),
+    "top_k": checks.whole(0),
+    "top_p": checks.number(0, 1),
+    "typical_p": checks.number(0, 1),
+    "epsilon_cutoff": checks.number(0, 1, below=True),
+    "eta_cutoff": checks.number(0, 1, below=True),
+    "diversity_penalty": checks.number(),
+    "repetition_penalty": checks.number(0, above=True),
+    "encoder_repetition_penalty": checks.number(0, above=True),
+    "length_penalty": checks.number(),
+    "no_repeat_ngram_size": checks.whole(0),
+    "encoder_no_repeat_ngram_size": checks.whole(0),
+    "bad_words_ids": checks.sequences(),
+    "forced_bos_token_id": checks.token_id(),
+    "forced_eos_token_id": checks.token_ids(),
+    "exponential_decay_length_penalty": checks.Rule(
+        "a pair (start, factor) of a whole number of at least 0 and a number above 0", _decay, optional=True
+    ),
+    "suppress_tokens": checks.id_list(),
+    "begin_suppress_tokens": checks.id_list(),
+    "forced_decoder_ids": checks.Rule("pairs of a place and a token id, as in [[1, 5]]", _forced, True, "hold "),
+    "sequence_bias": checks.Rule(
+        "non-empty sequences of token ids with a number each, as in {(4, 5): -1.0}", _biases, True, "hold "
+    ),
+    "guidance_scale": checks.number(0, above=True, optional=True),
+    "num_return_sequences": checks.whole(1),
+    **{name: checks.token_id() for name in _SPECIAL_TOKENS if name != "eos_token_id"},
+    "eos_token_id": checks.token_ids(),
+    **{f.name: _ON for f in fields(GenerationConfig) if f.default is False or f.default is True},
+}
+_RULES |= {"early_stopping": checks.switch("never"), "low_memory": checks.switch(optional=True)}
+
+
+def _checked_option(name: str, value: Any) -> Any:
+    """An option's value as it is kept: None is the default, arrays are lists.
+
+    Raises:
+        TypeError, ValueError: naming the option, the rule and what came.
+    """
+    if value is None:
+        return copy.copy(_DEFAULTS[name])
+    return _RULES.get(name, _ANYTHING)(name, value)
+
+
+def _refuse_of_the_call(name: str) -> None:
+    if name in _OF_THE_CALL:
+        raise ValueError(f"{name} is no option of GenerationConfig. Pass it to generate() itself.")
+
+
+def _refuse_misspelt(name: str, message: str, kind: type[Exception]) -> None:
+    """Refuses a name that looks like an option; others are foreign keys, which are kept."""
+    _refuse_of_the_call(name)
+    if name in _FIELDS or name in _LATER or name in _OF_ASSISTANTS or name.startswith("_"):
+        return
+    near = checks.nearest(name, _FIELDS)
+    if near is not None:
+        raise kind(message.format(repr(name), f": did you mean {near!r}?"))
+
+
+def _warn_of_idle(options: GenerationConfig, given: Mapping[str, Any]) -> None:
+    """One warning of options that were given and have no effect as the others are."""
+    if options.do_sample:
+        return
+    idle = [name for name in _SAMPLING if given.get(name) is not None and getattr(options, name) != _DEFAULTS[name]]
+    if idle:
+        checks.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect")
 
 
 def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -264,22 +457,46 @@ def as_generation_config(config: Any) -> GenerationConfig:
     """A copy of a GenerationConfig, transformers' included, or one made from a dict.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither, or a key of the dict is a misspelt option.
     """
     if isinstance(config, GenerationConfig):
         return copy.deepcopy(config)
     if isinstance(config, Mapping):
-        return GenerationConfig.from_dict(config)
+        return GenerationConfig.from_dict({}, **config)
     if hasattr(config, "to_dict"):
         return GenerationConfig.from_dict(config.to_dict())
-    raise TypeError(f"generation_config must be a GenerationConfig or a dict; got {type(config).__name__}")
+    raise TypeError(f"generation_config must be a GenerationConfig or a dict, got {type(config).__name__}")
+
+
+def own_options(options: Any, model_config: Any, head: str | None = None) -> GenerationConfig:
+    """A model's own options, where a generation_config.json or somebody says only some of them.
+
+    Special tokens that are left open are the model's. With the head "sequence" all options that the file does not name
+    are the generator's, as 4.37.2's RAG-Sequence asks its generator alone (compatibility Q20).
+
+    Args:
+        options: what is said.
+        model_config: the model's config, which says the rest.
+        head: of the model, where the options come from its file; None where they are somebody's wish.
+    """
+    options = as_generation_config(options)
+    derived = options._from_model_config
+    whole = head == "sequence"
+    source = getattr(model_config, "generator", model_config) if whole else model_config
+    rest = GenerationConfig.from_model_config(source)
+    for name in sorted(_FIELDS) if whole else _SPECIAL_TOKENS:
+        if name not in options._said and getattr(options, name) == _DEFAULTS[name]:
+            setattr(options, name, getattr(rest, name))
+    object.__setattr__(options, "_from_model_config", derived)
+    return options
 
 
 def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
     """The options of one call: keywords over `generation_config` over `base`.
 
     A `generation_config` stands for all options, as in 4.37.2, except that special tokens it leaves open come from
-    `base`. `max_new_tokens` wins over `max_length`. Without a pad token the first end token pads.
+    `base`. `max_new_tokens` wins over `max_length`. Without a pad token the first end token pads. None is an option's
+    default, wherever it comes from.
 
     Args:
         base: the model's own options (generation_config.json, or made by `from_model_config`).
@@ -307,24 +524,29 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         )
     unknown = sorted(set(keywords) - _FIELDS)
     if unknown:
-        raise TypeError(f"generate() got unknown keyword(s) {', '.join(unknown)}; see GenerationConfig")
+        near = [checks.nearest(name, _FIELDS) for name in unknown]
+        hints = [f"{name} (did you mean {n}?)" if n else name for name, n in zip(unknown, near, strict=True)]
+        raise TypeError(f"generate() got unknown keyword(s) {', '.join(hints)}; see GenerationConfig")
+    for name, nothing in _OF_ASSISTANTS.items():
+        if keywords.get(name) is not None and keywords[name] != nothing:
+            raise ValueError(
+                f"{name}={keywords[name]!r} (assisted decoding) is not supported by generate(); leave it out"
+            )
     if keywords.get("max_length") is not None and "max_new_tokens" not in keywords:
         options.max_new_tokens = None
-    # None asks for the default, as 4.37.2's processors read it
-    options.update(**{k: _DEFAULTS[k] if v is None else v for k, v in keywords.items()})
-    if not options.do_sample:
-        idle = [k for k in _SAMPLING if keywords.get(k) is not None and keywords[k] != _DEFAULTS[k]]
-        if idle:
-            warnings.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect", UserWarning, stacklevel=3)
+    options.update(**keywords)
+    # An object of this class has said so when it was made.
+    made_here = generation_config is None or isinstance(generation_config, GenerationConfig)
+    _warn_of_idle(options, keywords if made_here else options.to_dict())
     idle = [] if options.return_dict_in_generate else [name for name in _RETURNED if keywords.get(name)]
     if idle:
-        warnings.warn(f"{', '.join(idle)} need(s) return_dict_in_generate=True to be returned", stacklevel=3)
+        checks.warn(f"{', '.join(idle)} need(s) return_dict_in_generate=True to be returned")
     return _checked(options)
 
 
 def _checked(options: GenerationConfig) -> GenerationConfig:
     for name, (nothing, what) in _UNSUPPORTED.items():
-        value = getattr(options, name)
+        value = getattr(options, name) if name in _FIELDS else options.extra.get(name)
         if value is not None and value is not False and value != nothing:
             raise ValueError(f"{name}={value!r} ({what}) is not supported by generate(); leave it out")
     if options.decoder_start_token_id is None:
@@ -337,9 +559,9 @@ def _checked(options: GenerationConfig) -> GenerationConfig:
         options.max_length = options.max_new_tokens + 1
     if options.max_length < 2:
         raise ValueError(f"max_length must be at least 2, as it counts the start token; got {options.max_length}")
-    wanted, beams = options.num_return_sequences, options.num_beams
-    if beams > 1 and wanted > beams:
-        raise ValueError(f"num_return_sequences ({wanted}) must not be above num_beams ({beams}) in a beam search")
-    if beams == 1 and wanted > 1 and not options.do_sample:
-        raise ValueError(f"num_return_sequences={wanted} needs num_beams>={wanted} or do_sample=True")
+    for name, most in _MOST.items():
+        if getattr(options, name) > most:
+            raise ValueError(
+                f"{name} must be at most {most}, got {getattr(options, name)}. Room for as many is made beforehand."
+            )
     return options

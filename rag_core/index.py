@@ -5,7 +5,6 @@ Letters: B questions, N documents a question, D vector size, R rows of the index
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rag_core.checks import warn
 from rag_core.faiss_files import read_faiss, refuse_pickle, write_faiss
 from rag_core.passage_files import write_passages
 from rag_core.passage_table import PassageTable, map_passages
@@ -175,7 +175,7 @@ class FaissIndex:
         recall = self._notes.get("recall_at_5", 1.0)
         if recall < LOW_RECALL:
             message = low_recall(str(self._notes.get("kind")), recall, self._notes.get("settings", {}))
-            warnings.warn(message, stacklevel=4)
+            warn(message)
 
     @property
     def rerank(self) -> int:

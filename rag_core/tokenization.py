@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from rag_core.batch import BatchEncoding
+from rag_core.checks import warn
 from rag_core.config_base import read_config
 from rag_core.hub import Pushable, atomic_folder, resolve_file, split_hub_kwargs
 from rag_core.keywords import Saving
@@ -119,10 +119,9 @@ class RagTokenizer(Pushable):
         **kwargs: Any,
     ) -> Any:
         """Deprecated: call the tokenizer with `text_target=` instead."""
-        warnings.warn(
+        warn(
             "prepare_seq2seq_batch is deprecated; write tokenizer(questions, text_target=targets, ...)",
             DeprecationWarning,
-            stacklevel=2,
         )
         common = {"padding": padding, "return_tensors": return_tensors, "truncation": truncation, **kwargs}
         encoded = self.encode_questions(src_texts, max_length=max_length, **common)

@@ -9,11 +9,11 @@ vectors. Files are matched by pattern. Row i of the data is row i of the index; 
 from __future__ import annotations
 
 import re
-import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rag_core.checks import warn
 from rag_core.faiss_files import PICKLE_HELP, build_faiss, read_faiss, refuse_pickle
 from rag_core.index import FaissIndex
 from rag_core.passage_store import listing_record, open_passages
@@ -171,17 +171,15 @@ def _warn_of_compression(faiss_index: Any, dummy: bool, rerank: int) -> None:
     import faiss
 
     if dummy:
-        warnings.warn(
+        warn(
             "index_name='compressed': the dummy data set has no compressed index; it is searched as with "
             "index_name='exact'.",
-            stacklevel=5,
         )
     elif rerank == 1 and faiss.try_extract_index_ivf(faiss_index) is not None:
-        warnings.warn(
+        warn(
             "the 'compressed' index of wiki_dpr misses some of the best passages, and answers suffer: users lost 17 "
             "points of exact match to it. Search wider (retriever.index.faiss_index.nprobe), rank again by the stored "
             "vectors (doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
-            stacklevel=5,
         )
 
 

@@ -7,13 +7,13 @@ Letters: B questions, T target length.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from rag_core.checks import warn
 from rag_tf.contexts import to_device
 from rag_tf.marginalize import shift_left
 
@@ -65,7 +65,7 @@ class KerasFit:
         if variables:
             self._learn(variables, tape.gradient(scaled, variables))
         else:
-            warnings.warn("The model has no trainable weights: set model.trainable = True", UserWarning, stacklevel=2)
+            warn("The model has no trainable weights: set model.trainable = True")
         self._loss_tracker.update_state(loss, sample_weight=tokens)
         return self.get_metrics_result()  # type: ignore[attr-defined]
 

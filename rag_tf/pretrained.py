@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from rag_core.checks import warn
 from rag_core.hub import Pushable, push_folder, resolve_file, split_hub_kwargs
 from rag_tf import weights as tensors
 from rag_tf.holder import WeightHolder, resolve_dtype
@@ -180,7 +180,7 @@ class PretrainedModel(WeightHolder, Pushable):
     def _load(self, name_or_path: str | Path, hub: dict[str, Any], dtype: Any, device: Any) -> None:
         """Fill this model (built hollow) with a checkpoint's weights, all or an error."""
         from rag_core.checkpoint import read_weights
-        from rag_core.generation import GenerationConfig
+        from rag_core.generation import GenerationConfig, own_options
 
         found = read_weights(name_or_path, **hub)
         arrays = self._fit(found, str(name_or_path))
@@ -203,7 +203,8 @@ class PretrainedModel(WeightHolder, Pushable):
         if left:
             raise ValueError(f"{name_or_path} left weights without values: {', '.join(left)}")
         if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
-            self.generation_config = GenerationConfig.from_pretrained(name_or_path, **hub)
+            said = GenerationConfig.from_pretrained(name_or_path, **hub)
+            self.generation_config = own_options(said, self.config, self.head)
 
     def _fit(self, found: Any, source: str) -> Any:
         """The checkpoint's arrays under this model's names, checked."""
@@ -261,8 +262,7 @@ class PretrainedModel(WeightHolder, Pushable):
 def warn_of_prefix(load_weight_prefix: Any) -> None:
     """Tells once more what to leave out."""
     if load_weight_prefix is not None:
-        warnings.warn(
+        warn(
             "load_weight_prefix is ignored: weights are found by their names. Leave it out.",
             DeprecationWarning,
-            stacklevel=3,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rag_core.candidates import collect_candidates
-from rag_core.generation import GenerationConfig, as_generation_config, resolve_options
+from rag_core.generation import GenerationConfig, as_generation_config, own_options, resolve_options
 from rag_core.outputs import GenerateOutput
 from rag_core.seq2seq import UNREAD_BY_GENERATE, check_embeds, check_one_of
 from rag_torch.contexts import checked_questions, table_size
@@ -213,7 +213,7 @@ def token_options(model: Any, generation_config: Any = None, **keywords: Any) ->
     """
     base = getattr(model, "generation_config", None)
     base = GenerationConfig.from_model_config(model.config) if base is None else base
-    return resolve_options(base, generation_config, **keywords)
+    return resolve_options(own_options(base, model.config), generation_config, **keywords)
 
 
 def rag_token_generate(
@@ -285,7 +285,7 @@ def sequence_options(
     generator = model.config.generator
     configs = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
     written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
-    base = written[0] if written else GenerationConfig.from_model_config(generator)
+    base = own_options(written[0], generator) if written else GenerationConfig.from_model_config(generator)
     beams = _asked(model, "num_beams", num_beams, generation_config)
     return resolve_options(base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams)
 

@@ -172,7 +172,7 @@ class PretrainedModel(nn.Module, Pushable):
     def _load(self, name_or_path: str | Path, hub: dict[str, Any], dtype: torch.dtype | None, device: Any) -> None:
         """Fill this model (built on the meta device) with a checkpoint's weights, all or an error."""
         from rag_core.checkpoint import read_weights
-        from rag_core.generation import GenerationConfig
+        from rag_core.generation import GenerationConfig, own_options
 
         device = tensors.resolve_device(device)
         found = read_weights(name_or_path, **hub)
@@ -192,7 +192,8 @@ class PretrainedModel(nn.Module, Pushable):
         if left:
             raise ValueError(f"{name_or_path} left weights without values: {', '.join(left)}")
         if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
-            self._generation_config = GenerationConfig.from_pretrained(name_or_path, **hub)
+            said = GenerationConfig.from_pretrained(name_or_path, **hub)
+            self._generation_config = own_options(said, self.config, self.head)
 
     def _fit(self, found: Any, source: str) -> Any:
         """The checkpoint's arrays under this model's names, checked."""

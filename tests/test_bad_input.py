@@ -113,7 +113,7 @@ def test_targets_caches_and_states_that_do_not_fit_are_named(parts, change, mess
         ({"num_beams": 0}, "num_beams must be"),
         ({"num_beams": "two"}, "num_beams must be .*'two'"),
         ({"max_length": 2.5}, "max_length must be a whole number"),
-        ({"top_p": "0.9"}, "top_p must be a number; got '0.9'"),
+        ({"top_p": "0.9"}, "top_p must be a number from 0 to 1, got '0.9'"),
         ({"decoder_start_token_id": 490}, "decoder_start_token_id, .* 0 to 489; got ids from 490"),
         ({"decoder_input_ids": ids(2, 1, -1)}, "decoder_input_ids, must lie in .* got ids from -1"),
         ({"guidance_scale": 2.0, "negative_prompt_ids": ids(2, 3, 999)}, "negative_prompt_ids must lie in"),

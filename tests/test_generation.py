@@ -1,9 +1,11 @@
 import json
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rag_core.generation import GenerationConfig, resolve_options
+from rag_core.generation import GenerationConfig, own_options, resolve_options
 from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps
 
@@ -108,6 +110,128 @@ def test_a_config_is_somebodys_wish_once_it_is_changed():
 def test_what_cannot_be_done_is_refused_by_name(kwargs, error, words):
     with pytest.raises(error, match=words):
         options(**kwargs)
+
+
+SETS = [
+    ({"num_beams": None, "early_stopping": None, "length_penalty": None, "max_length": None}, GenerationConfig()),
+    ({"num_beams": np.int64(2), "length_penalty": np.float32(0.5)}, GenerationConfig(num_beams=2, length_penalty=0.5)),
+    ({"bad_words_ids": np.array([[4, 5]])}, GenerationConfig(bad_words_ids=[[4, 5]])),
+    ({"eos_token_id": np.array([2, 3])}, GenerationConfig(eos_token_id=[2, 3])),
+    ({"sequence_bias": {(np.int64(4),): np.float64(1.0)}}, GenerationConfig(sequence_bias={(4,): 1.0})),
+    ({"max_length": 9.0, "do_sample": np.bool_(True)}, GenerationConfig(max_length=9, do_sample=True)),
+]
+
+
+@pytest.mark.parametrize(("said", "meant"), SETS)
+def test_none_is_the_default_and_arrays_are_plain_wherever_they_come_from(said, meant, tmp_path):
+    class Foreign:
+        def to_dict(self):
+            return dict(said, min_p=None, cache_config=None)
+
+    ends = {"eos_token_id": meant.eos_token_id or 2, "decoder_start_token_id": 0}
+    base, wanted = GenerationConfig(**ends), resolve_options(meant, **ends)
+    assert GenerationConfig(**said) == GenerationConfig.from_dict(said) == meant
+    assert resolve_options(base, **said) == resolve_options(base, said) == wanted
+    foreign = resolve_options(base, Foreign())
+    assert {**foreign.to_dict(), **wanted.to_dict()} == foreign.to_dict()
+    assert set(foreign.extra) == {"min_p", "cache_config"}
+    assert GenerationConfig.from_model_config({**said, "generator": said}) == meant
+    config = GenerationConfig()
+    for name, value in said.items():
+        setattr(config, name, value)
+    assert config == meant and GenerationConfig.from_dict(json.loads(config.to_json_string())) == meant
+    nulls = {name: None for name, value in said.items() if value is None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(nulls))
+    assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig()
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        ({"num_beam": 3}, TypeError, "'num_beam': did you mean 'num_beams'"),
+        ({"temprature": 0.5}, TypeError, "did you mean 'temperature'"),
+        ({"logits_processor": "x"}, ValueError, r"logits_processor is no option .* Pass it to generate\(\) itself"),
+        ({"num_return_sequences": 2}, ValueError, "do_sample=True"),
+        ({"num_beams": 2, "num_return_sequences": 3}, ValueError, "must not be above num_beams"),
+        ({"length_penalty": float("nan")}, ValueError, "length_penalty must be a finite number, got nan"),
+        ({"num_beams": 1.5}, ValueError, "num_beams must be a whole number of at least 1, got 1.5"),
+        ({"num_beams": True}, TypeError, "num_beams must be a whole number of at least 1, got True"),
+        ({"max_length": float("inf")}, ValueError, "max_length must be a whole number of at least 1, got inf"),
+        ({"top_k": -1}, ValueError, "top_k must be a whole number of at least 0, got -1"),
+        ({"epsilon_cutoff": 1}, ValueError, "epsilon_cutoff must be a number of at least 0 and below 1, got 1"),
+        ({"do_sample": "yes"}, TypeError, "do_sample must be True or False, got 'yes'"),
+        ({"eos_token_id": 2.0}, TypeError, "eos_token_id must be a token id .* or a list of token ids, got 2.0"),
+        ({"decoder_start_token_id": [0]}, TypeError, r"decoder_start_token_id must be a token id .*, got \[0\]"),
+        ({"bad_words_ids": [4, 5]}, TypeError, r"bad_words_ids must hold non-empty sequences of token ids, .* got \["),
+        ({"bad_words_ids": [[]]}, ValueError, "bad_words_ids must hold non-empty sequences"),
+        ({"sequence_bias": {(4,): float("nan")}}, ValueError, "sequence_bias must hold"),
+        ({"exponential_decay_length_penalty": (1, 2, 3)}, ValueError, r"must be a pair \(start, factor\)"),
+        ({"forced_decoder_ids": [[1, "a"]]}, TypeError, "forced_decoder_ids must hold pairs"),
+    ],
+)
+def test_a_config_is_refused_where_it_is_made(said, error, words):
+    with pytest.raises(error, match=words):
+        GenerationConfig(**said)
+    with pytest.raises(error, match=words):
+        resolve_options(GenerationConfig(eos_token_id=2, decoder_start_token_id=0), said)
+
+
+def test_files_keep_what_looks_misspelt_and_later_options_are_refused_by_generate(tmp_path):
+    (tmp_path / "g.json").write_text('{"num_beam": 3, "min_p": 0.1, "top_h": null, "num_assistant_tokens": 20}')
+    config = GenerationConfig.from_pretrained(tmp_path, "g.json", eos_token_id=2, decoder_start_token_id=0)
+    assert (config.num_beam, config.min_p, config.num_assistant_tokens) == (3, 0.1, 20)
+    with pytest.raises(ValueError, match=r"min_p=0.1 \(min-p sampling\) is not supported"):
+        resolve_options(config)
+    config.min_p = None
+    assert resolve_options(config).max_length == 20
+    with pytest.raises(AttributeError, match="did you mean 'num_beams'"):
+        GenerationConfig().num_beam = 3
+    (tmp_path / "g.json").write_text('{"top_p": 2}')
+    with pytest.raises(ValueError, match=r"g.json of .*: top_p must be a number from 0 to 1, got 2"):
+        GenerationConfig.from_pretrained(tmp_path, config_file_name="g.json")
+    with pytest.raises(ValueError, match="max_length must be at most 65536, got 1000000000"):
+        options(max_length=10**9)
+
+
+def test_what_generate_would_refuse_is_not_saved(tmp_path):
+    config = GenerationConfig(num_beams=3, foo=4)
+    config.num_return_sequences = 4
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        config.save_pretrained(tmp_path, config_file_name="g.json")
+    assert not list(tmp_path.iterdir())
+    config.num_return_sequences = 1
+    assert config.to_diff_dict() == {"num_beams": 3, "foo": 4}
+    config.save_pretrained(tmp_path, config_file_name="g.json")
+    config.to_json_file(tmp_path / "whole.json", use_diff=False)
+    assert json.loads((tmp_path / "whole.json").read_text())["top_k"] == 50
+    pair = GenerationConfig.from_pretrained(tmp_path, "g.json", return_unused_kwargs=True, num_beams=2)
+    assert pair == (GenerationConfig(num_beams=2, foo=4), {})
+
+
+def test_a_short_file_leaves_the_rest_to_the_model():
+    generator = {
+        "max_length": 9,
+        "min_length": 4,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": 2,
+    }
+    model = SimpleNamespace(generator=generator, to_dict=lambda: {"eos_token_id": 2, "generator": generator})
+    short = GenerationConfig.from_dict({"num_beams": 2, "min_length": 0})
+    token, sequence = (own_options(short, model, head) for head in ("token", "sequence"))
+    assert (token.eos_token_id, token.decoder_start_token_id, token.max_length, token.num_beams) == (2, 2, 20, 2)
+    assert (sequence.max_length, sequence.min_length, sequence.forced_eos_token_id, sequence.num_beams) == (9, 0, 2, 2)
+    assert short.eos_token_id is None
+
+
+def test_a_warning_points_to_the_callers_line():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        GenerationConfig(temperature=0.5)
+        resolve_options(GenerationConfig(decoder_start_token_id=0), top_p=0.5)
+        resolve_options(GenerationConfig(decoder_start_token_id=0), {"top_k": 5})
+    assert [each.filename for each in caught] == [__file__] * 3
+    assert len({each.lineno for each in caught}) == 3
 
 
 def test_synced_gpus_means_nothing_to_one_process_and_is_refused_among_several(monkeypatch):

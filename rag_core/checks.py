@@ -1,0 +1,214 @@
+"""What a single value must be: small rules, put into tables by those who take options, and one wording of the errors.
+
+Rules are plain Python: validation libraries take longer to import than `dualrag ask` may take to start.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any
+
+# Whose frames a warning is not about: this library's, and what wraps its methods.
+_OURS = ("rag_core", "rag_torch", "rag_tf", "torch", "tensorflow", "keras")
+
+
+def plain(value: Any) -> Any:
+    """Numbers, arrays and tensors of any framework as Python's own numbers and lists; all else as it is."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)([plain(each) for each in value]) if type(value) in (list, tuple) else value
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        array = value if hasattr(value, "tolist") else getattr(value, "numpy", lambda: value)()
+        return array.tolist() if hasattr(array, "tolist") else value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be.
+
+    Attributes:
+        what: the words after "must be" (or "must", where `verb` is empty).
+        convert: returns the value as it is to be kept, or raises a TypeError or ValueError without words.
+        optional: whether None is a value, too.
+        verb: between "must" and `what`.
+    """
+
+    what: str
+    convert: Callable[[Any], Any]
+    optional: bool = False
+    verb: str = "be "
+
+    def __call__(self, name: str, value: Any, hint: str = "") -> Any:
+        """The value as it is to be kept.
+
+        Args:
+            name: of the argument, for the error.
+            value: what came.
+            hint: a sentence that says what to do.
+
+        Raises:
+            TypeError: it is of another kind.
+            ValueError: it is out of range.
+        """
+        given = value
+        if value is None and self.optional:
+            return None
+        try:
+            return self.convert(plain(value))
+        except TypeError:
+            kind: type[Exception] = TypeError
+        except (ValueError, OverflowError):
+            kind = ValueError
+        message = f"{name} must {self.verb}{self.what}, got {given!r:.200}"
+        raise kind(f"{message}. {hint}" if hint else message)
+
+
+def _range(low: float, high: float, above: bool = False, below: bool = False) -> str:
+    if low == -math.inf and high == math.inf:
+        return ""
+    if high == math.inf:
+        return f" above {low:g}" if above else f" of at least {low:g}"
+    if not (above or below):
+        return f" from {low:g} to {high:.15g}"
+    lower = f"above {low:g}" if above else f"of at least {low:g}"
+    return f" {lower} and {'below' if below else 'at most'} {high:.15g}"
+
+
+def whole(low: float = -math.inf, high: float = math.inf, optional: bool = False) -> Rule:
+    """A whole number within bounds; 2.0 counts as one, True does not."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        if not low <= value <= high or int(value) != value:
+            raise ValueError
+        return int(value)
+
+    return Rule("a whole number" + _range(low, high), convert, optional)
+
+
+def number(
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    optional: bool = False,
+) -> Rule:
+    """A finite number within bounds; with `above` and `below` the bounds themselves are out."""
+
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        fits = low < value if above else low <= value
+        fits = fits and (value < high if below else value <= high)
+        if not fits or not math.isfinite(value):
+            raise ValueError
+        return value
+
+    limits = _range(low, high, above, below)
+    return Rule(f"a number{limits}" if limits else "a finite number", convert, optional)
+
+
+def switch(*words: str, optional: bool = False) -> Rule:
+    """True or False, as which 1 and 0 count, or one of some words."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and value in words):
+            return value
+        if not words and isinstance(value, int) and value in (0, 1):
+            return bool(value)
+        raise ValueError if words else TypeError
+
+    names = ["True", "False", *(repr(word) for word in words)]
+    return Rule(f"{', '.join(names[:-1])} or {names[-1]}", convert, optional)
+
+
+def one_of(choices: Iterable[str | None]) -> Rule:
+    """One of some words (and None, where it is among them)."""
+    allowed = tuple(choices)
+
+    def convert(value: Any) -> Any:
+        if value is not None and not isinstance(value, str):
+            raise TypeError
+        if value not in allowed:
+            raise ValueError
+        return value
+
+    return Rule(f"one of {allowed}", convert)
+
+
+def _id(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _ids(value: Any) -> list[int]:
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    return [_id(each) for each in value]
+
+
+def token_id(optional: bool = True) -> Rule:
+    """One token id."""
+    return Rule("a token id (a whole number of at least 0)", _id, optional)
+
+
+def token_ids(optional: bool = True) -> Rule:
+    """One token id or a list of some."""
+    what = "a token id (a whole number of at least 0) or a list of token ids"
+    return Rule(what, lambda value: _ids(value) if isinstance(value, list | tuple) else _id(value), optional)
+
+
+def id_list(optional: bool = True) -> Rule:
+    """A list of token ids; one id is a list of one."""
+    convert = token_ids().convert
+    return Rule(token_ids().what, lambda value: as_list(convert(value)), optional)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is, anything else as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def sequences(optional: bool = True) -> Rule:
+    """A list of sequences of token ids, none of them empty."""
+
+    def convert(value: Any) -> list[list[int]]:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        found = [_ids(each) for each in value]
+        if not all(found):
+            raise ValueError
+        return found
+
+    return Rule("non-empty sequences of token ids, as in [[4, 5], [6]]", convert, optional, "hold ")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one stands for; None where none is near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.8)
+    return near[0] if near else None
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns of the line of the caller's code that led here, however deep in the library this is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
