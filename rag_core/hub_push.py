@@ -132,11 +132,15 @@ class Pushable:
 
         Args:
             repo_id: "owner/name".
-            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`.
+            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`; what
+                transformers takes besides and changes nothing is passed over.
 
         Returns:
             The repository's address.
         """
+        from rag_core.keywords import Saving
+
+        push = Saving.of(push_to_hub=True, **kwargs).push or {}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)  # type: ignore[attr-defined]
-            return push_folder(folder, repo_id, **kwargs)
+            return push_folder(folder, repo_id, **push)

@@ -152,7 +152,7 @@ class Saving:
                 raise TypeError(f"{name} must be True or False, got {value!r}. Give the other arguments by name.")
         unknown = sorted(set(kwargs) - _NOTHING_TO_SAVE - _PUSHING - _NOTHING_TO_PUSH - set(_SAVING))
         if unknown:
-            raise TypeError(f"save_pretrained got unknown arguments: {', '.join(unknown)}")
+            raise TypeError(f"save_pretrained (or push_to_hub) got unknown arguments: {', '.join(unknown)}")
         for name, value in kwargs.items():
             if name in _SAVING:
                 _SAVING[name].check(name, value)

@@ -117,7 +117,7 @@ class RagRetriever(Pushable):
             retriever_name_or_path: folder or repository with a RAG config.json and both tokenizers.
             indexed_dataset: a `datasets.Dataset` with columns title, text, embeddings and a faiss index on embeddings.
             index: any `Index`, instead of the one the configuration describes.
-            config: a `RagConfig` to use instead of the saved one.
+            config: a `RagConfig` to use instead of the saved one, or the folder or repository of one.
             question_encoder_tokenizer: instead of the saved one.
             generator_tokenizer: instead of the saved one.
             init_retrieval: False opens the index at the first search.

@@ -106,6 +106,8 @@ def load_parts(
         if values.get("model_type") != "rag":
             raise ValueError(_not_rag(name_or_path, values.get("model_type")))
         config = RagConfig.from_pretrained(name_or_path, **hub, **overrides)
+    elif isinstance(config, str | Path):
+        config = RagConfig.from_pretrained(config, **hub, **overrides)
     else:
         config = _overridden(copy.deepcopy(config), overrides)
     asked_for_index = any(name in overrides for name in INDEX_FIELDS)

@@ -15,6 +15,7 @@ from tensorflow import Tensor
 
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
+from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_one_of
 from rag_tf.layers import (
     AttentionMask,
@@ -313,6 +314,7 @@ class BartForConditionalGeneration(Generator):
     """
 
     config_class = BartConfig
+    base_model_prefix = "model"
 
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config)
@@ -332,6 +334,12 @@ class BartForConditionalGeneration(Generator):
     def get_input_embeddings(self) -> Embedding:
         """The token table."""
         return self.model.shared
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        self.model.shared = check_table("value", value, self.model.shared)
+        self.tie_weights()
+        self.reset_graphs()
 
     def get_encoder(self) -> BartEncoder:
         """The encoder."""

@@ -16,6 +16,7 @@ from tensorflow import Tensor
 
 from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
+from rag_core.pretrained import check_table
 from rag_core.sentence_folder import sentence_settings
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_tf.contexts import checked_ids, checked_tensor
@@ -44,6 +45,12 @@ class PooledEncoder(PretrainedModel, Module, ABC):
     def get_input_embeddings(self) -> Embedding:
         """The token table."""
         return self._body.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        embeddings = self._body.embeddings
+        embeddings.word_embeddings = check_table("value", value, embeddings.word_embeddings)
+        self.reset_graphs()
 
     @abstractmethod
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
@@ -158,6 +165,7 @@ class DPRQuestionEncoder(_DPR):
     """
 
     head = "question"
+    base_model_prefix = "question_encoder"
 
     def __init__(self, config: DPRConfig) -> None:
         super().__init__(config)
@@ -177,6 +185,7 @@ class DPRContextEncoder(_DPR):
     """
 
     head = "context"
+    base_model_prefix = "ctx_encoder"
 
     def __init__(self, config: DPRConfig) -> None:
         super().__init__(config)
@@ -199,6 +208,7 @@ class BertEncoder(PooledEncoder):
 
     config_class = BertConfig
     architecture = "BertModel"
+    base_model_prefix = "bert"
 
     @classmethod
     def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:

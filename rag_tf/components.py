@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.hub import split_hub_kwargs
+from rag_core.keywords import loading_info
+from rag_core.pretrained import rows_wanted
 from rag_core.weight_shapes import RAG_HEADS
 from rag_tf import weights as tensors
 from rag_tf.bart import BartForConditionalGeneration
@@ -15,7 +17,7 @@ from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_tf.foreign import ForeignGenerator, module_config
 from rag_tf.holder import resolve_dtype
 from rag_tf.modules import Module, hollow
-from rag_tf.pretrained import PretrainedModel, warn_of_prefix
+from rag_tf.pretrained import PretrainedModel, resolve_device_map, warn_of_prefix
 from rag_tf.t5 import T5ForConditionalGeneration
 
 QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
@@ -71,6 +73,7 @@ def rag_config(config: Any, question_encoder: Any, generator: Any, fields: dict[
 class RagPretrained(PretrainedModel):
     """Loading, saving and putting together, the same for RagModel and both heads."""
 
+    base_model_prefix = "rag"
     rag: Any
     config: RagConfig
 
@@ -112,7 +115,7 @@ class RagPretrained(PretrainedModel):
     @classmethod
     def from_pretrained(
         cls: type[Rag],
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
         retriever: Any = None,
         config: Any = None,
@@ -121,6 +124,9 @@ class RagPretrained(PretrainedModel):
         dtype: Any = None,
         torch_dtype: Any = None,
         device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: bool = False,
         from_pt: bool = False,
         load_weight_prefix: str | None = None,
         **kwargs: Any,
@@ -130,34 +136,33 @@ class RagPretrained(PretrainedModel):
         Args:
             pretrained_model_name_or_path: folder, or repository id.
             retriever: as in the constructor.
-            config: a `RagConfig` instead of the stored one; copied.
+            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or repository.
             question_encoder: a module of one's own, to be filled from the checkpoint.
             generator: the same.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
             device: where to put the weights; None leaves it to TensorFlow (a GPU where there is one).
+            device_map, state_dict, output_loading_info: see `PretrainedModel.from_pretrained`.
             from_pt: nothing to do: the files are PyTorch's and TensorFlow's alike.
             load_weight_prefix: not needed any more.
-            **kwargs: hub options, and fields of the config to override; see `PretrainedModel.from_pretrained`.
+            **kwargs: hub options, and fields of the config to override; see there.
 
         Raises:
             OSError, TypeError, ValueError: as `PretrainedModel.from_pretrained`.
         """
         warn_of_prefix(load_weight_prefix)
-        hub, overrides = split_hub_kwargs(kwargs)
-        cls._refuse_unknown(overrides)
-        if config is None:
-            config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
-        else:
-            config = RagConfig.from_dict(config.to_dict(), **overrides)
+        config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
+        device = resolve_device_map(device, device_map)
         with hollow():
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
                 model.rag.set_context_encoder_for_training(
                     build_context_encoder(config_from_dict(config.extra["ctx_encoder"]))
                 )
-        model._load(pretrained_model_name_or_path, hub, resolve_dtype(dtype or torch_dtype, config), device)
-        return model.eval()
+        dtype = resolve_dtype(dtype or torch_dtype, config)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
+        model.eval()
+        return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
 
     @classmethod
     def from_pretrained_question_encoder_generator(
@@ -175,7 +180,8 @@ class RagPretrained(PretrainedModel):
             generator_pretrained_model_name_or_path: the same for BART or T5, and `generator_model=`.
             retriever: as in the constructor.
             **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading (hub options, `config`,
-                fields of its config); all others are fields of the `RagConfig`, and `dtype`, `torch_dtype`, `device`.
+                fields of its config); hub options, `dtype`, `torch_dtype`, `device` and `device_map` to both; all
+                others are fields of the `RagConfig`.
                 `from_pt` and `load_weight_prefix` are taken, and not needed, for each part and for both.
 
         Raises:
@@ -183,8 +189,10 @@ class RagPretrained(PretrainedModel):
         """
         for old in ("load_weight_prefix", *(f"{part}_load_weight_prefix" for part in _PARTS)):
             warn_of_prefix(kwargs.pop(old, None))
-        shared = ("dtype", "torch_dtype", "device", "from_pt")
+        shared = ("dtype", "torch_dtype", "device", "device_map", "from_pt")
         common: dict[str, Any] = {name: kwargs.pop(name) for name in shared if name in kwargs}
+        hub, kwargs = split_hub_kwargs(kwargs)
+        common |= hub
         options: dict[str, dict[str, Any]] = {}
         for part in _PARTS:
             names = [name for name in kwargs if name.startswith(f"{part}_")]
@@ -214,12 +222,22 @@ class RagPretrained(PretrainedModel):
         """The generator's language-model head."""
         return self.rag.generator.get_output_embeddings()
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> Any:
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table into the generator; see `PretrainedModel.set_input_embeddings`."""
+        self.rag.generator.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another language-model head into the generator; see `PretrainedModel.set_output_embeddings`."""
+        self.rag.generator.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> Any:
         """Cut or lengthen the generator's token table and head; see `PretrainedModel.resize_token_embeddings`."""
-        table = self.rag.generator.resize_token_embeddings(new_num_tokens)
-        if new_num_tokens is not None:
-            generator = {**self.config.generator.to_dict(), "vocab_size": new_num_tokens}
-            values = {**self.config.to_dict(), "vocab_size": new_num_tokens, "generator": generator}
+        generator_model = self.rag.generator
+        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, generator_model.get_input_embeddings().weight.shape[0])
+        table = generator_model.resize_token_embeddings(rows)
+        if (new_num_tokens, pad_to_multiple_of) != (None, None):
+            generator = {**self.config.generator.to_dict(), "vocab_size": rows}
+            values = {**self.config.to_dict(), "vocab_size": rows, "generator": generator}
             for model in (self, self.rag):
                 object.__setattr__(model, "config", RagConfig.from_dict(values))
         return table

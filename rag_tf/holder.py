@@ -98,11 +98,6 @@ class WeightHolder:
         """All weights, tied ones once."""
         return (variable for _, variable in tensors.named_tensors(self))
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the weights are, tied ones once."""
-        wanted = self.trainable_variables if only_trainable else self.parameters()
-        return sum(int(np.prod(variable.shape)) for variable in wanted)
-
     def state_dict(self) -> dict[str, np.ndarray]:
         """The weights by name as read-only arrays, tied ones under each of their names."""
         arrays = tensors.to_arrays(self)

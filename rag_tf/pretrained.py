@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorflow as tf
 
 from rag_core.checks import warn
-from rag_core.hub import Pushable, push_folder, resolve_file, split_hub_kwargs
+from rag_core.hub import resolve_file
+from rag_core.keywords import Saving, loading_info, whole_device
+from rag_core.pretrained import PretrainedBase, rows_wanted
 from rag_tf import weights as tensors
 from rag_tf.holder import WeightHolder, resolve_dtype
 from rag_tf.modules import Embedding, hollow
@@ -19,17 +21,14 @@ Model = TypeVar("Model", bound="PretrainedModel")
 _HELD = 1 << 26  # bytes of a checkpoint's file that stay in memory while it is read
 
 
-class PretrainedModel(WeightHolder, Pushable):
+class PretrainedModel(WeightHolder, PretrainedBase):
     """A config, and weights that load and save themselves under Hugging Face's names; a mixin, see `WeightHolder`.
 
     Args:
         config: the config object the network is built from.
     """
 
-    config_class: Any = None
-    architecture: str | None = None
-    head: str | None = None
-    _generation_config: Any = None
+    framework = "tf"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -48,89 +47,62 @@ class PretrainedModel(WeightHolder, Pushable):
     def tie_weights(self) -> None:
         """Make variables that the config ties one variable."""
 
-    def switches(self, use_cache: bool | None, *others: bool | None) -> tuple[bool, bool, bool, bool]:
-        """Resolve (use_cache, output_attentions, output_hidden_states, return_dict): None means the config's value."""
-        names = ("output_attentions", "output_hidden_states", "use_return_dict")
-        attentions, hidden, return_dict = (
-            bool(getattr(self.config, name)) if value is None else value
-            for name, value in zip(names, others, strict=True)
-        )
-        if use_cache is None:
-            use_cache = bool(getattr(self.config, "use_cache", False))
-        return use_cache, attentions, hidden, return_dict
-
-    @property
-    def generation_config(self) -> Any:
-        """How to generate unless a call says otherwise: generation_config.json's, else made from the config."""
-        if self._generation_config is None:
-            from rag_core.generation import GenerationConfig
-
-            # Not self.generation_config = ...: TensorFlow's trackers would read it first, to compare.
-            object.__setattr__(self, "_generation_config", GenerationConfig.from_model_config(self.config))
-        return self._generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        object.__setattr__(self, "_generation_config", value)
-
-    def get_input_embeddings(self) -> Any:
-        """The token table."""
-        raise NotImplementedError(f"{type(self).__name__} has no token table")
-
-    def get_output_embeddings(self) -> Any:
-        """The language-model head, or None."""
-        return None
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> Embedding:
         """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn like fresh weights.
+
+        Args:
+            new_num_tokens: how many rows; None leaves the number.
+            pad_to_multiple_of: round the number up to a multiple of this, e.g. 64.
 
         Returns:
             The token table.
         """
         table = self.get_input_embeddings()
-        if new_num_tokens is None or new_num_tokens == table.num_embeddings:
+        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, table.num_embeddings)
+        if rows == table.num_embeddings:
             return table
-        if new_num_tokens < 1:
-            raise ValueError(f"new_num_tokens must be positive, got {new_num_tokens}")
         std = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", None) or 1.0
         old = table.weight
 
         def grown(weight: Any, std: float) -> tf.Variable:
-            return tf.Variable(tensors.resized(weight, new_num_tokens, std), trainable=weight.trainable)
+            return tf.Variable(tensors.resized(weight, rows, std), trainable=weight.trainable)
 
         with self.placed():
             fresh = grown(old, std)
             for module in self.modules():
                 if isinstance(module, Embedding) and module.weight is old:
-                    module.weight, module.num_embeddings = fresh, new_num_tokens
+                    module.weight, module.num_embeddings = fresh, rows
             output = self.get_output_embeddings()
             if output is not None:
                 if output.weight is not old:
                     fresh = grown(output.weight, std)
-                output.weight, output.out_features = fresh, new_num_tokens
+                output.weight, output.out_features = fresh, rows
             bias = getattr(self, "final_logits_bias", None)
             if bias is not None:
-                turned = tf.transpose(tensors.resized(tf.transpose(bias), new_num_tokens, 0.0))
+                turned = tf.transpose(tensors.resized(tf.transpose(bias), rows, 0.0))
                 self.final_logits_bias = tf.Variable(turned, trainable=bias.trainable)
-        config = type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
+        config = type(self.config).from_dict(self.config.to_dict(), vocab_size=rows)
         object.__setattr__(self, "config", config)
         self.reset_graphs()
         return table
 
-    @classmethod
-    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> Any:
-        """The config of a folder or repository."""
-        return cls.config_class.from_pretrained(name_or_path, **hub, **overrides)
+    def _learning(self) -> Any:
+        return self.trainable_variables
 
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
         config: Any = None,
         dtype: Any = None,
         torch_dtype: Any = None,
         device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: bool = False,
         from_pt: bool = False,
         load_weight_prefix: str | None = None,
         **kwargs: Any,
@@ -138,52 +110,54 @@ class PretrainedModel(WeightHolder, Pushable):
         """A model from a folder or a repository of the hub, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: folder, or repository id.
-            config: instead of the stored one; copied.
+            pretrained_model_name_or_path: folder, or repository id; None where `config` and `state_dict` are given.
+            config: instead of the stored one: a config, which is copied, or another folder or repository.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
             device: where to put the weights; None leaves it to TensorFlow (a GPU where there is one).
+            device_map: another name for `device`: a device, {"": device}, or "auto" to leave it to TensorFlow.
+            state_dict: weights by name in place of the stored ones.
+            output_loading_info: return a pair, the model and a dictionary of `missing_keys`, `unexpected_keys`,
+                `mismatched_keys` and `error_msgs`, all empty: weights that do not fit are an error.
             from_pt: nothing to do: the files are PyTorch's and TensorFlow's alike.
             load_weight_prefix: not needed any more.
             **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
-                and fields of the config to override.
+                fields of the config to override, and what transformers takes besides (see `rag_core.keywords`).
 
         Raises:
             OSError: files are missing.
             TypeError: an unknown keyword.
-            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name.
+            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name. Or a
+                keyword asks for something that is not done here.
         """
         warn_of_prefix(load_weight_prefix)
-        hub, overrides = split_hub_kwargs(kwargs)
-        cls._refuse_unknown(overrides)
-        if config is None:
-            config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
-        else:
-            config = type(config).from_dict(config.to_dict(), **overrides)
+        config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
+        device = resolve_device_map(device, device_map)
         with hollow():
             model = cls(config)
-        model._load(pretrained_model_name_or_path, hub, resolve_dtype(dtype or torch_dtype, config), device)
-        return model.eval()
+        dtype = resolve_dtype(dtype or torch_dtype, config)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
+        model.eval()
+        return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
 
-    @classmethod
-    def _refuse_unknown(cls, overrides: dict[str, Any]) -> None:
-        from rag_core.generation import GenerationConfig
-
-        known = GenerationConfig.__dataclass_fields__
-        unknown = sorted(name for name in overrides if not cls.config_class.knows(name) and name not in known)
-        if unknown:
-            raise TypeError(
-                f"{cls.__name__}.from_pretrained got unknown keywords {', '.join(unknown)}: neither an option of "
-                f"loading nor a field of {cls.config_class.__name__}"
-            )
-
-    def _load(self, name_or_path: str | Path, hub: dict[str, Any], dtype: Any, device: Any) -> None:
+    def _load(
+        self,
+        name_or_path: str | Path | None,
+        hub: dict[str, Any],
+        dtype: Any,
+        device: Any,
+        state_dict: Mapping[str, Any] | None = None,
+    ) -> None:
         """Fill this model (built hollow) with a checkpoint's weights, all or an error."""
         from rag_core.checkpoint import read_weights
         from rag_core.generation import GenerationConfig, own_options
 
-        found = read_weights(name_or_path, **hub)
-        arrays = self._fit(found, str(name_or_path))
+        source = str(name_or_path) if state_dict is None else "state_dict"
+        if state_dict is None:
+            found = read_weights(name_or_path, **hub)  # type: ignore[arg-type]
+        else:
+            found = tensors.lazy_weights(state_dict)
+        arrays = self._fit(found, source)
         ties = tensors.tied_names(self)
 
         def read() -> Iterator[tuple[str, Any]]:
@@ -201,7 +175,9 @@ class PretrainedModel(WeightHolder, Pushable):
         self.tie_weights()
         left = tensors.hollow_names(self)
         if left:
-            raise ValueError(f"{name_or_path} left weights without values: {', '.join(left)}")
+            raise ValueError(f"{source} left weights without values: {', '.join(left)}")
+        if name_or_path is None:
+            return
         if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
             said = GenerationConfig.from_pretrained(name_or_path, **hub)
             self.generation_config = own_options(said, self.config, self.head)
@@ -212,51 +188,48 @@ class PretrainedModel(WeightHolder, Pushable):
 
         return fit_weights(self.config, found, self.head, source=source)
 
-    def _saved_config(self) -> Any:
-        """The config as it is written: a copy that names this class and the type of the weights."""
-        names = {"architectures": [self.architecture or type(self).__name__], "torch_dtype": self.dtype}
-        return type(self.config).from_dict(self.config.to_dict(), **names)
-
     def save_pretrained(
         self,
         save_directory: str | Path,
-        *,
+        *,  # transformers' TensorFlow classes have another second argument
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
+        save_function: Any = None,
+        push_to_hub: bool = False,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
-        push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
         """Write config.json, generation_config.json and model.safetensors, all or nothing; PyTorch reads them too.
 
         Args:
             save_directory: the folder, made if missing.
+            is_main_process: False writes nothing: another process does.
+            state_dict: weights of this model by name, in place of those it has.
+            save_function: not used: weights are written as safetensors.
+            push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
             max_shard_size: larger checkpoints are split.
             safe_serialization: must be True: nothing here writes pickles.
-            push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
-            **kwargs: see `push_to_hub`.
+            **kwargs: see `push_to_hub` and `rag_core.keywords.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.
+            ValueError: `state_dict` holds other names or shapes than this model.
         """
-        from rag_core.checkpoint import write_checkpoint
-
-        if not safe_serialization:
-            raise ValueError("safe_serialization must be True: weights are written as safetensors, never as a pickle")
-        if kwargs and not push_to_hub:
-            raise TypeError(f"save_pretrained got unknown arguments: {', '.join(sorted(kwargs))}")
-        write_checkpoint(
-            save_directory,
-            tensors.to_arrays(self),
-            self._saved_config(),
-            generation_config=self._saved_generation_config(),
-            max_shard_size=max_shard_size,
+        saving = Saving.of(is_main_process, push_to_hub, **kwargs)
+        self._write(
+            save_directory, saving, lambda: tensors.to_arrays(self, state_dict), max_shard_size, safe_serialization
         )
-        if push_to_hub:
-            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
-            push_folder(save_directory, repo_id, **kwargs)
 
-    def _saved_generation_config(self) -> Any:
-        return self._generation_config
+
+def resolve_device_map(device: Any, device_map: Any) -> Any:
+    """The device that `device` or `device_map` names; "auto" is None: TensorFlow takes a GPU where there is one.
+
+    Raises:
+        ValueError: several devices, or both arguments.
+    """
+    found = whole_device(device, device_map)
+    return None if isinstance(found, str) and found == "auto" else found
 
 
 def warn_of_prefix(load_weight_prefix: Any) -> None:

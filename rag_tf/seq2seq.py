@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.outputs import Seq2SeqLMOutput
+from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_embeds, check_head_masks, check_label_shape, check_one_of, next_inputs, start_and_pad
 from rag_tf.contexts import checked_ids
 from rag_tf.keras_fit import spread
@@ -52,6 +53,11 @@ class Generator(PretrainedModel, Module, ABC):
     def get_output_embeddings(self) -> Linear:
         """The language-model head."""
         return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another language-model head in place; see `PretrainedModel.set_output_embeddings`."""
+        self.lm_head = check_table("new_embeddings", new_embeddings, self.lm_head)
+        self.reset_graphs()
 
     def tie_weights(self) -> None:
         """Make the encoder's, the decoder's and (if the config ties them) the head's table one variable."""

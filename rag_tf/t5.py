@@ -16,6 +16,7 @@ from tensorflow import Tensor
 from rag_core.config import T5Config
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_distance_buckets
+from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_one_of
 from rag_tf.layers import (
     AttentionMask,
@@ -326,6 +327,7 @@ class T5ForConditionalGeneration(Generator):
     """
 
     config_class = T5Config
+    base_model_prefix = "transformer"
 
     def __init__(self, config: T5Config) -> None:
         super().__init__(config)
@@ -350,6 +352,12 @@ class T5ForConditionalGeneration(Generator):
     def get_input_embeddings(self) -> Embedding:
         """The token table."""
         return self.shared
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        self.shared = check_table("value", value, self.shared)
+        self.tie_weights()
+        self.reset_graphs()
 
     def get_encoder(self) -> T5Encoder:
         """The encoder."""

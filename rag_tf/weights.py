@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rag_core.pretrained import chosen_weights
+from rag_core.weights import LazyWeights
 from rag_tf.modules import Hollow, Module
 
 _DEVICE = re.compile(r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?")
@@ -53,17 +55,40 @@ def tied_names(model: Any) -> dict[str, str]:
     return ties
 
 
-def to_arrays(model: Any) -> dict[str, np.ndarray]:
+def to_arrays(model: Any, state_dict: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
     """The weights as read-only NumPy arrays, tied ones once; bfloat16 stays bfloat16.
 
     On the CPU the arrays share the variables' memory until those change, so that saving takes no copy.
+
+    Args:
+        model: whose weights, or whose names.
+        state_dict: values in place of the model's own, tied ones under any of their names.
+
+    Raises:
+        ValueError: `state_dict` has other names or shapes.
     """
-    return {name: to_array(variable) for name, variable in named_tensors(model)}
+    weights = dict(named_tensors(model))
+    if state_dict is not None:
+        weights = chosen_weights(weights, tied_names(model), state_dict)
+    return {name: to_array(variable) for name, variable in weights.items()}
 
 
-def to_array(variable: tf.Variable) -> np.ndarray:
-    """A variable's values of now, see `to_arrays`."""
-    return np.asarray(variable.read_value())
+def lazy_weights(state_dict: Mapping[str, Any]) -> LazyWeights:
+    """Tensors or arrays by name, as a checkpoint's file would give them.
+
+    Raises:
+        TypeError: no mapping.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
+    arrays = {name: to_array(value) for name, value in state_dict.items()}
+    shapes = {name: each.shape for name, each in arrays.items()}
+    return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
+
+
+def to_array(variable: Any) -> np.ndarray:
+    """A variable's, tensor's or array's values of now, see `to_arrays`."""
+    return np.asarray(variable.read_value() if isinstance(variable, tf.Variable) else variable)
 
 
 def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) -> tf.Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
+from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_one_of
 from rag_torch.decode_state import DecodeState, GrowingCache, noted
 from rag_torch.layers import (
@@ -261,6 +262,7 @@ class BartForConditionalGeneration(Generator):
     """
 
     config_class = BartConfig
+    base_model_prefix = "model"
 
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config)
@@ -276,6 +278,11 @@ class BartForConditionalGeneration(Generator):
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.model.shared
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        self.model.shared = check_table("value", value, self.model.shared)
+        self.tie_weights()
 
     def get_encoder(self) -> BartEncoder:
         """The encoder."""

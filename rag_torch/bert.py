@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import PooledEncoderOutput
+from rag_core.pretrained import check_table
 from rag_core.sentence_folder import sentence_settings
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_torch.contexts import used_length
@@ -42,6 +43,11 @@ class PooledEncoder(PretrainedModel, ABC):
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self._body.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        embeddings = self._body.embeddings
+        embeddings.word_embeddings = check_table("value", value, embeddings.word_embeddings)
 
     @abstractmethod
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
@@ -122,6 +128,7 @@ class DPRQuestionEncoder(_DPR):
     """
 
     head = "question"
+    base_model_prefix = "question_encoder"
 
     def __init__(self, config: DPRConfig) -> None:
         super().__init__(config)
@@ -141,6 +148,7 @@ class DPRContextEncoder(_DPR):
     """
 
     head = "context"
+    base_model_prefix = "ctx_encoder"
 
     def __init__(self, config: DPRConfig) -> None:
         super().__init__(config)
@@ -163,6 +171,7 @@ class BertEncoder(PooledEncoder):
 
     config_class = BertConfig
     architecture = "BertModel"
+    base_model_prefix = "bert"
 
     @classmethod
     def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,11 +11,13 @@ from torch import nn
 
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.hub import split_hub_kwargs
+from rag_core.keywords import loading_info
+from rag_core.pretrained import rows_wanted
 from rag_torch import weights as tensors
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.foreign import module_config
-from rag_torch.pretrained import PretrainedModel, resolve_dtype
+from rag_torch.pretrained import PretrainedModel, resolve_device_map, resolve_dtype
 from rag_torch.t5 import T5ForConditionalGeneration
 
 QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
@@ -70,6 +73,7 @@ def rag_config(config: Any, question_encoder: Any, generator: Any, fields: dict[
 class RagPretrained(PretrainedModel):
     """Loading, saving and putting together, the same for RagModel and both heads."""
 
+    base_model_prefix = "rag"
     rag: Any
     config: RagConfig
 
@@ -81,7 +85,7 @@ class RagPretrained(PretrainedModel):
     @classmethod
     def from_pretrained(
         cls: type[Rag],
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
         retriever: Any = None,
         config: Any = None,
@@ -90,6 +94,9 @@ class RagPretrained(PretrainedModel):
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Rag:
         """A RAG model from a folder or a repository of the hub, in eval mode; any head's checkpoint fits any class.
@@ -97,33 +104,32 @@ class RagPretrained(PretrainedModel):
         Args:
             pretrained_model_name_or_path: folder, or repository id.
             retriever: as in the constructor.
-            config: a `RagConfig` instead of the stored one; copied.
+            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or repository.
             question_encoder: a module of one's own, to be filled from the checkpoint.
             generator: the same.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
             device: where to put the weights; None is the CPU.
-            **kwargs: hub options, and fields of the config to override; see `PretrainedModel.from_pretrained`.
+            device_map, state_dict, output_loading_info: see `PretrainedModel.from_pretrained`.
+            **kwargs: hub options, and fields of the config to override; see there.
 
         Raises:
             OSError, TypeError, ValueError: as `PretrainedModel.from_pretrained`.
         """
-        hub, overrides = split_hub_kwargs(kwargs)
-        cls._refuse_unknown(overrides)
-        if config is None:
-            config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
-        else:
-            config = RagConfig.from_dict(config.to_dict(), **overrides)
+        config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
+        device = resolve_device_map(device, device_map)
         with tensors.Hollow():
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
                 model.rag.set_context_encoder_for_training(
                     build_context_encoder(config_from_dict(config.extra["ctx_encoder"]))
                 )
-        model._load(pretrained_model_name_or_path, hub, resolve_dtype(dtype or torch_dtype, config), device)
+        dtype = resolve_dtype(dtype or torch_dtype, config)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
         if device is not None:
             model.to(device)
-        return model.eval()
+        model.eval()
+        return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
 
     @classmethod
     def from_pretrained_question_encoder_generator(
@@ -141,14 +147,16 @@ class RagPretrained(PretrainedModel):
             generator_pretrained_model_name_or_path: the same for BART or T5, and `generator_model=`.
             retriever: as in the constructor.
             **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading (hub options, `config`,
-                fields of its config); all others are fields of the `RagConfig`, and `dtype`, `torch_dtype`, `device`.
+                fields of its config); hub options, `dtype`, `torch_dtype`, `device` and `device_map` to both; all
+                others are fields of the `RagConfig`.
 
         Raises:
             ValueError: a part is neither named nor given.
         """
-        common: dict[str, Any] = {
-            name: kwargs.pop(name) for name in ("dtype", "torch_dtype", "device") if name in kwargs
-        }
+        shared = ("dtype", "torch_dtype", "device", "device_map")
+        common: dict[str, Any] = {name: kwargs.pop(name) for name in shared if name in kwargs}
+        hub, kwargs = split_hub_kwargs(kwargs)
+        common |= hub
         options: dict[str, dict[str, Any]] = {}
         for part in _PARTS:
             names = [name for name in kwargs if name.startswith(f"{part}_")]
@@ -178,12 +186,22 @@ class RagPretrained(PretrainedModel):
         """The generator's language-model head."""
         return self.rag.generator.get_output_embeddings()
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> Any:
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table into the generator; see `PretrainedModel.set_input_embeddings`."""
+        self.rag.generator.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another language-model head into the generator; see `PretrainedModel.set_output_embeddings`."""
+        self.rag.generator.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> Any:
         """Cut or lengthen the generator's token table and head; see `PretrainedModel.resize_token_embeddings`."""
-        table = self.rag.generator.resize_token_embeddings(new_num_tokens)
-        if new_num_tokens is not None:
-            generator = {**self.config.generator.to_dict(), "vocab_size": new_num_tokens}
-            values = {**self.config.to_dict(), "vocab_size": new_num_tokens, "generator": generator}
+        generator_model = self.rag.generator
+        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, len(generator_model.get_input_embeddings().weight))
+        table = generator_model.resize_token_embeddings(rows)
+        if (new_num_tokens, pad_to_multiple_of) != (None, None):
+            generator = {**self.config.generator.to_dict(), "vocab_size": rows}
+            values = {**self.config.to_dict(), "vocab_size": rows, "generator": generator}
             self.config = self.rag.config = RagConfig.from_dict(values)
         return table
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from rag_core.hub import Pushable, push_folder, resolve_file, split_hub_kwargs
+from rag_core.hub import resolve_file
+from rag_core.keywords import Saving, loading_info, whole_device
+from rag_core.pretrained import PretrainedBase, rows_wanted
 from rag_torch import weights as tensors
 
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -16,17 +19,14 @@ Model = TypeVar("Model", bound="PretrainedModel")
 _HELD = 1 << 26  # bytes of a checkpoint's file that stay in memory while it is read
 
 
-class PretrainedModel(nn.Module, Pushable):
+class PretrainedModel(nn.Module, PretrainedBase):
     """An `nn.Module` with a config, which loads and saves itself under Hugging Face's names.
 
     Args:
         config: the config object the network is built from.
     """
 
-    config_class: Any = None
-    architecture: str | None = None
-    head: str | None = None
-    _generation_config: Any = None
+    framework = "pt"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -44,17 +44,6 @@ class PretrainedModel(nn.Module, Pushable):
     def tie_weights(self) -> None:
         """Make parameters that the config ties one parameter."""
 
-    def switches(self, use_cache: bool | None, *others: bool | None) -> tuple[bool, bool, bool, bool]:
-        """Resolve (use_cache, output_attentions, output_hidden_states, return_dict): None means the config's value."""
-        names = ("output_attentions", "output_hidden_states", "use_return_dict")
-        attentions, hidden, return_dict = (
-            bool(getattr(self.config, name)) if value is None else value
-            for name, value in zip(names, others, strict=True)
-        )
-        if use_cache is None:
-            use_cache = bool(getattr(self.config, "use_cache", False))
-        return use_cache, attentions, hidden, return_dict
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -65,118 +54,130 @@ class PretrainedModel(nn.Module, Pushable):
         """The type of the weights."""
         return next(self.parameters()).dtype
 
-    @property
-    def generation_config(self) -> Any:
-        """How to generate unless a call says otherwise: generation_config.json's, else made from the config."""
-        if self._generation_config is None:
-            from rag_core.generation import GenerationConfig
-
-            self._generation_config = GenerationConfig.from_model_config(self.config)
-        return self._generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        self._generation_config = value
-
-    def get_input_embeddings(self) -> Any:
-        """The token table."""
-        raise NotImplementedError(f"{type(self).__name__} has no token table")
-
-    def get_output_embeddings(self) -> Any:
-        """The language-model head, or None."""
-        return None
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> nn.Embedding:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
         """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn like fresh weights.
+
+        Args:
+            new_num_tokens: how many rows; None leaves the number.
+            pad_to_multiple_of: round the number up to a multiple of this, e.g. 64.
 
         Returns:
             The token table.
         """
         table = self.get_input_embeddings()
-        if new_num_tokens is None or new_num_tokens == table.num_embeddings:
+        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, table.num_embeddings)
+        if rows == table.num_embeddings:
             return table
-        if new_num_tokens < 1:
-            raise ValueError(f"new_num_tokens must be positive, got {new_num_tokens}")
         std = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", None) or 1.0
         old = table.weight
-        fresh = nn.Parameter(tensors.resized(old, new_num_tokens, std), requires_grad=old.requires_grad)
+
+        def grown(weight: nn.Parameter) -> nn.Parameter:
+            return nn.Parameter(tensors.resized(weight, rows, std), requires_grad=weight.requires_grad)
+
+        fresh = grown(old)
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module.weight is old:
-                module.weight, module.num_embeddings = fresh, new_num_tokens
+                module.weight, module.num_embeddings = fresh, rows
         output = self.get_output_embeddings()
         if output is not None:
-            if output.weight is not old:
-                fresh = nn.Parameter(tensors.resized(output.weight, new_num_tokens, std))
-            output.weight, output.out_features = fresh, new_num_tokens
+            output.weight, output.out_features = fresh if output.weight is old else grown(output.weight), rows
         bias = getattr(self, "final_logits_bias", None)
         if bias is not None:
-            self.final_logits_bias = tensors.resized(bias.T, new_num_tokens, 0.0).T.contiguous()
-        self.config = type(self.config).from_dict(self.config.to_dict(), vocab_size=new_num_tokens)
+            self.final_logits_bias = tensors.resized(bias.T, rows, 0.0).T.contiguous()
+        self.config = type(self.config).from_dict(self.config.to_dict(), vocab_size=rows)
         return table
 
-    @classmethod
-    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> Any:
-        """The config of a folder or repository."""
-        return cls.config_class.from_pretrained(name_or_path, **hub, **overrides)
+    def enable_input_require_grads(self) -> None:
+        """Let token vectors have gradients though their table is frozen, as adapters under checkpointing need it."""
+        self.disable_input_require_grads()
+        self._input_hook = self.get_input_embeddings().register_forward_hook(_require_grad)
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        hook = self.__dict__.pop("_input_hook", None)
+        if hook is not None:
+            hook.remove()
+
+    def _learning(self) -> Any:
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Files hold tied weights once, under any of their names; PyTorch asks for each of the names.
+        names: dict[str, list[str]] = {}
+        for name, first in tensors.tied_names(self).items():
+            names.setdefault(first, [first]).append(name)
+        for group in names.values():
+            held = next((prefix + name for name in group if prefix + name in state_dict), None)
+            if held is not None:
+                for name in group:
+                    state_dict.setdefault(prefix + name, state_dict[held])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *,
         config: Any = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
         """A model from a folder or a repository of the hub, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: folder, or repository id.
-            config: instead of the stored one; copied.
+            pretrained_model_name_or_path: folder, or repository id; None where `config` and `state_dict` are given.
+            config: instead of the stored one: a config, which is copied, or another folder or repository.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
             device: where to put the weights; None is the CPU.
+            device_map: another name for `device`: a device, {"": device}, or "auto" for a GPU where there is one.
+            state_dict: weights by name in place of the stored ones.
+            output_loading_info: return a pair, the model and a dictionary of `missing_keys`, `unexpected_keys`,
+                `mismatched_keys` and `error_msgs`, all empty: weights that do not fit are an error.
             **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
-                and fields of the config to override.
+                fields of the config to override, and what transformers takes besides (see `rag_core.keywords`).
 
         Raises:
             OSError: files are missing.
             TypeError: an unknown keyword.
-            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name.
+            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name. Or a
+                keyword asks for something that is not done here.
         """
-        hub, overrides = split_hub_kwargs(kwargs)
-        cls._refuse_unknown(overrides)
-        if config is None:
-            config = cls.read_config(pretrained_model_name_or_path, hub, overrides)
-        else:
-            config = type(config).from_dict(config.to_dict(), **overrides)
+        config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
+        device = resolve_device_map(device, device_map)
         with tensors.Hollow():
             model = cls(config)
-        model._load(pretrained_model_name_or_path, hub, resolve_dtype(dtype or torch_dtype, config), device)
-        return model.eval()
+        dtype = resolve_dtype(dtype or torch_dtype, config)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
+        model.eval()
+        return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
 
-    @classmethod
-    def _refuse_unknown(cls, overrides: dict[str, Any]) -> None:
-        from rag_core.generation import GenerationConfig
-
-        known = GenerationConfig.__dataclass_fields__
-        unknown = sorted(name for name in overrides if not cls.config_class.knows(name) and name not in known)
-        if unknown:
-            raise TypeError(
-                f"{cls.__name__}.from_pretrained got unknown keywords {', '.join(unknown)}: neither an option of "
-                f"loading nor a field of {cls.config_class.__name__}"
-            )
-
-    def _load(self, name_or_path: str | Path, hub: dict[str, Any], dtype: torch.dtype | None, device: Any) -> None:
+    def _load(
+        self,
+        name_or_path: str | Path | None,
+        hub: dict[str, Any],
+        dtype: torch.dtype | None,
+        device: Any,
+        state_dict: Mapping[str, Any] | None = None,
+    ) -> None:
         """Fill this model (built on the meta device) with a checkpoint's weights, all or an error."""
         from rag_core.checkpoint import read_weights
         from rag_core.generation import GenerationConfig, own_options
 
         device = tensors.resolve_device(device)
-        found = read_weights(name_or_path, **hub)
-        arrays = self._fit(found, str(name_or_path))
+        source = str(name_or_path) if state_dict is None else "state_dict"
+        if state_dict is None:
+            found = read_weights(name_or_path, **hub)  # type: ignore[arg-type]
+        else:
+            found = tensors.lazy_weights(state_dict)
+        arrays = self._fit(found, source)
         ties = tensors.tied_names(self)
         read = 0
         for name in arrays:
@@ -190,7 +191,9 @@ class PretrainedModel(nn.Module, Pushable):
         self.tie_weights()
         left = sorted(name for name, tensor in self.state_dict().items() if tensor.is_meta)
         if left:
-            raise ValueError(f"{name_or_path} left weights without values: {', '.join(left)}")
+            raise ValueError(f"{source} left weights without values: {', '.join(left)}")
+        if name_or_path is None:
+            return
         if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
             said = GenerationConfig.from_pretrained(name_or_path, **hub)
             self._generation_config = own_options(said, self.config, self.head)
@@ -201,51 +204,53 @@ class PretrainedModel(nn.Module, Pushable):
 
         return fit_weights(self.config, found, self.head, source=source)
 
-    def _saved_config(self) -> Any:
-        """The config as it is written: a copy that names this class and the type of the weights."""
-        names = {"architectures": [self.architecture or type(self).__name__], "torch_dtype": self.dtype}
-        return type(self.config).from_dict(self.config.to_dict(), **names)
-
     def save_pretrained(
         self,
         save_directory: str | Path,
-        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
+        save_function: Any = None,
+        push_to_hub: bool = False,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
-        push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
         """Write config.json, generation_config.json and model.safetensors, all or nothing.
 
         Args:
             save_directory: the folder, made if missing.
+            is_main_process: False writes nothing: another process does.
+            state_dict: weights of this model by name, in place of those it has.
+            save_function: not used: weights are written as safetensors.
+            push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
             max_shard_size: larger checkpoints are split.
             safe_serialization: must be True: nothing here writes pickles.
-            push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
-            **kwargs: see `push_to_hub`.
+            **kwargs: see `push_to_hub` and `rag_core.keywords.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.
+            ValueError: `state_dict` holds other names or shapes than this model.
         """
-        from rag_core.checkpoint import write_checkpoint
-
-        if not safe_serialization:
-            raise ValueError("safe_serialization must be True: weights are written as safetensors, never as a pickle")
-        if kwargs and not push_to_hub:
-            raise TypeError(f"save_pretrained got unknown arguments: {', '.join(sorted(kwargs))}")
-        write_checkpoint(
-            save_directory,
-            tensors.to_arrays(self),
-            self._saved_config(),
-            generation_config=self._saved_generation_config(),
-            max_shard_size=max_shard_size,
+        saving = Saving.of(is_main_process, push_to_hub, **kwargs)
+        self._write(
+            save_directory, saving, lambda: tensors.to_arrays(self, state_dict), max_shard_size, safe_serialization
         )
-        if push_to_hub:
-            repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
-            push_folder(save_directory, repo_id, **kwargs)
 
-    def _saved_generation_config(self) -> Any:
-        return self._generation_config
+
+def resolve_device_map(device: Any, device_map: Any) -> Any:
+    """The device that `device` or `device_map` names; "auto" is a GPU where there is one, else None.
+
+    Raises:
+        ValueError: several devices, or both arguments.
+    """
+    found = whole_device(device, device_map)
+    if isinstance(found, str) and found == "auto":
+        return "cuda" if torch.cuda.is_available() else None
+    return found
+
+
+def _require_grad(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    output.requires_grad_(True)
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, config: Any) -> torch.dtype | None:

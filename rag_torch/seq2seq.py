@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_embeds, check_head_masks, check_label_shape, check_one_of, next_inputs, start_and_pad
 from rag_torch.contexts import checked_ids, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
@@ -51,6 +52,10 @@ class Generator(PretrainedModel, ABC):
     def get_output_embeddings(self) -> nn.Linear:
         """The language-model head."""
         return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another language-model head in place; see `PretrainedModel.set_output_embeddings`."""
+        self.lm_head = check_table("new_embeddings", new_embeddings, self.lm_head)
 
     def tie_weights(self) -> None:
         """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rag_core.config import T5Config
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
+from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_one_of
 from rag_torch.decode_state import DecodeState, GrowingCache, noted
 from rag_torch.layers import (
@@ -297,6 +298,7 @@ class T5ForConditionalGeneration(Generator):
     """
 
     config_class = T5Config
+    base_model_prefix = "transformer"
 
     def __init__(self, config: T5Config) -> None:
         super().__init__(config)
@@ -318,6 +320,11 @@ class T5ForConditionalGeneration(Generator):
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table."""
         return self.shared
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        self.shared = check_table("value", value, self.shared)
+        self.tie_weights()
 
     def get_encoder(self) -> T5Encoder:
         """The encoder."""

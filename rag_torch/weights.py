@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rag_core.pretrained import chosen_weights
+from rag_core.weights import LazyWeights
+
 _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
 
@@ -57,18 +60,41 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return ties
 
 
-def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+def to_arrays(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
     """The weights as NumPy arrays, tied ones once; bfloat16 stays bfloat16.
 
+    Args:
+        model: whose weights, or whose names.
+        state_dict: values in place of the model's own, tied ones under any of their names.
+
     Raises:
-        ValueError: the model's weights were rounded to int8.
+        ValueError: the model's weights were rounded to int8, or `state_dict` has other names or shapes.
     """
     if any(type(module).__name__ == "Int8Linear" for module in model.modules()):
         raise ValueError("a model in int8 cannot be saved: its weights are rounded. Save the model it was made from")
-    return {name: _to_array(tensor) for name, tensor in named_tensors(model)}
+    weights = dict(named_tensors(model))
+    if state_dict is not None:
+        weights = chosen_weights(weights, tied_names(model), state_dict)
+    return {name: to_array(tensor) for name, tensor in weights.items()}
 
 
-def _to_array(tensor: Tensor) -> np.ndarray:
+def lazy_weights(state_dict: Mapping[str, Any]) -> LazyWeights:
+    """Tensors or arrays by name, as a checkpoint's file would give them.
+
+    Raises:
+        TypeError: no mapping.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
+    arrays = {name: to_array(value) for name, value in state_dict.items()}
+    shapes = {name: each.shape for name, each in arrays.items()}
+    return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
+
+
+def to_array(tensor: Any) -> np.ndarray:
+    """A tensor's values; on the CPU the array shares its memory."""
+    if not isinstance(tensor, Tensor):
+        return np.asarray(tensor)
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes

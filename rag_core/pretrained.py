@@ -1,0 +1,279 @@
+"""What the model classes of both frameworks have in common and no tensor is needed for: names, sizes, files.
+
+A backend's `PretrainedModel` adds its tensors: `parameters()`, `modules()`, loading and the arrays that are written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rag_core.config_base import PretrainedConfig
+from rag_core.hub import Pushable, split_hub_kwargs
+from rag_core.keywords import Saving
+
+
+class PretrainedBase(Pushable):
+    """A mixin for models with a `config`.
+
+    Attributes:
+        config_class: class of the config.
+        architecture: class name in config.json; None is the class's own.
+        head: which weights the class has, as `rag_core.weights` calls them.
+        base_model_prefix: attribute that holds the network without its head, as in transformers.
+        main_input_name: what a model is mainly asked with.
+        framework: "pt" or "tf", as in transformers.
+        accepts_loss_kwargs: False tells transformers' Trainer that a loss is not to be divided by it.
+    """
+
+    config_class: Any = None
+    architecture: str | None = None
+    head: str | None = None
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    framework = ""
+    accepts_loss_kwargs = False
+    config: Any
+    modules: Any
+    parameters: Any
+    _generation_config: Any = None
+
+    def switches(self, use_cache: bool | None, *others: bool | None) -> tuple[bool, bool, bool, bool]:
+        """Resolve (use_cache, output_attentions, output_hidden_states, return_dict): None means the config's value."""
+        names = ("output_attentions", "output_hidden_states", "use_return_dict")
+        attentions, hidden, return_dict = (
+            bool(getattr(self.config, name)) if value is None else value
+            for name, value in zip(names, others, strict=True)
+        )
+        if use_cache is None:
+            use_cache = bool(getattr(self.config, "use_cache", False))
+        return use_cache, attentions, hidden, return_dict
+
+    @property
+    def generation_config(self) -> Any:
+        """How to generate unless a call says otherwise: generation_config.json's, else made from the config."""
+        if self._generation_config is None:
+            from rag_core.generation import GenerationConfig
+
+            # Not self.generation_config = ...: TensorFlow's trackers would read it first, to compare.
+            object.__setattr__(self, "_generation_config", GenerationConfig.from_model_config(self.config))
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        object.__setattr__(self, "_generation_config", value)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the config was read from; empty for a config made by hand."""
+        return getattr(self.config, "name_or_path", "")
+
+    @property
+    def base_model(self) -> Any:
+        """The network without its head, or this model if it has none."""
+        return getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether there is a `generate`."""
+        return callable(getattr(cls, "generate", None))
+
+    def get_input_embeddings(self) -> Any:
+        """The token table."""
+        raise NotImplementedError(f"{type(self).__name__} has no token table")
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another token table in place, wherever the old one is used; its size must be the old one's.
+
+        Args:
+            value: a layer whose `weight` is (V, d).
+
+        Raises:
+            ValueError: another shape; `resize_token_embeddings` changes V.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no token table")
+
+    def get_output_embeddings(self) -> Any:
+        """The language-model head, or None."""
+        return None
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another language-model head in place; its size must be the old one's.
+
+        Args:
+            new_embeddings: a linear layer whose `weight` is (V, d).
+
+        Raises:
+            ValueError: another shape; `resize_token_embeddings` changes V.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no language-model head")
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the weights are, tied ones once.
+
+        Args:
+            only_trainable: count those that learn.
+            exclude_embeddings: leave out tables of vectors (tokens, positions), and what is tied to them.
+        """
+        wanted = self._learning() if only_trainable else self.parameters()
+        tables: set[int] = set()
+        if exclude_embeddings:
+            tables = {id(module.weight) for module in self.modules() if hasattr(module, "num_embeddings")}
+        return sum(math.prod(each.shape) for each in wanted if id(each) not in tables)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the weights, tied ones once.
+
+        Args:
+            return_buffers: count saved and unsaved buffers, too.
+        """
+        buffers = self.buffers() if return_buffers and hasattr(self, "buffers") else ()
+        every = itertools.chain(self.parameters(), buffers)
+        return sum(math.prod(each.shape) * _item_size(each.dtype) for each in every)
+
+    def _learning(self) -> Any:
+        """The weights that learn, tied ones once."""
+        raise NotImplementedError
+
+    # files
+
+    @classmethod
+    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> Any:
+        """The config of a folder or repository."""
+        return cls.config_class.from_pretrained(name_or_path, **hub, **overrides)
+
+    @classmethod
+    def _resolved_config(
+        cls, name_or_path: str | Path | None, config: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """The config that `from_pretrained` builds the network from, and the hub options among its keywords.
+
+        Args:
+            name_or_path: of the model; None where config and weights are given.
+            config: None for that of `name_or_path`, a folder or repository, or a config, which is copied.
+            kwargs: hub options, fields of the config, and what changes nothing.
+
+        Raises:
+            TypeError: an unknown keyword, or no config.
+            ValueError: a keyword asks for something that is not done here.
+        """
+        hub, overrides = split_hub_kwargs(kwargs)
+        cls._refuse_unknown(overrides)
+        if config is None and name_or_path is None:
+            raise ValueError(
+                "config must be given where pretrained_model_name_or_path is None, got None. Name a folder, or give "
+                "config= and state_dict="
+            )
+        if config is None or config == name_or_path:
+            return cls.read_config(name_or_path, hub, overrides), hub  # type: ignore[arg-type]
+        if isinstance(config, str | Path):
+            elsewhere = {name: value for name, value in hub.items() if name not in ("subfolder", "revision")}
+            return cls.read_config(config, elsewhere, overrides), hub
+        if not hasattr(config, "to_dict"):
+            raise TypeError(
+                f"config must be a {cls.config_class.__name__} or the name of a folder or repository, got "
+                f"{type(config).__name__}. {cls.config_class.__name__}.from_dict makes one out of a dictionary"
+            )
+        kind = type(config) if isinstance(config, PretrainedConfig) else cls.config_class
+        return kind.from_dict(config.to_dict(), **overrides), hub
+
+    @classmethod
+    def _refuse_unknown(cls, overrides: dict[str, Any]) -> None:
+        from rag_core.generation import GenerationConfig
+
+        known = GenerationConfig.__dataclass_fields__
+        unknown = sorted(name for name in overrides if not cls.config_class.knows(name) and name not in known)
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained got unknown keywords {', '.join(unknown)}: neither an option of "
+                f"loading nor a field of {cls.config_class.__name__}"
+            )
+
+    def _write(
+        self, folder: str | Path, saving: Saving, arrays: Any, max_shard_size: int | str, safe_serialization: bool
+    ) -> None:
+        """`save_pretrained`, its keywords read; `arrays()` makes what is written."""
+        from rag_core.checkpoint import write_checkpoint
+
+        if not safe_serialization:
+            raise ValueError("safe_serialization must be True: weights are written as safetensors, never as a pickle")
+        if not saving.here:
+            return
+        write_checkpoint(
+            folder,
+            arrays(),
+            self._saved_config(),
+            generation_config=self._saved_generation_config(),
+            max_shard_size=max_shard_size,
+        )
+        saving.finish(folder)
+
+    def _saved_config(self) -> Any:
+        """The config as it is written: a copy that names this class and the type of the weights."""
+        names = {"architectures": [self.architecture or type(self).__name__], "torch_dtype": self.dtype}  # type: ignore[attr-defined]
+        return type(self.config).from_dict(self.config.to_dict(), **names)
+
+    def _saved_generation_config(self) -> Any:
+        return self._generation_config
+
+
+def rows_wanted(new_num_tokens: int | None, pad_to_multiple_of: int | None, rows: int) -> int:
+    """How many rows a token table of `rows` is to have.
+
+    Args:
+        new_num_tokens: None for as many as there are.
+        pad_to_multiple_of: round up to a multiple of this; None leaves the number.
+        rows: of the table.
+
+    Raises:
+        ValueError: a number that is not positive.
+    """
+    for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    wanted = rows if new_num_tokens is None else new_num_tokens
+    return wanted if pad_to_multiple_of is None else -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
+
+
+def check_table(name: str, value: Any, old: Any) -> Any:
+    """The layer that is to take another's place, if its weight has the same shape.
+
+    Raises:
+        ValueError: it has not.
+    """
+    found = tuple(getattr(getattr(value, "weight", None), "shape", ()))
+    needed = tuple(old.weight.shape)
+    if found != needed:
+        raise ValueError(
+            f"{name} must be a layer whose weight has the shape {needed} of the one it replaces, got "
+            f"{found or type(value).__name__}. resize_token_embeddings(n) changes the number of tokens"
+        )
+    return value
+
+
+def chosen_weights(own: Mapping[str, Any], ties: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a state dict those entries that are written: each weight of a model once.
+
+    Args:
+        own: the model's weights by name, tied ones under their first name.
+        ties: each further name of a tied weight -> its first name.
+        given: the state dict; tied weights under any of their names.
+
+    Raises:
+        ValueError: names or shapes are not the model's; all of them are listed.
+    """
+    from rag_core.weights import check_weights
+
+    found = {ties.get(name, name): value for name, value in given.items()}
+    found |= {name: value for name, value in given.items() if name in own}
+    shapes = {name: tuple(each.shape) for name, each in own.items()}
+    check_weights(shapes, {name: tuple(value.shape) for name, value in found.items()}, source="state_dict")
+    return {name: found[name] for name in own}
+
+
+def _item_size(dtype: Any) -> int:
+    size = getattr(dtype, "itemsize", None)
+    return dtype.size if size is None else size

@@ -1,0 +1,147 @@
+"""What scripts written for transformers ask of a model besides calling it; the same of both frameworks."""
+
+import importlib
+
+import numpy as np
+import pytest
+from test_keywords import HARMLESS, REFUSED
+
+from rag_core import BartConfig, DPRConfig, RagConfig
+
+DPR = DPRConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                max_position_embeddings=20)  # fmt: skip
+BART = BartConfig(
+    vocab_size=11, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+    encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=20,
+)  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
+)
+def rag(request):
+    return importlib.import_module(f"rag_{request.param}")
+
+
+@pytest.fixture(scope="module")
+def folder(rag, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "rag"
+    model = rag.RagTokenForGeneration(RagConfig.from_question_encoder_generator_configs(DPR, BART, n_docs=2))
+    model.save_pretrained(folder)
+    return folder
+
+
+def arrays(model):
+    return {name: np.asarray(value) for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    one, other = arrays(one), arrays(other)
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_loading_keywords_change_nothing_or_are_refused(rag, folder):
+    plain = rag.RagTokenForGeneration.from_pretrained(folder)
+    loaded, info = rag.RagTokenForGeneration.from_pretrained(
+        folder, **HARMLESS, device_map={"": "cpu"}, output_loading_info=True
+    )
+    assert same(loaded, plain)
+    assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+    assert not loaded.config.extra.keys() & HARMLESS.keys()
+    for name, value in REFUSED.items():
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            rag.RagTokenForGeneration.from_pretrained(folder, **{name: value})
+    with pytest.raises(TypeError, match="low_cpu_mem_usagee"):
+        rag.RagTokenForGeneration.from_pretrained(folder, low_cpu_mem_usagee=True)
+    with pytest.raises(ValueError, match="device_map must name one device"):
+        rag.RagTokenForGeneration.from_pretrained(folder, device_map={"rag.generator": 0, "rag.question_encoder": 1})
+
+
+def test_config_and_weights_come_from_elsewhere(rag, folder, tmp_path):
+    plain = rag.RagTokenForGeneration.from_pretrained(folder)
+    assert same(rag.RagTokenForGeneration.from_pretrained(folder, config=str(folder)), plain)
+    other = rag.RagTokenForGeneration(plain.config)
+    given = other.state_dict()
+    assert not same(plain, other)
+    assert same(rag.RagTokenForGeneration.from_pretrained(folder, state_dict=given), other)
+    assert same(rag.RagTokenForGeneration.from_pretrained(None, config=plain.config, state_dict=given), other)
+    with pytest.raises(ValueError, match="config must be given where pretrained_model_name_or_path is None"):
+        rag.RagTokenForGeneration.from_pretrained(None, state_dict=given)
+    with pytest.raises(TypeError, match="config must be a RagConfig or the name of a folder or repository, got dict"):
+        rag.RagTokenForGeneration.from_pretrained(folder, config={})
+    del given["rag.generator.final_logits_bias"], given["rag.generator.model.encoder.layers.0.fc1.bias"]
+    with pytest.raises(ValueError, match=r"state_dict doesn't fit(.|\n)*1 missing: .*layers\.0\.fc1\.bias"):
+        rag.RagTokenForGeneration.from_pretrained(folder, state_dict=given)
+
+
+def test_saving_heeds_the_process_and_the_weights_given(rag, folder, tmp_path):
+    plain = rag.RagTokenForGeneration.from_pretrained(folder)
+    other = rag.RagTokenForGeneration(plain.config)
+    plain.save_pretrained(tmp_path / "none", is_main_process=False, state_dict={})
+    assert not (tmp_path / "none").exists()
+    given = other.state_dict()
+    for name in ("rag.generator.model.shared.weight", "rag.generator.lm_head.weight"):
+        del given[name]  # tied: one name is enough
+    plain.save_pretrained(tmp_path / "x", is_main_process=True, save_function=print, state_dict=given)
+    assert same(rag.RagTokenForGeneration.from_pretrained(tmp_path / "x"), other)
+    with pytest.raises(ValueError, match=r"state_dict doesn't fit(.|\n)*1 unexpected: nonsense"):
+        plain.save_pretrained(
+            tmp_path / "y", state_dict={**given, "nonsense": given["rag.generator.final_logits_bias"]}
+        )
+    assert not (tmp_path / "y").exists()
+
+
+def test_hub_options_reach_both_parts_and_not_the_config(rag, folder, tmp_path):
+    rag.DPRQuestionEncoder(DPR).save_pretrained(tmp_path / "encoder")
+    rag.BartForConditionalGeneration(BART).save_pretrained(tmp_path / "generator")
+    parts = tmp_path / "encoder", tmp_path / "generator"
+    model = rag.RagModel.from_pretrained_question_encoder_generator(
+        *parts, token="secret", low_cpu_mem_usage=True, generator_use_safetensors=True, n_docs=3
+    )
+    assert model.config.n_docs == 3
+    assert "secret" not in str(model.config.to_dict())
+    assert not {"token", "low_cpu_mem_usage"} & model.config.extra.keys()
+
+
+def test_names_and_sizes(rag, folder):
+    model = rag.RagTokenForGeneration.from_pretrained(folder)
+    generator = model.generator
+    assert model.name_or_path == str(folder)
+    assert model.framework == {"rag_torch": "pt", "rag_tf": "tf"}[rag.__name__]
+    assert (model.base_model, generator.base_model) == (model.rag, generator.model)
+    assert model.question_encoder.base_model is model.question_encoder.question_encoder
+    assert (model.main_input_name, model.base_model_prefix) == ("input_ids", "rag")
+    assert (model.can_generate(), rag.RagModel.can_generate()) == (True, False)
+    tables = 11 * 8 + 2 * 22 * 8 + (13 + 20 + 2) * 8  # tokens, positions; tokens, positions, kinds
+    assert model.num_parameters() - model.num_parameters(exclude_embeddings=True) == tables
+    assert model.get_memory_footprint() == 4 * sum(
+        array.size
+        for name, array in arrays(model).items()
+        if not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    )
+    assert model.num_parameters(only_trainable=True) == sum(
+        array.size
+        for name, array in arrays(model).items()
+        if not name.endswith(("embed_tokens.weight", "lm_head.weight", "final_logits_bias"))
+    )
+
+
+def test_token_tables_are_replaced_and_resized(rag, folder):
+    model = rag.RagTokenForGeneration.from_pretrained(folder)
+    other = rag.RagTokenForGeneration(model.config)
+    table = other.get_input_embeddings()
+    model.set_input_embeddings(table)
+    assert model.get_input_embeddings() is table
+    generator = model.generator
+    weights = (generator.model.encoder.embed_tokens.weight, generator.model.decoder.embed_tokens.weight)
+    assert all(each is table.weight for each in (*weights, model.get_output_embeddings().weight))
+    model.set_output_embeddings(other.get_output_embeddings())
+    assert model.get_output_embeddings() is other.get_output_embeddings()
+    encoder = model.question_encoder
+    with pytest.raises(ValueError, match=r"value must be a layer whose weight has the shape \(13, 8\)"):
+        encoder.set_input_embeddings(table)
+    assert model.resize_token_embeddings(pad_to_multiple_of=8).num_embeddings == 16
+    assert model.resize_token_embeddings(17, pad_to_multiple_of=8).num_embeddings == 24
+    assert (model.config.vocab_size, model.config.generator.vocab_size) == (24, 24)
+    with pytest.raises(ValueError, match="pad_to_multiple_of must be positive, got 0"):
+        model.resize_token_embeddings(pad_to_multiple_of=0)
