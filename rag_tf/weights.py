@@ -86,9 +86,9 @@ def lazy_weights(state_dict: Mapping[str, Any]) -> LazyWeights:
     return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
 
 
-def to_array(variable: Any) -> np.ndarray:
+def to_array(tensor: Any) -> np.ndarray:
     """A variable's, tensor's or array's values of now, see `to_arrays`."""
-    return np.asarray(variable.read_value() if isinstance(variable, tf.Variable) else variable)
+    return np.asarray(tensor.read_value() if isinstance(tensor, tf.Variable) else tensor)
 
 
 def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) -> tf.Tensor:
