@@ -24,6 +24,7 @@ _HOMES = {
     "bart": ["BartForConditionalGeneration"],
     "t5": ["T5ForConditionalGeneration"],
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
+    "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
     "encoders": ["load_encoder"],
     "export": ["export_saved_model"],
     "graphs": ["once"],
@@ -31,13 +32,12 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _CORE = [name for name in rag_core.__all__ if name != "__version__"]
-_ALIASES = {
-    "TFRagModel": "RagModel",
-    "TFRagSequenceForGeneration": "RagSequenceForGeneration",
-    "TFRagTokenForGeneration": "RagTokenForGeneration",
-    "TFRetrievAugLMOutput": "RetrievAugLMOutput",
-    "TFRetrievAugLMMarginOutput": "RetrievAugLMMarginOutput",
-}
+_ALIASED = [
+    *("RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"),
+    *("BartForConditionalGeneration", "T5ForConditionalGeneration", "DPRQuestionEncoder", "DPRContextEncoder"),
+    *("AutoModel", "AutoModelForSeq2SeqLM", "RetrievAugLMOutput", "RetrievAugLMMarginOutput"),
+]
+_ALIASES = {f"TF{name}": name for name in _ALIASED}
 
 __version__ = rag_core.__version__
 __all__ = ["__version__", "as_tensor", *sorted([*_HOME, *_CORE, *_ALIASES])]

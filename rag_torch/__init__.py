@@ -19,6 +19,7 @@ _HOMES = {
     "bart": ["BartForConditionalGeneration"],
     "t5": ["T5ForConditionalGeneration"],
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
+    "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
     "encoders": ["load_encoder"],
     "quantize": ["quantized"],
     "training": ["TrainingConfig", "train", "train_files"],
