@@ -125,6 +125,17 @@ class EncoderOutput(ModelOutput):
 
 
 @dataclass
+class DecoderOutput(ModelOutput):
+    """Output of a decoder called by itself: (rows, T, d), its cache, and what it saw."""
+
+    last_hidden_state: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+
+
+@dataclass
 class PooledEncoderOutput(ModelOutput):
     """Output of a question or document encoder; element 0 is the (B, D) vector (compatibility Q9)."""
 

@@ -49,6 +49,19 @@ def check_embeds(name: str, shape: Sequence[int | None], width: int) -> None:
         )
 
 
+def check_states(states: Any, past_key_values: Any) -> None:
+    """Refuses a decoder's call without a context.
+
+    Raises:
+        ValueError: neither the encoder's states nor a cache that holds what was made of them.
+    """
+    if states is None and past_key_values is None:
+        raise ValueError(
+            "encoder_hidden_states must be given to a decoder, got None: the encoder's last_hidden_state (or "
+            "past_key_values of an earlier call)"
+        )
+
+
 def check_label_shape(shape: Sequence[int | None], fed: Sequence[int | None]) -> None:
     """Refuses labels that are not (R, T) with T that of the decoder's input; a length not known yet passes.
 

@@ -7,7 +7,6 @@ P real tokens and L their longest row (see packing.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -19,8 +18,6 @@ from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_one_of
 from rag_tf.layers import (
     AttentionMask,
-    DecodeState,
-    GrowingCache,
     Trace,
     activation,
     asked,
@@ -34,7 +31,7 @@ from rag_tf.layers import (
 )
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, dropout, parameter, size, uniform
 from rag_tf.packing import Packing
-from rag_tf.seq2seq import Generator
+from rag_tf.seq2seq import Decoder, Generator, Steps
 
 # BART's position table starts with two rows that no position uses.
 POSITION_OFFSET = 2
@@ -252,7 +249,7 @@ class BartEncoder(_BartStack):
         return x
 
 
-class BartDecoder(_BartStack):
+class BartDecoder(Decoder, _BartStack):
     """Token and position embeddings, then the layers over a cache."""
 
     def __init__(self, config: BartConfig) -> None:
@@ -265,19 +262,17 @@ class BartDecoder(_BartStack):
             return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
         return [layer.encoder_attn.keys_values(encoder_hidden, packing) for layer in self.layers]
 
-    def __call__(
+    def advance(
         self,
         input_ids: Tensor | None,
-        cache: DecodeState | GrowingCache,
-        cross: Sequence[tuple[Tensor, Tensor]],
-        cross_mask: AttentionMask,
-        attention_mask: Tensor | None = None,
-        trace: Trace | None = None,
-        inputs_embeds: Tensor | None = None,
-        training: bool = False,
+        steps: Steps,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        training: bool,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
-        trace = trace or Trace(False, False)
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        trace = steps.trace or Trace(False, False)
         positions = None if cache.tree is None else cache.tree.positions
         x = self._embed(input_ids, inputs_embeds, cache.position, training, positions)
         length = size(x, 1)

@@ -9,21 +9,129 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.outputs import Seq2SeqLMOutput
+from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
 from rag_core.pretrained import check_table
-from rag_core.seq2seq import check_embeds, check_head_masks, check_label_shape, check_one_of, next_inputs, start_and_pad
+from rag_core.seq2seq import (
+    check_embeds,
+    check_head_masks,
+    check_label_shape,
+    check_one_of,
+    check_states,
+    next_inputs,
+    start_and_pad,
+)
 from rag_tf.contexts import checked_ids
 from rag_tf.keras_fit import spread
-from rag_tf.layers import DecodeState, GrowingCache, Trace, as_encoder_output, key_mask, shift_tokens_right
+from rag_tf.layers import (
+    AttentionMask,
+    DecodeState,
+    GrowingCache,
+    Trace,
+    as_encoder_output,
+    key_mask,
+    shift_tokens_right,
+)
 from rag_tf.marginalize import target_log_probs
 from rag_tf.modules import Linear, Module, outer, size
 from rag_tf.packing import Packing, pays
 from rag_tf.pretrained import PretrainedModel
+
+
+@dataclass
+class Steps:
+    """Where a generator stands in its decoding.
+
+    Attributes:
+        cache: keys and values of the tokens so far.
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each.
+        cross_mask: which context positions are real.
+        trace: what notes attentions and hidden states.
+    """
+
+    cache: DecodeState | GrowingCache
+    cross: Sequence[tuple[Tensor, Tensor]]
+    cross_mask: AttentionMask
+    trace: Trace | None = None
+
+
+class Decoder(ABC):
+    """A decoder as its users call it, around `advance`."""
+
+    @abstractmethod
+    def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+
+    @abstractmethod
+    def advance(
+        self,
+        input_ids: Tensor | None,
+        steps: Steps,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        training: bool,
+    ) -> Tensor:
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        steps: Steps | None = None,
+        training: bool = False,
+    ) -> Any:
+        """States of a target given the encoder's: what a decoder is to its users; generators come in by `steps`.
+
+        Args:
+            input_ids: (R, T) target ids.
+            attention_mask: (R, past + T), 1 = a real token.
+            encoder_hidden_states: (R, S, d).
+            encoder_attention_mask: (R, S), 1 = a real token.
+            past_key_values: an earlier call's, to continue from it.
+            inputs_embeds: (R, T, d) in place of `input_ids`.
+            use_cache: whether to return `past_key_values`.
+            output_attentions: whether to return attentions.
+            output_hidden_states: whether to return hidden states.
+            return_dict: False for a plain tuple.
+            steps: where a generator stands in its decoding, in place of the encoder's states and the cache; then the
+                states alone come back, (R*K, T, d).
+            training: whether dropout acts.
+
+        Returns:
+            `DecoderOutput`.
+
+        Raises:
+            ValueError: ids and embeddings both or neither, or no states of the encoder.
+        """
+        if steps is not None:
+            return self.advance(input_ids, steps, attention_mask, inputs_embeds, training)
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
+        check_states(encoder_hidden_states, past_key_values)
+        if past_key_values is not None:
+            cross = [(layer[2], layer[3]) for layer in past_key_values]
+        else:
+            cross = self.cross(encoder_hidden_states)  # type: ignore[arg-type]
+        cache, trace = GrowingCache(past_key_values), Trace(bool(output_hidden_states), bool(output_attentions))
+        steps = Steps(cache, cross, key_mask(encoder_attention_mask), trace)
+        x = self.advance(input_ids, steps, attention_mask, inputs_embeds, training)
+        hidden, attentions, cross_attentions = trace.result()
+        past = cache.past_with(cross) if use_cache else None
+        output = DecoderOutput(x, past, hidden, attentions, cross_attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 class Generator(PretrainedModel, Module, ABC):
@@ -220,10 +328,9 @@ class Generator(PretrainedModel, Module, ABC):
         else:
             cross = [(layer[2], layer[3]) for layer in past]
         cache, trace = GrowingCache(past), Trace(hidden, attentions)
-        mask = key_mask(attention_mask)
-        x = decoder(
-            decoder_input_ids, cache, cross, mask, decoder_attention_mask, trace, decoder_inputs_embeds, training
-        )  # (R, T, d)
+        steps = Steps(cache, cross, key_mask(attention_mask), trace)
+        mask, embeds = decoder_attention_mask, decoder_inputs_embeds
+        x = decoder(decoder_input_ids, mask, inputs_embeds=embeds, steps=steps, training=training)  # (R, T, d)
         flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
         logits = tf.reshape(flat, (*outer(x), flat.shape[1]))  # (R, T, V)
         return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
@@ -370,7 +477,8 @@ class Generator(PretrainedModel, Module, ABC):
     ) -> Tensor:
         """What `decode` makes logits of: tokens (R, K, T) -> (R*K, T, d)."""
         flat = tf.reshape(tokens, (-1, size(tokens, 2)))  # (R*K, T)
-        return self.get_decoder()(flat, state, state.cross, state.cross_mask, None, trace, None, training)
+        steps = Steps(state, state.cross, state.cross_mask, trace)
+        return self.get_decoder()(flat, steps=steps, training=training)
 
     def reserve(self, state: DecodeState, length: int) -> None:
         """Check that a state has room for `length` more positions: before a graph of one's own that decodes is run.

@@ -7,7 +7,6 @@ H heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -33,7 +32,7 @@ from rag_tf.layers import (
 )
 from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, size, widen
 from rag_tf.packing import Packing
-from rag_tf.seq2seq import Generator
+from rag_tf.seq2seq import Decoder, Generator, Steps
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -270,7 +269,7 @@ class T5Encoder(T5Stack):
         return self._finish(x, training)
 
 
-class T5Decoder(T5Stack):
+class T5Decoder(Decoder, T5Stack):
     """The decoder over a cache."""
 
     def __init__(self, config: T5Config) -> None:
@@ -290,20 +289,19 @@ class T5Decoder(T5Stack):
             return tf.gather(tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3)  # (1, H, T, T)
         return self.position_bias(length, cache.position + length, cache.position)
 
-    def __call__(
+    def advance(
         self,
         input_ids: Tensor | None,
-        cache: DecodeState | GrowingCache,
-        cross: Sequence[KeysValues],
-        cross_mask: AttentionMask,
-        attention_mask: Tensor | None = None,
-        trace: Trace | None = None,
-        inputs_embeds: Tensor | None = None,
-        training: bool = False,
+        steps: Steps,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        training: bool,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds, training)
-        trace, length = trace or Trace(False, False), size(x, 1)
+        length = size(x, 1)
         riding, bias = cache.riding(length, size(cross[0][0], 0)), self._bias(cache, length)
         mask = AttentionMask(cache.allowed(length, attention_mask), bias)
         if attention_mask is None:

@@ -16,7 +16,7 @@ from rag_core.config import BartConfig
 from rag_core.outputs import EncoderOutput
 from rag_core.pretrained import check_table
 from rag_core.seq2seq import check_one_of
-from rag_torch.decode_state import DecodeState, GrowingCache, noted
+from rag_torch.decode_state import noted
 from rag_torch.layers import (
     AttentionMask,
     Trace,
@@ -30,7 +30,7 @@ from rag_torch.layers import (
     unasked,
 )
 from rag_torch.packing import Packing
-from rag_torch.seq2seq import Generator
+from rag_torch.seq2seq import Decoder, Generator, Steps
 
 # BART's position table starts with two rows that no position uses.
 POSITION_OFFSET = 2
@@ -202,7 +202,7 @@ class BartEncoder(_BartStack):
         return output.to_tuple() if return_dict is False else output
 
 
-class BartDecoder(_BartStack):
+class BartDecoder(Decoder, _BartStack):
     """Token and position embeddings, then the layers over a cache."""
 
     def __init__(self, config: BartConfig) -> None:
@@ -213,18 +213,12 @@ class BartDecoder(_BartStack):
         """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
         return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers] or unasked(encoder_hidden)
 
-    def forward(
-        self,
-        input_ids: Tensor | None,
-        cache: DecodeState | GrowingCache,
-        cross: list[tuple[Tensor, Tensor]],
-        cross_mask: AttentionMask,
-        attention_mask: Tensor | None = None,
-        trace: Trace | None = None,
-        inputs_embeds: Tensor | None = None,
+    def advance(
+        self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
-        trace = trace or Trace(False, False)
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        trace = steps.trace or Trace(False, False)
         tree = getattr(cache, "tree", None)
         x = self._embed(input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions)
         shape = x.shape

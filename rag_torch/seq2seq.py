@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,110 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
 from rag_core.pretrained import check_table
-from rag_core.seq2seq import check_embeds, check_head_masks, check_label_shape, check_one_of, next_inputs, start_and_pad
+from rag_core.seq2seq import (
+    check_embeds,
+    check_head_masks,
+    check_label_shape,
+    check_one_of,
+    check_states,
+    next_inputs,
+    start_and_pad,
+)
 from rag_torch.contexts import checked_ids, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
-from rag_torch.layers import Trace, as_encoder_output, key_mask, shift_tokens_right
+from rag_torch.layers import AttentionMask, Trace, as_encoder_output, key_mask, shift_tokens_right
 from rag_torch.marginalize import target_log_probs
 from rag_torch.packing import Packing
 from rag_torch.pretrained import PretrainedModel
 
 # tokens that a call of the encoder should hold at least: without padding a CPU gains by more, a GPU wants to be filled
 _BUCKET_CPU, _BUCKET = 2**12, 2**14
+
+
+@dataclass
+class Steps:
+    """Where a generator stands in its decoding.
+
+    Attributes:
+        cache: keys and values of the tokens so far.
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each.
+        cross_mask: which context positions are real.
+        trace: what notes attentions and hidden states.
+    """
+
+    cache: DecodeState | GrowingCache
+    cross: list[tuple[Tensor, Tensor]]
+    cross_mask: AttentionMask
+    trace: Trace | None = None
+
+
+class Decoder(ABC):
+    """A decoder as its users call it, around `advance`."""
+
+    @abstractmethod
+    def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
+
+    @abstractmethod
+    def advance(
+        self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+    ) -> Tensor:
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Sequence[Sequence[Tensor]] | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        steps: Steps | None = None,
+    ) -> Any:
+        """States of a target given the encoder's: what a decoder is to its users; generators come in by `steps`.
+
+        Args:
+            input_ids: (R, T) target ids.
+            attention_mask: (R, past + T), 1 = a real token.
+            encoder_hidden_states: (R, S, d).
+            encoder_attention_mask: (R, S), 1 = a real token.
+            past_key_values: an earlier call's, to continue from it.
+            inputs_embeds: (R, T, d) in place of `input_ids`.
+            use_cache: whether to return `past_key_values`.
+            output_attentions: whether to return attentions.
+            output_hidden_states: whether to return hidden states.
+            return_dict: False for a plain tuple.
+            steps: where a generator stands in its decoding, in place of the encoder's states and the cache; then the
+                states alone come back, (R*K, T, d).
+
+        Returns:
+            `DecoderOutput`.
+
+        Raises:
+            ValueError: ids and embeddings both or neither, or no states of the encoder.
+        """
+        if steps is not None:
+            return self.advance(input_ids, steps, attention_mask, inputs_embeds)
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
+        check_states(encoder_hidden_states, past_key_values)
+        if past_key_values is not None:
+            cross = [(layer[2], layer[3]) for layer in past_key_values]
+        else:
+            cross = self.cross(encoder_hidden_states)  # type: ignore[arg-type]
+        cache, trace = GrowingCache(past_key_values), Trace(bool(output_hidden_states), bool(output_attentions))
+        steps = Steps(cache, cross, key_mask(encoder_attention_mask), trace)
+        x = self.advance(input_ids, steps, attention_mask, inputs_embeds)
+        hidden, attentions, cross_attentions = trace.result()
+        past = cache.past_with(cross) if use_cache else None
+        output = DecoderOutput(x, past, hidden, attentions, cross_attentions)
+        return output.to_tuple() if return_dict is False else output
 
 
 class Generator(PretrainedModel, ABC):
@@ -150,8 +243,8 @@ class Generator(PretrainedModel, ABC):
         else:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
-        masks = key_mask(attention_mask), decoder_attention_mask
-        x = decoder(decoder_input_ids, cache, cross, *masks, trace, inputs_embeds=decoder_inputs_embeds)
+        steps = Steps(cache, cross, key_mask(attention_mask), trace)
+        x = decoder(decoder_input_ids, decoder_attention_mask, inputs_embeds=decoder_inputs_embeds, steps=steps)
         decoder_hidden, decoder_attentions, cross_attentions = trace.result()
         logits = self._logits(x)
         output = Seq2SeqLMOutput(
@@ -296,7 +389,8 @@ class Generator(PretrainedModel, ABC):
     def _decoded(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """What `decode` makes logits of, (R*K, T, d)."""
         state.riding = tokens.shape[1]
-        x = self.get_decoder()(tokens.flatten(0, 1), state, state.cross, state.cross_mask, None, trace)
+        steps = Steps(state, state.cross, state.cross_mask, trace)
+        x = self.get_decoder()(tokens.flatten(0, 1), steps=steps)
         if trace is not None:
             trace.separate(tokens.shape[1])
         state.advance(tokens.shape[2])

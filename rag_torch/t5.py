@@ -32,7 +32,7 @@ from rag_torch.layers import (
 )
 from rag_torch.marginalize import widen
 from rag_torch.packing import Packing
-from rag_torch.seq2seq import Generator
+from rag_torch.seq2seq import Decoder, Generator, Steps
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -238,7 +238,7 @@ class T5Encoder(T5Stack):
         return output.to_tuple() if return_dict is False else output
 
 
-class T5Decoder(T5Stack):
+class T5Decoder(Decoder, T5Stack):
     """The decoder over a cache."""
 
     def __init__(self, config: T5Config) -> None:
@@ -263,18 +263,12 @@ class T5Decoder(T5Stack):
             return self.position_bias(length, length)
         return cache.biased(cache.position_bias[:, :, past : past + length, : past + length])
 
-    def forward(
-        self,
-        input_ids: Tensor | None,
-        cache: DecodeState | GrowingCache,
-        cross: list[KeysValues],
-        cross_mask: AttentionMask,
-        attention_mask: Tensor | None = None,
-        trace: Trace | None = None,
-        inputs_embeds: Tensor | None = None,
+    def advance(
+        self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into `cache`."""
-        trace = trace or Trace(False, False)
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds)
         shape = x.shape
         mask = AttentionMask(cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1]))
