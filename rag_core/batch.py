@@ -2,27 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rag_core.backends import to_tensor
 
+if TYPE_CHECKING:
+    import tokenizers
+
+_FOUND_LATER = "_find"  # where an encoding keeps how its `encodings` are made
+
 
 class BatchEncoding(dict[str, Any]):
-    """What a tokenizer or retriever returns: a dict whose keys are attributes too (`batch.input_ids`)."""
+    """What a tokenizer or retriever returns: a dict whose keys are attributes too (`batch.input_ids`).
+
+    That of a tokenizer also knows its tokens: `encoding[0]`, `tokens()`, `word_ids()`, `char_to_token()` and the like
+    ask the `tokenizers` library again when they are first used; they are lost on pickling.
+
+    Args:
+        data: the mapping to hold; more keys may follow as keyword arguments.
+        encoding: the library's encoding, or one for each row.
+        tensor_type: None, "np", "pt" or "tf": what rows become, as in `convert_to_tensors`.
+        prepend_batch_axis: wrap each value in a batch of one before that.
+        n_sequences: 1, or 2 for pairs of texts; None asks the encoding.
+    """
+
+    def __init__(
+        self,
+        data: Any = None,
+        encoding: Any = None,
+        tensor_type: str | None = None,
+        prepend_batch_axis: bool = False,
+        n_sequences: int | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(data or {}, **more)
+        if encoding is not None:
+            found = list(encoding) if isinstance(encoding, list | tuple) else [encoding]
+            self._find_later(lambda: found)
+        self.__dict__["_n_sequences"] = n_sequences
+        self.convert_to_tensors(tensor_type, prepend_batch_axis)
+
+    def _find_later(self, find: Callable[[], list[tokenizers.Encoding]]) -> BatchEncoding:
+        self.__dict__[_FOUND_LATER] = find
+        return self
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
         raise AttributeError(f"this BatchEncoding has no {name!r}, it has {sorted(self)}")
 
+    def __getitem__(self, key: Any) -> Any:
+        """The value of a key; of a row number the library's encoding of that row, of a slice a list of them."""
+        if not isinstance(key, slice) and key in self.keys():
+            return super().__getitem__(key)
+        if not isinstance(key, int | slice):
+            raise KeyError(key)
+        try:
+            rows = self._rows()
+        except ValueError as error:
+            raise KeyError(str(error)) from None
+        return rows[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self), None, None, False, self.__dict__["_n_sequences"])
+
+    def __copy__(self) -> BatchEncoding:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchEncoding:
+        return self._like(copy.deepcopy(dict(self), memo))
+
+    def copy(self) -> BatchEncoding:
+        """A shallow copy, of the same class."""
+        return self._like(dict(self))
+
+    def _like(self, data: dict[str, Any]) -> BatchEncoding:
+        other = type(self)(data)
+        other.__dict__.update(self.__dict__)
+        return other
+
     @property
     def data(self) -> dict[str, Any]:
         """The mapping itself, for code written against transformers."""
         return self
+
+    @property
+    def encodings(self) -> list[tokenizers.Encoding] | None:
+        """The `tokenizers` library's encodings, padded as the rows are; None if this was not made by a tokenizer."""
+        if _FOUND_LATER not in self.__dict__:
+            return None
+        found = self.__dict__[_FOUND_LATER]()
+        self.__dict__[_FOUND_LATER] = lambda: found
+        return list(found)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether tokens, words and characters can be asked for."""
+        return _FOUND_LATER in self.__dict__
+
+    @property
+    def n_sequences(self) -> int | None:
+        """Texts in each row: 1, or 2 for pairs; None if this was not made by a tokenizer."""
+        if self.__dict__["_n_sequences"] is None and self.is_fast:
+            self.__dict__["_n_sequences"] = max((row.n_sequences for row in self._rows()), default=1)
+        return self.__dict__["_n_sequences"]
+
+    def _rows(self) -> list[tokenizers.Encoding]:
+        rows = self.encodings
+        if rows is None:
+            raise ValueError(
+                "this BatchEncoding knows no tokens: it was not made by a tokenizer, or was pickled since. "
+                f"Its keys are {sorted(self)}"
+            )
+        return rows
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """The tokens of a row as strings."""
+        return self._rows()[batch_index].tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token of a row, which word of its text it belongs to; None for special tokens."""
+        return self._rows()[batch_index].word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token of a row 0 for the first text, 1 for the second, None for special tokens."""
+        return self._rows()[batch_index].sequence_ids
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Which text of its row a token belongs to; with one number, of row 0."""
+        row, token = self._place(batch_or_token_index, token_index)
+        return row.token_to_sequence(token)
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """Which word a token belongs to; with one number, of row 0."""
+        row, token = self._place(batch_or_token_index, token_index)
+        return row.token_to_word(token)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
+        """The characters of its text that a token stands for, as (start, end); None for special tokens."""
+        row, token = self._place(batch_or_token_index, token_index)
+        return row.token_to_chars(token)
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The token that holds a character of a text; None between tokens. With one number, of row 0."""
+        row, character = self._place(batch_or_char_index, char_index)
+        return row.char_to_token(character, sequence_index)
+
+    def char_to_word(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The word that holds a character of a text; with one number, of row 0."""
+        row, character = self._place(batch_or_char_index, char_index)
+        return row.char_to_word(character, sequence_index)
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> tuple[int, int] | None:
+        """The tokens of a word, as (start, end); with one number, of row 0."""
+        row, word = self._place(batch_or_word_index, word_index)
+        return row.word_to_tokens(word, sequence_index)
+
+    def word_to_chars(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> tuple[int, int]:
+        """The characters of a word, as (start, end); with one number, of row 0."""
+        row, word = self._place(batch_or_word_index, word_index)
+        return row.word_to_chars(word, sequence_index)
+
+    def _place(self, first: int, second: int | None) -> tuple[tokenizers.Encoding, int]:
+        rows = self._rows()
+        row, index = (0, first) if second is None else (first, second)
+        return rows[row], len(rows[row]) + index if index < 0 else index
 
     def to(self, device: Any) -> BatchEncoding:
         """Moves every tensor that can move (torch) to a device, in place.
@@ -35,35 +192,42 @@ class BatchEncoding(dict[str, Any]):
                 self[key] = value.to(device)
         return self
 
-    def convert_to_tensors(self, return_tensors: str | None) -> BatchEncoding:
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
         """Turns rows of equal length into arrays or tensors, in place.
 
         Args:
-            return_tensors: None (as is), "np", "pt" or "tf".
+            tensor_type: None (as is), "np", "pt" or "tf". Integers become 64 bits wide in every kind.
+            prepend_batch_axis: wrap each value in a batch of one first.
 
         Raises:
             ValueError: rows of different length, or an unknown kind of tensor.
         """
-        if return_tensors is None:
+        if tensor_type is None:
             return self
         for key, value in self.items():
-            if isinstance(value, list):
-                value = _as_array(key, value)
-            self[key] = to_tensor(value, return_tensors)
+            if prepend_batch_axis:
+                value = [value]
+            if isinstance(value, list | tuple | int | float):
+                value = _as_array(key, value, tensor_type)
+            self[key] = to_tensor(value, tensor_type)
         return self
 
 
-def _as_array(key: str, rows: list[Any]) -> np.ndarray:
-    if rows and isinstance(rows[0], list):
+def _as_array(key: str, rows: Any, tensor_type: str) -> np.ndarray:
+    if isinstance(rows, list) and not rows:
+        return np.zeros((0, 0), np.int64)
+    if isinstance(rows, list) and isinstance(rows[0], list):
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
             raise ValueError(
                 f"{key}: rows of {min(lengths)} to {max(lengths)} tokens make no tensor; "
                 "pass padding=True (and truncation=True, max_length=... for long text) or return_tensors=None"
             )
-    elif not rows:
-        return np.zeros((0, 0), np.int64)
-    return np.asarray(rows, np.int64)
+    array = np.asarray(rows)
+    if array.dtype.kind in "iu" or not array.size:
+        return array.astype(np.int64, copy=False)
+    # as torch.tensor and tf.constant make of Python's floats
+    return array.astype(np.float32) if array.dtype.kind == "f" and tensor_type != "np" else array
 
 
 def pad_arrays(

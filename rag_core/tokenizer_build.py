@@ -71,16 +71,14 @@ FAMILY_OF = {
 
 def build_wordpiece(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """BERT's tokenizer from `vocab.txt`, honouring do_lower_case, strip_accents and tokenize_chinese_chars."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     lines = files["vocab.txt"].decode("utf-8").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
-    cls, sep, unk = (config[name] for name in ("cls_token", "sep_token", "unk_token"))
-    missing = [token for token in (cls, sep, unk) if token not in vocabulary]
-    if missing:
-        raise ValueError(f"vocab.txt lacks the special tokens {missing}; is it the vocabulary of a BERT?")
+    unk = config["unk_token"]
+    vocabulary.setdefault(unk, len(vocabulary))  # WordPiece must find it among its own
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -89,18 +87,13 @@ def build_wordpiece(files: Mapping[str, bytes], config: Mapping[str, Any]) -> to
         lowercase=config.get("do_lower_case", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
-    )
     backend.decoder = decoders.WordPiece(prefix="##")
     return backend
 
 
 def build_byte_bpe(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """BART's (and RoBERTa's) tokenizer from `vocab.json` and `merges.txt`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = json.loads(files["vocab.json"])
     merges = []
@@ -108,22 +101,15 @@ def build_byte_bpe(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tok
         if line.strip() and not line.startswith("#version"):
             left, _, right = line.rstrip("\r").partition(" ")
             merges.append((left, right))
-    cls, sep = config["cls_token"], config["sep_token"]
-    missing = [token for token in (cls, sep) if token not in vocabulary]
-    if missing:
-        raise ValueError(f"vocab.json lacks the special tokens {missing}; is it the vocabulary of a BART?")
-    spaced = bool(config.get("add_prefix_space", False))
     backend = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=""))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
-    # by position: releases of the library disagree on the names
-    backend.post_processor = processors.RobertaProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]), True, spaced)
     return backend
 
 
 def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """T5's tokenizer from a sentencepiece `spiece.model`, with its sentinels `<extra_id_0>` ... at the end."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
         from sentencepiece import sentencepiece_model_pb2 as schema
@@ -148,14 +134,34 @@ def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> toke
     backend.normalizer = normalizers.Sequence(steps)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    eos = config["eos_token"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, backend.token_to_id(eos))]
-    )
     return backend
 
 
 BUILDERS = {"bert": build_wordpiece, "bart": build_byte_bpe, "t5": build_unigram}
+
+
+def frame_texts(backend: tokenizers.Tokenizer, family: Family, config: Mapping[str, Any]) -> None:
+    """Has a pipeline built here put its family's special tokens around texts; they are in the vocabulary by now."""
+    from tokenizers import processors
+
+    def numbered(name: str) -> tuple[str, int]:
+        return config[name], backend.token_to_id(config[name])
+
+    if family is BART:
+        # by position: releases of the library disagree on the names
+        spaced = bool(config.get("add_prefix_space", False))
+        backend.post_processor = processors.RobertaProcessing(
+            numbered("sep_token"), numbered("cls_token"), True, spaced
+        )
+        return
+    if family is T5:
+        eos = config["eos_token"]
+        single, pair, around = f"$A {eos}", f"$A {eos} $B {eos}", [numbered("eos_token")]
+    else:
+        cls, sep = config["cls_token"], config["sep_token"]
+        single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
+        around = [numbered("cls_token"), numbered("sep_token")]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=around)
 
 
 def follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_core.hub import resolve_file
-from rag_core.tokenizer_build import BART, BUILDERS, FAMILIES, FAMILY_OF, OTHER, T5, Family, follow_config
+from rag_core.tokenizer_build import BART, BUILDERS, FAMILIES, FAMILY_OF, OTHER, T5, Family, follow_config, frame_texts
 
 if TYPE_CHECKING:
     import tokenizers
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = "additional_special_tokens"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,6 +71,7 @@ def read_tokenizer(name_or_path: str | Path, overrides: Mapping[str, Any], **hub
                 break
     family = family or _recognized_family(backend)
     _settle_special_tokens(config, family, backend)
+    built = backend is None
     if backend is None:
         if not sources:
             wanted = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
@@ -75,7 +79,14 @@ def read_tokenizer(name_or_path: str | Path, overrides: Mapping[str, Any], **hub
             raise OSError(f"{place}: no tokenizer found; looked for tokenizer.json and {', '.join(wanted)}")
         backend = BUILDERS[family.name](sources, config)
     follow_config(backend, config)
+    _check_sides(config, name_or_path)
+    lacking = [config[name] for name in SPECIAL_NAMES if built and config[name] and not _holds(backend, config[name])]
     _add_tokens(backend, config, added, flags, family)
+    if lacking:
+        places = {token: backend.token_to_id(token) for token in lacking}
+        logger.warning("%s: the vocabulary lacks special tokens; they go to its end, as %s", name_or_path, places)
+    if built:
+        frame_texts(backend, family, config)
     keep = {"spiece.model": sources["spiece.model"]} if "spiece.model" in sources else {}
     return TokenizerFiles(backend, config, family, keep)
 
@@ -120,6 +131,16 @@ def _recognized_family(backend: tokenizers.Tokenizer | None) -> Family:
     return OTHER
 
 
+def _holds(backend: tokenizers.Tokenizer, token: str) -> bool:
+    return backend.token_to_id(token) is not None
+
+
+def _check_sides(config: Mapping[str, Any], where: str | Path) -> None:
+    for name in ("padding_side", "truncation_side"):
+        if config.get(name, "right") not in ("right", "left"):
+            raise ValueError(f"{where}: {name} must be 'right' or 'left', got {config[name]!r}")
+
+
 def _content(token: Any) -> str:
     return token["content"] if isinstance(token, dict) else str(token)
 
@@ -139,9 +160,10 @@ def _settle_special_tokens(config: dict[str, Any], family: Family, backend: toke
     extra = config.get(EXTRA) or config.pop("extra_special_tokens", None) or []
     if isinstance(extra, dict):
         extra = list(extra.values())
-    if not extra and family is T5:
-        extra = [f"<extra_id_{i}>" for i in range(int(config.get("extra_ids", 100)))]
-    config[EXTRA] = [_content(token) for token in extra]
+    extra = [_content(token) for token in extra]
+    if family is T5 and not any("<extra_id_" in token for token in extra):
+        extra += [f"<extra_id_{i}>" for i in range(int(config.get("extra_ids", 100)))]
+    config[EXTRA] = extra
 
 
 def _add_tokens(
@@ -154,7 +176,7 @@ def _add_tokens(
     """Declares the added and special tokens that the pipeline does not have yet, in the order of their ids."""
     from tokenizers import AddedToken
 
-    special = {config[name] for name in SPECIAL_NAMES if config[name]} | set(config[EXTRA])
+    special = list(dict.fromkeys([*(config[name] for name in SPECIAL_NAMES if config[name]), *config[EXTRA]]))
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     wanted: dict[str, tuple[int | None, Any]] = {
         _content(added[index]): (index, added[index]) for index in sorted(added)

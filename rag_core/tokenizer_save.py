@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_core.tokenizer_build import portable_json, vocabulary_files
+from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES
 
 if TYPE_CHECKING:
     from rag_core.tokenizer import Tokenizer
@@ -34,6 +35,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
         names.append(name)
     special = tokenizer.special_tokens_map
     config: dict[str, Any] = {key: value for key, value in files.config.items() if key not in _STALE}
+    config.update({name: getattr(tokenizer, name) for name in (*SPECIAL_NAMES, EXTRA)})  # null where there is none
+    if tokenizer.split_special_tokens or "split_special_tokens" in config:
+        config["split_special_tokens"] = tokenizer.split_special_tokens
     config.update(
         special,
         added_tokens_decoder={

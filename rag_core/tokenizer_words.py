@@ -69,4 +69,6 @@ def splits_alike(backend: tokenizers.Tokenizer) -> bool:
         and not splitter.add_prefix_space
         and isinstance(model, models.BPE)
         and not model.dropout
+        # else the special tokens around a text could not be told from those behind it
+        and bool(backend.encode("a", add_special_tokens=False).ids)
     )

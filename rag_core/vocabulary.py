@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from rag_core.backends import to_numpy
@@ -27,6 +28,9 @@ CLEAN_UP = (
 )
 
 
+_ID_NAMES = frozenset(f"{name}_id" for name in SPECIAL_NAMES)
+
+
 class Vocabulary:
     """The tokens of a tokenizer and the way back to text.
 
@@ -35,7 +39,8 @@ class Vocabulary:
         model_max_length: tokens a model takes, 1e30 for "not said".
         clean_up_tokenization_spaces: default of `decode`'s argument.
         model_input_names: keys that a call returns.
-        pad_token, bos_token, ...: special tokens or None; each has its `_id`.
+        split_special_tokens: read special tokens that are spelled in a text as letters (see `Tokenizer.__call__`).
+        pad_token, bos_token, ...: special tokens or None; each has its `_id`, and setting one sets the other.
     """
 
     is_fast = True
@@ -64,6 +69,7 @@ class Vocabulary:
         self.truncation_side = config.get("truncation_side", "right")
         self.model_max_length = int(config.get("model_max_length") or config.get("max_len") or MANY)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", True))
+        self.split_special_tokens = bool(config.get("split_special_tokens", False))
         self.model_input_names = list(config.get("model_input_names") or files.family.model_input_names)
         self.pad_token_type_id = int(config.get("pad_token_type_id", 0))
         self.additional_special_tokens = list(config[EXTRA])
@@ -90,15 +96,63 @@ class Vocabulary:
         return f"Tokenizer({self._files.family.name}, {len(self)} tokens, from {self.name_or_path or 'memory'!r})"
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ID_NAMES:
+            name, value = name.removesuffix("_id"), self._token_of(name, value)
         if name in SPECIAL_NAMES:
+            value = None if value is None else str(value)
             if value is not None and self.backend_tokenizer.token_to_id(value) is None:
-                raise ValueError(f"{name} {value!r} is not in the vocabulary; add it first with add_tokens")
+                raise ValueError(
+                    f"{name} {value!r} is not in the vocabulary; add it first with add_tokens, "
+                    f"or add_special_tokens({{{name!r}: {value!r}}})"
+                )
             object.__setattr__(self, f"{name}_id", None if value is None else self.backend_tokenizer.token_to_id(value))
         object.__setattr__(self, name, value)
+
+    def _token_of(self, name: str, index: Any) -> str | None:
+        if index is None:
+            return None
+        token = self.convert_ids_to_tokens(int(index)) if isinstance(index, Integral) and index >= 0 else None
+        if token is None:
+            raise ValueError(f"{name} must be an id of the vocabulary, 0 to {len(self) - 1}, or None, got {index!r}")
+        return token
 
     def get_vocab(self) -> dict[str, int]:
         """Every token and its id, added ones included."""
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """`get_vocab()`."""
+        return self.get_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, tokenizers.AddedToken]:
+        """Added tokens (special ones too) by id."""
+        return dict(sorted(self.backend_tokenizer.get_added_tokens_decoder().items()))
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Ids of added tokens, special ones too."""
+        return {token.content: index for index, token in self.added_tokens_decoder.items()}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """`added_tokens_encoder`."""
+        return self.added_tokens_encoder
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """The settings, as tokenizer_config.json holds them."""
+        names = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
+        special = {name: getattr(self, name) for name in SPECIAL_NAMES}
+        return {**self._files.config, **{name: getattr(self, name) for name in names}, **special}
+
+    @property
+    def do_lower_case(self) -> bool:
+        """Whether a BERT lowers what it reads; other families have no such attribute."""
+        lowers = getattr(self.backend_tokenizer.normalizer, "lowercase", self._files.config.get("do_lower_case"))
+        if lowers is None:
+            raise AttributeError(f"a tokenizer of {self._files.family.name} has no 'do_lower_case'")
+        return bool(lowers)
 
     @property
     def special_tokens_map(self) -> dict[str, Any]:
@@ -118,17 +172,61 @@ class Vocabulary:
         vocabulary = self.backend_tokenizer
         return [i for i in map(vocabulary.token_to_id, self.all_special_tokens) if i is not None]
 
+    @property
+    def additional_special_tokens_ids(self) -> list[int]:
+        """Ids of `additional_special_tokens`; setting them sets the tokens."""
+        return self.convert_tokens_to_ids(self.additional_special_tokens)
+
+    @additional_special_tokens_ids.setter
+    def additional_special_tokens_ids(self, ids: Sequence[int]) -> None:
+        self.additional_special_tokens = [self._token_of("additional_special_tokens_ids", index) for index in ids]
+
+    def add_special_tokens(
+        self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
+    ) -> int:
+        """Sets special tokens by name, adding to the vocabulary those that it lacks (then resize the model's table).
+
+        Args:
+            special_tokens_dict: token by name (`{"pad_token": "<pad>"}`); under "additional_special_tokens" a list.
+            replace_additional_special_tokens: False keeps those that were there.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            ValueError: a name that is not one of a special token.
+        """
+        if not isinstance(special_tokens_dict, Mapping):
+            raise TypeError(
+                f"special_tokens_dict must map names to tokens, got {type(special_tokens_dict).__name__}. "
+                "Write {'additional_special_tokens': [...]}"
+            )
+        unknown = sorted(set(special_tokens_dict) - {*SPECIAL_NAMES, EXTRA})
+        if unknown:
+            raise ValueError(f"special_tokens_dict must have keys of {[*SPECIAL_NAMES, EXTRA]}, got {unknown}")
+        before = len(self)
+        for name, value in special_tokens_dict.items():
+            tokens = [value] if name in SPECIAL_NAMES else list(value)
+            self.backend_tokenizer.add_special_tokens(tokens)
+            if name in SPECIAL_NAMES:
+                setattr(self, name, value)
+                continue
+            kept = [] if replace_additional_special_tokens else self.additional_special_tokens
+            self.additional_special_tokens = list(dict.fromkeys([*kept, *map(str, tokens)]))
+        return len(self) - before
+
     def add_tokens(self, tokens: str | Sequence[str], special_tokens: bool = False) -> int:
         """Adds tokens at the end of the vocabulary (then resize the model's embeddings to `len(tokenizer)`).
 
         Returns:
             How many were new.
         """
-        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
+        tokens = list(tokens) if isinstance(tokens, list | tuple) else [tokens]
         before = len(self)
         if special_tokens:
             self.backend_tokenizer.add_special_tokens(tokens)
-            self.additional_special_tokens += [t for t in tokens if t not in self.all_special_tokens]
+            known = self.all_special_tokens
+            self.additional_special_tokens += [str(token) for token in tokens if str(token) not in known]
         else:
             self.backend_tokenizer.add_tokens(tokens)
         return len(self) - before
@@ -142,37 +240,85 @@ class Vocabulary:
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Tokens of ids; a str for an int, else a list."""
-        if isinstance(ids, int):
-            return self.backend_tokenizer.id_to_token(ids)
+        if isinstance(ids, Integral):
+            return self._tokens([int(ids)])[0]
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self.backend_tokenizer.id_to_token(index) for index in plain_ids(ids) if index not in skipped]
+        return self._tokens([index for index in plain_ids(ids) if index not in skipped])
+
+    def _tokens(self, ids: list[int]) -> list[Any]:
+        renamed = self._renamed()
+        return [renamed.get(index) or self.backend_tokenizer.id_to_token(index) for index in ids]
+
+    def _renamed(self) -> dict[int, str]:
+        """Added tokens that the library spells as it looks for them (in lower case), by id; here they keep their name."""
+        backend = self.backend_tokenizer
+        state = backend, backend.get_vocab_size()
+        known = self.__dict__.get("_known_renamed")
+        if known is None or known[0] != state:
+            added = backend.get_added_tokens_decoder().items()
+            renamed = {index: token.content for index, token in added if backend.id_to_token(index) != token.content}
+            known = self._known_renamed = state, renamed
+        return known[1]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens put around one text (or a pair)."""
         return self.backend_tokenizer.num_special_tokens_to_add(pair)
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Tokens of a text that fit `model_max_length` beside the special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=False)
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """Tokens of two texts that fit `model_max_length` beside the special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     def decode(
         self,
         token_ids: Any,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        *,
+        spaces_between_special_tokens: bool = True,
+        use_source_tokenizer: bool = False,
     ) -> str:
-        """The text of one row of ids (list, array or tensor of shape (L,), or one id)."""
-        return self._cleaned(
-            self.backend_tokenizer.decode(plain_ids(token_ids), skip_special_tokens=skip_special_tokens),
-            clean_up_tokenization_spaces,
-        )
+        """The text of one row of ids.
+
+        Args:
+            token_ids: a list, array or tensor of shape (L,), or one id.
+            skip_special_tokens: leave special tokens out.
+            clean_up_tokenization_spaces: remove blanks before punctuation; None for the attribute of that name.
+            spaces_between_special_tokens, use_source_tokenizer: change nothing, as in the fast tokenizers of
+                transformers.
+        """
+        return self._cleaned(self._text(plain_ids(token_ids), skip_special_tokens), clean_up_tokenization_spaces)
 
     def batch_decode(
         self,
         sequences: Any,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        *,
+        spaces_between_special_tokens: bool = True,
+        use_source_tokenizer: bool = False,
     ) -> list[str]:
-        """The texts of B rows of ids (list of lists, array or tensor of shape (B, L))."""
+        """The texts of B rows of ids (list of lists, array or tensor of shape (B, L)); arguments as of `decode`."""
         rows = [plain_ids(row) for row in (sequences if isinstance(sequences, list | tuple) else to_numpy(sequences))]
-        texts = self.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        if self._renamed():
+            texts = [self._text(row, skip_special_tokens) for row in rows]
+        else:
+            texts = self.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
         return [self._cleaned(text, clean_up_tokenization_spaces) for text in texts]
+
+    def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
+        backend = self.backend_tokenizer
+        if self._renamed().keys().isdisjoint(ids):
+            return backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if skip_special_tokens:
+            special = {index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+            ids = [index for index in ids if index not in special]
+        return self.convert_tokens_to_string([token for token in self._tokens(ids) if token is not None])
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Joins tokens into text as `decode` does, without clean-up."""
