@@ -4,6 +4,7 @@ Run with the interpreter of requirements-oracle.txt, from the repository root:
 
     python conformance/record_tokenizers.py tests/data/tokenizers      # writes golden.json beside the vocabularies
     python conformance/record_tokenizers.py FOLDER --texts texts.json  # the same of a corpus and of real vocabularies
+    python conformance/record_tokenizers.py FOLDER --methods           # golden_methods.json: the other methods
 
 FOLDER holds the tokenizer folders bert, bart and t5. A case is a call's keyword arguments and its answer.
 """
@@ -75,6 +76,116 @@ def calls() -> list[dict[str, Any]]:
     return listed
 
 
+LONG = "who wrote the book about the war, and when?"
+FAST = [
+    ("__call__", [[["who wrote", "it"], ["a", "b c"]]], {"return_length": True}),
+    ("__call__", ["who wrote"], {"return_length": True}),
+    ("__call__", ["who"], {"max_length": 9, "pad_to_max_length": True}),
+    ("__call__", ["who"], {"return_overflowing_tokens": True}),
+    ("batch_encode_plus", [["who wrote", ["a", "b"]]], {}),
+    ("encode_plus", ["who wrote", "it"], {"max_length": 5, "truncation": True}),
+    ("encode", [LONG], {"max_length": 6, "truncation": True, "stride": 2}),
+    ("tokenize", ["who wrote it"], {}),
+    ("tokenize", ["who wrote", "it"], {"add_special_tokens": True}),
+    ("build_inputs_with_special_tokens", [[5, 6]], {}),
+    ("build_inputs_with_special_tokens", [[5, 6], [7]], {}),
+    ("create_token_type_ids_from_sequences", [[5, 6]], {}),
+    ("create_token_type_ids_from_sequences", [[5, 6], [7]], {}),
+    ("get_special_tokens_mask", [[0, 5, 6, 2, 1]], {"already_has_special_tokens": True}),
+    ("truncate_sequences", [[5, 6, 7], [8, 9, 10]], {"num_tokens_to_remove": 3, "stride": 1}),
+    ("pad", [[{"input_ids": [5, 6], "labels": [1]}, {"input_ids": [7], "labels": [2]}]], {}),
+    ("pad", [{"input_ids": [5, 6], "labels": 3}], {"padding": "max_length", "max_length": 4}),
+    ("pad", [{"input_ids": [[5, 6], [7]]}], {"return_attention_mask": False, "pad_to_multiple_of": 4}),
+    ("pad", [{"input_ids": [[5, 6], [7]]}], {"padding": False}),
+    (
+        "pad",
+        [
+            {
+                "input_ids": [[5, 6], [7]],
+                "offset_mapping": [[[0, 1], [1, 2]], [[0, 1]]],
+                "token_type_ids": [[0, 0], [0]],
+                "special_tokens_mask": [[0, 1], [1]],
+            }
+        ],
+        {},
+    ),
+    ("pad", [{"input_ids": []}], {}),
+    ("get_added_vocab", [], {}),
+    ("decode", [[5, 6, 7]], {"spaces_between_special_tokens": False, "use_source_tokenizer": True}),
+]
+WINDOWS = {"return_overflowing_tokens": True, "stride": 1}
+PADDED = {"padding": True, "return_offsets_mapping": True, "return_special_tokens_mask": True, "return_length": True}
+BOTH_SIDES = [
+    ("__call__", [[LONG, "a"]], {"truncation": True, "max_length": 6, **WINDOWS, **PADDED}),
+    ("__call__", ["who", LONG], {"truncation": "only_second", "max_length": 9, **WINDOWS, **PADDED}),
+    ("__call__", ["who wrote it", LONG], {"truncation": True, "max_length": 12, **WINDOWS, **PADDED}),
+    ("__call__", [[LONG], [" a b"]], {"truncation": True, "max_length": 9, "return_offsets_mapping": True}),
+]
+SPLIT = [
+    ("__call__", [["who", "wrote it", ""]], {"is_split_into_words": True}),
+    ("__call__", [[["who", "wrote it"], ["a"]], [["b", "c"], ["d"]]], {"is_split_into_words": True, "padding": True}),
+    ("tokenize", [["who", "wrote it"]], {"is_split_into_words": True}),
+]
+SLOW = [
+    ("encode", [["Ġw", "ro", "te", "##wordpiece", "▁it", "it"]], {}),
+    ("encode", [[5, 6], [7]], {"max_length": 9, "padding": "max_length"}),
+    ("get_special_tokens_mask", [[5, 6]], {}),
+    ("get_special_tokens_mask", [[5, 6], [7]], {}),
+    (
+        "prepare_for_model",
+        [[5, 6, 7]],
+        {"return_length": True, "return_special_tokens_mask": True, "padding": "max_length", "max_length": 8},
+    ),
+    ("prepare_for_model", [[5, 6, 7, 8, 9, 10]], {"truncation": True, "max_length": 4, **WINDOWS}),
+    ("prepare_for_model", [[5, 6, 7, 8], [9]], {"truncation": "only_first", "max_length": 7, **WINDOWS}),
+    ("prepare_for_model", [[9], [5, 6, 7, 8]], {"truncation": "only_second", "max_length": 7, **WINDOWS}),
+    ("prepare_for_model", [[9, 10], [5, 6]], {"truncation": True, "max_length": 6, "add_special_tokens": False}),
+    ("prepare_for_model", [[9, 10, 11], [5, 6]], {"truncation": True, "max_length": 7}),
+]
+SPANS = [
+    *(("tokens", [row]) for row in (0, 1)),
+    *(("word_ids", [row]) for row in (0, 1)),
+    *(("sequence_ids", [row]) for row in (0, 1)),
+    *(("char_to_token", place) for place in ([4], [0, 4], [1, 0, 1], [0, 400], [0, 3])),
+    *(("token_to_chars", place) for place in ([1], [0, 2])),
+    *(("token_to_word", place) for place in ([1], [0, 3])),
+    *(("token_to_sequence", place) for place in ([1], [0, 3])),
+    *(("word_to_tokens", place) for place in ([1], [0, 0, 1], [0, 9])),
+    *(("word_to_chars", place) for place in ([1], [0, 0])),
+    *(("char_to_word", place) for place in ([4], [0, 99])),
+]
+
+
+def answers(tokenizer: Any, cases: Any) -> list[dict[str, Any]]:
+    """Cases of methods with what they return."""
+    return [
+        {"method": method, "args": args, "kwargs": kwargs, "answer": getattr(tokenizer, method)(*args, **kwargs)}
+        for method, args, kwargs in cases
+    ]
+
+
+def record_methods(folder: Path) -> dict[str, Any]:
+    """What the methods return, by family and by how the tokenizer was loaded."""
+    import transformers
+
+    left = {"truncation_side": "left", "padding_side": "left"}
+    settings = [({}, [*FAST, *BOTH_SIDES]), (left, BOTH_SIDES), ({"add_prefix_space": True}, SPLIT)]
+    golden = {}
+    for name, kind in (("bert", "BertTokenizer"), ("bart", "BartTokenizer"), ("t5", "T5Tokenizer")):
+        fast, slow = getattr(transformers, kind + "Fast"), getattr(transformers, kind)
+        path = str(folder / name)
+        encoding = fast.from_pretrained(path)([["who wrote", "it"], ["a", " b c"]], padding=True)
+        golden[name] = {
+            "settings": [
+                {"settings": chosen, "cases": answers(fast.from_pretrained(path, **chosen), cases)}
+                for chosen, cases in [*settings, ({}, [])]
+            ],
+            "spans": [{"method": name, "args": args, "answer": getattr(encoding, name)(*args)} for name, args in SPANS],
+        }
+        golden[name]["settings"][-1]["cases"] = answers(slow.from_pretrained(path), SLOW)
+    return golden
+
+
 def record(tokenizer: Any, texts: list[str] | None) -> dict[str, Any]:
     """The answers of one tokenizer, to the cases above or to a corpus."""
     if texts is not None:
@@ -113,7 +224,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--texts", type=Path, help="JSON list of strings to record instead of the cases")
+    parser.add_argument("--methods", action="store_true", help="record the other methods")
     options = parser.parse_args()
+    if options.methods:
+        content = json.dumps(record_methods(options.folder), ensure_ascii=False, separators=(",", ":"), default=dict)
+        (options.folder / "golden_methods.json").write_text(content + "\n", "utf-8")
+        return
     texts = json.loads(options.texts.read_text("utf-8")) if options.texts else None
     kinds = {"bert": BertTokenizerFast, "bart": BartTokenizerFast, "t5": T5TokenizerFast}
     golden = {name: record(kind.from_pretrained(str(options.folder / name)), texts) for name, kind in kinds.items()}

@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "config": ["AutoConfig", "BartConfig", "BertConfig", "DPRConfig", "PretrainedConfig", "RagConfig", "T5Config"],
     "tokenization": ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer"],
+    "tokenizer": [
+        *("BartTokenizer", "BartTokenizerFast", "BertTokenizer", "BertTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
+        *("DPRContextEncoderTokenizer", "DPRContextEncoderTokenizerFast"),
+        *("DPRQuestionEncoderTokenizer", "DPRQuestionEncoderTokenizerFast"),
+    ],
     "retriever": ["RagRetriever"],
     "index": ["Index"],
     "knowledge": ["KnowledgeBase", "build_knowledge_base"],

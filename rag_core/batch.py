@@ -171,7 +171,7 @@ class BatchEncoding(dict[str, Any]):
 
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int] | None:
         """The characters of a word, as (start, end); with one number, of row 0."""
         row, word = self._place(batch_or_word_index, word_index)
         return row.word_to_chars(word, sequence_index)
@@ -226,6 +226,8 @@ def _as_array(key: str, rows: Any, tensor_type: str) -> np.ndarray:
     array = np.asarray(rows)
     if array.dtype.kind in "iu" or not array.size:
         return array.astype(np.int64, copy=False)
+    if array.dtype.kind not in "bf" and tensor_type != "np":
+        raise ValueError(f"{key} must hold numbers to become a tensor, got {str(rows)[:80]}. Take it out first")
     # as torch.tensor and tf.constant make of Python's floats
     return array.astype(np.float32) if array.dtype.kind == "f" and tensor_type != "np" else array
 

@@ -260,7 +260,7 @@ class RagRetriever(Pushable):
             [tail for tail in tails for _ in range(n_docs)],
             len(prefix.replace("  ", " ")),
             self.config.max_combined_length,
-            lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False)["input_ids"]],
+            lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]],
             tokenizer.token_starts if isinstance(tokenizer, Tokenizer) else None,
         )
 

@@ -144,7 +144,7 @@ def frame_texts(backend: tokenizers.Tokenizer, family: Family, config: Mapping[s
     """Has a pipeline built here put its family's special tokens around texts; they are in the vocabulary by now."""
     from tokenizers import processors
 
-    def numbered(name: str) -> tuple[str, int]:
+    def numbered(name: str) -> tuple[str, Any]:
         return config[name], backend.token_to_id(config[name])
 
     if family is BART:
@@ -186,6 +186,20 @@ def follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> N
         backend.pre_tokenizer = splitter
 
 
+def split_special_tokens(backend: tokenizers.Tokenizer) -> None:
+    """Has a pipeline read special tokens that are spelled in a text as letters."""
+    from tokenizers import models
+
+    backend.encode_special_tokens = True
+    if not isinstance(backend.model, models.Unigram):
+        return
+    # T5's special tokens are pieces of its model too: they keep their ids under spellings that no text has.
+    model = json.loads(backend.to_str())["model"]
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    pieces = [(f"\0\uffff{piece}\0" if piece in special else piece, score) for piece, score in model["vocab"]]
+    backend.model = models.Unigram(pieces, unk_id=model["unk_id"], byte_fallback=model.get("byte_fallback", False))
+
+
 def portable_json(backend: tokenizers.Tokenizer) -> str:
     """tokenizer.json in the dialect that every release of `tokenizers` since 0.13 reads (merges, Metaspace)."""
     content = json.loads(backend.to_str())
@@ -204,8 +218,8 @@ def portable_json(backend: tokenizers.Tokenizer) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def vocabulary_files(backend: tokenizers.Tokenizer, folder: Path) -> list[Path]:
+def vocabulary_files(backend: tokenizers.Tokenizer, folder: Path, prefix: str | None = None) -> list[Path]:
     """Writes vocab.txt, or vocab.json and merges.txt, for readers that take no tokenizer.json."""
     if type(backend.model).__name__ not in ("WordPiece", "BPE"):
         return []
-    return [Path(name) for name in backend.model.save(str(folder))]
+    return [Path(name) for name in backend.model.save(str(folder), prefix)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,15 @@ class TokenizerFiles:
     sources: dict[str, bytes] = field(default_factory=dict)
 
 
-def read_tokenizer(name_or_path: str | Path, overrides: Mapping[str, Any], **hub: Any) -> TokenizerFiles:
+def read_tokenizer(
+    name_or_path: str | Path, overrides: Mapping[str, Any], wanted: Family | None = None, **hub: Any
+) -> TokenizerFiles:
     """Reads a tokenizer from a folder or a hub repository.
 
     Args:
         name_or_path: folder or repository id.
         overrides: settings that replace those of tokenizer_config.json.
+        wanted: the family where the files do not say.
         **hub: keyword arguments of `rag_core.hub.resolve_file` (subfolder, revision, token, ...).
 
     Raises:
@@ -60,7 +64,7 @@ def read_tokenizer(name_or_path: str | Path, overrides: Mapping[str, Any], **hub
 
     serialized = resolve_file(name_or_path, "tokenizer.json", required=False, **hub)
     backend = _deserialize(serialized) if serialized else None
-    family = _declared_family(config, model_config)
+    family = _declared_family(config, model_config) or wanted
     sources: dict[str, bytes] = {}
     for kind in FAMILIES:
         if kind is family or (family is None and (backend is None or kind is T5)):
@@ -70,21 +74,60 @@ def read_tokenizer(name_or_path: str | Path, overrides: Mapping[str, Any], **hub
                 sources = {name: path.read_bytes() for name, path in found.items() if path}
                 break
     family = family or _recognized_family(backend)
-    _settle_special_tokens(config, family, backend)
+    if backend is None and not sources:
+        names = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
+        place = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
+        raise OSError(f"{place}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}")
+    return _assembled(config, family, backend, sources, added, flags, str(name_or_path))
+
+
+def read_vocabulary(
+    family: Family, paths: Mapping[str, Any], tokenizer_file: Any, settings: Mapping[str, Any]
+) -> TokenizerFiles:
+    """Makes a tokenizer of single files.
+
+    Args:
+        family: whose vocabulary it is.
+        paths: paths by the names that the files have in a folder; None for all with a `tokenizer_file`.
+        tokenizer_file: path of a tokenizer.json, or None.
+        settings: as in tokenizer_config.json.
+
+    Raises:
+        TypeError: no path, or some are missing.
+        OSError: a file can't be read.
+    """
+    given = {name: path for name, path in paths.items() if path is not None}
+    for name, path in (*given.items(), ("tokenizer.json", tokenizer_file)):
+        if not isinstance(path, str | os.PathLike | None):
+            raise TypeError(f"the path of {name} must be a str or Path, got {path!r}. Give settings by their names")
+    if tokenizer_file is None and len(given) < len(paths):
+        raise TypeError(f"files must be {' and '.join(paths)}, or tokenizer.json, got {list(given) or 'none'}")
+    sources = {name: Path(path).read_bytes() for name, path in given.items()}
+    backend = None if tokenizer_file is None else _deserialize(Path(tokenizer_file))
+    where = str(tokenizer_file or next(iter(given.values())))
+    return _assembled(dict(settings), family, backend, sources, {}, {}, where)
+
+
+def _assembled(
+    config: dict[str, Any],
+    family: Family,
+    backend: tokenizers.Tokenizer | None,
+    sources: dict[str, bytes],
+    added: Mapping[int, Any],
+    flags: Mapping[str, Any],
+    where: str,
+) -> TokenizerFiles:
     built = backend is None
+    _settle_special_tokens(config, family, backend)
     if backend is None:
-        if not sources:
-            wanted = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
-            place = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
-            raise OSError(f"{place}: no tokenizer found; looked for tokenizer.json and {', '.join(wanted)}")
         backend = BUILDERS[family.name](sources, config)
     follow_config(backend, config)
-    _check_sides(config, name_or_path)
+    _check_sides(config, where)
     lacking = [config[name] for name in SPECIAL_NAMES if built and config[name] and not _holds(backend, config[name])]
     _add_tokens(backend, config, added, flags, family)
     if lacking:
         places = {token: backend.token_to_id(token) for token in lacking}
-        logger.warning("%s: the vocabulary lacks special tokens; they go to its end, as %s", name_or_path, places)
+        logger.warning("%s: the vocabulary lacks special tokens; they go to its end, as %s", where, places)
     if built:
         frame_texts(backend, family, config)
     keep = {"spiece.model": sources["spiece.model"]} if "spiece.model" in sources else {}
@@ -135,7 +178,7 @@ def _holds(backend: tokenizers.Tokenizer, token: str) -> bool:
     return backend.token_to_id(token) is not None
 
 
-def _check_sides(config: Mapping[str, Any], where: str | Path) -> None:
+def _check_sides(config: Mapping[str, Any], where: str) -> None:
     for name in ("padding_side", "truncation_side"):
         if config.get(name, "right") not in ("right", "left"):
             raise ValueError(f"{where}: {name} must be 'right' or 'left', got {config[name]!r}")

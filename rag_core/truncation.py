@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,46 +62,57 @@ def check_strategies(
     return pad, cut
 
 
-def shortened(
-    backend: tokenizers.Tokenizer,
-    texts: tuple[str, ...],
-    add_special_tokens: bool,
-    strategy: str,
-    limit: int,
-    side: str,
-) -> tokenizers.Encoding:
-    """Encodes a text or a pair into `limit` tokens at most, special tokens included; raises as `fitted` does."""
-    parts = tuple(backend.encode(text, add_special_tokens=False) for text in texts)
-    return fitted(backend, parts, add_special_tokens, strategy, limit, side)
+@dataclass(frozen=True)
+class Cut:
+    """How rows are made to fit.
+
+    Attributes:
+        strategy: "longest_first", "only_first" or "only_second".
+        limit: tokens in a row, special tokens included.
+        side: "right" or "left", where tokens are taken away.
+        stride: tokens that what was taken away repeats of what is left, row by row.
+    """
+
+    strategy: str
+    limit: int
+    side: str
+    stride: int = 0
 
 
 def fitted(
-    backend: tokenizers.Tokenizer,
-    parts: tuple[tokenizers.Encoding, ...],
-    add_special_tokens: bool,
-    strategy: str,
-    limit: int,
-    side: str,
+    backend: tokenizers.Tokenizer, parts: tuple[tokenizers.Encoding, ...], add_special_tokens: bool, cut: Cut
 ) -> tokenizers.Encoding:
     """Cuts a text's (or a pair's) encodings without special tokens to fit, and adds these.
 
     Raises:
-        ValueError: the part that may be cut is too short to make the row fit.
+        ValueError: the part that may be cut is too short to make the row fit, or the stride too long.
     """
     extra = backend.num_special_tokens_to_add(len(parts) == 2) if add_special_tokens else 0
     lengths = [len(part) for part in parts]
-    if sum(lengths) + extra > limit:
-        if side not in ("right", "left"):
-            raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
-        for part, length in zip(parts, kept_lengths(lengths, limit - extra, strategy), strict=True):
-            part.truncate(length, direction=side)
+    if cut.stride and cut.stride >= cut.limit - extra:
+        raise ValueError(_too_long(cut.stride, cut.limit - extra))
+    if sum(lengths) + extra > cut.limit:
+        check_side(cut.side)
+        for part, length in zip(parts, kept_lengths(lengths, cut.limit - extra, cut.strategy), strict=True):
+            if cut.stride and 0 < length < len(part) and cut.stride >= length:
+                raise ValueError(_too_long(cut.stride, length))
+            part.truncate(length, stride=cut.stride, direction=cut.side)
     return backend.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens)
+
+
+def _too_long(stride: int, room: int) -> str:
+    return f"stride must be below the {room} tokens that stay of a text, got {stride}. Raise max_length"
+
+
+def check_side(side: str) -> None:
+    """Raises ValueError unless a truncation side is "right" or "left"."""
+    if side not in ("right", "left"):
+        raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
 
 
 def kept(ids: list[int], budget: int, strategy: str, side: str) -> list[int]:
     """Cuts the ids of a text without special tokens as `fitted` does; raises what it raises."""
-    if side not in ("right", "left"):
-        raise ValueError(f"truncation_side must be 'right' or 'left', got {side!r}")
+    check_side(side)
     length = kept_lengths([len(ids)], budget, strategy)[0]
     return ids[:length] if side == "right" else ids[len(ids) - length :]
 

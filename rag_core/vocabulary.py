@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,8 @@ class Vocabulary:
     def _token_of(self, name: str, index: Any) -> str | None:
         if index is None:
             return None
-        token = self.convert_ids_to_tokens(int(index)) if isinstance(index, Integral) and index >= 0 else None
+        number = int(index) if isinstance(index, Integral) else -1
+        token = self.convert_ids_to_tokens(number) if number >= 0 else None
         if token is None:
             raise ValueError(f"{name} must be an id of the vocabulary, 0 to {len(self) - 1}, or None, got {index!r}")
         return token
@@ -221,14 +223,14 @@ class Vocabulary:
         Returns:
             How many were new.
         """
-        tokens = list(tokens) if isinstance(tokens, list | tuple) else [tokens]
+        listed: list[Any] = list(tokens) if isinstance(tokens, list | tuple) else [tokens]
         before = len(self)
         if special_tokens:
-            self.backend_tokenizer.add_special_tokens(tokens)
+            self.backend_tokenizer.add_special_tokens(listed)
             known = self.all_special_tokens
-            self.additional_special_tokens += [str(token) for token in tokens if str(token) not in known]
+            self.additional_special_tokens += [str(token) for token in listed if str(token) not in known]
         else:
-            self.backend_tokenizer.add_tokens(tokens)
+            self.backend_tokenizer.add_tokens(listed)
         return len(self) - before
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
@@ -250,7 +252,7 @@ class Vocabulary:
         return [renamed.get(index) or self.backend_tokenizer.id_to_token(index) for index in ids]
 
     def _renamed(self) -> dict[int, str]:
-        """Added tokens that the library spells as it looks for them (in lower case), by id; here they keep their name."""
+        """Added tokens, by id, that the library spells as it looks for them (in lower case); not so here."""
         backend = self.backend_tokenizer
         state = backend, backend.get_vocab_size()
         known = self.__dict__.get("_known_renamed")
@@ -342,7 +344,10 @@ def plain_ids(value: Any) -> list[int]:
         value = [value]
     elif not isinstance(value, list):
         value = to_numpy(value).reshape(-1).tolist()
-    value = [item if isinstance(item, int) else int(item) for item in value]
+    try:
+        value = [operator.index(item) for item in value]
+    except TypeError as error:
+        raise TypeError(f"token ids must be integers, got {str(value)[:80]}") from error
     if value and min(value) < 0:
         raise ValueError(f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id first")
     return value
