@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rag_core.config_base import KNOWN, PretrainedConfig, located, read_config
+from rag_core.config_base import KNOWN, PretrainedConfig, given_config, located, read_as
 from rag_core.config_models import BartConfig, BertConfig, DPRConfig, T5Config
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "RagConfig",
     "T5Config",
     "config_from_dict",
+    "given_config",
 ]
 
 
@@ -61,6 +62,14 @@ class RagConfig(PretrainedConfig):
     """
 
     model_type: ClassVar[str] = "rag"
+    is_composition: ClassVar[bool] = True
+    positional: ClassVar[tuple[str, ...]] = tuple(
+        "vocab_size is_encoder_decoder prefix bos_token_id pad_token_id eos_token_id decoder_start_token_id title_sep "
+        "doc_sep n_docs max_combined_length retrieval_vector_size retrieval_batch_size dataset dataset_split "
+        "index_name index_path passages_path use_dummy_dataset reduce_loss label_smoothing do_deduplication exclude_bos_score "
+        "do_marginalize output_retrieved use_cache forced_eos_token_id dataset_revision".split()
+    )
+    own: ClassVar[tuple[str, ...]] = ("dataset_revision",)
     minimum: ClassVar[Mapping[str, float]] = {
         "vocab_size": 1,
         "n_docs": 1,
@@ -94,7 +103,8 @@ class RagConfig(PretrainedConfig):
     use_cache: bool = True
     forced_eos_token_id: int | list | None = None
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *args: Any, **values: Any) -> None:
+        values = self._named(args, values)
         self._take_type(values.get("model_type"))
         missing = [name for name in ("question_encoder", "generator") if values.get(name) is None]
         if missing:
@@ -152,7 +162,8 @@ class RagConfig(PretrainedConfig):
             generator_config: configuration of the generator.
             **kwargs: fields of the RAG configuration.
         """
-        return cls(question_encoder=question_encoder_config, generator=generator_config, **kwargs)
+        parts = {"question_encoder": question_encoder_config, "generator": generator_config}
+        return cls.from_dict(parts, **kwargs)
 
     def validate(self) -> None:
         """Checks every field (see `PretrainedConfig.validate`)."""
@@ -175,15 +186,18 @@ class AutoConfig:
     """Reads any known `config.json`, choosing the class by its `model_type`."""
 
     @staticmethod
-    def from_pretrained(name_or_path: str | Path, **kwargs: Any) -> PretrainedConfig:
+    def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         """The configuration of a folder or repository; arguments and errors as `PretrainedConfig.from_pretrained`."""
-        values, rest = read_config(name_or_path, **kwargs)
-        try:
-            config = config_from_dict(values, **rest)
-        except (TypeError, ValueError) as error:
-            raise located(error, f"config.json of {str(name_or_path)!r}") from error
-        config.name_or_path = str(name_or_path)
-        return config
+        return read_as(config_from_dict, pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def for_model(model_type: str, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """A configuration of the class that `model_type` names, with these arguments.
+
+        Raises:
+            TypeError, ValueError: an unknown `model_type`, or what the class refuses.
+        """
+        return _class_of(model_type)(*args, **kwargs)
 
 
 def config_from_dict(values: Mapping[str, Any], **overrides: Any) -> PretrainedConfig:
@@ -198,10 +212,13 @@ def config_from_dict(values: Mapping[str, Any], **overrides: Any) -> PretrainedC
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"A configuration must be a mapping with a model_type, got {type(values).__name__}.")
-    kind = values.get("model_type")
+    return _class_of(values.get("model_type")).from_dict(values, **overrides)
+
+
+def _class_of(kind: Any) -> type[PretrainedConfig]:
     if not isinstance(kind, str) or kind not in KNOWN:
         raise ValueError(f"model_type must be one of {', '.join(sorted(KNOWN))}; got {kind!r}.")
-    return KNOWN[kind].from_dict(values, **overrides)
+    return KNOWN[kind]
 
 
 def _component(name: str, value: Any) -> PretrainedConfig:

@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from rag_core import checks
 from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 
 Config = TypeVar("Config", bound="PretrainedConfig")
 
 KNOWN: dict[str, type[PretrainedConfig]] = {}
+# Options of generation that every config of 4.37.2 has as attributes, at their defaults where they are not set.
+_GENERATION = frozenset(
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens".split()
+)
+
+_LABELS = ("num_labels", "id2label", "label2id")
 
 
 def _typed(value: Any, kind: str) -> tuple[bool, Any]:
@@ -74,6 +86,14 @@ class PretrainedConfig(Pushable):
 
     model_type: ClassVar[str] = ""
     aliases: ClassVar[dict[str, str]] = {"dtype": "torch_dtype"}
+    # other names of fields as transformers lists them; whether configs are parts of this one
+    attribute_map: ClassVar[dict[str, str]] = {}
+    is_composition: ClassVar[bool] = False
+    # the order in which 4.37.2 takes arguments without their names
+    positional: ClassVar[tuple[str, ...]] = ()
+    # fields of this library's own, which are written where they are off their defaults
+    own: ClassVar[tuple[str, ...]] = ()
+    labels: ClassVar[int] = 2
     minimum: ClassVar[Mapping[str, float]] = {}
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     readable: ClassVar[tuple[str, ...]] = ()
@@ -107,10 +127,12 @@ class PretrainedConfig(Pushable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.attribute_map = {alias: name for alias, name in cls.aliases.items() if alias != "dtype"}
         if cls.model_type:
             KNOWN[cls.model_type] = cls
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *args: Any, **values: Any) -> None:
+        values = self._named(args, values)
         object.__setattr__(self, "extra", {})
         object.__setattr__(self, "name_or_path", "")
         given = copy.deepcopy(values)
@@ -121,14 +143,24 @@ class PretrainedConfig(Pushable):
                 value = given.pop(alias)
                 given.setdefault(name, value)
         for each in fields(self):
-            if each.name in given:
-                setattr(self, each.name, given.pop(each.name))
-            else:
-                default = each.default_factory() if each.default_factory is not MISSING else each.default
-                setattr(self, each.name, default)
+            setattr(self, each.name, _said(each, given.get(each.name), each.name in given))
+            given.pop(each.name, None)
+        labels = given.pop("num_labels", None)
         self.extra.update(given)
+        if labels is not None and "id2label" not in given:
+            self.num_labels = labels
         self._complete()
         self.validate()
+
+    @classmethod
+    def _named(cls, args: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments by name."""
+        if len(args) > len(cls.positional):
+            raise TypeError(f"{cls.__name__} takes {len(cls.positional)} arguments without names, got {len(args)}.")
+        twice = [name for name, _ in zip(cls.positional, args, strict=False) if name in values]
+        if twice:
+            raise TypeError(f"{cls.__name__} got several values for {', '.join(twice)}. Give each once.")
+        return {**dict(zip(cls.positional, args, strict=False)), **values}
 
     def _take_type(self, kind: str | None) -> None:
         """Refuses the `model_type` of another class; the base class takes any (networks of the user's own)."""
@@ -151,12 +183,14 @@ class PretrainedConfig(Pushable):
             ValueError: a field outside its range or choices.
         """
         for each in fields(self):
-            value = getattr(self, each.name)
+            value = _said(each, getattr(self, each.name))
             if each.name == "torch_dtype":
                 value = _dtype_name(value)
             fits, plain = _typed(value, str(each.type))
             if not fits:
                 raise TypeError(f"{type(self).__name__}.{each.name} must be {each.type}, got {value!r}.")
+            if isinstance(plain, float) and not math.isfinite(plain):
+                raise ValueError(f"{type(self).__name__}.{each.name} must be a finite number, got {plain!r}.")
             low = self.minimum.get(each.name)
             if low is not None and plain is not None and plain < low:
                 raise ValueError(f"{type(self).__name__}.{each.name} must be at least {low}, got {plain!r}.")
@@ -171,6 +205,10 @@ class PretrainedConfig(Pushable):
             return getattr(self, type(self).aliases[name])
         if name in state.get("extra", {}):
             return state["extra"][name]
+        if name in _GENERATION:
+            from rag_core.generation import default_of
+
+            return default_of(name)
         raise AttributeError(
             f"{type(self).__name__} has no attribute {name!r}: neither a field nor a key of its config.json."
         )
@@ -192,6 +230,38 @@ class PretrainedConfig(Pushable):
         return f"{type(self).__name__} {self.to_json_string()}"
 
     @property
+    def id2label(self) -> dict[int, str] | None:
+        """Names of classes, for networks that classify; kept for what else reads the file."""
+        found = self.extra.get("id2label", {i: f"LABEL_{i}" for i in range(self.labels)})
+        return None if found is None else {int(i): name for i, name in found.items()}
+
+    @id2label.setter
+    def id2label(self, value: Mapping[Any, str] | None) -> None:
+        self.extra["id2label"] = value if value is None else dict(value)
+
+    @property
+    def label2id(self) -> dict[str, int] | None:
+        """The inverse of `id2label`."""
+        if "label2id" in self.extra:
+            return self.extra["label2id"]
+        return {name: i for i, name in (self.id2label or {}).items()}
+
+    @label2id.setter
+    def label2id(self, value: Mapping[str, int] | None) -> None:
+        self.extra["label2id"] = value if value is None else dict(value)
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes `id2label` names."""
+        return len(self.id2label or {})
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        value = checks.whole(0, 2**20)("num_labels", value)
+        self.id2label = {i: f"LABEL_{i}" for i in range(value)}
+        self.label2id = {f"LABEL_{i}": i for i in range(value)}
+
+    @property
     def use_return_dict(self) -> bool:
         """Whether models return output objects (False under `torchscript`, as in transformers)."""
         return self.return_dict and not self.torchscript
@@ -199,7 +269,7 @@ class PretrainedConfig(Pushable):
     @classmethod
     def knows(cls, name: str) -> bool:
         """Whether `name` is a field of this class or another name for one."""
-        return name in cls.__dataclass_fields__ or name in cls.aliases
+        return name in cls.__dataclass_fields__ or name in cls.aliases or name in _LABELS
 
     @classmethod
     def from_dict(cls: type[Config], values: Mapping[str, Any], **overrides: Any) -> Config:
@@ -207,7 +277,9 @@ class PretrainedConfig(Pushable):
 
         Args:
             values: keys and values, left untouched.
-            **overrides: fields that replace those of `values`; unknown names are kept as foreign keys.
+            **overrides: fields that replace those of `values`; unknown names are kept as foreign keys, unless they look
+                like a misspelt field. `return_unused_kwargs=True` returns a pair, with the unknown ones in place of
+                keeping them.
 
         Raises:
             TypeError, ValueError: as the class itself.
@@ -215,56 +287,108 @@ class PretrainedConfig(Pushable):
         if not isinstance(values, Mapping):
             raise TypeError(f"{cls.__name__}.from_dict needs a mapping, got {type(values).__name__}.")
         merged = dict(values)
+        if overrides.pop("return_unused_kwargs", False):
+            unused = {name: value for name, value in overrides.items() if not cls._hears(name, values)}
+            used = {name: value for name, value in overrides.items() if name not in unused}
+            return cls.from_dict(values, **used), unused  # type: ignore[return-value]
+        for name in overrides:
+            near = None if cls._hears(name, values) else checks.nearest(name, cls.__dataclass_fields__)
+            if near is not None:
+                raise TypeError(f"{cls.__name__} has no field {name!r}: did you mean {near!r}?")
+        if "num_labels" in overrides:
+            merged = {name: value for name, value in merged.items() if name not in ("id2label", "label2id")}
         for name, value in overrides.items():
             merged[cls.aliases.get(name, name)] = value
         return cls(**merged)
 
     @classmethod
-    def from_pretrained(cls: type[Config], name_or_path: str | Path, **kwargs: Any) -> Config:
+    def _hears(cls, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether an override replaces something of these `values`, or is a field or an option of generation."""
+        return cls.knows(name) or name in values or name in _GENERATION or name.startswith("_")
+
+    @classmethod
+    def from_pretrained(cls: type[Config], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Config:
         """Reads `config.json` of a folder or a repository of the hub.
 
         Args:
-            name_or_path: folder, path of a json file, or repository id.
+            pretrained_model_name_or_path: folder, path of a json file, or repository id.
             **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`);
-                all others override fields.
+                all others override fields (see `from_dict`). `trust_remote_code` says nothing: none is run.
 
         Raises:
             OSError: nothing there, or no readable json in it.
             TypeError, ValueError: as the class itself.
         """
-        values, rest = read_config(name_or_path, **kwargs)
-        try:
-            config = cls.from_dict(values, **rest)
-        except (TypeError, ValueError) as error:
-            raise located(error, f"config.json of {str(name_or_path)!r}") from error
-        object.__setattr__(config, "name_or_path", str(name_or_path))
-        return config
+        return read_as(cls.from_dict, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `from_pretrained` would read, and the keywords that are no hub options."""
+        return read_config(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_json_file(cls: type[Config], json_file: str | Path) -> Config:
+        """A configuration out of a json file; errors as `from_pretrained`."""
+        return read_as(cls.from_dict, Path(json_file))
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Sets each attribute named; checked when the configuration is written."""
+        for name, value in config_dict.items():
+            setattr(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and foreign keys as plain Python, nothing shared with this object."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)} | self.extra
+        """All fields and foreign keys as plain Python, nothing shared with this object.
+
+        Fields that transformers does not know are left out at their defaults.
+        """
+        defaults = {each.name: _said(each, None, given=False) for each in fields(self) if each.name in self.own}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+        values |= self.extra
         if self.model_type:
             values["model_type"] = self.model_type
         values["torch_dtype"] = _dtype_name(values.get("torch_dtype"))
         return copy.deepcopy(values)
 
-    def to_json_string(self) -> str:
+    def to_diff_dict(self) -> dict[str, Any]:
+        """`to_dict` without what is as in a bare `PretrainedConfig`; the class's own fields are all in it."""
+        common = PretrainedConfig().to_dict()
+        usual = {} if self.is_composition else type(self)().to_dict()
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in common or value != common[name] or (name in usual and value != usual[name])
+        }
+
+    def to_json_string(self, use_diff: bool = False) -> str:
         """The text of `config.json`, keys sorted.
+
+        Args:
+            use_diff: of `to_diff_dict` only. Files hold everything, as defaults are not those of every version.
 
         Raises:
             TypeError: a foreign key holds something that json has no form for.
         """
-        values = self.to_dict()
+        values = self.to_diff_dict() if use_diff else self.to_dict()
         try:
             return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         except TypeError as error:
             raise TypeError(f"{type(self).__name__} can't be written as json: {error}.") from error
 
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Writes `config.json` into `folder`, made if missing; transformers 4.x and 5.x read it.
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = False) -> None:
+        """Writes `to_json_string` into a file, whole or not at all."""
+        from rag_core.hub import atomic_write
+
+        with atomic_write(Path(json_file_path)) as path:
+            path.write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes `config.json` into the folder, made if missing; transformers 4.x and 5.x read it.
 
         Args:
-            folder: where to write.
+            save_directory: the folder.
             **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
 
         Raises:
@@ -278,9 +402,54 @@ class PretrainedConfig(Pushable):
         if not saving.here:
             return
         self.validate()
-        with atomic_write(Path(folder) / "config.json") as path:
+        with atomic_write(Path(save_directory) / "config.json") as path:
             path.write_text(self.to_json_string(), encoding="utf-8")
-        saving.finish(folder)
+        saving.finish(save_directory)
+
+
+def _said(each: Any, value: Any, given: bool = True) -> Any:
+    """A field's value; None is its default where None is no value of it."""
+    if value is not None or (given and "None" in str(each.type)):
+        return value
+    return each.default_factory() if each.default_factory is not MISSING else each.default
+
+
+def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) -> Any:
+    """What `build(values, **overrides)` makes of a `config.json`, with errors that say where it lies."""
+    values, rest = read_config(name_or_path, **kwargs)
+    try:
+        built = build(values, **rest)
+    except (TypeError, ValueError) as error:
+        raise located(error, f"config.json of {str(name_or_path)!r}") from error
+    config = built[0] if isinstance(built, tuple) else built
+    object.__setattr__(config, "name_or_path", str(name_or_path))
+    return built
+
+
+def given_config(config: Any, kind: type[PretrainedConfig], read: Callable[[Any], Any], **overrides: Any) -> Any:
+    """The configuration that a model was given, as an object of its own.
+
+    Args:
+        config: a configuration of any library, a dictionary, or a folder, file or repository to read it from.
+        kind: the class of the model's configuration.
+        read: reads a folder, file or repository, overrides and hub options included.
+        **overrides: fields to replace.
+
+    Raises:
+        TypeError: something else.
+        ValueError: a configuration of another model.
+    """
+    if isinstance(config, str | PathLike):
+        return read(config)
+    if isinstance(config, PretrainedConfig):
+        kind = type(config)
+    values = config.to_dict() if callable(getattr(config, "to_dict", None)) else config
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"config must be a {kind.__name__}, a dictionary or the name of a folder or repository, got "
+            f"{type(config).__name__}."
+        )
+    return kind.from_dict(values, **overrides)
 
 
 def located(error: Exception, where: str) -> Exception:
@@ -296,6 +465,7 @@ def read_config(name_or_path: str | Path, **kwargs: Any) -> tuple[dict[str, Any]
     """
     from rag_core.hub import resolve_file, split_hub_kwargs
 
+    kwargs.pop("trust_remote_code", None)  # nothing of a configuration could be run
     hub, rest = split_hub_kwargs(kwargs)
     path = Path(name_or_path)
     if path.suffix != ".json" or not path.is_file():

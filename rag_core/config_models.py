@@ -28,6 +28,11 @@ def _divides(config: PretrainedConfig, width: str, *heads: str) -> None:
 class _BertBase(PretrainedConfig):
     """What BERT and DPR's BERT have in common."""
 
+    positional: ClassVar[tuple[str, ...]] = tuple(
+        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
+        "attention_probs_dropout_prob max_position_embeddings type_vocab_size initializer_range layer_norm_eps "
+        "pad_token_id position_embedding_type".split()
+    )
     minimum: ClassVar[Mapping[str, float]] = {
         **_SIZES,
         "hidden_size": 1,
@@ -80,6 +85,10 @@ class BertConfig(_BertBase):
 
     model_type: ClassVar[str] = "bert"
     readable: ClassVar[tuple[str, ...]] = ("dpr",)
+    own: ClassVar[tuple[str, ...]] = tuple(
+        "projection_dim pooling normalize scale query_prompt query_lower_case query_max_length".split()
+    )
+    positional: ClassVar[tuple[str, ...]] = (*_BertBase.positional, "use_cache", "classifier_dropout")
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"pooling": ("cls", "mean", "pooler")}
 
     use_cache: bool = True
@@ -97,6 +106,7 @@ class DPRConfig(_BertBase):
     """A DPR encoder: BERT, its first state, and a linear projection if `projection_dim` > 0."""
 
     model_type: ClassVar[str] = "dpr"
+    positional: ClassVar[tuple[str, ...]] = (*_BertBase.positional, "projection_dim")
     readable: ClassVar[tuple[str, ...]] = ("bert",)
 
 
@@ -105,6 +115,13 @@ class BartConfig(PretrainedConfig):
     """A BART encoder-decoder. `hidden_size` and `num_attention_heads` are other names for the encoder's."""
 
     model_type: ClassVar[str] = "bart"
+    labels: ClassVar[int] = 3
+    positional: ClassVar[tuple[str, ...]] = tuple(
+        "vocab_size max_position_embeddings encoder_layers encoder_ffn_dim encoder_attention_heads decoder_layers "
+        "decoder_ffn_dim decoder_attention_heads encoder_layerdrop decoder_layerdrop activation_function d_model "
+        "dropout attention_dropout activation_dropout init_std classifier_dropout scale_embedding use_cache num_labels "
+        "pad_token_id bos_token_id eos_token_id is_encoder_decoder decoder_start_token_id forced_eos_token_id".split()
+    )
     aliases: ClassVar[dict[str, str]] = PretrainedConfig.aliases | {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
@@ -168,6 +185,11 @@ class T5Config(PretrainedConfig):
     """
 
     model_type: ClassVar[str] = "t5"
+    positional: ClassVar[tuple[str, ...]] = tuple(
+        "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets "
+        "relative_attention_max_distance dropout_rate layer_norm_epsilon initializer_factor feed_forward_proj "
+        "is_encoder_decoder use_cache pad_token_id eos_token_id classifier_dropout".split()
+    )
     aliases: ClassVar[dict[str, str]] = PretrainedConfig.aliases | {
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",

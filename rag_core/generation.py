@@ -446,6 +446,11 @@ def _warn_of_idle(options: GenerationConfig, given: Mapping[str, Any]) -> None:
         checks.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect")
 
 
+def default_of(name: str) -> Any:
+    """An option's default."""
+    return copy.copy(_DEFAULTS[name])
+
+
 def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
     """One id, a list of ids or None, as a tuple."""
     if value is None:
