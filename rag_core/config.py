@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rag_core.config_base import KNOWN, PretrainedConfig, given_config, located, read_as
+from rag_core.config_base import KNOWN, PretrainedConfig, located, read_as
 from rag_core.config_models import BartConfig, BertConfig, DPRConfig, T5Config
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "RagConfig",
     "T5Config",
     "config_from_dict",
-    "given_config",
 ]
 
 
@@ -66,8 +65,8 @@ class RagConfig(PretrainedConfig):
     positional: ClassVar[tuple[str, ...]] = tuple(
         "vocab_size is_encoder_decoder prefix bos_token_id pad_token_id eos_token_id decoder_start_token_id title_sep "
         "doc_sep n_docs max_combined_length retrieval_vector_size retrieval_batch_size dataset dataset_split "
-        "index_name index_path passages_path use_dummy_dataset reduce_loss label_smoothing do_deduplication exclude_bos_score "
-        "do_marginalize output_retrieved use_cache forced_eos_token_id dataset_revision".split()
+        "index_name index_path passages_path use_dummy_dataset reduce_loss label_smoothing do_deduplication "
+        "exclude_bos_score do_marginalize output_retrieved use_cache forced_eos_token_id dataset_revision".split()
     )
     own: ClassVar[tuple[str, ...]] = ("dataset_revision",)
     minimum: ClassVar[Mapping[str, float]] = {

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
-from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -203,6 +202,8 @@ class PretrainedConfig(Pushable):
         state = object.__getattribute__(self, "__dict__")
         if name in type(self).aliases:
             return getattr(self, type(self).aliases[name])
+        if name == "_name_or_path":
+            return state.get("name_or_path", "")
         if name in state.get("extra", {}):
             return state["extra"][name]
         if name in _GENERATION:
@@ -424,32 +425,6 @@ def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) 
     config = built[0] if isinstance(built, tuple) else built
     object.__setattr__(config, "name_or_path", str(name_or_path))
     return built
-
-
-def given_config(config: Any, kind: type[PretrainedConfig], read: Callable[[Any], Any], **overrides: Any) -> Any:
-    """The configuration that a model was given, as an object of its own.
-
-    Args:
-        config: a configuration of any library, a dictionary, or a folder, file or repository to read it from.
-        kind: the class of the model's configuration.
-        read: reads a folder, file or repository, overrides and hub options included.
-        **overrides: fields to replace.
-
-    Raises:
-        TypeError: something else.
-        ValueError: a configuration of another model.
-    """
-    if isinstance(config, str | PathLike):
-        return read(config)
-    if isinstance(config, PretrainedConfig):
-        kind = type(config)
-    values = config.to_dict() if callable(getattr(config, "to_dict", None)) else config
-    if not isinstance(values, Mapping):
-        raise TypeError(
-            f"config must be a {kind.__name__}, a dictionary or the name of a folder or repository, got "
-            f"{type(config).__name__}."
-        )
-    return kind.from_dict(values, **overrides)
 
 
 def located(error: Exception, where: str) -> Exception:

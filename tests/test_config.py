@@ -74,8 +74,8 @@ def test_attributes_set_later_are_written_and_names_have_their_aliases(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is BartConfig and (again.d_model, again.num_beams) == (64, 3)
     assert again.name_or_path == str(tmp_path) and "name_or_path" not in again.to_dict()
-    with pytest.raises(AttributeError, match="num_return_sequences"):
-        again.num_return_sequences  # noqa: B018
+    with pytest.raises(AttributeError, match="num_return_sequence'"):
+        again.num_return_sequence  # noqa: B018
     assert copy.deepcopy(again) == again and again != BartConfig()
 
 
@@ -98,6 +98,66 @@ def test_tying_is_the_generators_and_written_where_transformers_looks():
     assert RagConfig.from_dict(config.to_dict() | {"tie_word_embeddings": True}).tie_word_embeddings is False
     of_transformers_5 = {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False}
     assert config_from_dict(of_transformers_5).tie_word_embeddings is False
+
+
+def test_none_is_a_fields_default_where_it_is_no_value_of_it(tmp_path):
+    values = rag(n_docs=3).to_dict()
+    nulls = ("label_smoothing", "n_docs", "title_sep", "reduce_loss", "index_name", "retrieval_batch_size")
+    config = RagConfig.from_dict({**values, **dict.fromkeys(nulls)})
+    assert config == rag() and RagConfig.from_dict(values, n_docs=None) == rag()
+    assert BartConfig(pad_token_id=None).pad_token_id is None
+    config.label_smoothing = None
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label_smoothing"] == 0.0
+
+
+def test_options_of_generation_and_labels_are_attributes_as_in_4_37_2():
+    config = BartConfig(50265, 512, num_beams=4)
+    assert (config.vocab_size, config.max_position_embeddings, config.num_beams) == (50265, 512, 4)
+    assert (config.max_length, config.top_k, config.early_stopping, config.bad_words_ids) == (20, 50, False, None)
+    assert "max_length" not in config.to_dict()
+    assert (config.num_labels, DPRConfig().num_labels, config.id2label[2]) == (3, 2, "LABEL_2")
+    assert BartConfig(num_labels=5).to_dict()["id2label"][4] == "LABEL_4"
+    named = BartConfig.from_dict({"id2label": {"0": "no", "1": "yes"}})
+    assert (named.num_labels, named.id2label, named.label2id) == (2, {0: "no", 1: "yes"}, {"no": 0, "yes": 1})
+    assert BartConfig.from_dict(named.to_dict(), num_labels=1).id2label == {0: "LABEL_0"}
+    assert BartConfig.attribute_map == {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
+    assert RagConfig.is_composition and not T5Config.is_composition
+    assert AutoConfig.for_model("t5", 99, d_model=8).vocab_size == 99
+    assert RagConfig(99, True, question_encoder=DPRConfig(), generator=BartConfig()).vocab_size == 99
+    with pytest.raises(TypeError, match="several values for vocab_size"):
+        BartConfig(5, vocab_size=5)
+    with pytest.raises(TypeError, match="takes 18 arguments without names, got 19"):
+        T5Config(*range(19))
+
+
+def test_a_config_goes_to_a_file_and_back(tmp_path):
+    config = BartConfig(d_model=32, foo=3)
+    config.update({"dropout": 0.3, "bar": 1})
+    changed = config.to_diff_dict()
+    assert {"d_model": 32, "foo": 3, "bar": 1, "dropout": 0.3, "model_type": "bart"}.items() <= changed.items()
+    assert "torchscript" not in changed and json.loads(config.to_json_string(use_diff=True)) == changed
+    config.to_json_file(tmp_path / "a.json", use_diff=True)
+    assert BartConfig.from_json_file(tmp_path / "a.json") == config
+    config.save_pretrained(save_directory=tmp_path)
+    assert BartConfig.get_config_dict(tmp_path, x=3) == (config.to_dict(), {"x": 3})
+    asked = {"return_unused_kwargs": True, "trust_remote_code": True, "dropout": 0.5, "foo": 4, "num_beams": 2, "zz": 3}
+    for kind in (BartConfig, AutoConfig):
+        again, unused = kind.from_pretrained(tmp_path, **asked)
+        assert unused == {"zz": 3} and (again.dropout, again.foo, again.num_beams) == (0.5, 4, 2)
+        assert not {"zz", "return_unused_kwargs", "trust_remote_code"} & set(again.extra)
+    with pytest.raises(TypeError, match="no field 'dropuot': did you mean 'dropout'"):
+        BartConfig.from_pretrained(tmp_path, dropuot=0.1)
+    with pytest.raises(TypeError, match="did you mean 'n_docs'"):
+        RagConfig.from_question_encoder_generator_configs(DPRConfig(), BartConfig(), n_doc=3)
+
+
+def test_keys_of_our_own_are_written_where_they_say_something():
+    for name in ("pooling", "projection_dim", "normalize", "scale"):
+        assert name not in BertConfig().to_dict()
+    assert DPRConfig(projection_dim=8, **BertConfig(hidden_size=24).to_dict()).hidden_size == 24
+    assert DPRConfig().to_dict()["projection_dim"] == 0  # transformers' own there
+    assert BertConfig(pooling="mean", scale=2.0).to_dict().items() >= {"pooling": "mean", "scale": 2.0}.items()
 
 
 # What transformers 5.23 writes for a RAG of DPR and T5, shortened to what differs from 4.37.2.
@@ -146,6 +206,8 @@ def test_sub_configurations_come_in_any_form_and_are_copied():
         (lambda: rag(index_name=3), TypeError, "index_name must be str, got 3"),
         (lambda: rag(n_docs=True), TypeError, "n_docs"),
         (lambda: rag(label_smoothing=1.5), ValueError, "label_smoothing"),
+        (lambda: rag(label_smoothing=float("nan")), ValueError, "label_smoothing must be a finite number, got nan"),
+        (lambda: BertConfig(layer_norm_eps=float("inf")), ValueError, "layer_norm_eps must be a finite number"),
         (lambda: RagConfig(question_encoder=3, generator=BartConfig()), TypeError, "question_encoder"),
         (lambda: BertConfig(pooling="max"), ValueError, "pooling must be one of"),
         (lambda: DPRConfig(hidden_size=10), ValueError, "multiple of num_attention_heads"),
