@@ -5,6 +5,7 @@ Rules are plain Python: validation libraries take longer to import than `dualrag
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import warnings
@@ -79,11 +80,11 @@ def _range(low: float, high: float, above: bool = False, below: bool = False) ->
     if low == -math.inf and high == math.inf:
         return ""
     if high == math.inf:
-        return f" above {low:g}" if above else f" of at least {low:g}"
+        return f" above {low}" if above else f" of at least {low}"
     if not (above or below):
-        return f" from {low:g} to {high:.15g}"
-    lower = f"above {low:g}" if above else f"of at least {low:g}"
-    return f" {lower} and {'below' if below else 'at most'} {high:.15g}"
+        return f" from {low} to {high}"
+    lower = f"above {low}" if above else f"of at least {low}"
+    return f" {lower} and {'below' if below else 'at most'} {high}"
 
 
 def whole(low: float = -math.inf, high: float = math.inf, optional: bool = False) -> Rule:
@@ -119,7 +120,7 @@ def number(
         return value
 
     limits = _range(low, high, above, below)
-    return Rule(f"a number{limits}" if limits else "a finite number", convert, optional)
+    return Rule(("a finite number" if high == math.inf else "a number") + limits, convert, optional)
 
 
 def switch(*words: str, optional: bool = False) -> Rule:
@@ -198,6 +199,11 @@ def sequences(optional: bool = True) -> Rule:
         return found
 
     return Rule("non-empty sequences of token ids, as in [[4, 5], [6]]", convert, optional, "hold ")
+
+
+def option(rule: Rule, name: str, value: Any, default: Any) -> Any:
+    """An option's value as it is to be kept; None is its default."""
+    return copy.copy(default) if value is None else rule(name, value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

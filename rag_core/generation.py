@@ -417,9 +417,7 @@ def _checked_option(name: str, value: Any) -> Any:
     Raises:
         TypeError, ValueError: naming the option, the rule and what came.
     """
-    if value is None:
-        return copy.copy(_DEFAULTS[name])
-    return _RULES.get(name, _ANYTHING)(name, value)
+    return checks.option(_RULES.get(name, _ANYTHING), name, value, _DEFAULTS[name])
 
 
 def _refuse_of_the_call(name: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_core import checks
 from rag_core.hub import atomic_write
 
 QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")
@@ -50,6 +51,9 @@ class TrainingConfig:
         evaluate_every: steps between validations; 0 = at the end only.
         save_every: steps between checkpoints; 0 = none.
         log_every: steps between log lines.
+
+    Raises:
+        TypeError, ValueError: naming the setting, the rule and what came. None is a setting's default.
     """
 
     steps: int | None = None
@@ -75,30 +79,40 @@ class TrainingConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "max_question_length", "max_target_length", "log_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "validation_size", "evaluate_every", "save_every", "weight_decay"):
-            _at_least(name, getattr(self, name), 0)
-        if self.steps is not None:
-            _at_least("steps", self.steps, 1)
-        if not (self.epochs > 0 and self.learning_rate > 0 and self.max_grad_norm > 0):
-            raise ValueError(
-                "epochs, learning_rate and max_grad_norm must be positive, got "
-                f"{self.epochs}, {self.learning_rate} and {self.max_grad_norm}"
-            )
-        if self.question_encoder not in QUESTION_ENCODER_PARTS:
-            raise ValueError(f"question_encoder must be one of {QUESTION_ENCODER_PARTS}, got {self.question_encoder!r}")
-        if self.mixed_precision not in MIXED_PRECISION:
-            raise ValueError(f"mixed_precision must be one of {MIXED_PRECISION}, got {self.mixed_precision!r}")
+        for each in fields(self):
+            value = checks.option(_RULES[each.name], each.name, getattr(self, each.name), each.default)
+            object.__setattr__(self, each.name, value)
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
         return self.steps or max(1, round(self.epochs * examples / (self.batch_size * self.accumulation)))
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-    if isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+# Room for a batch and for a row of tokens is made at once, and no run has more steps.
+_LARGEST, _STEPS = 2**16, 10**8
+_RULES: dict[str, checks.Rule] = {
+    "steps": checks.whole(1, _STEPS, optional=True),
+    "epochs": checks.number(0, _STEPS, above=True),
+    "batch_size": checks.whole(1, _LARGEST),
+    "accumulation": checks.whole(1, _LARGEST),
+    "learning_rate": checks.number(0, above=True),
+    "question_encoder_learning_rate": checks.number(0, optional=True),
+    "warmup_steps": checks.whole(0, _STEPS),
+    "weight_decay": checks.number(0),
+    "beta2": checks.number(0, 1, below=True),
+    "max_grad_norm": checks.number(0, above=True),
+    "question_encoder": checks.one_of(QUESTION_ENCODER_PARTS),
+    "mixed_precision": checks.one_of(MIXED_PRECISION),
+    "n_docs": checks.whole(1, _LARGEST, optional=True),
+    "label_smoothing": checks.number(0, 1, optional=True),
+    "max_question_length": checks.whole(1, _LARGEST),
+    "max_target_length": checks.whole(1, _LARGEST),
+    "seed": checks.whole(0, 2**63 - 1),
+    "validation_size": checks.whole(0),
+    "evaluate_every": checks.whole(0),
+    "save_every": checks.whole(0),
+    "log_every": checks.whole(1),
+}
 
 
 @dataclass(frozen=True)
