@@ -194,10 +194,17 @@ class GenerationConfig(Pushable):
         """The end tokens as a tuple; empty where there is none."""
         return as_ids(self.eos_token_id)
 
-    def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Sets the options named; returns what it does not know."""
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        """Each option's default; Seq2SeqTrainer of transformers 5 asks for it by this name."""
+        return copy.deepcopy(_DEFAULTS)
+
+    def update(self, *, defaults_only: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Sets the options named, with `defaults_only` those that are None; returns what it does not know."""
         unused = {}
         for name, value in kwargs.items():
+            if defaults_only and getattr(self, name, None) is not None:
+                continue
             if name in _FIELDS or name in self.extra:
                 setattr(self, name, value)
             else:
