@@ -20,7 +20,7 @@ from rag_core.config import PretrainedConfig
 from rag_core.hub import atomic_folder, commit_of, is_local, resolve_file, split_hub_kwargs
 from rag_core.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.tf_names import torch_layout, torch_name
-from rag_core.weights import FLOATS, LazyWeights, tied_names
+from rag_core.weights import FLOATS, LazyWeights, needs_float32, tied_names
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -97,7 +97,7 @@ def write_checkpoint(
         raise ValueError(f"No weights to save into {str(folder)!r}.")
     names = _stored(weights, config)
     values = config.to_dict()
-    dtypes = (_dtype(weights, name).name for name in names)
+    dtypes = (_dtype(weights, name).name for name in names if not needs_float32(name))
     values["torch_dtype"] = next((each for each in dtypes if each in FLOATS), values["torch_dtype"])
     if architecture is not None:
         values["architectures"] = [architecture]

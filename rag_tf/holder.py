@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from rag_core.weights import needs_float32
 from rag_tf import weights as tensors
 from rag_tf.graphs import Graph
 
@@ -129,6 +130,8 @@ class WeightHolder:
     def to(self: Holder, *args: Any, dtype: Any = None, device: Any = None) -> Holder:
         """Give the weights another type, another place, or both; new variables take the place of the old ones.
 
+        In a T5 in float16 the second feed-forward maps are float32, as their sums pass float16's range.
+
         Args:
             *args: a dtype, a device, or one of each, in any order, as in PyTorch.
             dtype: a floating-point type or its name.
@@ -148,8 +151,10 @@ class WeightHolder:
         wanted = None if dtype is None else resolve_dtype(dtype, self.config)
         place = self.device if device is None else tensors.resolve_device(device)
 
-        def change(variable: Any) -> Any:
-            return tf.cast(variable, wanted) if wanted and variable.dtype.is_floating else variable.read_value()
+        def change(name: str, variable: Any) -> Any:
+            if wanted is None or not variable.dtype.is_floating:
+                return variable.read_value()
+            return tf.cast(variable, tf.float32 if wanted == tf.float16 and needs_float32(name) else wanted)
 
         tensors.replace_all(self, change, place)
         return self

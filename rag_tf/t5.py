@@ -30,11 +30,15 @@ from rag_tf.layers import (
     split_heads,
     unasked,
 )
-from rag_tf.modules import Embedding, Linear, Module, dropout, parameter, size, widen
+from rag_tf.modules import Embedding, Linear, Module, compute_dtype, dropout, parameter, size, widen
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Decoder, Generator, Steps
 
 KeysValues = tuple[Tensor, Tensor]
+
+
+def _out_of_half(x: Tensor) -> Tensor:
+    return tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
 
 
 class T5LayerNorm(Module):
@@ -49,7 +53,9 @@ class T5LayerNorm(Module):
         """(..., d) -> (..., d)."""
         wide = widen(x)
         wide = wide * tf.math.rsqrt(tf.reduce_mean(tf.square(wide), -1, keepdims=True) + self.epsilon)
-        return tf.cast(self.weight, x.dtype) * tf.cast(wide, x.dtype)
+        half = (compute_dtype() or self.weight.dtype) == tf.float16
+        kind = tf.float16 if half else x.dtype  # in float16 the way back from float32
+        return tf.cast(self.weight, kind) * tf.cast(wide, kind)
 
 
 class T5Attention(Module):
@@ -96,7 +102,11 @@ class T5Attention(Module):
 
 
 class T5FeedForward(Module):
-    """Two projections, or three with a gate."""
+    """Two projections, or three with a gate.
+
+    The sums of the last one pass float16's range in public models. So its weights stay float32 in a model in float16,
+    and it computes in float32 where the others compute in float16.
+    """
 
     wi: Linear
     wi_0: Linear
@@ -112,8 +122,9 @@ class T5FeedForward(Module):
         self.dropout = config.dropout_rate
 
     def __call__(self, x: Tensor, training: bool = False) -> Tensor:
-        """(R, T, d) -> (R, T, d)."""
-        hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
+        """(R, T, d) -> (R, T, d), in float32 of float16."""
+        hidden = _out_of_half(self.act(self.wi_0(x) if self.gated else self.wi(x)))
+        hidden = hidden * tf.cast(self.wi_1(x), hidden.dtype) if self.gated else hidden
         return self.wo(dropout(hidden, self.dropout, training))
 
 
@@ -127,11 +138,8 @@ class T5SubLayer(Module):
         self.dropout = config.dropout_rate
 
     def add(self, x: Tensor, update: Tensor, training: bool) -> Tensor:
-        """x plus the (dropped-out) update; in half precision kept finite."""
-        x = x + dropout(update, self.dropout, training)
-        if x.dtype == tf.float16:
-            x = tf.clip_by_value(x, tf.cast(-64500, x.dtype), tf.cast(64500, x.dtype))
-        return x
+        """x plus the (dropped-out) update."""
+        return x + tf.cast(dropout(update, self.dropout, training), x.dtype)
 
 
 class T5Block(Module):
@@ -221,7 +229,8 @@ class T5Stack(Module):
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool) -> Tensor:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        return dropout(x, self.dropout, training)
+        # All that the layers add up is float32 in a model in float16, whose range it passes.
+        return dropout(_out_of_half(x), self.dropout, training)
 
 
 class T5Encoder(T5Stack):

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.pretrained import chosen_weights
-from rag_core.weights import LazyWeights
+from rag_core.weights import LazyWeights, needs_float32
 from rag_tf.modules import Hollow, Module
 
 _DEVICE = re.compile(r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?")
@@ -114,7 +114,7 @@ def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any
     Args:
         model: whose names these are.
         arrays: name -> values of the right shape; the caller has checked both.
-        dtype: of floating-point weights; None keeps the arrays'.
+        dtype: of floating-point weights; None keeps the arrays'. What needs float32 has that in place of float16.
         device: where to put them.
     """
     assign_each(model, arrays.items(), dtype, device)
@@ -125,7 +125,9 @@ def assign_each(model: Any, pairs: Iterable[tuple[str, np.ndarray]], dtype: Any,
     place = resolve_device(device)
     olds = dict(model.named_parameters())
     for name, array in pairs:
-        replace(model, name, olds.pop(name), from_array(array, dtype, place), place)
+        in_half = dtype == tf.float16 or (dtype is None and array.dtype == np.float16)
+        wanted = tf.float32 if in_half and needs_float32(name) else dtype
+        replace(model, name, olds.pop(name), from_array(array, wanted, place), place)
     _forget_graphs(model)
 
 
@@ -156,8 +158,8 @@ def replace(model: Any, name: str, old: Any, value: tf.Tensor, device: str | Non
     return new
 
 
-def replace_all(model: Any, change: Callable[[Any], tf.Tensor], device: str | None = None) -> None:
-    """Replace every variable by `change(variable)`; what was one variable under several names stays one."""
+def replace_all(model: Any, change: Callable[[str, Any], tf.Tensor], device: str | None = None) -> None:
+    """Replace every variable by `change(name, variable)`; what was one variable under several names stays one."""
     done: dict[int, tuple[Any, Any]] = {}
     for name, old in list(model.named_parameters()):
         if id(old) in done:
@@ -165,7 +167,7 @@ def replace_all(model: Any, change: Callable[[Any], tf.Tensor], device: str | No
             setattr(model.get_submodule(path), leaf, done[id(old)][1])
         else:
             # The old one stays in the table, or a new variable could take over its id.
-            done[id(old)] = old, replace(model, name, old, change(old), device)
+            done[id(old)] = old, replace(model, name, old, change(name, old), device)
     _forget_graphs(model)
 
 

@@ -7,6 +7,7 @@ H heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class T5LayerNorm(nn.Module):
         """(..., d) -> (..., d)."""
         wide = widen(x)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * wide.to(self.weight.dtype)
+        return self.weight * wide.to(self.weight.dtype)  # in a model in float16 the way back from float32
 
 
 class T5Attention(nn.Module):
@@ -86,7 +87,11 @@ class T5Attention(nn.Module):
 
 
 class T5FeedForward(nn.Module):
-    """Two projections, or three with a gate."""
+    """Two projections, or three with a gate.
+
+    The sums of the last one pass float16's range in public models. So its weights stay float32 in a model in float16,
+    and it computes in float32 where the others compute in float16.
+    """
 
     wi: nn.Linear
     wi_0: nn.Linear
@@ -101,10 +106,33 @@ class T5FeedForward(nn.Module):
         self.act = activation(str(config.dense_act_fn))
         self.dropout = config.dropout_rate
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> T5FeedForward:
+        """What `half()`, `to(...)` and their like do to all tensors."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            narrowed = new.dtype == torch.float16 != tensor.dtype
+            return tensor.to(new.device, torch.float32) if narrowed else new
+
+        for child in self.children():
+            child._apply(kept if child is self.wo else fn)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
-        """(R, T, d) -> (R, T, d)."""
-        hidden = self.act(self.wi_0(x)) * self.wi_1(x) if self.gated else self.act(self.wi(x))
-        return self.wo(F.dropout(hidden, self.dropout, self.training))
+        """(R, T, d) -> (R, T, d), in float32 of float16."""
+        hidden = self.act(self.wi_0(x) if self.gated else self.wi(x))
+        half = hidden.dtype == torch.float16  # also under autocast
+        hidden = hidden.float() if half else hidden
+        hidden = hidden * self.wi_1(x) if self.gated else hidden
+        hidden = F.dropout(hidden, self.dropout, self.training)
+        if not half:
+            return self.wo(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = getattr(self.wo, "weight", None)
+            # FSDP's mixed precision hands in all weights in float16.
+            if weight is not None and weight.dtype == torch.float16:
+                return F.linear(hidden, weight.float())
+            return self.wo(hidden)
 
 
 class T5SubLayer(nn.Module):
@@ -117,9 +145,8 @@ class T5SubLayer(nn.Module):
         self.dropout = config.dropout_rate
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
-        """x plus the (dropped-out) update; in half precision kept finite."""
-        x = x + F.dropout(update, self.dropout, self.training)
-        return x.clamp(-64500, 64500) if x.dtype == torch.float16 else x
+        """x plus the (dropped-out) update."""
+        return x + F.dropout(update, self.dropout, self.training)
 
 
 class T5Block(nn.Module):
@@ -195,6 +222,8 @@ class T5Stack(nn.Module):
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        # All that the layers add up is float32 in a model in float16, whose range it passes.
+        x = x.float() if x.dtype == torch.float16 else x
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -250,15 +279,14 @@ class T5Decoder(Decoder, T5Stack):
         return asked or unasked(encoder_hidden)
 
     def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor | None:
-        if not self.block:
-            return None
         past = cache.position
         if isinstance(cache, GrowingCache):
             return self.position_bias(length, past + length, past)
         if cache.tree is not None:
             at = cache.tree.positions
             longest = int(at[-1]) + 1
-            return self.position_bias(longest, longest)[:, :, at[:, None], at]  # (1, H, T, T)
+            bias = self.position_bias(longest, longest)
+            return None if bias is None else bias[:, :, at[:, None], at]  # (1, H, T, T)
         if cache.position_bias is None:
             return self.position_bias(length, length)
         return cache.biased(cache.position_bias[:, :, past : past + length, : past + length])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rag_core.pretrained import chosen_weights
-from rag_core.weights import LazyWeights
+from rag_core.weights import LazyWeights, needs_float32
 
 _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
@@ -149,13 +149,14 @@ def assign(model: nn.Module, arrays: Mapping[str, np.ndarray], dtype: torch.dtyp
     Args:
         model: whose names these are.
         arrays: name -> values of the right shape; the caller has checked both.
-        dtype: of floating-point weights; None keeps the arrays'.
+        dtype: of floating-point weights; None keeps the arrays'. What needs float32 has that in place of float16.
         device: where to put them.
     """
     for name, array in arrays.items():
+        in_half = dtype is torch.float16 or (dtype is None and array.dtype == np.float16)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        tensor = from_array(array, dtype, device)
+        tensor = from_array(array, torch.float32 if in_half and needs_float32(name) else dtype, device)
         if leaf in module._parameters:
             old = module._parameters[leaf]
             module._parameters[leaf] = nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
