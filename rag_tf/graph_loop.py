@@ -24,8 +24,8 @@ from rag_tf.graphs import Graph, tracing
 from rag_tf.layers import DecodeState
 from rag_tf.step_decoder import Decoder, in_graphs
 
-# Graphs that are kept, those that were asked for last: one for each set of options, with documents to mix or without.
-_KEPT = 32
+# Sets of options that are remembered, those that were asked for last.
+_REMEMBERED = 32
 
 
 def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) -> Finished | None:
@@ -50,8 +50,7 @@ def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) ->
         return None
     plan = Plan(options, size, starts.shape[1])
     graph = generator.graph("search", _Search(generator))
-    graph.most = _KEPT
-    if not graph.function.worth(plan, decoder.priors is not None):
+    if not graph.function.worth(plan, decoder.priors is not None, graph.most()):
         return None
     return _Run(decoder, options, plan, graph).result(starts)
 
@@ -63,18 +62,18 @@ class _Search:
         self.generator = generator
         self.asked: dict[tuple[Plan, bool], None] = {}
 
-    def worth(self, plan: Plan, mixed: bool) -> bool:
+    def worth(self, plan: Plan, mixed: bool, most: float) -> bool:
         """Whether to make its graph, which takes seconds: when the same options are asked for again.
 
         So neither a single answer nor many options tried out once wait for it; nor do more options in rotation than
-        graphs are kept, each of which would be made anew every time.
+        there is memory for graphs (`most`), each of which would be made anew every time.
         """
         asked = plan, mixed
         known = asked in self.asked
         self.asked.pop(asked, None)
         self.asked[asked] = None  # the last one
-        for old in list(self.asked)[:-_KEPT]:
-            del self.asked[old]
+        for old in list(self.asked)[: -max(1, int(min(_REMEMBERED, most)))]:
+            self.asked.pop(old, None)  # another thread may have been here
         return known
 
     def __call__(
@@ -166,7 +165,6 @@ def _found(plan: Plan, searches: Any, length: tf.Tensor, divisors: tf.Tensor, wa
 
 # they close over no weights, so one of each serves every model
 _ROWS, _FOUND = Graph(_rows), Graph(_found)
-_FOUND.most = _KEPT
 
 
 def _finished(found: Found) -> Finished:

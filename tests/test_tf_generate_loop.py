@@ -1,12 +1,15 @@
 """`generate` with its whole loop in one graph: what the loop in Python finds, at any size, and only where it may be."""
 
+import gc
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from rag_core.config import BartConfig, DPRConfig, RagConfig
 from rag_core.parity import seeded_weights
-from rag_tf import graph_loop, once, step_loop
+from rag_tf import clear_graphs, graph_memory, graphs, once, set_graph_memory, step_loop
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 
 BART = {
@@ -161,18 +164,42 @@ def test_what_asks_for_python_gets_it(models, monkeypatch):
     assert traces(model) == 0
 
 
-def test_only_so_many_graphs_are_kept_and_none_made_for_more_options_in_rotation(models, monkeypatch):
+def test_graphs_take_no_more_memory_than_allowed_and_none_is_made_for_more_options_in_rotation(models, monkeypatch):
     model, given = models["token"], contexts(1, 1, 4)
-    model.generate(**given, num_beams=1, max_length=3)
-    graph = model.generator._graphs["search"]
-    graph.traces.clear()
-    monkeypatch.setattr(graph_loop, "_KEPT", 2)
+    clear_graphs()
+    monkeypatch.setattr(graphs._KEPT, "limit", math.inf)
 
     def kept(*bans):
         for ban in bans:
             model.generate(**given, num_beams=1, max_length=3, suppress_tokens=[ban])
+        graph = model.generator._graphs["search"]
+        assert sum(trace.size for trace in graphs._KEPT.traces) == graphs._KEPT.size
         return {plan.options.suppress_tokens[0] for key in graph.traces for plan in key if hasattr(plan, "prompt")}
 
-    assert kept(3, 4, 5, 3, 4, 5, 3, 4, 5) == set()
-    assert kept(3, 3, 4, 3, 4) == {3, 4}
-    assert kept(5, 5, 6, 6, 7, 7) == {6, 7}
+    assert kept(3, 3) == {3}
+    one = graph_memory()
+    assert kept(4, 4) == {3, 4}
+    two = graph_memory()
+    assert one < two
+    [*_, search] = model.generator._graphs["search"].traces.values()
+    set_graph_memory(2.5 * search.size / 2**20)
+    assert graph_memory() <= 2.5 * search.size / 2**20
+    found = kept(3, 4, 5, 3, 4, 5, 3, 4, 5)  # three sets in rotation where there is room for two
+    assert 5 not in found
+    assert kept(6, 6) >= {6}
+    clear_graphs()
+    assert graph_memory() == 0
+    assert kept(6) == {6}  # asked for before, so it is made again
+    for wrong in (-1, float("nan"), True, "1"):
+        with pytest.raises(ValueError, match="megabytes must be"):
+            set_graph_memory(wrong)
+
+
+def test_graphs_of_a_model_that_is_gone_count_no_more():
+    before = graph_memory()
+    graph = graphs.Graph(lambda x: x + 1)
+    assert graph(tf.constant(1)) == 2
+    assert graph_memory() > before
+    del graph
+    gc.collect()
+    assert graph_memory() == before
