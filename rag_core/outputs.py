@@ -1,4 +1,4 @@
-"""What models return: dataclasses read by attribute, key or index, and answers that name their passages.
+"""What models return: records read by attribute, key or index, which are dictionaries; answers with their passages.
 
 Letters: B questions, N documents a question, S context length, T target length, V vocabulary, D vector size.
 The tensors in these fields belong to whichever framework the model runs in.
@@ -6,54 +6,79 @@ The tensors in these fields belong to whichever framework the model runs in.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
 @dataclass
-class ModelOutput:
-    """A record whose absent (None) fields do not count: `out.logits`, `out["logits"]`, `out[0]`, `*out.to_tuple()`."""
+class ModelOutput(OrderedDict):
+    """A record: `out.logits`, `out["logits"]`, `out[0]`, `*out.to_tuple()`.
 
-    def _present(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+    It is a dictionary of those fields that are not None, in the order of the fields, so that what copies, gathers or
+    moves dictionaries of tensors (nn.DataParallel, accelerate, Lightning) does so with it. Like a dictionary it can be
+    made from a mapping or an iterator of pairs.
+    """
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in fields(self)]
+        pairs = _pairs(getattr(self, names[0])) if names and len(self) == 1 else None
+        if pairs is not None:
+            setattr(self, names[0], None)
+            for name, value in pairs:
+                self[name] = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in self.__dataclass_fields__:
+            return
+        if value is None:
+            OrderedDict.pop(self, name, None)
+            return
+        late = name not in self
+        OrderedDict.__setitem__(self, name, value)
+        if late:
+            following = list(self.__dataclass_fields__)
+            for other in following[following.index(name) + 1 :]:
+                if other in self:
+                    self.move_to_end(other)
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+        return OrderedDict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in {f.name for f in fields(self)}:
+        if key not in self.__dataclass_fields__:
             raise KeyError(f"{type(self).__name__} has no field {key!r}")
         setattr(self, key, value)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._present()
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        setattr(self, key, None)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._present())
+    def pop(self, key: str, *default: Any) -> Any:
+        """Take a field out; afterwards it is None."""
+        value = OrderedDict.get(self, key, *default) if default else self[key]
+        if key in self:
+            del self[key]
+        return value
 
-    def __len__(self) -> int:
-        return len(self._present())
+    def popitem(self, last: bool = True) -> tuple[str, Any]:
+        """Take the last field that is present out, or the first."""
+        if not self:
+            raise KeyError(f"{type(self).__name__} is empty")
+        key = next(reversed(self) if last else iter(self))
+        return key, self.pop(key)
 
-    def keys(self) -> KeysView[str]:
-        """Names of the fields that are present, in order."""
-        return self._present().keys()
-
-    def values(self) -> ValuesView[Any]:
-        """The fields that are present, in order."""
-        return self._present().values()
-
-    def items(self) -> ItemsView[str, Any]:
-        """(name, value) of the fields that are present, in order."""
-        return self._present().items()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The field, or `default` where it is absent."""
-        return self._present().get(key, default)
+    def clear(self) -> None:
+        """Set all fields to None."""
+        for name in list(self):
+            del self[name]
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are present, as `return_dict=False` returns them."""
-        return tuple(self._present().values())
+        return tuple(self.values())
 
     def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """For TensorFlow: a record goes into a `tf.function` and comes out of it, absent fields too."""
@@ -63,6 +88,16 @@ class ModelOutput:
     def __tf_unflatten__(cls, metadata: tuple[Any, ...], components: tuple[Any, ...]) -> Any:
         """The record that `__tf_flatten__` took apart."""
         return cls(*components)
+
+
+def _pairs(value: Any) -> list[tuple[str, Any]] | None:
+    """The entries of what a dictionary can be made from; None for anything else, a field's value."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    # A field may hold a tuple of tensors, but nothing that starts with a name.
+    entries = list(value) if isinstance(value, Iterator | list) else []
+    named = all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in entries)
+    return entries if entries and named else None
 
 
 @dataclass

@@ -13,6 +13,9 @@ from rag_core.hub import resolve_file
 from rag_core.keywords import Saving, loading_info, whole_device
 from rag_core.pretrained import PretrainedBase, rows_wanted
 from rag_torch import weights as tensors
+from rag_torch.pytree import register_outputs
+
+register_outputs()
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
