@@ -11,6 +11,7 @@ import numpy as np
 
 from rag_core.config import AutoConfig, BertConfig, DPRConfig
 from rag_core.sentence_folder import SentenceSettings, prepared_texts, sentence_settings
+from rag_core.vocabulary import encoded_within
 
 Encoder = TypeVar("Encoder", bound="PassageEncoderBase")
 
@@ -102,9 +103,12 @@ class PassageEncoderBase(ABC):
             "return_tensors": self.return_tensors,
         }
         if self.pairs:
-            return self.tokenizer(titles, texts, **options)
-        joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
-        return self.tokenizer(prepared_texts(joined, self.prompt, self.lower_case), **options)
+            encoded = self.tokenizer(titles, texts, **options)
+        else:
+            joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
+            encoded = self.tokenizer(prepared_texts(joined, self.prompt, self.lower_case), **options)
+        table = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        return encoded_within(encoded, table, self.tokenizer, self.return_tensors)
 
     @classmethod
     def from_pretrained(

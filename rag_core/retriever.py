@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from rag_core.index import Index
 from rag_core.prompts import TRUNCATE, build_prompts, shorten_documents
 from rag_core.search import read_docs, search
 from rag_core.tokenizer import Tokenizer
+from rag_core.vocabulary import encoded_within
 
 if TYPE_CHECKING:
     from rag_core.tokenization import RagTokenizer
@@ -358,9 +359,9 @@ class RagRetriever(Pushable):
 
     def _without_prompt(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Rows of question ids less the question encoder's prompt, which is no part of what is asked."""
-        rag_tokenizer = self.tokenizer
-        if not rag_tokenizer.query_prompt:
+        if not getattr(getattr(self.config, "question_encoder", None), "query_prompt", None):
             return rows
+        rag_tokenizer = self.tokenizer
         prompt = list(rag_tokenizer.encode_questions("", add_special_tokens=False)["input_ids"])
         special = {*getattr(self.question_encoder_tokenizer, "all_special_ids", ())}
         shortened = []
@@ -390,3 +391,19 @@ def _refuse_empty(name: str, empty: list[bool]) -> None:
 def _convert(ids: Any, return_tensors: str | None) -> Any:
     """Token ids as the caller wants them; integers are 64 bits wide in every kind."""
     return ids if return_tensors is None else to_tensor(np.asarray(ids, dtype=np.int64), return_tensors)
+
+
+def within_table_of(size: int | None, retriever: Any) -> Callable[..., Any]:
+    """A retriever, or any callable like it, whose contexts hold no special tokens that a generator's table lacks.
+
+    Args:
+        size: ids that the table holds; None if it does not say.
+        retriever: what is called.
+    """
+
+    def retrieve(*args: Any, return_tensors: str | None = None, **options: Any) -> Any:
+        found = retriever(*args, return_tensors=return_tensors, **options)
+        tokenizer = getattr(retriever, "generator_tokenizer", None)
+        return encoded_within(found, size, tokenizer, return_tensors, "context_input_ids")
+
+    return retrieve

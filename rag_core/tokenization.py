@@ -15,7 +15,7 @@ from rag_core.hub import Pushable, atomic_folder, resolve_file, split_hub_kwargs
 from rag_core.keywords import Saving
 from rag_core.sentence_folder import prepared_texts
 from rag_core.tokenizer import Tokenizer
-from rag_core.vocabulary import clean_up_tokenization
+from rag_core.vocabulary import clean_up_tokenization, encoded_within
 
 __all__ = ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer", "clean_up_tokenization"]
 
@@ -35,6 +35,8 @@ class RagTokenizer(Pushable):
         config: the model's `RagConfig`, or its question encoder's. Sentence encoders may want a prompt in front of a
             question, lower case, or a length (`query_prompt`, `query_lower_case` and `query_max_length` of
             `BertConfig`). `from_pretrained` reads it, `RagRetriever.tokenizer` has it.
+        tables: ids that the model's tables hold, of questions and of targets; special tokens beyond that a text spells
+            become the unknown token. None hands on every id.
 
     Attributes:
         question_encoder: tokenizer of questions, ours or one of transformers.
@@ -42,13 +44,21 @@ class RagTokenizer(Pushable):
         current_tokenizer: the one that plain `text` goes to; `question_encoder` unless switched to target mode.
     """
 
-    def __init__(self, question_encoder: Any, generator: Any, config: Any = None) -> None:
+    def __init__(
+        self,
+        question_encoder: Any,
+        generator: Any,
+        config: Any = None,
+        *,
+        tables: tuple[int | None, int | None] = (None, None),
+    ) -> None:
         for name, value in (("question_encoder", question_encoder), ("generator", generator)):
             if not callable(value) or not hasattr(value, "batch_decode"):
                 raise TypeError(f"{name} must be a tokenizer, got {type(value).__name__}")
         self.question_encoder = question_encoder
         self.generator = generator
         self.current_tokenizer = question_encoder
+        self.tables = tables
         encoder_config = getattr(config, "question_encoder", config)
         self.query_prompt: str = getattr(encoder_config, "query_prompt", None) or ""
         self.query_lower_case: bool = bool(getattr(encoder_config, "query_lower_case", False))
@@ -87,11 +97,13 @@ class RagTokenizer(Pushable):
             questions = prepared[0] if isinstance(questions, str) else prepared
         if self.query_max_length and kwargs.get("truncation") and kwargs.get("max_length") is None:
             kwargs["max_length"] = self.query_max_length
-        return self.question_encoder(questions, **kwargs)
+        encoded = self.question_encoder(questions, **kwargs)
+        return encoded_within(encoded, self.tables[0], self.question_encoder, kwargs.get("return_tensors"))
 
     def encode_targets(self, targets: str | Sequence[str], **kwargs: Any) -> Any:
         """Ids of targets in the generator's vocabulary; its `input_ids` are what a model takes as `labels`."""
-        return self.generator(text_target=targets, **kwargs)
+        encoded = self.generator(text_target=targets, **kwargs)
+        return encoded_within(encoded, self.tables[1], self.generator, kwargs.get("return_tensors"))
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """The text of generated ids; arguments as of `Tokenizer.decode`."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from rag_core.backends import to_numpy
+import numpy as np
+
+from rag_core.backends import to_numpy, to_tensor
 from rag_core.tokenizer_build import MANY
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, TokenizerFiles
 
 if TYPE_CHECKING:
     import tokenizers
+
+logger = logging.getLogger(__name__)
 
 # transformers 4.37.2's clean-up of decoded English, in this order (it shapes the question inside the prompt)
 CLEAN_UP = (
@@ -351,3 +357,57 @@ def plain_ids(value: Any) -> list[int]:
     if value and min(value) < 0:
         raise ValueError(f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id first")
     return value
+
+
+def within_table(ids: Any, size: int | None, tokenizer: Any) -> Any:
+    """Ids with the unknown token in place of special tokens that a model's table lacks.
+
+    A text may spell such a token ("<mask>" where the model was saved without it). Ids beyond the table that are no
+    special tokens stay: then the tokenizer belongs to another model, which is an error.
+
+    Args:
+        ids: rows of ids, an array or a tensor.
+        size: ids that the table holds; None if it does not say.
+        tokenizer: what made the ids, ours or one of transformers.
+
+    Returns:
+        `ids` itself where nothing is to be done, else new ones: an array, or lists for lists.
+    """
+    if size is None or not len(ids):
+        return ids
+    if isinstance(ids, list) and isinstance(ids[0], list):
+        rows = [within_table(row, size, tokenizer) for row in ids]
+        return ids if all(new is old for new, old in zip(rows, ids, strict=True)) else rows
+    array = to_numpy(ids)
+    if not array.size or array.max() < size:
+        return ids
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    special = {*getattr(tokenizer, "all_special_ids", ()), *(index for index, token in added if token.special)}
+    beyond = np.isin(array, sorted(index for index in special if index >= size))
+    if not beyond.any() or unknown is None or not 0 <= unknown < size:
+        return ids
+    spelled = tokenizer.convert_ids_to_tokens(np.unique(array[beyond]).tolist())
+    _warn_once(
+        f"a text spells special tokens that the model's table of {size} ids lacks, {spelled}: they are read as "
+        f"{tokenizer.unk_token!r}. With split_special_tokens=True the tokenizer reads them as letters"
+    )
+    fitting = np.where(beyond, unknown, array)
+    return fitting.tolist() if isinstance(ids, list) else fitting
+
+
+def encoded_within(
+    encoded: Any, size: int | None, tokenizer: Any, return_tensors: str | None, key: str = "input_ids"
+) -> Any:
+    """An encoding, or what a retriever returned, with `within_table` done to its ids; a copy if that changes them."""
+    fitting = within_table(encoded[key], size, tokenizer)
+    if fitting is encoded[key]:
+        return encoded
+    encoded = encoded.copy()
+    encoded[key] = to_tensor(fitting, return_tensors)
+    return encoded
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -15,6 +15,7 @@ from rag_core.backends import to_numpy
 from rag_core.outputs import Answer, Passage
 from rag_core.search import read_docs
 from rag_core.tokenization import RagTokenizer
+from rag_tf.contexts import table_size
 from rag_tf.decoding import (
     Hooks,
     generate_sequence,
@@ -73,7 +74,8 @@ def answer(
     retriever = model.retriever if tokenizer is None else None
     encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
-    encoded = RagTokenizer(encoder, decoder, model.config).encode_questions(
+    tables = table_size(model.question_encoder), table_size(model.generator)
+    encoded = RagTokenizer(encoder, decoder, model.config, tables=tables).encode_questions(
         questions, return_tensors="tf", padding=True, truncation=True
     )
     raw = questions if question_text is True else None if question_text is False else question_text

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
+from rag_core.retriever import within_table_of
 from rag_tf import marginalize as marginal
 from rag_tf.components import RagPretrained, build_generator, build_question_encoder, rag_config
 from rag_tf.contexts import (
@@ -187,12 +188,13 @@ class RagModel(RagPretrained, KerasModel):
         vectors = outputs[0]
         extra = {} if question_text is None else {"question_text": question_text}
         options = {"prefix": getattr(self.generator.config, "prefix", None), "n_docs": n_docs, **extra}
+        retriever = within_table_of(vocabulary, self.retriever)
         if tf.executing_eagerly():
             asked = tf.cast(vectors, tf.float32).numpy()
-            retrieved = self.retriever(questions, asked, return_tensors="tf", **options)
+            retrieved = retriever(questions, asked, return_tensors="tf", **options)
         else:
             tokenized = self.context_encoder_training
-            retrieved = search_in_graph(self.retriever, questions, vectors, options, tokenized)
+            retrieved = search_in_graph(retriever, questions, vectors, options, tokenized)
         scores = self.score_documents(vectors, retrieved, training)
         ids, mask = (to_device(retrieved[key]) for key in ("context_input_ids", "context_attention_mask"))
         checked_ids("context_input_ids of the retriever's generator_tokenizer", ids, vocabulary)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from rag_core.backends import to_tensor
 from rag_core.hub import atomic_folder
 from rag_core.metrics import exact_match
 from rag_core.tokenization import RagTokenizer
@@ -31,7 +32,8 @@ from rag_core.training import (
     learning_rate_factor,
     read_examples,
 )
-from rag_tf.contexts import Contexts
+from rag_core.vocabulary import within_table
+from rag_tf.contexts import Contexts, table_size
 from rag_tf.marginalize import masked_fill
 from rag_tf.modules import computing_in, seeded_by
 from rag_tf.training_parts import LossScale, Window, add_gradients, make_optimizer, trainable
@@ -95,7 +97,12 @@ class _Run:
         if config.mixed_precision == "fp16" and "GPU" not in model.device:
             raise ValueError(f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' or None")
         self.model, self.retriever, self.config = model, retriever, config
-        self.tokenizer = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer, model.config)
+        self.tokenizer = RagTokenizer(
+            retriever.question_encoder_tokenizer,
+            retriever.generator_tokenizer,
+            model.config,
+            tables=(table_size(model.question_encoder), table_size(model.generator)),
+        )
         self.examples, self.validation = examples, validation[: config.validation_size]
         self.out = None if out is None else Path(out)
         self.total = config.total_steps(len(examples))
@@ -215,6 +222,8 @@ class _Run:
         questions = self.retriever.decode_questions(ids.numpy().tolist())
         prefix = getattr(self.model.config.generator, "prefix", None)
         context_ids, context_mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="tf")
+        fitting = within_table(context_ids, self.tokenizer.tables[1], self.tokenizer.generator)
+        context_ids = to_tensor(fitting, "tf")
         return Contexts(context_ids, context_mask, tf.zeros((len(docs), 1)), 1).trimmed()
 
     def _logits(self, contexts: Contexts, labels: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from rag_core.outputs import Answer, Passage
 from rag_core.search import read_docs
 from rag_core.tokenization import RagTokenizer
+from rag_torch.contexts import table_size
 from rag_torch.decoding import (
     Hooks,
     generate_sequence,
@@ -71,7 +72,8 @@ def answer(
     encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
     device = next(model.parameters()).device
-    encoded = RagTokenizer(encoder, decoder, model.config).encode_questions(
+    tables = table_size(model.question_encoder), table_size(model.generator)
+    encoded = RagTokenizer(encoder, decoder, model.config, tables=tables).encode_questions(
         questions, return_tensors="pt", padding=True, truncation=True
     )
     raw = questions if question_text is True else None if question_text is False else question_text

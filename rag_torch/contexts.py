@@ -159,7 +159,8 @@ def checked_ids(name: str, ids: Any, size: int | None = None) -> Tensor:
     if low < 0 or high >= size:
         raise ValueError(
             f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {low} to {high}. The tokenizer "
-            "must belong to the model (or resize_token_embeddings must follow tokens added to it)"
+            "must belong to the model (or resize_token_embeddings must follow tokens added to it). If a text spells a "
+            "special token that the model lacks, load the tokenizer with split_special_tokens=True"
         )
     return ids
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
+from rag_core.retriever import within_table_of
 from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained, build_generator, build_question_encoder, rag_config
 from rag_torch.contexts import (
@@ -164,7 +165,7 @@ class RagModel(RagPretrained):
         vectors = outputs[0]
         extra = {} if question_text is None else {"question_text": question_text}
         retrieved = outside_graph(
-            self.retriever,
+            within_table_of(vocabulary, self.retriever),
             questions,
             vectors.detach().to("cpu", torch.float32).numpy(),
             prefix=getattr(self.generator.config, "prefix", None),

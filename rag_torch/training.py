@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rag_core.backends import to_tensor
 from rag_core.hub import atomic_folder
 from rag_core.metrics import exact_match
 from rag_core.tokenization import RagTokenizer
@@ -32,7 +33,8 @@ from rag_core.training import (
     learning_rate_factor,
     read_examples,
 )
-from rag_torch.contexts import Contexts
+from rag_core.vocabulary import within_table
+from rag_torch.contexts import Contexts, table_size
 from rag_torch.training_parts import Window, make_optimizer, trainable
 from rag_torch.training_state import load_state, save_state
 
@@ -91,7 +93,12 @@ class _Run:
         if config.mixed_precision == "fp16" and model.device.type != "cuda":
             raise ValueError(f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' or None")
         self.model, self.retriever, self.config = model, retriever, config
-        self.tokenizer = RagTokenizer(retriever.question_encoder_tokenizer, retriever.generator_tokenizer, model.config)
+        self.tokenizer = RagTokenizer(
+            retriever.question_encoder_tokenizer,
+            retriever.generator_tokenizer,
+            model.config,
+            tables=(table_size(model.question_encoder), table_size(model.generator)),
+        )
         self.examples, self.validation = examples, validation[: config.validation_size]
         self.out = None if out is None else Path(out)
         self.total = config.total_steps(len(examples))
@@ -225,6 +232,8 @@ class _Run:
         questions = self.retriever.decode_questions(ids.tolist())
         prefix = getattr(self.model.config.generator, "prefix", None)
         context_ids, context_mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="pt")
+        fitting = within_table(context_ids, self.tokenizer.tables[1], self.tokenizer.generator)
+        context_ids = to_tensor(fitting, "pt")
         scores = torch.zeros(len(docs), 1, device=ids.device)
         return Contexts(context_ids.to(ids.device), context_mask.to(ids.device), scores, 1).trimmed()
 

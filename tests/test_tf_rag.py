@@ -1,6 +1,7 @@
 """rag_tf's RagModel and heads beside rag_torch's with the same weights: outputs, losses, gradients, errors, graphs."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,6 +230,31 @@ def test_within_the_callers_own_graph():
     assert traced.doc_scores.shape == (B, N)
     with pytest.raises(ValueError, match=r"rows \(doc_scores are \(2, 3\)\)"):
         own(**{**given, "context_input_ids": tf.ones((4, S), tf.int64)}, labels=tf.constant(LABELS))
+
+
+def test_special_tokens_that_the_table_lacks_are_read_as_unknown(monkeypatch, caplog):
+    """A passage may spell "<mask>" where the model was saved without it: that is no reason to stop."""
+    spelled = contexts()["context_input_ids"].copy()
+    spelled[0, 1] = V + 1
+    plain = np.where(spelled > V, 3, spelled)
+    names = {"unk_token_id": 3, "unk_token": "<unk>", "convert_ids_to_tokens": lambda ids: [f"<{i}>" for i in ids]}
+    outputs = []
+    for model in pair(TOKEN):
+        for ids, special in ((plain, []), (spelled, [V + 1])):
+            kind = torch.from_numpy if isinstance(model, torch.nn.Module) else tf.constant
+            retriever = Retriever(context_input_ids=kind(ids))
+            retriever.generator_tokenizer = SimpleNamespace(**names, all_special_ids=special)
+            monkeypatch.setattr(model.rag, "retriever", retriever)
+            given = {name: kind(value) for name, value in (("input_ids", QUESTIONS), ("attention_mask", MASK))}
+            outputs.append(model(**given, labels=kind(LABELS), output_retrieved=True))
+            assert np.asarray(outputs[-1].context_input_ids).tolist() == plain.tolist()
+            assert_same(outputs[-1], outputs[0])
+        retriever.generator_tokenizer.all_special_ids = []
+        with pytest.raises(
+            ValueError, match=r"must lie in the model's vocabulary.* load the tokenizer with split_special"
+        ):
+            model(**given, labels=kind(LABELS))
+    assert caplog.text.count(f"lacks, ['<{V + 1}>']: they are read as '<unk>'") == 1
 
 
 def test_continuing_from_an_earlier_call():

@@ -482,3 +482,19 @@ def test_the_older_calls_of_a_tokenizer(tokenizers, tmp_path):
     assert list(bert.added_tokens_decoder)[:2] == [0, 1] and bert.added_tokens_decoder[3].content == "[SEP]"
     assert t5.save_vocabulary(tmp_path, "my") == (str(tmp_path / "my-spiece.model"),)
     assert [Path(path).name for path in tokenizers["bart"].save_vocabulary(tmp_path)] == ["vocab.json", "merges.txt"]
+
+
+def test_special_tokens_beyond_a_models_table_become_unknown_once_said(tokenizers, caplog):
+    target = Tokenizer.from_pretrained(DATA / "bart")
+    target.add_special_tokens({"additional_special_tokens": ["<odd>"]})
+    for options in ({}, {"padding": True, "return_tensors": "np"}):
+        whole = RagTokenizer(tokenizers["bert"], target)(text_target=["a<odd>b", "c"], **options).input_ids
+        fitted = RagTokenizer(tokenizers["bert"], target, tables=(1558, 900))(
+            text_target=["a<odd>b", "c"], **options
+        ).input_ids
+        expected = [[3 if token == 900 else token for token in row] for row in np.asarray(whole, object).tolist()]
+        assert whole[0][2] == 900 and np.asarray(fitted, object).tolist() == expected
+    one = RagTokenizer(target, target, tables=(900, None))
+    assert one("a<odd>b").input_ids == fitted[0].tolist() and one.encode_targets("<odd>").input_ids == [0, 900, 2]
+    assert caplog.text.count("['<odd>']: they are read as '<unk>'. With split_special_tokens=True") == 1
+    assert RagTokenizer(target, target, tables=(60, None))("zebra?") == target("zebra?")  # another model's tokenizer
