@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import uuid
@@ -79,7 +80,8 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
         temporary.replace(note)
     stamps = [_stamp(path) for path in files]
     hide = not progress
-    first_pass = tqdm(stream_passages(files, plan.words), "reading", unit=" passages", disable=hide, leave=False)
+    passages = functools.partial(stream_passages, files, plan.words, tsv_quotes=request.get("tsv_quotes", True))
+    first_pass = tqdm(passages(), "reading", unit=" passages", disable=hide, leave=False)
     rows = sum(1 for _ in first_pass)
     if request.get("index") == "ivfpq" and plan.rows + rows < MIN_PQ_ROWS:
         raise ValueError(
@@ -94,7 +96,7 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
             bar.update(count)
 
         shards = embed_shards(
-            stream_passages(files, plan.words),
+            passages(),
             work,
             encode,
             batch_size=request["batch_size"],

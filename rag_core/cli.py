@@ -8,11 +8,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from rag_core.documents import BadFilesError, PassedByWarning
+from rag_core.text_lines import Line, scan_lines, text_fault
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_QUESTIONS = (
@@ -23,11 +27,11 @@ DEMO_QUESTIONS = (
 )
 
 app = typer.Typer(
-    help="Retrieval-augmented generation: index your text, ask it questions, see the passages behind each answer.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help needs no rich: half the time
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 Backend = Annotated[str | None, typer.Option(help="torch or tf; by default the one installed, torch first.")]
 
@@ -38,36 +42,91 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(stopped: str) -> Iterator[None]:
+    """Notes once each, those on what was passed by at the end; errors in one line; `stopped` is said at Ctrl-C."""
+    said: set[str] = set()
+    late: list[str] = []
+
+    def note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        line = f"note: {message}"
+        if not issubclass(category, UserWarning) or line in said:
+            return
+        said.add(line)
+        if issubclass(category, PassedByWarning):
+            late.append(line)
+        else:
+            say(line)
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, category, *_, **__: (
-            say(f"note: {message}") if issubclass(category, UserWarning) else None
-        )
+        warnings.simplefilter("always", PassedByWarning)
+        warnings.showwarning = note
         try:
+            _write_what_can_be_written(sys.stdout)
             yield
+            if sys.stdout is not None:  # it was closed before we began
+                sys.stdout.flush()
         except KeyboardInterrupt:
-            say("\ndualrag: stopped. What was finished is kept; the same command goes on from there.")
+            say(f"\ndualrag: stopped.{stopped}")
             raise typer.Exit(130) from None
+        except BrokenPipeError:  # `| head -1` has seen enough
+            _write_nowhere()
+            raise typer.Exit(1) from None
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             if os.environ.get("DUALRAG_DEBUG"):
                 raise
             say(_error_line(error))
             raise typer.Exit(2) from None
+        finally:
+            for line in late:
+                say(line)
+
+
+def _write_what_can_be_written(stream: Any) -> None:
+    """Characters that the stream's encoding lacks become "?" instead of an error."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
+
+
+def _write_nowhere() -> None:
+    """Nobody reads stdout any more: what is still to be written to it goes to the null device."""
+    with suppress(OSError, ValueError):  # a stream of its own has no file number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _error_line(error: Exception) -> str:
+    if isinstance(error, BadFilesError):
+        return "\n  ".join(["dualrag: error:", *(" ".join(fault.split()) for fault in error.faults)])
     return f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def clean(command: Callable[..., None]) -> Callable[..., None]:
     """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1 shows tracebacks)."""
+    resumed = command.__name__ in ("index", "train", "demo")
+    stopped = " What was finished is kept; the same command goes on from there." if resumed else ""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        with _one_line_errors():
+        with _one_line_errors(stopped):
             command(*args, **kwargs)
 
     return run
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from rag_core import __version__
+
+        print(f"dualrag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dualrag(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Retrieval-augmented generation: index your text, ask it questions, see the passages behind each answer."""
 
 
 @app.command()
@@ -84,6 +143,9 @@ def index(
     words: Annotated[int, typer.Option(help="Words a passage; 0 keeps documents whole.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Passages the encoder sees at once.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another knowledge base there.")] = False,
+    tsv_quotes: Annotated[
+        bool, typer.Option("--tsv-quotes/--no-tsv-quotes", help="Quotes in .tsv enclose fields, or are letters.")
+    ] = True,
     backend: Backend = None,
 ) -> None:
     """Split text into passages, embed and index them. Stopped or killed, the same command goes on."""
@@ -91,7 +153,7 @@ def index(
     from rag_core.documents import find_files
 
     engine = load_backend_for_command(backend)
-    find_files(paths)  # a wrong path should not wait for an encoder to load
+    find_files(paths)  # a wrong path should not wait for an encoder to load; its notes are said once, at the end
     from rag_core.assembly import check_settings
     from rag_core.cli_models import open_encoder
     from rag_core.knowledge import build_knowledge_base
@@ -108,6 +170,7 @@ def index(
         index=kind,
         settings=settings,
         words=words or None,
+        tsv_quotes=tsv_quotes,
         batch_size=batch_size,
         overwrite=overwrite,
     )
@@ -135,6 +198,8 @@ def ask(
     """Answer a question from a knowledge base, with the passages used and their probabilities."""
     if question is not None and not question.strip():
         raise ValueError("QUESTION is empty. Write a question, or leave it out to ask one after another.")
+    if question is not None and (fault := text_fault(question)):
+        raise ValueError(f"QUESTION must be text in the encoding of this terminal, but holds {fault}")
     if n_docs is not None and n_docs < 1:
         raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
     if dtype not in (None, "float32", "float16", "bfloat16"):
@@ -143,12 +208,14 @@ def ask(
     if question is not None:
         answer([question], last=True)
         return
-    if sys.stdin.isatty():
-        say("Ask away; an empty line ends.")
+    if sys.stdin is None:
+        raise ValueError("QUESTION must be given where standard input is closed")
     refused = False
-    while line := _read_line():
+    for asked in _typed() if _at_terminal() else _piped():
         try:
-            answer([line])
+            if asked.fault:
+                raise ValueError(asked.fault)
+            answer([asked.text.strip()])
         except (ValueError, TypeError) as error:  # one refused question does not end the session
             say(_error_line(error))
             refused = True
@@ -241,7 +308,9 @@ def parity(
     against: Annotated[Path | None, typer.Option(help="A trace recorded elsewhere.")] = None,
     record: Annotated[Path | None, typer.Option(help="Where to keep what is recorded here, .npz.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Compared with --against; no model, no framework.")] = None,
-    out: Annotated[Path, typer.Option(help="Report, written as .json and .md.")] = Path("parity"),
+    out: Annotated[
+        Path | None, typer.Option(help="Report, written as .json and .md, too; by default shown alone.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float64 (decides) or float32.")] = "float64",
     head: Annotated[str | None, typer.Option(help="token or sequence; by default the model's own.")] = None,
     n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's, at most 5.")] = None,
@@ -265,11 +334,35 @@ def parity(
         raise typer.Exit(status)
 
 
-def _read_line() -> str:
-    try:
-        return input("question> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _typed() -> Iterator[Line]:
+    """What a person types, to the first empty line."""
+    say("Ask away; an empty line ends.")
+    with suppress(ImportError):
+        import readline  # noqa: F401  # arrow keys and history in input()
+    for number in count(1):
+        try:
+            if not sys.stdout.isatty():  # else answers and prompts would go to one file
+                print("question> ", end="", file=sys.stderr, flush=True)
+            text = input("question> " if sys.stdout.isatty() else "")
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            yield Line(number, "", f"QUESTION must be {error.encoding} text ({error.reason})")
+            continue
+        if not text.strip():
+            return
+        yield Line(number, text, text_fault(text) and f"QUESTION must be text, but holds {text_fault(text)}")
+
+
+def _piped() -> Iterator[Line]:
+    """The lines of a pipe or a file that hold something, to its end."""
+    for line in scan_lines(sys.stdin.buffer, "standard input"):
+        if line.fault or line.text.strip():
+            yield line
 
 
 def _answerer(
@@ -297,7 +390,7 @@ def _answerer(
             answers = network.answer(questions, **options)
         for found in answers:
             if as_json:
-                print(json.dumps(found.to_dict(), ensure_ascii=False), flush=True)
+                print(_json_line(found.to_dict()), flush=True)
             else:
                 from rich.console import Console
 
@@ -306,6 +399,16 @@ def _answerer(
                 show_answer(found, Console(), base.manifest.credit if base else None)
 
     return answer
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    """JSON in the letters it is about; as ASCII escapes where stdout cannot write them."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line
 
 
 def main() -> None:

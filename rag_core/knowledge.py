@@ -40,6 +40,7 @@ def build_knowledge_base(
     index: str | None = None,
     settings: Mapping[str, int] | None = None,
     words: int | None = 100,
+    tsv_quotes: bool = True,
     batch_size: int = 32,
     shard_rows: int = 1024,
     overwrite: bool = False,
@@ -59,6 +60,7 @@ def build_knowledge_base(
         settings: of the index, instead of chosen by the number of passages and tuned: "nlist", "nprobe", "m" (bytes a
             vector) and "rerank" (candidates a passage) of ivfpq, "efSearch" of hnsw.
         words: words a passage; None keeps each document whole.
+        tsv_quotes: whether double quotes in .tsv files enclose fields; False: they are letters.
         batch_size: passages a call of `encode`; a batch holds passages of like length.
         shard_rows: passages a shard, the most that a kill can cost.
         overwrite: replaces another knowledge base at `out`.
@@ -83,6 +85,8 @@ def build_knowledge_base(
     sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
     request: dict[str, Any] = {"index": index or "auto"}
     request |= {"batch_size": batch_size, "shard_rows": shard_rows, "words": words}
+    if not tsv_quotes:
+        request["tsv_quotes"] = False
     if settings := check_settings(index, settings):
         request["settings"] = settings
     encoder: dict[str, Any] = {"name": encoder_name, "fingerprint": encoder_fingerprint}

@@ -26,6 +26,7 @@ from rag_core.parity_files import TraceFile, TraceWriter
 from rag_core.parity_inputs import DrawnRetriever, contexts, questions, targets
 from rag_core.parity_report import AGREE, DIFFER, as_text, write_reports
 from rag_core.parity_trace import fingerprint, trace
+from rag_core.text_lines import check_text, parse_object, read_lines
 
 _CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGeneration"}
 _BATCH = 4
@@ -208,16 +209,17 @@ def read_questions(path: str | Path) -> list[str]:
     """The questions of a file: one a line, or jsonl with "question".
 
     Raises:
-        ValueError: none in it, or a line of JSON without one.
+        ValueError: none in it, a line that is no text, or one of JSON without a question; names file and line.
+        OSError: it cannot be read.
     """
-    found = []
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
-        text = line.strip()
+    found: list[str] = []
+    for number, line in read_lines(path):
+        text, place = line.strip(), f"{path}:{number}"
         if text.startswith("{"):
-            try:
-                text = str(json.loads(text)["question"]).strip()
-            except (ValueError, KeyError):
-                raise ValueError(f'{path}:{number}: expected JSON like {{"question": "..."}}') from None
+            question = parse_object(text, place, first=not found).get("question")
+            if not isinstance(question, str):
+                raise ValueError(f'{place}: expected JSON like {{"question": "..."}}, got {question!r:.60}')
+            text = check_text(question, place, '"question"').strip()
         found += [text] if text else []
     if not found:
         raise ValueError(f"{path}: no question in it; expected one a line")

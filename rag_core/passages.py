@@ -1,26 +1,28 @@
 """Documents -> passages of about 100 words, consecutive and disjoint as DPR's (arXiv 2004.04906, section 4.1).
 
-The rule: words are runs of non-space characters (each Chinese or Japanese character counts as one). A passage is cut
-after the last sentence end among its words `words // 2 .. words`; where there is none, after word number `words`.
-A rest of at most `words // 5` words joins the passage before it, so no passage is longer than `words + words // 5`.
-No word is cut, none is lost, none occurs twice.
+The rule: words are as `rag_core.words` has them. A passage is cut after the last sentence end among its words
+`words // 2 .. words`; where there is none, after word number `words`, or, in scripts without blanks, at the last blank
+among these. A rest of at most `words // 5` words joins the passage before it, so no passage is longer than
+`words + words // 5`. It holds `20 * words` characters at most, or `LONGEST_WORD`, and a rest a fifth of that: words
+that are longer are cut. No other is, none is lost, none occurs twice.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import TypedDict
 
 from rag_core.documents import Document, read_documents
+from rag_core.words import LONGEST_WORD, Word, plain_words, words_of
 
 __all__ = ["Document", "PassageRow", "read_documents", "split_passages", "split_text", "stream_passages"]
 
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}][\u3001\u3002\uff01\uff0c\uff1f]*|[^\s{_CJK}]+")
-_HAS_CJK = re.compile(f"[{_CJK}]")
-_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f][\"'\u2019\u201d)\]]*$")
+WORD_CHARS = 20  # a passage may have so many characters a word; English ones have 6
+_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\uff61\u0964\u104b\u17d4\u17d5\u0f0d\u0f0e][\"'\u2019\u201d)\]]*$")
 _ABBREVIATION = re.compile(r"^\W*(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|vs|etc|e\.g|i\.e|c|ca|No|Jr|Sr|Prof|Gen|Inc)\.$")
 
 
@@ -43,18 +45,22 @@ def split_text(text: str, words: int | None = 100) -> Iterator[str]:
     """
     if words is not None and words < 1:
         raise ValueError(f"words must be at least 1 (or None: one passage a document), got {words}")
-    if _HAS_CJK.search(text):
-        spans = [match.span() for match in _WORD.finditer(text)]
-        parts = [text[slice(*span)] for span in spans]
-    else:
-        spans, parts = [], text.split()
+    if words is None:
+        if whole := " ".join(text.split()):
+            yield whole
+        return
+    limit = max(LONGEST_WORD, WORD_CHARS * words)
+    plain = plain_words(text, limit)
+    spans = [] if plain is not None else words_of(text, limit)
+    parts = plain if plain is not None else [text[span.start : span.end] for span in spans]
+    sizes = list(accumulate((len(part) + 1 for part in parts), initial=0))  # characters before a word, with blanks
     start = 0
     while start < len(parts):
-        end = len(parts) if words is None else _cut(parts, start, words)
-        if spans:
-            yield " ".join(text[spans[start][0] : spans[end - 1][1]].split())
-        else:
+        end = _cut(parts, spans, sizes, start, words, limit)
+        if plain is not None:
             yield " ".join(parts[start:end])
+        else:
+            yield " ".join(text[spans[start].start : spans[end - 1].end].split())
         start = end
 
 
@@ -65,16 +71,24 @@ def split_passages(document: Document, words: int | None = 100) -> Iterator[Pass
         yield {"title": title, "text": text}
 
 
-def stream_passages(paths: str | Path | Iterable[str | Path], words: int | None = 100) -> Iterator[PassageRow]:
+def stream_passages(
+    paths: str | Path | Iterable[str | Path], words: int | None = 100, *, tsv_quotes: bool = True
+) -> Iterator[PassageRow]:
     """`read_documents` and `split_passages` in one stream."""
-    for document in read_documents(paths):
+    for document in read_documents(paths, tsv_quotes=tsv_quotes):
         yield from split_passages(document, words)
 
 
-def _cut(parts: list[str], start: int, words: int) -> int:
-    if len(parts) - start <= words + words // 5:
+def _cut(parts: list[str], spans: list[Word], sizes: list[int], start: int, words: int, limit: int) -> int:
+    rest = len(parts) - start
+    if rest <= words + words // 5 and sizes[-1] - sizes[start] <= limit + limit // 5 + 1:
         return len(parts)
-    for end in range(start + words, start + max(1, words // 2) - 1, -1):
+    fitting = bisect_right(sizes, sizes[start] + limit + 1) - 1
+    last = max(start + 1, min(start + words, fitting, len(parts)))
+    least = start + max(1, (last - start) // 2)
+    for end in range(last, least - 1, -1):
         if _SENTENCE_END.search(parts[end - 1]) and not _ABBREVIATION.match(parts[end - 1]):
             return end
-    return start + words
+    if spans and spans[last - 1].splits:
+        return next((end for end in range(last, least - 1, -1) if not spans[end - 1].splits), last)
+    return last

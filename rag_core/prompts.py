@@ -5,9 +5,10 @@ Letters: B questions, N documents a question.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+
+from rag_core.words import words_of
 
 TRUNCATE = ("compatible", "document")
 
@@ -74,7 +75,7 @@ def shorten_documents(
     for number in todo:
         split = len(result[number]) - keep_last[number]
         heads[number], tails[number] = result[number][:split], result[number][split:]
-        cuts[number] = [keep_first, *(m.end() for m in re.finditer(r"\S+", heads[number]) if m.end() > keep_first)]
+        cuts[number] = [keep_first, *(word.end for word in words_of(heads[number]) if word.end > keep_first)]
     low, high = dict.fromkeys(todo, 0), {number: len(cuts[number]) for number in todo}
     # A blank before the separator may be a token of its own, which goes with the last word: left to the search.
     known = [number for number in todo if token_starts and not heads[number][-1:].isspace()]

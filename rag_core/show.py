@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SNIPPET = 220
 BAR = 10
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 
 def show_answer(answer: Answer, console: Console, credit: str | None = None) -> None:
@@ -24,17 +25,18 @@ def show_answer(answer: Answer, console: Console, credit: str | None = None) -> 
         credit: authors and licence of the passages.
     """
     from rich import box
-    from rich.markup import escape
     from rich.padding import Padding
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    body = Text(answer.text.strip() or "(no answer)", style="bold green")
+    plain = console.options.ascii_only
+    body = Text(_line(answer.text) or "(no answer)", style="bold green")
     body.append(f"   p = {_percent(math.exp(min(0.0, answer.log_probability)))}", style="not bold dim")
-    console.print(
-        Panel(body, title=f"[bold]{escape(answer.question)}", title_align="left", border_style="cyan", padding=(1, 2))
-    )
+    question = Text(
+        _line(answer.question), style="bold"
+    )  # not as markup: brackets, :heart: and back slashes are its own
+    console.print(Panel(body, title=question, title_align="left", border_style="cyan", padding=(1, 2)))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("#", justify="right", style="dim", width=2)
     table.add_column("passage", ratio=1)
@@ -42,22 +44,30 @@ def show_answer(answer: Answer, console: Console, credit: str | None = None) -> 
     table.add_column("given the answer", width=16)
     best = max((p.posterior for p in answer.passages), default=0.0)
     for rank, passage in enumerate(answer.passages, 1):
-        text = " ".join(passage.text.split())
-        snippet = text if len(text) <= SNIPPET else text[:SNIPPET].rsplit(" ", 1)[0] + " …"
+        text = _line(passage.text)
+        snippet = text if len(text) <= SNIPPET else text[:SNIPPET].rsplit(" ", 1)[0] + (" ..." if plain else " …")
         style = "bold cyan" if passage.posterior == best else "cyan"
-        cell = Text.assemble((passage.title or "(untitled)", style), (f"  row {passage.id}", "dim"), "\n", snippet)
-        table.add_row(str(rank), cell, _bar(passage.prior, "blue"), _bar(passage.posterior, "green"))
+        cell = Text.assemble(
+            (_line(passage.title) or "(untitled)", style), (f"  row {passage.id}", "dim"), "\n", snippet
+        )
+        table.add_row(str(rank), cell, _bar(passage.prior, "blue", plain), _bar(passage.posterior, "green", plain))
     console.print(Padding(table, (0, 1)))
     if credit:
         console.print(Padding(Text(credit, style="dim"), (0, 1, 1, 1)))
+
+
+def _line(text: str) -> str:
+    """The text in one line and without control characters: text of strangers has no command over the terminal."""
+    return " ".join(text.translate(_CONTROLS).split())
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
 
 
-def _bar(share: float, colour: str) -> Text:
+def _bar(share: float, colour: str, plain: bool) -> Text:
     from rich.text import Text
 
     full = round(BAR * min(1.0, max(0.0, share)))
-    return Text.assemble(("█" * full, colour), ("░" * (BAR - full), "dim"), f"\n{_percent(share)}")
+    done, left = ("#", "-") if plain else ("█", "░")
+    return Text.assemble((done * full, colour), (left * (BAR - full), "dim"), f"\n{_percent(share)}")

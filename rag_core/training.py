@@ -18,6 +18,7 @@ import numpy as np
 
 from rag_core import checks
 from rag_core.hub import atomic_write
+from rag_core.text_lines import check_text, parse_object, read_lines
 
 QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")
 MIXED_PRECISION = (None, "bf16", "fp16")
@@ -142,29 +143,21 @@ def read_examples(path: str | PathLike[str]) -> list[Example]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: a bad line (the message starts with file:line), or no line at all.
+        OSError: it cannot be read.
     """
     examples: list[Example] = []
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file; name a jsonl of questions and answers")
-    with Path(path).open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    examples.append(_example(line, f"{path}:{number}"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{len(examples) + 1}: not UTF-8 text ({error.reason})") from None
+    for number, line in read_lines(path):
+        if line.strip():
+            place = f"{path}:{number}"
+            examples.append(_example(parse_object(line, place, first=not examples), place))
     if not examples:
         raise ValueError(f"{path}: no question in it; expected lines like " + '{"question": "...", "answer": "..."}')
     return examples
 
 
-def _example(line: str, place: str) -> Example:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{place}: expected an object with question and answer, got {type(record).__name__}")
+def _example(record: dict[str, Any], place: str) -> Example:
     question, answers = record.get("question"), record.get("answer", record.get("answers"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
@@ -179,6 +172,9 @@ def _example(line: str, place: str) -> Example:
     answerable = record.get("answerable", True)
     if not isinstance(answerable, bool) or (passage is None and not answerable):
         raise ValueError(f'{place}: "answerable" must be true, or false beside a "passage", got {answerable!r}')
+    for name, texts in (("question", [question]), ("answer", answers), ("passage", passage or ())):
+        for text in texts:
+            check_text(text, place, f'"{name}"')
     return Example(question.strip(), tuple(a.strip() for a in answers), passage, answerable)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -101,11 +102,143 @@ def test_index_then_ask_for_people_and_for_machines(dualrag) -> None:
     machine = dualrag("ask", "Who?", "--kb", "kb", "--model", "m", "--json", "--head", "sequence")
     row = json.loads(machine.stdout)
     assert row["question"] == "Who?" and [p["posterior"] for p in row["passages"]] == [1.0, 0.0]
-    spoken = dualrag("ask", "--kb", "kb", "--model", "m", "--json", input="One?\nTwo?\n\nnever\n")
-    assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?", "Two?"]
     spoken = dualrag("ask", "--kb", "kb", "--model", "m", "--json", input="too long?\nTwo?\n")
     assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["Two?"]
     assert spoken.exit_code == 2 and "dualrag: error: the question is too long" in spoken.stderr
+
+
+@pytest.fixture
+def ask(dualrag):
+    """Asks a small knowledge base, by `--json` unless told otherwise."""
+    write_notes()
+    assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
+    return lambda *words, **options: dualrag("ask", *words, "--kb", "kb", "--model", "m", **options)
+
+
+def test_every_question_of_a_pipe_is_answered(ask) -> None:
+    piped = b"\xef\xbb\xbfOne?\n\n  \r\nTw\xc3\xb6?\r\nna\xefve?\n\nFour?\rtoo long?\nlast"
+    spoken = ask("--json", input=piped)
+    questions = [json.loads(line)["question"] for line in spoken.stdout.splitlines()]
+    assert questions == ["One?", "Tw\u00f6?", "Four?", "last"]
+    assert spoken.exit_code == 2 and spoken.stderr.splitlines() == [
+        "dualrag: error: standard input:5: text must be UTF-8, but byte 0xef at column 3 is not. "
+        "Convert it, e.g. iconv -f LATIN1 -t UTF-8 FILE",
+        "dualrag: error: the question is too long",
+    ]
+    spoken = ask("--json", input="Zwei \u00e4?\n".encode("utf-16"))
+    assert json.loads(spoken.stdout)["question"] == "Zwei \u00e4?" and spoken.exit_code == 0
+    assert ask("--json", input="\n\n").stdout == ""
+    torn = ask("\udcef?", "--json")
+    assert torn.exit_code == 2 and "QUESTION must be text in the encoding of this terminal" in torn.stderr
+
+
+def test_a_person_ends_with_an_empty_line_and_is_asked_on_stderr(ask, monkeypatch) -> None:
+    typed = iter(["One?", "", "never"])
+    monkeypatch.setattr("rag_core.cli._at_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    spoken = ask("--json")
+    assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?"]
+    assert spoken.stderr == "Ask away; an empty line ends.\n" + 2 * "question> "
+
+    def interrupt(prompt: str = "") -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    stopped = ask("--json")
+    assert stopped.exit_code == 130 and stopped.stderr.endswith("\ndualrag: stopped.\n")
+
+
+def test_an_interrupted_index_says_that_it_goes_on(dualrag, monkeypatch) -> None:
+    write_notes()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rag_core.knowledge.build_knowledge_base", interrupt)
+    stopped = dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e")
+    assert stopped.exit_code == 130 and "the same command goes on from there" in stopped.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_without_unicode_gets_answers_all_the_same(ask, encoding) -> None:
+    question = "\u6f22 caf\u00e9 \U0001f600?"
+    runner = CliRunner(charset=encoding)
+    shown = runner.invoke(app, ["ask", question, "--kb", "kb", "--model", "m"])
+    assert shown.exit_code == 0 and "Leo Tolstoy" in shown.stdout and "##########" in shown.stdout, shown.stderr
+    row = runner.invoke(app, ["ask", question, "--kb", "kb", "--model", "m", "--json"])
+    assert row.exit_code == 0 and json.loads(row.stdout)["question"] == question
+
+
+def test_a_closed_pipe_ends_quietly(ask, monkeypatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("rag_core.cli._json_line", closed)
+    spoken = ask("--json", input="One?\nTwo?\n")
+    assert spoken.exit_code == 1 and spoken.stderr == ""
+
+
+def test_the_version_is_told() -> None:
+    from rag_core import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"dualrag {__version__}\n"
+    assert CliRunner().invoke(app, ["ask", "-h"]).exit_code == 0
+
+
+def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
+    Path("docs").mkdir()
+    for name, text in {
+        "a.md": "# A\n\ntext",
+        "b.rst": "x",
+        "c.pdf": "x",
+        "empty.md": "",
+        "d.csv": "text,title\nx,T\n ,U\n",
+    }.items():
+        Path("docs", name).write_text(text)
+    made = dualrag("index", "docs", "--out", "kb", "--encoder", "e")
+    lines = made.stderr.splitlines()
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert made.exit_code == 0 and notes == lines[-2:] and "2 passages of 2 file(s)" in made.stderr
+    assert notes[0] == "note: passed by: 1 .pdf (docs/c.pdf), 1 .rst (docs/b.rst), 1 empty (docs/empty.md)."
+    assert notes[1].endswith("d.csv:3: passed by, its text is blank (1 row(s) of the file in all).")
+    for name in ("e.csv", "f.csv"):
+        Path("docs", name).write_text("words\nx\n")
+    made = dualrag("index", "docs", "--out", "kb2", "--encoder", "e")
+    assert made.exit_code == 2
+    assert [line for line in made.stderr.splitlines() if "names" in line or "naming" in line] == [
+        f"  {Path('docs', name).resolve()}: a table needs a first line naming a column 'text' and optionally 'title'; "
+        "it has one column, 'words'. Add that line, or check that the suffix fits the separator (.csv comma, .tsv tab)."
+        for name in ("e.csv", "f.csv")
+    ]
+
+
+def test_quotes_of_tsv_are_letters_where_that_is_said(dualrag) -> None:
+    Path("q.tsv").write_text('text\ttitle\n"To be\tHamlet\nor not"\tHamlet\n')
+    made = dualrag("index", "q.tsv", "--out", "kb", "--encoder", "e")
+    assert made.exit_code == 2 and "q.tsv:2 to 3" in made.stderr and "--no-tsv-quotes" in made.stderr
+    made = dualrag("index", "q.tsv", "--out", "kb", "--encoder", "e", "--no-tsv-quotes")
+    assert made.exit_code == 0 and list(KnowledgeBase.open("kb").dataset()["text"]) == ['"To be', 'or not"']
+
+
+def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
+    from rich.console import Console
+
+    from rag_core.show import show_answer
+
+    passage = Passage(0, "T [b] :heart:", "text \x1b[31mred \x07 :smile: a\u200db", 1.0, 1.0, 1.0)
+    answer = Answer("Why [bold]x[/] :heart: \x1b]0;t\x07 C:\\dir\\", "[red] :x: \x9b2J", -0.1, [passage])
+    console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True, color_system=None)
+    show_answer(answer, console, "by [me] :heart:")
+    shown = console.file.getvalue()
+    for part in (
+        "Why [bold]x[/] :heart: ]0;t C:\\dir\\ ",
+        "[red] :x: 2J",
+        "T [b] :heart:",
+        "[31mred :smile: a\u200db",
+        "by [me]",
+    ):
+        assert part in shown, part
+    assert not any(part in shown for part in ("\x1b]", "\x07", "\x9b", "\x1b[31m"))
 
 
 def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(dualrag, monkeypatch) -> None:

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import os
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_core import documents
+from rag_core.documents import BadFilesError, PassedByWarning, find_files
 from rag_core.passages import Document, read_documents, split_passages, split_text
 
 
@@ -19,6 +23,62 @@ def test_passages_hold_every_word_once_and_in_order(text: str, words: int) -> No
     assert all(1 <= len(p.split()) <= words + words // 5 for p in latin)
     if text.isascii():
         assert " ".join(passages).split() == text.split()
+
+
+THAI = "\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e"
+LAO = "\u0e9e\u0eb2\u0eaa\u0eb2\u0ea5\u0eb2\u0ea7"
+KHMER = "\u1797\u17b6\u179f\u17b6\u1781\u17d2\u1798\u17c2\u179a"
+BURMESE = "\u1015\u102f\u1002\u1039\u1002\u102d\u102f\u101c\u103a"
+TIBETAN = "\u0f56\u0f7c\u0f51\u0f0b\u0f66\u0f90\u0f51\u0f0b"
+KANA = "\uff76\uff9e\uff85\uff61"
+MIXED = f"ab. \u200b{THAI}{LAO}{KHMER}{BURMESE}{TIBETAN}{KANA}\u6f22\U00020000"
+
+
+@pytest.mark.parametrize(
+    ("unit", "times", "least", "most"),
+    [
+        (THAI, 200, 150, 700),
+        (LAO, 200, 150, 700),
+        (KHMER, 200, 150, 1200),
+        (BURMESE, 200, 150, 1200),
+        (TIBETAN, 200, 150, 700),
+        (KANA, 150, 50, 480),
+        ("\U00020000\U0002a6d7", 200, 50, 120),
+        ("QUJDREVG", 6250, 1000, 2400),  # base64
+        ("https://e.org/a%20b/", 300, 1000, 2400),
+        ("e\u0301\u0302", 2000, 1000, 2400),
+    ],
+)
+def test_text_without_blanks_is_cut_between_letters_and_stays_whole(unit, times, least, most) -> None:
+    text = unit * times
+    passages = list(split_text(text))
+    assert "".join(passages) == text
+    assert all(least <= len(passage) <= most for passage in passages[:-1]) and len(passages) > 1
+    marks = tuple("\u0301\u0302\u0e38\u0f90\u1039\u103a\u17b6\u17c2\u17d2\uff9e")
+    for one, other in pairwise(passages):
+        assert not other.startswith(marks) and not one.endswith(("\u1039", "\u17d2", "\u0e40"))
+
+
+def test_scripts_without_blanks_are_cut_at_the_blanks_they_have() -> None:
+    phrase = THAI * 6
+    assert {word for passage in split_text(f"{phrase} " * 30) for word in passage.split()} == {phrase}
+    marked = "\u200b".join([THAI] * 100)  # zero-width spaces between words
+    assert all(passage.strip("\u200b").count(THAI) * len(THAI) >= 50 for passage in split_text(marked, 40))
+    assert all(passage.endswith("\u17d4") for passage in split_text(f"{KHMER * 5}\u17d4" * 30))
+
+
+def test_a_long_word_leaves_those_around_it_whole() -> None:
+    text = "word " * 60 + "x" * 5000 + " word" * 60
+    passages = list(split_text(text))
+    assert passages[0] == ("word " * 60).strip() and [len(p) for p in passages[1:3]] == [2000, 2000]
+    assert passages[3] == "x" * 1000 + " word" * 60
+    assert list(split_text("y" * 400 + " z", 1)) == ["y" * 400, "z"]
+    assert list(split_text("x" * 5000, None)) == ["x" * 5000]
+
+
+@given(st.text(st.sampled_from(MIXED), max_size=300), st.integers(1, 20))
+def test_no_letter_is_lost_in_mixed_scripts(text: str, words: int) -> None:
+    assert "".join("".join(split_text(text, words)).split()) == "".join(text.split())
 
 
 def test_cuts_follow_sentences_then_words() -> None:
@@ -114,8 +174,110 @@ def test_a_folder_passes_by_empty_files_with_a_warning_and_refuses_to_be_bare(tm
         list(read_documents(tmp_path))
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "b"}))
-    with pytest.warns(UserWarning, match=r"a\.txt is empty"):
+    for name in ("c.rst", "d.rst", "e.rst", "f.RST", "g.pdf", "Makefile", ".hidden"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "gone.md").symlink_to("nowhere")
+    here = tmp_path.name
+    with pytest.warns(PassedByWarning) as warned:
         assert [d.text for d in read_documents([tmp_path])] == ["b"]
+    assert [str(each.message) for each in warned] == [
+        f"passed by: 4 .rst ({here}/c.rst, {here}/d.rst, {here}/e.rst, ...), 1 .pdf ({here}/g.pdf), "
+        f"1 empty ({here}/a.txt), 1 links to nothing ({here}/gone.md), 1 without suffix ({here}/Makefile), "
+        f"1 hidden ({here}/.hidden)."
+    ]
+
+
+def test_links_are_followed_and_nothing_is_read_twice(tmp_path) -> None:
+    for name in ("base/own.txt", "elsewhere/deep/far.md", "blobs/0123"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    base = tmp_path / "base"
+    (base / "folder").symlink_to(tmp_path / "elsewhere")
+    (base / "again.txt").symlink_to("own.txt")
+    (base / "z.txt").hardlink_to(base / "own.txt")
+    (base / "loop").symlink_to(base)
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    (base / "linked.txt").symlink_to(tmp_path / "blobs" / "0123")  # as a hub cache has them
+    names = [name for _, name in find_files([base, base / "own.txt", base / "again.txt"])]
+    assert names == ["base/again.txt", "base/folder/deep/far.md", "base/linked.txt"]
+    found = [(d.title, d.text) for d in read_documents([base / "linked.txt", base])]
+    assert found == [("linked", "blobs/0123"), ("again", "base/own.txt"), ("far", "elsewhere/deep/far.md")]
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_text("a")
+
+    def walk(root, onerror, followlinks):
+        onerror(PermissionError(13, "Permission denied", f"{root}/private"))
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(OSError, match=r"private: the folder cannot be opened \(Permission denied\)"):
+        find_files(tmp_path)
+
+
+def test_bad_files_are_named_together(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.csv").write_text("words\nx\n")
+    (tmp_path / "c.jsonl").write_text("[1]\n")
+    (tmp_path / "d.txt").write_text("fine")
+    (tmp_path / "e.parquet").write_text("no")
+    with pytest.raises(BadFilesError) as error:
+        list(read_documents(tmp_path))
+    assert [fault.split(":")[0].rpartition("/")[2] for fault in error.value.faults] == ["b.csv", "c.jsonl", "e.parquet"]
+    assert str(error.value).startswith("3 files cannot be read:\n")
+    with pytest.raises(BadFilesError, match="2 files cannot be read"):
+        find_files([tmp_path / "none.txt", tmp_path / "a.txt", tmp_path / "x.docx"])
+
+
+MERGED = '1\t"To be\tHamlet\n2\tor not"\tHamlet\n'
+
+
+def test_rows_that_quotes_may_have_merged_are_not_merged_in_silence(tmp_path) -> None:
+    head = "id\ttext\ttitle\n0\tfine\tF\n"
+    (tmp_path / "a.tsv").write_text(head + MERGED)
+    with pytest.raises(ValueError, match=r"a\.tsv:3 to 4: quotes make one row of 2 lines.*tsv_quotes=False"):
+        list(read_documents(tmp_path / "a.tsv"))
+    found = [(d.title, d.text, d.source[-2:]) for d in read_documents(tmp_path / "a.tsv", tsv_quotes=False)]
+    assert found == [("F", "fine", ":2"), ("Hamlet", '"To be', ":3"), ("Hamlet", 'or not"', ":4")]
+    (tmp_path / "a.tsv").write_text(head + '1\t"two\nlines"\tT\n')  # meant so
+    assert [(d.text, d.source[-2:]) for d in read_documents(tmp_path / "a.tsv")][1] == ("two\nlines", ":3")
+    (tmp_path / "a.csv").write_text((head + MERGED).replace("\t", ","))
+    with pytest.warns(
+        UserWarning, match=r"a\.csv:3 to 4: quotes make one row of 2 lines, each of which looks like a row"
+    ):
+        list(read_documents(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text('text,title\n"Prose, with commas,\nand lines",T\n')
+    assert len(list(read_documents(tmp_path / "a.csv"))) == 1
+    (tmp_path / "a.csv").write_text('text,title\n"never\nclosed,T\n')
+    with pytest.raises(ValueError, match=r"a\.csv:2 to 3: unexpected end of data"):
+        list(read_documents(tmp_path / "a.csv"))
+
+
+def test_tables_of_old_machines_and_null_cells(tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.csv").write_bytes(b'text,title\r"one\rtwo",A\rthree,B\r')
+    assert [(d.text, d.title) for d in read_documents(tmp_path / "a.csv")] == [("one\rtwo", "A"), ("three", "B")]
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "title": null}\n{"text": null}\n')
+    with pytest.warns(PassedByWarning, match=r"b\.jsonl:2: passed by, its text is blank \(1 row"):
+        assert [d.title for d in read_documents(tmp_path / "b.jsonl")] == ["b"]
+    (tmp_path / "c.csv").write_text("text,Text\na,b\n")
+    with pytest.raises(ValueError, match="got 'text' twice"):
+        list(read_documents(tmp_path / "c.csv"))
+    table = pa.table({"text": pa.array(["x", "x", "y"]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "d.parquet")
+    assert [d.text for d in read_documents(tmp_path / "d.parquet")] == ["x", "x", "y"]
+    raw = pa.array([b"ok", b"\xff"], pa.binary())
+    pq.write_table(pa.table({"text": raw.view(pa.string())}), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=r"e\.parquet row 1: text must be UTF-8"):
+        list(read_documents(tmp_path / "e.parquet"))
+
+
+def test_a_file_name_that_is_no_text_still_makes_a_title(tmp_path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_text("x")
+    assert [d.title for d in read_documents(tmp_path)] == ["caf\ufffd"]
 
 
 def test_parquet_columns_must_hold_strings(tmp_path) -> None:

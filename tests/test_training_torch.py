@@ -169,8 +169,8 @@ def test_checkpoint_of_another_run_is_refused(tokenizers, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", r"qa.jsonl:2: not JSON"),
-        ('["q", "a"]', r"qa.jsonl:2: expected an object with question and answer, got list"),
+        ("not json", r"qa.jsonl:2: every line must be one JSON object: Expecting value"),
+        ('["q", "a"]', r"qa.jsonl:2: every line must be one JSON object, got a JSON list"),
         ('{"question": " ", "answer": "a"}', r'qa.jsonl:2: "question" must be a text that is not empty'),
         ('{"question": "q"}', r'qa.jsonl:2: "answer" must be a text or a list'),
         ('{"question": "q", "answer": ["a", 3]}', r'qa.jsonl:2: "answer" must be a text or a list'),
