@@ -40,10 +40,10 @@ class AutoClass:
         Raises:
             ValueError: no class here is for its `model_type`.
         """
-        kind = getattr(config, "model_type", None)
+        kind = str(getattr(config, "model_type", None))
         if kind not in cls.classes:
             wanted = ", ".join(sorted(cls.classes))
-            hint = _ELSEWHERE.get(cls.__name__, {}).get(str(kind), "name a model of one of these types")
+            hint = _ELSEWHERE.get(cls.__name__, {}).get(kind, "name a model of one of these types")
             raise ValueError(f"{cls.__name__} needs a config of model_type {wanted}, got {kind!r}: {hint}")
         named = [str(name).removeprefix("TF") for name in getattr(config, "architectures", None) or []]
         found = [each for each in cls.classes[kind] if each.__name__ in named]

@@ -124,7 +124,7 @@ class Decoder(ABC):
         if past_key_values is not None:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         else:
-            cross = self.cross(encoder_hidden_states)  # type: ignore[arg-type]
+            cross = self.cross(encoder_hidden_states)
         cache, trace = GrowingCache(past_key_values), Trace(bool(output_hidden_states), bool(output_attentions))
         steps = Steps(cache, cross, key_mask(encoder_attention_mask), trace)
         x = self.advance(input_ids, steps, attention_mask, inputs_embeds, training)
@@ -379,9 +379,14 @@ class Generator(PretrainedModel, Module, ABC):
 
         For loops of other libraries: `generate` here keeps its own state (see `start` and `decode`).
         """
-        others = {"attention_mask": attention_mask, "decoder_attention_mask": decoder_attention_mask}
-        others |= {"encoder_outputs": encoder_outputs, "use_cache": use_cache}
-        return next_inputs(decoder_input_ids, past_key_values, **others)
+        return next_inputs(
+            decoder_input_ids,
+            past_key_values,
+            attention_mask=attention_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            use_cache=use_cache,
+        )
 
     def generate(
         self,
@@ -400,13 +405,20 @@ class Generator(PretrainedModel, Module, ABC):
         """Generate texts from contexts alone, without documents; see `rag_tf.decoding.plain_generate`."""
         from rag_tf.decoding import plain_generate
 
-        rules = (generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
-        others = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "streamer": streamer}
-        negative = {
-            "negative_prompt_ids": negative_prompt_ids,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-        }
-        return plain_generate(self, inputs, *rules, **others, **negative, **kwargs)
+        return plain_generate(
+            self,
+            inputs,
+            generation_config,
+            logits_processor,
+            stopping_criteria,
+            prefix_allowed_tokens_fn,
+            synced_gpus=synced_gpus,
+            assistant_model=assistant_model,
+            streamer=streamer,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            **kwargs,
+        )
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
         """Contexts (R, S) -> encoder states (R, S, d); those of padding are zeros where leaving it out saves work."""

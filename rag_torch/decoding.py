@@ -159,7 +159,7 @@ def _own_contexts(
         ids, mask = trim(input_ids, mask)
         return encode_seen(generator, ids, mask, options), mask
     outputs = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
-    states = inputs_embeds if outputs is None else outputs.last_hidden_state
+    states: Any = inputs_embeds if outputs is None else outputs.last_hidden_state
     name = "inputs_embeds" if outputs is None else "encoder_outputs[0]"
     check_embeds(name, states.shape, generator.get_input_embeddings().embedding_dim)
     mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask.bool()

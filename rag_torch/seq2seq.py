@@ -222,13 +222,13 @@ class Generator(PretrainedModel, ABC):
             check_label_shape(labels.shape, target.shape)
         if encoder_outputs is None:
             check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
-            self._fed("input", input_ids, inputs_embeds)
+            given = self._fed("input", input_ids, inputs_embeds)
             if attentions or hidden or inputs_embeds is not None:
                 encoder_outputs = self.get_encoder()(
                     input_ids, attention_mask, attentions, hidden, inputs_embeds=inputs_embeds
                 )
             else:
-                encoder_outputs = EncoderOutput(last_hidden_state=self.encode(input_ids, attention_mask))
+                encoder_outputs = EncoderOutput(last_hidden_state=self.encode(given, attention_mask))
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
         _check_past(past_key_values, target, decoder_attention_mask)
@@ -302,9 +302,14 @@ class Generator(PretrainedModel, ABC):
 
         For loops of other libraries: `generate` here keeps its own state (see `start` and `decode`).
         """
-        others = {"attention_mask": attention_mask, "decoder_attention_mask": decoder_attention_mask}
-        others |= {"encoder_outputs": encoder_outputs, "use_cache": use_cache}
-        return next_inputs(decoder_input_ids, past_key_values, **others)
+        return next_inputs(
+            decoder_input_ids,
+            past_key_values,
+            attention_mask=attention_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            use_cache=use_cache,
+        )
 
     @torch.no_grad()
     def generate(
@@ -324,13 +329,20 @@ class Generator(PretrainedModel, ABC):
         """Generate texts from contexts alone, without documents; see `rag_torch.decoding.plain_generate`."""
         from rag_torch.decoding import plain_generate
 
-        rules = (generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn)
-        others = {"synced_gpus": synced_gpus, "assistant_model": assistant_model, "streamer": streamer}
-        negative = {
-            "negative_prompt_ids": negative_prompt_ids,
-            "negative_prompt_attention_mask": negative_prompt_attention_mask,
-        }
-        return plain_generate(self, inputs, *rules, **others, **negative, **kwargs)
+        return plain_generate(
+            self,
+            inputs,
+            generation_config,
+            logits_processor,
+            stopping_criteria,
+            prefix_allowed_tokens_fn,
+            synced_gpus=synced_gpus,
+            assistant_model=assistant_model,
+            streamer=streamer,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            **kwargs,
+        )
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Contexts (R, S) -> encoder states (R, S, d), the long ones apart from the short ones where that saves work.
