@@ -24,7 +24,8 @@ from benchmarks.jobs import REFERENCES, Contestant, Job, must_agree
 from benchmarks.workload import CACHE, Size
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["torch", "tensorflow", "transformers", "ctranslate2", "numpy", "faiss-cpu", "tokenizers", "datasets"]
+FAISS = ["faiss-cpu", "faiss-gpu", "faiss"]  # the names it is distributed under
+PACKAGES = ["torch", "tensorflow", "transformers", "ctranslate2", "numpy", *FAISS, "tokenizers", "datasets"]
 # After a turn the threads of a library may wait busily for more work, for 200 ms at most by default.
 REST = 0.3
 MEMORY_SHARE = 0.8

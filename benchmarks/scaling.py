@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
@@ -21,6 +20,7 @@ from typing import Any
 from benchmarks.growth import growth, growth_beyond
 from benchmarks.scaling_curves import CURVES, MODEL, Curve
 from benchmarks.scaling_report import flagged, stated
+from benchmarks.worker import versions
 from benchmarks.workload import CACHE, prepared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,11 +115,11 @@ def faster_than_expected(results: dict[str, Any]) -> list[str]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the code."""
-    names = ("torch", "tensorflow", "faiss-cpu", "numpy")
+    names = ["torch", "tensorflow", "faiss-cpu", "faiss-gpu", "faiss", "numpy"]
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
-    return {"processor": model, "cores": os.cpu_count(), "versions": {name: version(name) for name in names}}
+    return {"processor": model, "cores": os.cpu_count(), "versions": versions(names)}
 
 
 def _cpuinfo() -> list[str]:

@@ -5,16 +5,21 @@ Letters: R rows, D vector size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
 MAPPED_BYTES = 1 << 30
+MOST_BREADTH = 1 << 24  # candidates of one search in a graph
 MIN_PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".dpr", ".p", ".pck")
+
+_READING = Lock()
 
 PICKLE_HELP = (
     "The 'legacy' index of the paper is a pickle, and reading a pickle runs any code it holds (CVE-2023-6730), so it "
@@ -59,13 +64,85 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
         raise OSError(f"index_path={str(path)!r}: there is no such file; give the faiss file of the passages.")
     if memory_map is None:
         memory_map = Path(path).stat().st_size > MAPPED_BYTES
+    size = Path(path).stat().st_size
     try:
-        return faiss.read_index(str(path), _mapping(path) if memory_map else 0)
+        with _limited(size):
+            # The table is no part of the file, but is counted against its size.
+            flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | (_mapping(path) if memory_map else 0)
+            index = faiss.read_index(str(path), flags)
+        if fault := _inconsistency(index):
+            raise RuntimeError(fault)
+        inverted = faiss.try_extract_index_ivf(index)
+        if isinstance(inverted, faiss.IndexIVFPQ) and inverted.metric_type == faiss.METRIC_L2:
+            inverted.precompute_table()
+        return index
     except (RuntimeError, MemoryError) as error:
         raise OSError(
-            f"index_path={str(path)!r} ({Path(path).stat().st_size:,} bytes) can't be read as a faiss index: it is "
-            f"truncated, corrupted or another kind of file. Build or download it again. (faiss: {_last_line(error)})"
+            f"index_path={str(path)!r} ({size:,} bytes) can't be read as a faiss index: it is truncated, corrupted or "
+            f"another kind of file. Build or download it again. (faiss: {last_line(error)})"
         ) from error
+
+
+def _inconsistency(index: Any) -> str:
+    """What in an index would lead a search out of its memory, "" where nothing does: faiss trusts these numbers."""
+    import faiss
+
+    index = faiss.downcast_index(index)
+    size, rows = int(index.d), int(index.ntotal)
+    if size < 1 or rows < 0:
+        return f"d={size}, ntotal={rows}"
+    parts: dict[str, tuple[Any, int, int]] = {}  # name: the index inside, its d, its ntotal
+    if isinstance(index, faiss.IndexIDMap):
+        parts["index"] = index.index, size, rows
+    elif isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain  # a vector of C++
+        for number in range(chain.size()):
+            step = chain.at(number)
+            if step.d_in != size or step.d_out < 1:
+                return f"transform {number}: d_in={step.d_in}, d_out={step.d_out} after {size}"
+            size = step.d_out
+        parts["index"] = index.index, size, rows
+    elif isinstance(index, faiss.IndexRefine):
+        parts |= {"base_index": (index.base_index, size, rows), "refine_index": (index.refine_index, size, rows)}
+    elif isinstance(index, faiss.IndexHNSW):
+        parts["storage"] = index.storage, size, rows
+        if not 1 <= index.hnsw.efSearch <= MOST_BREADTH:
+            return f"efSearch={index.hnsw.efSearch}"
+    elif isinstance(index, faiss.IndexIVF):
+        parts["quantizer"] = index.quantizer, size, index.nlist
+        listed = sum(index.invlists.list_size(number) for number in range(index.nlist)) if index.invlists else 0
+        if index.nprobe < 1 or listed != rows:
+            return f"nprobe={index.nprobe}, {listed} vectors in {index.nlist} lists"
+    if hasattr(index, "pq") and (index.pq.d != size or index.pq.M * index.pq.dsub != size):
+        return f"pq: d={index.pq.d}, M={index.pq.M}, dsub={index.pq.dsub}"
+    for name, (part, wanted_size, wanted_rows) in parts.items():
+        if part is None or (int(part.d), int(part.ntotal)) != (wanted_size, wanted_rows):
+            found = part and (part.d, part.ntotal)
+            return f"{name}: (d, ntotal) is {found}, not {(wanted_size, wanted_rows)}"
+        if fault := _inconsistency(part):
+            return f"{name}: {fault}"
+    return ""
+
+
+@contextmanager
+def _limited(size: int) -> Iterator[None]:
+    """Within it faiss refuses a file that announces more than its `size` bytes hold, before it takes the memory.
+
+    The limits are faiss's, of the whole process, and there since release 1.14; so one file is read at a time.
+    """
+    import faiss
+
+    names = [f"deserialization_{name}_limit" for name in ("vector_byte", "loop")]
+    names = [name for name in names if hasattr(faiss, f"set_{name}")]
+    with _READING:
+        before = {name: getattr(faiss, f"get_{name}")() for name in names}
+        try:
+            for name in names:
+                getattr(faiss, f"set_{name}")(max(size, 1))
+            yield
+        finally:
+            for name, value in before.items():
+                getattr(faiss, f"set_{name}")(value)
 
 
 def _mapping(path: str | Path) -> int:
@@ -75,6 +152,63 @@ def _mapping(path: str | Path) -> int:
     with Path(path).open("rb") as stream:
         lists = b"Iw" in stream.read(256)  # the kind, perhaps within an IndexPreTransform or IndexIDMap
     return int(faiss.IO_FLAG_MMAP if lists else getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+
+
+def by_row(faiss_index: Any) -> Any:
+    """The index as it numbers vectors by row: what is inside of an `IndexIDMap`, if its ids are the row numbers.
+
+    Args:
+        faiss_index: any faiss index of R vectors.
+
+    Returns:
+        The index to search. Inverted lists may hold the ids 0 to R - 1 in any order.
+
+    Raises:
+        ValueError: its vectors have other ids than 0 to R - 1 (``add_with_ids``).
+    """
+    import faiss
+
+    outer = faiss.downcast_index(faiss_index) if type(faiss_index) is faiss.Index else faiss_index
+    rows = int(outer.ntotal)
+    if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2, too
+        ids = faiss.vector_to_array(outer.id_map)
+        other = np.flatnonzero(ids != np.arange(rows))
+        if other.size:
+            raise ValueError(_other_ids(rows, f"row {other[0]} has the id {ids[other[0]]}"))
+        inner: Any = faiss.downcast_index(outer.index)
+        inner.referenced_objects = [outer]  # which owns it
+        return inner
+    if isinstance(outer, faiss.IndexPreTransform):
+        by_row(faiss.downcast_index(outer.index))
+        return outer
+    inverted = faiss.try_extract_index_ivf(outer)
+    if inverted is not None and rows:
+        _check_list_ids(inverted, rows)
+    return outer
+
+
+def _check_list_ids(inverted: Any, rows: int) -> None:
+    import faiss
+
+    lists = inverted.invlists
+    seen = np.zeros(rows, bool)
+    for number in range(inverted.nlist):
+        size = lists.list_size(number)
+        if size:
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            if ids.min() < 0 or ids.max() >= rows:
+                raise ValueError(_other_ids(rows, f"list {number} holds ids from {ids.min()} to {ids.max()}"))
+            seen[ids] = True
+    if not seen.all():
+        raise ValueError(_other_ids(rows, f"no vector has the id {np.flatnonzero(~seen)[0]}"))
+
+
+def _other_ids(rows: int, fault: str) -> str:
+    return (
+        f"faiss_index must number its vectors as the passages' rows are, 0 to {rows - 1}, but {fault}: each document "
+        "found would be another row's. Build it with index.add(vectors) in the order of the passages, not with "
+        "add_with_ids."
+    )
 
 
 def write_faiss(faiss_index: Any, path: str | Path) -> None:
@@ -88,7 +222,7 @@ def write_faiss(faiss_index: Any, path: str | Path) -> None:
     try:
         faiss.write_index(faiss_index, str(path))
     except RuntimeError as error:
-        raise OSError(f"the faiss index can't be written to {str(path)!r}: {_last_line(error)}") from error
+        raise OSError(f"the faiss index can't be written to {str(path)!r}: {last_line(error)}") from error
 
 
 def build_faiss(
@@ -114,7 +248,8 @@ def build_faiss(
         rows: R.
         vector_size: D.
         kind: "flat" (exact), "hnsw" (graph over full vectors) or "ivfpq" (inverted lists, product-quantised codes).
-        metric: "inner_product" or "l2".
+        metric: "inner_product", by which RAG weighs documents, or "l2", which orders them otherwise unless all vectors
+            are of one length; `FaissIndex` warns of it.
         hnsw_neighbors: links a node of the HNSW graph.
         ef_construction: breadth of the search while the graph is built.
         ef_search: breadth of the search at query time (stored in the file).
@@ -193,5 +328,6 @@ def _train_and_add(index: Any, blocks: list[np.ndarray]) -> None:
     index.add(vectors)
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an error of faiss says, in one line."""
     return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__

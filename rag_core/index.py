@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from rag_core.checks import warn
-from rag_core.faiss_files import read_faiss, refuse_pickle, write_faiss
+from rag_core.faiss_files import by_row, last_line, read_faiss, refuse_pickle, write_faiss
 from rag_core.passage_files import write_passages
 from rag_core.passage_table import PassageTable, map_passages
 from rag_core.passage_texts import PassageTexts
@@ -143,6 +143,7 @@ class FaissIndex:
                     f"dataset.add_faiss_index({self._column!r}) first."
                 )
             faiss_index = passages.get_index(self._column).faiss_index
+        faiss_index = by_row(faiss_index)
         if faiss_index.ntotal != len(passages):
             raise ValueError(
                 f"the faiss index holds {faiss_index.ntotal} vectors, the passages are {len(passages)} rows; "
@@ -166,16 +167,43 @@ class FaissIndex:
                 f"{faiss_index.d}; build the index from this data set."
             )
         self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
+        if len(passages) and isinstance(vectors, FaissVectors):
+            self._check_reconstruction()
         self._texts = PassageTexts(passages, self._column)
         self._load = None
         self._warn()
 
+    def _check_reconstruction(self) -> None:
+        try:
+            self._faiss.search_and_reconstruct(np.zeros((1, self._faiss.d), np.float32), 1)
+        except (RuntimeError, AttributeError) as error:
+            raise ValueError(
+                f"the faiss index ({type(self._faiss).__name__}) can't give its vectors back, and documents are "
+                f"weighed by them: add a column {self._column!r} with the passages' vectors (vectors='stored'), or "
+                f"build another kind of index. (faiss: {last_line(error)})"
+            ) from error
+
     def _warn(self) -> None:
-        """Says so where the index was built with a low recall: answers suffer, and nothing else would tell."""
+        """Says so where documents are found by another measure, or with a low recall: nothing else would tell."""
+        if self._faiss.metric_type != 0 and not self._one_length():  # 0 is faiss.METRIC_INNER_PRODUCT
+            warn(
+                f"the faiss index ({type(self._faiss).__name__}) finds passages by another measure than the inner "
+                "product by which RAG weighs them (faiss's default is L2), so the best ones may be missed. Build it "
+                "with the metric faiss.METRIC_INNER_PRODUCT, e.g. "
+                "dataset.add_faiss_index('embeddings', metric_type=faiss.METRIC_INNER_PRODUCT)."
+            )
         recall = self._notes.get("recall_at_5", 1.0)
         if recall < LOW_RECALL:
             message = low_recall(str(self._notes.get("kind")), recall, self._notes.get("settings", {}))
             warn(message)
+
+    def _one_length(self) -> bool:
+        """Whether all vectors (of a sample) are of one length: then every measure has the same order."""
+        if isinstance(self._vectors, FaissVectors) or not len(self._dataset):
+            return not len(self._dataset)
+        rows = np.unique(np.linspace(0, len(self._dataset) - 1, 200).astype(np.int64))
+        lengths = np.linalg.norm(self._vectors.gather(rows), axis=1)
+        return bool(np.ptp(lengths) <= 1e-3 * lengths.max())
 
     @property
     def rerank(self) -> int:
@@ -227,13 +255,27 @@ class FaissIndex:
                 f"question_hidden_states must have shape (batch, {self.vector_size}) for this index, got "
                 f"{queries.shape}; the question encoder and the encoder of the index must belong together."
             )
+        try:
+            return self._search(queries, n_docs)
+        except (RuntimeError, IndexError, MemoryError) as error:
+            raise OSError(
+                f"the faiss index ({type(self._faiss).__name__}, {self._faiss.ntotal} vectors) can't be searched: its "
+                f"file is damaged, or its settings are out of reach. Build it again. ({last_line(error)})"
+            ) from error
+
+    def _search(self, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self._vectors, FaissVectors):
-            _, doc_ids, vectors = self.faiss_index.search_and_reconstruct(queries, n_docs)
-            return doc_ids, np.where(doc_ids[..., None] < 0, np.float32(0), vectors)  # (B, N), (B, N, D)
+            _, doc_ids, vectors = self._faiss.search_and_reconstruct(queries, n_docs)
+            return self._rows(doc_ids), np.where(doc_ids[..., None] < 0, np.float32(0), vectors)  # (B, N), (B, N, D)
         if self._rerank > 1:
-            return reranked(self.faiss_index, self._vectors, queries, n_docs, self._rerank)
-        _, doc_ids = self.faiss_index.search(queries, n_docs)
-        return doc_ids, self._vectors.gather(doc_ids)  # (B, N), (B, N, D)
+            return reranked(self._faiss, self._vectors, queries, n_docs, self._rerank)
+        _, doc_ids = self._faiss.search(queries, n_docs)
+        return doc_ids, self._vectors.gather(self._rows(doc_ids))  # (B, N), (B, N, D)
+
+    def _rows(self, doc_ids: np.ndarray) -> np.ndarray:
+        if doc_ids.size and doc_ids.max() >= len(self._dataset):
+            raise IndexError(f"it names row {doc_ids.max()} of {len(self._dataset)}")
+        return doc_ids
 
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
         """Return B dictionaries of lists: every column of the passages but the embeddings, read in one go."""

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Manifest:
         sources: "path", "bytes", "sha256" of each file read.
         files: relative path -> "bytes", "sha256" and "spots" of each file of the knowledge base.
         credit: authors and licence of the text, where given.
-        libraries: versions at the time of writing.
+        libraries: versions of the modules at the time of writing.
         request: what `build_knowledge_base` was asked for, so that asking again finds it done.
     """
 
@@ -59,7 +59,9 @@ class Manifest:
 
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != FILE)
         self.files = {name: {**describe(folder / name), "spots": spots(folder / name)} for name in names}
-        self.libraries = {name: version(name) for name in ("numpy", "faiss-cpu", "datasets", "pyarrow")}
+        # Modules, not distributions: faiss comes as faiss-cpu, faiss-gpu or conda's faiss.
+        modules = ("numpy", "faiss", "datasets", "pyarrow")
+        self.libraries = {name: str(getattr(import_module(name), "__version__", "unknown")) for name in modules}
         self.libraries["dualrag"] = __version__
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

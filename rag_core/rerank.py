@@ -35,6 +35,8 @@ def reranked(
     import faiss
 
     _, ids = faiss_index.search(queries, min(n_docs * factor, max(n_docs, int(faiss_index.ntotal))))  # (B, C)
+    if ids.size and ids.max() >= int(faiss_index.ntotal):
+        raise IndexError(f"it names row {ids.max()} of {int(faiss_index.ntotal)}")
     candidates = vectors.gather(ids)  # (B, C, D)
     scores = np.matmul(candidates, queries[:, :, None])[..., 0]  # (B, C)
     if faiss_index.metric_type == faiss.METRIC_L2:

@@ -196,9 +196,25 @@ class RagRetriever(Pushable):
         """
         n_docs = self._checked_n_docs(n_docs)
         self.init_retrieval()
-        queries = np.asarray(to_numpy(question_hidden_states))
-        doc_ids, vectors = search(self.index, queries, n_docs, self.batch_size)
+        doc_ids, vectors = self._main_retrieve(question_hidden_states, n_docs)
         return vectors, doc_ids, read_docs(self.index, doc_ids, vectors)
+
+    # What transformers' retrievers for several processes (its research projects) call of their base class.
+
+    def _main_retrieve(self, question_hidden_states: Any, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search in this process: doc_ids (B, N) and vectors (B, N, D)."""
+        return search(self.index, np.asarray(to_numpy(question_hidden_states)), n_docs, self.batch_size)
+
+    def _chunk_tensor(self, t: Any, chunk_size: int) -> list[Any]:
+        """Consecutive slices of `chunk_size` rows; the last may be shorter."""
+        return [t[start : start + chunk_size] for start in range(0, len(t), chunk_size)]
+
+    @staticmethod
+    def _build_index(config: Any) -> Index:
+        """The index that a configuration describes, not loaded yet."""
+        from rag_core.retriever_files import open_index
+
+        return open_index(config)
 
     def _checked_n_docs(self, n_docs: int | None) -> int:
         n_docs = self.n_docs if n_docs is None else n_docs

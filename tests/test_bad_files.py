@@ -10,6 +10,8 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import datasets
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,11 @@ from typer.testing import CliRunner
 
 from rag_core.checkpoint import read_weights
 from rag_core.cli import app
+from rag_core.faiss_files import read_faiss
 from rag_core.generation import GenerationConfig
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
 from rag_core.manifest import describe
+from rag_core.passage_files import write_passages
 from rag_core.retriever import RagRetriever
 from rag_core.tokenization import RagTokenizer
 from rag_core.training import Example, TrainingConfig
@@ -100,6 +104,25 @@ def as_shards(text):
     return damage
 
 
+def with_ids_from_one(folder):
+    vectors = read_faiss(folder / "hf_dataset_index.faiss").reconstruct_n()
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(vectors.shape[1]))
+    index.add_with_ids(vectors, np.arange(1, len(vectors) + 1))
+    faiss.write_index(index, str(folder / "hf_dataset_index.faiss"))
+
+
+def without_vectors(folder):
+    """Neither the passages nor the index can say what a document's vector is."""
+    passages = datasets.load_from_disk(str(folder / "hf_dataset"), keep_in_memory=True)
+    vectors = np.array(passages["embeddings"][:], np.float32)
+    codes = faiss.index_factory(vectors.shape[1], "IVF1,PQ2x4fs", faiss.METRIC_INNER_PRODUCT)
+    codes.train(np.tile(vectors, (16, 1)))
+    codes.add(vectors)
+    faiss.write_index(codes, str(folder / "hf_dataset_index.faiss"))
+    shutil.rmtree(folder / "hf_dataset")
+    write_passages(passages.remove_columns("embeddings"), folder / "hf_dataset")
+
+
 def swapped_tokenizers(folder):
     shutil.rmtree(folder / "question_encoder_tokenizer")
     shutil.copytree(folder / "generator_tokenizer", folder / "question_encoder_tokenizer")
@@ -125,6 +148,8 @@ def swapped_tokenizers(folder):
         (cut("question_encoder_tokenizer/tokenizer.json"), "tokenizer.json can't be read"),
         (swapped_tokenizers, "input_ids must lie in the model's vocabulary, 0 to 287"),
         (cut("hf_dataset_index.faiss"), "can't be read as a faiss index"),
+        (with_ids_from_one, "but row 0 has the id 1: each document found would be another row's"),
+        (without_vectors, "can't give its vectors back, and documents are weighed by them: add a column 'embeddings'"),
         (gone("hf_dataset_index.faiss"), "hf_dataset_index.faiss': there is no such file"),
         (cut("hf_dataset/data-00000-of-00001.arrow"), "can't be opened as a saved data set"),
         (cut("hf_dataset/state.json"), "can't be opened as a saved data set"),

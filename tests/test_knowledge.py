@@ -1,5 +1,6 @@
 """Knowledge bases: what is built is what was read, kills lose nothing, damage is noticed, changes are whole."""
 
+import importlib.metadata
 import json
 import os
 import random
@@ -67,6 +68,23 @@ def test_a_built_base_is_searched_by_row_and_described(tmp_path) -> None:
         "CC BY-SA",
         1,
     )
+
+
+def test_a_base_is_built_whatever_distribution_faiss_comes_from(tmp_path, monkeypatch) -> None:
+    """faiss-gpu and conda's faiss are the same module under another name."""
+    import datasets
+    import faiss
+
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name.startswith("faiss"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = build(tmp_path).manifest.libraries
+    assert (found["faiss"], found["datasets"]) == (faiss.__version__, datasets.__version__)
 
 
 CHILD = """

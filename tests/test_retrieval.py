@@ -200,3 +200,127 @@ def test_a_question_reads_its_vectors_once_and_its_texts_without_them(retriever,
     assert found["retrieved_doc_embeds"].shape == (len(QUERIES), 2, QUERIES.shape[1])
     assert gathered == [2 * len(QUERIES)] and len(read) == 1
     assert all("embeddings" not in document for document in read[0])
+
+
+def indexed(factory, ids=None, vectors=VECTORS, metric=faiss.METRIC_INNER_PRODUCT):
+    inner = faiss.index_factory(8, factory, metric)
+    inner.train(vectors)
+    if ids is None:
+        inner.add(vectors)
+    elif isinstance(inner, faiss.IndexIVF | faiss.IndexPreTransform):
+        inner.add_with_ids(vectors, np.asarray(ids))
+    else:
+        inner = faiss.IndexIDMap(inner)
+        inner.add_with_ids(vectors, np.asarray(ids))
+    return inner
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW4,Flat", "IVF2,Flat", "PCA8,IVF2,Flat"])
+@pytest.mark.parametrize("bare", [True, False])
+def test_ids_of_a_faiss_index_must_be_row_numbers(passages, tmp_path, factory, bare):
+    data = passages.remove_columns("embeddings") if bare else passages
+    expected = FaissIndex(data, indexed(factory)).get_top_docs(QUERIES, 4)
+    given = FaissIndex(data, indexed(factory, range(12)))
+    for found, wanted in zip(given.get_top_docs(QUERIES, 4), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    given.save(tmp_path)
+    again = FaissIndex.from_files(tmp_path / "hf_dataset", tmp_path / "hf_dataset_index.faiss")
+    np.testing.assert_array_equal(again.get_top_docs(QUERIES, 4)[0], expected[0])
+    listed = "IVF" in factory
+    for ids, says in (
+        (range(1, 13), "list [01] holds ids from" if listed else "row 0 has the id 1:"),
+        ([7] * 12, "no vector has the id 0" if listed else "row 0 has the id 7"),
+        ([*range(11), 50], "holds ids from . to 50" if listed else "row 11 has the id 50"),
+        ([-3] * 12, "holds ids from -3 to -3" if listed else "row 0 has the id -3"),
+    ):
+        with pytest.raises(ValueError, match=rf"faiss_index must number.*rows are, 0 to 11, but .*{says}"):
+            FaissIndex(data, indexed(factory, ids))
+
+
+def test_another_metric_than_the_inner_product_is_said(passages, recwarn):
+    FaissIndex(passages, indexed("Flat"))
+    unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    alike = passages.remove_columns("embeddings").add_column("embeddings", list(unit))
+    FaissIndex(alike, build_faiss([unit], *unit.shape, metric="l2"))
+    assert not recwarn.list, "vectors of one length have one order by either measure"
+    indexes = [faiss.IndexHNSWFlat(8, 4), build_faiss([VECTORS], *VECTORS.shape, metric="l2")]
+    indexes[0].add(VECTORS)
+    for index in indexes:
+        with pytest.warns(UserWarning, match=r"another measure than the inner product.*METRIC_INNER_PRODUCT"):
+            FaissIndex(passages, index)
+    own = passages.select(range(12))
+    own.add_faiss_index("embeddings")
+    with pytest.warns(UserWarning, match="METRIC_INNER_PRODUCT"):
+        FaissIndex(own)
+
+
+def test_an_index_that_keeps_no_vectors_needs_the_stored_ones(passages):
+    codes = faiss.index_factory(8, "IVF1,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
+    codes.train(np.tile(VECTORS, (2, 1)))
+    codes.add(VECTORS)
+    with pytest.raises(ValueError, match=r"IVFPQFastScan\) can't give its vectors back.*add a column 'embeddings'"):
+        FaissIndex(passages.remove_columns("embeddings"), codes)
+    assert (FaissIndex(passages, codes).get_top_docs(QUERIES, 2)[0] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "words"),
+    [
+        ([[0, 12]], VECTORS[None, :2], r"row numbers below its len\(\), 12.*got 12"),
+        ([[0.5, 1]], VECTORS[None, :2], "doc_ids of integers, got float64"),
+        ([["a", "b"]], VECTORS[None, :2], "doc_ids of integers, got <U1"),
+        ([[0], [1, 2]], VECTORS[None, :2], "doc_ids of integers, got list of 2"),
+        ([[0, 1]], [[b"x", b"y"]], r"vectors of real numbers, got \|S1"),
+        ([[0, 1]], VECTORS[None, :2] * 1j, "vectors of real numbers, got complex"),
+        ([[0, 1]], np.full((1, 2, 8), np.nan), r"finite vectors, got NaN or infinity for rows \[0, 1\]"),
+        ([[0, 1]], VECTORS[:2], r"vectors of shape \(2, 8\)"),
+        ([[0, 1, 2]], VECTORS[None, :3], r"doc_ids of shape \(1, 3\) for 1 questions, n_docs=2"),
+        (None, None, "must return doc_ids and vectors, got NoneType"),
+    ],
+)
+def test_what_an_index_of_ones_own_may_not_return(retriever, ids, vectors, words):
+    own = OwnIndex(VECTORS)
+    own.get_top_docs = lambda queries, n_docs: None if ids is None else (ids, vectors)
+    retriever.index = own
+    with pytest.raises(ValueError, match=rf"{words}"):
+        retriever.retrieve(QUERIES[:1], 2)
+
+
+@pytest.mark.parametrize(
+    ("docs", "words"),
+    [
+        ([], "1 dictionaries, one a question, got list of 0"),
+        (["ab"], "got for question 0 a str"),
+        ([{"text": ["a", "b"]}], r"got for question 0 the keys \['text'\]"),
+        ([{"title": ["a", "b"], "text": ["a"]}], "a 'text' that is list of 1"),
+        ([{"title": "ab", "text": ["a", "b"]}], "a 'title' that is str of 2"),
+        ([{"title": ["a", "b"], "text": ["a", b"b"]}], "a 'text' with b'b'"),
+        ([{"title": ["a", None], "text": ["a", "b"]}], "a 'title' with None"),
+    ],
+)
+def test_texts_of_an_index_of_ones_own_must_be_texts(retriever, docs, words):
+    own = OwnIndex(VECTORS)
+    own.get_doc_dicts = lambda doc_ids: docs
+    retriever.index = own
+    with pytest.raises(ValueError, match=rf"OwnIndex\.get_doc_dicts must return.*{words}"):
+        retriever.retrieve(QUERIES[:1], 2)
+
+
+def test_what_retrievers_for_several_processes_call(retriever):
+    class Distributed(RagRetriever):
+        """As transformers' research projects write theirs: the main process searches, texts are read by each."""
+
+        def retrieve(self, question_hidden_states, n_docs):
+            parts = self._chunk_tensor(question_hidden_states, 2)
+            ids, vectors = zip(*(self._main_retrieve(part, n_docs) for part in parts), strict=True)
+            ids = np.concatenate(ids)
+            return np.concatenate(vectors), ids, self.index.get_doc_dicts(ids)
+
+    parts = retriever.question_encoder_tokenizer, retriever.generator_tokenizer
+    other = Distributed(retriever.config, *parts, index=retriever.index, init_retrieval=False)
+    expected, found = retriever(GOLDEN["question_ids"], QUERIES), other(GOLDEN["question_ids"], QUERIES)
+    assert list(found) == list(expected) and found["context_input_ids"] == expected["context_input_ids"]
+    np.testing.assert_array_equal(found["doc_ids"], expected["doc_ids"])
+    assert [len(part) for part in other._chunk_tensor(np.arange(7), 3)] == [3, 3, 1]
+    custom = config(index_path="x.faiss", passages_path="x")
+    assert not RagRetriever._build_index(custom).is_initialized()

@@ -11,6 +11,7 @@ import pytest
 from golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
 
 from rag_core.config import DPRConfig
+from rag_core.faiss_files import read_faiss
 from rag_core.passage_files import read_passages, write_passages
 from rag_core.retriever import RagRetriever
 from rag_core.vectors import ArrowVectors
@@ -133,6 +134,42 @@ def test_damaged_files_are_named(retriever, tmp_path):
     data.write_bytes(content)
     with pytest.raises(OSError, match="there is no such file"):
         RagRetriever.from_pretrained(tmp_path)
+
+
+def test_numbers_of_a_faiss_file_that_lead_out_of_it_are_refused(tmp_path):
+    """What faiss reads without a word, and then searches beyond its memory, or asks for all of the machine's."""
+
+    def refused(index, says, change=lambda content: content):
+        faiss.write_index(index, str(tmp_path / "x.faiss"))
+        content = (tmp_path / "x.faiss").read_bytes()
+        (tmp_path / "x.faiss").write_bytes(change(content))
+        with pytest.raises(OSError, match=rf"x\.faiss.*can't be read as a faiss index.*{says}"):
+            read_faiss(tmp_path / "x.faiss")
+
+    lists = faiss.index_factory(8, "IVF2,PQ4x4np", faiss.METRIC_INNER_PRODUCT)
+    lists.train(np.tile(VECTORS, (4, 1)))
+    lists.add(VECTORS)
+    lists.nprobe = 0
+    refused(lists, "nprobe=0")
+    lists.nprobe, lists.ntotal = 1, 99
+    refused(lists, "12 vectors in 2 lists")
+    lists.ntotal, lists.d = 12, 4
+    refused(lists, "pq: d=8|quantizer|d")
+    graph = faiss.IndexHNSWFlat(8, 4, faiss.METRIC_INNER_PRODUCT)
+    graph.add(VECTORS)
+    graph.hnsw.efSearch = 1 << 30
+    refused(graph, "efSearch=1073741824")
+    flat = faiss.IndexFlatIP(8)
+    flat.add(VECTORS)
+    numbers = len(VECTORS.tobytes()) // 4
+    assert read_faiss_bytes(flat, tmp_path).count(numbers.to_bytes(8, "little")) == 1
+    huge = numbers.to_bytes(8, "little"), (1 << 36).to_bytes(8, "little")
+    refused(flat, "", lambda content: content.replace(*huge))
+
+
+def read_faiss_bytes(index, folder):
+    faiss.write_index(index, str(folder / "y.faiss"))
+    return (folder / "y.faiss").read_bytes()
 
 
 def test_passages_are_written_for_old_and_new_readers(passages, tmp_path):
