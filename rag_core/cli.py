@@ -244,8 +244,16 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Questions a forward pass.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Forward passes an optimizer step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
-    warmup_steps: Annotated[int, typer.Option(help="Steps of rising learning rate.")] = 100,
+    question_encoder_learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate of the question encoder; by default the same.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most.")
+    ] = None,
     question_encoder: Annotated[str, typer.Option(help="What of it learns: all, projection or frozen.")] = "all",
+    on_collapse: Annotated[
+        str, typer.Option(help="stop or warn where every question has come to find the same few passages.")
+    ] = "stop",
     mixed_precision: Annotated[str | None, typer.Option(help="bf16, or fp16 on a GPU; by default float32.")] = None,
     n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's.")] = None,
     evaluate_every: Annotated[int, typer.Option(help="Steps between validations; 0 = at the end only.")] = 0,
@@ -266,8 +274,10 @@ def train(
         batch_size=batch_size,
         accumulation=accumulation,
         learning_rate=learning_rate,
+        question_encoder_learning_rate=question_encoder_learning_rate,
         warmup_steps=warmup_steps,
         question_encoder=question_encoder,
+        on_collapse=on_collapse,
         mixed_precision=mixed_precision,
         n_docs=n_docs,
         evaluate_every=evaluate_every,
@@ -279,6 +289,8 @@ def train(
     )
     loss = f"loss {report.history[-1]['loss']:.3f} nats a token" if report.history else "nothing left to train"
     match = "" if report.exact_match is None else f", exact match {report.exact_match:.3f}"
+    for note in report.notes():
+        say(f"note: {note}")
     say(f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."')
 
 

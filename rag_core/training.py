@@ -37,11 +37,14 @@ class TrainingConfig:
         accumulation: forward passes an optimizer step.
         learning_rate: peak, for the generator.
         question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
-        warmup_steps: steps of linear rise; then linear decay to 0 at the last step.
+        warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None = a tenth of all steps, 100 at
+            most.
         weight_decay: AdamW's, on matrices (not on biases and norms).
         beta2: AdamW's second moment decay.
         max_grad_norm: gradients are clipped to this norm over all parameters.
         question_encoder: "all", "projection" (its `encode_proj` only) or "frozen". Document vectors never change.
+        on_collapse: "stop" ends the run with an error where the question encoder has come to ask for the same few
+            documents whatever the question, "warn" goes on and says so in the report (`TrainingReport.notes`).
         mixed_precision: None (float32), "bf16" or "fp16" (a GPU only; with loss scaling).
         n_docs: documents a question; None = the model's.
         label_smoothing: None = the model's.
@@ -63,11 +66,12 @@ class TrainingConfig:
     accumulation: int = 1
     learning_rate: float = 3e-5
     question_encoder_learning_rate: float | None = None
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     weight_decay: float = 0.01
     beta2: float = 0.98
     max_grad_norm: float = 1.0
     question_encoder: str = "all"
+    on_collapse: str = "stop"
     mixed_precision: str | None = None
     n_docs: int | None = None
     label_smoothing: float | None = None
@@ -88,6 +92,12 @@ class TrainingConfig:
         """Optimizer steps of the whole run over so many examples."""
         return self.steps or max(1, round(self.epochs * examples / (self.batch_size * self.accumulation)))
 
+    def warmup(self, total_steps: int) -> int:
+        """Steps of rising learning rate in a run of so many steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return min(100, total_steps // 10)
+
 
 # Room for a batch and for a row of tokens is made at once, and no run has more steps.
 _LARGEST, _STEPS = 2**16, 10**8
@@ -98,11 +108,12 @@ _RULES: dict[str, checks.Rule] = {
     "accumulation": checks.whole(1, _LARGEST),
     "learning_rate": checks.number(0, above=True),
     "question_encoder_learning_rate": checks.number(0, optional=True),
-    "warmup_steps": checks.whole(0, _STEPS),
+    "warmup_steps": checks.whole(0, _STEPS, optional=True),
     "weight_decay": checks.number(0),
     "beta2": checks.number(0, 1, below=True),
     "max_grad_norm": checks.number(0, above=True),
     "question_encoder": checks.one_of(QUESTION_ENCODER_PARTS),
+    "on_collapse": checks.one_of(("stop", "warn")),
     "mixed_precision": checks.one_of(MIXED_PRECISION),
     "n_docs": checks.whole(1, _LARGEST, optional=True),
     "label_smoothing": checks.number(0, 1, optional=True),
@@ -213,7 +224,7 @@ def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(example).encode())
-    outward = ("evaluate_every", "save_every", "log_every", "validation_size")
+    outward = ("evaluate_every", "save_every", "log_every", "validation_size", "on_collapse")
     settings = {name: value for name, value in asdict(config).items() if name not in outward}
     return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
 
@@ -230,6 +241,10 @@ def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], folder: str
         raise ValueError(f"{folder} belongs to another run ({rows}). Remove it, or choose another output folder.")
 
 
+# A loss that fell by less than this share says that next to nothing was learned.
+_LEARNED = 0.05
+
+
 @dataclass
 class TrainingReport:
     """What a run did.
@@ -241,12 +256,38 @@ class TrainingReport:
             validated exact_match.
         exact_match: of the last validation; None without validation questions.
         seconds: wall time, summed over resumed parts.
+        first_loss: of the first step, nats a token.
+        distinct_at_start: share of different documents among those that the run's first questions found.
+        collapsed_at: the step at which retrieval was seen to have collapsed; None if it was not.
     """
 
     steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     exact_match: float | None = None
     seconds: float = 0.0
+    first_loss: float | None = None
+    distinct_at_start: float | None = None
+    collapsed_at: int | None = None
+
+    def notes(self) -> list[str]:
+        """What a person should know before using the model: that it hardly learned, that retrieval collapsed."""
+        notes = [] if self.collapsed_at is None else [self.collapse()]
+        last = self.history[-1]["loss"] if self.history else None
+        if last is not None and self.first_loss is not None and last > (1 - _LEARNED) * self.first_loss:
+            notes.append(
+                f"The loss went from {self.first_loss:.2f} to {last:.2f} nats a token in {self.steps} steps: the model "
+                "has hardly learned. Train longer (steps, epochs) or faster (learning_rate)."
+            )
+        return notes
+
+    def collapse(self) -> str:
+        """What a collapse of retrieval is, and what to do."""
+        return (
+            f"Retrieval collapsed by step {self.collapsed_at}: whatever the question, the same few documents are found "
+            f"({self.distinct_at_start:.0%} of them differed at the start). Leave the question encoder as it is "
+            "(question_encoder 'frozen'), or let it learn slower (question_encoder_learning_rate, a tenth or less of "
+            "learning_rate), and start again in another folder. on_collapse 'warn' goes on all the same."
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingReport:

@@ -22,16 +22,15 @@ from rag_core.tokenization import RagTokenizer
 from rag_core.training import (
     CHECKPOINT,
     REPORT,
-    DataOrder,
     Example,
     TrainingConfig,
     TrainingReport,
     batches,
     check_fingerprint,
     fingerprint,
-    learning_rate_factor,
     read_examples,
 )
+from rag_core.training_loop import run_steps
 from rag_core.vocabulary import within_table
 from rag_tf.contexts import Contexts, table_size
 from rag_tf.marginalize import masked_fill
@@ -119,7 +118,7 @@ class _Run:
         bar = tqdm(total=self.total, initial=self.report.steps, desc="training", unit="step", disable=not progress)
         try:
             with bar:
-                self._steps(bar, lambda: before + time.monotonic() - start)
+                run_steps(self, bar, lambda: before + time.monotonic() - start)
         finally:
             self.model.eval()
         self.report.seconds = before + time.monotonic() - start
@@ -127,39 +126,9 @@ class _Run:
             self._finish(self.out)
         return self.report
 
-    def _steps(self, bar: Any, seconds: Any) -> None:
-        config, each = self.config, self.config.batch_size
-        order = DataOrder(len(self.examples), config.seed)
-        seen = Window()
-        while self.report.steps < self.total:
-            step = self.report.steps
-            factor = learning_rate_factor(step, config.warmup_steps, self.total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            logs = (step + 1) % config.log_every == 0 or step + 1 == self.total
-            rows = order.rows(step * each * config.accumulation, each * config.accumulation)
-            self._step([self.examples[row] for row in rows], seen, logs)
-            self.report.steps = step + 1
-            bar.update()
-            validates = bool(self.validation) and (
-                step + 1 == self.total or (config.evaluate_every and (step + 1) % config.evaluate_every == 0)
-            )
-            if validates:
-                self.report.exact_match = self._validate()
-            if logs or validates:
-                line: dict[str, float] = {"step": step + 1, "learning_rate": config.learning_rate * factor}
-                line |= seen.line()
-                if validates and self.report.exact_match is not None:
-                    line["exact_match"] = self.report.exact_match
-                self.report.history.append(line)
-                bar.set_postfix({name: f"{line[name]:.3f}" for name in line if name not in ("step", "learning_rate")})
-                seen = Window()
-            saves = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < self.total
-            if self.out is not None and saves:
-                self.report.seconds = seconds()
-                self._save(self.out)
+    window = Window
 
-    def _step(self, examples: list[Example], seen: Window, logs: bool) -> None:
+    def step(self, examples: list[Example], seen: Window, logs: bool) -> None:
         """One optimizer step over `accumulation` forward passes; the loss is a mean over all their tokens."""
         parts = [(part, *self._encode(part)) for part in batches(examples, self.config.batch_size)]
         tokens = sum(int((labels[:, 1:].numpy() != self.pad).sum()) for *_, labels in parts)
@@ -240,7 +209,7 @@ class _Run:
         )
         return outputs.logits
 
-    def _validate(self) -> float:
+    def validate(self) -> float:
         texts = self.answers(self.validation)
         hits = [exact_match(text, e.answers) for text, e in zip(texts, self.validation, strict=True)]
         return sum(hits) / len(hits)
@@ -254,7 +223,7 @@ class _Run:
         self.report = TrainingReport.from_dict(state["report"])
         return self.report.seconds
 
-    def _save(self, out: Path) -> None:
+    def save(self, out: Path) -> None:
         state = {"report": asdict(self.report), "fingerprint": fingerprint(self.examples, self.config)}
         save_state(out / CHECKPOINT, self.parameters, self.optimizer, self.scaler, state)
 

@@ -23,16 +23,15 @@ from rag_core.tokenization import RagTokenizer
 from rag_core.training import (
     CHECKPOINT,
     REPORT,
-    DataOrder,
     Example,
     TrainingConfig,
     TrainingReport,
     batches,
     check_fingerprint,
     fingerprint,
-    learning_rate_factor,
     read_examples,
 )
+from rag_core.training_loop import run_steps
 from rag_core.vocabulary import within_table
 from rag_torch.contexts import Contexts, table_size
 from rag_torch.training_parts import Window, make_optimizer, trainable
@@ -117,7 +116,7 @@ class _Run:
             start = time.monotonic()
             bar = tqdm(total=self.total, initial=self.report.steps, desc="training", unit="step", disable=not progress)
             with bar, self.model_mode():
-                self._steps(bar, lambda: before + time.monotonic() - start)
+                run_steps(self, bar, lambda: before + time.monotonic() - start)
             self.report.seconds = before + time.monotonic() - start
         if self.out is not None:
             self._finish(self.out)
@@ -138,39 +137,9 @@ class _Run:
         if self.config.question_encoder != "all":
             self.model.question_encoder.eval()
 
-    def _steps(self, bar: Any, seconds: Any) -> None:
-        config, each = self.config, self.config.batch_size
-        order = DataOrder(len(self.examples), config.seed)
-        seen = Window()
-        while self.report.steps < self.total:
-            step = self.report.steps
-            factor = learning_rate_factor(step, config.warmup_steps, self.total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            logs = (step + 1) % config.log_every == 0 or step + 1 == self.total
-            rows = order.rows(step * each * config.accumulation, each * config.accumulation)
-            self._step([self.examples[row] for row in rows], seen, logs)
-            self.report.steps = step + 1
-            bar.update()
-            validates = bool(self.validation) and (
-                step + 1 == self.total or (config.evaluate_every and (step + 1) % config.evaluate_every == 0)
-            )
-            if validates:
-                self.report.exact_match = self._validate()
-            if logs or validates:
-                line: dict[str, float] = {"step": step + 1, "learning_rate": config.learning_rate * factor}
-                line |= seen.line()
-                if validates and self.report.exact_match is not None:
-                    line["exact_match"] = self.report.exact_match
-                self.report.history.append(line)
-                bar.set_postfix({name: f"{line[name]:.3f}" for name in line if name not in ("step", "learning_rate")})
-                seen = Window()
-            saves = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < self.total
-            if self.out is not None and saves:
-                self.report.seconds = seconds()
-                self._save(self.out)
+    window = Window
 
-    def _step(self, examples: list[Example], seen: Window, logs: bool) -> None:
+    def step(self, examples: list[Example], seen: Window, logs: bool) -> None:
         """One optimizer step over `accumulation` forward passes; the loss is a mean over all their tokens."""
         parts = [(part, *self._encode(part)) for part in batches(examples, self.config.batch_size)]
         tokens = sum(int((labels[:, 1:] != self.pad).sum()) for *_, labels in parts)
@@ -250,7 +219,7 @@ class _Run:
         )
         return outputs.logits
 
-    def _validate(self) -> float:
+    def validate(self) -> float:
         self.model.eval()
         texts = self.answers(self.validation)
         self._training_mode()
@@ -266,7 +235,7 @@ class _Run:
         self.report = TrainingReport.from_dict(state["report"])
         return self.report.seconds
 
-    def _save(self, out: Path) -> None:
+    def save(self, out: Path) -> None:
         state = {"report": asdict(self.report), "fingerprint": fingerprint(self.examples, self.config)}
         save_state(out / CHECKPOINT, self.parameters, self.optimizer, self.scaler, state)
 

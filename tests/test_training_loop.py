@@ -1,0 +1,85 @@
+"""The steps of a run without a framework: what is watched, said and stopped."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_core.training import Example, TrainingConfig, TrainingReport
+from rag_core.training_loop import CollapseWatch, RetrievalCollapse, run_steps
+
+APART = np.arange(20).reshape(4, 5)  # four questions, documents of their own each
+SAME = np.tile(np.arange(5), (4, 1))  # the same five for all
+
+
+class Run:
+    """A run that learns as told: documents and loss of each step."""
+
+    validation = ()
+    out = None
+
+    def __init__(self, steps, **settings):
+        self.steps = steps
+        self.config = TrainingConfig(steps=len(steps), batch_size=4, **settings)
+        self.total = len(steps)
+        self.examples = [Example("q", ("a",))] * 8
+        self.report = TrainingReport()
+        self.rates = []
+        self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
+
+    def window(self):
+        window = SimpleNamespace(ids=[], losses=[])
+        window.line = lambda: {"loss": sum(window.losses) / len(window.losses)}
+        return window
+
+    def step(self, examples, window, logs):
+        ids, loss = self.steps[self.report.steps]
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        window.ids.append(ids)
+        window.losses.append(loss)
+
+
+def go(steps, **settings):
+    run = Run(steps, **settings)
+    run_steps(run, SimpleNamespace(update=lambda: None, set_postfix=lambda values: None), lambda: 0.0)
+    return run
+
+
+def test_a_collapse_stops_the_run_or_is_said_at_its_end():
+    steps = [(APART, 9.0)] * 4 + [(SAME, 1.0)] * 12
+    with pytest.raises(
+        RetrievalCollapse, match=r"collapsed by step 10: .*50% of them differed.*'frozen'.*another folder"
+    ):
+        go(steps)
+    run = go(steps, on_collapse="warn")
+    assert (run.report.steps, run.report.collapsed_at) == (16, 10)
+    assert run.report.notes() == [run.report.collapse()]
+    assert go([(APART, 9.0)] * 8 + [(SAME, 9.0)] * 4 + [(APART, 1.0)] * 4).report.collapsed_at is None
+
+
+@given(st.lists(st.integers(1, 7), min_size=30, max_size=40), st.integers(2, 5))
+def test_a_small_knowledge_base_is_no_collapse_and_batches_of_any_size_are_judged_alike(sizes, n_docs):
+    few = np.arange(n_docs)  # all passages there are
+    watch = CollapseWatch(TrainingReport())
+    assert not any(watch.see([np.tile(few, (size, 1))]) for size in sizes)
+    report = TrainingReport(distinct_at_start=0.9)
+    watch = CollapseWatch(report)
+    assert any(watch.see([np.tile(few, (size, 1))]) for size in sizes)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(5, 0), (15, 1), (400, 40), (5000, 100)])
+def test_warm_up_is_a_share_of_the_run(total, warmup):
+    config = TrainingConfig(steps=total)
+    assert config.warmup(total) == warmup
+    assert TrainingConfig(warmup_steps=7).warmup(total) == 7
+
+
+def test_every_step_of_a_short_run_counts_and_one_that_learns_nothing_says_so():
+    run = go([(APART, 11.72)] * 14 + [(APART, 11.66)])
+    assert max(run.rates) == 1.0
+    [note] = run.report.notes()
+    assert "from 11.72 to 11.7" in note
+    assert "hardly learned" in note
+    assert go([(APART, 9.0)] * 10 + [(APART, 8.0)] * 10).report.notes() == []
