@@ -254,6 +254,24 @@ def check_table(name: str, value: Any, old: Any) -> Any:
     return value
 
 
+def with_ties(given: Mapping[str, Any], ties: Mapping[str, str]) -> dict[str, Any]:
+    """A state dict with each tied weight that it holds under all of its names, as files hold it under one.
+
+    Args:
+        given: weights by name.
+        ties: each further name of a tied weight -> its first name.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, first in ties.items():
+        groups.setdefault(first, [first]).append(name)
+    whole = dict(given)
+    for names in groups.values():
+        held = next((name for name in names if name in given), None)
+        if held is not None:
+            whole.update({name: given[held] for name in names if name not in given})
+    return whole
+
+
 def chosen_weights(own: Mapping[str, Any], ties: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Of a state dict those entries that are written: each weight of a model once.
 

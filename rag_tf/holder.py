@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from rag_core.pretrained import with_ties
 from rag_core.weights import needs_float32
 from rag_tf import weights as tensors
 from rag_tf.graphs import Graph
@@ -110,13 +111,14 @@ class WeightHolder:
 
         Args:
             state_dict: name -> array or tensor.
-            strict: whether every name must be there, and no other.
+            strict: whether every name must be there, tied ones under one of theirs, and no other.
 
         Raises:
             ValueError: names or shapes do not fit; all of them are listed, and nothing is written.
         """
         from rag_core.weights import check_weights
 
+        state_dict = with_ties(state_dict, tensors.tied_names(self))
         own = dict(self.named_parameters())
         shapes = {name: tuple(variable.shape) for name, variable in own.items()}
         found = {name: tuple(np.shape(value)) for name, value in state_dict.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from torch import nn
 
 from rag_core.hub import resolve_file
 from rag_core.keywords import Saving, loading_info, whole_device
-from rag_core.pretrained import PretrainedBase, rows_wanted
+from rag_core.pretrained import PretrainedBase, rows_wanted, with_ties
 from rag_torch import weights as tensors
 from rag_torch.pytree import register_outputs
 
@@ -106,17 +107,29 @@ class PretrainedModel(nn.Module, PretrainedBase):
     def _learning(self) -> Any:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # Files hold tied weights once, under any of their names; PyTorch asks for each of the names.
-        names: dict[str, list[str]] = {}
-        for name, first in tensors.tied_names(self).items():
-            names.setdefault(first, [first]).append(name)
-        for group in names.values():
-            held = next((prefix + name for name in group if prefix + name in state_dict), None)
-            if held is not None:
-                for name in group:
-                    state_dict.setdefault(prefix + name, state_dict[held])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `torch.nn.Module.load_state_dict`; tied weights may be there once, as in files, and stay tied.
+
+        Args:
+            state_dict: tensors by name.
+            strict: whether every name must be there, tied ones under one of theirs, and no other.
+            assign: take the tensors themselves instead of their values.
+        """
+        if strict:
+            whole = OrderedDict(with_ties(state_dict, tensors.tied_names(self)))
+            metadata = getattr(state_dict, "_metadata", None)
+            if metadata is not None:
+                whole._metadata = metadata  # type: ignore[attr-defined]
+            state_dict = whole
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            self.tie_weights()
+        return result
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str]:
+        """What transformers' Trainer may miss in a checkpoint: names of tied weights but their first."""
+        return sorted(tensors.tied_names(self))
 
     @classmethod
     def from_pretrained(

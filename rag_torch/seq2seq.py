@@ -153,10 +153,11 @@ class Generator(PretrainedModel, ABC):
     def tie_weights(self) -> None:
         """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
         shared = self.get_input_embeddings().weight
+        # Past PyTorch's setter: accelerate's init_empty_weights makes another parameter of what is set.
         for part in (self.get_encoder(), self.get_decoder()):
-            part.embed_tokens.weight = shared
+            part.embed_tokens._parameters["weight"] = shared
         if self.config.tie_word_embeddings:
-            self.lm_head.weight = shared
+            self.lm_head._parameters["weight"] = shared
 
     def forward(
         self,

@@ -91,6 +91,22 @@ def test_saving_heeds_the_process_and_the_weights_given(rag, folder, tmp_path):
     assert not (tmp_path / "y").exists()
 
 
+def test_a_state_dict_is_loaded_that_holds_tied_weights_once(rag, folder):
+    plain = rag.RagTokenForGeneration.from_pretrained(folder)
+    other = rag.RagTokenForGeneration(plain.config)
+    given = {
+        name: value
+        for name, value in plain.state_dict().items()
+        if not name.endswith(("shared.weight", "lm_head.weight"))
+    }
+    other.load_state_dict(given)
+    assert same(other, plain)
+    assert other.get_output_embeddings().weight is other.get_input_embeddings().weight
+    del given["rag.generator.final_logits_bias"]
+    with pytest.raises((RuntimeError, ValueError), match="final_logits_bias"):
+        other.load_state_dict(given)
+
+
 def test_hub_options_reach_both_parts_and_not_the_config(rag, folder, tmp_path):
     rag.DPRQuestionEncoder(DPR).save_pretrained(tmp_path / "encoder")
     rag.BartForConditionalGeneration(BART).save_pretrained(tmp_path / "generator")
