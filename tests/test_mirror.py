@@ -18,8 +18,12 @@ WITHOUT_TWIN: dict[str, set[str]] = {
     # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
     "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
     "contexts.py": {"used_length"},  # a length is a tensor in a graph
-    # a hook of autograd's, for adapters around a frozen table
-    "pretrained.py": {"PretrainedModel.enable_input_require_grads", "PretrainedModel.disable_input_require_grads"},
+    # a hook of autograd's, for adapters around a frozen table; tensors taken as they are (`assign`)
+    "pretrained.py": {
+        "PretrainedModel.enable_input_require_grads",
+        "PretrainedModel.disable_input_require_grads",
+        "PretrainedModel.load_state_dict",
+    },
     "packing.py": {"Packing.of", "Packing.mask"},  # `pays`, and an attribute
     "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
     # in place, and in fewer passes, where no compiler sees to it
