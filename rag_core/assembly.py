@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_write, clear, install, name_full_disk
 from rag_core.checks import warn
 from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
 from rag_core.faiss_files import INDEX_KINDS, MIN_PQ_ROWS
-from rag_core.hub import name_full_disk
-from rag_core.manifest import INDEX_FILE, PASSAGES, Manifest, swap_in
+from rag_core.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
 from rag_core.passages import stream_passages
 from rag_core.rerank import RERANK
 
@@ -33,6 +33,11 @@ FILE_BYTES = 500 << 20
 HNSW_ROWS = 500_000  # up to here a graph over whole vectors; beyond, it would fill the memory
 BATCH_BYTES = 64 << 20  # of an Arrow record batch: each one costs a question pages of its own
 SETTINGS = {"hnsw": ("efSearch",), "ivfpq": ("nlist", "nprobe", "m", "rerank")}
+
+
+def note_path(out: Path) -> Path:
+    """The file that says, until a change has been answered for, what was asked for and which manifest came of it."""
+    return out.with_name(out.name + ".done")
 
 
 def work_path(out: Path) -> Path:
@@ -49,6 +54,7 @@ def workplace(out: Path) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
+            clear(out)
             try:
                 yield work
             except BaseException as error:
@@ -61,6 +67,7 @@ def workplace(out: Path) -> Iterator[Path]:
     except Timeout:
         raise OSError(f"{out} is being written by another process ({work} is locked). Wait for it to end.") from None
     shutil.rmtree(work, ignore_errors=True)
+    note_path(out).unlink(missing_ok=True)  # last of all: a kill before leaves the note, and after it nothing
 
 
 def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progress: bool = True) -> list[Path]:
@@ -75,9 +82,8 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     if before.get("keys") != keys or not same_probe(before["probe"], plan.encoder["probe"]):
         for stale in work.glob("shard-*"):
             stale.unlink()
-        temporary = note.with_suffix(".part")
-        temporary.write_text(json.dumps({"keys": keys, "probe": plan.encoder["probe"]}), encoding="utf-8")
-        temporary.replace(note)
+        with atomic_write(note) as draft:
+            draft.write_text(json.dumps({"keys": keys, "probe": plan.encoder["probe"]}), encoding="utf-8")
     stamps = [_stamp(path) for path in files]
     hide = not progress
     passages = functools.partial(stream_passages, files, plan.words, tsv_quotes=request.get("tsv_quotes", True))
@@ -140,8 +146,15 @@ def merged(batches: Iterable[pa.RecordBatch], size: int = BATCH_BYTES) -> Iterat
             waiting.append(batch)
 
 
-def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Manifest, kept: Any = None) -> Manifest:
-    """Writes the whole knowledge base into the work folder, then renames it to `out`.
+def assemble(
+    work: Path,
+    out: Path,
+    batches: Iterable[pa.RecordBatch],
+    plan: Manifest,
+    kept: Any = None,
+    request: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Writes the whole knowledge base into the work folder, then puts it in the place of `out`.
 
     Args:
         work: folder that `workplace` gave.
@@ -149,6 +162,7 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
         batches: all passages with their embeddings, in the order of their rows.
         plan: the manifest but for what is known only at the end (`rows`, `index`, `files`).
         kept: a faiss index of the first rows, to be grown; None builds it anew.
+        request: what was asked for (JSON), noted for `done_before`.
 
     Returns:
         The manifest as written.
@@ -184,8 +198,36 @@ def assemble(work: Path, out: Path, batches: Iterable[pa.RecordBatch], plan: Man
     described = {"kind": kind, "settings": settings, "recall_at_5": round(recall, 4)}
     manifest = replace(plan, rows=rows, index=described)
     manifest.write(final)
-    swap_in(final, out)
+    if request is not None:
+        result = {"request": request, "changed": abs(rows - plan.rows), "manifest": describe(final / FILE)}
+        with atomic_write(note_path(out)) as draft:
+            draft.write_text(json.dumps(result), encoding="utf-8")
+    install(final, out, stale=(INDEX_FILE, f"{PASSAGES}/*"))
     return manifest
+
+
+def done_before(out: Path, request: Mapping[str, Any]) -> int | None:
+    """How many rows a run changed that was killed after the change and before it could say so; None if there is none.
+
+    Without its note a change that is asked for again would be made twice.
+    """
+    try:
+        note = json.loads(note_path(out).read_text("utf-8"))
+        is_it = note["request"] == request and note["manifest"] == describe(out / FILE)
+        return int(note["changed"]) if is_it else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def discard_work(out: Path) -> None:
+    """Removes the work folder that a killed run left beside `out`; a living one's stays."""
+    from filelock import FileLock, Timeout
+
+    work = work_path(out)
+    if work.is_dir():
+        with suppress(Timeout, OSError), FileLock(work / "lock", timeout=0):
+            shutil.rmtree(work, ignore_errors=True)
+    note_path(out).unlink(missing_ok=True)
 
 
 def check_settings(kind: str | None, settings: Mapping[str, int] | None) -> dict[str, int]:
@@ -242,6 +284,7 @@ def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[li
     folder.mkdir(parents=True)
     stream, rows = merged(batches), 0
     files: list[Path] = []
+    content = hashlib.blake2b(digest_size=8)  # the same passages, built again, are the same bytes
     for first in stream:
         files.append(folder / f"{len(files)}.part")
         size = 0
@@ -250,6 +293,7 @@ def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[li
             nonlocal size, rows
             while True:
                 size, rows = size + batch.nbytes, rows + len(batch)
+                content.update(batch.serialize())
                 yield batch
                 if size >= FILE_BYTES or (following := next(stream, None)) is None:
                     return
@@ -261,7 +305,7 @@ def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[li
         part.rename(name)
     state: dict[str, Any] = {
         "_data_files": [{"filename": name.name} for name in named],
-        "_fingerprint": uuid.uuid4().hex[:16],
+        "_fingerprint": content.hexdigest(),
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

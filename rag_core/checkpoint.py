@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_folder, recover
 from rag_core.config import PretrainedConfig
-from rag_core.hub import atomic_folder, commit_of, is_local, resolve_file, split_hub_kwargs
+from rag_core.hub import commit_of, is_local, resolve_file, split_hub_kwargs
 from rag_core.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.tf_names import torch_layout, torch_name
 from rag_core.weights import FLOATS, LazyWeights, needs_float32, tied_names
@@ -31,7 +32,13 @@ WEIGHT_FILES = (
     "tf_model.h5.index.json",
 )
 
-_STALE = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+# What an earlier checkpoint leaves in a folder: weights of one and options of another would be read as one model.
+CHECKPOINT_PATTERNS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "generation_config.json",
+)
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -54,6 +61,7 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
     if unknown:
         raise TypeError(f"read_weights takes hub options only, got {', '.join(sorted(unknown))}.")
     if is_local(name_or_path) and Path(name_or_path).expanduser().is_file():
+        recover(Path(name_or_path).expanduser().parent)
         return _open(Path(name_or_path).expanduser())
     for filename in WEIGHT_FILES:
         path = resolve_file(name_or_path, filename, required=False, **hub)
@@ -101,7 +109,10 @@ def write_checkpoint(
     values["torch_dtype"] = next((each for each in dtypes if each in FLOATS), values["torch_dtype"])
     if architecture is not None:
         values["architectures"] = [architecture]
-    with atomic_folder(folder, stale=_STALE) as draft:
+    # Options without a model beside them were put there for this one.
+    is_over_another = (Path(folder) / "config.json").is_file()
+    stale = CHECKPOINT_PATTERNS if is_over_another else [each for each in CHECKPOINT_PATTERNS if "model" in each]
+    with atomic_folder(folder, stale=stale) as draft:
         _write_json(draft / "config.json", values)
         if generation_config is not None:
             options = generation_config.to_dict() if hasattr(generation_config, "to_dict") else dict(generation_config)

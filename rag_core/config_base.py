@@ -380,7 +380,7 @@ class PretrainedConfig(Pushable):
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = False) -> None:
         """Writes `to_json_string` into a file, whole or not at all."""
-        from rag_core.hub import atomic_write
+        from rag_core.atomic import atomic_write
 
         with atomic_write(Path(json_file_path)) as path:
             path.write_text(self.to_json_string(use_diff), encoding="utf-8")
@@ -396,7 +396,7 @@ class PretrainedConfig(Pushable):
             OSError: the folder or file can't be written.
             TypeError, ValueError: a field was set to something it can't be.
         """
-        from rag_core.hub import atomic_write
+        from rag_core.atomic import atomic_write
         from rag_core.keywords import Saving
 
         saving = Saving.of(**kwargs)

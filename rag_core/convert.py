@@ -7,6 +7,7 @@ through memory one tensor at a time, and the folder appears when it is whole.
 
 from __future__ import annotations
 
+import filecmp
 import math
 import shutil
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_folder, clear
 from rag_core.checkpoint import WEIGHT_FILES, read_weights, write_checkpoint
 from rag_core.config import AutoConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, config_from_dict
-from rag_core.hub import atomic_folder, list_files, resolve_file, split_hub_kwargs
+from rag_core.hub import list_files, resolve_file, split_hub_kwargs
 from rag_core.weights import FLOATS, LazyWeights, fit_weights, tied_names
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
@@ -79,7 +81,7 @@ def convert_checkpoint(
 
     Args:
         source: folder or repository; a RAG model, or a DPR, BERT, BART or T5 alone.
-        target: the folder to make; other files in it stay, a model in it is refused.
+        target: the folder to make; other files in it stay, a model in it is refused unless it is this very one.
         max_shard_size: bytes, or text such as "5GB"; larger checkpoints are split.
         dtype: of floating-point numbers: one of `DTYPES`; "keep" leaves each as it is.
         progress: show a bar.
@@ -95,8 +97,11 @@ def convert_checkpoint(
     _, unknown = split_hub_kwargs(hub)
     if unknown:
         raise TypeError(f"convert_checkpoint takes hub options besides its own, got {', '.join(sorted(unknown))}.")
-    _refuse_model(Path(target))
+    clear(target)
+    held = [name for name in ("config.json", *WEIGHT_FILES) if (Path(target) / name).exists()]
     config = AutoConfig.from_pretrained(source, **hub)
+    if held and not _may_be(config, Path(target)):
+        raise _held(target, held)
     found = read_weights(source, **hub)
     head = _head(config, found)
     fitted = fit_weights(
@@ -122,14 +127,34 @@ def convert_checkpoint(
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(resolve_file(source, name, **hub), draft / name)
         files = sorted(path.name for path in draft.glob("*.safetensors"))
+        # A run that was killed at its very end leaves what it was asked for: asked again, it finds it done.
+        if held and not _holds(Path(target), draft):
+            raise _held(target, held)
     dtypes = sorted({each.name for each in weights.dtypes.values()})
     return Converted(len(weights), size, files, dtypes, list(fitted.left_out), along)
 
 
-def _refuse_model(folder: Path) -> None:
-    held = [name for name in ("config.json", *WEIGHT_FILES) if (folder / name).exists()]
-    if held:
-        raise FileExistsError(f"{str(folder)!r} holds a model already ({', '.join(held)}); name another folder.")
+def _held(folder: str | Path, held: list[str]) -> FileExistsError:
+    return FileExistsError(f"{str(folder)!r} holds a model already ({', '.join(held)}); name another folder.")
+
+
+def _may_be(config: PretrainedConfig, folder: Path) -> bool:
+    """Whether a model there has this configuration, but for what a conversion writes anew; cheap to ask."""
+    try:
+        found = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError):
+        return False
+    ours, theirs = ({**each.to_dict(), "torch_dtype": None, "architectures": None} for each in (config, found))
+    return ours == theirs
+
+
+def _holds(folder: Path, draft: Path) -> bool:
+    """Whether the folder has all files of a draft, byte for byte, and no other weights."""
+    files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+    others = {path.name for path in folder.glob("*.safetensors")} - {str(name) for name in files}
+    return not others and all(
+        (folder / name).is_file() and filecmp.cmp(folder / name, draft / name, shallow=False) for name in files
+    )
 
 
 def _head(config: PretrainedConfig, found: LazyWeights) -> str | None:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rag_core.atomic import atomic_folder, atomic_write
 from rag_core.embedding import Encode
-from rag_core.hub import atomic_folder, atomic_write
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rag_core.hub import atomic_write
+from rag_core.atomic import atomic_write
 
 _ROWS = {
     "questions": "questions",

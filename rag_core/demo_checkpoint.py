@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rag_core.atomic import atomic_folder
 from rag_core.checkpoint import read_weights, write_checkpoint
 from rag_core.config import RagConfig
-from rag_core.hub import atomic_folder
 from rag_core.tokenization import GENERATOR_FOLDER, QUESTION_FOLDER, Tokenizer
 
 SHIPPED = Path(__file__).parent / "demo_model"

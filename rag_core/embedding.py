@@ -6,8 +6,6 @@ sorted and batched by itself, so a resumed run sends the encoder the very batche
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_write
 from rag_core.passages import PassageRow
 
 if TYPE_CHECKING:
@@ -90,24 +89,10 @@ def embed_shards(
                 titles, texts = [block[i]["title"] for i in ids], [block[i]["text"] for i in ids]
                 vectors[ids] = call_encoder(encode, titles, texts, dimension)
                 advance(len(ids), False)
-            with replacing(path) as temporary:
-                write_batches(temporary, [_to_batch(block, vectors)])
+            with atomic_write(path) as draft:
+                write_batches(draft, [_to_batch(block, vectors)])
         shards.append(path)
     return shards
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; on success it is synced and renamed to `path`, on failure removed."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def passage_schema() -> pa.Schema:

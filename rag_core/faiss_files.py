@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_write, recover
+
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
 MAPPED_BYTES = 1 << 30
 MOST_BREADTH = 1 << 24  # candidates of one search in a graph
@@ -62,6 +64,7 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
     refuse_pickle(path, "index_path")
     if not Path(path).is_file():
         raise OSError(f"index_path={str(path)!r}: there is no such file; give the faiss file of the passages.")
+    recover(Path(path).parent)
     if memory_map is None:
         memory_map = Path(path).stat().st_size > MAPPED_BYTES
     size = Path(path).stat().st_size
@@ -212,17 +215,18 @@ def _other_ids(rows: int, fault: str) -> str:
 
 
 def write_faiss(faiss_index: Any, path: str | Path) -> None:
-    """Write a faiss index to one file.
+    """Write a faiss index to one file, whole or not at all.
 
     Raises:
         OSError: the file can't be written.
     """
     import faiss
 
-    try:
-        faiss.write_index(faiss_index, str(path))
-    except RuntimeError as error:
-        raise OSError(f"the faiss index can't be written to {str(path)!r}: {last_line(error)}") from error
+    with atomic_write(path) as draft:
+        try:
+            faiss.write_index(faiss_index, str(draft))
+        except RuntimeError as error:
+            raise OSError(f"the faiss index can't be written to {str(path)!r}: {last_line(error)}") from error
 
 
 def build_faiss(

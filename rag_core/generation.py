@@ -299,14 +299,14 @@ class GenerationConfig(Pushable):
             OSError: nothing could be written; what was there before is unchanged.
             ValueError: options that cannot go together.
         """
-        from rag_core import hub
+        from rag_core.atomic import atomic_write
         from rag_core.keywords import Saving
 
         saving = Saving.of(**kwargs)
         path = Path(save_directory) / (CONFIG_NAME if config_file_name is None else os.fspath(config_file_name))
         if saving.here:
             self.validate()
-            with hub.atomic_write(path) as draft:
+            with atomic_write(path) as draft:
                 draft.write_text(self.to_json_string(), encoding="utf-8")
             saving.finish(Path(save_directory))
         return path
@@ -329,9 +329,9 @@ class GenerationConfig(Pushable):
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
         """Writes `to_json_string` into a file, whole or not at all."""
-        from rag_core import hub
+        from rag_core.atomic import atomic_write
 
-        with hub.atomic_write(Path(json_file_path)) as draft:
+        with atomic_write(json_file_path) as draft:
             draft.write_text(self.to_json_string(use_diff), encoding="utf-8")
 
 

@@ -1,28 +1,22 @@
-"""Files of models: a local folder or a repository of the hub, read; files written whole or not at all; pushed.
+"""Files of models: a local folder or a repository of the hub, read; pushed.
 
 Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other variables of huggingface_hub hold.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from rag_core.atomic import atomic_write, is_draft, recover
 from rag_core.hub_push import Pushable, model_card, push_folder
 from rag_core.keywords import loading_keywords
 
 __all__ = [
     "HUB_KWARGS",
     "Pushable",
-    "atomic_folder",
-    "atomic_write",
     "commit_of",
     "is_local",
     "list_commit",
@@ -161,6 +155,7 @@ def list_commit(
         root = Path(name_or_path).expanduser() / subfolder
         if not root.is_dir():
             raise OSError(f"No folder {str(root)!r} (in full: {root.absolute()}); check the path.")
+        recover(root)
         return None, _files_below(root)
 
     name = str(name_or_path)
@@ -209,128 +204,9 @@ def commit_of(path: Path) -> str | None:
     return named if len(named) == 40 and set(named) <= set("0123456789abcdef") else None
 
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there replaces `path` on success, vanishes on failure.
-
-    Missing parent folders are made.
-    """
-    target = Path(path)
-    with _parents(target.parent):
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        draft = Path(name)
-        try:
-            yield draft
-            draft.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-            draft.replace(target)
-        except OSError as error:
-            name_full_disk(error, target)
-            raise
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(folder: str | Path, *, stale: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yields a temporary folder beside `folder`; on success its files move there, on failure nothing changes.
-
-    Other files of an existing `folder` stay; those replaced are replaced one by one after all were written.
-
-    Args:
-        folder: the folder to make or to add to.
-        stale: patterns of file names of an earlier save, removed unless just written.
-
-    Raises:
-        OSError: `folder` is a file, or can't be written.
-    """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise OSError(f"Can't save into {str(folder)!r}: it is a file. Name a folder.")
-    with _parents(target.parent):
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
-            yield draft
-            written = _files_below(draft)
-            for each in written:  # safetensors writes files that only their owner can read
-                (draft / each).chmod(0o666 & ~_umask())
-            if not target.exists():
-                draft.chmod(0o777 & ~_umask())
-                try:
-                    draft.replace(target)
-                    return
-                except OSError:
-                    if not target.is_dir():  # else another process has just saved there
-                        raise
-            # Everything is on this disk already: from here on only names change.
-            with _alone(target):
-                for each in written:
-                    (target / each).parent.mkdir(parents=True, exist_ok=True)
-                    (draft / each).replace(target / each)
-                for pattern in stale:
-                    for old in target.glob(pattern):
-                        if old.relative_to(target).as_posix() not in written:
-                            old.unlink()
-        except OSError as error:
-            name_full_disk(error, target)
-            raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time exchanges the files of a folder, so that no two saves mix, where the system can lock it."""
-    handle = None
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except (ImportError, OSError):  # Windows, and network disks without locks
-        pass
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def name_full_disk(error: OSError, target: Path) -> None:
-    """Raises, where the system ran out of room without naming a file, an error that names `target`; else does nothing.
-
-    Raises:
-        OSError: of the same number, saying what could not be written and what to do.
-    """
-    # A folder written inside another's draft has named itself already; people know the outer one.
-    first = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    if first.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and first.strerror and not first.filename:
-        what = f"{first.strerror}: {str(target)!r} could not be written and is as it was. Make room and try again."
-        raise OSError(first.errno, what) from first
-
-
-@contextmanager
-def _parents(folder: Path) -> Iterator[None]:
-    """Makes `folder`; removes again what it made if the body fails."""
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for each in made:
-            if each.is_dir() and not any(each.iterdir()):
-                each.rmdir()
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _files_below(root: Path) -> list[str]:
-    return sorted(each.relative_to(root).as_posix() for each in root.rglob("*") if each.is_file())
+    names = (each.relative_to(root) for each in root.rglob("*") if each.is_file())
+    return sorted(name.as_posix() for name in names if not any(map(is_draft, name.parts)))
 
 
 def _options(hub: dict[str, Any]) -> dict[str, Any]:
@@ -342,6 +218,7 @@ def _options(hub: dict[str, Any]) -> dict[str, Any]:
 
 def _local_file(folder: Path, inside: str, required: bool) -> Path | None:
     path = folder / inside
+    recover(path.parent)
     if path.is_file():
         return path
     if not folder.exists():

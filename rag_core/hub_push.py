@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rag_core.atomic import clear
+
 
 def model_card(
     title: str,
@@ -99,6 +101,7 @@ def push_folder(
     root = Path(folder)
     if not root.is_dir():
         raise OSError(f"Nothing to push: no folder {str(folder)!r}.")
+    clear(root)
     api = HfApi(token=token)
     try:
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))

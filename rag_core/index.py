@@ -12,17 +12,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rag_core.atomic import atomic_folder
 from rag_core.checks import warn
 from rag_core.faiss_files import by_row, last_line, read_faiss, refuse_pickle, write_faiss
 from rag_core.passage_files import write_passages
 from rag_core.passage_table import PassageTable, map_passages
 from rag_core.passage_texts import PassageTexts
 from rag_core.recall import LOW_RECALL, low_recall
-from rag_core.rerank import checked_factor, read_notes, reranked, write_notes
+from rag_core.rerank import checked_factor, notes_path, read_notes, reranked, write_notes
 from rag_core.vectors import ArrowVectors, FaissVectors, VectorSource
 
 INDEX_FILE = "hf_dataset_index.faiss"
 PASSAGES_FOLDER = "hf_dataset"
+# What an earlier index leaves in a folder: rows of one and passages of another would be answers without sense.
+INDEX_PATTERNS = (INDEX_FILE, str(notes_path(INDEX_FILE)), f"{PASSAGES_FOLDER}/*")
 
 
 @runtime_checkable
@@ -289,17 +292,18 @@ class FaissIndex:
         ]
 
     def save(self, folder: str | Path) -> dict[str, str]:
-        """Write passages and faiss file, as transformers' custom index is laid out.
+        """Write passages and faiss file, as transformers' custom index is laid out, all or nothing.
 
         Args:
-            folder: an existing folder.
+            folder: made if missing.
 
         Returns:
             The config entries that open them again, relative to `folder`: index_path and passages_path.
         """
-        write_passages(self.dataset, Path(folder) / PASSAGES_FOLDER)
-        write_faiss(self.faiss_index, Path(folder) / INDEX_FILE)
-        if self._notes or self._rerank > 1:
-            settings = {**self._notes.get("settings", {}), "rerank": self._rerank}
-            write_notes(Path(folder) / INDEX_FILE, {**self._notes, "settings": settings})
+        with atomic_folder(folder, stale=INDEX_PATTERNS) as draft:
+            write_passages(self.dataset, draft / PASSAGES_FOLDER)
+            write_faiss(self.faiss_index, draft / INDEX_FILE)
+            if self._notes or self._rerank > 1:
+                settings = {**self._notes.get("settings", {}), "rerank": self._rerank}
+                write_notes(draft / INDEX_FILE, {**self._notes, "settings": settings})
         return {"index_path": INDEX_FILE, "passages_path": PASSAGES_FOLDER}

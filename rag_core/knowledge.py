@@ -5,12 +5,13 @@
     kb/manifest.json  see `rag_core.manifest`
 
 The first two are transformers' custom index (`passages_path`, `index_path`). While it is built, finished shards wait in
-`kb.work` beside it; the finished folder is renamed into place. Row numbers are the `doc_ids` of a retriever.
+`kb.work` beside it; then all files take their places together (`rag_core.atomic`). Row numbers are the `doc_ids` of a
+retriever.
 """
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -20,7 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core import manifest as layout
-from rag_core.assembly import INDEX_KINDS, assemble, check_settings, embed, without, work_path, workplace
+from rag_core.assembly import (
+    INDEX_KINDS,
+    assemble,
+    check_settings,
+    discard_work,
+    done_before,
+    embed,
+    without,
+    workplace,
+)
+from rag_core.atomic import clear, recover
 from rag_core.embedding import Encode, probe_vector, read_batches, same_probe
 from rag_core.manifest import Manifest
 
@@ -80,7 +91,7 @@ def build_knowledge_base(
         raise ValueError(f"batch_size and shard_rows must be at least 1, got {batch_size} and {shard_rows}")
     if words is not None and words < 1:
         raise ValueError(f"words must be at least 1 (or None: one passage a document), got {words}")
-    layout.recover(out)
+    clear(out)
     files = find_files(paths)
     sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
     request: dict[str, Any] = {"index": index or "auto"}
@@ -126,7 +137,7 @@ class KnowledgeBase:
             ValueError: a file is missing, truncated or altered.
         """
         path = _named(path)
-        layout.recover(path)
+        recover(path)
         manifest = Manifest.read(path)
         manifest.check_files(path, verify)
         return cls(path, manifest)
@@ -193,6 +204,8 @@ class KnowledgeBase:
     def add(self, paths: Paths, encode: Encode, *, words: int | None = -1, progress: bool = True) -> int:
         """Appends the passages of more files; rows keep their numbers. Resumable and atomic as a build is.
 
+        Asked again after a kill, it adds nothing twice.
+
         Args:
             paths: files or folders.
             encode: the encoder that embedded the others.
@@ -210,11 +223,14 @@ class KnowledgeBase:
         sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
         old = self.manifest
         plan = replace(old, words=old.words if words == -1 else words, sources=old.sources + sources)
+        request = {"add": sources, "words": plan.words}
         with workplace(self.path) as work:
+            if (done := done_before(self.path, request)) is not None:
+                return done
             shards = embed([path for path, _ in files], work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
-            self.manifest = assemble(work, self.path, batches, replace(plan, words=old.words), kept)
+            self.manifest = assemble(work, self.path, batches, replace(plan, words=old.words), kept, request)
         return self.manifest.rows - old.rows
 
     def remove(
@@ -224,6 +240,8 @@ class KnowledgeBase:
         title: str | Callable[[str], bool] | None = None,
     ) -> int:
         """Removes passages and rebuilds the index; the rows after them move up. Atomic.
+
+        Asked again after a kill, it removes nothing twice.
 
         Args:
             ids: row numbers, or
@@ -237,9 +255,27 @@ class KnowledgeBase:
         """
         if (ids is None) == (title is None):
             raise ValueError("give either ids= (row numbers) or title= (a title or a function of it)")
+        rows = None if ids is None else np.asarray(list(ids), np.int64)
+        digest = None if rows is None else hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
+        request = {"remove": digest, "title": "a function" if callable(title) else title}
+        with workplace(self.path) as work:
+            done = done_before(self.path, request)
+            # A function can't be compared, what it selects can: if that is there, it is another one.
+            if done is not None and not (callable(title) and self._selected(rows, title).any()):
+                return done
+            drop = self._selected(rows, title)
+            if not drop.any() or drop.all():
+                raise ValueError(
+                    f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; nothing was removed."
+                )
+            batches = without(read_batches(self._arrow_files()), drop)
+            self.manifest = assemble(work, self.path, batches, self.manifest, request=request)
+        return int(drop.sum())
+
+    def _selected(self, rows: np.ndarray | None, title: str | Callable[[str], bool] | None) -> np.ndarray:
+        """Which passages `remove` means, (R,) booleans."""
         drop = np.zeros(len(self), bool)
-        if ids is not None:
-            rows = np.asarray(list(ids), np.int64)
+        if rows is not None:
             if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
                 raise ValueError(f"ids must be rows 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
             drop[rows] = True
@@ -247,14 +283,7 @@ class KnowledgeBase:
             wanted = title if callable(title) else lambda name: name == title
             names = chain.from_iterable(b.column("title").to_pylist() for b in read_batches(self._arrow_files()))
             drop[:] = [bool(wanted(name)) for name in names]
-        if not drop.any() or drop.all():
-            raise ValueError(
-                f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; nothing was removed."
-            )
-        with workplace(self.path) as work:
-            batches = without(read_batches(self._arrow_files()), drop)
-            self.manifest = assemble(work, self.path, batches, self.manifest)
-        return int(drop.sum())
+        return drop
 
     def _arrow_files(self) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
@@ -284,7 +313,7 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
     if (old.sources, old.request, old.encoder["name"]) == (plan.sources, plan.request, plan.encoder["name"]) and (
         same_probe(old.encoder["probe"], plan.encoder["probe"])
     ):
-        shutil.rmtree(work_path(out), ignore_errors=True)
+        discard_work(out)
         return found
     raise FileExistsError(
         f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "

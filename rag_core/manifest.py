@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -156,28 +155,6 @@ def spots(path: Path, count: int = 8, size: int = 4096) -> str:
             stream.seek(last * number // (count - 1))
             digest.update(stream.read(size))
     return digest.hexdigest()
-
-
-def swap_in(new: Path, out: Path) -> None:
-    """Renames folder `new` to `out`; what stood there is removed once the new one is in place."""
-    previous = out.with_name(out.name + ".previous")
-    if out.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        out.rename(previous)
-    try:
-        new.rename(out)
-    except OSError:
-        if previous.exists():
-            previous.rename(out)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def recover(out: Path) -> None:
-    """Puts back the old knowledge base where a kill fell between the two renames of `swap_in`."""
-    previous = out.with_name(out.name + ".previous")
-    if not out.exists() and (previous / FILE).is_file():
-        previous.rename(out)
 
 
 def probe_entry(vector: np.ndarray) -> list[float]:

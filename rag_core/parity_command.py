@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_write
 from rag_core.backends import available_backends, load_backend
 from rag_core.config import RagConfig, config_from_dict
 from rag_core.parity_compare import compare_files, load_tolerances
@@ -116,8 +118,8 @@ def check_parity(
             found.append(Path(folder) / f"{name}.npz")
             _in_process(request, name, found[-1])
         if keep is not None:
-            Path(keep).parent.mkdir(parents=True, exist_ok=True)
-            Path(keep).write_bytes(found[0].read_bytes())
+            with atomic_write(keep) as draft:
+                shutil.copyfile(found[0], draft)
             say(f"recorded with {names[0]}: {keep}")
         pairs = [(found[0], other) for other in found[1:]] if against is None else [(against, path) for path in found]
         return compare_traces(pairs, out, tolerance, say)

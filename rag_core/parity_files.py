@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rag_core import __version__
+from rag_core.atomic import atomic_write
 from rag_core.parity_trace import kept
 
 FORMAT = "dualrag-trace/1"
@@ -45,8 +46,10 @@ class TraceWriter:
         self.header |= {"about": dict(about), "run": run, "cases": {}, "stages": []}
 
     def __enter__(self) -> TraceWriter:
-        self._draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        self._zip = zipfile.ZipFile(self._draft, "w", zipfile.ZIP_STORED)
+        with ExitStack() as writing:
+            draft = writing.enter_context(atomic_write(self.path))
+            self._zip = writing.enter_context(zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED))
+            self._writing = writing.pop_all()
         return self
 
     def add(self, case: str, info: Mapping[str, Any], stages: Mapping[str, np.ndarray]) -> None:
@@ -68,13 +71,10 @@ class TraceWriter:
         self._zip.writestr(zipfile.ZipInfo(name, _DATE), memory.getvalue())
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
-        if kind is None:
+        with self._writing:
+            if error is not None:
+                raise error
             self._put(_HEADER, np.frombuffer(json.dumps(self.header, sort_keys=True).encode(), np.uint8))
-        self._zip.close()
-        if kind is None:
-            self._draft.replace(self.path)
-        else:
-            self._draft.unlink()
 
 
 class TraceFile:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rag_core.atomic import atomic_folder
 from rag_core.parity_compare import MOST_TURNED, Comparison
 
 AGREE, DIFFER, REFUSED = 0, 1, 2
@@ -111,8 +112,8 @@ def write_reports(
     """Writes `out`.json and `out`.md (an ending of either kind is dropped first) and returns their paths."""
     out = Path(out)
     base = out.with_suffix("") if out.suffix in (".json", ".md") else out
-    base.parent.mkdir(parents=True, exist_ok=True)
     paths = base.with_name(base.name + ".json"), base.with_name(base.name + ".md")
-    paths[0].write_text(json.dumps(as_dict(found, headers), indent=2) + "\n", "utf-8")
-    paths[1].write_text(as_markdown(found, headers), "utf-8")
+    with atomic_folder(base.parent) as draft:
+        (draft / paths[0].name).write_text(json.dumps(as_dict(found, headers), indent=2) + "\n", "utf-8")
+        (draft / paths[1].name).write_text(as_markdown(found, headers), "utf-8")
     return paths

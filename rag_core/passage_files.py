@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rag_core.atomic import atomic_folder, recover
+
 
 def read_passages(path: str | Path) -> Any:
     """Open a folder that ``Dataset.save_to_disk`` (any release) or `write_passages` wrote; memory-mapped.
@@ -21,6 +23,7 @@ def read_passages(path: str | Path) -> Any:
     """
     import datasets
 
+    recover(path)
     if not Path(path).is_dir():
         raise OSError(f"passages_path={str(path)!r}: there is no such folder; give a folder saved by save_to_disk.")
     try:
@@ -38,7 +41,7 @@ def read_passages(path: str | Path) -> Any:
 
 
 def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_000_000) -> None:
-    """Write a data set as a folder that ``datasets.load_from_disk`` opens, releases before 4.0 included.
+    """Write a data set, all or nothing, as a folder that ``datasets.load_from_disk`` opens, before release 4.0 as well.
 
     ``Dataset.save_to_disk`` of release 4 and later names list columns "List", which earlier releases (and so
     transformers 4.37 in its own environment) refuse; both read "Sequence".
@@ -53,19 +56,11 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
     """
     import pyarrow as pa
 
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = dataset.with_format("arrow")
     # Format must not hide columns from the writer: with_format("arrow") selects all of them.
     schema = dataset.data.schema.remove_metadata()
     shards = max(1, -(-len(dataset) // max_shard_rows))
     names = [f"data-{number:05d}-of-{shards:05d}.arrow" for number in range(shards)]
-    for number, name in enumerate(names):
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            stop = min((number + 1) * max_shard_rows, len(dataset))
-            for start in range(number * max_shard_rows, stop, 10_000):
-                table = rows[start : min(start + 10_000, stop)]
-                writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
     state = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": dataset._fingerprint,
@@ -76,8 +71,15 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
         "_split": None,
     }
     info = {"citation": "", "description": "", "homepage": "", "license": "", "features": dataset.features.to_dict()}
-    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    (folder / "dataset_info.json").write_text(json.dumps(_with_sequences(info), indent=2), encoding="utf-8")
+    with atomic_folder(path, stale=("*.arrow",)) as folder:
+        for number, name in enumerate(names):
+            with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                stop = min((number + 1) * max_shard_rows, len(dataset))
+                for start in range(number * max_shard_rows, stop, 10_000):
+                    table = rows[start : min(start + 10_000, stop)]
+                    writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        (folder / "dataset_info.json").write_text(json.dumps(_with_sequences(info), indent=2), encoding="utf-8")
 
 
 def _with_sequences(node: Any) -> Any:

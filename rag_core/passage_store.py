@@ -101,7 +101,7 @@ def _convert(
 ) -> None:
     import pyarrow as pa
 
-    from rag_core.hub import atomic_write
+    from rag_core.atomic import atomic_write
 
     with _opened(source, shard, revision, options) as file:
         batches = _batches(file, f"passage file {shard!r} of {source!r}", columns)

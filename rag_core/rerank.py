@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.atomic import atomic_write
+
 if TYPE_CHECKING:
     from rag_core.vectors import VectorSource
 
@@ -82,4 +84,5 @@ def read_notes(index_path: str | Path) -> dict[str, Any]:
 
 def write_notes(index_path: str | Path, notes: dict[str, Any]) -> None:
     """Write the file that `read_notes` finds."""
-    notes_path(index_path).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(notes_path(index_path)) as draft:
+        draft.write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")

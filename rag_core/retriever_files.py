@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag_core.faiss_files import PICKLE_HELP, refuse_pickle
 from rag_core.hub import list_commit, resolve_file
-from rag_core.index import INDEX_FILE, PASSAGES_FOLDER, FaissIndex, Index
+from rag_core.index import INDEX_FILE, INDEX_PATTERNS, PASSAGES_FOLDER, FaissIndex, Index
 from rag_core.rerank import notes_path
 
 if TYPE_CHECKING:
@@ -148,12 +148,12 @@ def _not_rag(name: str | Path, kind: Any) -> str:
 
 def save_parts(retriever: RagRetriever, folder: Path) -> None:
     """Write a retriever's folder, all or nothing; see `RagRetriever.save_pretrained`."""
-    from rag_core.hub import atomic_folder
+    from rag_core.atomic import atomic_folder
+    from rag_core.tokenization import TOKENIZER_PATTERNS
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
-    stale = (f"{PASSAGES_FOLDER}/*.arrow", str(notes_path(INDEX_FILE)))
-    with atomic_folder(folder, stale=stale) as draft:
+    with atomic_folder(folder, stale=(*TOKENIZER_PATTERNS, *INDEX_PATTERNS)) as draft:
         if callable(save):
             entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})
             for name, value in entries.items():

@@ -8,19 +8,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rag_core.atomic import atomic_folder
 from rag_core.batch import BatchEncoding
 from rag_core.checks import warn
 from rag_core.config_base import read_config
-from rag_core.hub import Pushable, atomic_folder, resolve_file, split_hub_kwargs
+from rag_core.hub import Pushable, resolve_file, split_hub_kwargs
 from rag_core.keywords import Saving
 from rag_core.sentence_folder import prepared_texts
 from rag_core.tokenizer import Tokenizer
+from rag_core.tokenizer_save import TOKENIZER_FILES
 from rag_core.vocabulary import clean_up_tokenization, encoded_within
 
 __all__ = ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer", "clean_up_tokenization"]
 
 QUESTION_FOLDER = "question_encoder_tokenizer"
 GENERATOR_FOLDER = "generator_tokenizer"
+# Two tokenizers in one folder would be read as a mixture of both.
+TOKENIZER_PATTERNS = tuple(f"{part}/{name}" for part in (QUESTION_FOLDER, GENERATOR_FOLDER) for name in TOKENIZER_FILES)
 
 
 class RagTokenizer(Pushable):
@@ -164,7 +168,7 @@ class RagTokenizer(Pushable):
         return cls(question_encoder, generator, config)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes both tokenizers to their sub-folders, both or neither.
+        """Writes both tokenizers to their sub-folders, both or neither; files of earlier ones there go.
 
         Args:
             save_directory: the folder, made if missing.
@@ -176,7 +180,7 @@ class RagTokenizer(Pushable):
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"save_directory must be a folder, {folder} is a file")
-        with atomic_folder(folder) as draft:
+        with atomic_folder(folder, stale=TOKENIZER_PATTERNS) as draft:
             self.question_encoder.save_pretrained(draft / QUESTION_FOLDER)
             self.generator.save_pretrained(draft / GENERATOR_FOLDER)
         saving.finish(folder)

@@ -15,13 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag_core.atomic import atomic_folder
 from rag_core.batch import BatchEncoding
-from rag_core.hub import Pushable, atomic_folder, split_hub_kwargs
+from rag_core.hub import Pushable, split_hub_kwargs
 from rag_core.keywords import Saving
-from rag_core.tokenizer_build import BART, BERT, T5, VOCABULARY_FILES, Family, split_special_tokens, vocabulary_files
+from rag_core.tokenizer_build import BART, BERT, T5, Family, split_special_tokens, vocabulary_files
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer, read_vocabulary
 from rag_core.tokenizer_ids import IdRows, or_default
-from rag_core.tokenizer_save import write_tokenizer
+from rag_core.tokenizer_save import TOKENIZER_FILES, write_tokenizer
 from rag_core.tokenizer_words import Words, splits_alike
 from rag_core.truncation import Cut, check_strategies, fitted, kept
 from rag_core.vocabulary import Vocabulary
@@ -119,7 +120,7 @@ class Tokenizer(IdRows, Pushable):
         if not saving.here:
             return ()
         target = Path(save_directory)
-        with atomic_folder(target, stale=("added_tokens.json", *VOCABULARY_FILES)) as folder:
+        with atomic_folder(target, stale=TOKENIZER_FILES) as folder:
             names = write_tokenizer(self, folder)
         saving.finish(target)
         return tuple(str(target / name) for name in names)

@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag_core.tokenizer_build import portable_json, vocabulary_files
+from rag_core.tokenizer_build import VOCABULARY_FILES, portable_json, vocabulary_files
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES
 
 if TYPE_CHECKING:
     from rag_core.tokenizer import Tokenizer
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    *VOCABULARY_FILES,
+)
 # written by transformers 5 about where a folder came from; untrue of the copy
 _STALE = ("is_local", "local_files_only", "name_or_path", "special_tokens_map_file", "tokenizer_file", "backend")
 

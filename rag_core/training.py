@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rag_core import checks
-from rag_core.hub import atomic_write
+from rag_core.atomic import atomic_write
 from rag_core.text_lines import check_text, parse_object, read_lines
 
 QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")

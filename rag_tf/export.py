@@ -14,8 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from rag_core.atomic import atomic_folder, clear
 from rag_core.generation import GenerationConfig
-from rag_core.hub import atomic_folder
 from rag_tf.decoding import returned_sequences, running, sequence_options, token_options
 from rag_tf.graph_decoding import sequence_graph, token_graph
 from rag_tf.graph_rules import GraphRules
@@ -79,6 +79,7 @@ def export_saved_model(
             "decoding runs in Python. Export it with its own library's tools, or load its weights into rag_tf's network"
         )
     target = Path(folder)
+    clear(target)
     if target.is_dir() and any(target.iterdir()):
         raise FileExistsError(f"folder {str(folder)!r} is not empty: remove what is in it, or name another folder")
     program = _program(

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from rag_core.atomic import atomic_folder
 from rag_core.backends import to_tensor
-from rag_core.hub import atomic_folder
 from rag_core.metrics import exact_match
 from rag_core.tokenization import RagTokenizer
 from rag_core.training import (

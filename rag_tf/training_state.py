@@ -14,7 +14,7 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rag_core.hub import atomic_write
+from rag_core.atomic import atomic_write
 from rag_tf.training_parts import AdamW
 
 _WRITER = "rag_tf"

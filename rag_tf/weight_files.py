@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rag_core.atomic import atomic_write
 from rag_tf.weights import to_array
 
 _ENDINGS = (".safetensors", ".h5")
@@ -27,20 +26,13 @@ def write(filepath: str | Path, variables: Mapping[str, Any], overwrite: bool = 
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already: pass overwrite=True, or choose another name")
     arrays = {name: np.ascontiguousarray(to_array(variable)) for name, variable in variables.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with atomic_write(path) as draft:
         if path.suffix == ".h5":
-            _write_h5(temporary, arrays)
+            _write_h5(draft, arrays)
         else:
             from safetensors.numpy import save_file
 
-            save_file(arrays, temporary, metadata={"format": "pt"})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            save_file(arrays, draft, metadata={"format": "pt"})
 
 
 def _write_h5(path: Path, arrays: dict[str, np.ndarray]) -> None:

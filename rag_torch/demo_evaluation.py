@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rag_core import demo
+from rag_core.atomic import atomic_folder
 from rag_core.demo_card import write_card
 from rag_core.demo_checkpoint import assemble_model
 from rag_core.demo_data import description_clue, held_out_titles, natural_questions, read_articles
@@ -101,8 +102,9 @@ def evaluate_demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         figures[name] = found
         say(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
     figures["seconds"] = round(time.monotonic() - start, 1)
-    (out / EVALUATION).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    write_card(out, figures)
+    with atomic_folder(out) as draft:
+        (draft / EVALUATION).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_card(draft, figures)
     return figures
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rag_core.atomic import atomic_folder
 from rag_core.backends import to_tensor
-from rag_core.hub import atomic_folder
 from rag_core.metrics import exact_match
 from rag_core.tokenization import RagTokenizer
 from rag_core.training import (

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from rag_core.hub import atomic_write
+from rag_core.atomic import atomic_write
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -11,6 +11,9 @@ from golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
 from hub_folders import write_wiki_dpr
 from hypothesis import HealthCheck, settings
 
+# No test survives a loss of power, and syncing costs more than all else that writers do.
+os.fsync = lambda handle: None
+
 # A busy machine makes drawing examples slow, which says nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

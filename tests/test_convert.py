@@ -143,7 +143,8 @@ def test_the_command_tells_what_it_did_in_one_line(tmp_path):
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert done.stderr == f"{out}: 87 weights, 0.1 MB of bfloat16, in 2 file(s), 1 other file(s) copied.\n"
-    again = CliRunner().invoke(app, words)
+    assert CliRunner().invoke(app, words).stderr == done.stderr  # found done
+    again = CliRunner().invoke(app, [*words[:-1], "float16"])
     assert (
         again.exit_code == 2 and again.stderr.startswith("dualrag: error: ") and "holds a model already" in again.stderr
     )

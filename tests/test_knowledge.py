@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
-from rag_core.manifest import swap_in
 
 SIZE = 16
 
@@ -279,15 +278,6 @@ def test_a_full_disk_leaves_nothing_at_the_goal_and_the_work_to_go_on_from(tmp_p
         build(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "kb.work"]
     assert len(build(tmp_path)) == 60 and not (tmp_path / "kb.work").exists()
-
-
-def test_a_kill_between_the_renames_is_mended_at_the_next_opening(tmp_path) -> None:
-    kb = build(tmp_path, rows=8)
-    kb.path.rename(tmp_path / "kb.previous")
-    assert len(KnowledgeBase.open(kb.path)) == 8
-    with pytest.raises(OSError):
-        swap_in(tmp_path / "absent", kb.path)
-    assert len(KnowledgeBase.open(kb.path)) == 8
 
 
 def test_two_builds_of_one_base_do_not_mix_and_bad_lines_leave_no_trace(tmp_path) -> None:
