@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rag_core.atomic import atomic_folder
 from rag_core.batch import BatchEncoding
@@ -467,6 +467,37 @@ class Tokenizer(IdRows, Pushable):
             for number, encoding in zip(left, encoded, strict=True):
                 rows[number] = encoding.ids
         return rows
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[Any],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[Any] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A tokenizer like this one with a vocabulary learned from other texts.
+
+        Args:
+            text_iterator: texts, or lists of texts.
+            vocab_size: tokens of the new vocabulary, special ones included.
+            length: how many texts there are, for the library's estimates.
+            new_special_tokens: further special tokens.
+            special_tokens_map: new names of special tokens, by old names.
+            **options: of the `tokenizers` library's trainer (`min_frequency`, `show_progress`, ...).
+
+        Raises:
+            ValueError: the pipeline is of a kind that cannot be trained.
+        """
+        from rag_core.tokenizer_training import trained_files
+
+        files = trained_files(
+            self._files, text_iterator, vocab_size, length, new_special_tokens or (), special_tokens_map or {}, options
+        )
+        made = type(self).__new__(type(self))
+        Vocabulary.__init__(made, files)
+        return made
 
     # older ways to call
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from conformance.cases import contexts, questions, targets
+from rag_core.batch import BatchEncoding
 from rag_core.config import BartConfig, DPRConfig
 from rag_tf import BartForConditionalGeneration, DPRQuestionEncoder, RagTokenForGeneration
 from tests.golden_models_tf import build, context_encoder, tensors, toy_retriever
@@ -103,3 +104,11 @@ def test_t10_the_index_is_asked_in_float32_whatever_the_weights(dtype):
     model.generate(ids, attention_mask=mask, max_length=4)
     model.set_retriever(None)
     assert asked == [np.float32] * 2 and outputs.doc_scores.dtype == tf.float32
+
+
+def test_ids_are_64_bits_wide_and_32_are_taken():
+    ids = BatchEncoding({"input_ids": [[5, 6]]}, tensor_type="tf").input_ids
+    assert ids.dtype == tf.int64 and tf.concat([tf.cast(ids, tf.int32), tf.constant([[2]])], 1).dtype == tf.int32
+    model = build("bart", "token", SEED, "float32", N)
+    narrow = {name: tf.cast(value, tf.int32) if value.dtype == tf.int64 else value for name, value in given().items()}
+    assert model.generate(**narrow, n_docs=N, max_length=3).dtype == tf.int64

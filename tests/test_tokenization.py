@@ -498,3 +498,21 @@ def test_special_tokens_beyond_a_models_table_become_unknown_once_said(tokenizer
     assert one("a<odd>b").input_ids == fitted[0].tolist() and one.encode_targets("<odd>").input_ids == [0, 900, 2]
     assert caplog.text.count("['<odd>']: they are read as '<unk>'. With split_special_tokens=True") == 1
     assert RagTokenizer(target, target, tables=(60, None))("zebra?") == target("zebra?")  # another model's tokenizer
+
+
+def test_a_new_vocabulary_keeps_pipeline_and_special_tokens(tokenizers, tmp_path):
+    """BART's ids are those of 4.37.2; the trainers of the other two settle ties at random, in both."""
+    texts = ["who wrote the book about the war", "the war of the worlds was written by a man"]
+    texts = [*texts, "when was it written and where", "the writer wrote it at home"] * 3
+    bart = tokenizers["bart"].train_new_from_iterator(texts, 290, special_tokens_map={"<pad>": "<PADDING>"})
+    assert bart("who wrote it").input_ids == [0, 91, 272, 275, 274, 2] and bart.pad_token_id == 1
+    bert = tokenizers["bert"].train_new_from_iterator(iter(texts), 60, new_special_tokens=["<q>"])
+    t5 = tokenizers["t5"].train_new_from_iterator([texts], 150)
+    assert (len(bart), len(bert)) == (290, 60) and 103 < len(t5) <= 150
+    for made in (bart, bert, t5):
+        made.save_pretrained(tmp_path / type(made).__name__)
+        again = AutoTokenizer.from_pretrained(tmp_path / type(made).__name__)
+        assert len(again) == len(made) and type(again) is type(made) and again("who wrote it") == made("who wrote it")
+        assert made.decode(made("who wrote it").input_ids, skip_special_tokens=True) == "who wrote it"
+    assert bert("a<q>").input_ids[0] == 2 and bert.additional_special_tokens_ids == [5] == bert("a<q>").input_ids[2:3]
+    assert t5.pad_token_id == 0 and len(t5.get_sentinel_tokens()) == 100
