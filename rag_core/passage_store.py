@@ -12,6 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rag_core.vectors import as_matrix
+
 
 def open_passages(
     source: str,
@@ -63,7 +67,9 @@ def open_passages(
                 f"{str(error)[:200]}). Delete it: it is made anew."
             ) from error
         held += len(parts[-1])
-    if not held or (held < rows and not fewer) or (held > rows and not first_rows):
+    if not held:
+        raise OSError(f"the {len(shards)} passage files of {source!r}, such as {shards[:1]}, hold no row.")
+    if (held < rows and not fewer) or (held > rows and not first_rows):
         raise OSError(
             f"the faiss index holds {rows} vectors, the {len(shards)} passage files of {source!r} {held} rows: they "
             "are not of the same build."
@@ -138,6 +144,8 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
             for name in ("title", "text"):
                 if empty := whole.column(name).null_count:
                     raise OSError(f"{what} has {empty} passages without a {name}.")
+            if "embeddings" in columns and not np.isfinite(as_matrix(whole.column("embeddings"), "embeddings")).all():
+                raise OSError(f"{what} holds NaN or infinity in its vectors.")
             yield whole
     except Exception as error:  # Arrow answers damaged bytes with a dozen kinds of error
         if isinstance(error, OSError) and str(error).startswith(what):

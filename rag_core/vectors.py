@@ -57,7 +57,7 @@ class ArrowVectors:
         """Chunk `number` as a matrix (r, D)."""
         matrix = self._chunks[number]
         if matrix is None:
-            matrix = self._chunks[number] = _as_matrix(self._arrow[number], self._column)
+            matrix = self._chunks[number] = as_matrix(self._arrow[number], self._column)
             if number and matrix.shape[1] != self.vector_size:
                 sizes = sorted({self.vector_size, matrix.shape[1]})
                 raise ValueError(
@@ -134,7 +134,7 @@ class FaissVectors:
         return out.reshape(*rows.shape, self.vector_size)
 
 
-def _as_matrix(chunk: Any, column: str) -> np.ndarray:
+def as_matrix(chunk: Any, column: str) -> np.ndarray:
     """View one Arrow list array as a (rows, D) matrix; copies nothing for float32."""
     import pyarrow as pa
 

@@ -156,6 +156,8 @@ def test_what_is_missing_or_damaged_is_named(wiki, tmp_path):
         ("text", pa.array([None], pa.string()), "1 passages without a text"),
         ("title", pa.array([5]), r"lacks columns \{'title': 'int64'\}"),
         ("embeddings", pa.array([["a"]]), r"lacks columns \{'embeddings': 'list<.*string>'\}"),
+        ("embeddings", pa.array([[1.0, np.nan]]), "holds NaN or infinity in its vectors"),
+        ("embeddings", pa.array([[1.0, None]]), "ValueError: column 'embeddings' has missing numbers"),
         ("embeddings", None, r"lacks columns \['embeddings'\]"),
     ],
 )
