@@ -218,6 +218,7 @@ class KnowledgeBase:
         from rag_core.documents import find_files
         from rag_core.faiss_files import read_faiss
 
+        self._check_columns()
         self.check_encoder(encode)
         files = find_files(paths)
         sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
@@ -255,6 +256,7 @@ class KnowledgeBase:
         """
         if (ids is None) == (title is None):
             raise ValueError("give either ids= (row numbers) or title= (a title or a function of it)")
+        self._check_columns()
         rows = None if ids is None else np.asarray(list(ids), np.int64)
         digest = None if rows is None else hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
         request = {"remove": digest, "title": "a function" if callable(title) else title}
@@ -284,6 +286,14 @@ class KnowledgeBase:
             names = chain.from_iterable(b.column("title").to_pylist() for b in read_batches(self._arrow_files()))
             drop[:] = [bool(wanted(name)) for name in names]
         return drop
+
+    def _check_columns(self) -> None:
+        columns = self.dataset().column_names
+        if missing := [name for name in ("title", "text", "embeddings") if name not in columns]:
+            raise ValueError(
+                f"the passages of {self.path} must have columns title, text and embeddings, {missing} are missing: it "
+                "can be asked, but not changed. Build it anew."
+            )
 
     def _arrow_files(self) -> list[Path]:
         return [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]

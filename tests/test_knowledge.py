@@ -236,6 +236,24 @@ def test_damaged_files_are_noticed(tmp_path, damage, name: str) -> None:
         KnowledgeBase.open(kb.path)
 
 
+def test_a_base_without_stored_vectors_can_be_asked_but_not_changed(tmp_path) -> None:
+    from datasets import Dataset
+
+    from rag_core.passage_files import write_passages
+
+    kb = build(tmp_path)
+    passages, vectors = Dataset.from_dict(kb.dataset().to_dict()), np.array(kb.dataset()["embeddings"], np.float32)
+    shutil.rmtree(kb.path / "passages")
+    write_passages(passages.remove_columns("embeddings"), kb.path / "passages")
+    kb.manifest.write(kb.path)
+    kb = KnowledgeBase.open(kb.path)
+    np.testing.assert_array_equal(kb.index().get_top_docs(vectors[:3], 1)[1][:, 0], vectors[:3])
+    for change in (lambda: kb.remove([1]), lambda: kb.add(tmp_path / "corpus.jsonl", hashed)):
+        with pytest.raises(ValueError, match=r"must have columns title, text and embeddings, \['embeddings'\]"):
+            change()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "kb"]
+
+
 def test_a_manifest_may_not_point_elsewhere(tmp_path) -> None:
     kb = build(tmp_path, rows=8)
     path = kb.path / "manifest.json"
