@@ -12,7 +12,14 @@ from rag_core.training import Example
 
 WORDS = "river city king war song tree stone bird fish moon".split()
 EXAMPLES = [Example(f"{a} {b} ?", (b,)) for a, b in zip(WORDS, reversed(WORDS), strict=True)]
-SETTINGS = {"batch_size": 2, "learning_rate": 3e-3, "warmup_steps": 2, "save_every": 3, "log_every": 2}
+SETTINGS = {
+    "batch_size": 2,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "save_every": 3,
+    "log_every": 2,
+    "on_collapse": "warn",
+}
 VECTORS = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
 
 
