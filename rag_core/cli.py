@@ -198,8 +198,7 @@ def ask(
     """Answer a question from a knowledge base, with the passages used and their probabilities."""
     if question is not None and not question.strip():
         raise ValueError("QUESTION is empty. Write a question, or leave it out to ask one after another.")
-    if question is not None and (fault := text_fault(question)):
-        raise ValueError(f"QUESTION must be text in the encoding of this terminal, but holds {fault}")
+    question = question and _utf8(question)
     if n_docs is not None and n_docs < 1:
         raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
     if dtype not in (None, "float32", "float16", "bfloat16"):
@@ -346,6 +345,16 @@ def parity(
         raise typer.Exit(status)
 
 
+def _utf8(argument: str) -> str:
+    """An argument whose bytes the locale did not know, read as UTF-8."""
+    if text_fault(argument):
+        try:
+            return os.fsencode(argument).decode()
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            raise ValueError(f"QUESTION must be UTF-8 text, but is not at byte {error.start + 1}") from None
+    return argument
+
+
 def _at_terminal() -> bool:
     return sys.stdin.isatty()
 
@@ -417,7 +426,7 @@ def _json_line(row: dict[str, Any]) -> str:
     """JSON in the letters it is about; as ASCII escapes where stdout cannot write them."""
     line = json.dumps(row, ensure_ascii=False)
     try:
-        line.encode(sys.stdout.encoding or "utf-8")
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return json.dumps(row)
     return line

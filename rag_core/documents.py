@@ -218,7 +218,9 @@ def _check_named(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file or folder. Check the path.")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}.")
-    if path.is_file() and path.stat().st_size == 0:
+    if not path.is_file():
+        raise ValueError(f"{path}: must be a file or a folder, not a pipe or a device. Write its text to a file first.")
+    if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty. Remove it from the list or fill it.")
 
 

@@ -217,7 +217,7 @@ def read_questions(path: str | Path) -> list[str]:
     found: list[str] = []
     for number, line in read_lines(path):
         text, place = line.strip(), f"{path}:{number}"
-        if text.startswith("{"):
+        if text.startswith(("{", "[{")) or text == "[":  # an array is refused with advice
             question = parse_object(text, place, first=not found).get("question")
             if not isinstance(question, str):
                 raise ValueError(f'{place}: expected JSON like {{"question": "..."}}, got {question!r:.60}')

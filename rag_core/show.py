@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 SNIPPET = 220
 BAR = 10
+NARROW = 70  # columns of a terminal that has no room for bars
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 
@@ -31,34 +33,40 @@ def show_answer(answer: Answer, console: Console, credit: str | None = None) -> 
     from rich.text import Text
 
     plain = console.options.ascii_only
-    body = Text(_line(answer.text) or "(no answer)", style="bold green")
+    line = functools.partial(_line, encoding=console.encoding)
+    body = Text(line(answer.text) or "(no answer)", style="bold green")
     body.append(f"   p = {_percent(math.exp(min(0.0, answer.log_probability)))}", style="not bold dim")
-    question = Text(
-        _line(answer.question), style="bold"
-    )  # not as markup: brackets, :heart: and back slashes are its own
+    question = Text(line(answer.question), style="bold")  # not as markup: its brackets and back slashes are its own
     console.print(Panel(body, title=question, title_align="left", border_style="cyan", padding=(1, 2)))
+    narrow = console.width < NARROW
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("#", justify="right", style="dim", width=2)
     table.add_column("passage", ratio=1)
-    table.add_column("before answering", width=16)
-    table.add_column("given the answer", width=16)
+    if not narrow:
+        table.add_column("before answering", width=16)
+        table.add_column("given the answer", width=16)
     best = max((p.posterior for p in answer.passages), default=0.0)
     for rank, passage in enumerate(answer.passages, 1):
-        text = _line(passage.text)
+        text = line(passage.text)
         snippet = text if len(text) <= SNIPPET else text[:SNIPPET].rsplit(" ", 1)[0] + (" ..." if plain else " …")
         style = "bold cyan" if passage.posterior == best else "cyan"
         cell = Text.assemble(
-            (_line(passage.title) or "(untitled)", style), (f"  row {passage.id}", "dim"), "\n", snippet
+            (line(passage.title) or "(untitled)", style), (f"  row {passage.id}", "dim"), "\n", snippet
         )
-        table.add_row(str(rank), cell, _bar(passage.prior, "blue", plain), _bar(passage.posterior, "green", plain))
+        if narrow:
+            cell.append(f"\n{_percent(passage.prior)} before, {_percent(passage.posterior)} given the answer", "green")
+            table.add_row(str(rank), cell)
+        else:
+            table.add_row(str(rank), cell, _bar(passage.prior, "blue", plain), _bar(passage.posterior, "green", plain))
     console.print(Padding(table, (0, 1)))
     if credit:
         console.print(Padding(Text(credit, style="dim"), (0, 1, 1, 1)))
 
 
-def _line(text: str) -> str:
+def _line(text: str, encoding: str) -> str:
     """The text in one line and without control characters: text of strangers has no command over the terminal."""
-    return " ".join(text.translate(_CONTROLS).split())
+    known = text.encode(encoding, "replace").decode(encoding)  # here, so that columns are as wide as what is written
+    return " ".join(known.translate(_CONTROLS).split())
 
 
 def _percent(share: float) -> str:

@@ -129,7 +129,9 @@ def test_every_question_of_a_pipe_is_answered(ask) -> None:
     assert json.loads(spoken.stdout)["question"] == "Zwei \u00e4?" and spoken.exit_code == 0
     assert ask("--json", input="\n\n").stdout == ""
     torn = ask("\udcef?", "--json")
-    assert torn.exit_code == 2 and "QUESTION must be text in the encoding of this terminal" in torn.stderr
+    assert torn.exit_code == 2 and "QUESTION must be UTF-8 text, but is not at byte 1" in torn.stderr
+    spoken = ask("caf\udcc3\udca9?", "--json")  # from a locale that knows no UTF-8
+    assert json.loads(spoken.stdout)["question"] == "caf\u00e9?"
 
 
 def test_a_person_ends_with_an_empty_line_and_is_asked_on_stderr(ask, monkeypatch) -> None:
@@ -238,6 +240,9 @@ def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
         "by [me]",
     ):
         assert part in shown, part
+    console = Console(width=40, file=io.StringIO())
+    show_answer(answer, console)
+    assert "text [31mred :smile:" in console.file.getvalue() and "100.0 % before" in console.file.getvalue()
     assert not any(part in shown for part in ("\x1b]", "\x07", "\x9b", "\x1b[31m"))
 
 

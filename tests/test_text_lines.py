@@ -117,7 +117,7 @@ def test_files_of_other_layouts_get_their_own_advice(tmp_path) -> None:
         (None, "The file is a JSON array"),
     ):
         (tmp_path / "a.jsonl").write_text(json.dumps(rows, indent=indent))
-        for read in (read_documents, read_examples):
+        for read in (read_documents, read_examples, read_questions):
             with pytest.raises(ValueError, match=says):
                 list(read(tmp_path / "a.jsonl"))
     (tmp_path / "a.jsonl").write_text(json.dumps(rows[0], indent=2))
