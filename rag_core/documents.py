@@ -207,7 +207,7 @@ def _not_read(path: Path) -> str | None:
     if not path.exists():
         return "links to nothing"
     if not path.is_file():
-        return "no files"
+        return "special"
     if path.suffix.lower() not in READERS:
         return path.suffix.lower() or "without suffix"
     return "empty" if path.stat().st_size == 0 else None

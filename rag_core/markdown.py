@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PIECE_CHARS = 1 << 18  # parsed at once; more only where one block is longer
 BLOCK_LIMIT = 4 * PIECE_CHARS  # a longer block is parsed in pieces
-INLINE_LIMIT = 50_000  # a longer paragraph keeps its markup: brackets that never close cost the square of its length
+INLINE_LIMIT = 50_000  # a longer paragraph full of brackets keeps its markup: those never closed cost its length each
 FRONT_MATTER_LINES = 1_000
 
 _FENCES = {"---": ("---", "..."), "+++": ("+++",)}
@@ -179,7 +179,7 @@ def _parse(piece: Sequence[str]) -> list[Token]:
     env: dict = {}
     tokens = _parser().parse("".join(line.rstrip("\r\n") + "\n" for line in piece), env)
     for token in tokens:
-        if token.type == "inline" and len(token.content) <= INLINE_LIMIT:
+        if token.type == "inline" and not _costly(token.content):
             token.children = []
             _parser().inline.parse(token.content, _parser(), env, token.children)
     return tokens
@@ -229,7 +229,11 @@ def _labels(children: Iterable[Token]) -> Iterator[str]:
 
 
 def _inline(token: Token) -> str:
-    return token.content if len(token.content) > INLINE_LIMIT else _text_of(token.children or ())
+    return token.content if _costly(token.content) else _text_of(token.children or ())
+
+
+def _costly(text: str) -> bool:
+    return len(text) > INLINE_LIMIT and len(text) * text.count("[") > INLINE_LIMIT**2
 
 
 def _text_of(children: Sequence[Token]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from rag_core.words import words_of
 
 TRUNCATE = ("compatible", "document")
+UNCUT = 50  # characters; a longer word (an address, base64) is cut where it would not fit
 
 
 def strip_title(title: str) -> str:
@@ -54,7 +55,7 @@ def shorten_documents(
     count_tokens: Callable[[list[str]], list[int]],
     token_starts: Callable[[list[str]], list[list[int]]] | None = None,
 ) -> list[str]:
-    """Cut words off the end of the document inside each prompt until prompt and question fit together.
+    """Cut words (see `rag_core.words`) off the document in each prompt until prompt and question fit together.
 
     Args:
         prompts: whole prompts.
@@ -75,7 +76,7 @@ def shorten_documents(
     for number in todo:
         split = len(result[number]) - keep_last[number]
         heads[number], tails[number] = result[number][:split], result[number][split:]
-        cuts[number] = [keep_first, *(word.end for word in words_of(heads[number]) if word.end > keep_first)]
+        cuts[number] = [keep_first, *(end for _, end, _ in words_of(heads[number], UNCUT) if end > keep_first)]
     low, high = dict.fromkeys(todo, 0), {number: len(cuts[number]) for number in todo}
     # A blank before the separator may be a token of its own, which goes with the last word: left to the search.
     known = [number for number in todo if token_starts and not heads[number][-1:].isspace()]

@@ -90,16 +90,15 @@ def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: no JSON, or no object.
     """
+    advice = _layout_advice(text.strip()) if first else ""
     try:
         row = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         what = str(error) or type(error).__name__
-        if first and text.lstrip()[:1] in ("[", "{"):
-            raise ValueError(f"{place}: {_JSON_LINES}: {what}.{_layout_advice(text)}") from None
-        raise ValueError(f"{place}: {_JSON_LINES}: {what}. Mend the line.") from None
+        raise ValueError(f"{place}: {_JSON_LINES}: {what}. {advice or 'Mend the line.'}") from None
     if not isinstance(row, dict):
-        advice = _layout_advice(text) if first else " Mend the line."
-        raise ValueError(f"{place}: {_JSON_LINES}, got a JSON {type(row).__name__}.{advice}")
+        got = "null" if row is None else f"a JSON {type(row).__name__}"
+        raise ValueError(f"{place}: {_JSON_LINES}, got {got}. {advice or 'Mend the line.'}")
     return row
 
 
@@ -175,6 +174,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _layout_advice(text: str) -> str:
-    if text.lstrip().startswith("["):
-        return " The file is a JSON array: write its objects one a line, e.g.  jq -c '.[]' FILE > FILE.jsonl"
-    return " If the objects are written over several lines, write each on one, e.g.  jq -c . FILE > FILE.jsonl"
+    """What to do about a file whose first line begins an array, or ends before its object does; else nothing."""
+    if text.startswith("["):
+        return "The file is a JSON array: write its objects one a line, e.g.  jq -c '.[]' FILE > FILE.jsonl"
+    if text.startswith("{") and text.endswith(("{", "[", ",", ":")):
+        return "If the objects are written over several lines, write each on one, e.g.  jq -c . FILE > FILE.jsonl"
+    return ""

@@ -179,7 +179,10 @@ def _example(record: dict[str, Any], place: str) -> Example:
     if passage is not None:
         if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
             raise ValueError(f'{place}: "passage" must be an object with title and text, got {passage!r}')
-        passage = (str(passage.get("title", "")), passage["text"])
+        title = passage.get("title")
+        if not isinstance(title, str | None):
+            raise ValueError(f'{place}: "title" of "passage" must be a text, got {title!r}')
+        passage = (title or "", passage["text"])
     answerable = record.get("answerable", True)
     if not isinstance(answerable, bool) or (passage is None and not answerable):
         raise ValueError(f'{place}: "answerable" must be true, or false beside a "passage", got {answerable!r}')

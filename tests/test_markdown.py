@@ -50,6 +50,7 @@ def read(text: str) -> list[tuple[str, str]]:
         ("| a | b |\n|---|---|\n| 1 | [2](x) | 3 extra |\n", "| a | b | |---|---| | 1 | 2 | 3 extra |"),
         ("a paragraph\nof two lines\n---\nafter\n", "a paragraph of two lines after"),
         ("> " * 40 + "deep\n", "> " * 40 + "deep"),
+        ("![](data:image/png;base64," + "A" * 60_000 + ") x\n", "x"),
         ("[" * 60_000 + " [x](y)\n", "[" * 60_000 + " [x](y)"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rag_core.faiss_files import build_faiss
 from rag_core.index import FaissIndex, Index
+from rag_core.prompts import shorten_documents
 from rag_core.retriever import RagRetriever
 
 
@@ -133,6 +134,26 @@ def test_what_cannot_be_searched_is_refused(retriever, tokenizers, passages):
         FaissIndex(passages)
     with pytest.raises(TypeError, match="Dataset lacks"):
         retriever.index = passages
+
+
+@pytest.mark.parametrize(
+    ("document", "kept"),
+    [
+        ("\u6f22\u5b57\u304b\u306a" * 50, 105),
+        ("\u0e01\u0e23\u0e38\u0e07\u0e40\u0e17\u0e1e" * 50, 98),
+        ("A" * 3000, 97),
+        ("words of " + "A" * 3000, 58),
+        ("plain words here " * 20, 101),
+    ],
+)
+def test_documents_are_cut_between_words_of_any_script(document, kept):
+    question = " // question"
+    prompts = shorten_documents(
+        [f"pre{document}{question}"], [len(question)], 3, 120, lambda texts: [len(text) for text in texts]
+    )
+    assert prompts[0].startswith("pre") and prompts[0].endswith(question)
+    body = prompts[0][3 : -len(question)]
+    assert document.startswith(body) and kept <= len(body) <= 105
 
 
 def test_the_document_is_cut_and_the_question_kept(tokenizers, index):

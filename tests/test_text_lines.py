@@ -105,6 +105,9 @@ def test_json_that_holds_no_text_is_refused_where_it_stands(tmp_path, line, says
     "field", ['"answer": ["ok", "\\ud83d"]', '"answer": "a", "passage": {"title": "\\u0000", "text": ""}']
 )
 def test_answers_and_passages_are_looked_at_too(tmp_path, field) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a", "passage": {"title": NaN, "text": "t"}}\n')
+    with pytest.raises(ValueError, match=r'a\.jsonl:1: "title" of "passage" must be a text, got nan'):
+        read_examples(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text('{"question": "q", ' + field + "}\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:1: .* must be text, but holds"):
         read_examples(tmp_path / "a.jsonl")
