@@ -20,7 +20,7 @@ import numpy as np
 from rag_core.atomic import atomic_folder, clear
 from rag_core.checkpoint import WEIGHT_FILES, read_weights, write_checkpoint
 from rag_core.config import AutoConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, config_from_dict
-from rag_core.hub import list_files, resolve_file, split_hub_kwargs
+from rag_core.hub import is_local, list_commit, list_files, resolve_file, split_hub_kwargs
 from rag_core.weights import FLOATS, LazyWeights, fit_weights, tied_names
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
@@ -98,6 +98,8 @@ def convert_checkpoint(
     if unknown:
         raise TypeError(f"convert_checkpoint takes hub options besides its own, got {', '.join(sorted(unknown))}.")
     clear(target)
+    if not is_local(source):  # configuration, weights and tokenizers of one commit, should the branch move meanwhile
+        hub["revision"] = list_commit(source, **hub)[0]
     held = [name for name in ("config.json", *WEIGHT_FILES) if (Path(target) / name).exists()]
     config = AutoConfig.from_pretrained(source, **hub)
     if held and not _may_be(config, Path(target)):

@@ -34,7 +34,8 @@ class WikiDprIndex(FaissIndex):
     Args:
         dataset: "wiki_dpr" (meaning `facebook/wiki_dpr`), another repository, or a local folder, of the same layout.
         split: the split in the file names.
-        index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also says which vectors.
+        index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also says which vectors, and
+            "dummy.psgs_w100.nq.exact" that the dummy data set is meant.
         embeddings_name: "nq" (the released RAG models) or "multiset": the DPR encoder the vectors come from.
         use_dummy_dataset: the first 10,000 passages, searched exactly (or by a dummy faiss file, where there is one).
         revision: of the repository.
@@ -65,6 +66,7 @@ class WikiDprIndex(FaissIndex):
         **hub: Any,
     ) -> None:
         kind, embeddings_name = _parse_name(index_name, embeddings_name)
+        use_dummy_dataset = use_dummy_dataset or "dummy" in index_name.split(".")
         if vectors not in ("index", "stored"):
             raise ValueError(f"vectors (config.doc_vectors) must be 'index' or 'stored', got {vectors!r}.")
         if not isinstance(use_dummy_dataset, bool):

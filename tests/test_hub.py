@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rag_core.atomic import atomic_folder, atomic_write
 from rag_core.checkpoint import read_weights, write_checkpoint
 from rag_core.config import AutoConfig, DPRConfig
+from rag_core.convert import convert_checkpoint
 from rag_core.faiss_files import build_faiss, write_faiss
 from rag_core.hub import (
     HUB_KWARGS,
@@ -134,6 +135,11 @@ def test_files_that_belong_together_are_fetched_at_one_commit(tmp_path, monkeypa
     shards = {name: revision for name, revision in asked.items() if "-of-" in name}
     assert len(shards) > 1 and set(shards.values()) == {COMMIT}
     assert asked["model.safetensors.index.json"] == "v1"
+
+    asked.clear()
+    with pytest.raises(ValueError, match="w0"):  # no network that we know
+        convert_checkpoint("owner/name", tmp_path / "converted", revision="v1")
+    assert asked.pop("commit") == "v1" and set(asked.values()) == {COMMIT}
 
     asked.clear()
     config = SimpleNamespace(index_name="custom", index_path="own.faiss", passages_path="passages")

@@ -83,15 +83,17 @@ def test_dummy_says_that_nothing_is_compressed(wiki, tmp_path):
     with pytest.warns(UserWarning, match="the dummy data set has no compressed index"):
         index.init_index()
     assert index.get_top_docs(vectors["nq"][[7]], 1)[0].tolist() == [[7]]
+    by_name = WikiDprIndex(str(root), index_name="dummy.psgs_w100.nq.exact", cache_dir=tmp_path)
+    assert by_name.use_dummy_dataset and len(by_name) == DUMMY
 
 
 def test_a_dummy_index_file_is_read_where_there_is_one(wiki, tmp_path):
     _, vectors = wiki
-    # The second home of the old files is flat and holds this one; its passages are those of the data set.
-    flat = tmp_path / "huggingface" / "wiki_dpr"
-    write_shards(flat / "data" / "psgs_w100" / "no_embeddings", 28, ROWS, None)
-    write_faiss_file(vectors["nq"][:30], "HNSW16,Flat", flat / "dummy.psgs_w100.nq.IndexHNSWFlat-IP-train.faiss")
-    index = WikiDprIndex(str(flat), index_name="exact", use_dummy_dataset=True, cache_dir=tmp_path)
+    # The file of the old bucket, beside the texts alone, as somebody may have copied both.
+    mixed = tmp_path / "mixed"
+    write_shards(mixed / "data" / "psgs_w100" / "no_embeddings", 28, ROWS, None)
+    write_faiss_file(vectors["nq"][:30], "HNSW16,Flat", mixed / "dummy.psgs_w100.nq.IndexHNSWFlat-IP-train.faiss")
+    index = WikiDprIndex(str(mixed), index_name="exact", use_dummy_dataset=True, cache_dir=tmp_path)
     doc_ids, found = index.get_top_docs(vectors["nq"][[29]], 2)
     assert len(index) == 30 and doc_ids[0, 0] == 29 and isinstance(index.faiss_index, faiss.IndexHNSWFlat)
     np.testing.assert_array_equal(found, vectors["nq"][doc_ids])
