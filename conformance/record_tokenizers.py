@@ -157,11 +157,16 @@ SPANS = [
 
 
 def answers(tokenizer: Any, cases: Any) -> list[dict[str, Any]]:
-    """Cases of methods with what they return."""
-    return [
-        {"method": method, "args": args, "kwargs": kwargs, "answer": getattr(tokenizer, method)(*args, **kwargs)}
-        for method, args, kwargs in cases
-    ]
+    """Cases of methods with what they return; of windows over long texts also whose tokens they are."""
+    found = []
+    for method, args, kwargs in cases:
+        answer = getattr(tokenizer, method)(*args, **kwargs)
+        case = {"method": method, "args": args, "kwargs": kwargs, "answer": answer}
+        if kwargs.get("return_offsets_mapping"):
+            case["words"] = [answer.word_ids(row) for row in range(len(answer["input_ids"]))]
+            case["texts"] = [answer.sequence_ids(row) for row in range(len(answer["input_ids"]))]
+        found.append(case)
+    return found
 
 
 def record_methods(folder: Path) -> dict[str, Any]:

@@ -333,7 +333,6 @@ class Tokenizer(IdRows, Pushable):
                 rows["offset_mapping"] = [e.offsets for e in encodings]
         if cut is None and options.max_length is None and options.verbose:
             self._note_long(rows["input_ids"])
-        width = None
         if pad:
             rows = self._padded(
                 rows,
@@ -341,7 +340,6 @@ class Tokenizer(IdRows, Pushable):
                 options.pad_to_multiple_of,
                 arrays=options.return_tensors is not None and not options.return_offsets_mapping,
             )
-            width = len(rows["input_ids"][0]) if len(rows["input_ids"]) else 0
         lengths = [len(row) for row in rows["input_ids"]]
         if options.return_length:
             rows["length"] = lengths
@@ -354,18 +352,18 @@ class Tokenizer(IdRows, Pushable):
         else:
             encoded = BatchEncoding(rows, tensor_type=options.return_tensors)
         side = self.padding_side
-        return encoded._find_later(lambda: self._encodings(inputs, options, cut, argument, width, side))
+        return encoded._find_later(lambda: self._encodings(inputs, options, cut, argument, lengths, side))
 
     def _encodings(
-        self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str, width: int | None, side: str
+        self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str, lengths: list[int], side: str
     ) -> list[tokenizers.Encoding]:
         """What a `BatchEncoding` answers about tokens, words and characters from."""
         found = self._encode(inputs, options, cut, argument, offsets=True)
         encodings = _with_overflow(found) if options.return_overflowing_tokens else found
-        for encoding in encodings:
-            if width is not None:
+        for encoding, length in zip(encodings, lengths, strict=True):
+            if len(encoding) < length:
                 encoding.pad(
-                    width,
+                    length,
                     direction=side,
                     pad_id=self.pad_token_id,
                     pad_type_id=self.pad_token_type_id,
@@ -389,9 +387,10 @@ class Tokenizer(IdRows, Pushable):
         if cut is None:
             return self._run(self._pipeline(), inputs, special, split, argument, offsets)
         whole = self._pipeline()
-        # Moving offsets off blanks belongs to the special tokens' step, and must not be done twice.
-        parts_of = self._pipeline(bare=offsets)
-        if all(len(row) == 1 for row in inputs):
+        alone = all(len(row) == 1 for row in inputs)
+        # The special tokens' step also moves offsets off blanks and numbers the texts, and must not be done twice.
+        parts_of = self._pipeline(bare=offsets and not (alone and _only_adds(whole.post_processor)))
+        if alone:
             # cut before their special tokens are added, so that none is encoded twice
             encodings = self._run(parts_of, inputs, False, split, argument, offsets)
             return [fitted(whole, (encoding,), special, cut) for encoding in encodings]
@@ -423,10 +422,8 @@ class Tokenizer(IdRows, Pushable):
             bare: nothing is done after the model, neither special tokens added nor offsets moved.
         """
         from tokenizers import Tokenizer as Pipeline
-        from tokenizers import processors
 
         backend = self.backend_tokenizer
-        bare = bare and not isinstance(backend.post_processor, processors.TemplateProcessing | None)
         if not bare and not self.split_special_tokens:
             return backend
         state = backend, len(self)
@@ -614,6 +611,12 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise TypeError(f"the tokenizer got unknown arguments {unknown}; known: {sorted(_SETTINGS)}")
 
 
+def _only_adds(processor: Any) -> bool:
+    from tokenizers import processors
+
+    return isinstance(processor, processors.TemplateProcessing | None)
+
+
 def _padded_to_max_length(options: EncodeOptions) -> EncodeOptions:
     warnings.warn("pad_to_max_length is deprecated; write padding='max_length'", FutureWarning, stacklevel=3)
     cut = options.max_length is not None if options.truncation is None else options.truncation
@@ -639,6 +642,8 @@ def _inputs(argument: str, text: Any, pair: Any, split: bool) -> tuple[list[Row]
     """Rows of one or two parts each, and whether a single text was given."""
     single = isinstance(text, str) if not split else _is_words(text)
     firsts = [text] if single else text
+    if single and pair in ("", []):
+        pair = None  # as in transformers, where an empty second text of a single one is none
     if not isinstance(firsts, list | tuple):
         rule = (
             "a list of words or a list of such lists (is_split_into_words=True)" if split else "a str or a list of str"

@@ -316,6 +316,8 @@ def test_methods_answer_as_those_of_transformers(family, tokenizers):
         for case in group["cases"]:
             answer = getattr(tokenizer, case["method"])(*case["args"], **case["kwargs"])
             assert plain(answer) == case["answer"], case
+            for row, (words, texts) in enumerate(zip(case.get("words", []), case.get("texts", []), strict=True)):
+                assert (answer.word_ids(row), answer.sequence_ids(row)) == (words, texts), case
     encoding = tokenizers[family]([("who wrote", "it"), ("a", " b c")], padding=True)
     for case in METHODS[family]["spans"]:
         assert plain(getattr(encoding, case["method"])(*case["args"])) == case["answer"], case
@@ -424,7 +426,7 @@ def test_a_text_longer_than_the_model_takes_is_noted_once(caplog):
 def test_tokens_and_ids_are_told_from_texts(tokenizers):
     bart = tokenizers["bart"]
     assert bart.encode(bart.tokenize("who wrote it")) == bart.encode("who wrote it")
-    assert bart.encode(("who", "it")) == bart.encode("who", "it")
+    assert bart.encode(("who", "it")) == bart.encode("who", "it") and bart.encode("who", "") == bart.encode("who")
     assert bart.encode_plus([5, 6], return_tensors="np").input_ids.tolist() == [[0, 5, 6, 2]]
     with pytest.raises(ValueError, match="Call the tokenizer itself with a list of texts"):
         bart.encode(["who wrote it", "when"])
