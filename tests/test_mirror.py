@@ -11,6 +11,7 @@ TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
 TORCH_ONLY |= {"quantize.py"}  # TensorFlow has no int8 products outside its converter for small devices
 TORCH_ONLY |= {"decode_state.py"}  # layers.py of rag_tf has its own: graphs move caches where PyTorch changes a mask
 TORCH_ONLY |= {"pytree.py"}  # TensorFlow asks the records themselves
+TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.
 WITHOUT_TWIN: dict[str, set[str]] = {
