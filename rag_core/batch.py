@@ -129,6 +129,10 @@ class BatchEncoding(dict[str, Any]):
         """For each token of a row, which word of its text it belongs to; None for special tokens."""
         return self._rows()[batch_index].word_ids
 
+    def words(self, batch_index: int = 0) -> list[int | None]:
+        """`word_ids`, under its older name."""
+        return self.word_ids(batch_index)
+
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """For each token of a row 0 for the first text, 1 for the second, None for special tokens."""
         return self._rows()[batch_index].sequence_ids

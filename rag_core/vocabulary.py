@@ -100,7 +100,8 @@ class Vocabulary:
         return True
 
     def __repr__(self) -> str:
-        return f"Tokenizer({self._files.family.name}, {len(self)} tokens, from {self.name_or_path or 'memory'!r})"
+        where = self.name_or_path or "memory"
+        return f"{type(self).__name__}({self._files.family.name}, {len(self)} tokens, from {where!r})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ID_NAMES:
@@ -173,6 +174,23 @@ class Vocabulary:
         """Every special token once."""
         named = [getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None]
         return list(dict.fromkeys([*named, *self.additional_special_tokens]))
+
+    @property
+    def special_tokens_map_extended(self) -> dict[str, Any]:
+        """As `special_tokens_map`, with the library's `AddedToken`s in place of texts."""
+        extended: dict[str, Any] = {}
+        for name, value in self.special_tokens_map.items():
+            extended[name] = [self._added(token) for token in value] if name == EXTRA else self._added(value)
+        return extended
+
+    @property
+    def all_special_tokens_extended(self) -> list[Any]:
+        """As `all_special_tokens`, with the library's `AddedToken`s in place of texts."""
+        return [self._added(token) for token in self.all_special_tokens]
+
+    def _added(self, token: str) -> Any:
+        found = self.backend_tokenizer.get_added_tokens_decoder().get(self.backend_tokenizer.token_to_id(token) or 0)
+        return found if found is not None and found.content == token else token
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -332,6 +350,11 @@ class Vocabulary:
         """Joins tokens into text as `decode` does, without clean-up."""
         decoder = self.backend_tokenizer.decoder
         return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+
+    @staticmethod
+    def clean_up_tokenization(out_string: str) -> str:
+        """See the function of that name."""
+        return clean_up_tokenization(out_string)
 
     def _cleaned(self, text: str, clean: bool | None) -> str:
         return clean_up_tokenization(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text

@@ -482,6 +482,14 @@ def test_the_older_calls_of_a_tokenizer(tokenizers, tmp_path):
     assert [bert.max_len_single_sentence, bert.max_len_sentences_pair] == [510, 509]
     assert bert.vocab == bert.get_vocab() and bert.init_kwargs["do_lower_case"] is True
     assert list(bert.added_tokens_decoder)[:2] == [0, 1] and bert.added_tokens_decoder[3].content == "[SEP]"
+    extended = t5.special_tokens_map_extended
+    assert (
+        extended["pad_token"].special
+        and [token.content for token in t5.all_special_tokens_extended] == t5.all_special_tokens
+    )
+    assert (
+        extended["additional_special_tokens"][0].content == "<extra_id_0>" and bert.clean_up_tokenization("a .") == "a."
+    )
     assert t5.save_vocabulary(tmp_path, "my") == (str(tmp_path / "my-spiece.model"),)
     assert [Path(path).name for path in tokenizers["bart"].save_vocabulary(tmp_path)] == ["vocab.json", "merges.txt"]
 
