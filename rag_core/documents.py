@@ -166,11 +166,11 @@ class _Found:
 
     def add(self, path: Path, name: str) -> None:
         if self.first_time(path):
-            self.files.append((path, name))
+            self.files.append((path, _as_text(name)))
 
     def summary(self) -> str:
         kinds = sorted(self.passed_by.items(), key=lambda kind: (kind[0] == "hidden", -len(kind[1]), kind[0]))
-        return ", ".join(f"{len(names):,} {kind} ({numbered(names)})" for kind, names in kinds)
+        return ", ".join(f"{len(names):,} {kind} ({_as_text(numbered(names))})" for kind, names in kinds)
 
 
 def _walk(given: Path, found: _Found) -> None:
@@ -225,8 +225,13 @@ def _check_named(path: Path) -> None:
 
 
 def _name(path: Path) -> str:
-    """The title of what has none of its own; a name that is not UTF-8 comes as lone surrogates, which are no text."""
+    """The title of what has none of its own; bytes of a name that are not UTF-8 are replaced."""
     return os.fsencode(path.stem).decode("utf-8", "replace")
+
+
+def _as_text(name: str) -> str:
+    r"""A file's name for people and manifests: bytes that are not UTF-8, lone surrogates here, as \x.. ."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _read_txt(path: Path) -> Iterator[Document]:
