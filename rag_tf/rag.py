@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
+from rag_core.seq2seq import next_inputs
 from rag_tf import marginalize as marginal
 from rag_tf.components import RagPretrained
 from rag_tf.contexts import Contexts, checked_ids, checked_labels, checked_n_docs, checked_tensor, table_size
@@ -74,6 +75,16 @@ class _RagHead(RagPretrained, KerasModel):
         """See `RagModel.set_context_encoder_for_training`."""
         self.rag.set_context_encoder_for_training(ctx_encoder)
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RAG-Token's alone: RAG-Sequence scores whole answers, no next token.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no next token to prepare for: it scores whole answers. Call generate()"
+        )
+
     def answer(self, *args: Any, **kwargs: Any) -> Any:
         """Answers with the passages they come from; see `rag_tf.answers.answer`."""
         from rag_tf.answers import answer
@@ -97,8 +108,10 @@ class _RagHead(RagPretrained, KerasModel):
         question_text = kwargs.pop("question_text", None)
         kwargs.pop("token_type_ids", None)
         kwargs.pop("exclude_bos_score", None)  # what is left of it is RAG-Token's, which scores every token
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.call got unknown arguments: {', '.join(sorted(kwargs))}")
+        # None asks for nothing: PEFT hands on every argument that a transformers model may have.
+        unknown = sorted(name for name, value in kwargs.items() if value is not None)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}.call got unknown arguments: {', '.join(unknown)}")
         if labels is not None:
             fed = inputs["decoder_input_ids"]
             labels = checked_labels(labels, fed, self._pad_token_id, table_size(self.generator))
@@ -294,6 +307,42 @@ class RagTokenForGeneration(_RagHead):
         inputs = _loss_inputs(seq_logits, doc_scores, target, n_docs)
         return self.graph("nll", marginal.rows_token_nll)(
             *inputs, self._pad_token_id, float(epsilon), bool(reduce_loss)
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        decoder_input_ids: tf.Tensor,
+        past_key_values: Any = None,
+        attention_mask: tf.Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_outputs: Any = None,
+        doc_scores: tf.Tensor | None = None,
+        n_docs: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward pass that scores the token after `decoder_input_ids` (B, t), marginalised.
+
+        For loops of other libraries: `generate` here keeps its own state.
+
+        Args:
+            decoder_input_ids: the answers so far.
+            past_key_values: of the last call, for those tokens but the last.
+            attention_mask: that of the contexts (B*N, S).
+            use_cache: return `past_key_values`.
+            encoder_outputs: the generator's, of the contexts.
+            doc_scores: (B, N).
+            n_docs: N; None = the config's.
+            **kwargs: not used.
+        """
+        return next_inputs(
+            decoder_input_ids,
+            past_key_values,
+            context_attention_mask=attention_mask,
+            encoder_outputs=encoder_outputs,
+            doc_scores=doc_scores,
+            n_docs=n_docs,
+            use_cache=use_cache,
+            do_marginalize=True,
         )
 
     def shift_tokens_right(self, input_ids: tf.Tensor, start_token_id: int | None = None) -> tf.Tensor:

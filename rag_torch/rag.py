@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
+from rag_core.seq2seq import next_inputs
 from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained
 from rag_torch.contexts import Contexts, checked_labels, checked_n_docs, table_size
@@ -68,6 +69,16 @@ class _RagHead(RagPretrained):
         """See `RagModel.set_context_encoder_for_training`."""
         self.rag.set_context_encoder_for_training(ctx_encoder)
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RAG-Token's alone: RAG-Sequence scores whole answers, no next token.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no next token to prepare for: it scores whole answers. Call generate()"
+        )
+
     def answer(self, *args: Any, **kwargs: Any) -> Any:
         """Answers with the passages they come from; see `rag_torch.answers.answer`."""
         from rag_torch.answers import answer
@@ -89,8 +100,10 @@ class _RagHead(RagPretrained):
         question_text = kwargs.pop("question_text", None)
         kwargs.pop("token_type_ids", None)
         kwargs.pop("exclude_bos_score", None)  # what is left of it is RAG-Token's, which scores every token
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.forward got unknown arguments: {', '.join(sorted(kwargs))}")
+        # None asks for nothing: PEFT hands on every argument that a transformers model may have.
+        unknown = sorted(name for name, value in kwargs.items() if value is not None)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}.forward got unknown arguments: {', '.join(unknown)}")
         if labels is not None:
             fed = inputs["decoder_input_ids"]
             labels = checked_labels(labels, fed, self._pad_token_id, table_size(self.generator))
@@ -285,6 +298,42 @@ class RagTokenForGeneration(_RagHead):
         logits = seq_logits.unflatten(0, (-1, n_docs))
         pad = self._pad_token_id
         return marginal.token_nll(logits, doc_scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss)
+
+    def prepare_inputs_for_generation(
+        self,
+        decoder_input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        encoder_outputs: Any = None,
+        doc_scores: Tensor | None = None,
+        n_docs: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward pass that scores the token after `decoder_input_ids` (B, t), marginalised.
+
+        For loops of other libraries: `generate` here keeps its own state.
+
+        Args:
+            decoder_input_ids: the answers so far.
+            past_key_values: of the last call, for those tokens but the last.
+            attention_mask: that of the contexts (B*N, S).
+            use_cache: return `past_key_values`.
+            encoder_outputs: the generator's, of the contexts.
+            doc_scores: (B, N).
+            n_docs: N; None = the config's.
+            **kwargs: not used.
+        """
+        return next_inputs(
+            decoder_input_ids,
+            past_key_values,
+            context_attention_mask=attention_mask,
+            encoder_outputs=encoder_outputs,
+            doc_scores=doc_scores,
+            n_docs=n_docs,
+            use_cache=use_cache,
+            do_marginalize=True,
+        )
 
     def shift_tokens_right(self, input_ids: Tensor, start_token_id: int | None = None) -> Tensor:
         """(B, T) ids with a start token (the config's decoder start) in front and the last column gone."""

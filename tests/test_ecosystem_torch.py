@@ -11,7 +11,7 @@ import torch
 
 from rag_core import BartConfig, DPRConfig, RagConfig
 from rag_core.outputs import RetrievAugLMMarginOutput
-from rag_torch import RagTokenForGeneration
+from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.trainer import RagTrainerMixin
 
 if not os.environ.get("DUALRAG_ECOSYSTEM"):
@@ -163,6 +163,17 @@ def test_lora_around_the_model_trains_merges_and_is_saved(model, data, tmp_path)
     merged.save_pretrained(tmp_path / "merged")
     opened = RagTokenForGeneration.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(opened(**inputs).loss, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [RagTokenForGeneration, RagSequenceForGeneration])
+def test_peft_knows_the_heads_as_sequence_to_sequence_models(kind, model, data):
+    head = kind(model.config)
+    adapted = peft.get_peft_model(
+        head, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_2_SEQ_LM")
+    ).eval()
+    inputs = batch(data[:2])
+    assert torch.equal(adapted(**inputs).loss, head(**inputs).loss)
+    assert torch.equal(adapted.generate(**inputs, max_length=5), head.generate(**inputs, max_length=5))
 
 
 def test_transformers_generation_config_is_taken(model, data):

@@ -7,6 +7,7 @@ import pytest
 from test_keywords import HARMLESS, REFUSED
 
 from rag_core import BartConfig, DPRConfig, RagConfig
+from rag_core.backends import to_numpy
 
 DPR = DPRConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
                 max_position_embeddings=20)  # fmt: skip
@@ -161,3 +162,25 @@ def test_token_tables_are_replaced_and_resized(rag, folder):
     assert (model.config.vocab_size, model.config.generator.vocab_size) == (24, 24)
     with pytest.raises(ValueError, match="pad_to_multiple_of must be positive, got 0"):
         model.resize_token_embeddings(pad_to_multiple_of=0)
+
+
+def test_inputs_for_a_loop_of_ones_own_give_the_whole_passs_scores(rag, folder):
+    model = rag.RagTokenForGeneration.from_pretrained(folder)
+    ids, scores = np.array([[4, 5, 6], [7, 8, 1]]), np.array([[0.5, -0.5]], np.float32)
+    contexts = {"context_attention_mask": rag.as_tensor((ids != 1).astype(int)), "doc_scores": rag.as_tensor(scores)}
+    answer = np.array([[2, 5, 7, 9]])
+    whole = model(context_input_ids=rag.as_tensor(ids), decoder_input_ids=rag.as_tensor(answer), do_marginalize=True,
+                  **contexts)  # fmt: skip
+    states, past = (whole.generator_enc_last_hidden_state,), None
+    for length in range(1, 5):
+        inputs = model.prepare_inputs_for_generation(
+            rag.as_tensor(answer[:, :length]), past, attention_mask=contexts["context_attention_mask"], use_cache=True,
+            encoder_outputs=states, doc_scores=contexts["doc_scores"],
+        )  # fmt: skip
+        assert inputs["decoder_input_ids"].shape == (1, 1)
+        step = model(**inputs)
+        past = step.past_key_values
+        got, want = to_numpy(step.logits[:, -1]), to_numpy(whole.logits[:, length - 1])
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="RagSequenceForGeneration has no next token"):
+        rag.RagSequenceForGeneration(model.config).prepare_inputs_for_generation(None)
