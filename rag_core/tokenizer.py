@@ -300,37 +300,7 @@ class Tokenizer(IdRows, Pushable):
         inputs, single = _inputs(argument, text, pair, options.is_split_into_words)
         if options.is_split_into_words:
             self._check_words(argument)
-        names = self.model_input_names
-        wanted = {
-            "token_type_ids": or_default(options.return_token_type_ids, "token_type_ids" in names),
-            "attention_mask": or_default(options.return_attention_mask, "attention_mask" in names),
-            "special_tokens_mask": options.return_special_tokens_mask,
-            "offset_mapping": options.return_offsets_mapping,
-        }
-        beyond_ids = [name for name, on in wanted.items() if on and name != "attention_mask"]
-        plain = not beyond_ids and not (
-            options.return_overflowing_tokens or options.is_split_into_words or options.stride
-        )
-        words = self._words() if plain and all(len(row) == 1 for row in inputs) else None
-        if words is not None:
-            ids = self._ids_by_words(words, inputs, options, cut, argument)
-            rows: dict[str, list[Any]] = {"input_ids": ids}
-            if wanted["attention_mask"]:
-                rows["attention_mask"] = [[1] * len(row) for row in ids]
-        else:
-            found = self._encode(inputs, options, cut, argument, options.return_offsets_mapping)
-            encodings = _with_overflow(found) if options.return_overflowing_tokens else found
-            rows = {"input_ids": [e.ids for e in encodings]}
-            if wanted["token_type_ids"]:
-                rows["token_type_ids"] = [e.type_ids for e in encodings]
-                if options.return_overflowing_tokens:
-                    rows["token_type_ids"] = list(chain.from_iterable(map(_type_ids, found)))
-            if wanted["attention_mask"]:
-                rows["attention_mask"] = [e.attention_mask for e in encodings]
-            if wanted["special_tokens_mask"]:
-                rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
-            if wanted["offset_mapping"]:
-                rows["offset_mapping"] = [e.offsets for e in encodings]
+        rows, samples = self._unpadded(inputs, options, cut, argument)
         if cut is None and options.max_length is None and options.verbose:
             self._note_long(rows["input_ids"])
         if pad:
@@ -344,15 +314,45 @@ class Tokenizer(IdRows, Pushable):
         if options.return_length:
             rows["length"] = lengths
         if options.return_overflowing_tokens:
-            rows["overflow_to_sample_mapping"] = [
-                sample for sample, encoding in enumerate(found) for _ in range(1 + len(encoding.overflowing))
-            ]
+            rows["overflow_to_sample_mapping"] = samples
         if single and options.return_tensors is None and not options.return_overflowing_tokens:
             encoded = BatchEncoding({key: row if key == "length" else row[0] for key, row in rows.items()})
         else:
             encoded = BatchEncoding(rows, tensor_type=options.return_tensors)
         side = self.padding_side
         return encoded._find_later(lambda: self._encodings(inputs, options, cut, argument, lengths, side))
+
+    def _unpadded(
+        self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str
+    ) -> tuple[dict[str, list[Any]], list[int]]:
+        """The rows of each key, and of which input each row is."""
+        names = self.model_input_names
+        overflow = options.return_overflowing_tokens
+        types = or_default(options.return_token_type_ids, "token_type_ids" in names)
+        mask = or_default(options.return_attention_mask, "attention_mask" in names)
+        more = types or overflow or options.return_special_tokens_mask or options.return_offsets_mapping
+        plain = not (more or options.is_split_into_words or options.stride)
+        words = self._words() if plain and all(len(row) == 1 for row in inputs) else None
+        if words is not None:
+            ids = self._ids_by_words(words, inputs, options, cut, argument)
+            rows: dict[str, list[Any]] = {"input_ids": ids}
+            if mask:
+                rows["attention_mask"] = [[1] * len(row) for row in ids]
+            return rows, [*range(len(ids))]
+        found = self._encode(inputs, options, cut, argument, options.return_offsets_mapping)
+        encodings = _with_overflow(found) if overflow else found
+        rows = {"input_ids": [e.ids for e in encodings]}
+        if types and overflow:
+            rows["token_type_ids"] = list(chain.from_iterable(map(_type_ids, found)))
+        elif types:
+            rows["token_type_ids"] = [e.type_ids for e in encodings]
+        if mask:
+            rows["attention_mask"] = [e.attention_mask for e in encodings]
+        if options.return_special_tokens_mask:
+            rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
+        if options.return_offsets_mapping:
+            rows["offset_mapping"] = [e.offsets for e in encodings]
+        return rows, [sample for sample, e in enumerate(found) for _ in range(1 + len(e.overflowing))]
 
     def _encodings(
         self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str, lengths: list[int], side: str
