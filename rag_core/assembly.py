@@ -17,8 +17,10 @@ import numpy as np
 
 from rag_core.atomic import atomic_write, clear, install, name_full_disk
 from rag_core.checks import warn
+from rag_core.damaged import DamagedFileError
 from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
 from rag_core.faiss_files import INDEX_KINDS, MIN_PQ_ROWS
+from rag_core.json_files import read_json
 from rag_core.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
 from rag_core.passages import stream_passages
 from rag_core.rerank import RERANK
@@ -78,7 +80,7 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     note = work / "plan.json"
     keys = {"name": plan.encoder["name"], "dimension": plan.dimension, **request, "words": plan.words}
     keys.pop("settings", None)  # of the index: the vectors do not depend on them
-    before = json.loads(note.read_text("utf-8")) if note.is_file() else {}
+    before = _earlier_plan(note)
     if before.get("keys") != keys or not same_probe(before["probe"], plan.encoder["probe"]):
         for stale in work.glob("shard-*"):
             stale.unlink()
@@ -114,6 +116,22 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
     if changed:
         raise ValueError(f"{', '.join(changed)} changed while being read. Run the command again.")
     return shards
+
+
+def _earlier_plan(note: Path) -> dict[str, Any]:
+    """What an earlier run noted, {} if there was none.
+
+    Raises:
+        DamagedFileError: it is damaged.
+    """
+    if not note.is_file():
+        return {}
+    advice = f"Remove {note.parent}; its passages are embedded again."
+    plan: dict[str, Any] = read_json(note, advice=advice)
+    probe = plan.get("probe")
+    if not isinstance(probe, list) or not all(type(value) in (int, float) for value in probe):
+        raise DamagedFileError(f"{note} is damaged (probe must be a list of numbers, got {probe!r:.60}). {advice}")
+    return plan
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -181,7 +199,7 @@ def assemble(
     earlier = plan.index.get("settings", {})
     # lists made for a quarter of the passages would be four times too long
     outgrown = "nlist" not in given and 2 * earlier.get("nlist", rows) < default_lists(rows)
-    if kept is not None and plan.index["kind"] == kind and not outgrown:
+    if kept is not None and plan.index.get("kind") == kind and not outgrown:
         index, start = kept, 0
         for block in blocks():
             start += len(block)

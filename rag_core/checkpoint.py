@@ -18,7 +18,9 @@ import numpy as np
 
 from rag_core.atomic import atomic_folder, recover
 from rag_core.config import PretrainedConfig
+from rag_core.damaged import DamagedFileError
 from rag_core.hub import commit_of, is_local, resolve_file, split_hub_kwargs
+from rag_core.json_files import read_json
 from rag_core.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.tf_names import torch_layout, torch_name
 from rag_core.weights import FLOATS, LazyWeights, needs_float32, tied_names
@@ -217,12 +219,11 @@ def _open(path: Path) -> LazyWeights:
 
 def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
     """The weights named in an index file; each shard is opened once."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        places = {str(name): str(file) for name, file in places.items()}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise OSError(f"{index} is not an index of weights ({why}); fetch it again.") from error
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        got = type(places).__name__ if not isinstance(places, dict) else "other values"
+        what = f"weight_map must be an object of file names, got {got}"
+        raise DamagedFileError(f"{index} is not an index of weights ({what}); fetch it again.")
     shards: dict[str, LazyWeights] = {}
     for file in sorted(set(places.values())):
         if "/" in file or "\\" in file or file.startswith("."):

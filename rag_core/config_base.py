@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -418,10 +419,8 @@ def _said(each: Any, value: Any, given: bool = True) -> Any:
 def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) -> Any:
     """What `build(values, **overrides)` makes of a `config.json`, with errors that say where it lies."""
     values, rest = read_config(name_or_path, **kwargs)
-    try:
+    with locating(f"config.json of {str(name_or_path)!r}"):
         built = build(values, **rest)
-    except (TypeError, ValueError) as error:
-        raise located(error, f"config.json of {str(name_or_path)!r}") from error
     config = built[0] if isinstance(built, tuple) else built
     object.__setattr__(config, "name_or_path", str(name_or_path))
     return built
@@ -430,6 +429,17 @@ def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) 
 def located(error: Exception, where: str) -> Exception:
     """The same TypeError or ValueError, saying where it arose."""
     return (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}")
+
+
+@contextmanager
+def locating(where: str) -> Iterator[None]:
+    """Whatever values of a file lead to within it is a TypeError or ValueError that says where they stand."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise located(error, where) from error
+    except (AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{where} holds a value that it can't ({type(error).__name__}: {error}). Mend it.") from error
 
 
 def read_config(name_or_path: str | Path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

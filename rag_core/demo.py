@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from rag_core.atomic import atomic_folder, atomic_write
 from rag_core.embedding import Encode
+from rag_core.json_files import read_json
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -131,7 +132,7 @@ def passages_file(say: Say = print) -> Path:
     source = corpus_file(say)
     path = source.with_name("wikipedia-leads.jsonl")
     if not path.is_file():
-        articles = sorted(json.loads(source.read_text(encoding="utf-8")).values(), key=lambda a: a["title"])
+        articles = sorted(read_json(source).values(), key=lambda a: a["title"])
         with atomic_write(path) as draft:
             lines = (json.dumps({"title": a["title"], "text": a["extract"]}, ensure_ascii=False) for a in articles)
             draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 
 from rag_core import checks
 from rag_core.backends import process_count
-from rag_core.config_base import located
+from rag_core.config_base import locating
 from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 
@@ -279,10 +279,8 @@ class GenerationConfig(Pushable):
         name = CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
         path = hub.resolve_file(os.fspath(pretrained_model_name), name, **where)
         values = read_json(path)
-        try:
+        with locating(f"{name} of {os.fspath(pretrained_model_name)!r}"):
             cls.from_dict(values)
-        except (TypeError, ValueError) as error:
-            raise located(error, f"{name} of {os.fspath(pretrained_model_name)!r}") from error
         return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     def save_pretrained(

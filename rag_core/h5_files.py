@@ -2,17 +2,20 @@
 
 Only what Keras writes is taken: groups and plain, uncompressed, contiguous arrays of numbers in the file itself. Links,
 external and virtual storage, filters (which could be plugins) and objects are refused, so that a hostile file can at
-most be unreadable.
+most be unreadable. The HDF5 library itself runs in a child process, where its crash is an error.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from rag_core.damaged import DamagedFileError
+from rag_core.file_checks import h5_structure
 from rag_core.mapped_file import MappedFile
 
 _MAX_OBJECTS = 1_000_000
@@ -47,25 +50,14 @@ class H5File:
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            import h5py
-        except ImportError as error:
-            raise ImportError(f"Reading {path} needs h5py:  pip install h5py") from error
+        if find_spec("h5py") is None:
+            raise ImportError(f"Reading {path} needs h5py:  pip install h5py")
         self._file = MappedFile(path, "HDF5")
         self._places: dict[str, tuple[int, tuple[int, ...], np.dtype]] = {}
-        self._seen: set[Any] = set()
-        if not h5py.is_hdf5(str(path)):
-            self._file.refuse("no HDF5 signature")
-        try:
-            with h5py.File(path, "r") as file:
-                self._walk(h5py, file.id, "", 0)
-        except _Refused as error:
-            raise OSError(f"{path} is refused: {error}. Nothing was loaded; save it as safetensors.") from error
-        # What h5py raises on the way through a damaged file.
-        except (OSError, ValueError, TypeError, LookupError, RuntimeError, UnicodeError, MemoryError) as error:
-            if str(error).startswith(str(path)):
-                raise
-            self._file.refuse(f"{type(error).__name__}: {error}", error)
+        for name, (offset, shape, kind) in h5_structure(path).items():
+            dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+            self._file.check(name, offset, shape, dtype)
+            self._places[name] = offset, shape, dtype
         self.shapes = {name: shape for name, (_, shape, _) in self._places.items()}
         self.dtypes = {name: dtype.newbyteorder("=") for name, (_, _, dtype) in self._places.items()}
         self.free = self._file.free
@@ -74,7 +66,45 @@ class H5File:
         array = self._file.view(*self._places[name])
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
-    def _walk(self, h5py: Any, group: Any, prefix: str, depth: int) -> None:
+
+def structure(path: str | Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
+    """Where each array of a file lies: path inside the file -> (first byte, shape, dtype).
+
+    The HDF5 library, which this asks, can crash at a damaged file: `rag_core.file_checks` calls it in a child.
+
+    Raises:
+        DamagedFileError: not such a file, truncated, corrupt, or holding what Keras doesn't write.
+    """
+    import h5py
+
+    file = MappedFile(path, "HDF5")
+    if not h5py.is_hdf5(str(path)):
+        file.refuse("no HDF5 signature")
+    walk = _Walk(h5py, file)
+    try:
+        with h5py.File(path, "r") as opened:
+            walk.through(opened.id, "", 0)
+    except _Refused as error:
+        raise DamagedFileError(f"{path} is refused: {error}. Nothing was loaded; save it as safetensors.") from error
+    # What h5py raises on the way through a damaged file.
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, UnicodeError, MemoryError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        file.refuse(f"{type(error).__name__}: {error}", error)
+    return walk.places
+
+
+class _Walk:
+    """A way through all objects of a file that is opened."""
+
+    def __init__(self, h5py: Any, file: MappedFile) -> None:
+        self.places: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        self._h5py, self._file = h5py, file
+        self._seen: set[Any] = set()
+
+    def through(self, group: Any, prefix: str, depth: int) -> None:
+        """Takes the arrays of a group and of the groups in it."""
+        h5py = self._h5py
         if depth > _MAX_DEPTH:
             raise _Refused(f"its groups lie more than {_MAX_DEPTH} deep")
         for key in group:
@@ -87,14 +117,15 @@ class H5File:
             self._seen.add((info.fileno, info.addr))
             found = h5py.h5o.open(group, key)
             if isinstance(found, h5py.h5g.GroupID):
-                self._walk(h5py, found, f"{name}/", depth + 1)
+                self.through(found, f"{name}/", depth + 1)
             elif isinstance(found, h5py.h5d.DatasetID):
-                self._take(h5py, found, name)
+                self._take(found, name)
             else:
                 raise _Refused(f"{name!r} is neither a group nor an array")
 
-    def _take(self, h5py: Any, dataset: Any, name: str) -> None:
+    def _take(self, dataset: Any, name: str) -> None:
         """Notes where an array lies, after all that could make it something else."""
+        h5py = self._h5py
         how = dataset.get_create_plist()
         if how.get_nfilters():
             raise _Refused(f"{name!r} is compressed or filtered, which Keras doesn't write")
@@ -109,7 +140,7 @@ class H5File:
         if offset is None:
             raise _Refused(f"{name!r} was made but never filled")
         self._file.check(name, offset, shape, dtype)
-        self._places[name] = (offset, shape, dtype)
+        self.places[name] = offset, shape, dtype.name if dtype.kind == "V" else dtype.str
 
 
 def _dtype(h5py: Any, kind: Any, name: str) -> np.dtype:

@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 
 from rag_core.atomic import atomic_write, is_draft, recover
 from rag_core.hub_push import Pushable, model_card, push_folder
+from rag_core.json_files import read_json
 from rag_core.keywords import loading_keywords
 
 __all__ = [
@@ -190,7 +191,7 @@ def _listed(
 
 def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
     try:
-        values = json.loads(record.read_text(encoding="utf-8")) if record is not None else {}
+        values = read_json(record) if record is not None else {}
         return str(values["commit"]), [str(name) for name in values["files"]]
     except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged: as good as none
         return None

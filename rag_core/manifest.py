@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.damaged import DamagedFileError
+from rag_core.file_checks import vouch
+from rag_core.json_files import bounded_json
+from rag_core.rerank import notes_fault
+
 VERSION = 1
 FILE = "manifest.json"
 INDEX_FILE = "index.faiss"
@@ -78,28 +83,44 @@ class Manifest:
                 f"{folder}: no knowledge base here (there is no {FILE}). Build one:  dualrag index PATHS --out {folder}"
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            later = values.get("version", 0) > VERSION
+            values = bounded_json(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise TypeError(f"it must hold an object, got {type(values).__name__}")
+            later = _whole("version", values.get("version", 0)) > VERSION
             manifest = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-            manifest._check_types()
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error!s:.160}). Build the knowledge base anew.") from None
+            if not later:
+                manifest._check_types()
+        except (ValueError, TypeError) as error:
+            raise DamagedFileError(f"{path} is damaged ({error!s:.160}). Build the knowledge base anew.") from None
         if later:
             raise ValueError(f"{path}: version {manifest.version}, this release reads up to {VERSION}. Update dualrag.")
         for name in manifest.files:
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"{path}: file names must stay inside the knowledge base, got {name!r}.")
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+                raise DamagedFileError(f"{path}: file names must stay inside the knowledge base, got {name!r}.")
         return manifest
 
     def _check_types(self) -> None:
-        for name, kind in (("encoder", dict), ("index", dict), ("files", dict), ("rows", int), ("dimension", int)):
+        for name, kind in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name} must be {kind.__name__}, got {getattr(self, name)!r:.60}")
-        if not isinstance(self.encoder.get("name"), str) or not isinstance(self.encoder.get("probe"), list):
+                wanted = getattr(kind, "__name__", "text or null")
+                raise TypeError(f"{name} must be {wanted}, got {getattr(self, name)!r:.60}")
+        _whole("rows", self.rows)
+        _whole("dimension", self.dimension, 1)
+        if self.words is not None:
+            _whole("words", self.words, 1)
+        probe = self.encoder.get("probe")
+        if not isinstance(self.encoder.get("name"), str) or not isinstance(probe, list):
             raise TypeError(f"encoder must have a name and a probe, got {self.encoder!r:.60}")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in probe):
+            raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
         for name, entry in self.files.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or "sha256" not in entry:
+            if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or "bytes" not in entry:
                 raise TypeError(f"files: {name!r} must have bytes and sha256, got {entry!r:.60}")
+            _whole(f"files: {name!r}: bytes", entry["bytes"])
+        if not all(isinstance(entry, dict) for entry in self.sources):
+            raise TypeError(f"sources must hold objects, got {self.sources!r:.60}")
+        if fault := notes_fault(self.index):
+            raise TypeError(f"index: {fault}")
 
     def check_files(self, folder: Path, verify: bool | None = None) -> None:
         """Compares the files with what was written: presence and size, the faiss header, and checksums.
@@ -114,27 +135,50 @@ class Manifest:
         """
         missing = [name for name in (INDEX_FILE, f"{PASSAGES}/state.json") if name not in self.files]
         if missing:
-            raise ValueError(f"{folder / FILE} does not list {missing}. Build the knowledge base anew.")
+            raise DamagedFileError(f"{folder / FILE} does not list {missing}. Build the knowledge base anew.")
         if verify is None:
             verify = sum(entry["bytes"] for entry in self.files.values()) <= HASHED_BYTES
         for name, entry in self.files.items():
             path = folder / name
             if not path.is_file():
-                raise ValueError(f"{path} is missing from the knowledge base. Build it anew, or copy it whole.")
+                raise DamagedFileError(f"{path} is missing from the knowledge base. Build it anew, or copy it whole.")
             if (size := path.stat().st_size) != entry["bytes"]:
-                raise ValueError(
+                raise DamagedFileError(
                     f"{path} is damaged: {entry['bytes']:,} bytes were written, it has {size:,}. Build it anew."
                 )
             if verify and describe(path)["sha256"] != entry["sha256"]:
-                raise ValueError(f"{path} is damaged: its sha256 is not the manifest's. Build the knowledge base anew.")
+                raise DamagedFileError(
+                    f"{path} is damaged: its sha256 is not the manifest's. Build the knowledge base anew."
+                )
+            if verify:
+                vouch([path])
             if not verify and spots(path) != entry.get("spots", spots(path)):
-                raise ValueError(f"{path} is damaged: it is not what was written. Build the knowledge base anew.")
+                raise DamagedFileError(f"{path} is damaged: it is not what was written. Build the knowledge base anew.")
         size, rows = _faiss_header(folder / INDEX_FILE)
         if (size, rows) != (self.dimension, self.rows):
-            raise ValueError(
+            raise DamagedFileError(
                 f"{folder}: the manifest says {self.rows} rows of {self.dimension} numbers, {INDEX_FILE} holds {rows} "
                 f"of {size}. They are not from one build; build the knowledge base anew."
             )
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("encoder", "index", "files", "libraries", "request"), dict),
+    "sources": list,
+    "metric": str,
+    "credit": str | None,
+}
+
+
+def _whole(name: str, value: Any, least: int = 0) -> int:
+    """The value, a whole number that faiss and NumPy hold.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if type(value) is not int or not least <= value < 2**63:
+        raise TypeError(f"{name} must be a whole number of at least {least}, got {value!r:.60}")
+    return value
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rag_core.damaged import DamagedFileError
+
 
 class MappedFile:
     """Read-only arrays out of a file, each checked against the file's size.
@@ -31,7 +33,9 @@ class MappedFile:
 
     def refuse(self, why: str, cause: Exception | None = None) -> NoReturn:
         """Raises the error of every damaged or hostile file."""
-        raise OSError(f"{self.path} is truncated or not a {self.kind} file ({why}); fetch or save it again.") from cause
+        raise DamagedFileError(
+            f"{self.path} is truncated or not a {self.kind} file ({why}); fetch or save it again."
+        ) from cause
 
     def check(self, name: str, offset: Any, shape: tuple[Any, ...], dtype: np.dtype) -> None:
         """Refuses an array that does not lie within the file.

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core.atomic import atomic_write
+from rag_core.damaged import DamagedFileError
+from rag_core.json_files import read_json
 
 if TYPE_CHECKING:
     from rag_core.vectors import VectorSource
@@ -71,15 +73,27 @@ def read_notes(index_path: str | Path) -> dict[str, Any]:
     path = Path(index_path)
     for place, known in ((notes_path(path), None), (path.parent / "manifest.json", "index")):
         if place.is_file() and (known is None or path.name == "index.faiss"):
-            try:
-                notes = json.loads(place.read_text(encoding="utf-8"))
-                notes = notes if known is None else notes.get(known, {})
-                if not isinstance(notes, dict) or not isinstance(notes.get("settings", {}), dict):
-                    raise ValueError("its entries are no objects")
-            except (ValueError, AttributeError) as error:
-                raise ValueError(f"{place} is damaged ({error!s:.160}). Write the index anew.") from None
+            notes = read_json(place, advice="Write the index anew.")
+            notes = notes if known is None else notes.get(known, {})
+            if fault := notes_fault(notes):
+                raise DamagedFileError(f"{place} is damaged ({fault}). Write the index anew.")
             return notes
     return {}
+
+
+def notes_fault(notes: Any) -> str:
+    """What in notes is none of them, "" where nothing is."""
+    if not isinstance(notes, dict) or not isinstance(notes.get("settings", {}), dict):
+        return "its entries are no objects"
+    for name, value in notes.get("settings", {}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            return f"settings: {name!r} must be a whole number, got {value!r:.60}"
+    recall = notes.get("recall_at_5")
+    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 <= recall <= 1):
+        return f"recall_at_5 must be a number from 0 to 1, got {recall!r:.60}"
+    if not isinstance(notes.get("kind", ""), str):
+        return f"kind must be a text, got {notes['kind']!r:.60}"
+    return ""
 
 
 def write_notes(index_path: str | Path, notes: dict[str, Any]) -> None:

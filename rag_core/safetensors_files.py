@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rag_core.json_files import bounded_json
 from rag_core.mapped_file import MappedFile
 
 DTYPES: dict[str, np.dtype] = {
@@ -58,10 +59,10 @@ class SafetensorsFile:
         if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER):
             self._file.refuse(f"its header of {length} bytes reaches past the end")
         try:
-            header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
+            header = bounded_json(data[8 : 8 + length].decode("utf-8"), _unique)
             self.metadata = dict(header.pop("__metadata__", {}))
             self._places = {name: self._place(name, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             self._file.refuse(f"{type(error).__name__}: {error}", error)
         end = 8 + length
         for name, (start, shape, dtype) in sorted(self._places.items(), key=lambda item: item[1][0]):

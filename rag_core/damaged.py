@@ -1,0 +1,47 @@
+"""One error for every file that is not what its name says, whatever a library raises at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+AGAIN = "Fetch or write the file again."
+
+
+class DamagedFileError(OSError, ValueError):
+    """A file of a model, an index or a knowledge base that is truncated, altered or not what its name says.
+
+    Its text names the file. It is an OSError, as transformers raises for such a file, and a ValueError.
+    """
+
+
+@contextmanager
+def reading(place: str | Path, what: str = "", advice: str = AGAIN) -> Iterator[None]:
+    """Turns whatever is raised within it into one `DamagedFileError` that names the file.
+
+    Errors that name it already pass, as do a missing package and a reader's wish to stop.
+
+    Args:
+        place: the file or folder.
+        what: "a faiss index", what it should be.
+        advice: what to do.
+
+    Raises:
+        DamagedFileError: from the error that was raised.
+    """
+    try:
+        yield
+    except (ImportError, FileNotFoundError, PermissionError, DamagedFileError):
+        raise
+    except BaseException as error:
+        # Rust's panics come out of tokenizers and safetensors as errors that are no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, OSError | ValueError | TypeError) and str(place) in str(error):
+            if not isinstance(error, UnicodeError):  # never raised by hand
+                raise
+        reason = " ".join(str(error).split())[:300]
+        kind = "" if type(error) in (ValueError, OSError) and reason else f"{type(error).__name__}: "
+        wanted = f" as {what}" if what else ""
+        raise DamagedFileError(f"{place} can't be read{wanted} ({kind}{reason}). {advice}") from error
