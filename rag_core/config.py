@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rag_core.config_base import KNOWN, PretrainedConfig, located, read_as
+from rag_core.config_base import KNOWN, PretrainedConfig, read_as
 from rag_core.config_models import BartConfig, BertConfig, DPRConfig, T5Config
+from rag_core.damaged import located
 
 __all__ = [
     "AutoConfig",

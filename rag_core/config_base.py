@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from rag_core import checks
+from rag_core.damaged import locating
 from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 
@@ -424,22 +424,6 @@ def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) 
     config = built[0] if isinstance(built, tuple) else built
     object.__setattr__(config, "name_or_path", str(name_or_path))
     return built
-
-
-def located(error: Exception, where: str) -> Exception:
-    """The same TypeError or ValueError, saying where it arose."""
-    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}")
-
-
-@contextmanager
-def locating(where: str) -> Iterator[None]:
-    """Whatever values of a file lead to within it is a TypeError or ValueError that says where they stand."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise located(error, where) from error
-    except (AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{where} holds a value that it can't ({type(error).__name__}: {error}). Mend it.") from error
 
 
 def read_config(name_or_path: str | Path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

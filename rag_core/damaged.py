@@ -45,3 +45,21 @@ def reading(place: str | Path, what: str = "", advice: str = AGAIN) -> Iterator[
         kind = "" if type(error) in (ValueError, OSError) and reason else f"{type(error).__name__}: "
         wanted = f" as {what}" if what else ""
         raise DamagedFileError(f"{place} can't be read{wanted} ({kind}{reason}). {advice}") from error
+
+
+def located(error: Exception, where: str) -> Exception:
+    """The same TypeError or ValueError, saying where it arose."""
+    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}")
+
+
+@contextmanager
+def locating(where: str) -> Iterator[None]:
+    """Whatever values of a file lead to within it is a TypeError or ValueError that says where they stand."""
+    try:
+        yield
+    except OSError:  # they name their file
+        raise
+    except (TypeError, ValueError) as error:
+        raise located(error, where) from error
+    except (AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{where} holds a value that it can't ({type(error).__name__}: {error}). Mend it.") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core.atomic import atomic_write
+from rag_core.damaged import reading
 from rag_core.passages import PassageRow
 
 if TYPE_CHECKING:
@@ -120,11 +121,12 @@ def read_batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     for path in files:
-        try:
+        with reading(path, "passages", "Build it anew."):
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-                yield from reader
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]:.120}). Build it anew.") from None
+                batches = list(reader)  # views of the mapped file
+            for batch in batches:
+                batch.validate()
+        yield from batches
 
 
 def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:

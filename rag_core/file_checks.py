@@ -161,7 +161,7 @@ def _limit(size: int) -> None:
 
 def _state(path: str | Path) -> tuple[Any, ...]:
     found = Path(path).stat()
-    return str(Path(path).resolve()), found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns  # renamed, it is the same file
 
 
 def _arrow(path: str, full: bool = False) -> int:

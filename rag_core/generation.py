@@ -17,7 +17,7 @@ from typing import Any
 
 from rag_core import checks
 from rag_core.backends import process_count
-from rag_core.config_base import locating
+from rag_core.damaged import locating
 from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 

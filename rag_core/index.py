@@ -14,6 +14,7 @@ import numpy as np
 
 from rag_core.atomic import atomic_folder
 from rag_core.checks import warn
+from rag_core.damaged import locating
 from rag_core.faiss_files import by_row, last_line, read_faiss, refuse_pickle, write_faiss
 from rag_core.passage_files import write_passages
 from rag_core.passage_table import PassageTable, map_passages
@@ -78,6 +79,7 @@ class FaissIndex:
     """
 
     _rerank: int = 1
+    _place: str = "the index"  # for errors, where it was opened from files
     _notes: Mapping[str, Any] = MappingProxyType({})  # what `rerank.read_notes` found
 
     def __init__(
@@ -128,6 +130,7 @@ class FaissIndex:
         index = cls.deferred(
             lambda: (map_passages(passages_path), read_faiss(index_path, memory_map=memory_map), vectors)
         )
+        index._place = f"passages_path={str(passages_path)!r} with index_path={str(index_path)!r}"
         index._notes = read_notes(index_path)
         index._rerank = checked_factor(index._notes.get("settings", {}).get("rerank", 1) if rerank is None else rerank)
         return index
@@ -248,7 +251,8 @@ class FaissIndex:
             ValueError: files that do not fit each other.
         """
         if self._load is not None:
-            self._attach(*self._load())
+            with locating(self._place):
+                self._attach(*self._load())
 
     def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Search; see `Index.get_top_docs`. Fewer than N hits are filled up with row -1 and zero vectors."""

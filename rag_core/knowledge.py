@@ -33,7 +33,9 @@ from rag_core.assembly import (
 )
 from rag_core.atomic import clear, recover
 from rag_core.embedding import Encode, probe_vector, read_batches, same_probe
+from rag_core.file_checks import check_arrow
 from rag_core.manifest import Manifest
+from rag_core.passage_files import passage_parts
 
 if TYPE_CHECKING:
     from rag_core.index import FaissIndex
@@ -130,7 +132,8 @@ class KnowledgeBase:
         Args:
             path: the folder.
             verify: whether checksums are computed; None does so up to 256 MB in all; beyond, sizes and a few spots of
-                each file are compared.
+                each file are compared. True also validates every passage in a process of its own: for knowledge bases
+                from elsewhere, whose manifest may agree with files that are made to do harm.
 
         Raises:
             FileNotFoundError: there is none.
@@ -140,6 +143,8 @@ class KnowledgeBase:
         recover(path)
         manifest = Manifest.read(path)
         manifest.check_files(path, verify)
+        if verify:
+            passage_parts(path / layout.PASSAGES, full=True)
         return cls(path, manifest)
 
     def __len__(self) -> int:
@@ -296,7 +301,9 @@ class KnowledgeBase:
             )
 
     def _arrow_files(self) -> list[Path]:
-        return [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+        files = [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+        check_arrow(files)
+        return files
 
 
 def _named(path: str | Path) -> Path:

@@ -63,6 +63,7 @@ class Manifest:
 
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != FILE)
         self.files = {name: {**describe(folder / name), "spots": spots(folder / name)} for name in names}
+        vouch(folder / name for name in names)
         # Modules, not distributions: faiss comes as faiss-cpu, faiss-gpu or conda's faiss.
         modules = ("numpy", "faiss", "datasets", "pyarrow")
         self.libraries = {name: str(getattr(import_module(name), "__version__", "unknown")) for name in modules}

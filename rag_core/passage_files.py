@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rag_core.atomic import atomic_folder, recover
+from rag_core.damaged import DamagedFileError
+from rag_core.file_checks import check_arrow, vouch
+from rag_core.json_files import read_json
 
 
 def read_passages(path: str | Path) -> Any:
@@ -23,21 +28,68 @@ def read_passages(path: str | Path) -> Any:
     """
     import datasets
 
-    recover(path)
-    if not Path(path).is_dir():
-        raise OSError(f"passages_path={str(path)!r}: there is no such folder; give a folder saved by save_to_disk.")
+    passage_parts(path)
+    with opening(path):
+        return datasets.load_from_disk(str(path))
+
+
+@contextmanager
+def opening(path: str | Path) -> Iterator[None]:
+    """Turns what is raised within it into the error of a damaged folder of passages, which is named."""
     try:
-        found = datasets.load_from_disk(str(path))
+        yield
     except Exception as error:
-        raise OSError(
+        kind = "" if isinstance(error, DamagedFileError) else f"{type(error).__name__}: "
+        raise DamagedFileError(
             f"passages_path={str(path)!r} can't be opened as a saved data set: it is incomplete, damaged or another "
-            f"kind of folder ({type(error).__name__}: {str(error)[:300]}). Save it again with dataset.save_to_disk."
+            f"kind of folder ({kind}{str(error)[:300]}). Save it again with dataset.save_to_disk."
         ) from error
-    if isinstance(found, datasets.DatasetDict):
-        raise OSError(
-            f"passages_path={str(path)!r} holds several splits {sorted(found)}; give the folder of one of them."
-        )
-    return found
+
+
+def passage_parts(path: str | Path, *, full: bool | None = None) -> tuple[list[Path], bool]:
+    """The Arrow files of a folder of passages in row order, and whether a list of row numbers lies over them.
+
+    What they hold is validated first, where a crash of the Arrow library is an error (see `rag_core.file_checks`).
+
+    Args:
+        path: the folder.
+        full: as in `rag_core.file_checks.check_arrow`.
+
+    Raises:
+        OSError: there is no such folder, it holds several splits, or it is damaged.
+    """
+    recover(path)
+    folder = Path(path)
+    if not folder.is_dir():
+        raise OSError(f"passages_path={str(path)!r}: there is no such folder; give a folder saved by save_to_disk.")
+    splits = folder / "dataset_dict.json"
+    if splits.is_file() and not (folder / "state.json").exists():
+        names = read_json(splits).get("splits")
+        raise OSError(f"passages_path={str(path)!r} holds several splits {names}; give the folder of one of them.")
+    with opening(path):
+        state = read_json(folder / "state.json")
+        lists = [state.get(name) for name in ("_data_files", "_indices_files", "_indices_data_files")]
+        data, *indices = [[_named(folder, entry) for entry in _listed(folder, files)] for files in lists]
+        if not data:
+            raise DamagedFileError(f"{folder / 'state.json'} names no files")
+        # `datasets` reads more of the folder than its rows.
+        if (folder / "dataset_info.json").exists():
+            read_json(folder / "dataset_info.json")
+        check_arrow([*data, *(file for files in indices for file in files)], full=full)
+    return data, any(indices)
+
+
+def _listed(folder: Path, files: Any) -> list[Any]:
+    if files is not None and not isinstance(files, list):
+        raise DamagedFileError(f"{folder / 'state.json'} must list files, got {files!r:.60}")
+    return files or []
+
+
+def _named(folder: Path, entry: Any) -> Path:
+    name = entry.get("filename") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not name or Path(name).is_absolute() or {"..", ""} & set(Path(name).parts):
+        raise DamagedFileError(f"{folder / 'state.json'} must name files of its folder, got {entry!r:.100}")
+    return folder / name
 
 
 def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_000_000) -> None:
@@ -78,6 +130,7 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
                 for start in range(number * max_shard_rows, stop, 10_000):
                     table = rows[start : min(start + 10_000, stop)]
                     writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+        vouch(folder / name for name in names)
         (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
         (folder / "dataset_info.json").write_text(json.dumps(_with_sequences(info), indent=2), encoding="utf-8")
 

@@ -6,11 +6,12 @@ rest of an answer. Folders that only `datasets` understands are left to it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rag_core.passage_files import read_passages
+from rag_core.damaged import DamagedFileError
+from rag_core.file_checks import open_arrow
+from rag_core.passage_files import opening, passage_parts, read_passages
 
 
 def map_passages(path: str | Path) -> Any:
@@ -22,7 +23,7 @@ def map_passages(path: str | Path) -> Any:
     Raises:
         OSError: as `read_passages`.
     """
-    found = _plain_table(Path(path))
+    found = _plain_table(path)
     return read_passages(path) if found is None else PassageTable(path, found)
 
 
@@ -50,18 +51,20 @@ class PassageTable:
         return read_passages(self.path)
 
 
-def _plain_table(folder: Path) -> Any:
-    """The table, or None for everything that `datasets` should open or refuse."""
+def _plain_table(path: str | Path) -> Any:
+    """The table, or None for everything that is left to `datasets`."""
     import pyarrow as pa
 
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        files = [folder / entry["filename"] for entry in state["_data_files"]]
-        indices = state.get("_indices_files") or state.get("_indices_data_files")
-        table = pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # pyarrow's are OSErrors and ValueErrors, too
+    files, reordered = passage_parts(path)
+    if reordered:
         return None
-    return table if not indices and table.num_rows and all(map(_is_plain, table.schema)) else None
+    with opening(path):
+        table = pa.concat_tables([open_arrow(file) for file in files])
+        table.validate()
+        names = table.column_names
+        if len(set(names)) < len(names):
+            raise DamagedFileError(f"{files[0]} names a column twice: {names}")
+        return table if table.num_rows and all(map(_is_plain, table.schema)) else None
 
 
 def _is_plain(field: Any) -> bool:

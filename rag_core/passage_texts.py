@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.damaged import reading
 from rag_core.vectors import shuffled_rows
 
 
@@ -22,6 +23,7 @@ class PassageTexts:
 
     def __init__(self, dataset: Any, leave_out: str) -> None:
         self._rows = shuffled_rows(dataset)
+        self._place = getattr(dataset, "path", "the passages")
         self._length = len(dataset)
         names = [name for name in dataset.column_names if name != leave_out]
         table = dataset.data
@@ -48,8 +50,16 @@ class PassageTexts:
         for name, (starts, chunks) in self._columns.items():
             chunk_of = np.searchsorted(starts, wanted, side="right") - 1
             inside = (wanted - starts[chunk_of]).tolist()
-            result[name] = [chunks[number][row].as_py() for number, row in zip(chunk_of.tolist(), inside, strict=True)]
+            places = zip(chunk_of.tolist(), inside, strict=True)
+            result[name] = [self._value(name, chunks[number], row) for number, row in places]
         return {name: result[name] for name in self._names}
+
+    def _value(self, name: str, chunk: Any, row: int) -> Any:
+        """One value; its offsets are in a file, so they are checked before they are followed."""
+        here = chunk.slice(row, 1)
+        with reading(f"column {name!r} of {self._place}"):
+            here.validate(full=True)
+            return here[0].as_py()
 
 
 def _is_plain(kind: Any) -> bool:
