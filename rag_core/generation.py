@@ -329,7 +329,7 @@ class GenerationConfig(Pushable):
         """Writes `to_json_string` into a file, whole or not at all."""
         from rag_core.atomic import atomic_write
 
-        with atomic_write(json_file_path) as draft:
+        with atomic_write(Path(json_file_path)) as draft:
             draft.write_text(self.to_json_string(use_diff), encoding="utf-8")
 
 

@@ -56,8 +56,8 @@ class Run(Protocol):
 
     config: TrainingConfig
     report: TrainingReport
-    examples: Sequence[Example]
-    validation: Sequence[Example]
+    examples: list[Example]
+    validation: list[Example]
     optimizer: Any
     total: int
     out: Any
