@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class PretrainedBase(Pushable):
         main_input_name: what a model is mainly asked with.
         framework: "pt" or "tf", as in transformers.
         accepts_loss_kwargs: False tells transformers' Trainer that a loss is not to be divided by it.
+        supports_gradient_checkpointing: True, as in transformers' generators and BERT.
+        checkpoint_keywords: what `gradient_checkpointing_enable` takes.
     """
 
     config_class: Any = None
@@ -36,6 +39,8 @@ class PretrainedBase(Pushable):
     main_input_name = "input_ids"
     framework = ""
     accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    checkpoint_keywords: tuple[str, ...] = ("use_reentrant",)
     config: Any
     modules: Any
     parameters: Any
@@ -133,6 +138,66 @@ class PretrainedBase(Pushable):
         buffers = self.buffers() if return_buffers and hasattr(self, "buffers") else ()
         every = itertools.chain(self.parameters(), buffers)
         return sum(math.prod(each.shape) * _item_size(each.dtype) for each in every)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Train with less memory and more time: of each layer its input is kept, and the rest computed once more.
+
+        At work in training mode only. Results and gradients stay what they are, dropout's noise included. In rag_tf
+        the decoder keeps everything in calls that return or continue `past_key_values`.
+
+        Args:
+            gradient_checkpointing_kwargs: `use_reentrant` is taken and makes no difference, as nothing here is
+                re-entrant; rag_torch hands `preserve_rng_state`, `determinism_check`, `context_fn` and `debug` to
+                `torch.utils.checkpoint.checkpoint`.
+
+        Raises:
+            TypeError: an unknown keyword.
+            ValueError: no part of the model can do this.
+        """
+        given = dict(gradient_checkpointing_kwargs or {})
+        unknown = sorted(set(given) - set(self.checkpoint_keywords))
+        if unknown:
+            known = ", ".join(self.checkpoint_keywords)
+            raise TypeError(f"gradient_checkpointing_kwargs must hold nothing but {known}, got {', '.join(unknown)}")
+        parts = self._networks()
+        able = [part for part in parts if hasattr(part, "gradient_checkpointing_enable")]
+        unable = [type(part).__name__ for part in parts if part not in able]
+        if unable:
+            message = f"modules without gradient_checkpointing_enable() keep all activations: {', '.join(unable)}"
+            if not able:
+                raise ValueError(f"{message}. Leave it out, or give these modules such a method")
+            warnings.warn(message, stacklevel=2)
+        for part in able:
+            if part is not self:
+                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        if self in able:
+            self._checkpoint({name: value for name, value in given.items() if name != "use_reentrant"})
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        for part in self._networks():
+            if part is not self and hasattr(part, "gradient_checkpointing_disable"):
+                part.gradient_checkpointing_disable()
+        self._checkpoint(None)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether some layers keep their input alone; see `gradient_checkpointing_enable`."""
+        others = [part for part in self._networks() if part is not self]
+        own = any(getattr(module, "checkpointing", None) is not None for module in self.modules())
+        return own or any(getattr(part, "is_gradient_checkpointing", False) for part in others)
+
+    def _networks(self) -> list[Any]:
+        """What switches checkpointing on and off for itself: this model, or the parts it is put together from."""
+        return [self]
+
+    def _checkpoint(self, options: dict[str, Any] | None) -> None:
+        """Set the options of the stacks of layers below; None = keep all activations."""
+        if hasattr(self, "reset_graphs"):
+            self.reset_graphs()
+        for module in self.modules():
+            if hasattr(type(module), "checkpointing"):
+                object.__setattr__(module, "checkpointing", options)  # past trackers, which wrap dictionaries
 
     def _learning(self) -> Any:
         """The weights that learn, tied ones once."""

@@ -6,6 +6,7 @@ Letters: R rows, T query positions, L key positions, S context length, H heads, 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,6 +103,12 @@ class AttentionMask:
         if penalty is not None:
             self._penalty[dtype] = penalty
         return penalty
+
+    def unused(self) -> AttentionMask:
+        """The same mask without the numbers that an earlier use has left: a layer computed twice makes them twice."""
+        mask = copy.copy(self)
+        mask._penalty = {}
+        return mask
 
     def rows(self, rows: Tensor) -> AttentionMask:
         """The mask of these rows only (no position bias: cross-attention)."""

@@ -7,6 +7,7 @@ P real tokens and L their longest row (see packing.py).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -22,6 +23,7 @@ from rag_tf.layers import (
     activation,
     asked,
     attend,
+    checkpointed,
     embedding_scale,
     init_normal,
     key_mask,
@@ -31,7 +33,7 @@ from rag_tf.layers import (
 )
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, dropout, parameter, size, uniform
 from rag_tf.packing import Packing
-from rag_tf.seq2seq import Decoder, Generator, Steps
+from rag_tf.seq2seq import Anew, Decoder, Generator, Steps
 
 # BART's position table starts with two rows that no position uses.
 POSITION_OFFSET = 2
@@ -158,6 +160,7 @@ class _BartStack(Module):
     """Embeddings and bookkeeping that encoder and decoder share."""
 
     layers: Any
+    checkpointing: dict[str, Any] | None = None
 
     def __init__(self, config: BartConfig, layers: list[Any], layerdrop: float) -> None:
         super().__init__()
@@ -229,9 +232,11 @@ class BartEncoder(_BartStack):
         x = self._embed(input_ids, inputs_embeds, 0, training)
         mask = key_mask(attention_mask)
         trace = Trace(output_hidden_states, output_attentions)
+        options = self.checkpointing if training else None
         for layer in self.layers:
             trace.hidden(x)
-            after, weights = layer(x, mask, output_attentions, training)
+            run = partial(layer, need_weights=output_attentions, training=training)
+            after, weights = checkpointed(options, run, x, mask)
             x = self._kept(x, after, training)
             trace.attentions(weights)
         trace.hidden(x)
@@ -244,8 +249,10 @@ class BartEncoder(_BartStack):
         x = self.embed_tokens(packing.pick(input_ids))  # (P, d)
         x = self._placed(x if self.scale == 1 else x * self.scale, packing.positions, training)
         mask = key_mask(packing.mask)
+        options = self.checkpointing if training else None
         for layer in self.layers:
-            x = self._kept(x, layer(x, mask, training=training, packing=packing)[0], training)
+            after, _ = checkpointed(options, partial(layer, training=training, packing=packing), x, mask)
+            x = self._kept(x, after, training)
         return x
 
 
@@ -260,7 +267,11 @@ class BartDecoder(Decoder, _BartStack):
         """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
         if not self.layers:
             return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
-        return [layer.encoder_attn.keys_values(encoder_hidden, packing) for layer in self.layers]
+        return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.layers))]
+
+    def cross_of(self, index: int, encoder_hidden: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """As `cross`, of one layer."""
+        return self.layers[index].encoder_attn.keys_values(encoder_hidden, packing)
 
     def advance(
         self,
@@ -276,15 +287,24 @@ class BartDecoder(Decoder, _BartStack):
         positions = None if cache.tree is None else cache.tree.positions
         x = self._embed(input_ids, inputs_embeds, cache.position, training, positions)
         length = size(x, 1)
-        mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length, size(cross[0][0], 0))
+        anew = cross if isinstance(cross, Anew) else None
+        rows = size(cross[0][0], 0) if anew is None else anew.rows
+        mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length, rows)
         if attention_mask is None:
             mask.alive = None  # every position sees itself
-        for index, layer in enumerate(self.layers):
-            trace.hidden(x)
+
+        def run(
+            index: int, x: Tensor, hidden: Tensor | None, mask: AttentionMask, cross_mask: AttentionMask
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            layer = self.layers[index]
+            asked = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
-            after, weights, cross_weights = layer(
-                x, keys_values, mask, cross[index], cross_mask, riding, trace.want_attentions, training
-            )
+            return layer(x, keys_values, mask, asked, cross_mask, riding, trace.want_attentions, training)
+
+        options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)
+        for index in range(len(self.layers)):
+            trace.hidden(x)
+            after, weights, cross_weights = checkpointed(options, partial(run, index), x, hidden, mask, cross_mask)
             x = self._kept(x, after, training)
             trace.attentions(weights, cross_weights)
         trace.hidden(x)

@@ -6,13 +6,14 @@ Letters: R rows, L length, d width, H heads.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.outputs import EncoderOutput
-from rag_tf.layers import AttentionMask, Trace, activation, attend, key_mask, merge_heads, split_heads
+from rag_tf.layers import AttentionMask, Trace, activation, attend, checkpointed, key_mask, merge_heads, split_heads
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, compute_dtype, dropout, size
 
 
@@ -132,6 +133,8 @@ class BertLayer(Module):
 class BertStack(Module):
     """The layers."""
 
+    checkpointing: dict[str, Any] | None = None
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer = [BertLayer(config) for _ in range(config.num_hidden_layers)]
@@ -142,9 +145,11 @@ class BertStack(Module):
         """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
         attention_mask = key_mask(mask)
         trace = Trace(output_hidden_states, output_attentions)
+        options = self.checkpointing if training else None
         for layer in self.layer:
             trace.hidden(x)
-            x, weights = layer(x, attention_mask, output_attentions, training)
+            run = partial(layer, need_weights=output_attentions, training=training)
+            x, weights = checkpointed(options, run, x, attention_mask)
             trace.attentions(weights)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()

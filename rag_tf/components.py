@@ -99,6 +99,9 @@ class RagPretrained(PretrainedModel):
         bare = {name: _without_adapter(part) for name, part in parts.items()}
         return {name: part for name, part in bare.items() if part is not None}
 
+    def _networks(self) -> list[Any]:
+        return list(self._parts().values())
+
     def modules(self) -> Iterator[Any]:
         """All our modules below, each once; of other libraries' modules nothing."""
         for part in self._parts().values():

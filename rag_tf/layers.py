@@ -7,7 +7,7 @@ H heads, h width of a head, d width of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from rag_tf.attention import (
     merge_heads,
     split_heads,
 )
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, outer, reshape, size
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, Replay, outer, reshape, size
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,6 +40,7 @@ __all__ = [
     "asked",
     "attend",
     "causal_allowed",
+    "checkpointed",
     "embedding_scale",
     "init_normal",
     "key_mask",
@@ -252,6 +253,39 @@ def asked(attention: Any, x: Tensor, riding: tuple[Any, Any] | None, *rest: Any)
     queries = x if riding is None else reshape(x, (*riding, x.shape[-1]))  # (R, K*T, d)
     update, weights = attention(queries, *rest)
     return update if riding is None else reshape(update, (*outer(x), x.shape[-1])), weights
+
+
+def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given: Any) -> Any:
+    """run(*given), of which only what is given is kept for the gradient; what lies between is computed once more then.
+
+    Args:
+        options: None = keep everything.
+        run: a layer, as a function of tensors and masks, which returns a tuple of tensors and None. Whatever else it
+            reads of floating point must be variables, or it has no gradient.
+        given: what it takes; None stays None.
+    """
+    if options is None:
+        return run(*given)
+    replay = Replay()
+    leaves = [each.position_bias if isinstance(each, AttentionMask) else each for each in given]
+    there: list[bool] = []  # which of the results are not None
+
+    def kept(*tensors: Tensor) -> tuple[Tensor, ...]:
+        left, filled = iter(tensors), []
+        for each, leaf in zip(given, leaves, strict=True):
+            value = None if leaf is None else next(left)
+            if isinstance(each, AttentionMask):
+                each = each.unused()
+                each.position_bias = value
+                value = each
+            filled.append(value)
+        with replay():
+            results = run(*filled)
+        there[:] = [result is not None for result in results]
+        return tuple(result for result in results if result is not None)
+
+    found = iter(tf.recompute_grad(kept)(*(leaf for leaf in leaves if leaf is not None)))
+    return tuple(next(found) if each else None for each in there)
 
 
 class Trace:

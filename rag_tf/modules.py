@@ -303,6 +303,25 @@ def uniform(shape: Any) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, tf.add(stream.seed, [0, stream.draws]), alg="philox")
 
 
+class Replay:
+    """A context that may be entered several times, and within which the random numbers are the same each time."""
+
+    def __init__(self) -> None:
+        stream = _STREAM.get()
+        if stream is None:
+            seed = fresh_seed() if tf.executing_eagerly() else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+            stream = Stream(seed)
+        self._stream, self._first = stream, stream.draws
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Draw from the beginning; what is drawn after the context goes on behind it."""
+        own = Stream(self._stream.seed, self._first)
+        with streaming(own):
+            yield
+        self._stream.draws = max(self._stream.draws, own.draws)
+
+
 def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
     """Zeroes a share `rate` of x and scales the rest up, while training."""
     if not training or rate <= 0:

@@ -55,13 +55,32 @@ class Steps:
     """
 
     cache: DecodeState | GrowingCache
-    cross: Sequence[tuple[Tensor, Tensor]]
+    cross: Any
     cross_mask: AttentionMask
     trace: Trace | None = None
 
 
+class Anew:
+    """Cross-attention keys and values that each layer computes for itself, when it is asked for, and keeps nowhere.
+
+    Args:
+        hidden: the encoder's states, (R, S, d), or (P, d) packed.
+        packing: where those belong.
+    """
+
+    def __init__(self, hidden: Tensor, packing: Packing | None) -> None:
+        self.hidden, self.packing = hidden, packing
+        self.rows = size(hidden if packing is None else packing.mask, 0)
+
+
 class Decoder(ABC):
     """A decoder as its users call it, around `advance`."""
+
+    checkpointing: dict[str, Any] | None = None
+
+    @abstractmethod
+    def cross_of(self, index: int, encoder_hidden: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """As `cross`, of one layer."""
 
     @abstractmethod
     def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -323,10 +342,13 @@ class Generator(PretrainedModel, Module, ABC):
             states = encoded.last_hidden_state
             fresh = (states, encoded.hidden_states, encoded.attentions)
         decoder = self.get_decoder()
-        if past is None:
-            cross = decoder.cross(states, packing)
-        else:
+        cross: Any
+        if past is not None:
             cross = [(layer[2], layer[3]) for layer in past]
+        elif decoder.checkpointing is not None and training and not use_cache:
+            cross = Anew(states, packing)
+        else:
+            cross = decoder.cross(states, packing)
         cache, trace = GrowingCache(past), Trace(hidden, attentions)
         steps = Steps(cache, cross, key_mask(attention_mask), trace)
         mask, embeds = decoder_attention_mask, decoder_inputs_embeds

@@ -7,6 +7,7 @@ H heads, V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +26,7 @@ from rag_tf.layers import (
     activation,
     asked,
     attend,
+    checkpointed,
     key_mask,
     merge_heads,
     split_heads,
@@ -32,7 +34,7 @@ from rag_tf.layers import (
 )
 from rag_tf.modules import Embedding, Linear, Module, compute_dtype, dropout, parameter, size, widen
 from rag_tf.packing import Packing
-from rag_tf.seq2seq import Decoder, Generator, Steps
+from rag_tf.seq2seq import Anew, Decoder, Generator, Steps
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -197,6 +199,7 @@ class T5Stack(Module):
     """Token embeddings, blocks and a final norm; the encoder or the decoder."""
 
     block: Any
+    checkpointing: dict[str, Any] | None = None
 
     def __init__(self, config: T5Config, decoder: bool) -> None:
         super().__init__()
@@ -258,9 +261,11 @@ class T5Encoder(T5Stack):
         length = size(x, 1)
         mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(length, length))
         trace = Trace(output_hidden_states, output_attentions)
+        options = self.checkpointing if training else None
         for block in self.block:
             trace.hidden(x)
-            x, weights, _ = block(x, mask, output_attentions, training=training)
+            run = partial(block, need_weights=output_attentions, training=training)
+            x, weights, _ = checkpointed(options, run, x, mask)
             trace.attentions(weights)
         x = self._finish(x, training)
         trace.hidden(x)
@@ -273,8 +278,13 @@ class T5Encoder(T5Stack):
         x = self._embed(packing.pick(input_ids), None, training)
         length = size(packing.mask, 1)
         mask = AttentionMask(key_mask(packing.mask).allowed, self.position_bias(length, length))
+        options = self.checkpointing if training else None
+
+        def run(block: T5Block, x: Tensor, mask: AttentionMask) -> tuple[Tensor]:
+            return (block.packed(x, packing, mask, training),)
+
         for block in self.block:
-            x = block.packed(x, packing, mask, training)
+            (x,) = checkpointed(options, partial(run, block), x, mask)
         return self._finish(x, training)
 
 
@@ -288,7 +298,11 @@ class T5Decoder(Decoder, T5Stack):
         """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
         if not self.block:
             return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
-        return [block.layer[1].EncDecAttention.keys_values(encoder_hidden, packing) for block in self.block]
+        return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.block))]
+
+    def cross_of(self, index: int, encoder_hidden: Tensor, packing: Packing | None = None) -> KeysValues:
+        """As `cross`, of one block."""
+        return self.block[index].layer[1].EncDecAttention.keys_values(encoder_hidden, packing)
 
     def _bias(self, cache: DecodeState | GrowingCache, length: Tensor) -> Tensor | None:
         if not self.block:
@@ -311,15 +325,24 @@ class T5Decoder(Decoder, T5Stack):
         trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds, training)
         length = size(x, 1)
-        riding, bias = cache.riding(length, size(cross[0][0], 0)), self._bias(cache, length)
+        anew = cross if isinstance(cross, Anew) else None
+        rows = size(cross[0][0], 0) if anew is None else anew.rows
+        riding, bias = cache.riding(length, rows), self._bias(cache, length)
         mask = AttentionMask(cache.allowed(length, attention_mask), bias)
         if attention_mask is None:
             mask.alive = None  # every position sees itself
-        for index, block in enumerate(self.block):
+
+        def run(
+            index: int, x: Tensor, hidden: Tensor | None, mask: AttentionMask, cross_mask: AttentionMask
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            asked = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
+            seen = trace.want_attentions
+            return self.block[index](x, mask, seen, cache, index, asked, cross_mask, riding, training)
+
+        options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)
+        for index in range(len(self.block)):
             trace.hidden(x)
-            x, weights, cross_weights = block(
-                x, mask, trace.want_attentions, cache, index, cross[index], cross_mask, riding, training
-            )
+            x, weights, cross_weights = checkpointed(options, partial(run, index), x, hidden, mask, cross_mask)
             trace.attentions(weights, cross_weights)
         x = self._finish(x, training)
         trace.hidden(x)

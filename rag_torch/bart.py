@@ -6,6 +6,7 @@ Letters: R rows (contexts), K beams of a row, T target positions now, S context 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from rag_torch.layers import (
     Trace,
     activation,
     attend,
+    checkpointed,
     embedding_scale,
     init_normal,
     key_mask,
@@ -132,6 +134,7 @@ class _BartStack(nn.Module):
     """Embeddings and bookkeeping that encoder and decoder share."""
 
     layers: Any
+    checkpointing: dict[str, Any] | None = None
 
     def __init__(self, config: BartConfig, layers: nn.ModuleList, layerdrop: float) -> None:
         super().__init__()
@@ -189,11 +192,12 @@ class BartEncoder(_BartStack):
         x = x if packing is None else packing.pack(x)
         mask = key_mask(attention_mask) if packing is None else packing.mask()
         trace = Trace(output_hidden_states, output_attentions)
+        options = self.checkpointing if self.training else None
         for layer in self.layers:
             trace.hidden(x)
             if self._dropped():
                 continue
-            x, weights = layer(x, mask, output_attentions)
+            x, weights = checkpointed(options, partial(layer, need_weights=output_attentions), x, mask)
             trace.attentions(weights)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
@@ -211,7 +215,11 @@ class BartDecoder(Decoder, _BartStack):
 
     def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
-        return [layer.encoder_attn.keys_values(encoder_hidden) for layer in self.layers] or unasked(encoder_hidden)
+        return [self.cross_of(index, encoder_hidden) for index in range(len(self.layers))] or unasked(encoder_hidden)
+
+    def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, S, d) -> one layer's cross-attention keys and values, (R, H, S, h)."""
+        return self.layers[index].encoder_attn.keys_values(encoder_hidden)
 
     def advance(
         self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
@@ -219,6 +227,7 @@ class BartDecoder(Decoder, _BartStack):
         """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
+        options = self.checkpointing if self.training else None
         tree = getattr(cache, "tree", None)
         x = self._embed(input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions)
         shape = x.shape
@@ -226,12 +235,19 @@ class BartDecoder(Decoder, _BartStack):
         if attention_mask is None:
             mask.alive = None  # every position sees itself
         x = cache.ride(x)
-        for index, layer in enumerate(self.layers):
+
+        def run(
+            index: int, x: Tensor, mask: AttentionMask, cross_mask: AttentionMask
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            layer = self.layers[index]
+            keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
+            return layer(x, keys_values, mask, cross[index], cross_mask, trace.want_attentions)
+
+        for index in range(len(self.layers)):
             x = noted(trace, x, shape)
             if self._dropped():
                 continue
-            keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
-            x, weights, cross_weights = layer(x, keys_values, mask, cross[index], cross_mask, trace.want_attentions)
+            x, weights, cross_weights = checkpointed(options, partial(run, index), x, mask, cross_mask)
             trace.attentions(cache.own(weights), cross_weights)
         x = x.reshape(shape)
         trace.hidden(x)

@@ -6,6 +6,7 @@ Letters: R rows, L length, d width, H heads.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from rag_core.outputs import EncoderOutput
 from rag_torch.contexts import checked_ids
-from rag_torch.layers import AttentionMask, Trace, activation, attend, key_mask, merge_heads, split_heads
+from rag_torch.layers import AttentionMask, Trace, activation, attend, checkpointed, key_mask, merge_heads, split_heads
 from rag_torch.packing import Packing
 
 
@@ -123,6 +124,7 @@ class BertStack(nn.Module):
     """The layers."""
 
     layer: Any
+    checkpointing: dict[str, Any] | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -139,9 +141,10 @@ class BertStack(nn.Module):
         x = x if packing is None else packing.pack(x)
         attention_mask = key_mask(mask) if packing is None else packing.mask()
         trace = Trace(output_hidden_states, output_attentions)
+        options = self.checkpointing if self.training else None
         for layer in self.layer:
             trace.hidden(x)
-            x, weights = layer(x, attention_mask, output_attentions)
+            x, weights = checkpointed(options, partial(layer, need_weights=output_attentions), x, attention_mask)
             trace.attentions(weights)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)

@@ -82,6 +82,10 @@ class RagPretrained(PretrainedModel):
         """The document encoder trained along, if one is set."""
         return self.rag.ctx_encoder
 
+    def _networks(self) -> list[Any]:
+        parts = [self.rag.question_encoder, self.rag._modules["generator"], self.rag.ctx_encoder]
+        return [part for part in parts if part is not None]
+
     @classmethod
     def from_pretrained(
         cls: type[Rag],

@@ -34,9 +34,11 @@ class GrowingCache:
 
     Args:
         past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
+        kept: whether `past_with` will be asked for.
     """
 
-    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
+    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None, kept: bool = True) -> None:
+        self.kept = kept
         self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
         self.position = self.past[0][0].shape[2] if self.past else 0
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -58,7 +60,8 @@ class GrowingCache:
         if self.past:
             key = torch.cat([self.past[layer][0], key], 2)
             value = torch.cat([self.past[layer][1], value], 2)
-        self.layers.append((key, value))
+        if self.kept:
+            self.layers.append((key, value))
         return key, value
 
     def past_with(self, cross: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:

@@ -6,6 +6,7 @@ H heads, h width of a head, d width of the model.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,12 @@ class AttentionMask:
         if bias is not None:
             self._bias[dtype] = bias
         return bias
+
+    def unused(self) -> AttentionMask:
+        """The same mask without the numbers that an earlier use has left: a layer computed twice makes them twice."""
+        mask = copy.copy(self)
+        mask._bias = {}
+        return mask
 
     def rows(self, rows: Tensor) -> AttentionMask:
         """The mask of these rows only (no position bias: cross-attention)."""
@@ -202,6 +209,24 @@ def _attend_packed(
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
         rows.append(out.transpose(1, 2))  # (1, n, H, h), as `merge_heads` wants it
     return torch.cat(rows, dim=1).transpose(1, 2)
+
+
+def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given: Any) -> Any:
+    """run(*given), of which only what is given is kept for the gradient; what lies between is computed once more then.
+
+    Args:
+        options: of `torch.utils.checkpoint.checkpoint`; None = keep everything.
+        run: a layer, as a function of tensors and masks.
+        given: what it takes.
+    """
+    if options is None or not torch.is_grad_enabled():
+        return run(*given)
+    from torch.utils.checkpoint import checkpoint
+
+    def again(*given: Any) -> Any:
+        return run(*(each.unused() if isinstance(each, AttentionMask) else each for each in given))
+
+    return checkpoint(again, *given, use_reentrant=False, **options)
 
 
 class Trace:

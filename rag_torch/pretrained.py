@@ -31,6 +31,7 @@ class PretrainedModel(nn.Module, PretrainedBase):
     """
 
     framework = "pt"
+    checkpoint_keywords = ("use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug")
 
     def __init__(self, config: Any) -> None:
         super().__init__()

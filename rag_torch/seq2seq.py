@@ -49,7 +49,7 @@ class Steps:
     """
 
     cache: DecodeState | GrowingCache
-    cross: list[tuple[Tensor, Tensor]]
+    cross: Any
     cross_mask: AttentionMask
     trace: Trace | None = None
 
@@ -57,9 +57,16 @@ class Steps:
 class Decoder(ABC):
     """A decoder as its users call it, around `advance`."""
 
+    checkpointing: dict[str, Any] | None = None
+    training: bool
+
     @abstractmethod
     def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
+
+    @abstractmethod
+    def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, S, d) -> one layer's cross-attention keys and values, (R, H, S, h)."""
 
     @abstractmethod
     def advance(
@@ -119,6 +126,16 @@ class Decoder(ABC):
         past = cache.past_with(cross) if use_cache else None
         output = DecoderOutput(x, past, hidden, attentions, cross_attentions)
         return output.to_tuple() if return_dict is False else output
+
+
+class _Anew:
+    """Cross-attention keys and values of states (R, S, d), computed whenever a layer asks for its own, and not kept."""
+
+    def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
+        self._decoder, self._hidden = decoder, hidden
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._decoder.cross_of(index, self._hidden)
 
 
 class Generator(PretrainedModel, ABC):
@@ -233,17 +250,19 @@ class Generator(PretrainedModel, ABC):
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
         _check_past(past_key_values, target, decoder_attention_mask)
+        cross: Any
         if past_key_values is None:
             states = encoder_outputs.last_hidden_state
+            anew = decoder.checkpointing is not None and decoder.training and not use_cache
             if use_cache or attentions or attention_mask is None:  # what is handed back has all columns
-                cross = decoder.cross(states)
+                cross = _Anew(decoder, states) if anew else decoder.cross(states)
             else:
                 width = used_length(attention_mask)
                 states, attention_mask = states[:, :width], attention_mask[:, :width]
-                cross = self._cross(states, attention_mask)
+                cross = _Anew(decoder, states) if anew else self._cross(states, attention_mask)
         else:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
-        cache, trace = GrowingCache(past_key_values), Trace(hidden, attentions)
+        cache, trace = GrowingCache(past_key_values, bool(use_cache)), Trace(hidden, attentions)
         steps = Steps(cache, cross, key_mask(attention_mask), trace)
         x = decoder(decoder_input_ids, decoder_attention_mask, inputs_embeds=decoder_inputs_embeds, steps=steps)
         decoder_hidden, decoder_attentions, cross_attentions = trace.result()

@@ -8,6 +8,7 @@ H heads, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from rag_torch.layers import (
     Trace,
     activation,
     attend,
+    checkpointed,
     key_mask,
     merge_heads,
     outside_graph,
@@ -195,6 +197,7 @@ class T5Stack(nn.Module):
     """Token embeddings, blocks and a final norm; the encoder or the decoder."""
 
     block: Any
+    checkpointing: dict[str, Any] | None = None
 
     def __init__(self, config: T5Config, decoder: bool) -> None:
         super().__init__()
@@ -255,9 +258,10 @@ class T5Encoder(T5Stack):
         x = x if packing is None else packing.pack(x)
         mask = AttentionMask(key_mask(attention_mask).allowed, bias) if packing is None else packing.mask(bias)
         trace = Trace(output_hidden_states, output_attentions)
+        options = self.checkpointing if self.training else None
         for block in self.block:
             trace.hidden(x)
-            x, weights, _ = block(x, mask, output_attentions)
+            x, weights, _ = checkpointed(options, partial(block, need_weights=output_attentions), x, mask)
             trace.attentions(weights)
         x = self._finish(x)
         x = x if packing is None else packing.padded(x)
@@ -275,8 +279,11 @@ class T5Decoder(Decoder, T5Stack):
 
     def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
         """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
-        asked = [block.layer[1].EncDecAttention.keys_values(encoder_hidden) for block in self.block]
-        return asked or unasked(encoder_hidden)
+        return [self.cross_of(index, encoder_hidden) for index in range(len(self.block))] or unasked(encoder_hidden)
+
+    def cross_of(self, index: int, encoder_hidden: Tensor) -> KeysValues:
+        """(R, S, d) -> one block's cross-attention keys and values, (R, H, S, h)."""
+        return self.block[index].layer[1].EncDecAttention.keys_values(encoder_hidden)
 
     def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor | None:
         past = cache.position
@@ -297,15 +304,22 @@ class T5Decoder(Decoder, T5Stack):
         """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
+        options = self.checkpointing if self.training else None
         x = self._embed(input_ids, inputs_embeds)
         shape = x.shape
         mask = AttentionMask(cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1]))
         if attention_mask is None:
             mask.alive = None  # every position sees itself
         x = cache.ride(x)
-        for index, block in enumerate(self.block):
+
+        def run(
+            index: int, x: Tensor, mask: AttentionMask, cross_mask: AttentionMask
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            return self.block[index](x, mask, trace.want_attentions, cache, index, cross[index], cross_mask)
+
+        for index in range(len(self.block)):
             x = noted(trace, x, shape)
-            x, weights, cross_weights = block(x, mask, trace.want_attentions, cache, index, cross[index], cross_mask)
+            x, weights, cross_weights = checkpointed(options, partial(run, index), x, mask, cross_mask)
             trace.attentions(cache.own(weights), cross_weights)
         x = self._finish(x).reshape(shape)
         trace.hidden(x)

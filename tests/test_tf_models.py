@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from test_torch_models import BART, NO_LAYERS, T5_TIED, T5_UNTIED, seeded
+from test_torch_models import BART, DROPPING, NO_LAYERS, T5_TIED, T5_UNTIED, seeded
 
 import rag_tf.bart
 import rag_tf.layers
@@ -17,7 +17,7 @@ from conformance.cases import MODELS
 from rag_core.config import BartConfig, T5Config
 from rag_core.parity import relative_error
 from rag_core.weights import expected_shapes
-from rag_tf.modules import computing_in
+from rag_tf.modules import computing_in, seeded_by
 
 import tensorflow as tf  # isort: skip  (torch first where both are loaded)
 
@@ -152,6 +152,35 @@ def test_every_gradient_is_pytorchs(kind):
         # A bias on the keys has no effect: what PyTorch has for its gradient is rounding.
         tolerance = 1e-12 * max(1.0, scale / float(want[name].abs().max()))
         assert_same(want[name], got[name], tolerance)
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5v11"])
+def test_checkpointing_changes_memory_alone(kind, monkeypatch):
+    fewer = {"encoder_layers": 1, "decoder_layers": 1} if kind == "bart" else {"num_layers": 1, "num_decoder_layers": 1}
+    rates = DROPPING if kind == "bart" else {"dropout_rate": 0.2}
+    ours = type(pair(kind)[1])(type(CONFIGS[kind]).from_dict(CONFIGS[kind].to_dict(), **rates, **fewer)).to("float64")
+    weights = {name: tensor.numpy() for name, tensor in pair(kind)[0].state_dict().items()}
+    ours.train().load_state_dict(weights, strict=False)
+    room, counted = (rag_tf.bart if kind == "bart" else rag_tf.t5), []
+    attend = room.attend
+    monkeypatch.setattr(room, "attend", lambda *args, **kwargs: counted.append(1) or attend(*args, **kwargs))
+    ids, mask = np.tile(draw(3, 7), (1, 15)), np.zeros((3, 105), np.int64)
+    ids, mask = (ids[:, :20], mask[:, :20]) if kind == "bart" else (ids, mask)
+    mask[:, :5] = 1  # so much padding that rag_tf packs T5's rows
+    variables, runs = ours.trainable_variables, []
+    for on in (False, True):
+        if on:
+            ours.gradient_checkpointing_enable()
+        assert ours.is_gradient_checkpointing is on
+        with seeded_by(np.random.default_rng(3)), tf.GradientTape() as tape:
+            output = ours(ids, mask, ids[:, :4], use_cache=False)
+            loss = tf.reduce_sum(tf.tanh(output.logits))
+        runs.append([output.logits, *map(tf.convert_to_tensor, tape.gradient(loss, variables))])
+        counted.append(-1)
+    for one, other in zip(*runs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+    first = counted.index(-1)
+    assert len(counted) - first - 2 == 2 * first  # every layer's attention once more for the gradient
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5v11"])

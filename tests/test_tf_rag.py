@@ -287,6 +287,18 @@ def test_dropout_acts_in_training_only():
     assert_same(model(**call, training=False).loss, model.eval()(**call).loss)
 
 
+def test_checkpointing_reaches_every_part():
+    model = TWINS[TOKEN](rag_models.config())
+    before = model.weights_version()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert [part.is_gradient_checkpointing for part in model._networks()] == [True, True]
+    assert model.is_gradient_checkpointing and model.weights_version() != before  # graphs are made anew
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+    with pytest.raises(TypeError, match="nothing but use_reentrant, got debug"):
+        model.gradient_checkpointing_enable({"debug": True})
+
+
 class States(tf.Module):
     """A user's encoder: plain states (B, S, d), no config."""
 

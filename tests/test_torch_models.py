@@ -115,6 +115,64 @@ def test_every_returned_state_lies_on_the_way_to_the_result(kind):
         assert slope[0].abs().min() > 0 and slope[1:].abs().max() == 0  # all positions up to the fifth, of one row
 
 
+DROPPING = {"dropout": 0.2, "attention_dropout": 0.1, "encoder_layerdrop": 0.3, "decoder_layerdrop": 0.3}
+
+
+def forgetful(kind):
+    """A network in training mode with every kind of noise, and arguments for it."""
+    ids, mask = contexts()
+    if kind == "dpr":
+        return seeded(DPRQuestionEncoder(DPRConfig(**BERT))).train(), (ids % 19, mask)
+    rates = DROPPING if kind == "bart" else {"dropout_rate": 0.2}
+    config = type(GENERATORS[kind]).from_dict(GENERATORS[kind].to_dict(), **rates)
+    network = BartForConditionalGeneration if kind == "bart" else T5ForConditionalGeneration
+    return seeded(network(config)).train(), (ids, mask, ids[:, :5])
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5v11", "dpr"])
+@pytest.mark.parametrize("switches", [{}, {"output_attentions": True, "output_hidden_states": True}])
+def test_checkpointing_changes_memory_alone(kind, switches):
+    model, args = forgetful(kind)
+    others = [{}, {"use_cache": True}] if kind != "dpr" else [{}]
+    for more in others:
+        runs, kept = [], []
+        for on in (False, True):
+            if on:
+                model.gradient_checkpointing_enable({"use_reentrant": True})
+            assert model.is_gradient_checkpointing is on
+            held = []
+            torch.manual_seed(4)
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda x, held=held: held.append(x.numel()) or x, lambda x: x
+            ):
+                output = model(*args, **switches, **more)
+            results = [output[0]]
+            if more:  # keys and values that are handed back lie on the graph, too
+                results += [part for layer in output.past_key_values for part in layer]
+            model.zero_grad()
+            sum(result.tanh().sum() for result in results).backward()
+            runs.append({name: parameter.grad for name, parameter in model.named_parameters()})
+            kept.append(sum(held))
+        model.gradient_checkpointing_disable()
+        for name, gradient in runs[0].items():
+            assert (gradient is None) == (runs[1][name] is None)
+            if gradient is not None:
+                close(runs[1][name], gradient)
+        assert kept[1] < 0.6 * kept[0]
+
+
+def test_checkpointing_is_for_training():
+    model, args = forgetful("t5v11")
+    model.gradient_checkpointing_enable()
+    held = [[], []]
+    for mode, into in zip((False, True), held, strict=True):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, into=into: into.append(x) or x, lambda x: x):
+            model.train(mode)(*args, use_cache=False)
+    assert len(held[0]) > 2 * len(held[1])
+    with pytest.raises(TypeError, match=r"use_reentrant, preserve_rng_state, .* got reentrant"):
+        model.gradient_checkpointing_enable({"reentrant": False})
+
+
 NO_LAYERS = {
     "bart": BartConfig.from_dict(BART.to_dict(), encoder_layers=0, decoder_layers=0),
     "t5": T5Config.from_dict(T5_TIED.to_dict(), num_layers=0, num_decoder_layers=0),

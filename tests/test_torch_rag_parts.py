@@ -10,6 +10,7 @@ from rag_models import BART, BERT, HEADS, LABELS, QUESTIONS, B, D, N, Retriever,
 from rag_core.config import BartConfig, BertConfig, DPRConfig
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRQuestionEncoder
+from rag_torch.components import build_context_encoder
 from rag_torch.foreign import ForeignEncoder, ForeignGenerator
 from rag_torch.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
@@ -124,6 +125,27 @@ def test_modules_of_ones_own():
     unpooled = RagTokenForGeneration(question_encoder=States(), generator=inner, retriever=Retriever(), n_docs=N)
     with pytest.raises(ValueError, match=r"ForeignEncoder\(module, pooling='mean'\)"):
         unpooled(QUESTIONS, labels=LABELS)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_checkpointing_reaches_every_part(kind):
+    model = build(kind).train()
+    model.set_context_encoder_for_training(build_context_encoder(DPRConfig(**BERT)))
+    assert model.supports_gradient_checkpointing and not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable()
+    assert all(part.is_gradient_checkpointing for part in model._networks()) and len(model._networks()) == 3
+    model.gradient_checkpointing_disable()
+    assert not any(part.is_gradient_checkpointing for part in (model, *model._networks()))
+
+
+def test_checkpointing_of_modules_of_ones_own():
+    mixed = RagTokenForGeneration(question_encoder=States(), generator=build().generator, n_docs=N)
+    with pytest.warns(UserWarning, match="keep all activations: States"):
+        mixed.gradient_checkpointing_enable()
+    assert mixed.generator.is_gradient_checkpointing
+    mixed.rag._modules["generator"] = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="keep all activations: States, Linear"):
+        mixed.gradient_checkpointing_enable()
 
 
 def test_saved_config_names_class_type_and_document_encoder(tmp_path):
