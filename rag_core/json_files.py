@@ -60,7 +60,7 @@ def parse_json(
         raise DamagedFileError(f"{place} is not valid json: {error}. {advice}") from error
     if not isinstance(values, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        names = {dict: "object", list: "array"}
+        names: dict[type, str] = {dict: "object", list: "array"}
         wanted = " or ".join(str(names.get(each, each.__name__)) for each in kinds)
         raise DamagedFileError(f"{place} must hold a json {wanted}, got {type(values).__name__}. {advice}")
     return values
