@@ -34,6 +34,14 @@ class WeightHolder:
     _train_mode = False
     _version = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs hold the variables they were traced with, and cannot be copied.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_graphs", "_graphs_version")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        tensors.name_new_variables(self)
+
     def train(self: Holder, mode: bool = True) -> Holder:
         """Dropout acts in calls that leave `training` out.
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from rag_tf import weight_files
 from rag_tf.keras_fit import KerasFit, spread
-from rag_tf.modules import compute_dtype, computing_in, variable_id
-from rag_tf.weights import named_variables
+from rag_tf.modules import Module, compute_dtype, computing_in, variable_id
+from rag_tf.weights import name_variable, named_variables
 
 # Attributes that are no business of Keras' trackers, which wrap dicts and lists and refuse layers late.
 _OURS = {
@@ -70,19 +70,37 @@ class KerasModel(KerasFit, keras.Model):
             if hasattr(part, "trainable"):
                 part.trainable = bool(value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copy.deepcopy and pickle: networks, config, retriever and modes; what `compile` was told is left out."""
+        modes = {"_train_mode": self._train_mode, "_trainable": self._trainable}
+        kept = {"_generation_config": self._generation_config, **modes}
+        rag = self.rag
+        return _rebuilt, (type(self), self.config, self._parts(), rag.retriever, rag.context_encoder_training, kept)
+
+    @property
+    def losses(self) -> list[Any]:
+        """What `add_loss` was given; weights have no regularizers here."""
+        return list(self._losses)
+
     @property
     def trainable_variables(self) -> list[Any]:
-        """The weights that learn, tied ones once."""
+        """The weights that learn, tied ones once; `path` and `name` of each are its name in checkpoints."""
         if not self.trainable:
             return []
         parts = self._parts().values()
         learning = {variable_id(each) for part in parts for each in part.trainable_variables}
-        return [variable for variable in self.parameters() if id(variable) in learning]
+        return [variable for variable in self.variables if id(variable) in learning]
 
     @property
     def variables(self) -> list[Any]:
-        """All weights, tied ones once."""
-        return list(self.parameters())
+        """All weights, tied ones once; `path` and `name` of each are its name in checkpoints."""
+        theirs = (part for part in self._parts().values() if not isinstance(part, Module))
+        foreign = {id(variable) for part in theirs for _, variable in named_variables(part)}
+        named = self._named()
+        for name, variable in named:
+            if id(variable) not in foreign:
+                name_variable(variable, name)
+        return [variable for _, variable in named]
 
     @property
     def weights(self) -> list[Any]:
@@ -233,3 +251,16 @@ class KerasModel(KerasFit, keras.Model):
                 say(line)
         say(rule)
         say(f"Parameters: {sum(total.values()):,}; trainable: {total[True]:,}; not trainable: {total[False]:,}")
+
+
+def _rebuilt(
+    kind: Any, config: Any, parts: dict[str, Any], retriever: Any, train_context_encoder: bool, kept: dict[str, Any]
+) -> KerasModel:
+    """A model out of what `KerasModel.__reduce__` took apart."""
+    model = kind(config, parts["question_encoder"], parts["generator"], retriever)
+    if "ctx_encoder" in parts:
+        model.rag.set_context_encoder_for_training(parts["ctx_encoder"])
+        model.rag.context_encoder_training = train_context_encoder
+    for name, value in kept.items():
+        object.__setattr__(model, name, value)
+    return model

@@ -40,6 +40,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         if not tensors.hollow_names(self):
             self.init_weights()
         self.tie_weights()
+        tensors.name_new_variables(self)
 
     def init_weights(self) -> None:
         """Fresh weights in place."""
@@ -85,6 +86,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
                 self.final_logits_bias = tf.Variable(turned, trainable=bias.trainable)
         config = type(self.config).from_dict(self.config.to_dict(), vocab_size=rows)
         object.__setattr__(self, "config", config)
+        tensors.name_new_variables(self)
         self.reset_graphs()
         return table
 

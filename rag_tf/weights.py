@@ -154,8 +154,23 @@ def replace(model: Any, name: str, old: Any, value: tf.Tensor, device: str | Non
         return old
     with tf.device(device):
         new = tf.Variable(value, trainable=old.trainable)
+    name_variable(new, getattr(old, "path", name))
     setattr(module, leaf, new)
     return new
+
+
+def name_variable(variable: Any, name: str) -> None:
+    """Give a variable the name of its weight: Keras and TensorFlow tell variables apart by `path` and `name`."""
+    if getattr(variable, "path", None) != name:
+        variable.path = name
+        variable._handle_name = f"{name}:0"  # outside of graphs its name and nothing else; only a constructor sets it
+
+
+def name_new_variables(model: Any) -> None:
+    """Name what has no name yet, as seen from `model`."""
+    for name, variable in named_tensors(model):
+        if isinstance(variable, tf.Variable) and not hasattr(variable, "path"):
+            name_variable(variable, name)
 
 
 def replace_all(model: Any, change: Callable[[str, Any], tf.Tensor], device: str | None = None) -> None:

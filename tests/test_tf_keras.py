@@ -1,5 +1,7 @@
 """What users of Keras do with rag_tf's models: fit, callbacks, policies, their own loop, weights in files, summary."""
 
+import copy
+import pickle
 from functools import cache
 
 import keras
@@ -219,3 +221,43 @@ def test_what_is_told_not_to_learn_does_not():
     moved = {name for name, old, new in zip(names, before, model.get_weights(), strict=True) if (old != new).any()}
     assert any("decoder" in name for name in moved) and "rag.generator.model.shared.weight" in moved
     assert not any("question_encoder" in name or ".encoder." in name for name in moved)
+
+
+def test_variables_are_told_apart_by_the_names_of_checkpoints():
+    model = build()
+    named = dict(model.named_parameters())
+    assert all(named[each.path] is each and each.name == f"{each.path}:0" for each in model.variables)
+    assert {"rag.generator.model.shared.weight", "rag.generator.model.encoder.layers.0.fc1.bias"} <= {
+        each.path for each in model.trainable_variables
+    }
+    optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])
+    model.compile(optimizer)
+    model.train_on_batch(EXAMPLES)
+    decays = {each.path for each in model.trainable_variables if optimizer._use_weight_decay(each)}
+    assert decays == {name for name in decays if not name.endswith("bias") and "norm" not in name}
+    assert "rag.generator.model.shared.weight" in decays
+    model.resize_token_embeddings(V + 3)
+    tied = ("embed_tokens.weight", "lm_head.weight")
+    assert {each.path for each in model.variables} == {name for name in named if not name.endswith(tied)}
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_have_weights_and_graphs_of_their_own(again):
+    model = untouched()
+    model.generate(input_ids=QUESTIONS, attention_mask=MASK, max_length=4)  # there are graphs to leave behind
+    other = again(model)
+    assert type(other) is type(model) and other.retriever is retrieve
+    np.testing.assert_array_equal(other(**EXAMPLES).loss, model(**EXAMPLES).loss)
+    assert other.generator.lm_head.weight is other.generator.model.shared.weight
+    assert [each.path for each in other.variables] == [each.path for each in model.variables]
+    other.generator.model.shared.weight.assign(3 * other.generator.model.shared.weight)
+    assert not np.allclose(other(**EXAMPLES).loss, model(**EXAMPLES).loss)
+    encoder = again(model.question_encoder)
+    np.testing.assert_array_equal(encoder(QUESTIONS, MASK)[0], model.question_encoder(QUESTIONS, MASK)[0])
+
+
+def test_a_loop_of_ones_own_may_add_the_models_losses():
+    model = untouched()
+    assert model.losses == []
+    assert float(model(**EXAMPLES, reduce_loss=True).loss + sum(model.losses)) > 0
