@@ -73,8 +73,26 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
                 hub["revision"] = commit_of(path) or hub.get("revision")
                 return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
             return _open(path)
+    raise OSError(_no_weights(name_or_path))
+
+
+def weight_files(name_or_path: str | Path, **hub: Any) -> list[Path]:
+    """The files that `read_weights` reads, the index of shards first.
+
+    Raises:
+        OSError: none there, or a shard is missing; the file is named.
+    """
+    for filename in WEIGHT_FILES:
+        path = resolve_file(name_or_path, filename, required=False, **hub)
+        if path is not None:
+            shards = sorted(set(_shard_places(path).values())) if filename.endswith(".index.json") else []
+            return [path, *(resolve_file(name_or_path, shard, **hub) for shard in shards)]
+    raise OSError(_no_weights(name_or_path))
+
+
+def _no_weights(name_or_path: str | Path) -> str:
     where = f"folder {str(name_or_path)!r}" if is_local(name_or_path) else f"repository {str(name_or_path)!r}"
-    raise OSError(f"No weights in {where}: none of {', '.join(WEIGHT_FILES)}.")
+    return f"No weights in {where}: none of {', '.join(WEIGHT_FILES)}."
 
 
 def write_checkpoint(
@@ -217,18 +235,23 @@ def _open(path: Path) -> LazyWeights:
     return torch_layout(weights, str(path)) if of_tensorflow else weights
 
 
-def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
-    """The weights named in an index file; each shard is opened once."""
+def _shard_places(index: Path) -> dict[str, str]:
+    """Name of a weight -> its shard, as an index file has it."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         got = type(places).__name__ if not isinstance(places, dict) else "other values"
         what = f"weight_map must be an object of file names, got {got}"
         raise DamagedFileError(f"{index} is not an index of weights ({what}); fetch it again.")
-    shards: dict[str, LazyWeights] = {}
-    for file in sorted(set(places.values())):
+    for file in places.values():
         if "/" in file or "\\" in file or file.startswith("."):
             raise OSError(f"{index} names a shard outside its folder: {file!r}.")
-        shards[file] = _open(resolve(file))
+    return places
+
+
+def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
+    """The weights named in an index file; each shard is opened once."""
+    places = _shard_places(index)
+    shards = {file: _open(resolve(file)) for file in sorted(set(places.values()))}
     scoped = any(shard.scoped for shard in shards.values())
     if scoped:
         places = _scoped_places(places, shards)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -232,6 +232,12 @@ def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str
     return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
 
 
+def run_of(found: Mapping[str, Any], validation: Sequence[Example]) -> dict[str, Any]:
+    """What a finished run says it was: its fingerprint, and which questions it was validated on."""
+    digest = hashlib.sha256("".join(map(repr, validation)).encode()).hexdigest()
+    return {**found, "validation_sha256": digest}
+
+
 def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], folder: str | PathLike[str]) -> None:
     """Refuse to continue another run.
 
@@ -262,6 +268,7 @@ class TrainingReport:
         first_loss: of the first step, nats a token.
         distinct_at_start: share of different documents among those that the run's first questions found.
         collapsed_at: the step at which retrieval was seen to have collapsed; None if it was not.
+        run: of a finished run, the settings and examples that it was, by which the same run is known again.
     """
 
     steps: int = 0
@@ -271,6 +278,7 @@ class TrainingReport:
     first_loss: float | None = None
     distinct_at_start: float | None = None
     collapsed_at: int | None = None
+    run: dict[str, Any] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """What a person should know before using the model: that it hardly learned, that retrieval collapsed."""

@@ -1,14 +1,38 @@
-"""The steps of a training run, for both backends, and the signs that it goes wrong."""
+"""The steps of a training run, for both backends, what it leaves on disk, and the signs that it goes wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
+from rag_core.atomic import atomic_folder, clear
+from rag_core.checkpoint import CHECKPOINT_PATTERNS, weight_files
+from rag_core.hub import resolve_file
+from rag_core.json_files import read_json
+from rag_core.manifest import FILE as MANIFEST
+from rag_core.manifest import describe, spots
 from rag_core.metrics import distinct_document_ratio
-from rag_core.training import DataOrder, Example, TrainingConfig, TrainingReport, learning_rate_factor
+from rag_core.tokenization import TOKENIZER_PATTERNS
+from rag_core.training import (
+    CHECKPOINT,
+    REPORT,
+    DataOrder,
+    Example,
+    TrainingConfig,
+    TrainingReport,
+    check_fingerprint,
+    fingerprint,
+    learning_rate_factor,
+    run_of,
+)
+
+_SUMS = ("nll", "tokens", "prior", "posteriors")  # of a window, besides the documents' ids
 
 # Of fewer questions it can't be told whether all of them find the same documents.
 _GROUP = 8
@@ -71,8 +95,127 @@ class Run(Protocol):
     def validate(self) -> float:
         """Exact match on the validation questions."""
 
-    def save(self, out: Any) -> None:
+    def restore(self, window: Any) -> None:
+        """Puts the sums of a checkpoint into a fresh window."""
+
+    def save(self, window: Any) -> None:
         """Writes a checkpoint."""
+
+
+class RunFiles:
+    """What a run reads from and writes to its folder: checkpoints while it goes on, in the end the model in one go.
+
+    Attributes:
+        source: fingerprints of what the run started from, where it started from files.
+    """
+
+    model: Any
+    tokenizer: Any
+    parameters: Any
+    optimizer: Any
+    scaler: Any
+    config: TrainingConfig
+    examples: Sequence[Example]
+    validation: Sequence[Example]
+    report: TrainingReport
+    out: Path | None
+    source: Mapping[str, Any] = MappingProxyType({})
+    _sums: Mapping[str, Any] | None = None
+
+    @staticmethod
+    def load_state(*arguments: Any) -> dict[str, Any]:
+        """The backend's; see its `training_state`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def save_state(*arguments: Any) -> None:
+        """The backend's; see its `training_state`."""
+        raise NotImplementedError
+
+    def resume(self) -> float:
+        """Goes on from the checkpoint in `out`, if there is one; returns the seconds spent before."""
+        if self.out is None:
+            return 0.0
+        clear(self.out)
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return 0.0
+        state = self.load_state(path, self.parameters, self.optimizer, self.scaler)
+        check_fingerprint(state["fingerprint"], self._fingerprint(), path)
+        self.report = TrainingReport.from_dict(state["report"])
+        self._sums = state["sums"]
+        return self.report.seconds
+
+    def restore(self, window: Any) -> None:
+        """Puts the sums of a checkpoint into a fresh window, so that the next log line is about all of its steps."""
+        sums, self._sums = self._sums, None
+        for name, value in (sums or {}).items():
+            setattr(window, name, [np.asarray(ids) for ids in value] if name == "ids" else value)
+
+    def save(self, window: Any) -> None:
+        """Writes a checkpoint."""
+        if self.out is None:
+            return
+        sums = {name: getattr(window, name) for name in _SUMS} | {"ids": [ids.tolist() for ids in window.ids]}
+        state = {"report": asdict(self.report), "fingerprint": self._fingerprint(), "sums": sums}
+        self.save_state(self.out / CHECKPOINT, self.parameters, self.optimizer, self.scaler, state)
+
+    def finish(self) -> None:
+        """Puts the tuned model in the checkpoint's place, all of it at once: a part would be no end and no middle."""
+        if self.out is None:
+            return
+        self.report.run = run_of(self._fingerprint(), self.validation)
+        stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS)
+        with atomic_folder(self.out, stale=stale) as draft:
+            self.model.save_pretrained(draft)
+            self.tokenizer.save_pretrained(draft)
+            self.report.write(draft / REPORT)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {**fingerprint(self.examples, self.config), **self.source}
+
+
+def source_fingerprint(model: str | Path, kb: str | Path) -> dict[str, str]:
+    """What tells a model and a knowledge base from others, without reading all of them.
+
+    Args:
+        model: folder or repository.
+        kb: folder.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    digest = hashlib.sha256(resolve_file(model, "config.json").read_bytes())
+    for path in weight_files(model):
+        digest.update(f"{path.stat().st_size} {spots(path)}".encode())
+    return {"model_sha256": digest.hexdigest(), "kb_sha256": describe(Path(kb) / MANIFEST)["sha256"]}
+
+
+def finished_before(
+    out: str | Path,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    validation: Sequence[Example],
+    source: Mapping[str, Any],
+) -> TrainingReport | None:
+    """The report of the same run where `out` holds its model already; None where there is something left to do.
+
+    Raises:
+        FileExistsError: `out` is a file or holds another model.
+    """
+    out = Path(out)
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
+    clear(out)
+    if not (out / "config.json").exists() or (out / CHECKPOINT).exists():
+        return None
+    try:
+        report = TrainingReport.from_dict(read_json(out / REPORT))
+    except (OSError, TypeError, ValueError):
+        report = TrainingReport()
+    if report.run != run_of({**fingerprint(examples, config), **source}, validation[: config.validation_size]):
+        raise FileExistsError(f"{out} holds a model already: choose another folder for the tuned one")
+    return report
 
 
 def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
@@ -91,6 +234,7 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
     warmup_steps = config.warmup(run.total)
     watch = CollapseWatch(report)
     window = run.window()
+    run.restore(window)
     while report.steps < run.total:
         step = report.steps
         factor = learning_rate_factor(step, warmup_steps, run.total)
@@ -123,5 +267,5 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
         saves = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < run.total
         if run.out is not None and saves:
             report.seconds = seconds()
-            run.save(run.out)
+            run.save(window)
             watch = CollapseWatch(report)  # a run that goes on from here has seen no more than this one from here on

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,17 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from rag_core.atomic import atomic_folder
 from rag_core.backends import to_tensor
 from rag_core.metrics import exact_match
 from rag_core.tokenization import RagTokenizer
 from rag_core.training import (
-    CHECKPOINT,
-    REPORT,
     Example,
     TrainingConfig,
     TrainingReport,
     batches,
-    check_fingerprint,
-    fingerprint,
     read_examples,
 )
-from rag_core.training_loop import run_steps
+from rag_core.training_loop import RunFiles, finished_before, run_steps, source_fingerprint
 from rag_core.vocabulary import within_table
 from rag_tf.contexts import Contexts, table_size
 from rag_tf.marginalize import masked_fill
@@ -77,7 +71,7 @@ def train(
     return _Run(model, retriever, list(examples), config or TrainingConfig(), list(validation), out).go(progress)
 
 
-class _Run:
+class _Run(RunFiles):
     """One training run."""
 
     def __init__(
@@ -113,7 +107,7 @@ class _Run:
         self.optimizer = make_optimizer(self.parameters, config)
 
     def go(self, progress: bool) -> TrainingReport:
-        before = self._resume()
+        before = self.resume()
         start = time.monotonic()
         bar = tqdm(total=self.total, initial=self.report.steps, desc="training", unit="step", disable=not progress)
         try:
@@ -122,11 +116,12 @@ class _Run:
         finally:
             self.model.eval()
         self.report.seconds = before + time.monotonic() - start
-        if self.out is not None:
-            self._finish(self.out)
+        self.finish()
         return self.report
 
     window = Window
+    load_state = staticmethod(load_state)
+    save_state = staticmethod(save_state)
 
     def step(self, examples: list[Example], seen: Window, logs: bool) -> None:
         """One optimizer step over `accumulation` forward passes; the loss is a mean over all their tokens."""
@@ -214,26 +209,6 @@ class _Run:
         hits = [exact_match(text, e.answers) for text, e in zip(texts, self.validation, strict=True)]
         return sum(hits) / len(hits)
 
-    def _resume(self) -> float:
-        """Go on from the checkpoint in `out`, if there is one; returns the seconds spent before."""
-        if self.out is None or not (self.out / CHECKPOINT).exists():
-            return 0.0
-        state = load_state(self.out / CHECKPOINT, self.parameters, self.optimizer, self.scaler)
-        check_fingerprint(state["fingerprint"], fingerprint(self.examples, self.config), self.out / CHECKPOINT)
-        self.report = TrainingReport.from_dict(state["report"])
-        return self.report.seconds
-
-    def save(self, out: Path) -> None:
-        state = {"report": asdict(self.report), "fingerprint": fingerprint(self.examples, self.config)}
-        save_state(out / CHECKPOINT, self.parameters, self.optimizer, self.scaler, state)
-
-    def _finish(self, out: Path) -> None:
-        with atomic_folder(out) as draft:  # a model without its tokenizers would be neither finished nor resumable
-            self.model.save_pretrained(draft)
-            self.tokenizer.save_pretrained(draft)
-            self.report.write(draft / REPORT)
-        (out / CHECKPOINT).unlink(missing_ok=True)
-
     def answers(self, examples: Sequence[Example]) -> list[str]:
         """Greedy answers."""
         texts: list[str] = []
@@ -270,14 +245,15 @@ def train_files(
         questions: a qa.jsonl, see `rag_core.training.read_examples`.
         model: RAG folder or repository.
         kb: the knowledge base's folder.
-        out: folder for the tuned model; a run that was killed is continued from what it left there.
+        out: folder for the tuned model; a run that was killed is continued from what it left there, and one that is
+            finished is found so.
         config: settings.
         validation: a qa.jsonl to measure exact match on.
         device: None = a GPU if there is one.
         progress: draw a progress bar on stderr.
 
     Raises:
-        OSError: something is missing, or `out` holds a finished model already.
+        OSError: something is missing, or `out` holds another model already.
         ValueError: bad lines, or a knowledge base that does not fit the model.
     """
     from rag_core.config import RagConfig
@@ -285,17 +261,19 @@ def train_files(
     from rag_core.retriever import RagRetriever
     from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 
-    if Path(out).is_file():
-        raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
-    if (Path(out) / "config.json").exists():
-        raise FileExistsError(f"{out} holds a model already: choose another folder for the tuned one")
     examples = read_examples(questions)
     held = [] if validation is None else read_examples(validation)
     base = KnowledgeBase.open(kb)
+    config = config or TrainingConfig()
+    source = source_fingerprint(model, kb)
+    if (done := finished_before(out, examples, config, held, source)) is not None:
+        return done
     stored = RagConfig.from_pretrained(model)
     base.check_model(stored)
     head = RagSequenceForGeneration if stored.saved_head == "sequence" else RagTokenForGeneration
     found = head.from_pretrained(model, device=device)
     retriever = RagRetriever.from_pretrained(model, config=found.config, index=base.index())
     found.set_retriever(retriever)
-    return train(found, retriever, examples, config, validation=held, out=out, progress=progress)
+    run = _Run(found, retriever, examples, config, held, out)
+    run.source = source
+    return run.go(progress)

@@ -14,6 +14,7 @@ from small_weights import BERT, some_weights
 from test_knowledge import build, hashed, write_corpus
 from training_models import small_config, small_tokenizers
 
+from rag_core.atomic import is_draft
 from rag_core.checkpoint import read_weights, write_checkpoint
 from rag_core.config import BertConfig
 from rag_core.convert import convert_checkpoint
@@ -184,3 +185,38 @@ def test_single_files(tmp_path) -> None:
         save()
         assert set(contents(target)) == set(start)
         assert json.loads((target / "generation_config.json").read_text())["num_beams"] == 5
+
+
+@pytest.mark.backend("torch")
+def test_training(tmp_path) -> None:
+    import torch
+    from training_models import train_command
+
+    from rag_core.training import REPORT, TrainingConfig
+    from rag_torch import RagTokenForGeneration, train_files
+
+    torch.manual_seed(3)
+    (tmp_path / "tokenizers").mkdir()
+    tokenizers = small_tokenizers(tmp_path / "tokenizers")
+    words = train_command(tmp_path, RagTokenForGeneration(small_config(tokenizers)), tokenizers)
+    questions, model, kb, tuned = (Path(words[place]) for place in (1, 3, 5, 7))
+    # Checkpoints lie between log lines, which are to come out alike all the same.
+    config = TrainingConfig(steps=6, batch_size=2, save_every=2, log_every=3, learning_rate=3e-3, on_collapse="warn")
+
+    def work() -> object:
+        return train_files(questions, model, kb, tuned, config, validation=questions, device="cpu", progress=False)
+
+    def read() -> dict[str, bytes | None]:
+        found = contents(tuned)
+        report = json.loads(found[REPORT])
+        found[REPORT] = json.dumps(report | {"seconds": 0}).encode()
+        return found
+
+    work()
+    end = read()
+    for _ in kills(lambda: shutil.rmtree(tuned, ignore_errors=True), work, every=13):
+        if (tuned / "config.json").exists():
+            RagTokenForGeneration.from_pretrained(tuned)
+        work()
+        assert read() == end
+        assert not [path for path in tmp_path.rglob("*") if is_draft(path.name)]

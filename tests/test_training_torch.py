@@ -227,6 +227,7 @@ def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_p
     assert tuned.config.architectures == [head.__name__]
     assert not torch.equal(tuned.generator.lm_head.weight, model.generator.lm_head.weight)
     assert json.loads((tmp_path / "tuned" / "training.json").read_text())["steps"] == 2
-    again = CliRunner().invoke(app, words)
+    assert CliRunner().invoke(app, words).stderr.splitlines()[-2:] == result.stderr.splitlines()[-2:]  # found done
+    again = CliRunner().invoke(app, [*words, "--seed", "1"])
     assert again.exit_code == 2
     assert "holds a model already" in again.stderr
