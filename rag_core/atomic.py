@@ -44,6 +44,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from rag_core.damaged import DamagedFileError
+
 __all__ = ["COMMIT", "atomic_folder", "atomic_write", "clear", "install", "is_draft", "name_full_disk", "recover"]
 
 COMMIT = ".dualrag-commit"
@@ -173,7 +175,7 @@ def _recover(folder: Path) -> None:
             if os.path.lexists(folder / COMMIT):  # else its writer lives and has just finished
                 _finish(folder)
     except OSError as error:
-        if isinstance(error, _Damaged):
+        if isinstance(error, DamagedFileError):
             raise
         raise OSError(
             f"{str(folder)!r} was being saved when its writer was stopped; the new files wait in {COMMIT} there and "
@@ -210,10 +212,6 @@ def name_full_disk(error: OSError, target: Path) -> None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.strerror and not error.filename:
         what = f"{error.strerror}: {str(target)!r} could not be written and is as it was. Make room and try again."
         raise OSError(error.errno, what) from error
-
-
-class _Damaged(OSError):
-    pass
 
 
 def _is_within_draft(path: Path) -> bool:
@@ -410,7 +408,7 @@ def _read_journal(target: Path) -> tuple[list[str], list[str], list[str]]:
         files, folders, removed = lists
         return files, folders, removed
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _Damaged(
+        raise DamagedFileError(
             f"{str(path)!r} is no journal of an unfinished save ({type(error).__name__}: {error!s:.160}). Remove the "
             f"folder {COMMIT} and save {str(target)!r} again."
         ) from error

@@ -130,7 +130,7 @@ def write_checkpoint(
     if architecture is not None:
         values["architectures"] = [architecture]
     # Options without a model beside them were put there for this one.
-    is_over_another = (Path(folder) / "config.json").is_file()
+    is_over_another = any((Path(folder) / name).is_file() for name in WEIGHT_FILES)
     stale = CHECKPOINT_PATTERNS if is_over_another else [each for each in CHECKPOINT_PATTERNS if "model" in each]
     with atomic_folder(folder, stale=stale) as draft:
         _write_json(draft / "config.json", values)

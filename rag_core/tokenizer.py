@@ -142,16 +142,17 @@ class Tokenizer(IdRows, Pushable):
         Raises:
             ValueError: a T5 tokenizer that was not read from a sentencepiece model has no such file.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [str(path) for path in vocabulary_files(self.backend_tokenizer, folder, filename_prefix)]
-        for name, source in self._files.sources.items():
-            path = folder / (f"{filename_prefix}-{name}" if filename_prefix else name)
-            path.write_bytes(source)
-            written.append(str(path))
-        if not written:
-            raise ValueError("this tokenizer has no vocabulary file of its own. Call save_pretrained: tokenizer.json")
-        return tuple(written)
+        with atomic_folder(save_directory) as draft:
+            written = [path.name for path in vocabulary_files(self.backend_tokenizer, draft, filename_prefix)]
+            for source_name, source in self._files.sources.items():
+                name = f"{filename_prefix}-{source_name}" if filename_prefix else source_name
+                (draft / name).write_bytes(source)
+                written.append(name)
+            if not written:
+                raise ValueError(
+                    "this tokenizer has no vocabulary file of its own. Call save_pretrained: tokenizer.json"
+                )
+        return tuple(str(Path(save_directory) / name) for name in written)
 
     # text -> ids
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from rag_core.atomic import atomic_folder, clear
 from rag_core.checkpoint import CHECKPOINT_PATTERNS, weight_files
+from rag_core.damaged import DamagedFileError
 from rag_core.hub import resolve_file
 from rag_core.json_files import read_json
 from rag_core.manifest import FILE as MANIFEST
@@ -141,9 +142,16 @@ class RunFiles:
         if not path.exists():
             return 0.0
         state = self.load_state(path, self.parameters, self.optimizer, self.scaler)
-        check_fingerprint(state["fingerprint"], self._fingerprint(), path)
-        self.report = TrainingReport.from_dict(state["report"])
-        self._sums = state["sums"]
+        try:
+            found, report, sums = state["fingerprint"], TrainingReport.from_dict(state["report"]), state["sums"]
+            if not isinstance(found, dict) or set(sums) != {*_SUMS, "ids"}:
+                raise TypeError("no such entries")
+        except (KeyError, TypeError) as error:
+            raise DamagedFileError(
+                f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it."
+            ) from None
+        check_fingerprint(found, self._fingerprint(), path)
+        self.report, self._sums = report, sums
         return self.report.seconds
 
     def restore(self, window: Any) -> None:

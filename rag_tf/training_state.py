@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rag_core.atomic import atomic_write
+from rag_core.damaged import DamagedFileError
 from rag_tf.training_parts import AdamW
 
 _WRITER = "rag_tf"
@@ -54,15 +55,18 @@ def load_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW,
         What was given as `state`.
 
     Raises:
-        ValueError: the file is damaged, another framework's or holds other weights; nothing has been changed then.
+        DamagedFileError: the file is damaged.
+        ValueError: it is another framework's or holds other weights. Nothing has been changed then.
     """
     try:
         with safe_open(path, framework="np") as file:
             names, metadata = set(file.keys()), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
         state = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
+        if not isinstance(state, dict):
+            raise ValueError("its state is no object")
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
     if state.pop("writer", None) != _WRITER:
         raise ValueError(f"{path} belongs to a run of the torch backend. Go on with that one, or remove it.")
     wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}

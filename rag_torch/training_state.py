@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rag_core.atomic import atomic_write
+from rag_core.damaged import DamagedFileError
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -53,15 +54,18 @@ def load_state(
         What was given as `state`.
 
     Raises:
-        ValueError: the file is damaged, another framework's or holds other weights; nothing has been changed then.
+        DamagedFileError: the file is damaged.
+        ValueError: it is another framework's or holds other weights. Nothing has been changed then.
     """
     try:
         with safe_open(path, framework="pt") as file:
             names, metadata = set(file.keys()), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
         state = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
+        if not isinstance(state, dict):
+            raise ValueError("its state is no object")
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
     if "rng.cpu" not in tensors:
         raise ValueError(f"{path} belongs to a run of the tf backend. Go on with that one, or remove it.")
     wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}

@@ -64,7 +64,7 @@ def test_checkpoint_over_another(tmp_path, before, after) -> None:
 
     save()
     end = contents(target)
-    assert "generation_config.json" not in end
+    assert "generation_config.json" not in end  # of another model
     for _ in kills(lambda: lay(target, start), save):
         is_new = same_weights(target, new)
         assert is_new or same_weights(target, old)

@@ -182,7 +182,7 @@ def test_mixed_precision_and_refusals(shaken, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"must be float32, got bfloat16"):
         run(half)
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="no checkpoint of a training run"):
+    with pytest.raises(OSError, match="no checkpoint of a training run"):
         run(out=tmp_path)
     (tmp_path / CHECKPOINT).unlink()
     monkeypatch.setattr(shaken.model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed))

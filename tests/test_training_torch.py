@@ -152,7 +152,7 @@ def test_mixed_precision_and_refusals(tokenizers, tmp_path):
         train(model.to(torch.bfloat16), retriever, EXAMPLES, TrainingConfig(steps=1), progress=False)
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
     model, retriever = build(tokenizers)
-    with pytest.raises(ValueError, match="no checkpoint of a training run"):
+    with pytest.raises(OSError, match="no checkpoint of a training run"):
         train(model, retriever, EXAMPLES, TrainingConfig(steps=1), out=tmp_path, progress=False)
 
 
