@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core.atomic import atomic_write, clear, install, name_full_disk
-from rag_core.checks import warn
+from rag_core.checks import warn, whole
 from rag_core.damaged import DamagedFileError
 from rag_core.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
 from rag_core.faiss_files import INDEX_KINDS, MIN_PQ_ROWS
@@ -252,16 +252,15 @@ def check_settings(kind: str | None, settings: Mapping[str, int] | None) -> dict
     """The settings asked for, checked.
 
     Raises:
-        ValueError: a name that the kind of index does not have, or a value below 1.
+        TypeError, ValueError: a name that the kind of index does not have, or a value that is no whole number above 0.
     """
-    known = SETTINGS.get(kind or "auto", ())
+    known, checked = SETTINGS.get(kind or "auto", ()), {}
     for name, value in (settings or {}).items():
         if name not in known:
             have = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in SETTINGS.items())
             raise ValueError(f"index={kind or 'auto'!r} has no setting {name!r}. Settings are, {have}.")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    return dict(settings or {})
+        checked[name] = whole(1)(name, value)
+    return checked
 
 
 def _kind(asked: str, rows: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core.atomic import atomic_write
+from rag_core.checks import whole
 from rag_core.damaged import DamagedFileError
 from rag_core.json_files import read_json
 
@@ -53,11 +54,9 @@ def checked_factor(factor: Any) -> int:
     """The re-rank factor; 1 is none.
 
     Raises:
-        ValueError: no whole number of 1 or more.
+        TypeError, ValueError: no whole number of 1 or more.
     """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise ValueError(f"rerank (index_rerank) must be a whole number of at least 1, got {factor!r}.")
-    return factor
+    return whole(1)("rerank (index_rerank)", factor)
 
 
 def notes_path(index_path: str | Path) -> Path:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,9 @@ class Hooks:
             lists.append(tuple(items))
         if prefix_allowed_tokens_fn is not None and not callable(prefix_allowed_tokens_fn):
             raise TypeError("prefix_allowed_tokens_fn must be a function (batch_id, input_ids) -> list of token ids")
-        if seed is not None and not isinstance(seed, int):
+        if seed is not None and not isinstance(seed, Integral):
             raise TypeError(f"seed must be a whole number; got {seed!r}")
+        seed = None if seed is None else int(seed)
         if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
             raise TypeError(f"streamer must have the methods put(ids) and end(); got {type(streamer).__name__}")
         if negative_prompt_attention_mask is not None and negative_prompt_ids is None:

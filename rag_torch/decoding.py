@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rag_core.candidates import collect_candidates
+from rag_core.checks import whole
 from rag_core.generation import GenerationConfig, as_generation_config, own_options, resolve_options
 from rag_core.outputs import GenerateOutput
 from rag_core.seq2seq import UNREAD_BY_GENERATE, check_embeds, check_one_of
@@ -296,9 +297,7 @@ def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -
         given = getattr(as_generation_config(generation_config), name)
         keyword = None if given == 1 else given
     value = getattr(model.config, name, None) or 1 if keyword is None else keyword
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more; got {value!r}")
-    return value
+    return whole(1)(name, value)
 
 
 def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,3 +215,14 @@ def test_guidance_is_refused_where_it_can_mean_nothing():
     ):
         with pytest.raises(ValueError, match=words):
             model.generate(**given, **wrong)
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_numbers_of_numpy_are_numbers(kind):
+    model, given = head(kind)
+    lengths = {"num_beams": 2, "num_return_sequences": 2, "max_length": 7, "no_repeat_ngram_size": 2, "n_docs": 3}
+    lists = {"bad_words_ids": [[5], [6]], "suppress_tokens": [8]}
+    options, wrapped = lengths | lists, {name: np.int64(value) for name, value in lengths.items()}
+    wrapped |= {name: np.array(value) for name, value in lists.items()}
+    for more, seed in (({}, {}), ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)})):
+        assert torch.equal(model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more))

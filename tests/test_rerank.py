@@ -10,14 +10,14 @@ import pytest
 from test_knowledge import build
 
 from rag_core import demo
-from rag_core.assembly import _built
+from rag_core.assembly import _built, check_settings
 from rag_core.batch import pad_arrays, pad_rows
 from rag_core.faiss_files import build_faiss, default_lists, read_faiss, training_rows, write_faiss
 from rag_core.index import FaissIndex
 from rag_core.knowledge import KnowledgeBase
 from rag_core.passage_texts import PassageTexts
 from rag_core.recall import tune_recall
-from rag_core.rerank import RERANK, read_notes
+from rag_core.rerank import RERANK, checked_factor, read_notes
 from rag_core.retriever_files import open_index
 
 ROWS, SIZE = 400, 16
@@ -64,6 +64,8 @@ def test_reranking_gives_the_best_of_the_candidates_by_their_exact_scores(data, 
         FaissIndex(data, coarse, vectors="index", rerank=2)
     with pytest.raises(ValueError, match="whole number of at least 1, got 0"):
         FaissIndex(data, coarse, rerank=0)
+    assert type(checked_factor(np.int64(2))) is int
+    assert [type(value) for value in check_settings("ivfpq", {"nprobe": np.int32(3)}).values()] == [int]
 
 
 def test_low_recall_is_said_at_build_and_at_opening(tmp_path, retriever) -> None:

@@ -247,3 +247,14 @@ def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, opti
     assert unpadded(together) == apart
     whole = generate(model, **given(slice(0, 5)), max_length=9, use_cache=False, **options)
     assert whole.numpy().tolist() == together.numpy().tolist()
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_numbers_of_numpy_are_numbers(kind):
+    model, given = with_contexts(kind)
+    lengths = {"num_beams": 2, "num_return_sequences": 2, "max_length": 7, "no_repeat_ngram_size": 2, "n_docs": 3}
+    lists = {"bad_words_ids": [[5], [6]], "suppress_tokens": [8]}
+    options, wrapped = lengths | lists, {name: np.int64(value) for name, value in lengths.items()}
+    wrapped |= {name: np.array(value) for name, value in lists.items()}
+    for more, seed in (({}, {}), ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)})):
+        assert np.array_equal(model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more))
