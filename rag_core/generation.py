@@ -552,6 +552,18 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
     return _checked(options)
 
 
+def asked_rows(name: str, value: Any) -> int:
+    """`num_beams` or `num_return_sequences`, each of which is a row of the search.
+
+    Raises:
+        TypeError, ValueError: naming the option, the rule and what came.
+    """
+    return _ROWS(name, value)
+
+
+_ROWS = checks.whole(1, _MOST["num_beams"])
+
+
 def _checked(options: GenerationConfig) -> GenerationConfig:
     for name, (nothing, what) in _UNSUPPORTED.items():
         value = getattr(options, name) if name in _FIELDS else options.extra.get(name)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_core.arguments import checked_switch
 from rag_core.config_base import PretrainedConfig
 from rag_core.hub import Pushable, split_hub_kwargs
 from rag_core.keywords import Saving
@@ -50,11 +51,10 @@ class PretrainedBase(Pushable):
         """Resolve (use_cache, output_attentions, output_hidden_states, return_dict): None means the config's value."""
         names = ("output_attentions", "output_hidden_states", "use_return_dict")
         attentions, hidden, return_dict = (
-            bool(getattr(self.config, name)) if value is None else value
+            checked_switch(name.removeprefix("use_"), value, getattr(self.config, name))
             for name, value in zip(names, others, strict=True)
         )
-        if use_cache is None:
-            use_cache = bool(getattr(self.config, "use_cache", False))
+        use_cache = checked_switch("use_cache", use_cache, getattr(self.config, "use_cache", False))
         return use_cache, attentions, hidden, return_dict
 
     @property

@@ -50,6 +50,14 @@ def _ids(values: Iterable[int]) -> np.ndarray:
     return np.asarray(list(values), dtype=np.int64).reshape(-1)
 
 
+def _returned(ids: Any) -> np.ndarray:
+    """The ids that `prefix_allowed_tokens_fn` returned, in any form that holds whole numbers."""
+    array = np.asarray(ids if isinstance(ids, np.ndarray) or ids is None else [*ids]).reshape(-1)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"prefix_allowed_tokens_fn must return whole token ids, got {ids!r:.100}")
+    return array.astype(np.int64)
+
+
 def _unique_pairs(rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pairs = np.unique(np.stack([rows, ids], axis=1), axis=0)
     return pairs[:, 0], pairs[:, 1]
@@ -94,6 +102,7 @@ class StepRules:
         for name in ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"):
             self._check_ids(name, as_ids(getattr(options, name)))
         self._check_ids("forced_decoder_ids", self.forced.values())
+        self._check_ids("pad_token_id", as_ids(options.pad_token_id))
         self.prompt_length = prompt_length
         begin = 2 if prompt_length == 1 and options.forced_bos_token_id is not None else prompt_length
         self.begin_index = begin + (int(list(forced)[-1]) if forced else 0)
@@ -219,7 +228,7 @@ class StepRules:
         # Some token must stay even where none counts: a row of nothing but -inf is NaN once it is normalised.
         allowed = [_ids([0])] * len(tokens)
         for row in np.flatnonzero(live).tolist():
-            allowed[row] = _ids(self.prefix_fn(self._batch_id(row), tokens[row]))  # type: ignore[misc]
+            allowed[row] = _returned(self.prefix_fn(self._batch_id(row), tokens[row]))  # type: ignore[misc]
             self._check_ids("prefix_allowed_tokens_fn", allowed[row])
         counts = np.array([len(ids) for ids in allowed])
         together = self.beams if self.options.num_beams > 1 else 1

@@ -18,8 +18,9 @@ from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_core.pretrained import check_table
 from rag_core.sentence_folder import sentence_settings
+from rag_core.seq2seq import check_embeds
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
-from rag_tf.contexts import checked_ids, checked_tensor
+from rag_tf.contexts import check_text, checked_ids, checked_tensor
 from rag_tf.layers import init_normal
 from rag_tf.modules import Embedding, Linear, Module, widen
 from rag_tf.pretrained import PretrainedModel
@@ -89,6 +90,7 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
+        check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
         embeddings = self._body.embeddings
         # One type of integer, or there would be a graph for each.
         if input_ids is not None:
@@ -98,6 +100,7 @@ class PooledEncoder(PretrainedModel, Module, ABC):
                 attention_mask = input_ids != self.config.pad_token_id
         else:
             inputs_embeds = given = checked_tensor("inputs_embeds", inputs_embeds)
+            check_embeds("inputs_embeds", given.shape, self.config.hidden_size)
         if attention_mask is not None:
             attention_mask = tf.cast(checked_tensor("attention_mask", attention_mask), tf.bool)
         if token_type_ids is not None:

@@ -8,12 +8,13 @@ Letters: B questions, N documents a question, Q question length, S context lengt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from rag_core import arguments
+from rag_core.arguments import Given
 from rag_core.backends import to_numpy
 from rag_tf.marginalize import masked_fill, widen
 
@@ -53,6 +54,18 @@ class Contexts:
         return replace(self, context_input_ids=ids, context_attention_mask=mask[:, :length])
 
 
+def facts(name: str, value: tf.Tensor) -> Given:
+    """What can be told of a tensor without looking at its numbers."""
+    kind = "i"
+    if value.dtype.is_floating:
+        kind = "f"
+    elif value.dtype.is_complex:
+        kind = "c"
+    elif value.dtype.is_bool:
+        kind = "b"
+    return Given(name, shape_of(value), kind, value.dtype.name)
+
+
 def given_contexts(
     context_input_ids: Any,
     context_attention_mask: Any,
@@ -65,69 +78,102 @@ def given_contexts(
 
     Raises:
         TypeError: something other than tensors and arrays, or ids that are no integers.
-        ValueError: only some of the three are given, none and there is no retriever, their shapes disagree, or an id is
-            outside the generator's `vocabulary`.
+        ValueError: only some of the three are given, none and there is no retriever, their shapes disagree, an id is
+            outside the generator's `vocabulary`, or the mask holds other numbers than 0 and 1.
     """
     parts = {
         "context_input_ids": context_input_ids,
         "context_attention_mask": context_attention_mask,
         "doc_scores": doc_scores,
     }
-    missing = [name for name, value in parts.items() if value is None]
-    if len(missing) == len(parts):
-        if has_retriever:
-            return None
-        raise ValueError(
-            "this model has no retriever, so context_input_ids, context_attention_mask and doc_scores must all be "
-            "given (a retriever's call returns the first two), or a retriever set with set_retriever(...)"
-        )
-    if missing:
-        given = [name for name in parts if name not in missing]
-        raise ValueError(
-            "context_input_ids, context_attention_mask and doc_scores must be given together or not at all, "
-            f"got {' and '.join(given)} without {' and '.join(missing)}"
-        )
+    if not arguments.check_contexts(parts, has_retriever):
+        return None
     scores = given_scores(doc_scores, n_docs)
-    questions = scores.shape[0]
-    rows = None if questions is None else questions * n_docs
-    ids = checked_ids("context_input_ids", context_input_ids, vocabulary)
-    if differs(ids, (rows, None)) or ids.shape[1] == 0:
-        raise ValueError(
-            f"context_input_ids must have B * n_docs = {questions} * {n_docs} = {rows} rows (doc_scores are "
-            f"{shape_of(scores)}) of one token or more, got shape {shape_of(ids)}"
-        )
+    ids = checked_tensor("context_input_ids", context_input_ids)
+    told = facts("context_input_ids", ids)
+    arguments.check_integers(told)
+    arguments.check_context_rows(told, facts("doc_scores", scores), n_docs)
     mask = checked_tensor("context_attention_mask", context_attention_mask)
-    if differs(mask, shape_of(ids)):
-        raise ValueError(
-            f"context_attention_mask must have the shape of context_input_ids, {shape_of(ids)}, got {shape_of(mask)}"
-        )
+    arguments.check_mask(facts("context_attention_mask", mask), told.shape, told.name)
+    check_values(told.name, ids, vocabulary, "context_attention_mask", mask)
     return Contexts(ids, mask, scores, n_docs)
+
+
+def check_values(
+    name: str,
+    ids: tf.Tensor | None,
+    size: int | None,
+    mask_name: str = "attention_mask",
+    mask: tf.Tensor | None = None,
+) -> None:
+    """Looks at ids, which a table of `size` rows must have, and at their mask; not in a graph.
+
+    Raises:
+        ValueError: an id outside 0 to `size` - 1, or a mask with other numbers than 0 and 1.
+    """
+    if not tf.executing_eagerly():
+        return
+    if ids is not None and size is not None:
+        values = ids.numpy()
+        if values.size:
+            arguments.check_vocabulary(name, values.min(), values.max(), size)
+    if mask is not None and not mask.dtype.is_bool:
+        values = mask.numpy()
+        values = np.where((values == 0) | (values == 1), 0, values)
+        if values.size:
+            arguments.check_mask_values(mask_name, float(values.min()), float(values.max()))
+
+
+def checked_mask(name: str, mask: Any, shape: tuple[int | None, ...] | None, of: str) -> tf.Tensor | None:
+    """A mask as a tensor, refused if it is not of a shape or holds other numbers than 0 and 1.
+
+    Raises:
+        TypeError: not a tensor or array of numbers.
+        ValueError: naming both shapes, or a number.
+    """
+    if mask is None:
+        return None
+    mask = checked_tensor(name, mask)
+    arguments.check_mask(facts(name, mask), shape, of)
+    check_values(name, None, None, name, mask)
+    return mask
 
 
 def given_scores(doc_scores: Any, n_docs: int) -> tf.Tensor:
     """The caller's document scores (B, N), checked, in float32 or wider.
 
     Raises:
-        TypeError: not a tensor or array.
+        TypeError: not a tensor or array of real numbers.
         ValueError: missing, not (B, n_docs), NaN or plus infinity, or a question without a single document.
     """
     if doc_scores is None:
         raise ValueError("doc_scores must be given with encoder_outputs: pass the (B, n_docs) scores of those contexts")
     doc_scores = checked_tensor("doc_scores", doc_scores)
-    if differs(doc_scores, (None, n_docs)) or doc_scores.shape[0] == 0:
-        raise ValueError(
-            f"doc_scores must be (B, n_docs) with n_docs = {n_docs}, got shape {shape_of(doc_scores)}; pass n_docs= "
-            "if the contexts hold another number of documents than the config"
-        )
+    arguments.check_scores(facts("doc_scores", doc_scores), n_docs)
     scores = widen(doc_scores)
     if tf.executing_eagerly():
         best = scores.numpy().max(1)  # NaN where any is
         if not np.isfinite(best).all():
-            raise ValueError(
-                "doc_scores must be numbers, or -inf for a missing document, with one number or more for each "
-                f"question; got {doc_scores.numpy().tolist()!s:.200}"
-            )
+            arguments.refuse_scores(doc_scores.numpy().tolist())
     return scores
+
+
+def check_loss(
+    logits: Any, scores: Any, n_docs: int, target: Any = None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """The tensors of a loss, refused if they do not fit each other.
+
+    Raises:
+        TypeError, ValueError: see `rag_core.arguments.check_loss`.
+    """
+    logits, scores = checked_tensor("seq_logits", logits), checked_tensor("doc_scores", scores)
+    ids = None if target is None else checked_tensor("target", target)
+    told = None if ids is None else facts("target", ids)
+    arguments.check_loss(facts("seq_logits", logits), facts("doc_scores", scores), n_docs, told)
+    given_scores(scores, n_docs)
+    if ids is not None:
+        check_values("target (but for -100)", masked_fill(ids, ids == -100, 0), logits.shape[-1])
+    return logits, scores, ids
 
 
 def table_size(module: Any) -> int | None:
@@ -146,20 +192,8 @@ def checked_ids(name: str, ids: Any, size: int | None = None) -> tf.Tensor:
         ValueError: an id outside 0 to `size` - 1.
     """
     ids = checked_tensor(name, ids)
-    if ids.dtype not in (tf.int64, tf.int32):
-        raise TypeError(f"{name} must hold integer ids (tf.int64), got tf.{ids.dtype.name}")
-    if size is None or not tf.executing_eagerly():
-        return ids
-    values = ids.numpy()
-    if not values.size:
-        return ids
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {low} to {high}. The tokenizer "
-            "must belong to the model (or resize_token_embeddings must follow tokens added to it). If a text spells a "
-            "special token that the model lacks, load the tokenizer with split_special_tokens=True"
-        )
+    arguments.check_integers(facts(name, ids))
+    check_values(name, ids, size)
     return ids
 
 
@@ -207,23 +241,7 @@ def shape_of(value: Any) -> tuple[int | None, ...] | None:
 
 def differs(value: tf.Tensor, wanted: tuple[int | None, ...] | None) -> bool:
     """Whether a shape is known not to be the wanted one; None = any size, or not known."""
-    shape = shape_of(value)
-    if shape is None or wanted is None:
-        return False
-    known = zip(shape, wanted, strict=False)
-    return len(shape) != len(wanted) or any(None not in each and each[0] != each[1] for each in known)
-
-
-def checked_n_docs(n_docs: int | None, default: int) -> int:
-    """`n_docs`, or the config's.
-
-    Raises:
-        ValueError: not a positive integer.
-    """
-    n_docs = default if n_docs is None else n_docs
-    if isinstance(n_docs, bool) or not isinstance(n_docs, Integral | float) or int(n_docs) != n_docs or n_docs < 1:
-        raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}")
-    return int(n_docs)
+    return arguments.differs(shape_of(value), wanted)
 
 
 def checked_questions(input_ids: Any, attention_mask: Any, vocabulary: int | None = None) -> tf.Tensor:
@@ -231,20 +249,28 @@ def checked_questions(input_ids: Any, attention_mask: Any, vocabulary: int | Non
 
     Raises:
         TypeError: something other than tensors and arrays, or ids that are no integers.
-        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of another shape.
+        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of another shape or with
+            other numbers than 0 and 1.
     """
     if input_ids is None:
         raise ValueError("input_ids must be given to retrieve documents (or pass the three context arguments)")
-    input_ids = checked_ids("input_ids", input_ids, vocabulary)
-    if differs(input_ids, (None, None)) or 0 in (shape_of(input_ids) or ()):
-        raise ValueError(f"input_ids must be (B, Q) with at least one token, got shape {shape_of(input_ids)}")
-    if attention_mask is not None:
-        mask = checked_tensor("attention_mask", attention_mask)
-        if differs(mask, shape_of(input_ids)):
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids, {shape_of(input_ids)}, got {shape_of(mask)}"
-            )
-    return input_ids
+    ids = checked_tensor("input_ids", input_ids)
+    told = facts("input_ids", ids)
+    arguments.check_integers(told)
+    arguments.check_questions(told)
+    checked_mask("attention_mask", attention_mask, told.shape, told.name)
+    check_values(told.name, ids, vocabulary)
+    return ids
+
+
+def check_text(ids: Any, embeds: Any, mask: Any = None, types: Any = None) -> None:
+    """Refuses what an encoder cannot read; see `rag_core.arguments.check_text`."""
+    given = {"input_ids": ids, "inputs_embeds": embeds, "attention_mask": mask, "token_type_ids": types}
+    told = {name: facts(name, checked_tensor(name, each)) for name, each in given.items() if each is not None}
+    read = told["input_ids" if embeds is None else "inputs_embeds"]
+    arguments.check_text(read, told.get("attention_mask"), told.get("token_type_ids"))
+    if mask is not None:
+        check_values(read.name, None, None, "attention_mask", checked_tensor("attention_mask", mask))
 
 
 def search_in_graph(

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rag_core.arguments import checked_switch
 from rag_core.candidates import collect_candidates
-from rag_core.checks import whole
-from rag_core.generation import GenerationConfig, as_generation_config, own_options, resolve_options
+from rag_core.generation import GenerationConfig, as_generation_config, asked_rows, own_options, resolve_options
 from rag_core.outputs import GenerateOutput
 from rag_core.seq2seq import UNREAD_BY_GENERATE, check_embeds, check_one_of
 from rag_tf.contexts import checked_questions, table_size
@@ -305,7 +305,7 @@ def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -
         given = getattr(as_generation_config(generation_config), name)
         keyword = None if given == 1 else given
     value = getattr(model.config, name, None) or 1 if keyword is None else keyword
-    return whole(1)(name, value)
+    return asked_rows(name, value)
 
 
 def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:
@@ -422,7 +422,7 @@ def rag_sequence_generate(
             options,
             hooks,
             num_return_sequences=wanted,
-            do_deduplication=config.do_deduplication if do_deduplication is None else do_deduplication,
+            do_deduplication=checked_switch("do_deduplication", do_deduplication, config.do_deduplication),
             decoding=decoding,
         )
     return output if options.return_dict_in_generate else output.sequences

@@ -337,6 +337,8 @@ def as_encoder_output(value: Any) -> EncoderOutput:
     if isinstance(value, tuple | list):
         hidden, attentions = (*value[1:3], None, None)[:2]
         return EncoderOutput(last_hidden_state=value[0], hidden_states=hidden, attentions=attentions)
+    if not hasattr(value, "last_hidden_state"):
+        raise TypeError(f"encoder_outputs must be an encoder's output, a tuple or a tensor, got {type(value).__name__}")
     return EncoderOutput(
         last_hidden_state=value.last_hidden_state,
         hidden_states=getattr(value, "hidden_states", None),

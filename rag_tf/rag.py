@@ -12,12 +12,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from rag_core.arguments import checked_epsilon, checked_n_docs, checked_start, checked_switch
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
 from rag_core.seq2seq import next_inputs
 from rag_tf import marginalize as marginal
 from rag_tf.components import RagPretrained
-from rag_tf.contexts import Contexts, checked_ids, checked_labels, checked_n_docs, checked_tensor, table_size
+from rag_tf.contexts import Contexts, check_loss, checked_ids, checked_labels, table_size
 from rag_tf.keras_model import KerasModel
 from rag_tf.rag_model import RagModel
 
@@ -122,7 +123,7 @@ class _RagHead(RagPretrained, KerasModel):
 
     def _result(self, outputs: RetrievAugLMOutput, loss: Any, return_dict: bool | None) -> Any:
         output = RetrievAugLMMarginOutput(**{**vars(outputs), "loss": loss})
-        wanted = self.config.use_return_dict if return_dict is None else return_dict
+        wanted = checked_switch("return_dict", return_dict, self.config.use_return_dict)
         return output if wanted else output.to_tuple()
 
 
@@ -181,9 +182,9 @@ class RagSequenceForGeneration(_RagHead):
                 outputs.logits,
                 outputs.doc_scores,
                 inputs["decoder_input_ids"],
-                config.reduce_loss if reduce_loss is None else reduce_loss,
+                checked_switch("reduce_loss", reduce_loss, config.reduce_loss),
                 config.label_smoothing,
-                config.exclude_bos_score if exclude_bos_score is None else exclude_bos_score,
+                checked_switch("exclude_bos_score", exclude_bos_score, config.exclude_bos_score),
                 n_docs,
             )
         return self._result(outputs, loss, return_dict)
@@ -204,9 +205,9 @@ class RagSequenceForGeneration(_RagHead):
             *_loss_inputs(seq_logits, doc_scores, target, n_docs),
             self._pad_token_id,
             self.config.bos_token_id or self.config.generator.bos_token_id,
-            bool(exclude_bos_score),
-            float(epsilon),
-            bool(reduce_loss),
+            checked_switch("exclude_bos_score", exclude_bos_score, False),
+            checked_epsilon(epsilon),
+            checked_switch("reduce_loss", reduce_loss, False),
         )
 
     def generate(
@@ -280,17 +281,17 @@ class RagTokenForGeneration(_RagHead):
         outputs, labels = self._run(labels, inputs, kwargs, training)
         loss = None
         if labels is not None:
-            reduce_loss = config.reduce_loss if reduce_loss is None else reduce_loss
+            reduce_loss = checked_switch("reduce_loss", reduce_loss, config.reduce_loss)
             epsilon = config.label_smoothing
             loss = self.get_nll(outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs)
-        if config.do_marginalize if do_marginalize is None else do_marginalize:
+        if checked_switch("do_marginalize", do_marginalize, config.do_marginalize):
             outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
         return self._result(outputs, loss, return_dict)
 
     def marginalize(self, seq_logits: tf.Tensor, doc_scores: tf.Tensor, n_docs: int | None = None) -> tf.Tensor:
         """log p(y_i|x, y_<i) over the vocabulary: logits (B*N, T, V) and scores (B, N) -> (B, T, V)."""
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
-        logits, scores = checked_tensor("seq_logits", seq_logits), checked_tensor("doc_scores", doc_scores)
+        logits, scores, _ = check_loss(seq_logits, doc_scores, n_docs)
         return self.graph("marginalize", marginal.rows_marginal)(logits, scores, tf.constant(n_docs))
 
     def get_nll(
@@ -306,7 +307,7 @@ class RagTokenForGeneration(_RagHead):
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
         inputs = _loss_inputs(seq_logits, doc_scores, target, n_docs)
         return self.graph("nll", marginal.rows_token_nll)(
-            *inputs, self._pad_token_id, float(epsilon), bool(reduce_loss)
+            *inputs, self._pad_token_id, checked_epsilon(epsilon), checked_switch("reduce_loss", reduce_loss, False)
         )
 
     def prepare_inputs_for_generation(
@@ -347,9 +348,7 @@ class RagTokenForGeneration(_RagHead):
 
     def shift_tokens_right(self, input_ids: tf.Tensor, start_token_id: int | None = None) -> tf.Tensor:
         """(B, T) ids with a start token (the config's decoder start) in front and the last column gone."""
-        start = self.config.decoder_start_token_id if start_token_id is None else start_token_id
-        if start is None:
-            raise ValueError("start_token_id must be given: config.decoder_start_token_id is None")
+        start = checked_start(start_token_id, self.config.decoder_start_token_id)
         input_ids = checked_ids("input_ids", input_ids)
         first = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(start, input_ids.dtype))
         return tf.concat([first, input_ids[:, :-1]], 1)
@@ -378,5 +377,5 @@ class RagTokenForGeneration(_RagHead):
 
 def _loss_inputs(logits: Any, scores: Any, target: Any, n_docs: int) -> tuple[tf.Tensor, ...]:
     """The tensors of a loss; ids always int64, and N a tensor: another type or number would be another graph."""
-    ids = tf.cast(checked_ids("target", target), tf.int64)
-    return checked_tensor("seq_logits", logits), checked_tensor("doc_scores", scores), ids, tf.constant(n_docs)
+    logits, scores, ids = check_loss(logits, scores, n_docs, target)
+    return logits, scores, tf.cast(ids, tf.int64), tf.constant(n_docs)

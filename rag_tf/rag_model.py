@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from rag_core import arguments
+from rag_core.arguments import checked_n_docs, checked_switch
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
 from rag_core.retriever import within_table_of
@@ -21,10 +23,11 @@ from rag_tf.components import RagPretrained, build_generator, build_question_enc
 from rag_tf.contexts import (
     Contexts,
     checked_ids,
-    checked_n_docs,
+    checked_mask,
     checked_questions,
     checked_tensor,
     differs,
+    facts,
     given_contexts,
     given_scores,
     search_in_graph,
@@ -253,8 +256,7 @@ class RagModel(RagPretrained, KerasModel):
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
-        if output_retrieved is None:
-            output_retrieved = self.config.output_retrieved
+        output_retrieved = checked_switch("output_retrieved", output_retrieved, self.config.output_retrieved)
         if encoder_outputs is None:
             contexts = self._contexts(
                 input_ids,
@@ -316,21 +318,13 @@ class RagModel(RagPretrained, KerasModel):
 
 
 def _check_states(states: Any, contexts: Contexts, width: int | None) -> None:
-    """Refuses encoder states that are not (B*N, S, d), S as in the contexts' mask."""
-    scores, mask = contexts.doc_scores, contexts.context_attention_mask
-    rows = None if scores.shape[0] is None else scores.shape[0] * contexts.n_docs
-    shape = tuple(getattr(states, "shape", ()))
-    wanted = (rows, None, width)
-    if len(shape) != 3 or any(None not in pair and pair[0] != pair[1] for pair in zip(shape, wanted, strict=True)):
-        raise ValueError(
-            f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} (doc_scores are "
-            f"{shape_of(scores)}) and d = {width or 'any'} as element 0, got shape {shape}"
-        )
-    if mask is not None and differs(mask, shape[:2]):
-        raise ValueError(
-            f"context_attention_mask must have the shape (B * n_docs, S) of encoder_outputs, {shape[:2]}, got "
-            f"{shape_of(mask)}"
-        )
+    """Refuses encoder states that are not (B*N, S, d), and a mask that is not theirs."""
+    states = checked_tensor("encoder_outputs", states)
+    arguments.check_states(
+        facts("encoder_outputs", states), facts("doc_scores", contexts.doc_scores), contexts.n_docs, width
+    )
+    of = "encoder_outputs, (B * n_docs, S)"
+    checked_mask("context_attention_mask", contexts.context_attention_mask, shape_of(states[..., 0]), of)
 
 
 def _repeat(name: str, value: Any, contexts: Contexts, vocabulary: int | None = None) -> tf.Tensor | None:

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
+from rag_core.arguments import check_fed, check_rows
 from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
 from rag_core.pretrained import check_table
 from rag_core.seq2seq import (
@@ -26,7 +27,7 @@ from rag_core.seq2seq import (
     next_inputs,
     start_and_pad,
 )
-from rag_tf.contexts import checked_ids
+from rag_tf.contexts import check_text, checked_ids, checked_mask, facts
 from rag_tf.keras_fit import spread
 from rag_tf.layers import (
     AttentionMask,
@@ -266,9 +267,14 @@ class Generator(PretrainedModel, Module, ABC):
         if encoded is None:
             check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
             context, inputs_embeds, given = self._fed("input", input_ids, inputs_embeds)
+            check_text(context, inputs_embeds, attention_mask)
             self.check_length(given.shape[1])
-        attention_mask, decoder_attention_mask = _mask(attention_mask), _mask(decoder_attention_mask)
+        else:
+            given = tf.convert_to_tensor(encoded.last_hidden_state)
+            checked_mask("attention_mask", attention_mask, tuple(given.shape[:2]), "encoder_outputs, (R, S)")
+        check_rows(facts("the decoder's input", target), facts("the context", given))
         past = _check_past(past_key_values, target, decoder_attention_mask)
+        attention_mask, decoder_attention_mask = _mask(attention_mask), _mask(decoder_attention_mask)
         self.check_length(_sum(past, target.shape[1]))
         if past_key_values is not None:
             past_key_values = tuple(tuple(layer) for layer in past_key_values)
@@ -373,8 +379,10 @@ class Generator(PretrainedModel, Module, ABC):
         table = self.get_input_embeddings()
         if embeds is None:
             ids = _ids(f"{name}_ids", ids, table.num_embeddings)
+            check_fed(facts(f"{name}_ids", ids))
             return ids, None, ids
         embeds = tf.convert_to_tensor(embeds)
+        check_fed(facts(f"{name}s_embeds", embeds))
         check_embeds(f"{name}s_embeds", embeds.shape, table.embedding_dim)
         return None, embeds, embeds
 
@@ -584,4 +592,5 @@ def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> int | None:
         raise ValueError(
             f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, got {tuple(mask.shape)}"
         )
+    checked_mask("decoder_attention_mask", mask, wanted, "the decoder's input")
     return length

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
-from rag_tf.contexts import checked_ids, checked_tensor, table_size
+from rag_tf.contexts import checked_ids, checked_mask, checked_tensor, table_size
 from rag_tf.graphs import Graph
 from rag_tf.layers import DecodeState, Trace, as_encoder_output
 from rag_tf.modules import widen
@@ -220,5 +220,6 @@ def without_documents(
             f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a row for each question;"
             f" got {tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
         )
+    checked_mask("negative_prompt_attention_mask", mask, tuple(ids.shape), "negative_prompt_ids")
     mask = tf.ones_like(ids, tf.bool) if mask is None else tf.cast(mask, tf.bool)
     return encode_distinct(generator, ids, mask), mask

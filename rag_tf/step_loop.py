@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rag_core.arguments import check_processed, refuse_nan
 from rag_core.backends import to_numpy
 from rag_core.beam import BeamSearch, Finished, RowSearch, order_candidates
 from rag_core.generation import GenerationConfig
 from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
-from rag_tf.contexts import checked_ids, table_size
+from rag_tf.contexts import checked_ids, facts, table_size
 from rag_tf.graph_loop import searched
 from rag_tf.graphs import Graph
 from rag_tf.marginalize import logsumexp
@@ -192,9 +193,11 @@ class _Loop(ABC):
         scores = apply_edits(scores, self.rules.edits(rows, self.search.live))
         for processor in self.hooks.logits_processor:
             changed = processor(tf.constant(rows), scores)
-            if not isinstance(changed, tf.Tensor) or changed.shape != scores.shape:
-                got = tuple(changed.shape) if isinstance(changed, tf.Tensor) else type(changed).__name__
-                raise ValueError(f"a logits_processor must return scores of shape {tuple(scores.shape)}; got {got}")
+            if not isinstance(changed, tf.Tensor):
+                raise TypeError(f"a logits_processor must return scores, got {type(changed).__name__}")
+            check_processed(facts("a logits_processor", changed), tuple(scores.shape))
+            if bool(tf.reduce_any(tf.math.is_nan(changed))):
+                refuse_nan("a logits_processor")
             scores = changed
         scores = normalised(scores) if self.options.renormalize_logits else scores
         return apply_warps(scores, self.warps, self.least)

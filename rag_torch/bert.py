@@ -17,8 +17,9 @@ from rag_core.config import BertConfig, DPRConfig
 from rag_core.outputs import PooledEncoderOutput
 from rag_core.pretrained import check_table
 from rag_core.sentence_folder import sentence_settings
+from rag_core.seq2seq import check_embeds
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
-from rag_torch.contexts import used_length
+from rag_torch.contexts import check_text, used_length
 from rag_torch.layers import init_normal
 from rag_torch.pretrained import PretrainedModel
 
@@ -79,6 +80,9 @@ class PooledEncoder(PretrainedModel, ABC):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
+        check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
+        if inputs_embeds is not None:
+            check_embeds("inputs_embeds", inputs_embeds.shape, self.config.hidden_size)
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds)

@@ -43,6 +43,8 @@ class BertEmbeddings(nn.Module):
                 f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
                 f"cut texts when they are tokenized: truncation=True, max_length={limit}"
             )
+        if token_type_ids is not None:
+            checked_ids("token_type_ids", token_type_ids, self.token_type_embeddings.num_embeddings)
         types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
         x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
         x = x + self.position_embeddings.weight[:length]

@@ -6,12 +6,13 @@ Letters: B questions, N documents a question, Q question length, S context lengt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rag_core import arguments
+from rag_core.arguments import Given
 from rag_torch.marginalize import widen
 
 
@@ -59,6 +60,24 @@ def used_length(mask: Tensor) -> int:
     return int(used[-1]) + 1 if len(used) else 1
 
 
+def facts(name: str, value: Any) -> Given:
+    """What can be told of a tensor without looking at its numbers.
+
+    Raises:
+        TypeError: not a tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use return_tensors='pt'")
+    kind = "i"
+    if value.is_floating_point():
+        kind = "f"
+    elif value.is_complex():
+        kind = "c"
+    elif value.dtype == torch.bool:
+        kind = "b"
+    return Given(name, tuple(value.shape), kind, str(value.dtype).removeprefix("torch."))
+
+
 def given_contexts(
     context_input_ids: Tensor | None,
     context_attention_mask: Tensor | None,
@@ -71,68 +90,105 @@ def given_contexts(
 
     Raises:
         TypeError: something other than tensors, or ids that are no integers.
-        ValueError: only some of the three are given, none and there is no retriever, their shapes disagree, or an id is
-            outside the generator's `vocabulary`.
+        ValueError: only some of the three are given, none and there is no retriever, their shapes disagree, an id is
+            outside the generator's `vocabulary`, or the mask holds other numbers than 0 and 1.
     """
     parts = {
         "context_input_ids": context_input_ids,
         "context_attention_mask": context_attention_mask,
         "doc_scores": doc_scores,
     }
-    missing = [name for name, value in parts.items() if value is None]
-    if context_input_ids is None and context_attention_mask is None and doc_scores is None:
-        if has_retriever:
-            return None
-        raise ValueError(
-            "this model has no retriever, so context_input_ids, context_attention_mask and doc_scores must all be "
-            "given (a retriever's call returns the first two), or a retriever set with set_retriever(...)"
-        )
-    if context_input_ids is None or context_attention_mask is None or doc_scores is None:
-        given = [name for name in parts if name not in missing]
-        raise ValueError(
-            "context_input_ids, context_attention_mask and doc_scores must be given together or not at all, "
-            f"got {' and '.join(given)} without {' and '.join(missing)}"
-        )
+    if not arguments.check_contexts(parts, has_retriever):
+        return None
+    check_places(**parts)
     scores = given_scores(doc_scores, n_docs)
-    rows = scores.shape[0] * n_docs
-    checked_ids("context_input_ids", context_input_ids, vocabulary)
-    if context_input_ids.dim() != 2 or context_input_ids.shape[0] != rows or not context_input_ids.shape[1]:
-        raise ValueError(
-            f"context_input_ids must have B * n_docs = {scores.shape[0]} * {n_docs} = {rows} rows (doc_scores are "
-            f"{tuple(scores.shape)}) of one token or more, got shape {tuple(context_input_ids.shape)}"
-        )
-    _check_tensor("context_attention_mask", context_attention_mask)
-    if context_attention_mask.shape != context_input_ids.shape:
-        raise ValueError(
-            f"context_attention_mask must have the shape of context_input_ids, {tuple(context_input_ids.shape)}, "
-            f"got {tuple(context_attention_mask.shape)}"
-        )
+    ids = facts("context_input_ids", context_input_ids)
+    arguments.check_integers(ids)
+    arguments.check_context_rows(ids, facts("doc_scores", scores), n_docs)
+    arguments.check_mask(facts("context_attention_mask", context_attention_mask), ids.shape, ids.name)
+    check_values(ids.name, context_input_ids, vocabulary, "context_attention_mask", context_attention_mask)
     return Contexts(context_input_ids, context_attention_mask, scores, n_docs)
+
+
+def check_places(**tensors: Any) -> None:
+    """Refuses tensors on the meta device among others; see `rag_core.arguments.check_places`."""
+    devices = {name: getattr(value, "device", None) for name, value in tensors.items()}
+    arguments.check_places(**{name: None if at is None else torch.device(at).type for name, at in devices.items()})
+
+
+def check_values(
+    name: str, ids: Tensor | None, size: int | None, mask_name: str = "attention_mask", mask: Tensor | None = None
+) -> None:
+    """Looks at ids, which a table of `size` rows must have, and at their mask, in one wait for the device.
+
+    Not where values can't be read: torch.compile, the meta device.
+
+    Raises:
+        ValueError: an id outside 0 to `size` - 1, or a mask with other numbers than 0 and 1.
+    """
+    looked = [each for each in (ids, mask) if each is not None]
+    if torch.compiler.is_compiling() or any(each.is_meta or not each.numel() for each in looked):
+        return
+    parts: list[Tensor] = []
+    masked = mask is not None and mask.dtype != torch.bool
+    if ids is not None and size is not None:
+        parts += ids.aminmax()
+    if mask is not None and masked:
+        parts += torch.where((mask == 0) | (mask == 1), 0, mask).aminmax()
+    if not parts:
+        return
+    found = torch.stack([part.double() for part in parts]).tolist()
+    if ids is not None and size is not None:
+        arguments.check_vocabulary(name, found[0], found[1], size)
+    if masked:
+        arguments.check_mask_values(mask_name, found[-2], found[-1])
+
+
+def checked_mask(name: str, mask: Tensor | None, shape: tuple[int, ...], of: str) -> None:
+    """Refuses a mask that is not of a shape, or where looking is free (on a CPU) holds other numbers than 0 and 1.
+
+    Raises:
+        TypeError: not a tensor of numbers.
+        ValueError: naming both shapes, or a number.
+    """
+    if mask is None:
+        return
+    arguments.check_mask(facts(name, mask), tuple(shape), of)
+    if mask.device.type == "cpu":
+        check_values(name, None, None, name, mask)
 
 
 def given_scores(doc_scores: Tensor | None, n_docs: int) -> Tensor:
     """The caller's document scores (B, N), checked, in float32 or wider.
 
     Raises:
-        TypeError: not a tensor.
+        TypeError: not a tensor of real numbers.
         ValueError: missing, not (B, n_docs), NaN or plus infinity, or a question without a single document.
     """
     if doc_scores is None:
         raise ValueError("doc_scores must be given with encoder_outputs: pass the (B, n_docs) scores of those contexts")
-    _check_tensor("doc_scores", doc_scores)
-    if doc_scores.dim() != 2 or doc_scores.shape[1] != n_docs or not doc_scores.shape[0]:
-        raise ValueError(
-            f"doc_scores must be (B, n_docs) with n_docs = {n_docs}, got shape {tuple(doc_scores.shape)}; pass n_docs= "
-            "if the contexts hold another number of documents than the config"
-        )
+    arguments.check_scores(facts("doc_scores", doc_scores), n_docs)
     scores = widen(doc_scores)
     # torch.compile can't branch on a value. The largest of a row is NaN where any is.
-    if not torch.compiler.is_compiling() and not bool(scores.amax(1).isfinite().all()):
-        raise ValueError(
-            "doc_scores must be numbers, or -inf for a missing document, with one number or more for each question; "
-            f"got {doc_scores.tolist()!s:.200}"
-        )
+    if scores.is_meta or torch.compiler.is_compiling():
+        return scores
+    if not bool(scores.amax(1).isfinite().all()):
+        arguments.refuse_scores(doc_scores.tolist())
     return scores
+
+
+def check_loss(logits: Any, scores: Any, n_docs: int, target: Any = None) -> None:
+    """Refuses tensors of a loss that do not fit; numbers are looked at where that is free, on a CPU.
+
+    Raises:
+        TypeError, ValueError: see `rag_core.arguments.check_loss`.
+    """
+    ids = None if target is None else facts("target", target)
+    arguments.check_loss(facts("seq_logits", logits), facts("doc_scores", scores), n_docs, ids)
+    if scores.device.type == "cpu":
+        given_scores(scores, n_docs)
+    if target is not None and target.device.type == "cpu":
+        check_values("target (but for -100)", target.masked_fill(target == -100, 0), logits.shape[-1])
 
 
 def table_size(module: Any) -> int | None:
@@ -150,18 +206,8 @@ def checked_ids(name: str, ids: Any, size: int | None = None) -> Tensor:
         TypeError: not a tensor of integers.
         ValueError: an id outside 0 to `size` - 1.
     """
-    _check_tensor(name, ids)
-    if ids.dtype not in (torch.long, torch.int):
-        raise TypeError(f"{name} must hold integer ids (torch.long), got {ids.dtype}")
-    if size is None or not ids.numel() or ids.is_meta or torch.compiler.is_compiling():
-        return ids
-    low, high = torch.stack(ids.aminmax()).tolist()  # both in one wait for the device
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {low} to {high}. The tokenizer "
-            "must belong to the model (or resize_token_embeddings must follow tokens added to it). If a text spells a "
-            "special token that the model lacks, load the tokenizer with split_special_tokens=True"
-        )
+    arguments.check_integers(facts(name, ids))
+    check_values(name, ids, size)
     return ids
 
 
@@ -181,43 +227,36 @@ def checked_labels(labels: Any, decoder_input_ids: Any, pad_token_id: int, vocab
     return labels
 
 
-def _check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use return_tensors='pt'")
-
-
-def checked_n_docs(n_docs: int | None, default: int) -> int:
-    """`n_docs`, or the config's.
-
-    Raises:
-        ValueError: not a positive integer.
-    """
-    n_docs = default if n_docs is None else n_docs
-    if isinstance(n_docs, bool) or not isinstance(n_docs, Integral | float) or int(n_docs) != n_docs or n_docs < 1:
-        raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}")
-    return int(n_docs)
-
-
 def checked_questions(input_ids: Tensor | None, attention_mask: Tensor | None, vocabulary: int | None = None) -> Tensor:
     """The questions' ids (B, Q), if they can be encoded.
 
     Raises:
         TypeError: something other than tensors, or ids that are no integers.
-        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of another shape.
+        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of another shape or with
+            other numbers than 0 and 1.
     """
     if input_ids is None:
         raise ValueError("input_ids must be given to retrieve documents (or pass the three context arguments)")
-    checked_ids("input_ids", input_ids, vocabulary)
-    if input_ids.dim() != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
-        raise ValueError(f"input_ids must be (B, Q) with at least one token, got shape {tuple(input_ids.shape)}")
+    ids = facts("input_ids", input_ids)
+    arguments.check_integers(ids)
+    arguments.check_questions(ids)
     if attention_mask is not None:
-        _check_tensor("attention_mask", attention_mask)
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
-                f"got {tuple(attention_mask.shape)}"
-            )
+        arguments.check_mask(facts("attention_mask", attention_mask), ids.shape, ids.name)
+        check_places(input_ids=input_ids, attention_mask=attention_mask)
+    check_values(ids.name, input_ids, vocabulary, "attention_mask", attention_mask)
     return input_ids
+
+
+def check_text(ids: Any, embeds: Any, mask: Any = None, types: Any = None) -> None:
+    """Refuses what an encoder cannot read; see `rag_core.arguments.check_text`."""
+    read = facts("input_ids", ids) if embeds is None else facts("inputs_embeds", embeds)
+    given = [
+        None if each is None else facts(name, each)
+        for name, each in (("attention_mask", mask), ("token_type_ids", types))
+    ]
+    arguments.check_text(read, *given)
+    if mask is not None and mask.device.type == "cpu":
+        check_values(read.name, None, None, "attention_mask", mask)
 
 
 def to_device(value: Any, device: torch.device) -> Tensor:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rag_core.arguments import checked_epsilon, checked_n_docs, checked_start, checked_switch
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
 from rag_core.seq2seq import next_inputs
 from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained
-from rag_torch.contexts import Contexts, checked_labels, checked_n_docs, table_size
+from rag_torch.contexts import Contexts, check_loss, check_places, checked_ids, checked_labels, table_size
 from rag_torch.rag_model import RagModel
 
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
@@ -106,6 +107,7 @@ class _RagHead(RagPretrained):
             raise TypeError(f"{type(self).__name__}.forward got unknown arguments: {', '.join(unknown)}")
         if labels is not None:
             fed = inputs["decoder_input_ids"]
+            check_places(model=next(self.parameters()), labels=labels)
             labels = checked_labels(labels, fed, self._pad_token_id, table_size(self.generator))
             if fed is None:
                 inputs["decoder_input_ids"] = labels
@@ -114,7 +116,7 @@ class _RagHead(RagPretrained):
 
     def _result(self, outputs: RetrievAugLMOutput, loss: Tensor | None, return_dict: bool | None) -> Any:
         output = RetrievAugLMMarginOutput(**{**vars(outputs), "loss": loss})
-        wanted = self.config.use_return_dict if return_dict is None else return_dict
+        wanted = checked_switch("return_dict", return_dict, self.config.use_return_dict)
         return output if wanted else output.to_tuple()
 
 
@@ -171,9 +173,9 @@ class RagSequenceForGeneration(_RagHead):
                 outputs.logits,
                 outputs.doc_scores,
                 inputs["decoder_input_ids"],
-                config.reduce_loss if reduce_loss is None else reduce_loss,
+                checked_switch("reduce_loss", reduce_loss, config.reduce_loss),
                 config.label_smoothing,
-                config.exclude_bos_score if exclude_bos_score is None else exclude_bos_score,
+                checked_switch("exclude_bos_score", exclude_bos_score, config.exclude_bos_score),
                 n_docs,
             )
         return self._result(outputs, loss, return_dict)
@@ -190,15 +192,16 @@ class RagSequenceForGeneration(_RagHead):
     ) -> Tensor:
         """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `sequence_nll`."""
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        check_loss(seq_logits, doc_scores, n_docs, target)
         return marginal.sequence_nll(
             seq_logits.unflatten(0, (-1, n_docs)),
             doc_scores,
             target,
             self._pad_token_id,
             bos_token_id=self.config.bos_token_id or self.config.generator.bos_token_id,
-            exclude_bos_score=exclude_bos_score,
-            epsilon=epsilon,
-            reduce_loss=reduce_loss,
+            exclude_bos_score=checked_switch("exclude_bos_score", exclude_bos_score, False),
+            epsilon=checked_epsilon(epsilon),
+            reduce_loss=checked_switch("reduce_loss", reduce_loss, False),
         )
 
     @torch.no_grad()
@@ -271,16 +274,17 @@ class RagTokenForGeneration(_RagHead):
         outputs, labels = self._run(labels, inputs, kwargs)
         loss = None
         if labels is not None:
-            reduce_loss = config.reduce_loss if reduce_loss is None else reduce_loss
+            reduce_loss = checked_switch("reduce_loss", reduce_loss, config.reduce_loss)
             epsilon = config.label_smoothing
             loss = self.get_nll(outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs)
-        if config.do_marginalize if do_marginalize is None else do_marginalize:
+        if checked_switch("do_marginalize", do_marginalize, config.do_marginalize):
             outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
         return self._result(outputs, loss, return_dict)
 
     def marginalize(self, seq_logits: Tensor, doc_scores: Tensor, n_docs: int | None = None) -> Tensor:
         """log p(y_i|x, y_<i) over the vocabulary: logits (B*N, T, V) and scores (B, N) -> (B, T, V)."""
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        check_loss(seq_logits, doc_scores, n_docs)
         log_probs = marginal.doc_log_probs(doc_scores)
         return marginal.token_log_probs(seq_logits.unflatten(0, (-1, n_docs)), log_probs)
 
@@ -295,7 +299,9 @@ class RagTokenForGeneration(_RagHead):
     ) -> Tensor:
         """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `token_nll`."""
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        check_loss(seq_logits, doc_scores, n_docs, target)
         logits = seq_logits.unflatten(0, (-1, n_docs))
+        epsilon, reduce_loss = checked_epsilon(epsilon), checked_switch("reduce_loss", reduce_loss, False)
         pad = self._pad_token_id
         return marginal.token_nll(logits, doc_scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss)
 
@@ -337,9 +343,8 @@ class RagTokenForGeneration(_RagHead):
 
     def shift_tokens_right(self, input_ids: Tensor, start_token_id: int | None = None) -> Tensor:
         """(B, T) ids with a start token (the config's decoder start) in front and the last column gone."""
-        start = self.config.decoder_start_token_id if start_token_id is None else start_token_id
-        if start is None:
-            raise ValueError("start_token_id must be given: config.decoder_start_token_id is None")
+        start = checked_start(start_token_id, self.config.decoder_start_token_id)
+        checked_ids("input_ids", input_ids)
         return torch.cat([input_ids.new_full((input_ids.shape[0], 1), start), input_ids[:, :-1]], 1)
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rag_core import arguments
+from rag_core.arguments import checked_n_docs, checked_switch
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
 from rag_core.retriever import within_table_of
@@ -19,9 +21,11 @@ from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained, build_generator, build_question_encoder, rag_config
 from rag_torch.contexts import (
     Contexts,
+    check_places,
     checked_ids,
-    checked_n_docs,
+    checked_mask,
     checked_questions,
+    facts,
     given_contexts,
     given_scores,
     table_size,
@@ -147,6 +151,14 @@ class RagModel(RagPretrained):
             ValueError: neither can be had, or shapes disagree.
         """
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
+        check_places(
+            model=next(self.parameters()),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            context_input_ids=context_input_ids,
+            context_attention_mask=context_attention_mask,
+            doc_scores=doc_scores,
+        )
         vocabulary = table_size(self.generator)
         given = given_contexts(
             context_input_ids, context_attention_mask, doc_scores, n_docs, self.retriever is not None, vocabulary
@@ -230,8 +242,7 @@ class RagModel(RagPretrained):
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
-        if output_retrieved is None:
-            output_retrieved = self.config.output_retrieved
+        output_retrieved = checked_switch("output_retrieved", output_retrieved, self.config.output_retrieved)
         if encoder_outputs is None:
             contexts = self._contexts(
                 input_ids,
@@ -286,19 +297,11 @@ class RagModel(RagPretrained):
 
 
 def _check_states(states: Any, contexts: Contexts, width: int | None) -> None:
-    """Refuses encoder states that are not (B*N, S, d), S as in the contexts' mask."""
-    rows, mask = contexts.doc_scores.numel(), contexts.context_attention_mask
-    shape = tuple(getattr(states, "shape", ()))
-    if len(shape) != 3 or shape[0] != rows or shape[2] != (width or shape[2]):
-        raise ValueError(
-            f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} (doc_scores are "
-            f"{tuple(contexts.doc_scores.shape)}) and d = {width or 'any'} as element 0, got shape {shape}"
-        )
-    if mask is not None and tuple(mask.shape) != shape[:2]:
-        raise ValueError(
-            f"context_attention_mask must have the shape (B * n_docs, S) of encoder_outputs, {shape[:2]}, got "
-            f"{tuple(mask.shape)}"
-        )
+    """Refuses encoder states that are not (B*N, S, d), and a mask that is not theirs."""
+    given, scores = facts("encoder_outputs", states), facts("doc_scores", contexts.doc_scores)
+    arguments.check_states(given, scores, contexts.n_docs, width)
+    of = "encoder_outputs, (B * n_docs, S)"
+    checked_mask("context_attention_mask", contexts.context_attention_mask, tuple(states.shape[:2]), of)
 
 
 def _repeat(name: str, value: Tensor | None, contexts: Contexts, vocabulary: int | None = None) -> Tensor | None:
@@ -307,6 +310,8 @@ def _repeat(name: str, value: Tensor | None, contexts: Contexts, vocabulary: int
         return None
     if name == "decoder_input_ids":
         checked_ids(f"{name} (or labels)", value, vocabulary)
+    check_places(doc_scores=contexts.doc_scores, **{name: value})
+    facts(name, value)
     if value.dim() != 2 or value.shape[0] != contexts.doc_scores.shape[0] or not value.shape[1]:
         raise ValueError(
             f"{name} must be (B, T) with B = {contexts.doc_scores.shape[0]} (doc_scores are "

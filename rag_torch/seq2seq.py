@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rag_core.arguments import check_fed, check_rows
 from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
 from rag_core.pretrained import check_table
 from rag_core.seq2seq import (
@@ -26,7 +27,7 @@ from rag_core.seq2seq import (
     next_inputs,
     start_and_pad,
 )
-from rag_torch.contexts import checked_ids, used_length
+from rag_torch.contexts import check_text, checked_ids, checked_mask, facts, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import AttentionMask, Trace, as_encoder_output, key_mask, shift_tokens_right
 from rag_torch.marginalize import target_log_probs
@@ -238,9 +239,11 @@ class Generator(PretrainedModel, ABC):
         target = self._fed("decoder_input", decoder_input_ids, decoder_inputs_embeds)
         if labels is not None:
             check_label_shape(labels.shape, target.shape)
+        context_given = encoder_outputs is not None
         if encoder_outputs is None:
             check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
             given = self._fed("input", input_ids, inputs_embeds)
+            check_text(input_ids, inputs_embeds, attention_mask)
             if attentions or hidden or inputs_embeds is not None:
                 encoder_outputs = self.get_encoder()(
                     input_ids, attention_mask, attentions, hidden, inputs_embeds=inputs_embeds
@@ -249,6 +252,10 @@ class Generator(PretrainedModel, ABC):
                 encoder_outputs = EncoderOutput(last_hidden_state=self.encode(given, attention_mask))
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
+        if context_given:
+            of = "encoder_outputs, (R, S)"
+            checked_mask("attention_mask", attention_mask, encoder_outputs.last_hidden_state.shape[:2], of)
+        check_rows(facts("the decoder's input", target), facts("the context", encoder_outputs.last_hidden_state))
         _check_past(past_key_values, target, decoder_attention_mask)
         cross: Any
         if past_key_values is None:
@@ -295,7 +302,10 @@ class Generator(PretrainedModel, ABC):
         """The one of ids and embeddings that is given, checked."""
         table = self.get_input_embeddings()
         if embeds is None:
-            return checked_ids(f"{name}_ids", ids, table.num_embeddings)
+            ids = checked_ids(f"{name}_ids", ids, table.num_embeddings)
+            check_fed(facts(f"{name}_ids", ids))
+            return ids
+        check_fed(facts(f"{name}s_embeds", embeds))
         check_embeds(f"{name}s_embeds", embeds.shape, table.embedding_dim)
         return embeds
 
@@ -493,3 +503,4 @@ def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> None:
         raise ValueError(
             f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, got {tuple(mask.shape)}"
         )
+    checked_mask("decoder_attention_mask", mask, wanted, "the decoder's input")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rag_core.generation import GenerationConfig
-from rag_torch.contexts import checked_ids, table_size, used_length
+from rag_torch.contexts import checked_ids, checked_mask, table_size, used_length
 from rag_torch.layers import Trace, as_encoder_output
 from rag_torch.marginalize import widen
 from rag_torch.seq2seq import Generator
@@ -188,5 +188,6 @@ def without_documents(
             f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a row for each question;"
             f" got {tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
         )
+    checked_mask("negative_prompt_attention_mask", mask, tuple(ids.shape), "negative_prompt_ids")
     mask = torch.ones_like(ids) if mask is None else mask
     return encode_distinct(generator, ids.to(device), mask.to(device).bool()), mask.to(device).bool()

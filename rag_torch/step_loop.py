@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rag_core.arguments import check_processed, refuse_nan
 from rag_core.backends import to_numpy
 from rag_core.beam import BeamSearch, Finished, RowSearch, order_candidates
 from rag_core.generation import GenerationConfig
 from rag_core.noise import gumbel_noise
 from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
-from rag_torch.contexts import checked_ids, table_size
+from rag_torch.contexts import checked_ids, facts, table_size
 from rag_torch.step_decoder import Decoder
 from rag_torch.step_scores import apply_edits, apply_warps, best_candidates, log_softmax, normalised
 
@@ -159,9 +160,11 @@ class _Loop(ABC):
         scores = apply_edits(scores, self.rules.edits(rows, self.search.live), own)
         for processor in self.hooks.logits_processor:
             changed = processor(input_ids, scores)
-            if not isinstance(changed, Tensor) or changed.shape != scores.shape:
-                got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
-                raise ValueError(f"a logits_processor must return scores of shape {tuple(scores.shape)}; got {got}")
+            if not isinstance(changed, Tensor):
+                raise TypeError(f"a logits_processor must return scores, got {type(changed).__name__}")
+            check_processed(facts("a logits_processor", changed), tuple(scores.shape))
+            if bool(changed.isnan().any()):
+                refuse_nan("a logits_processor")
             scores = changed
         return normalised(scores) if self.options.renormalize_logits else scores
 

@@ -58,7 +58,7 @@ CONTEXTS = [
     ({"doc_scores": [[0.0, 0.0]] * 2}, "doc_scores must be a torch.Tensor, got list"),
     ({"context_input_ids": ids(3, 48)}, r"2 \* 2 = 4 rows .* got shape \(3, 48\)"),
     ({"context_input_ids": ids(4, 0), "context_attention_mask": ids(4, 0)}, "one token or more"),
-    ({"context_input_ids": ids(4, 48, dtype=torch.float)}, r"must hold integer ids \(torch.long\), got torch.float32"),
+    ({"context_input_ids": ids(4, 48, dtype=torch.float)}, r"must hold integer ids \(int64\), got float32"),
     ({"context_input_ids": ids(4, 48, 490)}, "context_input_ids must lie in the model's vocabulary, 0 to 489; got"),
     ({"context_input_ids": ids(4, 48, -1)}, "got ids from -1 to -1"),
     ({"context_attention_mask": ids(4, 5)}, r"shape of context_input_ids, \(4, 48\), got \(4, 5\)"),

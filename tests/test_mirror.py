@@ -18,7 +18,7 @@ WITHOUT_TWIN: dict[str, set[str]] = {
     "weights.py": {"Hollow"},  # modules.hollow, a function
     # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
     "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
-    "contexts.py": {"used_length"},  # a length is a tensor in a graph
+    "contexts.py": {"used_length", "check_places"},  # a length is a tensor in a graph; no meta device
     # a hook of autograd's, for adapters around a frozen table; tensors taken as they are (`assign`)
     "pretrained.py": {
         "PretrainedModel.enable_input_require_grads",

@@ -1,0 +1,327 @@
+"""What the models refuse of a caller's tensors, in one wording for both backends, which tell what they see of them.
+
+Letters: B questions, N documents a question, Q question length, S context length, T target length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from rag_core import checks
+
+Shape = tuple[int | None, ...] | None
+
+_MOST_DOCS = 2**16
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a backend tells of a tensor without looking at its numbers.
+
+    Attributes:
+        name: of the argument.
+        shape: None in place of sizes that are not known, or of all of them.
+        kind: NumPy's letter for its type: "i" integers, "f" floating point, "b" truth values, "c" complex.
+        dtype: the name of its type, without the framework's.
+    """
+
+    name: str
+    shape: Shape
+    kind: str
+    dtype: str
+
+
+def differs(shape: Shape, wanted: Shape) -> bool:
+    """Whether a shape is known not to be the wanted one; None = any size, or not known."""
+    if shape is None or wanted is None:
+        return False
+    known = zip(shape, wanted, strict=False)
+    return len(shape) != len(wanted) or any(None not in each and each[0] != each[1] for each in known)
+
+
+def check_contexts(parts: Mapping[str, Any], has_retriever: bool) -> bool:
+    """Whether contexts are given; they are given all or not at all.
+
+    Raises:
+        ValueError: some are, or none is and there is no retriever.
+    """
+    missing = [name for name, value in parts.items() if value is None]
+    if len(missing) == len(parts):
+        if has_retriever:
+            return False
+        raise ValueError(
+            "this model has no retriever, so context_input_ids, context_attention_mask and doc_scores must all be "
+            "given (a retriever's call returns the first two), or a retriever set with set_retriever(...)"
+        )
+    if missing:
+        given = [name for name in parts if name not in missing]
+        raise ValueError(
+            "context_input_ids, context_attention_mask and doc_scores must be given together or not at all, "
+            f"got {' and '.join(given)} without {' and '.join(missing)}"
+        )
+    return True
+
+
+def check_places(**places: str | None) -> None:
+    """Refuses tensors without numbers among those that have some.
+
+    Args:
+        **places: the kind of device of each argument ("meta" holds none); None = not given.
+
+    Raises:
+        ValueError: naming one of them, and one of the others.
+    """
+    hollow = [name for name, place in places.items() if place == "meta"]
+    real = [name for name, place in places.items() if place not in (None, "meta")]
+    if hollow and real:
+        raise ValueError(
+            f"{hollow[0]} must be on the device of {real[0]}, {places[real[0]]}, got the meta device, where tensors "
+            "hold no numbers. Load or move it there"
+        )
+
+
+def check_integers(given: Given) -> None:
+    """Refuses what cannot be looked up.
+
+    Raises:
+        TypeError: it does not hold integers of 32 or 64 bits.
+    """
+    if given.dtype not in ("int64", "int32"):
+        raise TypeError(f"{given.name} must hold integer ids (int64), got {given.dtype}")
+
+
+def check_vocabulary(name: str, low: float, high: float, size: int) -> None:
+    """Refuses ids that a table of `size` rows does not have.
+
+    Raises:
+        ValueError: naming the lowest and the highest.
+    """
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {int(low)} to {int(high)}. The "
+            "tokenizer must belong to the model (or resize_token_embeddings must follow tokens added to it). If a text "
+            "spells a special token that the model lacks, load the tokenizer with split_special_tokens=True"
+        )
+
+
+def check_mask(given: Given, wanted: Shape, of: str) -> None:
+    """Refuses a mask of another shape than what it masks, or of another kind of numbers.
+
+    Raises:
+        TypeError: it holds neither whole nor real numbers nor truth values.
+        ValueError: naming both shapes.
+    """
+    if given.kind not in ("b", "i", "f"):
+        raise TypeError(f"{given.name} must hold 1 for tokens that are read and 0 for others, got {given.dtype}")
+    if differs(given.shape, wanted):
+        raise ValueError(f"{given.name} must have the shape of {of}, {wanted}, got {given.shape}")
+
+
+def check_mask_values(name: str, low: float, high: float) -> None:
+    """Refuses a mask with other numbers than 0 and 1.
+
+    Args:
+        name: of the mask.
+        low: the lowest of its numbers, those that are 1 taken for 0 (NaN where any is).
+        high: the highest.
+
+    Raises:
+        ValueError: naming a number.
+    """
+    if low == 0 and high == 0:
+        return
+    raise ValueError(
+        f"{name} must hold 1 for tokens that are read and 0 for others, got {high if low == 0 else low:g}. Pass the "
+        "mask that the tokenizer or the retriever returns"
+    )
+
+
+def check_questions(given: Given) -> None:
+    """Refuses ids that are not (B, Q) with a token or more."""
+    if differs(given.shape, (None, None)) or 0 in (given.shape or ()):
+        raise ValueError(f"{given.name} must be (B, Q) with at least one token, got shape {given.shape}")
+
+
+def check_context_rows(given: Given, scores: Given, n_docs: int) -> None:
+    """Refuses context ids that are not (B * n_docs, S) with a token or more."""
+    questions = None if scores.shape is None else scores.shape[0]
+    rows = None if questions is None else questions * n_docs
+    if differs(given.shape, (rows, None)) or (given.shape is not None and given.shape[1] == 0):
+        raise ValueError(
+            f"{given.name} must have B * n_docs = {questions} * {n_docs} = {rows} rows (doc_scores are "
+            f"{scores.shape}) of one token or more, got shape {given.shape}"
+        )
+
+
+def check_scores(given: Given, n_docs: int) -> None:
+    """Refuses document scores that are not (B, n_docs) real numbers.
+
+    Raises:
+        TypeError: they are truth values or complex.
+        ValueError: naming the shape.
+    """
+    if given.kind not in ("i", "f"):
+        raise TypeError(f"{given.name} must hold real numbers (float32), got {given.dtype}")
+    if differs(given.shape, (None, n_docs)) or (given.shape is not None and given.shape[0] == 0):
+        raise ValueError(
+            f"{given.name} must be (B, n_docs) with n_docs = {n_docs}, got shape {given.shape}; pass n_docs= "
+            "if the contexts hold another number of documents than the config"
+        )
+
+
+def refuse_scores(values: Any) -> None:
+    """Says which document scores can not be: NaN, infinity, or -inf for all documents of a question."""
+    raise ValueError(
+        "doc_scores must be numbers, or -inf for a missing document, with one number or more for each question; "
+        f"got {values!s:.200}"
+    )
+
+
+def check_loss(logits: Given, scores: Given, n_docs: int, target: Given | None = None) -> None:
+    """Refuses tensors of a loss, or of a marginal without `target`, that do not fit each other.
+
+    Raises:
+        TypeError: logits that are no floating-point numbers, ids that are no integers, scores that are not real.
+        ValueError: naming the shapes.
+    """
+    if logits.kind != "f":
+        raise TypeError(f"{logits.name} must hold floating-point numbers, got {logits.dtype}")
+    check_scores(scores, n_docs)
+    questions = None if scores.shape is None else scores.shape[0]
+    rows = None if questions is None else questions * n_docs
+    if differs(logits.shape, (rows, None, None)):
+        raise ValueError(
+            f"{logits.name} must be (B * n_docs, T, V) with B * n_docs = {questions} * {n_docs} = {rows} (doc_scores "
+            f"are {scores.shape}), got shape {logits.shape}"
+        )
+    if target is None:
+        return
+    check_integers(target)
+    length = None if logits.shape is None else logits.shape[1]
+    if differs(target.shape, (questions, length)) or (target.shape is not None and target.shape[1] == 0):
+        raise ValueError(
+            f"{target.name} must be (B, T) = ({questions}, {length}) as doc_scores {scores.shape} and {logits.name} "
+            f"{logits.shape} are, with one token or more, got shape {target.shape}"
+        )
+
+
+def checked_epsilon(epsilon: Any) -> float:
+    """The strength of label smoothing; None is 0.
+
+    Raises:
+        TypeError, ValueError: not a number from 0 to 1.
+    """
+    return float(checks.option(_EPSILON, "epsilon", epsilon, 0.0))
+
+
+def checked_switch(name: str, value: Any, default: Any) -> bool:
+    """True or False; None is the default.
+
+    Raises:
+        TypeError: something else.
+    """
+    if value is True or value is False:
+        return value
+    return bool(default) if value is None else _ON(name, value)
+
+
+_ON = checks.switch()
+_EPSILON = checks.number(0, 1)
+_START = checks.token_id(optional=False)
+
+
+def checked_n_docs(n_docs: Any, default: int) -> int:
+    """How many documents a question reads: `n_docs`, or the config's.
+
+    Raises:
+        ValueError: not a positive integer, or more than any index gives.
+    """
+    n_docs = default if n_docs is None else n_docs
+    number = isinstance(n_docs, Integral | float) and not isinstance(n_docs, bool)
+    if not number or not 1 <= n_docs < math.inf or int(n_docs) != n_docs:
+        raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}")
+    if n_docs > _MOST_DOCS:
+        raise ValueError(f"n_docs must be at most {_MOST_DOCS}, got {n_docs!r}. Room for as many is made beforehand")
+    return int(n_docs)
+
+
+def checked_start(start_token_id: Any, default: int | None) -> int:
+    """The token that decoding starts from: the one given, or the config's.
+
+    Raises:
+        TypeError, ValueError: none, or no token id.
+    """
+    start = default if start_token_id is None else start_token_id
+    if start is None:
+        raise ValueError("start_token_id must be given: config.decoder_start_token_id is None")
+    return _START("start_token_id", start)
+
+
+def check_states(given: Given, scores: Given, n_docs: int, width: int | None) -> None:
+    """Refuses encoder states that are not (B * n_docs, S, d) floating-point numbers."""
+    questions = None if scores.shape is None else scores.shape[0]
+    rows = None if questions is None else questions * n_docs
+    if differs(given.shape, (rows, None, width)) or given.kind != "f":
+        raise ValueError(
+            f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} (doc_scores are "
+            f"{scores.shape}) and d = {width or 'any'} as element 0, got shape {given.shape}"
+            + ("" if given.kind == "f" else f" of {given.dtype}")
+        )
+
+
+def check_fed(given: Given) -> None:
+    """Refuses ids that are not (B, S), or embeddings that are not (B, S, d), with a row and a token or more.
+
+    Raises:
+        TypeError: embeddings that are no floating-point numbers.
+        ValueError: naming the shape.
+    """
+    embeds = given.name.endswith("embeds")
+    if embeds and given.kind != "f":
+        raise TypeError(f"{given.name} must hold floating-point numbers, got {given.dtype}")
+    if differs(given.shape, (None, None, None) if embeds else (None, None)) or 0 in (given.shape or ()):
+        letters = "(B, S, d)" if embeds else "(B, S)"
+        raise ValueError(f"{given.name} must be {letters} with at least one token, got shape {given.shape}")
+
+
+def check_text(ids: Given, mask: Given | None = None, types: Given | None = None) -> None:
+    """Refuses what an encoder cannot read: ids or embeddings with no rows or columns, masks and types beside them.
+
+    Raises:
+        TypeError, ValueError: naming the argument and its shape.
+    """
+    check_fed(ids)
+    like = None if ids.shape is None else ids.shape[:2]
+    if mask is not None:
+        check_mask(mask, like, ids.name)
+    if types is not None:
+        check_integers(types)
+        if differs(types.shape, like):
+            raise ValueError(f"{types.name} must have the shape of {ids.name}, {like}, got {types.shape}")
+
+
+def check_processed(given: Given, wanted: Shape) -> None:
+    """Refuses what a logits processor returned, if it is no (R, V) floating-point scores."""
+    if given.kind != "f" or differs(given.shape, wanted):
+        raise ValueError(
+            f"{given.name} must return floating-point scores of shape {wanted}, got {given.dtype} {given.shape}"
+        )
+
+
+def refuse_nan(name: str) -> None:
+    """Says that scores which are no numbers choose no token."""
+    raise ValueError(f"{name} must return numbers (-inf to forbid a token), got NaN")
+
+
+def check_rows(target: Given, context: Given) -> None:
+    """Refuses a decoder's input with another number of rows than the contexts have; several may ride on each."""
+    rows = None if target.shape is None else target.shape[0]
+    texts = None if context.shape is None else context.shape[0]
+    if rows is None or texts is None:
+        return
+    if not texts or rows % texts:
+        raise ValueError(f"{target.name} must have as many rows as {context.name}, {texts}, or a multiple, got {rows}")
