@@ -5,6 +5,9 @@ Needs `pip install "dualrag[torch,ecosystem]"`. `DUALRAG_ECOSYSTEM=1` says that 
 
 import copy
 import os
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,3 +184,17 @@ def test_transformers_generation_config_is_taken(model, data):
     options = {"num_beams": 2, "max_length": 5, "forced_eos_token_id": BART.eos_token_id}
     written = model.generate(**given, generation_config=transformers.GenerationConfig(**options))
     assert torch.equal(written, model.generate(**given, **options))
+
+
+def test_the_documented_snippets_run(world, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs/moving-from-transformers.md").read_text("utf-8")
+    shutil.copytree(world / "facebook", tmp_path / "facebook")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, names)
+    for folder in ("run/checkpoint-4", "accelerated", "merged"):
+        RagTokenForGeneration.from_pretrained(tmp_path / folder)
+    assert type(names["AutoTokenizer"].from_pretrained(tmp_path / "run/checkpoint-4")).__name__ == "RagTokenizer"

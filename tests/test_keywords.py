@@ -42,6 +42,12 @@ def test_what_would_change_something_is_refused_with_the_way_out(name):
         loading_keywords({name: REFUSED[name]})
 
 
+def test_saving_keywords_that_would_change_something_are_refused():
+    for name, value in {"saved_model": True, "variant": "fp16", "create_pr": True}.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value!r}\. [A-Z].*\.$"):
+            Saving.of(**{name: value})
+
+
 def test_a_device_map_is_one_device():
     assert whole_device("cpu", None) == "cpu"
     assert whole_device(None, {"": 0}) == whole_device(None, {"encoder": 0, "decoder": "cuda:0"}) == "cuda:0"

@@ -116,6 +116,8 @@ def test_hub_options_reach_both_parts_and_not_the_config(rag, folder, tmp_path):
         *parts, token="secret", low_cpu_mem_usage=True, generator_use_safetensors=True, n_docs=3
     )
     assert model.config.n_docs == 3
+    if rag.__name__ == "rag_torch":
+        assert not any(module.training for module in model.modules())
     assert "secret" not in str(model.config.to_dict())
     assert not {"token", "low_cpu_mem_usage"} & model.config.extra.keys()
 

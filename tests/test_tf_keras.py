@@ -261,3 +261,14 @@ def test_a_loop_of_ones_own_may_add_the_models_losses():
     model = untouched()
     assert model.losses == []
     assert float(model(**EXAMPLES, reduce_loss=True).loss + sum(model.losses)) > 0
+
+
+def test_a_dataset_of_columns_is_fit_directly():
+    from datasets import Dataset
+
+    columns = {name: values.tolist() for name, values in EXAMPLES.items()}
+    rows = Dataset.from_dict(columns).to_tf_dataset(columns=list(columns), batch_size=2)
+    model = build()
+    model.compile("sgd")
+    expected = model.evaluate(data(repeat=1), verbose=0)
+    assert model.fit(rows, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-4)
