@@ -83,7 +83,9 @@ _SAVING = {
     "variant": _Refused(
         (None,), "be None", "Files have their plain names (model.safetensors): save each variant to its own folder."
     ),
-    "saved_model": _Refused(_OFF, "be False", "rag_tf.export writes a SavedModel; see docs/tensorflow.md."),
+    "saved_model": _Refused(
+        _OFF, "be False", "Call rag_tf.export_saved_model(model, folder), which writes generation as a SavedModel."
+    ),
     "filename_prefix": _Refused((None, ""), "be None", "Tokenizers are found by their files' plain names."),
     "create_pr": _Refused(_OFF, "be False", "Push to a branch with revision= and open the pull request there."),
 }
