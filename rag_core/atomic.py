@@ -54,6 +54,8 @@ _FORMAT = "dualrag commit 1"
 _DRAFT = re.compile(r"\.(.*)\.[0-9a-f]{8}\.dualrag")
 _NAME = 100  # characters of a target's name in its draft's: names have an end
 _DAY = 86400.0
+# Seconds to wait for a folder's lock: exchanges are short, and `flock FOLDER dualrag ...` holds it for good.
+_PATIENCE = 10.0
 # What readers look for first: while it is away, there is no model, no tokenizer, no knowledge base.
 _KEYS = ("config.json", "manifest.json", "tokenizer_config.json", "state.json")
 
@@ -170,6 +172,11 @@ def _is_own(path: Path) -> bool:
 
 
 def _recover(folder: Path) -> None:
+    if os.name != "nt" and not _is_own(folder / COMMIT) and (folder / COMMIT).lstat().st_uid != folder.stat().st_uid:
+        raise DamagedFileError(
+            f"{str(folder / COMMIT)!r} was left by another user than {str(folder)!r} is of, and may not change what is "
+            "there. Remove it, or have that user open the folder once."
+        )
     try:
         with _alone(folder):
             if os.path.lexists(folder / COMMIT):  # else its writer lives and has just finished
@@ -453,7 +460,8 @@ def _sync(folder: Path) -> None:
     files, folders = _below(folder)
     for name in files:
         if not (folder / name).is_symlink():
-            (folder / name).chmod(may)
+            with contextlib.suppress(PermissionError, NotImplementedError):  # disks without permissions
+                (folder / name).chmod(may)
             _sync_file(folder / name)
     for name in [*folders, ""]:
         _sync_folder(folder / name)
@@ -464,6 +472,9 @@ def _sync_file(path: Path) -> None:
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # of a disk that can't be told to
+            raise
     finally:
         os.close(handle)
 
@@ -481,18 +492,26 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _locked(folder: Path, *, wait: bool = False) -> int | None:
-    """An open handle that holds the folder's lock, or None where there are no locks of folders."""
-    handle = None
+    """An open handle that holds the folder's lock, or None where there is no lock to be had."""
     try:
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (ImportError, OSError):
-        if handle is not None:
-            os.close(handle)
         return None
-    return handle
+    until = time.monotonic() + (_PATIENCE if wait else 0.0)
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.01)
+                continue
+        except OSError:
+            pass
+        os.close(handle)
+        return None
 
 
 @contextmanager

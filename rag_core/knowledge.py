@@ -5,8 +5,8 @@
     kb/manifest.json  see `rag_core.manifest`
 
 The first two are transformers' custom index (`passages_path`, `index_path`). While it is built, finished shards wait in
-`kb.work` beside it; then all files take their places together (`rag_core.atomic`). Row numbers are the `doc_ids` of a
-retriever.
+`kb.work` beside it (and `kb.done` says what was changed, until the change has been answered for); then all files take
+their places together (`rag_core.atomic`). Row numbers are the `doc_ids` of a retriever.
 """
 
 from __future__ import annotations

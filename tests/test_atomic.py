@@ -9,6 +9,7 @@ import shutil
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from killing import contents, kills, quick_folder
@@ -69,6 +70,21 @@ def test_a_save_over_another_is_old_or_new_at_every_kill_and_asking_again_ends_a
     assert states == {"old", "new"}
     assert texts(target) == NEW | OTHERS
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_new_folder_and_a_new_file_are_there_or_not_at_every_kill(tmp_path) -> None:
+    target, single = tmp_path / "deep" / "model", tmp_path / "deep" / "single"
+
+    def work() -> None:
+        save(target)
+        with atomic_write(single) as path:
+            path.write_text("new")
+
+    for _ in kills(lambda: shutil.rmtree(tmp_path / "deep", ignore_errors=True), work):
+        assert not target.exists() or texts(target) == NEW
+        assert not single.exists() or single.read_text() == "new"
+        work()
+        assert sorted(path.name for path in target.parent.iterdir()) == ["model", "single"] and texts(target) == NEW
 
 
 def test_a_save_that_fails_midway_is_undone(tmp_path, monkeypatch) -> None:
@@ -190,6 +206,26 @@ def test_what_waits_is_finished_from_a_folder_within_and_refused_on_a_read_only_
     monkeypatch.setattr(atomic, "_move", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "denied")))
     with pytest.raises(OSError, match=r"other' was being saved when .*denied\). Open it once where it can be written"):
         recover(tmp_path / "other")
+
+
+def test_neither_another_users_journal_is_followed_nor_a_lock_waited_for_that_is_held_for_good(
+    tmp_path, monkeypatch
+) -> None:
+    folder = waiting(tmp_path / "model")
+    before, stranger = texts(folder), SimpleNamespace(st_uid=os.getuid() + 1)
+    monkeypatch.setattr(Path, "lstat", lambda path: stranger)
+    recover(folder / "sub")  # in a folder above it is none of ours
+    with pytest.raises(OSError, match="left by another user"):
+        recover(folder)
+    monkeypatch.undo()
+    assert texts(folder) == before
+    monkeypatch.setattr(atomic, "_PATIENCE", 0.0)
+    fcntl = pytest.importorskip("fcntl")
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    save(folder)
+    os.close(handle)
+    assert texts(folder) == NEW
 
 
 def test_everything_is_on_the_disk_before_it_counts_and_readable_as_the_umask_says(tmp_path, monkeypatch) -> None:

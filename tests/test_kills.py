@@ -111,7 +111,7 @@ def test_retriever_over_another(tmp_path) -> None:
     start = contents(target)
     new.save_pretrained(target)
     end = contents(target)
-    for _ in kills(lambda: lay(target, start), lambda: new.save_pretrained(target), every=7):
+    for _ in kills(lambda: lay(target, start), lambda: new.save_pretrained(target), every=13):
         index = RagRetriever.from_pretrained(target).index
         index.init_index()
         vectors = np.asarray(index.dataset["embeddings"], np.float32)
@@ -163,7 +163,7 @@ def test_knowledge_base(tmp_path, change) -> None:
     result = work()
     end = contents(tmp_path)
     rows = {"add": 14, "overwrite": 5, "build": 9}.get(change, 7)
-    for _ in kills(lambda: lay(tmp_path, start), work, every=5):
+    for _ in kills(lambda: lay(tmp_path, start), work, every=7):
         if change != "build" or (kb / "manifest.json").exists():
             found = KnowledgeBase.open(kb, verify=True)
             assert len(found) in (9, rows) and found.index().dataset.num_rows == len(found)
@@ -214,7 +214,7 @@ def test_training(tmp_path) -> None:
 
     work()
     end = read()
-    for _ in kills(lambda: shutil.rmtree(tuned, ignore_errors=True), work, every=13):
+    for _ in kills(lambda: shutil.rmtree(tuned, ignore_errors=True), work, every=23):
         if (tuned / "config.json").exists():
             RagTokenForGeneration.from_pretrained(tuned)
         work()

@@ -132,6 +132,8 @@ def test_weights_in_one_file_hold_the_whole_net(tmp_path, name):
     model = untouched()
     model.save_weights(tmp_path / name)
     assert (tmp_path / name).stat().st_size > 4 * model.count_params()
+    (tmp_path / "plain").touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode  # not its owner's alone
     other = RagSequenceForGeneration(model.config, retriever=retrieve)
     other.load_weights(tmp_path / name)
     for (_, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
