@@ -188,10 +188,12 @@ def attend(
     penalty = mask.penalty(query.dtype)
     scores = scores if penalty is None else scores - penalty
     weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)
+    alive = None if mask.alive is None else tf.cast(mask.alive, value.dtype)
+    if alive is not None and need_weights:
+        weights *= alive  # before they are used: those returned then have the gradient
     out = tf.matmul(drop(weights, dropout, True), value)
-    if mask.alive is not None:
-        alive = tf.cast(mask.alive, out.dtype)
-        out, weights = out * alive, weights * alive
+    if alive is not None:
+        out *= alive
     # values and masks that come into a graph have open axes, which a single head's would take on
     out.set_shape((None, *query.shape[1:]))
     return out, weights if need_weights else None

@@ -108,7 +108,9 @@ class PooledEncoder(PretrainedModel, Module, ABC):
             token_type_ids = tf.cast(checked_ids("token_type_ids", token_type_ids, size), tf.int64)
         embeddings.check_length(given.shape[1])
         with self.placed():
-            states = self.graph("body", self._encode)(
+            # States are asked for to see what comes of them: a tape finds no way to them through a graph.
+            body = self._encode if attentions or hidden else self.graph("body", self._encode)
+            states = body(
                 input_ids, attention_mask, token_type_ids, inputs_embeds, attentions, hidden, self.in_training(training)
             )
             # In a graph of its own: where the projection alone learns, a tape hears nothing of the body.

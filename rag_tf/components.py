@@ -225,6 +225,11 @@ class RagPretrained(PretrainedModel):
         """The generator's language-model head."""
         return self.rag.generator.get_output_embeddings()
 
+    def get_bias(self) -> dict[str, Any] | None:
+        """What the generator adds to its logits; see `PretrainedModel.get_bias`."""
+        bias = getattr(self.rag.generator, "get_bias", None)
+        return None if bias is None else bias()
+
     def set_input_embeddings(self, value: Any) -> None:
         """Put another token table into the generator; see `PretrainedModel.set_input_embeddings`."""
         self.rag.generator.set_input_embeddings(value)

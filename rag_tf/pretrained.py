@@ -90,6 +90,37 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         self.reset_graphs()
         return table
 
+    def get_lm_head(self) -> Any:
+        """The language-model head, or None; the same as `get_output_embeddings`."""
+        return self.get_output_embeddings()
+
+    def get_bias(self) -> dict[str, tf.Variable] | None:
+        """What is added to the logits, by name: {"final_logits_bias": (1, V)} of BART, None where nothing is."""
+        bias = getattr(self, "final_logits_bias", None)
+        return None if bias is None else {"final_logits_bias": bias}
+
+    def set_bias(self, value: Mapping[str, Any]) -> None:
+        """Write what is added to the logits.
+
+        Args:
+            value: as `get_bias` returns it.
+
+        Raises:
+            ValueError: another name, or another shape.
+        """
+        bias = self.get_bias() or {}
+        if set(value) != set(bias):
+            names = ", ".join(bias) or "nothing"
+            raise ValueError(f"value must hold {names} for {type(self).__name__}, got {', '.join(value) or 'nothing'}")
+        for name, variable in bias.items():
+            given = tf.convert_to_tensor(value[name])
+            if given.shape != variable.shape:
+                raise ValueError(
+                    f"value: {name} must have the shape {tuple(variable.shape)}, got {tuple(given.shape)}. "
+                    "resize_token_embeddings(n) changes the number of tokens"
+                )
+            variable.assign(tf.cast(given, variable.dtype))
+
     def _learning(self) -> Any:
         return self.trainable_variables
 

@@ -230,7 +230,8 @@ class Generator(PretrainedModel, Module, ABC):
             decoder_inputs_embeds: (R, T, d) in place of `decoder_input_ids`.
             labels: (R, T) what each position should predict; -100 is not scored, everything else is, pads too.
             use_cache: whether to return `past_key_values`; None = the config's, and without labels only.
-            output_attentions: whether to return attentions; None = the config's.
+            output_attentions: whether to return attentions; None = the config's. A call that returns them or the hidden
+                states is run operation by operation, so that a tape has the gradients of the logits by them.
             output_hidden_states: whether to return hidden states; None = the config's.
             return_dict: False for a plain tuple; None = the config's.
             training: whether dropout acts; None = what `train()` and `eval()` set.
@@ -278,7 +279,9 @@ class Generator(PretrainedModel, Module, ABC):
         self.check_length(_sum(past, target.shape[1]))
         if past_key_values is not None:
             past_key_values = tuple(tuple(layer) for layer in past_key_values)
-        logits, cache, seen, fresh = self._run(
+        # States are asked for to see what comes of them: a tape finds no way to them through a graph.
+        run = self._eagerly if attentions or hidden else self._run
+        logits, cache, seen, fresh = run(
             "call",
             self._call,
             context,
@@ -530,6 +533,10 @@ class Generator(PretrainedModel, Module, ABC):
         """
         self.check_length(int(state.position) + length)
         state.reserve(length)
+
+    def _eagerly(self, _: str, function: Callable[..., Any], *args: Any) -> Any:
+        with self.placed():
+            return function(*args)
 
     def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         graph = self.graph(name, function)

@@ -95,6 +95,40 @@ def test_every_output_is_pytorchs(kind):
         assert_same(whole.past_key_values, more.past_key_values)
 
 
+@pytest.mark.parametrize("kind", ["bart", "t5v11"])
+def test_every_returned_state_lies_on_the_way_to_the_logits(kind):
+    theirs, ours = pair(kind)
+    ids, mask = contexts()
+    mask[2] = 0
+    wanted = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
+    with tf.GradientTape() as tape:
+        got = ours(ids, mask, ids[:, :4], **wanted)
+        target = tf.reduce_sum(tf.tanh(got.logits))
+    want = theirs(*torch_of(ids, mask, ids[:, :4]), **wanted)
+    states = [
+        [each for part in output.to_tuple()[1:] if isinstance(part, tuple) for each in part] for output in (want, got)
+    ]
+    slopes = torch.autograd.grad(want.logits.tanh().sum(), states[0])
+    assert len(states[1]) == 12
+    for one, other in zip(slopes, tape.gradient(target, states[1]), strict=True):
+        assert_same([one], [other], 1e-10)
+
+
+def test_the_bias_of_the_logits():
+    bart, t5 = pair("bart")[1], pair("t5")[1]
+    bias = bart.get_bias()["final_logits_bias"]
+    old, ids = bias.numpy(), draw(1, 4)
+    before = bart(ids, None, ids).logits
+    bart.set_bias({"final_logits_bias": old + np.arange(23)})
+    assert_same(before + np.arange(23), bart(ids, None, ids).logits)
+    bart.set_bias({"final_logits_bias": old})
+    assert bart.get_lm_head() is bart.lm_head and t5.get_bias() is None
+    with pytest.raises(ValueError, match=r"must have the shape \(1, 23\), got \(1, 7\)"):
+        bart.set_bias({"final_logits_bias": np.ones((1, 7))})
+    with pytest.raises(ValueError, match="must hold nothing for T5ForConditionalGeneration, got final_logits_bias"):
+        t5.set_bias({"final_logits_bias": old})
+
+
 @pytest.mark.parametrize("kind", ["bart_bare", "t5v11_bare"])
 def test_networks_without_layers(kind):
     theirs, ours = pair(kind)
