@@ -406,7 +406,7 @@ class PretrainedConfig(Pushable):
         self.validate()
         with atomic_write(Path(save_directory) / "config.json") as path:
             path.write_text(self.to_json_string(), encoding="utf-8")
-        saving.finish(save_directory)
+        saving.finish(save_directory, self)
 
 
 def _said(each: Any, value: Any, given: bool = True) -> Any:

@@ -306,7 +306,7 @@ class GenerationConfig(Pushable):
             self.validate()
             with atomic_write(path) as draft:
                 draft.write_text(self.to_json_string(), encoding="utf-8")
-            saving.finish(Path(save_directory))
+            saving.finish(Path(save_directory), self)
         return path
 
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:

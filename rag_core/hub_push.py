@@ -22,6 +22,7 @@ def model_card(
     datasets: Sequence[str] = (),
     figures: Mapping[str, float | str] | None = None,
     body: str = "",
+    loader: str = "rag_torch.RagTokenForGeneration",
 ) -> str:
     """The text of a model card: YAML front matter as the hub reads it, then Markdown.
 
@@ -35,6 +36,7 @@ def model_card(
         datasets: data sets it was trained on or looks things up in.
         figures: measured results, name to value.
         body: more Markdown.
+        loader: package and class that load it, which the card shows.
     """
     lines = ["---", "library_name: dualrag", "pipeline_tag: question-answering"]
     for name, value in (("language", language), ("license", license)):
@@ -49,22 +51,39 @@ def model_card(
         lines += [summary, ""]
     if figures:
         lines += ["| measure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items()), ""]
-    lines += [
-        "## Use",
-        "",
-        "```python",
-        "from rag_torch import RagRetriever, RagTokenForGeneration, RagTokenizer",
-        "",
-        'name = "owner/name"  # this repository',
-        "tokenizer = RagTokenizer.from_pretrained(name)",
-        "retriever = RagRetriever.from_pretrained(name)",
-        "model = RagTokenForGeneration.from_pretrained(name, retriever=retriever)",
-        "```",
-        "",
-    ]
+    lines += ["## Use", "", "```python", *_loading(loader), "```", ""]
     if body:
         lines += [body.rstrip(), ""]
     return "\n".join(lines)
+
+
+def _loading(loader: str) -> list[str]:
+    """Lines of Python that load a repository with `loader`, "package.Class"."""
+    package, _, kind = loader.partition(".")
+    name = 'name = "owner/name"  # this repository'
+    if kind not in _WITH_RETRIEVER:
+        return [f"from {package} import {kind}", "", name, f"loaded = {kind}.from_pretrained(name)"]
+    return [
+        f"from {package} import {', '.join(sorted(('RagRetriever', kind, 'RagTokenizer')))}",
+        "",
+        name,
+        "tokenizer = RagTokenizer.from_pretrained(name)",
+        "retriever = RagRetriever.from_pretrained(name)",
+        f"model = {kind}.from_pretrained(name, retriever=retriever)",
+    ]
+
+
+_WITH_RETRIEVER = ("RagModel", "RagSequenceForGeneration", "RagTokenForGeneration")
+_PACKAGES = ("rag_core", "rag_torch", "rag_tf")
+
+
+def loader_of(saved: Any) -> str | None:
+    """Package and class that load what was saved; None where it is of no class of ours."""
+    for kind in type(saved).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package in _PACKAGES and not kind.__name__.startswith("_") and kind is not Pushable:
+            return f"{package}.{kind.__name__}"
+    return None
 
 
 def push_folder(
@@ -76,6 +95,7 @@ def push_folder(
     revision: str | None = None,
     commit_message: str = "Upload model",
     card: str | None = None,
+    loader: str | None = None,
 ) -> str:
     """Uploads a folder to a repository of the hub, made if missing.
 
@@ -89,6 +109,7 @@ def push_folder(
         revision: branch, made if missing; None for the main one.
         commit_message: message of the commit.
         card: text of README.md; None for a short one.
+        loader: package and class that the short one shows, as "rag_tf.RagModel".
 
     Returns:
         The repository's address.
@@ -109,7 +130,7 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         if card is None and not (root / "README.md").exists():
             if not api.file_exists(repo_id, "README.md", revision=revision):
-                card = model_card(repo_id.split("/")[-1])
+                card = model_card(repo_id.split("/")[-1], **({} if loader is None else {"loader": loader}))
         api.upload_folder(repo_id=repo_id, folder_path=root, revision=revision, commit_message=commit_message)
         if card is not None:
             api.upload_file(
@@ -146,4 +167,4 @@ class Pushable:
         push = Saving.of(push_to_hub=True, **kwargs).push or {}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)  # type: ignore[attr-defined]
-            return push_folder(folder, repo_id, **push)
+            return push_folder(folder, repo_id, loader=loader_of(self), **push)

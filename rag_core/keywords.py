@@ -162,12 +162,17 @@ class Saving:
         repo_id = push.pop("repo_id", None)
         return cls(is_main_process, push if push_to_hub else None, repo_id)
 
-    def finish(self, folder: str | Path) -> None:
-        """Push the folder that was written, if that was asked for; its name is the repository's by default."""
-        if self.push is not None:
-            from rag_core.hub_push import push_folder
+    def finish(self, folder: str | Path, saved: Any = None) -> None:
+        """Push the folder that was written, if that was asked for; its name is the repository's by default.
 
-            push_folder(folder, self._repo_id or Path(folder).name, **self.push)
+        Args:
+            folder: what was written.
+            saved: what wrote it, for the model card.
+        """
+        if self.push is not None:
+            from rag_core.hub_push import loader_of, push_folder
+
+            push_folder(folder, self._repo_id or Path(folder).name, loader=loader_of(saved), **self.push)
 
 
 def whole_device(device: Any, device_map: Any) -> Any:

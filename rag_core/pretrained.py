@@ -274,7 +274,7 @@ class PretrainedBase(Pushable):
             generation_config=self._saved_generation_config(),
             max_shard_size=max_shard_size,
         )
-        saving.finish(folder)
+        saving.finish(folder, self)
 
     def _saved_config(self) -> Any:
         """The config as it is written: a copy that names this class and the type of the weights."""

@@ -162,7 +162,7 @@ class RagRetriever(Pushable):
         saving = Saving.of(**kwargs)
         if saving.here:
             save_parts(self, Path(save_directory))
-            saving.finish(save_directory)
+            saving.finish(save_directory, self)
 
     def init_retrieval(self) -> None:
         """Load the index into memory, if it is not loaded."""

@@ -183,7 +183,7 @@ class RagTokenizer(Pushable):
         with atomic_folder(folder, stale=TOKENIZER_PATTERNS) as draft:
             self.question_encoder.save_pretrained(draft / QUESTION_FOLDER)
             self.generator.save_pretrained(draft / GENERATOR_FOLDER)
-        saving.finish(folder)
+        saving.finish(folder, self)
 
     def __repr__(self) -> str:
         return f"RagTokenizer(question_encoder={self.question_encoder!r}, generator={self.generator!r})"

@@ -122,7 +122,7 @@ class Tokenizer(IdRows, Pushable):
         target = Path(save_directory)
         with atomic_folder(target, stale=TOKENIZER_FILES) as folder:
             names = write_tokenizer(self, folder)
-        saving.finish(target)
+        saving.finish(target, self)
         return tuple(str(target / name) for name in names)
 
     # text -> ids

@@ -135,20 +135,25 @@ class Retriever:
         return {**found, "retrieved_doc_embeds": np.ones((B, N, D), np.float32), "doc_ids": np.ones((B, N), int)}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
-)
-def asked(request):
-    """Calls one of CALLS with one argument replaced, by the backend's own tensors."""
-    backend = import_module(f"rag_{request.param}")
-    tensor = import_module("torch").tensor if request.param == "torch" else import_module("tensorflow").constant
+BACKENDS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
+
+
+def rag_config(**options):
+    """A tiny RAG, with options of its generator."""
     sizes = {"vocab_size": V, "max_position_embeddings": 24, "d_model": D, "encoder_layers": 1, "decoder_layers": 1}
     sizes |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
     encoder = DPRConfig(19, D, 1, 2, 8, max_position_embeddings=16)
-    config = RagConfig(question_encoder=encoder, generator=BartConfig(**sizes), n_docs=N, retrieval_vector_size=D)
-    models = [
-        getattr(backend, f"Rag{kind}ForGeneration")(config, retriever=Retriever()) for kind in ("Token", "Sequence")
-    ]
+    generator = BartConfig(**sizes, **options)
+    return RagConfig(question_encoder=encoder, generator=generator, n_docs=N, retrieval_vector_size=D)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def asked(request):
+    """Calls one of CALLS with one argument replaced, by the backend's own tensors."""
+    backend, config = import_module(f"rag_{request.param}"), rag_config()
+    tensor = import_module("torch").tensor if request.param == "torch" else import_module("tensorflow").constant
+    heads = backend.RagTokenForGeneration, backend.RagSequenceForGeneration
+    models = [head(config, retriever=Retriever()) for head in heads]
 
     def tensors(value):
         return tensor(value) if isinstance(value, np.ndarray) else value
@@ -167,6 +172,29 @@ def test_both_backends_refuse_a_bad_argument_with_one_text(asked, call, argument
         with pytest.raises((TypeError, ValueError)) as caught:
             function(**given)
         assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_path):
+    """4.37.2's RAG-Sequence takes all from the generator then; its RAG-Token fails."""
+    backend, decoding = import_module(f"rag_{name}"), import_module(f"rag_{name}.decoding")
+    backend.RagTokenForGeneration(rag_config(max_length=9, min_length=4)).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 2, "early_stopping": null, "min_length": 3}')
+    token, sequence = (
+        head.from_pretrained(tmp_path) for head in (backend.RagTokenForGeneration, backend.RagSequenceForGeneration)
+    )
+    options = decoding.token_options(token)
+    assert (options.decoder_start_token_id, options.eos_token_id, options.num_beams, options.max_length) == (
+        2,
+        2,
+        2,
+        20,
+    )
+    options = decoding.sequence_options(sequence, None)
+    assert (options.decoder_start_token_id, options.num_beams, options.max_length, options.min_length) == (2, 1, 9, 3)
+    assert options.forced_eos_token_id == 2
+    token.generation_config = {"num_beams": 3}
+    assert decoding.token_options(token).eos_token_id == 2
 
 
 def test_tensors_without_numbers_are_named_among_others():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rag_core.atomic import atomic_folder, atomic_write
 from rag_core.checkpoint import read_weights, write_checkpoint
-from rag_core.config import AutoConfig, DPRConfig
+from rag_core.config import AutoConfig, DPRConfig, T5Config
 from rag_core.convert import convert_checkpoint
 from rag_core.faiss_files import build_faiss, write_faiss
 from rag_core.hub import (
@@ -28,6 +28,8 @@ from rag_core.hub import (
     resolve_file,
     split_hub_kwargs,
 )
+from rag_core.hub_push import loader_of
+from rag_core.keywords import Saving
 from rag_core.retriever_files import open_index
 from rag_core.tokenization import RagTokenizer
 
@@ -316,6 +318,26 @@ def test_configs_tokenizers_and_retrievers_push_what_they_save(api, retriever, m
         pushed.clear()
         assert part.push_to_hub("o/n", token="t") == "https://huggingface.co/o/n"
         assert file in pushed
+
+
+class RagModel:
+    """Stands for a model of a backend."""
+
+
+class RagSequenceForGeneration(RagModel):
+    """Of a user's own, derived from one of ours."""
+
+
+@pytest.mark.parametrize("package", ["rag_torch", "rag_tf"])
+def test_a_card_names_what_saved_the_folder(package, api, tmp_path, monkeypatch):
+    monkeypatch.setattr(RagModel, "__module__", f"{package}.rag_model")
+    Saving.of(push_to_hub=True, repo_id="o/n").finish(tmp_path, RagModel())
+    card = api.calls[-1][1]["path_or_fileobj"].decode()
+    assert f"\nfrom {package} import RagModel, RagRetriever, RagTokenizer\n" in card
+    assert "\nmodel = RagModel.from_pretrained(name, retriever=retriever)\n" in card
+    assert loader_of(RagSequenceForGeneration()) == f"{package}.RagModel"
+    assert "from rag_core import T5Config\n" in model_card("T", loader=loader_of(T5Config()))
+    assert loader_of(None) is None
 
 
 def test_failed_pushes_are_explained(api, tmp_path):
