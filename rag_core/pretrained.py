@@ -173,6 +173,31 @@ class PretrainedBase(Pushable):
         if self in able:
             self._checkpoint({name: value for name, value in given.items() if name != "use_reentrant"})
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The name that transformers 5 has for `gradient_checkpointing_enable`.
+
+        Args:
+            activation_checkpointing_kwargs: as `gradient_checkpointing_kwargs` there.
+            every_n_layers: must be 1.
+            offload: must be False.
+
+        Raises:
+            TypeError, ValueError: as there, or another value of these two.
+        """
+        for name, value, needed in (("every_n_layers", every_n_layers, 1), ("offload", offload, False)):
+            if value != needed:
+                raise ValueError(f"{name} must be {needed}, got {value!r}. Leave it out: all layers keep their inputs")
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """The name that transformers 5 has for `gradient_checkpointing_disable`."""
+        self.gradient_checkpointing_disable()
+
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
         for part in self._networks():

@@ -26,6 +26,7 @@ class RagTrainerMixin:
 
     accelerator: Any
     args: Any
+    label_smoother: Any
     model: Any
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -44,7 +45,16 @@ class RagTrainerMixin:
                 options.save_pretrained(folder)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """As Trainer's; a loss for each question is averaged."""
+        """As Trainer's; a loss for each question is averaged.
+
+        Raises:
+            ValueError: `label_smoothing_factor` is set, which would score tokens against their own place.
+        """
+        if self._ours() is not None and self.label_smoother is not None:
+            raise ValueError(
+                f"label_smoothing_factor must be 0, got {self.args.label_smoothing_factor}. The loss is the model's own: "
+                "set label_smoothing in its config"
+            )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)  # type: ignore[misc]
         return (loss.mean(), outputs) if return_outputs else loss.mean()
 

@@ -79,7 +79,8 @@ def same(one, other):
 
 def test_trainer_trains_saves_resumes_evaluates_and_predicts(model, data, tmp_path):
     start = copy.deepcopy(model)
-    options = arguments(TrainingArguments, tmp_path, max_steps=20, save_steps=10, gradient_accumulation_steps=2)
+    options = arguments(TrainingArguments, tmp_path, max_steps=20, save_steps=10, gradient_accumulation_steps=2,
+                        gradient_checkpointing=True)  # fmt: skip
     trainer = RagTrainer(model, options, train_dataset=data, eval_dataset=data, data_collator=batch)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -94,6 +95,9 @@ def test_trainer_trains_saves_resumes_evaluates_and_predicts(model, data, tmp_pa
     assert same(start, model)  # what was left to do from there is what was done
     trainer.save_model(tmp_path / "final")
     assert same(RagTokenForGeneration.from_pretrained(tmp_path / "final"), model)
+    smooth = arguments(TrainingArguments, tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="label_smoothing_factor must be 0, got 0.1"):
+        RagTrainer(model, smooth, train_dataset=data, data_collator=batch).train()
 
 
 def test_seq2seq_trainer_predicts_what_generate_writes(model, data, tmp_path):
