@@ -50,10 +50,10 @@ class RagTrainerMixin:
         Raises:
             ValueError: `label_smoothing_factor` is set, which would score tokens against their own place.
         """
-        if self._ours() is not None and self.label_smoother is not None:
+        if self.label_smoother is not None:
+            given = self.args.label_smoothing_factor
             raise ValueError(
-                f"label_smoothing_factor must be 0, got {self.args.label_smoothing_factor}. The loss is the model's own: "
-                "set label_smoothing in its config"
+                f"label_smoothing_factor must be 0, got {given}. The model has its own loss: set config.label_smoothing"
             )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)  # type: ignore[misc]
         return (loss.mean(), outputs) if return_outputs else loss.mean()

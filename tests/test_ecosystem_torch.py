@@ -96,7 +96,7 @@ def test_trainer_trains_saves_resumes_evaluates_and_predicts(model, data, tmp_pa
     trainer.save_model(tmp_path / "final")
     assert same(RagTokenForGeneration.from_pretrained(tmp_path / "final"), model)
     smooth = arguments(TrainingArguments, tmp_path, label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match="label_smoothing_factor must be 0, got 0.1"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor must be 0, got 0\.1"):
         RagTrainer(model, smooth, train_dataset=data, data_collator=batch).train()
 
 
