@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag_core.json_files import bounded_json
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -95,7 +97,7 @@ def build_byte_bpe(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tok
     """BART's (and RoBERTa's) tokenizer from `vocab.json` and `merges.txt`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    vocabulary = json.loads(files["vocab.json"])
+    vocabulary = bounded_json(files["vocab.json"].decode("utf-8"))
     merges = []
     for line in files["merges.txt"].decode("utf-8").split("\n"):
         if line.strip() and not line.startswith("#version"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag_core.damaged import AGAIN, DamagedFileError, reading
 from rag_core.hub import resolve_file
+from rag_core.json_files import read_json
 from rag_core.tokenizer_build import BART, BUILDERS, FAMILIES, FAMILY_OF, OTHER, T5, Family, follow_config, frame_texts
 
 if TYPE_CHECKING:
@@ -48,16 +51,17 @@ def read_tokenizer(
         ValueError: a file is not what its name says.
         ImportError: a `spiece.model` without the packages that read it.
     """
-    config = _read_json(resolve_file(name_or_path, "tokenizer_config.json", required=False, **hub))
-    model_config = _read_json(resolve_file(name_or_path, "config.json", required=False, **hub))
-    special = _read_json(resolve_file(name_or_path, "special_tokens_map.json", required=False, **hub))
+    config = _settings(resolve_file(name_or_path, "tokenizer_config.json", required=False, **hub))
+    place = resolve_file(name_or_path, "config.json", required=False, **hub)
+    model_config = {} if place is None else read_json(place)
+    special = _settings(resolve_file(name_or_path, "special_tokens_map.json", required=False, **hub))
     flags = {_content(value): value for value in _flat(special.values()) if isinstance(value, dict)}
     for key, value in special.items():
         # from 4.34 on tokenizer_config.json is complete; before, the map was the later word
         if not config.get(key) or "added_tokens_decoder" not in config:
             config[key] = value
     added = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
-    legacy = _read_json(resolve_file(name_or_path, "added_tokens.json", required=False, **hub))
+    legacy = _legacy_tokens(resolve_file(name_or_path, "added_tokens.json", required=False, **hub))
     for token, index in legacy.items():
         added.setdefault(index, {"content": token})
     config.update(overrides)
@@ -66,19 +70,22 @@ def read_tokenizer(
     backend = _deserialize(serialized) if serialized else None
     family = _declared_family(config, model_config) or wanted
     sources: dict[str, bytes] = {}
+    vocabulary = f"the tokenizer of {name_or_path}"
     for kind in FAMILIES:
         if kind is family or (family is None and (backend is None or kind is T5)):
             found = {name: resolve_file(name_or_path, name, required=False, **hub) for name in kind.vocabulary_files}
             if all(found.values()):
                 family = kind
                 sources = {name: path.read_bytes() for name, path in found.items() if path}
+                vocabulary = " with ".join(str(path) for path in found.values())
                 break
     family = family or _recognized_family(backend)
     if backend is None and not sources:
         names = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
         place = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
         raise OSError(f"{place}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}")
-    return _assembled(config, family, backend, sources, added, flags, str(name_or_path))
+    place = str(serialized) if backend is not None else vocabulary
+    return _assembled(config, family, backend, sources, added, flags, place)
 
 
 def read_vocabulary(
@@ -104,11 +111,35 @@ def read_vocabulary(
         raise TypeError(f"files must be {' and '.join(paths)}, or tokenizer.json, got {list(given) or 'none'}")
     sources = {name: Path(path).read_bytes() for name, path in given.items()}
     backend = None if tokenizer_file is None else _deserialize(Path(tokenizer_file))
-    where = str(tokenizer_file or next(iter(given.values())))
+    where = str(tokenizer_file or " with ".join(str(path) for path in given.values()))
     return _assembled(dict(settings), family, backend, sources, {}, {}, where)
 
 
 def _assembled(
+    config: dict[str, Any],
+    family: Family,
+    backend: tokenizers.Tokenizer | None,
+    sources: dict[str, bytes],
+    added: Mapping[int, Any],
+    flags: Mapping[str, Any],
+    where: str,
+) -> TokenizerFiles:
+    """The tokenizer of what was read of files; `where` names those of its vocabulary."""
+    with reading(where, "a tokenizer together with the settings beside it"):
+        found = _built(config, family, backend, sources, added, flags, where)
+        _try(found.backend)
+        return found
+
+
+def _try(backend: tokenizers.Tokenizer) -> None:
+    """Encodes and decodes two words: what a pipeline panics at, it panics at here, where it is an error."""
+    try:
+        backend.decode(backend.encode("A b.").ids)
+    except Exception:  # a vocabulary without these letters, and without an unknown token, can't
+        return
+
+
+def _built(
     config: dict[str, Any],
     family: Family,
     backend: tokenizers.Tokenizer | None,
@@ -134,25 +165,87 @@ def _assembled(
     return TokenizerFiles(backend, config, family, keep)
 
 
-def _read_json(path: Path | None) -> dict[str, Any]:
+def _settings(path: Path | None) -> dict[str, Any]:
+    """The settings of tokenizer_config.json or special_tokens_map.json; those that are acted on are of their kind."""
     if path is None:
         return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Fetch the folder again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, it holds a {type(content).__name__}. Fetch the folder again")
-    return content
+    values: dict[str, Any] = read_json(path)
+    for name, (fits, wanted) in _KINDS.items():
+        value = values.get(name)
+        if value is not None and not fits(value):
+            raise DamagedFileError(f"{path}: {name} must be {wanted}, got {value!r:.100}. {AGAIN}")
+    return values
+
+
+def _legacy_tokens(path: Path | None) -> dict[str, int]:
+    if path is None:
+        return {}
+    values: dict[str, int] = read_json(path)
+    for token, index in values.items():
+        if not _is_whole(index):
+            raise DamagedFileError(
+                f"{path}: the id of {token!r:.60} must be a whole number, got {index!r:.60}. {AGAIN}"
+            )
+    return values
+
+
+def _is_whole(value: Any, most: int = 2**31) -> bool:
+    return type(value) is int and 0 <= value < most
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list | dict) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+
+
+def _is_numbered(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(
+        key.isdecimal() and len(key) < 10 and isinstance(each, dict) and _is_token(each) for key, each in value.items()
+    )
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+_TOKEN = (_is_token, "a token: a text, or an object with its content")
+_TOKENS = (_is_tokens, "a list of tokens: texts, or objects with their content")
+_FLAG = (_is_flag, "true, false or null")
+_LENGTH = (_is_length, "a number of tokens")
+# What a setting must be to be acted on; null leaves it unsaid.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(SPECIAL_NAMES, _TOKEN),
+    EXTRA: _TOKENS,
+    "extra_special_tokens": _TOKENS,
+    "added_tokens_decoder": (_is_numbered, "an object of ids, each with an object that has its content"),
+    "extra_ids": (functools.partial(_is_whole, most=100_000), "a whole number below 100,000"),
+    "pad_token_type_id": (_is_whole, "a whole number"),
+    "model_max_length": _LENGTH,
+    "max_len": _LENGTH,
+    "model_input_names": (_is_names, "a list of names"),
+    **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), _FLAG),
+    **dict.fromkeys(("clean_up_tokenization_spaces", "split_special_tokens"), _FLAG),
+}
 
 
 def _deserialize(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
+    with reading(path, "a tokenizer", "It is cut short, or too new for the tokenizers library: fetch it again."):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path} can't be read by the tokenizers library (cut short or too new?): {error}") from error
 
 
 def _declared_family(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Family | None:
