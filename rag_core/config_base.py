@@ -21,6 +21,8 @@ from rag_core.damaged import locating
 from rag_core.hub_push import Pushable
 from rag_core.json_files import read_json
 
+MOST = 2**31 - 1  # of a size: what tensors and tables of both frameworks are numbered by
+
 Config = TypeVar("Config", bound="PretrainedConfig")
 
 KNOWN: dict[str, type[PretrainedConfig]] = {}
@@ -95,6 +97,7 @@ class PretrainedConfig(Pushable):
     own: ClassVar[tuple[str, ...]] = ()
     labels: ClassVar[int] = 2
     minimum: ClassVar[Mapping[str, float]] = {}
+    maximum: ClassVar[Mapping[str, float]] = {}  # sizes that are not named end at `MOST`
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     readable: ClassVar[tuple[str, ...]] = ()
 
@@ -194,6 +197,9 @@ class PretrainedConfig(Pushable):
             low = self.minimum.get(each.name)
             if low is not None and plain is not None and plain < low:
                 raise ValueError(f"{type(self).__name__}.{each.name} must be at least {low}, got {plain!r}.")
+            high = self.maximum.get(each.name, None if low is None else MOST)
+            if high is not None and plain is not None and plain > high:
+                raise ValueError(f"{type(self).__name__}.{each.name} must be at most {high:,}, got {plain:,}.")
             allowed = self.choices.get(each.name)
             if allowed and plain not in allowed:
                 raise ValueError(f"{type(self).__name__}.{each.name} must be one of {allowed}, got {plain!r}.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from rag_core.config_base import PretrainedConfig
 
+MOST_LAYERS = 10_000
 _SIZES: Mapping[str, float] = {"vocab_size": 1, "max_position_embeddings": 1}
 
 
@@ -33,6 +34,7 @@ class _BertBase(PretrainedConfig):
         "attention_probs_dropout_prob max_position_embeddings type_vocab_size initializer_range layer_norm_eps "
         "pad_token_id position_embedding_type".split()
     )
+    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(("num_hidden_layers",), MOST_LAYERS)
     minimum: ClassVar[Mapping[str, float]] = {
         **_SIZES,
         "hidden_size": 1,
@@ -126,6 +128,7 @@ class BartConfig(PretrainedConfig):
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
     }
+    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(("encoder_layers", "decoder_layers"), MOST_LAYERS)
     minimum: ClassVar[Mapping[str, float]] = {
         **_SIZES,
         "d_model": 1,
@@ -195,6 +198,7 @@ class T5Config(PretrainedConfig):
         "num_attention_heads": "num_heads",
         "num_hidden_layers": "num_layers",
     }
+    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(("num_layers", "num_decoder_layers"), MOST_LAYERS)
     minimum: ClassVar[Mapping[str, float]] = {
         "vocab_size": 1,
         "d_model": 1,

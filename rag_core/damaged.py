@@ -17,14 +17,14 @@ class DamagedFileError(OSError, ValueError):
 
 
 @contextmanager
-def reading(place: str | Path, what: str = "", advice: str = AGAIN) -> Iterator[None]:
+def reading(place: str | Path, fault: str = "can't be read", advice: str = AGAIN) -> Iterator[None]:
     """Turns whatever is raised within it into one `DamagedFileError` that names the file.
 
     Errors that name it already pass, as do a missing package and a reader's wish to stop.
 
     Args:
         place: the file or folder.
-        what: "a faiss index", what it should be.
+        fault: what the error says of it.
         advice: what to do.
 
     Raises:
@@ -43,8 +43,7 @@ def reading(place: str | Path, what: str = "", advice: str = AGAIN) -> Iterator[
                 raise
         reason = " ".join(str(error).split())[:300]
         kind = "" if type(error) in (ValueError, OSError) and reason else f"{type(error).__name__}: "
-        wanted = f" as {what}" if what else ""
-        raise DamagedFileError(f"{place} can't be read{wanted} ({kind}{reason}). {advice}") from error
+        raise DamagedFileError(f"{place} {fault} ({kind}{reason}). {advice}") from error
 
 
 def located(error: Exception, where: str) -> Exception:

@@ -17,6 +17,8 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
+from rag_core.json_files import read_json
+
 HELD_OUT = 1000
 SEED = 0
 MAX_WORDS = 32
@@ -46,7 +48,7 @@ def read_articles(path: str | PathLike[str]) -> list[Article]:
         ValueError: the file is not such an object.
     """
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = read_json(Path(path))
         articles = [
             Article(r["title"], " ".join(r["extract"].split()), " ".join(r["description"].split()), r["topic"])
             for r in records.values()

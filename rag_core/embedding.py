@@ -121,7 +121,7 @@ def read_batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     for path in files:
-        with reading(path, "passages", "Build it anew."):
+        with reading(path, "is damaged", "Build it anew."):
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
                 batches = list(reader)  # views of the mapped file
             for batch in batches:

@@ -66,23 +66,24 @@ def parse_json(
     return values
 
 
-def bounded_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def bounded_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, *, strict: bool = True) -> Any:
     """As `json.loads`, within the bounds of this module.
 
     Args:
         text: the JSON.
         pairs: makes an object of its pairs; it may raise ValueError.
+        strict: whether texts must be Unicode and whole numbers short; False leaves both to who takes the values.
 
     Raises:
         ValueError: no JSON, or beyond a bound.
     """
     try:
-        values = json.loads(text, parse_int=_whole, object_pairs_hook=pairs)
+        values = json.loads(text, parse_int=_whole if strict else None, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     except MemoryError:
         raise ValueError("it does not fit into memory") from None
-    _check(values)
+    _check(values, strict)
     return values
 
 
@@ -92,7 +93,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _check(values: Any) -> None:
+def _check(values: Any, texts: bool) -> None:
     """Refuses nesting beyond `MAX_DEPTH`, and texts that are no Unicode; without recursion of its own.
 
     Raises:
@@ -103,9 +104,10 @@ def _check(values: Any) -> None:
         deeper: list[Any] = []
         for value in level:
             if isinstance(value, str):
-                _check_text(value)
+                if texts:
+                    _check_text(value)
             elif isinstance(value, dict):
-                for key in value:
+                for key in value if texts else ():
                     _check_text(key)
                 deeper += value.values()
             elif isinstance(value, list):

@@ -16,6 +16,8 @@ import numpy as np
 
 from rag_core import __version__
 from rag_core.atomic import atomic_write
+from rag_core.damaged import reading
+from rag_core.json_files import parse_json
 from rag_core.parity_trace import kept
 
 FORMAT = "dualrag-trace/1"
@@ -92,21 +94,25 @@ class TraceFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
+        with reading(self.path, "is not a trace that this version reads", "Record it again."):
             self._zip = zipfile.ZipFile(self.path)
             self._members = {member.filename: member for member in self._zip.infolist()}
             self._check_sizes()
-            self.header: dict[str, Any] = json.loads(self._read(_HEADER).tobytes())
+            self.header: dict[str, Any] = parse_json(self._read(_HEADER).tobytes(), f"the header of {self.path}")
             self._stages: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
             for number, (case, stage, shape) in enumerate(self.header["stages"]):
-                self._stages.setdefault(case, {})[stage] = f"{number}.npy", tuple(map(int, shape))
+                if not all(isinstance(name, str) for name in (case, stage)) or f"{number}.npy" not in self._members:
+                    raise ValueError(f"stage {number} has no name or no array")
+                if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+                    raise ValueError(f"stage {number} has the shape {shape!r:.60}")
+                self._stages.setdefault(case, {})[stage] = f"{number}.npy", tuple(shape)
             known = all(isinstance(self.header[name], dict) for name in ("about", "run", "cases"))
             if not known or set(self._stages) - set(self.header["cases"]):
                 raise ValueError("its header is not one of a trace")
-        except FileNotFoundError:
-            raise
-        except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError) as error:
-            raise OSError(f"{self.path} is not a trace that this version reads: {error}") from None
+            if not all(isinstance(case, dict) for case in self.header["cases"].values()):
+                raise ValueError("its cases are no objects")
+            if missing := {"format", "version", "dtype", "seed"} - set(self.header):
+                raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
 
     def _check_sizes(self) -> None:
         length = self.path.stat().st_size
@@ -141,10 +147,8 @@ class TraceFile:
         Raises:
             OSError: an array is damaged.
         """
-        try:
+        with reading(self.path, "is not a trace that this version reads", "Record it again."):
             return {stage: self._read(name) for stage, (name, _) in self._stages[case].items()}
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-            raise OSError(f"{self.path}: {error}") from None
 
     def shape(self, case: str, stage: str) -> tuple[int, ...]:
         """The shape of the whole array."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.damaged import DamagedFileError, reading
 from rag_core.vectors import as_matrix
 
 
@@ -59,13 +60,8 @@ def open_passages(
         arrow = folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.arrow"
         if options.get("force_download") or not arrow.is_file():
             _convert(source, shard, columns, arrow, revision, options)
-        try:
+        with reading(arrow, f"made of passage file {shard!r} of {source!r}, is damaged", "Delete it: it is made anew."):
             parts.append(datasets.Dataset.from_file(str(arrow)))
-        except Exception as error:
-            raise OSError(
-                f"{arrow}, made of passage file {shard!r} of {source!r}, is damaged ({type(error).__name__}: "
-                f"{str(error)[:200]}). Delete it: it is made anew."
-            ) from error
         held += len(parts[-1])
     if not held:
         raise OSError(f"the {len(shards)} passage files of {source!r}, such as {shards[:1]}, hold no row.")
@@ -150,7 +146,7 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
     except Exception as error:  # Arrow answers damaged bytes with a dozen kinds of error
         if isinstance(error, OSError) and str(error).startswith(what):
             raise
-        raise OSError(
+        raise DamagedFileError(
             f"{what} can't be read as parquet: it is truncated, damaged or out of reach "
             f"({type(error).__name__}: {str(error)[:300]}). Download it again."
         ) from error

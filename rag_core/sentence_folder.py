@@ -117,6 +117,10 @@ def _modules(name_or_path: str | Path, modules: list[Any], hub: dict[str, Any]) 
                 "the top of the folder, then Pooling, Normalize and Dropout of sentence-transformers are known. Name "
                 "another encoder."
             )
+        if Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place:
+            raise ValueError(
+                f"{name_or_path}/modules.json: a path must stay inside the folder, got {place!r}. Mend it."
+            )
         if kind == "Pooling":
             file = resolve_file(name_or_path, f"{place}/config.json", **hub)
             values = read_json(file)
@@ -153,7 +157,7 @@ def _with_transformer(settings: SentenceSettings, values: dict[str, Any], place:
     if values.get("modality_config") not in (None, {}, _TEXT_ONLY):
         _refuse(values, "modality_config", place)
     longest = values.get("max_seq_length")
-    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
+    if longest is not None and (type(longest) is not int or not 1 <= longest < 2**31):
         raise ValueError(f"{place}: max_seq_length must be a positive whole number or null, got {longest!r}. Mend it.")
     lower = values.get("do_lower_case") or False
     if not isinstance(lower, bool):
@@ -176,7 +180,7 @@ def _with_model(settings: SentenceSettings, values: dict[str, Any], place: Path)
     known = {"model_type", "truncate_dim", "similarity_fn_name", "prompts", "default_prompt_name", *_MODEL_IDLE}
     _warn_of_unknown(values, known, place)
     default = values.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise ValueError(f"{place}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}. Mend it.")
     fallback = prompts.get(default, "")
     passage = next((prompts[name] for name in _PASSAGE_PROMPTS if name in prompts), fallback)

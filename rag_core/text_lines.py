@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
+
+from rag_core.json_files import bounded_json
 
 _MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -92,9 +93,9 @@ def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
     """
     advice = _layout_advice(text.strip()) if first else ""
     try:
-        row = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        what = str(error) or type(error).__name__
+        row = bounded_json(text, _once, strict=False)
+    except ValueError as error:
+        what = str(error)
         raise ValueError(f"{place}: {_JSON_LINES}: {what}. {advice or 'Mend the line.'}") from None
     if not isinstance(row, dict):
         got = "null" if row is None else f"a JSON {type(row).__name__}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rag_core.atomic import atomic_folder
 from rag_core.batch import BatchEncoding
+from rag_core.damaged import locating
 from rag_core.hub import Pushable, split_hub_kwargs
 from rag_core.keywords import Saving
 from rag_core.tokenizer_build import BART, BERT, T5, Family, split_special_tokens, vocabulary_files
@@ -103,7 +104,8 @@ class Tokenizer(IdRows, Pushable):
             )
         kind = _CLASSES.get(files.family.name, cls) if cls is Tokenizer else cls
         made = kind.__new__(kind)
-        Vocabulary.__init__(made, files, str(name_or_path))
+        with locating(f"the tokenizer of {name_or_path}"):
+            Vocabulary.__init__(made, files, str(name_or_path))
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def _assembled(
     where: str,
 ) -> TokenizerFiles:
     """The tokenizer of what was read of files; `where` names those of its vocabulary."""
-    with reading(where, "a tokenizer together with the settings beside it"):
+    with reading(where, "and the settings beside it make no tokenizer"):
         found = _built(config, family, backend, sources, added, flags, where)
         _try(found.backend)
         return found
@@ -244,7 +244,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _deserialize(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
-    with reading(path, "a tokenizer", "It is cut short, or too new for the tokenizers library: fetch it again."):
+    advice = "It is cut short, or too new for the library: fetch it again."
+    with reading(path, "can't be read by the tokenizers library", advice):
         return Tokenizer.from_file(str(path))
 
 

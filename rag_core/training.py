@@ -18,6 +18,7 @@ import numpy as np
 
 from rag_core import checks
 from rag_core.atomic import atomic_write
+from rag_core.damaged import DamagedFileError
 from rag_core.text_lines import check_text, parse_object, read_lines
 
 QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")
@@ -236,6 +237,32 @@ def run_of(found: Mapping[str, Any], validation: Sequence[Example]) -> dict[str,
     """What a finished run says it was: its fingerprint, and which questions it was validated on."""
     digest = hashlib.sha256("".join(map(repr, validation)).encode()).hexdigest()
     return {**found, "validation_sha256": digest}
+
+
+def checked_state(state: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
+    """The notes in a checkpoint of a training run, as they are.
+
+    Raises:
+        DamagedFileError: what a run needs to go on is missing or of another kind.
+    """
+    wanted = {"fingerprint": dict, "report": dict, "scaler": dict | None}
+    wrong = [name for name, kind in wanted.items() if name not in state or not isinstance(state[name], kind)]
+    numbers = [value for value in (state.get("scaler") or {}).values() if type(value) not in (int, float)]
+    if wrong or numbers or not _is_report(state["report"]):
+        what = ", ".join(wrong) or ("scaler" if numbers else "report")
+        raise DamagedFileError(f"{path} is no checkpoint of a training run, or damaged ({what}). Remove it.")
+    return state
+
+
+def _is_report(values: dict[str, Any]) -> bool:
+    """Whether numbers are where `TrainingReport` has numbers."""
+    numbers = {name: value for name, value in values.items() if name != "history" and value is not None}
+    history = values.get("history", [])
+    if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
+        return False
+    counts = [numbers[name] for name in ("steps", "collapsed_at") if name in numbers]
+    given = [*numbers.values(), *(value for line in history for value in line.values() if value is not None)]
+    return all(type(each) is int for each in counts) and all(type(each) in (int, float) for each in given)
 
 
 def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], folder: str | PathLike[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from rag_core.config import PretrainedConfig, RagConfig, T5Config
+from rag_core.config import BartConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, T5Config
 from rag_core.tf_names import under_needed_names
 from rag_core.weight_shapes import DPR_HEADS, RAG_HEADS, Shapes, expected_shapes, tied_names
 
@@ -20,6 +21,7 @@ __all__ = [
     "UNUSED",
     "LazyWeights",
     "Shapes",
+    "check_sizes",
     "check_weights",
     "expected_shapes",
     "fit_names",
@@ -28,6 +30,8 @@ __all__ = [
     "tied_names",
 ]
 
+MANY_LAYERS = 200  # fewer are built and then compared weight by weight, so that all that is wrong is said
+MANY_NUMBERS = 2**31
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # (prefix of the needed name, prefix of the name in the file): the first row that fits is taken.
@@ -158,6 +162,40 @@ def check_weights(
     if any(each for _, each in lists):
         lines = [f"  {len(each)} {what}: " + ", ".join(each) for what, each in lists if each]
         raise ValueError(f"{source} doesn't fit the configuration:\n" + "\n".join(lines))
+
+
+def check_sizes(config: PretrainedConfig, weights: LazyWeights, source: str) -> None:
+    """Refuses a configuration far beyond what its file holds, before anything is built; `check_weights` does the rest.
+
+    Args:
+        config: what the network is to be; parts of types unknown here are passed over.
+        weights: of the file.
+        source: what to call the file in errors.
+
+    Raises:
+        ValueError: it names the number of layers or the weight that is too large.
+    """
+    parts = [config.question_encoder, config.generator] if isinstance(config, RagConfig) else [config]
+    parts = [part for part in parts if isinstance(part, BartConfig | BertConfig | DPRConfig | T5Config)]
+    for part in parts:
+        for name in part.maximum:
+            if (getattr(part, name) or 0) > max(len(weights), MANY_LAYERS):
+                raise ValueError(
+                    f"{source} doesn't fit the configuration: {type(part).__name__}.{name} must be at most the number "
+                    f"of weights, {len(weights):,}, got {getattr(part, name):,}."
+                )
+    numbers = sum(math.prod(shape) for shape in weights.shapes.values())
+    for part in parts:
+        try:
+            shapes = expected_shapes(part)
+        except ValueError:  # a network that is not computed here: building it says so
+            continue
+        for name, shape in shapes.items():
+            if math.prod(shape) > max(numbers, MANY_NUMBERS):
+                raise ValueError(
+                    f"{source} doesn't fit the configuration: {name} would have the shape {shape}, "
+                    f"{math.prod(shape):,} numbers, and the file holds {numbers:,} in all."
+                )
 
 
 def fit_weights(

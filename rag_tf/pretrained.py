@@ -12,6 +12,7 @@ from rag_core.checks import warn
 from rag_core.hub import resolve_file
 from rag_core.keywords import Saving, loading_info, whole_device
 from rag_core.pretrained import PretrainedBase, rows_wanted
+from rag_core.weights import check_sizes
 from rag_tf import weights as tensors
 from rag_tf.holder import WeightHolder, resolve_dtype
 from rag_tf.modules import Embedding, hollow
@@ -166,30 +167,32 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         warn_of_prefix(load_weight_prefix)
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
         device = resolve_device_map(device, device_map)
+        found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
+        check_sizes(config, found, source)
         with hollow():
             model = cls(config)
         dtype = resolve_dtype(dtype or torch_dtype, config)
-        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)
         model.eval()
         return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
 
-    def _load(
-        self,
-        name_or_path: str | Path | None,
-        hub: dict[str, Any],
-        dtype: Any,
-        device: Any,
-        state_dict: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Fill this model (built hollow) with a checkpoint's weights, all or an error."""
+    @staticmethod
+    def _found(
+        name_or_path: str | Path | None, hub: dict[str, Any], state_dict: Mapping[str, Any] | None
+    ) -> tuple[Any, str]:
+        """The weights that are stored or given, not read yet, and what to call them."""
         from rag_core.checkpoint import read_weights
+
+        if state_dict is not None:
+            return tensors.lazy_weights(state_dict), "state_dict"
+        return read_weights(name_or_path, **hub), str(name_or_path)  # type: ignore[arg-type]
+
+    def _load(
+        self, name_or_path: str | Path | None, hub: dict[str, Any], dtype: Any, device: Any, found: Any, source: str
+    ) -> None:
+        """Fill this model (built hollow) with the weights found, all or an error."""
         from rag_core.generation import GenerationConfig, own_options
 
-        source = str(name_or_path) if state_dict is None else "state_dict"
-        if state_dict is None:
-            found = read_weights(name_or_path, **hub)  # type: ignore[arg-type]
-        else:
-            found = tensors.lazy_weights(state_dict)
         arrays = self._fit(found, source)
         ties = tensors.tied_names(self)
 

@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rag_core.atomic import atomic_write
-from rag_core.damaged import DamagedFileError
+from rag_core.damaged import reading
+from rag_core.json_files import parse_json
+from rag_core.training import checked_state
 from rag_tf.training_parts import AdamW
 
 _WRITER = "rag_tf"
@@ -58,20 +60,16 @@ def load_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW,
         DamagedFileError: the file is damaged.
         ValueError: it is another framework's or holds other weights. Nothing has been changed then.
     """
-    try:
+    with reading(path, "is no checkpoint of a training run, or damaged", "Remove it."):
         with safe_open(path, framework="np") as file:
             names, metadata = set(file.keys()), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
-        state = json.loads(metadata["state"])
-        if not isinstance(state, dict):
-            raise ValueError("its state is no object")
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
+        state = checked_state(parse_json(metadata["state"], path, advice="Remove it."), path)
     if state.pop("writer", None) != _WRITER:
         raise ValueError(f"{path} belongs to a run of the torch backend. Go on with that one, or remove it.")
     wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}
     wrong = [n for n, p in wanted.items() if n not in tensors or tensors[n].shape != tuple(p.shape)]
-    wrong = sorted([*wrong, *(f"step.{n}" for n in parameters if f"step.{n}" not in tensors)])
+    wrong = sorted([*wrong, *(f"step.{n}" for n in parameters if not _is_count(tensors.get(f"step.{n}")))])
     if wrong:
         raise ValueError(f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. Remove it.")
     for name, parameter in parameters.items():
@@ -81,3 +79,7 @@ def load_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW,
         optimizer.steps[name] = int(tensors[f"step.{name}"])
     scaler.load_state_dict(state.pop("scaler") or {})
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return value is not None and value.shape == () and value.dtype.kind in "iu"

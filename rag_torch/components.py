@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
+from rag_core.damaged import locating
 from rag_core.hub import split_hub_kwargs
 from rag_core.keywords import loading_info
 from rag_core.pretrained import rows_wanted
+from rag_core.weights import check_sizes
 from rag_torch import weights as tensors
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
@@ -122,14 +124,16 @@ class RagPretrained(PretrainedModel):
         """
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
         device = resolve_device_map(device, device_map)
+        found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
+        check_sizes(config, found, source)
         with tensors.Hollow():
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
-                model.rag.set_context_encoder_for_training(
-                    build_context_encoder(config_from_dict(config.extra["ctx_encoder"]))
-                )
+                with locating(f"ctx_encoder in config.json of {pretrained_model_name_or_path}"):
+                    context_config = config_from_dict(config.extra["ctx_encoder"])
+                model.rag.set_context_encoder_for_training(build_context_encoder(context_config))
         dtype = resolve_dtype(dtype or torch_dtype, config)
-        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)
         if device is not None:
             model.to(device)
         model.eval()

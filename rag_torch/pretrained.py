@@ -13,6 +13,7 @@ from torch import nn
 from rag_core.hub import resolve_file
 from rag_core.keywords import Saving, loading_info, whole_device
 from rag_core.pretrained import PretrainedBase, rows_wanted, with_ties
+from rag_core.weights import check_sizes
 from rag_torch import weights as tensors
 from rag_torch.pytree import register_outputs
 
@@ -169,12 +170,25 @@ class PretrainedModel(nn.Module, PretrainedBase):
         """
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
         device = resolve_device_map(device, device_map)
+        found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
+        check_sizes(config, found, source)
         with tensors.Hollow():
             model = cls(config)
         dtype = resolve_dtype(dtype or torch_dtype, config)
-        model._load(pretrained_model_name_or_path, hub, dtype, device, state_dict)
+        model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)
         model.eval()
         return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
+
+    @staticmethod
+    def _found(
+        name_or_path: str | Path | None, hub: dict[str, Any], state_dict: Mapping[str, Any] | None
+    ) -> tuple[Any, str]:
+        """The weights that are stored or given, not read yet, and what to call them."""
+        from rag_core.checkpoint import read_weights
+
+        if state_dict is not None:
+            return tensors.lazy_weights(state_dict), "state_dict"
+        return read_weights(name_or_path, **hub), str(name_or_path)  # type: ignore[arg-type]
 
     def _load(
         self,
@@ -182,18 +196,13 @@ class PretrainedModel(nn.Module, PretrainedBase):
         hub: dict[str, Any],
         dtype: torch.dtype | None,
         device: Any,
-        state_dict: Mapping[str, Any] | None = None,
+        found: Any,
+        source: str,
     ) -> None:
-        """Fill this model (built on the meta device) with a checkpoint's weights, all or an error."""
-        from rag_core.checkpoint import read_weights
+        """Fill this model (built on the meta device) with the weights found, all or an error."""
         from rag_core.generation import GenerationConfig, own_options
 
         device = tensors.resolve_device(device)
-        source = str(name_or_path) if state_dict is None else "state_dict"
-        if state_dict is None:
-            found = read_weights(name_or_path, **hub)  # type: ignore[arg-type]
-        else:
-            found = tensors.lazy_weights(state_dict)
         arrays = self._fit(found, source)
         ties = tensors.tied_names(self)
         read = 0

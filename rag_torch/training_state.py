@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rag_core.atomic import atomic_write
-from rag_core.damaged import DamagedFileError
+from rag_core.damaged import reading
+from rag_core.json_files import parse_json
+from rag_core.training import checked_state
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -57,19 +59,20 @@ def load_state(
         DamagedFileError: the file is damaged.
         ValueError: it is another framework's or holds other weights. Nothing has been changed then.
     """
-    try:
+    with reading(path, "is no checkpoint of a training run, or damaged", "Remove it."):
         with safe_open(path, framework="pt") as file:
             names, metadata = set(file.keys()), file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in names}
-        state = json.loads(metadata["state"])
-        if not isinstance(state, dict):
-            raise ValueError("its state is no object")
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it.") from None
+        state = checked_state(parse_json(metadata["state"], path, advice="Remove it."), path)
     if "rng.cpu" not in tensors:
         raise ValueError(f"{path} belongs to a run of the tf backend. Go on with that one, or remove it.")
     wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}
     wrong = sorted(n for n, p in wanted.items() if n not in tensors or tensors[n].shape != p.shape)
+    wrong += sorted(name for name in (f"step.{n}" for n in parameters) if name not in tensors or tensors[name].ndim)
+    random = {name: tensor for name, tensor in tensors.items() if name.startswith("rng.")}
+    wrong += [name for name, tensor in random.items() if tensor.dtype != torch.uint8 or tensor.ndim != 1]
+    if random["rng.cpu"].shape != torch.get_rng_state().shape:
+        wrong.append("rng.cpu")
     if wrong:
         raise ValueError(f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. Remove it.")
     counted_there = optimizer.defaults["fused"]  # the fused kernel reads the step count where the weights are
