@@ -245,7 +245,7 @@ def checked_state(state: dict[str, Any], path: str | PathLike[str]) -> dict[str,
     Raises:
         DamagedFileError: what a run needs to go on is missing or of another kind.
     """
-    wanted = {"fingerprint": dict, "report": dict, "scaler": dict | None}
+    wanted = {"fingerprint": dict, "report": dict, "sums": dict, "scaler": dict | None}
     wrong = [name for name, kind in wanted.items() if name not in state or not isinstance(state[name], kind)]
     numbers = [value for value in (state.get("scaler") or {}).values() if type(value) not in (int, float)]
     if wrong or numbers or not _is_report(state["report"]):
@@ -256,7 +256,8 @@ def checked_state(state: dict[str, Any], path: str | PathLike[str]) -> dict[str,
 
 def _is_report(values: dict[str, Any]) -> bool:
     """Whether numbers are where `TrainingReport` has numbers."""
-    numbers = {name: value for name, value in values.items() if name != "history" and value is not None}
+    apart = ("history", "run")
+    numbers = {name: value for name, value in values.items() if name not in apart and value is not None}
     history = values.get("history", [])
     if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
         return False
