@@ -139,7 +139,12 @@ class PretrainedBase(Pushable):
         every = itertools.chain(self.parameters(), buffers)
         return sum(math.prod(each.shape) * _item_size(each.dtype) for each in every)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
         """Train with less memory and more time: of each layer its input is kept, and the rest computed once more.
 
         At work in training mode only. Results and gradients stay what they are, dropout's noise included. In rag_tf
@@ -149,11 +154,18 @@ class PretrainedBase(Pushable):
             gradient_checkpointing_kwargs: `use_reentrant` is taken and makes no difference, as nothing here is
                 re-entrant; rag_torch hands `preserve_rng_state`, `determinism_check`, `context_fn` and `debug` to
                 `torch.utils.checkpoint.checkpoint`.
+            every_n_layers: must be 1: every layer, where transformers 5 can leave some out.
+            offload: must be False: what is kept stays where it is.
 
         Raises:
             TypeError: an unknown keyword.
-            ValueError: no part of the model can do this.
+            ValueError: no part of the model can do this, or what transformers 5 offers beside it is asked for.
         """
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                f"every_n_layers must be 1 and offload False, got {every_n_layers!r} and {offload!r}. Leave them out: "
+                "every layer is computed once more, and its input stays on its device"
+            )
         given = dict(gradient_checkpointing_kwargs or {})
         unknown = sorted(set(given) - set(self.checkpoint_keywords))
         if unknown:
@@ -169,7 +181,8 @@ class PretrainedBase(Pushable):
             warnings.warn(message, stacklevel=2)
         for part in able:
             if part is not self:
-                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+                enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
+                enable(gradient_checkpointing_kwargs)
         if self in able:
             self._checkpoint({name: value for name, value in given.items() if name != "use_reentrant"})
 
@@ -202,8 +215,21 @@ class PretrainedBase(Pushable):
         """Keep all activations again."""
         for part in self._networks():
             if part is not self and hasattr(part, "gradient_checkpointing_disable"):
-                part.gradient_checkpointing_disable()
+                getattr(part, "activation_checkpointing_disable", part.gradient_checkpointing_disable)()
         self._checkpoint(None)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """`gradient_checkpointing_enable` under the name of transformers 5."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def activation_checkpointing_disable(self) -> None:
+        """`gradient_checkpointing_disable` under the name of transformers 5."""
+        self.gradient_checkpointing_disable()
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -211,6 +237,11 @@ class PretrainedBase(Pushable):
         others = [part for part in self._networks() if part is not self]
         own = any(getattr(module, "checkpointing", None) is not None for module in self.modules())
         return own or any(getattr(part, "is_gradient_checkpointing", False) for part in others)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """`is_gradient_checkpointing` under the name of transformers 5."""
+        return self.is_gradient_checkpointing
 
     def _networks(self) -> list[Any]:
         """What switches checkpointing on and off for itself: this model, or the parts it is put together from."""

@@ -295,8 +295,12 @@ def test_checkpointing_reaches_every_part():
     assert model.is_gradient_checkpointing and model.weights_version() != before  # graphs are made anew
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=None, every_n_layers=1, offload=False)
+    assert model.is_gradient_checkpointing
     with pytest.raises(TypeError, match="nothing but use_reentrant, got debug"):
         model.gradient_checkpointing_enable({"debug": True})
+    with pytest.raises(ValueError, match="every_n_layers must be 1 and offload False, got 2 and False"):
+        model.gradient_checkpointing_enable(every_n_layers=2)
 
 
 class States(tf.Module):
