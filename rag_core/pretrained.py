@@ -139,12 +139,7 @@ class PretrainedBase(Pushable):
         every = itertools.chain(self.parameters(), buffers)
         return sum(math.prod(each.shape) * _item_size(each.dtype) for each in every)
 
-    def gradient_checkpointing_enable(
-        self,
-        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
         """Train with less memory and more time: of each layer its input is kept, and the rest computed once more.
 
         At work in training mode only. Results and gradients stay what they are, dropout's noise included. In rag_tf
@@ -154,18 +149,11 @@ class PretrainedBase(Pushable):
             gradient_checkpointing_kwargs: `use_reentrant` is taken and makes no difference, as nothing here is
                 re-entrant; rag_torch hands `preserve_rng_state`, `determinism_check`, `context_fn` and `debug` to
                 `torch.utils.checkpoint.checkpoint`.
-            every_n_layers: must be 1: every layer, where transformers 5 can leave some out.
-            offload: must be False: what is kept stays where it is.
 
         Raises:
             TypeError: an unknown keyword.
-            ValueError: no part of the model can do this, or what transformers 5 offers beside it is asked for.
+            ValueError: no part of the model can do this.
         """
-        if every_n_layers != 1 or offload:
-            raise ValueError(
-                f"every_n_layers must be 1 and offload False, got {every_n_layers!r} and {offload!r}. Leave them out: "
-                "every layer is computed once more, and its input stays on its device"
-            )
         given = dict(gradient_checkpointing_kwargs or {})
         unknown = sorted(set(given) - set(self.checkpoint_keywords))
         if unknown:
@@ -218,25 +206,14 @@ class PretrainedBase(Pushable):
                 getattr(part, "activation_checkpointing_disable", part.gradient_checkpointing_disable)()
         self._checkpoint(None)
 
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """`gradient_checkpointing_enable` under the name of transformers 5."""
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
-
-    def activation_checkpointing_disable(self) -> None:
-        """`gradient_checkpointing_disable` under the name of transformers 5."""
-        self.gradient_checkpointing_disable()
-
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether some layers keep their input alone; see `gradient_checkpointing_enable`."""
         others = [part for part in self._networks() if part is not self]
         own = any(getattr(module, "checkpointing", None) is not None for module in self.modules())
-        return own or any(getattr(part, "is_gradient_checkpointing", False) for part in others)
+        names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # transformers 5 warns of the second
+        asked = [next((name for name in names if hasattr(type(part), name)), "") for part in others]
+        return own or any(bool(name) and getattr(part, name) for part, name in zip(others, asked, strict=True))
 
     @property
     def is_activation_checkpointing(self) -> bool:

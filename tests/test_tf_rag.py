@@ -299,8 +299,8 @@ def test_checkpointing_reaches_every_part():
     assert model.is_gradient_checkpointing
     with pytest.raises(TypeError, match="nothing but use_reentrant, got debug"):
         model.gradient_checkpointing_enable({"debug": True})
-    with pytest.raises(ValueError, match="every_n_layers must be 1 and offload False, got 2 and False"):
-        model.gradient_checkpointing_enable(every_n_layers=2)
+    with pytest.raises(ValueError, match="every_n_layers must be 1, got 2"):
+        model.activation_checkpointing_enable(every_n_layers=2)
 
 
 class States(tf.Module):
