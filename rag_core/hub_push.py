@@ -11,6 +11,9 @@ from typing import Any
 from rag_core.atomic import clear
 
 
+_USUAL = "rag_torch.RagTokenForGeneration"
+
+
 def model_card(
     title: str,
     *,
@@ -22,7 +25,7 @@ def model_card(
     datasets: Sequence[str] = (),
     figures: Mapping[str, float | str] | None = None,
     body: str = "",
-    loader: str = "rag_torch.RagTokenForGeneration",
+    loader: str = _USUAL,
 ) -> str:
     """The text of a model card: YAML front matter as the hub reads it, then Markdown.
 
@@ -130,7 +133,7 @@ def push_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         if card is None and not (root / "README.md").exists():
             if not api.file_exists(repo_id, "README.md", revision=revision):
-                card = model_card(repo_id.split("/")[-1], **({} if loader is None else {"loader": loader}))
+                card = model_card(repo_id.split("/")[-1], loader=loader or _USUAL)
         api.upload_folder(repo_id=repo_id, folder_path=root, revision=revision, commit_message=commit_message)
         if card is not None:
             api.upload_file(
