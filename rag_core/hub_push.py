@@ -10,7 +10,6 @@ from typing import Any
 
 from rag_core.atomic import clear
 
-
 _USUAL = "rag_torch.RagTokenForGeneration"
 
 
