@@ -144,7 +144,7 @@ class Tokenizer(IdRows, Pushable):
         Raises:
             ValueError: a T5 tokenizer that was not read from a sentencepiece model has no such file.
         """
-        with atomic_folder(save_directory) as draft:
+        with atomic_folder(Path(save_directory)) as draft:
             written = [path.name for path in vocabulary_files(self.backend_tokenizer, draft, filename_prefix)]
             for source_name, source in self._files.sources.items():
                 name = f"{filename_prefix}-{source_name}" if filename_prefix else source_name

@@ -84,8 +84,8 @@ def read_tokenizer(
         names = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
         place = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
         raise OSError(f"{place}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}")
-    origin = str(serialized) if backend is not None else vocabulary
-    return _assembled(config, family, backend, sources, added, flags, origin)
+    where = str(serialized) if backend is not None else vocabulary
+    return _assembled(config, family, backend, sources, added, flags, where)
 
 
 def read_vocabulary(

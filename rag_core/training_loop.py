@@ -116,8 +116,8 @@ class RunFiles:
     optimizer: Any
     scaler: Any
     config: TrainingConfig
-    examples: Sequence[Example]
-    validation: Sequence[Example]
+    examples: list[Example]
+    validation: list[Example]
     report: TrainingReport
     out: Path | None
     source: Mapping[str, Any] = MappingProxyType({})
