@@ -39,6 +39,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,17 @@ from pathlib import Path, PurePosixPath
 
 from rag_core.damaged import DamagedFileError
 
-__all__ = ["COMMIT", "atomic_folder", "atomic_write", "clear", "install", "is_draft", "name_full_disk", "recover"]
+__all__ = [
+    "COMMIT",
+    "atomic_folder",
+    "atomic_write",
+    "check_writable",
+    "clear",
+    "install",
+    "is_draft",
+    "name_full_disk",
+    "recover",
+]
 
 COMMIT = ".dualrag-commit"
 _JOURNAL, _NEW, _OLD = "journal.json", "new", "old"
@@ -203,6 +214,25 @@ def clear(folder: str | Path) -> None:
     if target.name and target.parent.is_dir():
         with _alone(target.parent):
             _sweep(target.parent, target.name)
+
+
+def check_writable(target: str | Path) -> None:
+    """Refuses a place that nothing can be written to, before work is done for it; leaves nothing there.
+
+    Args:
+        target: a file or folder to be written; what is missing above it would be made.
+
+    Raises:
+        OSError: naming the target.
+    """
+    path = Path(target).absolute()
+    place = path if path.is_dir() else next(above for above in path.parents if above.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        what = f"{str(target)!r} can't be written: {error.strerror}, at {str(place)!r}. Name another place."
+        raise OSError(error.errno, what) from error
 
 
 def is_draft(name: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.atomic import atomic_write
+from rag_core.atomic import atomic_write, check_writable
 from rag_core.backends import available_backends, load_backend
 from rag_core.config import RagConfig, config_from_dict
 from rag_core.parity_compare import compare_files, load_tolerances
@@ -109,6 +109,10 @@ def check_parity(
             "--against trace.npz"
         )
     RagConfig.from_pretrained(request.model)  # a wrong name should not wait for a framework to load
+    if request.questions is not None:
+        read_questions(request.questions)
+    for place in filter(None, (keep, out)):
+        check_writable(place)
     if against is not None:
         TraceFile(against).close()
     with tempfile.TemporaryDirectory() as folder:

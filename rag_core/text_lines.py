@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-import re
+import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from os import PathLike
@@ -55,7 +55,7 @@ def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, 
     try:
         for number, text in enumerate(decoded, 1):
             text = text.lstrip(_BYTE_ORDER_MARK)  # files that were joined bring marks in the middle
-            fault = None if text.isascii() and "\0" not in text else _line_fault(text, encoding, name)
+            fault = None if text.isascii() and "\0" not in text else _line_fault(text, encoding, name, number)
             yield Line(number, text, fault and f"{name}:{number}: {fault}")
     except UnicodeDecodeError as error:
         text = f"{name}:{number + 1}: not {encoding.upper()} as its first bytes say ({error.reason}). Write it anew."
@@ -93,9 +93,12 @@ def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
     """
     advice = _layout_advice(text.strip()) if first else ""
     try:
-        row = bounded_json(text, _once, strict=False)
+        row = bounded_json(text.strip(), _once, strict=False)
     except ValueError as error:
         what = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            what = f"{error.msg} at column {error.pos + 1}"
+            advice = "" if error.msg == "Extra data" else advice  # a whole object, and more after it
         raise ValueError(f"{place}: {_JSON_LINES}: {what}. {advice or 'Mend the line.'}") from None
     if not isinstance(row, dict):
         got = "null" if row is None else f"a JSON {type(row).__name__}"
@@ -140,22 +143,33 @@ def numbered(paths: Iterable[Any], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _line_fault(text: str, encoding: str, name: str | PathLike[str]) -> str | None:
+def _line_fault(text: str, encoding: str, name: str | PathLike[str], number: int) -> str | None:
     if "\0" in text:
-        if re.match(r"(?:[^\0]\0){2}|[^\0]\0$", text):
-            return f"a NUL byte beside every other: this looks like UTF-16. Convert it, {_iconv('UTF-16LE', name)}"
-        if re.match(r"(?:\0[^\0]){2}|\0[^\0]$", text):
-            return f"a NUL byte beside every other: this looks like UTF-16. Convert it, {_iconv('UTF-16BE', name)}"
-        return "a NUL byte, so this is no text file. Convert or remove it."
+        looks, order = _utf16(text.encode("utf-8", "surrogateescape"), number)
+        if looks:
+            return f"NUL bytes, and no byte order mark: this looks like UTF-16. Convert it, {_iconv(order, name)}"
+        return f"a NUL byte, so this is no text file. Remove it, or convert it if it is UTF-16, {_iconv(order, name)}"
     try:
         text.encode()
     except UnicodeEncodeError as error:
         column, code = error.start + 1, ord(text[error.start])
         if encoding.startswith("utf-8"):
             wrong = f"text must be UTF-8, but byte 0x{code - 0xDC00:02x} at column {column} is not. "
-            return f"{wrong}Convert it, {_iconv('LATIN1', name)}"
+            return f"{wrong}Convert it from the encoding it has, {_iconv('WINDOWS-1252', name)}"
         return f"half of a surrogate pair (\\u{code:04x}) at column {column}, no Unicode character. Mend the line."
     return None
+
+
+def _utf16(line: bytes, number: int) -> tuple[bool, str]:
+    """Whether the NUL bytes of a line lie as in UTF-16, and in which byte order.
+
+    Letters of ASCII have one each, all in odd places or all in even ones; so have blanks among other scripts.
+    """
+    places = [place for place, byte in enumerate(line) if not byte]
+    kinds = {place % 2 for place in places}
+    # After the first line, lines begin with the second half of a line feed where the order is LE.
+    order = "BE" if number == 1 and kinds == {0} else "LE"
+    return len(kinds) == 1 and (len(places) > 1 or len(line) < 4), f"UTF-16{order}"
 
 
 def _iconv(encoding: str, name: str | PathLike[str]) -> str:

@@ -20,6 +20,7 @@ from rag_core.batch import BatchEncoding
 from rag_core.damaged import locating
 from rag_core.hub import Pushable, split_hub_kwargs
 from rag_core.keywords import Saving
+from rag_core.text_lines import text_fault
 from rag_core.tokenizer_build import BART, BERT, T5, Family, split_special_tokens, vocabulary_files
 from rag_core.tokenizer_files import EXTRA, SPECIAL_NAMES, read_tokenizer, read_vocabulary
 from rag_core.tokenizer_ids import IdRows, or_default
@@ -416,7 +417,9 @@ class Tokenizer(IdRows, Pushable):
             batch = [row[0] if len(row) == 1 else row for row in inputs]
             return encode_batch(batch, is_pretokenized=split, add_special_tokens=special)
         except (TypeError, UnicodeEncodeError) as error:
-            raise ValueError(f"{argument} holds characters that are no text (lone surrogates?): {error}") from error
+            raise ValueError(
+                _no_text(inputs, argument) or f"{argument} must hold Unicode characters: {error}"
+            ) from None
 
     def _pipeline(self, bare: bool = False) -> tokenizers.Tokenizer:
         """The shared pipeline, or a copy with other settings: set on the shared one, other threads would see them.
@@ -624,6 +627,17 @@ def _padded_to_max_length(options: EncodeOptions) -> EncodeOptions:
     warnings.warn("pad_to_max_length is deprecated; write padding='max_length'", FutureWarning, stacklevel=3)
     cut = options.max_length is not None if options.truncation is None else options.truncation
     return replace(options, padding="longest" if options.max_length is None else "max_length", truncation=cut)
+
+
+def _no_text(inputs: list[Row], argument: str) -> str | None:
+    """Which of the texts is none, and where; None where all are."""
+    for number, row in enumerate(inputs):
+        parts = [part for each in row for part in ([each] if isinstance(each, str) else each)]
+        for part in parts:
+            if fault := text_fault(part.replace("\0", " ")):  # NUL is encoded as any other character
+                where = argument if len(inputs) == 1 else f"{argument}[{number}]"
+                return f"{where} must hold Unicode characters, but holds {fault}. Mend or remove it."
+    return None
 
 
 def _with_overflow(encodings: list[tokenizers.Encoding]) -> list[tokenizers.Encoding]:

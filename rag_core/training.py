@@ -173,9 +173,10 @@ def _example(record: dict[str, Any], place: str) -> Example:
     question, answers = record.get("question"), record.get("answer", record.get("answers"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f'{place}: "question" must be a text that is not empty, got {question!r}')
+        raise ValueError(f'{place}: "question" must be a text that is not empty, got {_came(record, "question")}')
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise ValueError(f'{place}: "answer" must be a text or a list of texts, none of them empty, got {answers!r}')
+        came = _came(record, "answer", "answers")
+        raise ValueError(f'{place}: "answer" must be a text or a list of texts, none of them empty, got {came}')
     passage = record.get("passage")
     if passage is not None:
         if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
@@ -191,6 +192,14 @@ def _example(record: dict[str, Any], place: str) -> Example:
         for text in texts:
             check_text(text, place, f'"{name}"')
     return Example(question.strip(), tuple(a.strip() for a in answers), passage, answerable)
+
+
+def _came(record: dict[str, Any], *names: str) -> str:
+    """What came under the first of the names that is there; the keys where none is."""
+    for name in names:
+        if name in record:
+            return f"{record[name]!r:.80}"
+    return f"an object with the keys {sorted(record)!r:.120}. Rename one"
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:

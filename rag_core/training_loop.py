@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rag_core.atomic import atomic_folder, clear
+from rag_core.atomic import atomic_folder, check_writable, clear
 from rag_core.checkpoint import CHECKPOINT_PATTERNS, weight_files
 from rag_core.damaged import DamagedFileError
 from rag_core.hub import resolve_file
@@ -210,10 +210,12 @@ def finished_before(
 
     Raises:
         FileExistsError: `out` is a file or holds another model.
+        OSError: nothing can be written to it.
     """
     out = Path(out)
     if out.is_file():
         raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
+    check_writable(out)  # not after hours of training
     clear(out)
     if not (out / "config.json").exists() or (out / CHECKPOINT).exists():
         return None

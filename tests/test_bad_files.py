@@ -231,6 +231,10 @@ def test_training_that_can_not_end_well_does_not_begin(dualrag, made, tmp_path):
     rest = ["--model", made / MODEL, "--kb", made / "base"]
     refused(dualrag("train", "absent.jsonl", *rest, "--out", "tuned"), "absent.jsonl: no such file")
     refused(dualrag("train", "qa.jsonl", *rest, "--out", "file"), "file is a file: name a folder")
+    refused(dualrag("train", "qa.jsonl", *rest, "--out", "file/tuned"), "'file/tuned' can't be written")
+    parity = ["parity", "--model", made / MODEL]
+    refused(dualrag(*parity, "--questions", "qa.jsonl", "--out", "file/report"), "'file/report' can't be written")
+    refused(dualrag(*parity, "--questions", "absent"), "absent")
     refused(dualrag("train", "qa.jsonl", *rest[:3], made / MODEL, "--out", "tuned"), "no knowledge base here")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "qa.jsonl"]
 

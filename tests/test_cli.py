@@ -122,7 +122,7 @@ def test_every_question_of_a_pipe_is_answered(ask) -> None:
     assert questions == ["One?", "Tw\u00f6?", "Four?", "last"]
     assert spoken.exit_code == 2 and spoken.stderr.splitlines() == [
         "dualrag: error: standard input:5: text must be UTF-8, but byte 0xef at column 3 is not. "
-        "Convert it, e.g. iconv -f LATIN1 -t UTF-8 FILE",
+        "Convert it from the encoding it has, e.g. iconv -f WINDOWS-1252 -t UTF-8 FILE",
         "dualrag: error: the question is too long",
     ]
     spoken = ask("--json", input="Zwei \u00e4?\n".encode("utf-16"))

@@ -124,7 +124,7 @@ def test_rag_tokenizer_sends_targets_to_the_generator(tokenizers, tmp_path):
         ({"text": ["a", None]}, TypeError, r"text\[1\] must be a str, got NoneType"),
         ({"text_target": [b"a"]}, TypeError, r"text_target\[0\]"),
         ({"text": ["a"], "text_pair": ["b", "c"]}, ValueError, "1 texts, its pair 2"),
-        ({"text": "a \ud800"}, ValueError, "surrogates"),
+        ({"text": ["a\0", "a \ud800"]}, ValueError, r"text\[1\] must .*half of a surrogate pair"),
         ({"text": "a", "padding": "all"}, ValueError, "padding must be"),
         ({"text": "a", "truncation": "some"}, ValueError, "truncation must be"),
         ({"text": "a b", "truncation": True, "max_length": 1}, ValueError, "no room for the special tokens"),

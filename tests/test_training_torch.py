@@ -172,7 +172,12 @@ def test_checkpoint_of_another_run_is_refused(tokenizers, tmp_path, monkeypatch)
         ("not json", r"qa.jsonl:2: every line must be one JSON object: Expecting value"),
         ('["q", "a"]', r"qa.jsonl:2: every line must be one JSON object, got a JSON list"),
         ('{"question": " ", "answer": "a"}', r'qa.jsonl:2: "question" must be a text that is not empty'),
-        ('{"question": "q"}', r'qa.jsonl:2: "answer" must be a text or a list'),
+        (
+            '{"question": "q"}',
+            r'qa.jsonl:2: "answer" must be a text or a list.*got an object with the keys .\'question',
+        ),
+        ('{"q": "q", "a": "a"}', r'qa.jsonl:2: "question" must be .* keys .\'a\', \'q\'.*Rename one'),
+        ('{"question": "q", "answer": "a"},', r"qa.jsonl:2: every line .* Extra data at column 33\. Mend the line"),
         ('{"question": "q", "answer": ["a", 3]}', r'qa.jsonl:2: "answer" must be a text or a list'),
         ('{"question": "q", "answer": "a", "passage": "p"}', r'qa.jsonl:2: "passage" must be an object'),
         ('{"question": "q", "answer": "a", "answerable": false}', r'qa.jsonl:2: "answerable" must be true, or false'),
