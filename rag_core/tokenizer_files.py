@@ -82,8 +82,8 @@ def read_tokenizer(
     family = family or _recognized_family(backend)
     if backend is None and not sources:
         names = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
-        place = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
-        raise OSError(f"{place}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}")
+        folder = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
+        raise OSError(f"{folder}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}")
     where = str(serialized) if backend is not None else vocabulary
     return _assembled(config, family, backend, sources, added, flags, where)
 

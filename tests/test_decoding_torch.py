@@ -61,7 +61,7 @@ class Toy(torch.nn.Module):
 class Head(torch.nn.Module):
     def __init__(self, n_docs=3, **config):
         super().__init__()
-        self.generator, self.retriever = Toy(), None
+        self.question_encoder, self.generator, self.retriever = Toy(), Toy(), None
         defaults = {"n_docs": n_docs, "bos_token_id": None, "label_smoothing": 0.0, "do_deduplication": True}
         self.config = SimpleNamespace(generator=self.generator.config, **{**defaults, **config})
         self.config.to_dict = lambda: {"generator": self.generator.config.to_dict()}
@@ -322,6 +322,9 @@ class Words:
 
     def decode(self, ids, skip_special_tokens=False):
         return " ".join(str(i) for i in ids if not (skip_special_tokens and i in (START, PAD, EOS)))
+
+    def batch_decode(self, rows, **kwargs):
+        return [self.decode(row, **kwargs) for row in rows]
 
 
 class ManyTexts:
