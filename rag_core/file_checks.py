@@ -22,6 +22,8 @@ FULL_BYTES = 256 << 20  # Arrow files of up to this much in all are read in full
 MEMORY = 4 << 30  # for the child, beside the files
 SECONDS = 120  # for a file, and for each 16 MB of it one more
 
+_AT_ONCE = 1000  # command lines have an end
+
 _sound: set[tuple[Any, ...]] = set()
 
 _CHILD = """
@@ -92,7 +94,7 @@ def outcomes(kind: str, paths: Iterable[str | Path]) -> list[Any]:
     names = [str(path) for path in paths]
     found: list[Any] = []
     while len(found) < len(names):
-        rest = names[len(found) :]
+        rest = names[len(found) : len(found) + _AT_ONCE]
         if not _can_start():
             return found + [_read(kind, name) for name in rest]
         lines, end = _ask(kind, rest)

@@ -85,8 +85,8 @@ def notes_fault(notes: Any) -> str:
     if not isinstance(notes, dict) or not isinstance(notes.get("settings", {}), dict):
         return "its entries are no objects"
     for name, value in notes.get("settings", {}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            return f"settings: {name!r} must be a whole number, got {value!r:.60}"
+        if isinstance(value, bool) or not isinstance(value, int) or not (name == "rerank") <= value < 2**63:
+            return f"settings: {name!r} must be a whole number of at least {int(name == 'rerank')}, got {value!r:.60}"
     recall = notes.get("recall_at_5")
     if recall is not None and (isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 <= recall <= 1):
         return f"recall_at_5 must be a number from 0 to 1, got {recall!r:.60}"

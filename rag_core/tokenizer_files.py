@@ -55,7 +55,9 @@ def read_tokenizer(
     place = resolve_file(name_or_path, "config.json", required=False, **hub)
     model_config = {} if place is None else read_json(place)
     special = _settings(resolve_file(name_or_path, "special_tokens_map.json", required=False, **hub))
-    flags = {_content(value): value for value in _flat(special.values()) if isinstance(value, dict)}
+    flags = {
+        _content(value): value for value in _flat(special.values()) if isinstance(value, dict) and _is_token(value)
+    }
     for key, value in special.items():
         # from 4.34 on tokenizer_config.json is complete; before, the map was the later word
         if not config.get(key) or "added_tokens_decoder" not in config:

@@ -73,12 +73,10 @@ def read_into(filepath: str | Path, variables: Mapping[str, Any], skip_mismatch:
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
-    import h5py
+    from rag_core.h5_files import H5File
 
-    arrays: dict[str, np.ndarray] = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return arrays
+    file = H5File(path)
+    return {name: file[name] for name in file.shapes}
 
 
 def _checked(filepath: str | Path) -> Path:
