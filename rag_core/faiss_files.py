@@ -5,7 +5,7 @@ Letters: R rows, D vector size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ from rag_core.atomic import atomic_write, recover
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
 MAPPED_BYTES = 1 << 30
+LEAST_ROOM = 1 << 20  # bytes that any file may announce: kinds that compute parts of themselves are smaller
 MOST_BREADTH = 1 << 24  # candidates of one search in a graph
 MIN_PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".dpr", ".p", ".pck")
@@ -141,7 +142,7 @@ def _limited(size: int) -> Iterator[None]:
         before = {name: getattr(faiss, f"get_{name}")() for name in names}
         try:
             for name in names:
-                getattr(faiss, f"set_{name}")(max(size, 1))
+                getattr(faiss, f"set_{name}")(max(size, LEAST_ROOM))
             yield
         finally:
             for name, value in before.items():
@@ -167,17 +168,22 @@ def by_row(faiss_index: Any) -> Any:
         The index to search. Inverted lists may hold the ids 0 to R - 1 in any order.
 
     Raises:
+        TypeError: it is no index of float vectors.
         ValueError: its vectors have other ids than 0 to R - 1 (``add_with_ids``).
     """
     import faiss
 
+    if not isinstance(faiss_index, faiss.Index):
+        inner = ", but its .faiss_index may be one" if hasattr(faiss_index, "faiss_index") else ""
+        kind = type(faiss_index).__name__
+        raise TypeError(f"faiss_index must be a faiss.Index of float vectors, got {kind}{inner}. Build or read one.")
     outer = faiss.downcast_index(faiss_index) if type(faiss_index) is faiss.Index else faiss_index
     rows = int(outer.ntotal)
     if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2, too
         ids = faiss.vector_to_array(outer.id_map)
         other = np.flatnonzero(ids != np.arange(rows))
         if other.size:
-            raise ValueError(_other_ids(rows, f"row {other[0]} has the id {ids[other[0]]}"))
+            raise ValueError(other_ids(rows, f"row {other[0]} has the id {ids[other[0]]}"))
         inner: Any = faiss.downcast_index(outer.index)
         inner.referenced_objects = [outer]  # which owns it
         return inner
@@ -190,23 +196,89 @@ def by_row(faiss_index: Any) -> Any:
     return outer
 
 
-def _check_list_ids(inverted: Any, rows: int) -> None:
+def measures_inner_products(faiss_index: Any) -> bool:
+    """Whether an index finds the vectors of the largest inner products: not where it measures otherwise or first
+    divides vectors by their lengths.
+    """
+    import faiss
+
+    if any(isinstance(step, faiss.NormalizationTransform) for step in _transforms(faiss_index)):
+        return False
+    return bool(faiss_index.metric_type == faiss.METRIC_INNER_PRODUCT)
+
+
+def _transforms(faiss_index: Any) -> list[Any]:
+    """What is done to vectors before they are searched for, in order."""
+    import faiss
+
+    index = faiss.downcast_index(faiss_index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain: Any = index.chain  # a vector of C++
+    return [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
+
+
+def lists_in_row_order(faiss_index: Any) -> bool:
+    """Whether the ids in each inverted list rise, as ``index.add`` numbers them; True without such lists."""
+    import faiss
+
+    inverted = faiss.try_extract_index_ivf(faiss_index)
+    if inverted is None:
+        return True
+    return all((np.diff(ids) > 0).all() for _, ids in _listed(inverted))
+
+
+def misplaced(faiss_index: Any, vectors: Callable[[np.ndarray], np.ndarray], sample: int = 64) -> float:
+    """How often the vectors of rows belong into other inverted lists than those that hold their ids, in a sample.
+
+    Args:
+        faiss_index: an index with inverted lists.
+        vectors: gives the vectors (r, D) of rows (r,).
+        sample: how many rows are looked at.
+
+    Returns:
+        0 = never, 1 = as often as if the ids had been dealt out by chance.
+    """
+    import faiss
+
+    inverted = faiss.try_extract_index_ivf(faiss_index)
+    filled = [(number, ids) for number, ids in _listed(inverted)]
+    each = -(-sample // len(filled))
+    chosen = [(number, row) for number, ids in filled for row in ids[:: max(1, len(ids) // each)][:each]][:sample]
+    rows = np.array([row for _, row in chosen])
+    found = np.ascontiguousarray(vectors(rows), np.float32)
+    for step in _transforms(faiss_index):
+        found = step.apply(found)
+    lists = inverted.quantizer.assign(found, 1)[:, 0]
+    share = np.mean(lists != np.array([number for number, _ in chosen]))
+    sizes = np.array([len(ids) for _, ids in filled]) / int(inverted.ntotal)
+    by_chance = 1 - np.square(sizes).sum()
+    return float(share / by_chance) if by_chance else 0.0
+
+
+def _listed(inverted: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and ids of each inverted list that holds any."""
     import faiss
 
     lists = inverted.invlists
-    seen = np.zeros(rows, bool)
     for number in range(inverted.nlist):
         size = lists.list_size(number)
         if size:
-            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
-            if ids.min() < 0 or ids.max() >= rows:
-                raise ValueError(_other_ids(rows, f"list {number} holds ids from {ids.min()} to {ids.max()}"))
-            seen[ids] = True
+            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size)
+
+
+def _check_list_ids(inverted: Any, rows: int) -> None:
+    seen = np.zeros(rows, bool)
+    for number, ids in _listed(inverted):
+        if ids.min() < 0 or ids.max() >= rows:
+            raise ValueError(other_ids(rows, f"list {number} holds ids from {ids.min()} to {ids.max()}"))
+        seen[ids] = True
     if not seen.all():
-        raise ValueError(_other_ids(rows, f"no vector has the id {np.flatnonzero(~seen)[0]}"))
+        raise ValueError(other_ids(rows, f"no vector has the id {np.flatnonzero(~seen)[0]}"))
 
 
-def _other_ids(rows: int, fault: str) -> str:
+def other_ids(rows: int, fault: str) -> str:
+    """What is wrong with an index of R vectors whose ids are not the rows' numbers, and what to do."""
     return (
         f"faiss_index must number its vectors as the passages' rows are, 0 to {rows - 1}, but {fault}: each document "
         "found would be another row's. Build it with index.add(vectors) in the order of the passages, not with "

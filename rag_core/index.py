@@ -15,7 +15,17 @@ import numpy as np
 from rag_core.atomic import atomic_folder
 from rag_core.checks import warn
 from rag_core.damaged import locating
-from rag_core.faiss_files import by_row, last_line, read_faiss, refuse_pickle, write_faiss
+from rag_core.faiss_files import (
+    by_row,
+    last_line,
+    lists_in_row_order,
+    measures_inner_products,
+    misplaced,
+    other_ids,
+    read_faiss,
+    refuse_pickle,
+    write_faiss,
+)
 from rag_core.passage_files import write_passages
 from rag_core.passage_table import PassageTable, map_passages
 from rag_core.passage_texts import PassageTexts
@@ -175,6 +185,7 @@ class FaissIndex:
         self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
         if len(passages) and isinstance(vectors, FaissVectors):
             self._check_reconstruction()
+        self._check_order()
         self._texts = PassageTexts(passages, self._column)
         self._load = None
         self._warn()
@@ -189,13 +200,27 @@ class FaissIndex:
                 f"build another kind of index. (faiss: {last_line(error)})"
             ) from error
 
+    def _check_order(self) -> None:
+        """Looks whether ids that did not come in the order of the rows are theirs, by the vectors that are stored."""
+        if not len(self._dataset) or lists_in_row_order(self._faiss):
+            return
+        if isinstance(self._vectors, FaissVectors):
+            warn(
+                f"the faiss index ({type(self._faiss).__name__}) was given its ids (add_with_ids), in another order "
+                "than 0, 1, 2, ...: they must be the rows of the passages. Without a column of vectors this can't be "
+                "told. Build it with index.add(vectors) in the order of the passages."
+            )
+        elif misplaced(self._faiss, self._vectors.gather) > 0.5:
+            fault = "the stored vectors of the rows belong into other inverted lists than those that hold their ids"
+            raise ValueError(other_ids(len(self._dataset), fault))
+
     def _warn(self) -> None:
         """Says so where documents are found by another measure, or with a low recall: nothing else would tell."""
-        if self._faiss.metric_type != 0 and not self._one_length():  # 0 is faiss.METRIC_INNER_PRODUCT
+        if not measures_inner_products(self._faiss) and not self._one_length():
             warn(
                 f"the faiss index ({type(self._faiss).__name__}) finds passages by another measure than the inner "
-                "product by which RAG weighs them (faiss's default is L2), so the best ones may be missed. Build it "
-                "with the metric faiss.METRIC_INNER_PRODUCT, e.g. "
+                "product by which RAG weighs them (faiss's default is L2; L2norm makes cosines), so the best ones may "
+                "be missed. Build it with the metric faiss.METRIC_INNER_PRODUCT, e.g. "
                 "dataset.add_faiss_index('embeddings', metric_type=faiss.METRIC_INNER_PRODUCT)."
             )
         recall = self._notes.get("recall_at_5", 1.0)

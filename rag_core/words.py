@@ -92,9 +92,11 @@ def _pieces(text: str, start: int, end: int, longest: int) -> list[Word]:
 def _classes() -> dict[str, str]:
     tibetan = r"\p{Tibetan}"
     return {
-        # as Chinese and Japanese: half-width kana, ideographs beyond the first plane, Yi, Tangut
-        "single": r"[[\p{Ideographic}\p{Hiragana}\p{Katakana}]&&[\U00010000-\U0010ffff]]\p{Yi}\uff66-\uff9d",
-        "unspaced": r"\p{Line_Break=SA}",  # "complex context": Thai, Lao, Khmer, Burmese, Tai scripts
+        # as Chinese and Japanese: half-width kana, ideographs beyond the first plane, Yi, Tangut, Bopomofo
+        "single": r"[[\p{Ideographic}\p{Hiragana}\p{Katakana}]&&[\U00010000-\U0010ffff]]"
+        r"\p{Bopomofo}\p{Yi}\uff66-\uff9d",
+        # "complex context": Thai, Lao, Khmer, Burmese, Tai scripts; Javanese and Balinese have rules of their own
+        "unspaced": r"\p{Line_Break=SA}[[\p{Javanese}\p{Balinese}]&&[\p{L}\p{M}]]",
         "tibetan": tibetan,
         "ends": r"\u0f0b-\u0f14",  # of Tibetan syllables and sentences
     }
@@ -115,11 +117,11 @@ def _parts() -> regex.Pattern[str]:
 
     c = _classes()
     closing = rf"[\p{{Po}}\p{{Pe}}\p{{Pf}}{ZERO_WIDTH_SPACE}\"']*"
-    # The signs of Burmese and Khmer that stack the next letter below; Unicode's clusters end at them.
+    # The signs of Burmese, Khmer, Balinese and Javanese that stack the next letter; Unicode's clusters end at them.
+    stacked = r"(?<=[\u1039\u17d2\u1b44\ua9c0])\X"
     # And vowels of Thai and Lao that stand before their consonant.
-    letter = (
-        rf"(?=[{c['unspaced']}])(?:\p{{Logical_Order_Exception}}(?=[{c['unspaced']}]))?\X(?:(?<=[\u1039\u17d2])\X)*"
-    )
+    first = rf"\p{{Logical_Order_Exception}}(?=[{c['unspaced']}])"
+    letter = rf"(?=[{c['unspaced']}])(?:{first})?\X(?:{stacked})*"
     syllable = rf"(?:(?=[{c['tibetan']}--[{c['ends']}]])\X){{1,8}}[{c['ends']}]*|[{c['ends']}]+"
     special = rf"{CJK}{c['single']}{c['unspaced']}{c['tibetan']}"
     return regex.compile(

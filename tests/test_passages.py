@@ -41,6 +41,9 @@ MIXED = f"ab. \u200b{THAI}{LAO}{KHMER}{BURMESE}{TIBETAN}{KANA}\u6f22\U00020000"
         (THAI, 200, 150, 700),
         (LAO, 200, 150, 700),
         (KHMER, 200, 150, 1200),
+        ("\ua9a7\ua9b1\ua997\ua9ae", 300, 300, 500),  # Javanese
+        ("\u1b29\u1b2e\u1b36\u1b29\u1b32", 300, 300, 600),  # Balinese
+        ("\u3105\u3106\u3107\u3108", 300, 100, 120),  # Bopomofo
         (BURMESE, 200, 150, 1200),
         (TIBETAN, 200, 150, 700),
         (KANA, 150, 50, 480),
@@ -150,7 +153,7 @@ def test_a_field_and_a_file_larger_than_the_limits_stream_through(tmp_path, monk
         ("blank.txt", b" \n ", r"blank\.txt: the file holds no text"),
         ("notes.docx", b"x", r"cannot read \.docx; use \.txt"),
         ("latin.txt", b"ok\nna\xefve\n", r"latin\.txt:2: text must be UTF-8, but byte 0xef at column 3"),
-        ("wide.txt", "x".encode("utf-16-le"), r"wide\.txt:1: a NUL byte"),
+        ("wide.txt", "x".encode("utf-16-le"), r"wide\.txt:1: NUL bytes, and no byte order mark"),
         ("one.csv", b"words\nhello\n", r"one\.csv: a table needs .* 'text' .*; it has one column, 'words'"),
         ("wrong.tsv", b"text;title\na;b\n", r"wrong\.tsv: .* check that the suffix fits the separator"),
         ("names.csv", b"a,b\n1,2\n", r"names\.csv: .*its columns are \['a', 'b'\]"),

@@ -101,7 +101,7 @@ def test_good_recall_is_silent_and_settings_travel(tmp_path, retriever) -> None:
     assert kb.manifest.index["recall_at_5"] >= 0.95
     assert (index.rerank, custom.rerank, asked.rerank) == (RERANK, RERANK, 3)
     (kb.path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+    with pytest.raises(ValueError, match=r"manifest\.json is not valid json"):
         read_notes(kb.path / "index.faiss")
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from datasets import Dataset
 from golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.faiss_files import build_faiss
+from rag_core.faiss_files import build_faiss, read_faiss
 from rag_core.index import FaissIndex, Index
 from rag_core.prompts import shorten_documents
 from rag_core.retriever import RagRetriever
@@ -258,6 +259,37 @@ def test_ids_of_a_faiss_index_must_be_row_numbers(passages, tmp_path, factory, b
             FaissIndex(data, indexed(factory, ids))
 
 
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "OPQ4,IVF4,Flat", "IVF16_HNSW4,SQ8"])
+def test_ids_given_in_another_order_are_compared_with_the_stored_vectors(factory):
+    draws = np.random.default_rng(0)
+    vectors = draws.standard_normal((400, 8)).astype(np.float32)
+    texts = [str(row) for row in range(400)]
+    data = Dataset.from_dict({"title": texts, "text": texts, "embeddings": list(vectors)})
+    order = draws.permutation(400)
+    inner = faiss.index_factory(8, factory, faiss.METRIC_INNER_PRODUCT)
+    inner.train(vectors)
+    wrong = faiss.clone_index(inner)
+    inner.add_with_ids(vectors[order], order)  # the rows' numbers, though not in their order
+    FaissIndex(data, inner)
+    wrong.add_with_ids(vectors, order)
+    with pytest.raises(ValueError, match="the stored vectors of the rows belong into other inverted lists"):
+        FaissIndex(data, wrong)
+    with pytest.warns(UserWarning, match=r"was given its ids \(add_with_ids\).*index\.add\(vectors\)"):
+        FaissIndex(data.remove_columns("embeddings"), wrong)
+
+
+@pytest.mark.parametrize("kind", [faiss.IndexBinaryFlat(8), VECTORS, "index.faiss"])
+def test_what_is_no_faiss_index_is_refused(passages, kind):
+    with pytest.raises(TypeError, match=rf"faiss_index must be a faiss\.Index of .*, got {type(kind).__name__}"):
+        FaissIndex(passages, kind)
+
+
+def test_kinds_that_compute_parts_of_themselves_are_read(passages, tmp_path):
+    codes = indexed("LSH", metric=faiss.METRIC_L2)
+    faiss.write_index(codes, str(tmp_path / "codes.faiss"))
+    assert read_faiss(tmp_path / "codes.faiss").ntotal == len(VECTORS)
+
+
 def test_another_metric_than_the_inner_product_is_said(passages, recwarn):
     FaissIndex(passages, indexed("Flat"))
     unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -266,6 +298,7 @@ def test_another_metric_than_the_inner_product_is_said(passages, recwarn):
     assert not recwarn.list, "vectors of one length have one order by either measure"
     indexes = [faiss.IndexHNSWFlat(8, 4), build_faiss([VECTORS], *VECTORS.shape, metric="l2")]
     indexes[0].add(VECTORS)
+    indexes.append(indexed("L2norm,Flat"))  # cosines
     for index in indexes:
         with pytest.warns(UserWarning, match=r"another measure than the inner product.*METRIC_INNER_PRODUCT"):
             FaissIndex(passages, index)
