@@ -21,10 +21,10 @@ def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None
         name: folder or hub name; the demo's encoder comes from its cache.
         say: told what is fetched.
     """
-    from rag_core import demo as material
+    from rag_core.demo import ENCODER, encoder_folder
     from rag_core.manifest import describe
 
-    folder = material.encoder_folder(say) if name == material.ENCODER else name
+    folder = encoder_folder(say) if name == ENCODER else name
     weights = Path(folder) / "model.safetensors"
     fingerprint = f"sha256:{describe(weights)['sha256']}" if weights.is_file() else None
     known = Path(name).resolve().name if Path(name).is_dir() else name
@@ -95,8 +95,8 @@ def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> Kno
         return KnowledgeBase.open(kb)
     if model is not None:
         return None
-    from rag_core import demo as material
+    from rag_core.demo import demo_knowledge_base, missing
 
-    if todo := material.missing():
+    if todo := missing():
         say("No model or knowledge base is named, so this takes the demo's. First it will\n  - " + "\n  - ".join(todo))
-    return material.demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)
+    return demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)

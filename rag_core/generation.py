@@ -273,11 +273,11 @@ class GenerationConfig(Pushable):
             OSError: there is no such file, or it is not JSON.
             TypeError, ValueError: an option has a value that can never work; the message starts with the file.
         """
-        from rag_core import hub
+        from rag_core.hub import resolve_file, split_hub_kwargs
 
-        where, overrides = hub.split_hub_kwargs(kwargs)
+        where, overrides = split_hub_kwargs(kwargs)
         name = CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
-        path = hub.resolve_file(os.fspath(pretrained_model_name), name, **where)
+        path = resolve_file(os.fspath(pretrained_model_name), name, **where)
         values = read_json(path)
         with locating(f"{name} of {os.fspath(pretrained_model_name)!r}"):
             cls.from_dict(values)

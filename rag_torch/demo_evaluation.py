@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rag_core import demo
 from rag_core.atomic import atomic_folder
+from rag_core.demo import corpus_file, demo_knowledge_base, encoder_folder, home
 from rag_core.demo_card import write_card
 from rag_core.demo_checkpoint import assemble_model
 from rag_core.demo_data import description_clue, held_out_titles, natural_questions, read_articles
@@ -71,12 +71,12 @@ def evaluate_demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         The figures: shares between 0 and 1.
     """
     start = time.monotonic()
-    encoder = demo.encoder_folder(say)
+    encoder = encoder_folder(say)
     stock = load_encoder(encoder)
-    base = demo.demo_knowledge_base(lambda _: stock.embed, say)
-    articles = read_articles(demo.corpus_file(say))
+    base = demo_knowledge_base(lambda _: stock.embed, say)
+    articles = read_articles(corpus_file(say))
     held_out = held_out_titles(articles)
-    folder = assemble_model(encoder, demo.home() / "demo-model-evaluated", out)
+    folder = assemble_model(encoder, home() / "demo-model-evaluated", out)
     retriever = RagRetriever.from_pretrained(folder, index=base.index())
     model = RagTokenForGeneration.from_pretrained(folder, retriever=retriever)
     sequence = RagSequenceForGeneration.from_pretrained(folder, retriever=retriever)

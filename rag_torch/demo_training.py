@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from rag_core import demo
 from rag_core.config import RagConfig
+from rag_core.demo import ENCODER, corpus_file, demo_knowledge_base, encoder_folder, home
 from rag_core.demo_checkpoint import SHIPPED, package_model
 from rag_core.demo_data import Article, held_out_titles, questions, read_articles
 from rag_core.retriever import RagRetriever
@@ -88,7 +88,7 @@ def untrained_model(encoder: Path, tokenizer: RagTokenizer) -> RagTokenForGenera
         prompt_truncation="document",
         index_name="custom",
         retrieval_vector_size=width,
-        context_encoder=demo.ENCODER,
+        context_encoder=ENCODER,
         suppress_tokens=generator.config.suppress_tokens,
         max_length=generator.config.max_length,
     )
@@ -128,9 +128,9 @@ def reading_examples(
 
 def train_demo(work: Path) -> Path:
     """Train from scratch, or go on; returns the folder of the tuned model."""
-    encoder = demo.encoder_folder(_say)
-    articles = read_articles(demo.corpus_file(_say))
-    base = demo.demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
+    encoder = encoder_folder(_say)
+    articles = read_articles(corpus_file(_say))
+    base = demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
     held_out = held_out_titles(articles)
     taught = [article for article in articles if article.title not in held_out]
     tokenizer = RagTokenizer(Tokenizer.from_pretrained(encoder), train_tokenizer(taught, work / "tokenizer"))
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if not options.evaluate:
-        package_model(train_demo(options.work or demo.home() / "demo-training"), options.out)
+        package_model(train_demo(options.work or home() / "demo-training"), options.out)
     evaluate_demo(options.out, _say)
 
 
