@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.atomic import atomic_write, recover
+from rag_core.damaged import DamagedFileError
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
 MAPPED_BYTES = 1 << 30
@@ -74,27 +75,34 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
             # The table is no part of the file, but is counted against its size.
             flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | (_mapping(path) if memory_map else 0)
             index = faiss.read_index(str(path), flags)
-        if fault := _inconsistency(index):
+        if fault := _inconsistency(index, links=not memory_map):
             raise RuntimeError(fault)
         inverted = faiss.try_extract_index_ivf(index)
         if isinstance(inverted, faiss.IndexIVFPQ) and inverted.metric_type == faiss.METRIC_L2:
             inverted.precompute_table()
         return index
-    except (RuntimeError, MemoryError) as error:
-        raise OSError(
+    except (RuntimeError, MemoryError, LookupError, ArithmeticError) as error:
+        raise DamagedFileError(
             f"index_path={str(path)!r} ({size:,} bytes) can't be read as a faiss index: it is truncated, corrupted or "
             f"another kind of file. Build or download it again. (faiss: {last_line(error)})"
         ) from error
 
 
-def _inconsistency(index: Any) -> str:
-    """What in an index would lead a search out of its memory, "" where nothing does: faiss trusts these numbers."""
+def _inconsistency(index: Any, links: bool) -> str:
+    """What in an index would lead a search out of its memory, "" where nothing does: faiss trusts these numbers.
+
+    Args:
+        index: any faiss index.
+        links: whether all links of a graph are read, too: not those of a mapped file, of which a search reads a few.
+    """
     import faiss
 
     index = faiss.downcast_index(index)
     size, rows = int(index.d), int(index.ntotal)
     if size < 1 or rows < 0:
         return f"d={size}, ntotal={rows}"
+    if rows and not index.is_trained:
+        return f"{rows} vectors before training"
     parts: dict[str, tuple[Any, int, int]] = {}  # name: the index inside, its d, its ntotal
     if isinstance(index, faiss.IndexIDMap):
         parts["index"] = index.index, size, rows
@@ -112,10 +120,12 @@ def _inconsistency(index: Any) -> str:
         parts["storage"] = index.storage, size, rows
         if not 1 <= index.hnsw.efSearch <= MOST_BREADTH:
             return f"efSearch={index.hnsw.efSearch}"
+        if rows and (fault := _graph_fault(index.hnsw, rows, links)):
+            return f"hnsw: {fault}"
     elif isinstance(index, faiss.IndexIVF):
         parts["quantizer"] = index.quantizer, size, index.nlist
         listed = sum(index.invlists.list_size(number) for number in range(index.nlist)) if index.invlists else 0
-        if index.nprobe < 1 or listed != rows:
+        if index.nprobe < 1 or index.nlist < 1 or listed != rows:
             return f"nprobe={index.nprobe}, {listed} vectors in {index.nlist} lists"
     if hasattr(index, "pq") and (index.pq.d != size or index.pq.M * index.pq.dsub != size):
         return f"pq: d={index.pq.d}, M={index.pq.M}, dsub={index.pq.dsub}"
@@ -123,8 +133,36 @@ def _inconsistency(index: Any) -> str:
         if part is None or (int(part.d), int(part.ntotal)) != (wanted_size, wanted_rows):
             found = part and (part.d, part.ntotal)
             return f"{name}: (d, ntotal) is {found}, not {(wanted_size, wanted_rows)}"
-        if fault := _inconsistency(part):
+        if fault := _inconsistency(part, links):
             return f"{name}: {fault}"
+    return ""
+
+
+def _graph_fault(graph: Any, rows: int, links: bool) -> str:
+    """What in a graph of R nodes leads out of it, "" where nothing does."""
+    import faiss
+
+    levels = faiss.vector_to_array(graph.levels)  # (R,) how many levels a node is on
+    ends = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)  # of each level in a node's links
+    starts = faiss.vector_to_array(graph.offsets)  # (R + 1,) of each node's links
+    count, entry, top = int(graph.neighbors.size()), int(graph.entry_point), int(graph.max_level)
+    if len(levels) != rows or len(starts) != rows + 1 or not 1 <= levels.min() <= levels.max() < len(ends):
+        return f"{len(levels)} levels and {len(starts)} offsets of {rows} nodes, {len(ends)} sizes"
+    if starts[0] or starts[-1] != count or (np.diff(ends) < 0).any() or (np.diff(starts) != ends[levels]).any():
+        return f"offsets do not follow from levels, or end beside {count} links"
+    if not 0 <= entry < rows or levels[entry] != top + 1 or levels.max() != top + 1:
+        return f"entry_point={entry}, max_level={top}"
+    if not links or not count:
+        return ""
+    near = faiss.rev_swig_ptr(graph.neighbors.data(), count)
+    if near.min() < -1 or near.max() >= rows:
+        return f"links from {near.min()} to {near.max()}"
+    for level in range(1, top + 1):
+        nodes = np.flatnonzero(levels > level)
+        places = starts[nodes].astype(np.int64)[:, None] + np.arange(ends[level], ends[level + 1])
+        there = near[places]
+        if (levels[there[there >= 0]] <= level).any():
+            return f"a link of level {level} to a node below it"
     return ""
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,9 @@ class GenerationConfig(Pushable):
             for name, default in _DEFAULTS.items():
                 if nested.get(name) is not None and chosen.get(name, default) in (None, default):
                     chosen[name] = nested[name]
-        return cls._read({**chosen, "_from_model_config": True})
+        place = getattr(model_config, "name_or_path", "")
+        with locating(f"config.json of {place!r}") if place else nullcontext():
+            return cls._read({**chosen, "_from_model_config": True})
 
     @classmethod
     def from_pretrained(

@@ -159,6 +159,15 @@ def test_numbers_of_a_faiss_file_that_lead_out_of_it_are_refused(tmp_path):
     graph.add(VECTORS)
     graph.hnsw.efSearch = 1 << 30
     refused(graph, "efSearch=1073741824")
+    graph.hnsw.efSearch = 16
+    links = faiss.rev_swig_ptr(graph.hnsw.neighbors.data(), graph.hnsw.neighbors.size())
+    kept, links[0] = links[0], len(VECTORS)
+    refused(graph, "links from -1 to 12|neighbors")  # releases of faiss differ in what they notice
+    links[0] = kept
+    graph.hnsw.entry_point = 12
+    refused(graph, "entry_point")
+    graph.hnsw.entry_point, graph.is_trained = 0, False
+    refused(graph, "12 vectors before training|trained")
     flat = faiss.IndexFlatIP(8)
     flat.add(VECTORS)
     numbers = len(VECTORS.tobytes()) // 4
