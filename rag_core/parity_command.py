@@ -111,8 +111,9 @@ def check_parity(
     RagConfig.from_pretrained(request.model)  # a wrong name should not wait for a framework to load
     if request.questions is not None:
         read_questions(request.questions)
-    for place in filter(None, (keep, out)):
-        check_writable(place)
+    for place in (keep, out):
+        if place is not None:
+            check_writable(place)
     if against is not None:
         TraceFile(against).close()
     with tempfile.TemporaryDirectory() as folder:

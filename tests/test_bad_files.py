@@ -203,7 +203,7 @@ def test_names_that_are_wrong_unusual_or_short(dualrag, made, tmp_path, monkeypa
         (["--model", model, "--kb", made / "notes.tsv"], "no knowledge base here"),
     ):
         refused(dualrag("ask", "Who?", *words), says)
-    refused(dualrag("ask", "\udcff", "--model", model, "--kb", made / "base"), "no text")
+    refused(dualrag("ask", "\udcff", "--model", model, "--kb", made / "base"), "must be UTF-8 text")
     model, base = shutil.copytree(model, tmp_path / "mödel 文"), shutil.copytree(made / "base", tmp_path / "bäse 文")
     monkeypatch.chdir(base)
     asked = dualrag("ask", "Who lives in Zürich?", "--model", model, "--kb", ".", "--json")

@@ -34,6 +34,9 @@ class Run:
         window.line = lambda: {"loss": sum(window.losses) / len(window.losses)}
         return window
 
+    def restore(self, window):
+        """There is no checkpoint to go on from."""
+
     def step(self, examples, window, logs):
         ids, loss = self.steps[self.report.steps]
         self.rates.append(self.optimizer.param_groups[0]["lr"])
