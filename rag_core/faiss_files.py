@@ -279,7 +279,7 @@ def misplaced(faiss_index: Any, vectors: Callable[[np.ndarray], np.ndarray], sam
     """
     import faiss
 
-    inverted = faiss.try_extract_index_ivf(faiss_index)
+    inverted: Any = faiss.try_extract_index_ivf(faiss_index)
     filled = [(number, ids) for number, ids in _listed(inverted)]
     each = -(-sample // len(filled))
     chosen = [(number, row) for number, ids in filled for row in ids[:: max(1, len(ids) // each)][:each]][:sample]
