@@ -212,9 +212,9 @@ def by_row(faiss_index: Any) -> Any:
     import faiss
 
     if not isinstance(faiss_index, faiss.Index):
-        inner = ", but its .faiss_index may be one" if hasattr(faiss_index, "faiss_index") else ""
+        hint = ", but its .faiss_index may be one" if hasattr(faiss_index, "faiss_index") else ""
         kind = type(faiss_index).__name__
-        raise TypeError(f"faiss_index must be a faiss.Index of float vectors, got {kind}{inner}. Build or read one.")
+        raise TypeError(f"faiss_index must be a faiss.Index of float vectors, got {kind}{hint}. Build or read one.")
     outer = faiss.downcast_index(faiss_index) if type(faiss_index) is faiss.Index else faiss_index
     rows = int(outer.ntotal)
     if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2, too
