@@ -107,9 +107,23 @@ def clean(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         with _one_line_errors(stopped):
+            _check_names(kwargs)
             command(*args, **kwargs)
 
     return run
+
+
+def _check_names(arguments: dict[str, Any]) -> None:
+    """Refuses names of files and folders that are no text: pyarrow, faiss and tokenizers, which open them, take none.
+
+    Questions may be so, and files of text, which are opened here.
+    """
+    for name, value in arguments.items():
+        if name not in ("paths", "question") and isinstance(value, str | Path) and text_fault(str(value)):
+            raise ValueError(
+                f"{name} must be a name that is text in this locale, got {str(value)!r}. Rename it, or set another "
+                "locale, e.g. LC_ALL=C.UTF-8"
+            )
 
 
 def _show_version(wanted: bool) -> None:

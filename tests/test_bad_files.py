@@ -231,6 +231,7 @@ def test_training_that_can_not_end_well_does_not_begin(dualrag, made, tmp_path):
     rest = ["--model", made / MODEL, "--kb", made / "base"]
     refused(dualrag("train", "absent.jsonl", *rest, "--out", "tuned"), "absent.jsonl: no such file")
     refused(dualrag("train", "qa.jsonl", *rest, "--out", "file"), "file is a file: name a folder")
+    refused(dualrag("train", "qa.jsonl", *rest, "--out", "b\udcff"), "out must be a name that is text in this locale")
     refused(dualrag("train", "qa.jsonl", *rest, "--out", "file/tuned"), "'file/tuned' can't be written")
     parity = ["parity", "--model", made / MODEL]
     refused(dualrag(*parity, "--questions", "qa.jsonl", "--out", "file/report"), "'file/report' can't be written")
