@@ -230,9 +230,9 @@ def done_before(out: Path, request: Mapping[str, Any]) -> int | None:
     Without its note a change that is asked for again would be made twice.
     """
     try:
-        note = json.loads(note_path(out).read_text("utf-8"))
+        note = read_json(note_path(out))
         is_it = note["request"] == request and note["manifest"] == describe(out / FILE)
-        return int(note["changed"]) if is_it else None
+        return note["changed"] if is_it and type(note["changed"]) is int else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -46,6 +46,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from rag_core.damaged import DamagedFileError
+from rag_core.json_files import read_json
 
 __all__ = [
     "COMMIT",
@@ -429,7 +430,7 @@ def _read_journal(target: Path) -> tuple[list[str], list[str], list[str]]:
     try:
         if (target / COMMIT).is_symlink() or path.is_symlink():
             raise ValueError("a link")
-        journal = json.loads(path.read_text(encoding="utf-8"))
+        journal = read_json(path)
         if journal["format"] != _FORMAT:
             raise ValueError(f"format {journal['format']!r}")
         lists = [journal[key] for key in ("files", "folders", "removed")]

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_core.checks import warn
 from rag_core.damaged import AGAIN, DamagedFileError, reading
 
 FULL_BYTES = 256 << 20  # Arrow files of up to this much in all are read in full; of others the structure is
 MEMORY = 4 << 30  # for the child, beside the files
 SECONDS = 120  # for a file, and for each 16 MB of it one more
 
+_READY = "ready"
 _AT_ONCE = 1000  # command lines have an end
 
 _sound: set[tuple[Any, ...]] = set()
@@ -97,7 +99,10 @@ def outcomes(kind: str, paths: Iterable[str | Path]) -> list[Any]:
         rest = names[len(found) : len(found) + _AT_ONCE]
         if not _can_start():
             return found + [_read(kind, name) for name in rest]
-        lines, end = _ask(kind, rest)
+        answer = _ask(kind, rest)
+        if answer is None:
+            return found + [_read(kind, name) for name in names[len(found) :]]
+        lines, end = answer
         found += [value if fault is None else DamagedFileError(fault) for fault, value in map(json.loads, lines)]
         if len(lines) < len(rest):
             fault = f"{rest[len(lines)]} can't be read: the library that reads such files {end}. {AGAIN}"
@@ -108,6 +113,7 @@ def outcomes(kind: str, paths: Iterable[str | Path]) -> list[Any]:
 def serve(arguments: list[str]) -> None:
     """What the child does: one line of JSON for each file."""
     kind, *paths = arguments
+    print(_READY, flush=True)
     _limit(sum(Path(path).stat().st_size for path in paths))
     for path in paths:
         found = _read(kind, path)
@@ -123,8 +129,8 @@ def _read(kind: str, path: str) -> Any:
         return error
 
 
-def _ask(kind: str, names: list[str]) -> tuple[list[str], str]:
-    """The lines of one child, and how it ended where they are too few."""
+def _ask(kind: str, names: list[str]) -> tuple[list[str], str] | None:
+    """The lines of one child, and how it ended where they are too few; None, with a warning, where none starts."""
     import rag_core
 
     # Without what a folder that someone happens to stand in could hold.
@@ -138,11 +144,14 @@ def _ask(kind: str, names: list[str]) -> tuple[list[str], str]:
         output, end = done.stdout, f"crashed at it (exit status {done.returncode})"
     except subprocess.TimeoutExpired as error:
         output, end = error.stdout or b"", f"did not come to an end within {seconds:.0f} s"
-    whole = output.decode("utf-8", "replace").split("\n")[:-1]
-    lines = [line for line in whole if line.startswith("[")]
-    if not lines and "crashed" in end and done.returncode == 1:  # Python itself failed, not a library
-        raise OSError(f"no process could be started to look at {names[0]}: {done.stderr.decode('utf-8', 'replace')}")
-    return lines, end
+    whole = output.decode("utf-8", "replace").replace("\r\n", "\n").splitlines(keepends=True)
+    if _READY + "\n" not in whole:
+        warn(
+            f"no process could be started to look at {names[0]} first ({end}): it is read here, where a crash of a "
+            "library would end this process."
+        )
+        return None
+    return [line for line in whole if line.startswith("[") and line.endswith("\n")], end
 
 
 def _can_start() -> bool:

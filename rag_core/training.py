@@ -268,7 +268,11 @@ def _is_report(values: dict[str, Any]) -> bool:
     apart = ("history", "run")
     numbers = {name: value for name, value in values.items() if name not in apart and value is not None}
     history = values.get("history", [])
-    if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
+    if (
+        not isinstance(values.get("run"), dict | None)
+        or not isinstance(history, list)
+        or not all(isinstance(line, dict) for line in history)
+    ):
         return False
     counts = [numbers[name] for name in ("steps", "collapsed_at") if name in numbers]
     given = [*numbers.values(), *(value for line in history for value in line.values() if value is not None)]
@@ -339,7 +343,13 @@ class TrainingReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingReport:
-        """The inverse of `dataclasses.asdict`."""
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            TypeError: numbers are missing where they belong.
+        """
+        if not _is_report(values):
+            raise TypeError("its report holds no numbers")
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def write(self, path: str | PathLike[str]) -> None:

@@ -146,7 +146,10 @@ class RunFiles:
             found, report, sums = state["fingerprint"], TrainingReport.from_dict(state["report"]), state["sums"]
             if not isinstance(found, dict) or set(sums) != {*_SUMS, "ids"}:
                 raise TypeError("no such entries")
-        except (KeyError, TypeError) as error:
+            sums["ids"] = [np.asarray(ids, np.int64).tolist() for ids in sums["ids"]]
+            if not all(isinstance(sums[name], int | float | list) for name in _SUMS):
+                raise TypeError("sums that are no numbers")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DamagedFileError(
                 f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it."
             ) from None

@@ -100,6 +100,13 @@ def test_a_crash_and_an_endless_loop_of_a_library_are_errors_that_name_the_file(
         file_checks.h5_structure(tmp_path / "slow")
 
 
+def test_where_no_child_starts_a_file_is_read_here_and_that_is_said(tmp_path, monkeypatch):
+    write_h5(tmp_path)
+    monkeypatch.setattr(file_checks, "_CHILD", "raise SystemExit(1)")
+    with pytest.warns(UserWarning, match=r"no process could be started to look at .*tf_model\.h5 first \(.*status 1\)"):
+        assert len(read_weights(tmp_path)) == 3
+
+
 def test_nothing_is_imported_from_where_one_stands(tmp_path, monkeypatch):
     """A folder with a module of the name of a library, or of ours, gives it to nobody."""
     write_h5(tmp_path)
