@@ -6,7 +6,7 @@ Letters: B questions, N documents a question, Q question length, S context lengt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -232,6 +232,19 @@ def checked_switch(name: str, value: Any, default: Any) -> bool:
 _ON = checks.switch()
 _EPSILON = checks.number(0, 1)
 _START = checks.token_id(optional=False)
+
+
+def checked_questions(questions: Any) -> list[Any]:
+    """One question, or those of a list, an array or a column of a table, as a list.
+
+    Raises:
+        TypeError: neither a string nor an ordered row of things.
+    """
+    if isinstance(questions, str):
+        return [questions]
+    if isinstance(questions, bytes | Mapping | Set) or not isinstance(questions, Iterable):
+        raise TypeError(f"questions must be a string or a list of strings; got {type(questions).__name__}")
+    return list(questions)
 
 
 def checked_n_docs(n_docs: Any, default: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from rag_core.checks import whole
 from rag_core.config import AutoConfig, BertConfig, DPRConfig
 from rag_core.sentence_folder import SentenceSettings, prepared_texts, sentence_settings
 from rag_core.vocabulary import encoded_within
@@ -73,12 +74,15 @@ class PassageEncoderBase(ABC):
             (n, D) float32, in the order given.
 
         Raises:
+            TypeError: a string in place of a list.
             ValueError: not as many titles as texts, or no batch size.
         """
+        for name, given in (("titles", titles), ("texts", texts)):
+            if isinstance(given, str | bytes):  # its letters would be embedded
+                raise TypeError(f"{name} must be a list of strings, got {given!r:.60}. Put it into one.")
         if len(titles) != len(texts):
             raise ValueError(f"titles and texts must be of one length, got {len(titles)} and {len(texts)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = whole(1)("batch_size", batch_size)
         order = sorted(range(len(texts)), key=lambda row: len(titles[row]) + len(texts[row]))
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         starts: Any = range(0, len(order), batch_size)

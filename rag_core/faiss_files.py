@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.atomic import atomic_write, recover
+from rag_core.checks import whole
 from rag_core.damaged import DamagedFileError
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
@@ -383,6 +384,11 @@ def build_faiss(
 
     if kind not in INDEX_KINDS:
         raise ValueError(f"index kind must be one of {INDEX_KINDS}, got {kind!r}.")
+    rows, vector_size = whole(0)("rows", rows), whole(1)("vector_size", vector_size)
+    hnsw_neighbors, ef_search = whole(1)("hnsw_neighbors", hnsw_neighbors), whole(1)("ef_search", ef_search)
+    ef_construction, optional = whole(1)("ef_construction", ef_construction), whole(1, optional=True)
+    n_lists, n_probe = optional("n_lists", n_lists), optional("n_probe", n_probe)
+    pq_bytes, train_rows = optional("pq_bytes", pq_bytes), optional("train_rows", train_rows)
     metrics = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
     if metric not in metrics:
         raise ValueError(f"metric must be one of {sorted(metrics)}, got {metric!r}.")

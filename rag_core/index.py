@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rag_core.arguments import checked_n_docs
 from rag_core.atomic import atomic_folder
 from rag_core.checks import warn
 from rag_core.damaged import locating
@@ -287,6 +288,7 @@ class FaissIndex:
                 f"question_hidden_states must have shape (batch, {self.vector_size}) for this index, got "
                 f"{queries.shape}; the question encoder and the encoder of the index must belong together."
             )
+        n_docs = checked_n_docs(n_docs, 5)
         try:
             return self._search(queries, n_docs)
         except (RuntimeError, IndexError, MemoryError) as error:

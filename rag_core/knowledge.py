@@ -32,10 +32,12 @@ from rag_core.assembly import (
     workplace,
 )
 from rag_core.atomic import clear, recover
+from rag_core.checks import whole
 from rag_core.embedding import Encode, probe_vector, read_batches, same_probe
 from rag_core.file_checks import check_arrow
 from rag_core.manifest import Manifest
 from rag_core.passage_files import passage_parts
+from rag_core.passages import WORDS, WORDS_HINT
 
 if TYPE_CHECKING:
     from rag_core.index import FaissIndex
@@ -89,10 +91,8 @@ def build_knowledge_base(
 
     out = _named(out)
     _check_kind(index)
-    if batch_size < 1 or shard_rows < 1:
-        raise ValueError(f"batch_size and shard_rows must be at least 1, got {batch_size} and {shard_rows}")
-    if words is not None and words < 1:
-        raise ValueError(f"words must be at least 1 (or None: one passage a document), got {words}")
+    batch_size, shard_rows = whole(1)("batch_size", batch_size), whole(1)("shard_rows", shard_rows)
+    words = WORDS("words", words, WORDS_HINT)
     clear(out)
     files = find_files(paths)
     sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]

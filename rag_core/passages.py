@@ -16,11 +16,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypedDict
 
+from rag_core import checks
 from rag_core.documents import Document, read_documents
 from rag_core.words import LONGEST_WORD, Word, plain_words, words_of
 
 __all__ = ["Document", "PassageRow", "read_documents", "split_passages", "split_text", "stream_passages"]
 
+WORDS, WORDS_HINT = checks.whole(1, optional=True), "None makes one passage of a document."
 WORD_CHARS = 20  # a passage may have so many characters a word; English ones have 6
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\uff61\u0964\u104b\u17d4\u17d5\u0f0d\u0f0e][\"'\u2019\u201d)\]]*$")
 _ABBREVIATION = re.compile(r"^\W*(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|vs|etc|e\.g|i\.e|c|ca|No|Jr|Sr|Prof|Gen|Inc)\.$")
@@ -41,10 +43,11 @@ def split_text(text: str, words: int | None = 100) -> Iterator[str]:
         words: words a passage; None keeps the text whole.
 
     Raises:
-        ValueError: `words` is below 1.
+        TypeError, ValueError: `words` is no whole number of 1 or more, or `text` no string.
     """
-    if words is not None and words < 1:
-        raise ValueError(f"words must be at least 1 (or None: one passage a document), got {words}")
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    words = WORDS("words", words, WORDS_HINT)
     if words is None:
         if whole := " ".join(text.split()):
             yield whole

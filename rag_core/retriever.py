@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.arguments import checked_n_docs
 from rag_core.backends import to_numpy, to_tensor
 from rag_core.hub import Pushable
 from rag_core.index import Index
@@ -194,7 +195,7 @@ class RagRetriever(Pushable):
         Raises:
             ValueError: wrong shape, a vector size that is not the index's, or a question without any hit.
         """
-        n_docs = self._checked_n_docs(n_docs)
+        n_docs = checked_n_docs(n_docs, self.n_docs)
         self.init_retrieval()
         doc_ids, vectors = self._main_retrieve(question_hidden_states, n_docs)
         return vectors, doc_ids, read_docs(self.index, doc_ids, vectors)
@@ -215,12 +216,6 @@ class RagRetriever(Pushable):
         from rag_core.retriever_files import open_index
 
         return open_index(config)
-
-    def _checked_n_docs(self, n_docs: int | None) -> int:
-        n_docs = self.n_docs if n_docs is None else n_docs
-        if isinstance(n_docs, bool) or not isinstance(n_docs, int | np.integer) or n_docs < 1:
-            raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}.")
-        return int(n_docs)
 
     def postprocess_docs(
         self,
@@ -313,7 +308,7 @@ class RagRetriever(Pushable):
         """
         from rag_core.tokenization import BatchEncoding
 
-        n_docs = self._checked_n_docs(n_docs)
+        n_docs = checked_n_docs(n_docs, self.n_docs)
         questions = self._questions(question_input_ids, question_text)
         question_hidden_states = np.asarray(to_numpy(question_hidden_states))
         if question_hidden_states.ndim != 2 or question_hidden_states.dtype.kind not in "fiu":

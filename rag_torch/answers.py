@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rag_core.arguments import checked_questions
 from rag_core.outputs import Answer, Passage
 from rag_core.search import read_docs
 from rag_core.tokenization import RagTokenizer
@@ -48,7 +49,7 @@ def answer(
 
     Args:
         model: a RagTokenForGeneration or RagSequenceForGeneration with a retriever.
-        questions: one question or several.
+        questions: one question or several, in a list, an array or a column of a table.
         n_docs: N, documents read for each question; by default the config's.
         tokenizer: a RagTokenizer; by default the retriever's two tokenizers.
         question_text: the questions as the prompt should hold them; True for as they were asked. By default they are
@@ -64,9 +65,7 @@ def answer(
         TypeError: questions that are not strings.
         ValueError: an empty question, or a model without a retriever.
     """
-    if not isinstance(questions, str | list | tuple):
-        raise TypeError(f"questions must be a string or a list of strings; got {type(questions).__name__}")
-    questions = [questions] if isinstance(questions, str) else list(questions)
+    questions = checked_questions(questions)
     _check(model, questions)
     retriever = model.retriever if tokenizer is None else None
     encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer

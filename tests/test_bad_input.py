@@ -140,7 +140,9 @@ def test_empty_foreign_and_endless_questions(parts, kind):
     for text, got in (("Who?", "'Who[?]'"), (5, "5"), ([1, 2], r"\[1, 2\]")):
         with pytest.raises(TypeError, match=f"question_text must be a list of strings, one a question, got {got}"):
             model(**questions, labels=labels, question_text=text)
-    for nothing in (None, {"question": "Who?"}):
+    one, row = model.answer("Who?"), model.answer(np.array(["Who?", "Where?"]))  # or a column of a table
+    assert [row[0].text, row[1].question] == [one[0].text, "Where?"]
+    for nothing in (None, {"question": "Who?"}, {"Who?", "Where?"}, b"Who?", 5):
         with pytest.raises(TypeError, match="questions must be a string or a list of strings"):
             model.answer(nothing)
     foreign = tokenizer.generator(["How many people live in Paris?"], return_tensors="pt")["input_ids"]

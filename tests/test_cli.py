@@ -275,7 +275,7 @@ def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
     [
         (["index", "absent.txt", "--out", "kb"], "absent.txt: no such file or folder"),
         (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--index", "tree"], "one of flat, hnsw, ivfpq"),
-        (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--words", "-3"], "words must be at least 1"),
+        (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--words", "-3"], "words must be a whole number"),
         (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--nprobe", "4"], "no setting 'nprobe'"),
         (["index", "notes.tsv", "--out", "kb", "--index", "ivfpq", "--m", "0"], "m must be a whole number"),
         (["ask", "Who?", "--kb", "absent", "--model", "m"], "absent: no knowledge base here"),

@@ -91,7 +91,7 @@ def test_cuts_follow_sentences_then_words() -> None:
     assert list(split_text("a b c d e f", 5)) == ["a b c d e f"]  # a rest of a fifth joins
     assert list(split_text("a  b\nc", None)) == ["a b c"]
     assert list(split_text("\u6f22" * 25, 10)) == ["\u6f22" * 10, "\u6f22" * 10, "\u6f22" * 5]
-    with pytest.raises(ValueError, match="words must be at least 1"):
+    with pytest.raises(ValueError, match="words must be a whole number of at least 1"):
         list(split_text("a", 0))
 
 

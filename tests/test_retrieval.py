@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rag_core.faiss_files import build_faiss, read_faiss
 from rag_core.index import FaissIndex, Index
+from rag_core.passages import split_text
 from rag_core.prompts import shorten_documents
 from rag_core.retriever import RagRetriever
 
@@ -282,6 +283,23 @@ def test_ids_given_in_another_order_are_compared_with_the_stored_vectors(factory
 def test_what_is_no_faiss_index_is_refused(passages, kind):
     with pytest.raises(TypeError, match=rf"faiss_index must be a faiss\.Index of .*, got {type(kind).__name__}"):
         FaissIndex(passages, kind)
+
+
+def test_counts_are_whole_numbers_of_any_library(passages, retriever):
+    count = np.int64
+    index = build_faiss([VECTORS], count(12), count(8), "hnsw", hnsw_neighbors=count(4))
+    found, _ = FaissIndex(passages, index).get_top_docs(QUERIES, count(2))
+    assert found.shape == (len(QUERIES), 2)
+    assert list(split_text("a b c d", count(2))) == ["a b", "c d"]
+    for ask in (FaissIndex(passages, index).get_top_docs, lambda vectors, n: retriever.retrieve(vectors, n)):
+        for wrong in (0, -1, 2.5, "2", True):
+            with pytest.raises(ValueError, match="n_docs must be a positive integer, got"):
+                ask(QUERIES, wrong)
+    for wrong, kind in ((0, ValueError), (2.5, ValueError), (True, TypeError), ("2", TypeError)):
+        with pytest.raises(kind, match=r"words must be a whole number of at least 1, got .*None makes one passage"):
+            list(split_text("a", wrong))
+        with pytest.raises(kind, match="n_lists must be a whole number of at least 1, got"):
+            build_faiss([VECTORS], 12, 8, "ivfpq", n_lists=wrong)
 
 
 def test_kinds_that_compute_parts_of_themselves_are_read(passages, tmp_path):
