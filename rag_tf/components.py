@@ -160,7 +160,7 @@ class RagPretrained(PretrainedModel):
         device = resolve_device_map(device, device_map)
         found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
         check_sizes(config, found, source)
-        with hollow():
+        with hollow(), locating(f"the config of {source!r}"):
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
                 with locating(f"ctx_encoder in config.json of {pretrained_model_name_or_path}"):

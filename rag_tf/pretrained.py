@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from rag_core.checks import warn
+from rag_core.damaged import locating
 from rag_core.hub import resolve_file
 from rag_core.keywords import Saving, loading_info, whole_device
 from rag_core.pretrained import PretrainedBase, rows_wanted
@@ -169,7 +170,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         device = resolve_device_map(device, device_map)
         found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
         check_sizes(config, found, source)
-        with hollow():
+        with hollow(), locating(f"the config of {source!r}"):
             model = cls(config)
         dtype = resolve_dtype(dtype or torch_dtype, config)
         model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from rag_core.damaged import locating
 from rag_core.hub import resolve_file
 from rag_core.keywords import Saving, loading_info, whole_device
 from rag_core.pretrained import PretrainedBase, rows_wanted, with_ties
@@ -172,7 +173,7 @@ class PretrainedModel(nn.Module, PretrainedBase):
         device = resolve_device_map(device, device_map)
         found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
         check_sizes(config, found, source)
-        with tensors.Hollow():
+        with tensors.Hollow(), locating(f"the config of {source!r}"):
             model = cls(config)
         dtype = resolve_dtype(dtype or torch_dtype, config)
         model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)

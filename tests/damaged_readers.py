@@ -392,6 +392,8 @@ def campaign(name: str, count: int, start: int = 0) -> Counter[str]:
         command = [sys.executable, __file__, "--worker", name, str(seed), str(min(stop, seed + 2000))]
         done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
         lines = [line for line in done.stdout.splitlines() if line]
+        if not lines:
+            raise RuntimeError(f"the good files are not read: {done.stderr[-500:]}")
         last = seed
         for line in lines:
             if line.startswith("at "):
