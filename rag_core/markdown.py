@@ -25,7 +25,13 @@ _KEYS = {
     "---": re.compile(r"[\w\"'][^\n:]*:(\s|$)"),
     "+++": re.compile(r"[\w\"'][^\n=]*=|\[\[?[\w .\"'-]+\]\]?\s*(#|$)"),
 }
-_CONTINUED = re.compile(r"\s|#|-(\s|$)|[\]})]")  # of a value: indented, a comment, an item of a list, a closing bracket
+# Of a value: indented, a comment, an item of a list, a closing bracket; or nothing.
+_UNKEYED = re.compile(r"\s|$|#|-(\s|$)|[\]})]")
+# Before the first value. In YAML nothing: a blank line or a heading may follow a rule. TOML's mark is no rule.
+_BEFORE = {"---": re.compile(r"(?!)"), "+++": re.compile(r"\s*(#|$)")}
+_CAPITAL = r"[A-Z\u00c0-\u00de\u0391-\u03ab\u0410-\u042f]"
+# A capital or two words before the colon, and a full stop: "Note: not on Mondays."
+_SENTENCE = re.compile(rf"(?:{_CAPITAL}|[^:=]*\w \w)[^:=]*:.*[.!?][\"')]*\s*$")
 _ADDRESS = re.compile(r"[/.#:]")
 _CODE_TAGS = ("<pre", "<script", "<style", "<textarea")
 _WORD = re.compile(r"\w")
@@ -146,23 +152,39 @@ def _may_begin(token: Token) -> bool:
 def _after_front_matter(lines: Iterator[str]) -> tuple[list[str], int]:
     """The lines read to find out whether there is front matter, and how many it took.
 
-    It is front matter if the file begins with its mark, values follow at once, and the mark comes again.
+    It is front matter if the file begins with its mark, values follow at once, not all of them sentences, and the mark
+    comes again.
     """
     read: list[str] = []
-    mark = ""
+    mark = inside = ""
+    keyed = real = False
     for line in lines:
         read.append(line)
         if len(read) == 1:
             mark = line.rstrip()
             if mark not in _FENCES:
                 break
+        elif inside:  # a value of several lines
+            inside = "" if inside in line else inside
         elif line.rstrip() in _FENCES[mark]:
-            return ([], len(read)) if len(read) > 2 else (read, 0)
-        elif not _KEYS[mark].match(line) and (len(read) == 2 or (line.strip() and not _CONTINUED.match(line))):
+            return ([], len(read)) if real else (read, 0)
+        elif _KEYS[mark].match(line):
+            keyed, real = True, real or not _SENTENCE.match(line)
+            inside = _left_open(line) if mark == "+++" else ""
+        elif not (_UNKEYED if keyed else _BEFORE[mark]).match(line):
             break
-        elif len(read) > FRONT_MATTER_LINES:
+        if len(read) > FRONT_MATTER_LINES:
             break
     return read, 0
+
+
+def _left_open(line: str) -> str:
+    """What closes the value that a line of TOML leaves open; "" where it leaves none."""
+    for quotes in ('"""', "'''"):
+        if line.count(quotes) % 2:
+            return quotes
+    value = line.partition("=")[2].lstrip()
+    return "]" if value.startswith("[") and value.count("[") > value.count("]") else ""
 
 
 @functools.cache
