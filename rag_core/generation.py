@@ -284,6 +284,9 @@ class GenerationConfig(Pushable):
         values = read_json(path)
         with locating(f"{name} of {os.fspath(pretrained_model_name)!r}"):
             cls.from_dict(values)
+        if meant := {each: near for each in values if (near := _meant(each)) is not None}:
+            hints = ", ".join(f"{each!r} (did you mean {near!r}?)" for each, near in meant.items())
+            checks.warn(f"{path}: {hints}: no option, kept and passed over")
         return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     def save_pretrained(
@@ -436,11 +439,16 @@ def _refuse_of_the_call(name: str) -> None:
 def _refuse_misspelt(name: str, message: str, kind: type[Exception]) -> None:
     """Refuses a name that looks like an option; others are foreign keys, which are kept."""
     _refuse_of_the_call(name)
-    if name in _FIELDS or name in _LATER or name in _OF_ASSISTANTS or name.startswith("_"):
-        return
-    near = checks.nearest(name, _FIELDS)
+    near = _meant(name)
     if near is not None:
         raise kind(message.format(repr(name), f": did you mean {near!r}?"))
+
+
+def _meant(name: str) -> str | None:
+    """The option that a name which is none looks like."""
+    if name in _FIELDS or name in _LATER or name in _OF_ASSISTANTS or name.startswith("_"):
+        return None
+    return checks.nearest(name, _FIELDS)
 
 
 def _warn_of_idle(options: GenerationConfig, given: Mapping[str, Any]) -> None:

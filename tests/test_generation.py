@@ -178,7 +178,8 @@ def test_a_config_is_refused_where_it_is_made(said, error, words):
 
 def test_files_keep_what_looks_misspelt_and_later_options_are_refused_by_generate(tmp_path):
     (tmp_path / "g.json").write_text('{"num_beam": 3, "min_p": 0.1, "top_h": null, "num_assistant_tokens": 20}')
-    config = GenerationConfig.from_pretrained(tmp_path, "g.json", eos_token_id=2, decoder_start_token_id=0)
+    with pytest.warns(UserWarning, match=r"g\.json: 'num_beam' \(did you mean 'num_beams'\?\): no option, kept"):
+        config = GenerationConfig.from_pretrained(tmp_path, "g.json", eos_token_id=2, decoder_start_token_id=0)
     assert (config.num_beam, config.min_p, config.num_assistant_tokens) == (3, 0.1, 20)
     with pytest.raises(ValueError, match=r"min_p=0.1 \(min-p sampling\) is not supported"):
         resolve_options(config)
