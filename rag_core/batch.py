@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     import tokenizers
 
 _FOUND_LATER = "_find"  # where an encoding keeps how its `encodings` are made
+
+
+class CharSpan(NamedTuple):
+    """Characters of a text, from `start` to before `end`."""
+
+    start: int
+    end: int
+
+
+class TokenSpan(NamedTuple):
+    """Tokens of a row, from `start` to before `end`."""
+
+    start: int
+    end: int
 
 
 class BatchEncoding(dict[str, Any]):
@@ -147,10 +161,11 @@ class BatchEncoding(dict[str, Any]):
         row, token = self._place(batch_or_token_index, token_index)
         return row.token_to_word(token)
 
-    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> tuple[int, int] | None:
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
         """The characters of its text that a token stands for, as (start, end); None for special tokens."""
         row, token = self._place(batch_or_token_index, token_index)
-        return row.token_to_chars(token)
+        found = row.token_to_chars(token)
+        return None if found is None else CharSpan(*found)
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
@@ -168,32 +183,44 @@ class BatchEncoding(dict[str, Any]):
 
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> tuple[int, int] | None:
+    ) -> TokenSpan | None:
         """The tokens of a word, as (start, end); with one number, of row 0."""
         row, word = self._place(batch_or_word_index, word_index)
-        return row.word_to_tokens(word, sequence_index)
+        found = row.word_to_tokens(word, sequence_index)
+        return None if found is None else TokenSpan(*found)
 
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> tuple[int, int] | None:
+    ) -> CharSpan | None:
         """The characters of a word, as (start, end); with one number, of row 0."""
         row, word = self._place(batch_or_word_index, word_index)
-        return row.word_to_chars(word, sequence_index)
+        found = row.word_to_chars(word, sequence_index)
+        return None if found is None else CharSpan(*found)
 
     def _place(self, first: int, second: int | None) -> tuple[tokenizers.Encoding, int]:
         rows = self._rows()
         row, index = (0, first) if second is None else (first, second)
         return rows[row], len(rows[row]) + index if index < 0 else index
 
-    def to(self, device: Any) -> BatchEncoding:
+    def to(self, device: Any, *, non_blocking: bool = False) -> BatchEncoding:
         """Moves every tensor that can move (torch) to a device, in place.
+
+        Args:
+            device: a device, its name or its number.
+            non_blocking: whether copies to a GPU go on beside what follows.
 
         Returns:
             The same BatchEncoding.
+
+        Raises:
+            TypeError: a type of numbers: ids must stay whole.
         """
+        if not isinstance(device, str | int) and not hasattr(device, "index"):
+            raise TypeError(f"device must be a device, its name or its number, got {device!r}. Cast the model, not ids")
+        how = {"non_blocking": True} if non_blocking else {}
         for key, value in self.items():
             if hasattr(value, "to"):
-                self[key] = value.to(device)
+                self[key] = value.to(device, **how)
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:

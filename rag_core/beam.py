@@ -6,6 +6,7 @@ transformers 4.37.2 decides it. Letters: Q searches, K beams, C candidates a ste
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -283,3 +284,43 @@ class RowSearch(_Search):
     def finish(self) -> Finished:
         """The rows as they stand."""
         return Finished(self.tokens, self.lengths, self.sum_log_probs)
+
+
+def transition_scores(
+    sequences: np.ndarray,
+    scores: Iterable[np.ndarray],
+    beam_indices: np.ndarray | None = None,
+    normalize: bool = False,
+) -> np.ndarray:
+    """The score of each generated token; arguments as of `PretrainedBase.compute_transition_scores`.
+
+    Returns:
+        (R, L).
+
+    Raises:
+        ValueError: no scores, or fewer of them than tokens or rows.
+    """
+    steps = list(scores)
+    if not steps:
+        raise ValueError("scores must hold an array for each step, got none. Say output_scores=True to generate")
+    rows = len(sequences)
+    alone = beam_indices is None
+    if beam_indices is None:
+        beam_indices = np.tile(np.arange(rows)[:, None], (1, len(steps)))
+    length = int((beam_indices >= 0).sum(axis=1).max(initial=0))
+    beam_indices = beam_indices[:, :length]
+    misses_rows = len(steps[0]) != rows if alone else beam_indices.max(initial=0) >= len(steps[0])
+    if misses_rows or length > min(len(steps), sequences.shape[1]):
+        raise ValueError(
+            f"scores must be of the call that wrote the sequences, got {len(steps)} steps of {len(steps[0])} rows for "
+            f"{length} tokens of {rows} sequences. Hand over beam_indices where there are beams"
+        )
+    tokens = sequences[:, sequences.shape[1] - length :]
+    found = np.zeros(tokens.shape, steps[0].dtype)
+    for step in range(length):
+        chosen = steps[step][beam_indices[:, step]]  # (R, V); -1 is a row that counts for nothing
+        picked = np.take_along_axis(chosen, tokens[:, step, None], 1)[:, 0]
+        if normalize:
+            picked = picked - np.logaddexp.reduce(chosen, axis=1)
+        found[:, step] = np.where(beam_indices[:, step] < 0, 0, picked)
+    return found

@@ -91,6 +91,8 @@ class PretrainedConfig(Pushable):
     # other names of fields as transformers lists them; whether configs are parts of this one
     attribute_map: ClassVar[dict[str, str]] = {}
     is_composition: ClassVar[bool] = False
+    # outputs that transformers' Trainer doesn't gather when it evaluates
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     # the order in which 4.37.2 takes arguments without their names
     positional: ClassVar[tuple[str, ...]] = ()
     # fields of this library's own, which are written where they are off their defaults
@@ -139,6 +141,8 @@ class PretrainedConfig(Pushable):
         object.__setattr__(self, "extra", {})
         object.__setattr__(self, "name_or_path", "")
         given = copy.deepcopy(values)
+        for name in ("_name_or_path", "name_or_path"):
+            object.__setattr__(self, "name_or_path", given.pop(name, None) or self.name_or_path)
         self._take_type(given.pop("model_type", None))
         # A file may hold both (transformers writes some twice); the field's own name then counts.
         for alias, name in self.aliases.items():
@@ -231,6 +235,10 @@ class PretrainedConfig(Pushable):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.to_dict() == other.to_dict()
 
+    def __contains__(self, name: object) -> bool:
+        """Whether it is a field or a foreign key, as PEFT asks for prompts before it tunes them."""
+        return name in self.extra or name in type(self).__dataclass_fields__
+
     # Mutable, so never a key.
     __hash__ = None  # type: ignore[assignment]
 
@@ -280,18 +288,19 @@ class PretrainedConfig(Pushable):
         return name in cls.__dataclass_fields__ or name in cls.aliases or name in _LABELS
 
     @classmethod
-    def from_dict(cls: type[Config], values: Mapping[str, Any], **overrides: Any) -> Config:
+    def from_dict(cls: type[Config], config_dict: Mapping[str, Any], **overrides: Any) -> Config:
         """A configuration out of the contents of a `config.json`.
 
         Args:
-            values: keys and values, left untouched.
-            **overrides: fields that replace those of `values`; unknown names are kept as foreign keys, unless they look
-                like a misspelt field. `return_unused_kwargs=True` returns a pair, with the unknown ones in place of
-                keeping them.
+            config_dict: keys and values, left untouched.
+            **overrides: fields that replace those of `config_dict`; unknown names are kept as foreign keys, unless
+                they look like a misspelt field. `return_unused_kwargs=True` returns a pair, with the unknown ones in
+                place of keeping them.
 
         Raises:
             TypeError, ValueError: as the class itself.
         """
+        values = config_dict
         if not isinstance(values, Mapping):
             raise TypeError(f"{cls.__name__}.from_dict needs a mapping, got {type(values).__name__}.")
         merged = dict(values)
@@ -346,6 +355,30 @@ class PretrainedConfig(Pushable):
         for name, value in config_dict.items():
             setattr(self, name, value)
 
+    def update_from_string(self, update_str: str) -> None:
+        """Sets fields from a text such as "dropout=0.2,scale_embedding=true"; checked at once.
+
+        Args:
+            update_str: pairs of a name and a value of the type that it has now.
+
+        Raises:
+            ValueError: a name that is not there, or a value of another type; nothing is changed.
+        """
+        found = {}
+        for pair in update_str.split(","):
+            name, _, text = pair.strip().partition("=")
+            try:
+                old = getattr(self, name)
+                found[name] = text if isinstance(old, str) else json.loads(text.lower())
+            except (AttributeError, ValueError) as error:
+                raise ValueError(
+                    f"update_str must hold pairs name=value of numbers, true, false or texts, got {pair!r}: {error}"
+                ) from error
+            if type(found[name]) is not type(old) and not (isinstance(old, float) and isinstance(found[name], int)):
+                raise ValueError(f"update_str must give {name} a value like {old!r}, got {text!r}. Set the attribute")
+        changed = type(self).from_dict({**self.to_dict(), **found})
+        self.update({name: getattr(changed, name) for name in found})
+
     def to_dict(self) -> dict[str, Any]:
         """All fields and foreign keys as plain Python, nothing shared with this object.
 
@@ -392,12 +425,13 @@ class PretrainedConfig(Pushable):
         with atomic_write(Path(json_file_path)) as path:
             path.write_text(self.to_json_string(use_diff), encoding="utf-8")
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `config.json` into the folder, made if missing; transformers 4.x and 5.x read it.
 
         Args:
             save_directory: the folder.
-            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
+            push_to_hub: whether to push the folder then.
+            **kwargs: arguments of `rag_core.hub.push_folder`; see `rag_core.keywords.Saving`.
 
         Raises:
             OSError: the folder or file can't be written.
@@ -406,7 +440,7 @@ class PretrainedConfig(Pushable):
         from rag_core.atomic import atomic_write
         from rag_core.keywords import Saving
 
-        saving = Saving.of(**kwargs)
+        saving = Saving.of(push_to_hub=push_to_hub, **kwargs)
         if not saving.here:
             return
         self.validate()

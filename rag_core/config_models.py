@@ -250,8 +250,9 @@ class T5Config(PretrainedConfig):
             self.dense_act_fn = "gelu_new" if parts == ["gated", "gelu"] else parts[-1]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> T5Config:
+    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> T5Config:
         """A configuration out of the contents of a `config.json`; see `PretrainedConfig.from_dict`."""
         if "feed_forward_proj" in overrides:
-            values = {name: value for name, value in values.items() if name not in ("dense_act_fn", "is_gated_act")}
-        return super().from_dict(values, **overrides)
+            derived = ("dense_act_fn", "is_gated_act")
+            config_dict = {name: value for name, value in config_dict.items() if name not in derived}
+        return super().from_dict(config_dict, **overrides)

@@ -178,8 +178,11 @@ class GenerationConfig(Pushable):
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
 
-    def validate(self) -> None:
+    def validate(self, is_init: bool = False) -> None:
         """Refuses options that cannot go together; each alone is checked when it is set.
+
+        Args:
+            is_init: changes nothing, and is taken as transformers takes it.
 
         Raises:
             ValueError: naming the options, the rule and what came.
@@ -536,7 +539,8 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
             setattr(options, name, getattr(base, name))
     if keywords.pop("assistant_model", None):
         raise ValueError("assistant_model (assisted decoding) is not supported by generate(); leave it out")
-    if keywords.pop("synced_gpus", None) and (processes := process_count()) > 1:
+    processes = process_count() if keywords.pop("synced_gpus", None) else 1
+    if processes > 1:
         raise ValueError(
             f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is not supported by "
             "generate(): gather the weights, so that each process has all of them, and leave it out"

@@ -158,8 +158,9 @@ class Pushable:
 
         Args:
             repo_id: "owner/name".
-            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`; what
-                transformers takes besides and changes nothing is passed over.
+            **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `rag_core.hub.push_folder`;
+                `max_shard_size` and `safe_serialization` of models, as `save_pretrained`; what transformers takes
+                besides and changes nothing is passed over.
 
         Returns:
             The repository's address.
@@ -167,6 +168,7 @@ class Pushable:
         from rag_core.keywords import Saving
 
         push = Saving.of(push_to_hub=True, **kwargs).push or {}
+        written = {name: kwargs[name] for name in ("max_shard_size", "safe_serialization") if name in kwargs}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)  # type: ignore[attr-defined]
+            self.save_pretrained(folder, **written)  # type: ignore[attr-defined]
             return push_folder(folder, repo_id, loader=loader_of(self), **push)

@@ -28,7 +28,7 @@ class _Refused:
 
     def check(self, name: str, value: Any) -> None:
         # Asked of plain values only: comparing an array would give an array.
-        if isinstance(value, str | bool | int | None) and value in self.harmless:
+        if isinstance(value, str | bool | int | dict | None) and value in self.harmless:
             return
         raise ValueError(f"{name} must {self.rule}, got {value!r}. {self.instead}")
 
@@ -45,11 +45,11 @@ _ATTENTION = "Leave it out: the networks take the fastest attention that PyTorch
 _NOTHING_TO_LOAD = frozenset({
     "low_cpu_mem_usage", "_fast_init", "use_safetensors", "weights_only", "from_tf", "from_flax", "from_pt",
     "resume_download", "proxies", "mirror", "offload_folder", "offload_state_dict", "offload_buffers", "user_agent",
-    "_commit_hash", "_from_auto", "_from_pipeline",
+    "code_revision", "adapter_name", "_commit_hash", "_from_auto", "_from_pipeline",
 })  # fmt: skip
-_NOTHING_TO_TOKENIZE = frozenset({"use_fast", "from_slow", "legacy", "verbose"})
+_NOTHING_TO_TOKENIZE = frozenset({"use_fast", "from_slow", "legacy", "verbose", "tokenizer_type", "errors"})
 _RENAMED = {"use_auth_token": "token"}
-_RENAMED_TO_TOKENIZE = {"max_len": "model_max_length"}
+_RENAMED_TO_TOKENIZE = {"max_len": "model_max_length", "extra_special_tokens": "additional_special_tokens"}
 _LOADING = {
     "trust_remote_code": _Refused(_OFF, "be False", "No code of a checkpoint is ever run: leave it out."),
     "attn_implementation": _Refused((None, "eager", "sdpa"), "be 'eager', 'sdpa' or None", _ATTENTION),
@@ -73,9 +73,24 @@ _LOADING = {
     ),
     "gguf_file": _Refused((None,), "be None", "Weights are read from .safetensors, .bin and .h5 files."),
     "key_mapping": _Refused((None,), "be None", "Rename the weights and hand them over as state_dict=."),
+    "generation_config": _Refused((None,), "be None", "Set model.generation_config after loading."),
+    "adapter_kwargs": _Refused((None, {}), "be None", "Load an adapter with peft.PeftModel.from_pretrained."),
+}
+_PIPELINE = "It is part of what tokenizer.json describes: change that file with the tokenizers library."
+_LOADING_TO_TOKENIZE = {
+    "sp_model_kwargs": _Refused((None, {}), "be None", "Texts are cut in the one way that is most likely."),
+    "trim_offsets": _Refused((True,), "be True", _PIPELINE),
+    "do_basic_tokenize": _Refused((True,), "be True", _PIPELINE),
+    "never_split": _Refused((None,), "be None", "Call add_tokens with these words."),
+    "wordpieces_prefix": _Refused(("##",), "be '##'", _PIPELINE),
 }
 
-_NOTHING_TO_SAVE = frozenset({"save_function", "save_peft_format", "version", "signatures", "legacy_format"})
+# Models have the last two among their own arguments; to configs and tokenizers they say nothing.
+_NOTHING_TO_SAVE = frozenset({
+    "save_function", "save_peft_format", "save_original_format", "version", "signatures", "legacy_format",
+    "safe_serialization", "max_shard_size",
+})  # fmt: skip
+_RENAMED_TO_SAVE = {"use_auth_token": "token", "save_config": "is_main_process"}
 _PUSHING = frozenset({"repo_id", "token", "private", "revision", "commit_message", "card"})
 # What transformers takes for pushing, or has taken.
 _NOTHING_TO_PUSH = frozenset({"use_temp_dir", "repo_url", "repo_path_or_name", "commit_description", "tags"})
@@ -104,15 +119,22 @@ def loading_keywords(kwargs: Mapping[str, Any], kind: str | None = None) -> dict
     Raises:
         ValueError: a keyword asks for something that is not done here; the message says what to write instead.
     """
-    nothing, renamed = _NOTHING_TO_LOAD, _RENAMED
+    nothing, renamed, refused = _NOTHING_TO_LOAD, _RENAMED, _LOADING
     if kind == "tokenizer":
         nothing, renamed = nothing | _NOTHING_TO_TOKENIZE, renamed | _RENAMED_TO_TOKENIZE
+        refused = refused | _LOADING_TO_TOKENIZE
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
-        if name in _LOADING:
-            _LOADING[name].check(name, value)
+        if name in refused:
+            refused[name].check(name, value)
         elif name not in nothing and name not in renamed:
             found[name] = value
+    _rename(renamed, kwargs, found)
+    return found
+
+
+def _rename(renamed: Mapping[str, str], kwargs: Mapping[str, Any], found: dict[str, Any]) -> None:
+    """Puts what `kwargs` says under an older name into `found`, under the name of today."""
     for old, new in renamed.items():
         value = kwargs.get(old)
         if value is None:
@@ -120,7 +142,6 @@ def loading_keywords(kwargs: Mapping[str, Any], kind: str | None = None) -> dict
         if found.get(new) not in (None, value):
             raise ValueError(f"{old} must be left out where {new} is given, got both. They are one option: say {new}=.")
         found[new] = value
-    return found
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,9 @@ class Saving:
             TypeError: an unknown keyword, or one of the switches is not true or false.
             ValueError: a keyword asks for something that is not done here.
         """
+        known = {name: value for name, value in kwargs.items() if name not in _RENAMED_TO_SAVE}
+        _rename(_RENAMED_TO_SAVE, kwargs, known)
+        is_main_process, kwargs = known.pop("is_main_process", is_main_process), known
         for name, value in (("is_main_process", is_main_process), ("push_to_hub", push_to_hub)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, got {value!r}. Give the other arguments by name.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_core.arguments import checked_switch
+from rag_core.backends import to_numpy, to_tensor
 from rag_core.config_base import PretrainedConfig
 from rag_core.hub import Pushable, split_hub_kwargs
 from rag_core.keywords import Saving
@@ -85,6 +86,32 @@ class PretrainedBase(Pushable):
     def can_generate(cls) -> bool:
         """Whether there is a `generate`."""
         return callable(getattr(cls, "generate", None))
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
+    ) -> Any:
+        """The score of each token that `generate(..., return_dict_in_generate=True, output_scores=True)` wrote.
+
+        Args:
+            sequences: (R, T), the output's.
+            scores: the output's: of each step (B*K, V).
+            beam_indices: (R, L), the output's; None without beams.
+            normalize_logits: whether to take the log-softmax of each step's scores first.
+
+        Returns:
+            (R, L), as many as the longest row has generated tokens; 0 after a beam's end.
+
+        Raises:
+            ValueError: the output has no `scores`, or these are of another call, or the model scores whole answers.
+        """
+        if self.head == "sequence":
+            raise ValueError(f"{type(self).__name__} scores whole answers, not tokens: see sequences_scores")
+        from rag_core.beam import transition_scores
+
+        arrays = (to_numpy(each) for each in scores or ())
+        beams = None if beam_indices is None else to_numpy(beam_indices)
+        found = to_tensor(transition_scores(to_numpy(sequences), arrays, beams, normalize_logits), self.framework)
+        return found.to(sequences.device) if self.framework == "pt" else found
 
     def get_input_embeddings(self) -> Any:
         """The token table."""

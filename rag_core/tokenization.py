@@ -147,17 +147,18 @@ class RagTokenizer(Pushable):
         return encoded
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> RagTokenizer:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> RagTokenizer:
         """Reads both tokenizers from the sub-folders `question_encoder_tokenizer` and `generator_tokenizer`.
 
         Args:
-            name_or_path: a RAG folder, or a repository id on the hub.
+            pretrained_model_name_or_path: a RAG folder, or a repository id on the hub.
             **kwargs: handed to `Tokenizer.from_pretrained` for both (cache_dir, revision, token, ...).
         """
         hub, _ = split_hub_kwargs(kwargs)
+        name_or_path = os.fspath(pretrained_model_name_or_path)
         config = None
-        if resolve_file(os.fspath(name_or_path), "config.json", required=False, **hub) is not None:
-            values = read_config(os.fspath(name_or_path), **hub)[0].get("question_encoder")
+        if resolve_file(name_or_path, "config.json", required=False, **hub) is not None:
+            values = read_config(name_or_path, **hub)[0].get("question_encoder")
             config = SimpleNamespace(**values) if isinstance(values, dict) else None
         above = kwargs.pop("subfolder", "") or ""
         parts = [
@@ -193,18 +194,21 @@ class AutoTokenizer:
     """Picks the class: a RagTokenizer for a RAG folder, a Tokenizer for any other."""
 
     def __init__(self) -> None:
-        raise TypeError("AutoTokenizer is not made by calling it; use AutoTokenizer.from_pretrained(name_or_path)")
+        raise TypeError("AutoTokenizer is not made by calling it; use AutoTokenizer.from_pretrained(name)")
 
     @staticmethod
-    def from_pretrained(name_or_path: str | os.PathLike[str], **kwargs: Any) -> Tokenizer | RagTokenizer:
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Tokenizer | RagTokenizer:
         """Reads the tokenizer(s) of a folder or repository.
 
         Args:
-            name_or_path: a folder, or a repository id on the hub.
+            pretrained_model_name_or_path: a folder, or a repository id on the hub.
             **kwargs: as of `Tokenizer.from_pretrained`.
         """
-        kind: type[Tokenizer] | type[RagTokenizer] = RagTokenizer if _is_rag(name_or_path, **kwargs) else Tokenizer
-        return kind.from_pretrained(name_or_path, **kwargs)
+        rag = _is_rag(pretrained_model_name_or_path, **kwargs)
+        kind: type[Tokenizer] | type[RagTokenizer] = RagTokenizer if rag else Tokenizer
+        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 def _is_rag(name_or_path: str | os.PathLike[str], **kwargs: Any) -> bool:

@@ -80,11 +80,11 @@ class Tokenizer(IdRows, Pushable):
     family: Family | None = None  # of `BertTokenizer` and its like: what may be read
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
         """Reads tokenizer.json, vocab.txt, vocab.json + merges.txt or spiece.model from a folder or repository.
 
         Args:
-            name_or_path: a folder, or a repository id on the hub.
+            pretrained_model_name_or_path: a folder, or a repository id on the hub.
             **kwargs: hub options (subfolder, cache_dir, revision, token, local_files_only, force_download), settings
                 that overrule tokenizer_config.json (padding_side, model_max_length, do_lower_case, pad_token, ...), and
                 what transformers takes and changes nothing here, as `use_fast` or `legacy` (see `rag_core.keywords`).
@@ -97,7 +97,8 @@ class Tokenizer(IdRows, Pushable):
         hub, settings = split_hub_kwargs(kwargs, "tokenizer")
         settings.pop("config", None)
         _check_settings(settings)
-        files = read_tokenizer(os.fspath(name_or_path), settings, cls.family, **hub)
+        name_or_path = os.fspath(pretrained_model_name_or_path)
+        files = read_tokenizer(name_or_path, settings, cls.family, **hub)
         if cls.family not in (None, files.family):
             raise ValueError(
                 f"{cls.__name__} must read a tokenizer of {cls.family.name}, {name_or_path} holds one of "
@@ -106,7 +107,7 @@ class Tokenizer(IdRows, Pushable):
         kind = _CLASSES.get(files.family.name, cls) if cls is Tokenizer else cls
         made = kind.__new__(kind)
         with locating(f"the tokenizer of {name_or_path}"):
-            Vocabulary.__init__(made, files, str(name_or_path))
+            Vocabulary.__init__(made, files, name_or_path)
         return made
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:

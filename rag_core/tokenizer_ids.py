@@ -105,6 +105,7 @@ class IdRows(Vocabulary):
         return_attention_mask: bool | None = None,
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
         return_length: bool = False,
         verbose: bool = True,
         prepend_batch_axis: bool = False,
@@ -116,8 +117,11 @@ class IdRows(Vocabulary):
             pair_ids: ids of a second text.
             return_overflowing_tokens: also `overflowing_tokens`, the ids that were cut off (with `stride` of those
                 left), and `num_truncated_tokens`.
+            return_offsets_mapping: must be False: ids have no places in a text.
             prepend_batch_axis: tensors get a batch dimension.
         """
+        if return_offsets_mapping:
+            raise ValueError("return_offsets_mapping must be False for ids. Call the tokenizer itself with the text")
         limit = self.model_max_length if max_length is None else max_length
         _, cut = check_strategies(padding, truncation, max_length, limit, pad_to_multiple_of)
         pair = pair_ids is not None

@@ -241,13 +241,17 @@ class Vocabulary:
             self.additional_special_tokens = list(dict.fromkeys([*kept, *map(str, tokens)]))
         return len(self) - before
 
-    def add_tokens(self, tokens: str | Sequence[str], special_tokens: bool = False) -> int:
+    def add_tokens(self, new_tokens: str | Sequence[str], special_tokens: bool = False) -> int:
         """Adds tokens at the end of the vocabulary (then resize the model's embeddings to `len(tokenizer)`).
+
+        Args:
+            new_tokens: one, or several.
+            special_tokens: whether they are left out of decoded texts, as others are that are special.
 
         Returns:
             How many were new.
         """
-        listed: list[Any] = list(tokens) if isinstance(tokens, list | tuple) else [tokens]
+        listed: list[Any] = list(new_tokens) if isinstance(new_tokens, list | tuple) else [new_tokens]
         before = len(self)
         if special_tokens:
             self.backend_tokenizer.add_special_tokens(listed)

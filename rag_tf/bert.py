@@ -82,6 +82,9 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         Returns:
             `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
         """
+        if isinstance(input_ids, list | tuple) and any(hasattr(each, "shape") for each in input_ids):
+            # Keras' models take a list of arguments, too.
+            input_ids = dict(zip(("input_ids", "attention_mask", "token_type_ids"), input_ids, strict=False))
         if isinstance(input_ids, Mapping):
             given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "training": training}
             switches = (output_attentions, output_hidden_states, return_dict)

@@ -262,6 +262,7 @@ def rag_token_generate(
             The same seed draws the same text only for the same place in the batch and number of samples.
         question_text: the questions as the prompt should hold them.
         **kwargs: any option of `GenerationConfig`, and
+            `do_deduplication`, which changes nothing: no two rows of a search are equal;
             `decoder_input_ids` (B, P): tokens each answer begins with. The start token is put in front where no row has
             it; `max_length` counts them, `max_new_tokens` and `length_penalty` do not;
             `streamer`: has `put(ids)` and `end()`, for one question without beams;
@@ -276,6 +277,7 @@ def rag_token_generate(
         ValueError: an option that cannot be had, or inputs that do not fit.
     """
     hooks = Hooks.of(logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **plugged(kwargs))
+    checked_switch("do_deduplication", kwargs.pop("do_deduplication", None), True)
     options = token_options(model, generation_config, **kwargs)
     given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs, question_text)
     with running(model):

@@ -268,7 +268,7 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given
         return run(*given)
     replay = Replay()
     leaves = [each.position_bias if isinstance(each, AttentionMask) else each for each in given]
-    there: list[bool] = []  # which of the results are not None
+    there = list[bool]()  # which of the results are not None; AutoGraph cannot read an annotated name here
 
     def kept(*tensors: Tensor) -> tuple[Tensor, ...]:
         left, filled = iter(tensors), []

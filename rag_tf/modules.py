@@ -73,6 +73,21 @@ class Module(tf.Module):
         named = {id(variable): variable for _, variable in self.named_parameters()}
         return [variable for key, variable in named.items() if key in learning]
 
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The weights that learn, as Keras' loops ask for them."""
+        return self.trainable_variables
+
+    @property
+    def weights(self) -> list[Any]:
+        """All weights, tied ones once."""
+        return [variable for _, variable in self.named_parameters()]
+
+    @property
+    def losses(self) -> list[Any]:
+        """Empty: weights have no regularizers here."""
+        return []
+
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """(name, variable or `Hollow`) of everything below, tied ones under each of their names."""
         for name, value in vars(self).items():

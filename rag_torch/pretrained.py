@@ -22,6 +22,7 @@ register_outputs()
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
+_LAYERS = {"BartDecoderLayer", "BartEncoderLayer", "BertLayer", "T5Block"}
 _HELD = 1 << 26  # bytes of a checkpoint's file that stay in memory while it is read
 
 
@@ -133,6 +134,11 @@ class PretrainedModel(nn.Module, PretrainedBase):
     def _keys_to_ignore_on_save(self) -> list[str]:
         """What transformers' Trainer may miss in a checkpoint: names of tied weights but their first."""
         return sorted(tensors.tied_names(self))
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of layers that stay on one device or in one shard, as accelerate asks for them."""
+        return sorted({type(module).__name__ for module in self.modules()} & _LAYERS)
 
     @classmethod
     def from_pretrained(

@@ -48,9 +48,11 @@ class RagTrainerMixin:
         """As Trainer's; a loss for each question is averaged.
 
         Raises:
-            ValueError: `label_smoothing_factor` is set, which would score tokens against their own place.
+            ValueError: `label_smoothing_factor` is set for a RAG model, whose tokens it would score against their own
+                place.
         """
-        if self.label_smoother is not None:
+        ours = self._ours()
+        if self.label_smoother is not None and hasattr(getattr(ours, "config", None), "label_smoothing"):
             given = self.args.label_smoothing_factor
             raise ValueError(
                 f"label_smoothing_factor must be 0, got {given}. The model has its own loss: set config.label_smoothing"

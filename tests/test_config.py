@@ -232,3 +232,29 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bart", "d_model": "big"}')
     with pytest.raises(TypeError, match=r"config\.json of .*d_model must be int"):
         AutoConfig.from_pretrained(tmp_path)
+
+
+def test_fields_are_set_from_a_text_or_not_at_all():
+    config = BartConfig()
+    config.update_from_string("dropout=0.5,d_model=32, scale_embedding=true,activation_function=relu,init_std=1")
+    assert (config.dropout, config.d_model, config.scale_embedding) == (0.5, 32, True)
+    assert (config.activation_function, config.init_std) == ("relu", 1)
+    before = config.to_dict()
+    for wrong in ("dropout=0.1,dmodel=3", "dropout=0.1,d_model=x", "d_model=2.5", "d_model", "use_cache=1"):
+        with pytest.raises(ValueError, match=r"^update_str must (hold pairs|give)"):
+            config.update_from_string(wrong)
+    with pytest.raises(ValueError, match="d_model must be at least 1"):
+        config.update_from_string("dropout=0.1,d_model=0")
+    assert config.to_dict() == before
+
+
+def test_where_a_config_comes_from_is_told_and_not_written():
+    assert BartConfig(name_or_path="there").name_or_path == BartConfig(_name_or_path="there")._name_or_path == "there"
+    assert "there" not in BartConfig(name_or_path="there", _name_or_path=None).to_json_string()
+
+
+def test_what_other_libraries_look_for_in_a_config():
+    config = BartConfig(foo=1)
+    assert "d_model" in config and "foo" in config and "text_config" not in config
+    # Trainer adds it to a list of its own.
+    assert RagConfig.keys_to_ignore_at_inference == T5Config().keys_to_ignore_at_inference == ["past_key_values"]

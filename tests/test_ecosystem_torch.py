@@ -172,6 +172,34 @@ def test_lora_around_the_model_trains_merges_and_is_saved(model, data, tmp_path)
     torch.testing.assert_close(opened(**inputs).loss, want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_generators_labels_are_smoothed_by_trainer(model, data, tmp_path):
+    generator = model.generator
+
+    def collate(rows):
+        labels = torch.stack([row["labels"] for row in rows])
+        fed = generator.prepare_decoder_input_ids_from_labels(labels)
+        return {"input_ids": rows[0]["context_input_ids"], "labels": labels, "decoder_input_ids": fed}
+
+    options = arguments(Seq2SeqTrainingArguments, tmp_path, max_steps=1, label_smoothing_factor=0.1, save_strategy="no")
+    trainer = RagSeq2SeqTrainer(generator.eval(), options, train_dataset=data, data_collator=collate)
+    inputs = collate(data[:2])
+    got = trainer.compute_loss(generator, dict(inputs))
+    logits = generator(**inputs).logits
+    want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), label_smoothing=0.1)
+    torch.testing.assert_close(got, want)
+
+
+def test_prompts_are_tuned_and_layers_stay_whole(model, data):
+    generator = model.generator
+    options = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 3, "num_transformer_submodules": 2}
+    tuned = peft.get_peft_model(copy.deepcopy(generator), peft.PromptTuningConfig(**options))
+    ids = data[0]["context_input_ids"]
+    tuned(input_ids=ids, labels=ids[:, :4]).loss.backward()
+    assert all(each.grad.abs().sum() > 0 for each in tuned.prompt_encoder.parameters())
+    assert generator._no_split_modules == ["BartDecoderLayer", "BartEncoderLayer"]
+    assert model._no_split_modules == ["BartDecoderLayer", "BartEncoderLayer", "BertLayer"]
+
+
 @pytest.mark.parametrize("kind", [RagTokenForGeneration, RagSequenceForGeneration])
 def test_peft_knows_the_heads_as_sequence_to_sequence_models(kind, model, data):
     head = kind(model.config)

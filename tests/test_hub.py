@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Offlin
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_core import hub_push
 from rag_core.atomic import atomic_folder, atomic_write
 from rag_core.checkpoint import read_weights, write_checkpoint
 from rag_core.config import AutoConfig, DPRConfig, T5Config
@@ -368,3 +369,15 @@ def test_card_front_matter():
         '- "d"',
     ]
     assert "# T" in body and "| EM | 0.9 |" in body
+
+
+def test_how_weights_are_split_is_heard_when_pushing(api):
+    given = {}
+
+    class Model(hub_push.Pushable):
+        def save_pretrained(self, folder, **kwargs):
+            given.update(kwargs)
+
+    Model().push_to_hub("o/n", max_shard_size="1GB", safe_serialization=True, use_temp_dir=True, use_auth_token="t")
+    assert given == {"max_shard_size": "1GB", "safe_serialization": True}
+    assert api.calls[0] == ("token", "t")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rag_core import AutoConfig, AutoTokenizer, RagTokenizer, T5Config
+from rag_core import AutoConfig, AutoTokenizer, GenerationConfig, RagTokenizer, T5Config
 from rag_core.hub import split_hub_kwargs
 from rag_core.keywords import Saving, loading_keywords, whole_device
 
@@ -12,11 +12,13 @@ HARMLESS = {
     "low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "eager", "trust_remote_code": False,
     "use_auth_token": None, "resume_download": True, "proxies": {}, "load_in_8bit": False, "quantization_config": None,
     "offload_folder": "offload", "from_tf": False, "from_flax": True, "ignore_mismatched_sizes": False, "variant": None,
+    "code_revision": "main", "adapter_name": "default", "adapter_kwargs": {}, "generation_config": None,
 }  # fmt: skip
 REFUSED = {
     "trust_remote_code": True, "load_in_8bit": True, "load_in_4bit": True, "quantization_config": {"bits": 8},
     "attn_implementation": "flash_attention_2", "ignore_mismatched_sizes": True, "variant": "fp16",
-    "max_memory": {"cpu": "1GB"}, "gguf_file": "q4.gguf",
+    "max_memory": {"cpu": "1GB"}, "gguf_file": "q4.gguf", "adapter_kwargs": {"token": "hf_1"},
+    "generation_config": {"num_beams": 2},
 }  # fmt: skip
 
 
@@ -27,6 +29,18 @@ def test_what_changes_nothing_is_passed_over_and_other_names_stay():
     assert loading_keywords({"legacy": False, "from_slow": True, "verbose": 0, "max_len": 9}, "tokenizer") == {
         "model_max_length": 9
     }
+
+
+def test_tokenizers_take_what_their_files_say_anyway():
+    usual = {"tokenizer_type": "bart", "errors": "replace", "sp_model_kwargs": {}, "trim_offsets": True,
+             "do_basic_tokenize": True, "never_split": None, "wordpieces_prefix": "##"}  # fmt: skip
+    assert loading_keywords(usual, "tokenizer") == {}
+    assert loading_keywords({"extra_special_tokens": ["<q>"]}, "tokenizer") == {"additional_special_tokens": ["<q>"]}
+    others = {"sp_model_kwargs": {"alpha": 0.1}, "trim_offsets": False, "do_basic_tokenize": False,
+              "never_split": ["x"], "wordpieces_prefix": "__"}  # fmt: skip
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be .*, got {re.escape(repr(value))}\. [A-Z].*\.$"):
+            loading_keywords({name: value}, "tokenizer")
 
 
 def test_an_older_name_is_the_option_of_today():
@@ -69,7 +83,10 @@ def test_parts_of_every_kind_take_them(tmp_path, tokenizers):
             part.save_pretrained(other, pusch_to_hub=False)
         with pytest.raises(ValueError, match="filename_prefix must be None, got 'my'"):
             part.save_pretrained(other, filename_prefix="my")
-        part.save_pretrained(tmp_path / type(part).__name__, push_to_hub=False, token="hf_1", legacy_format=None)
+        part.save_pretrained(other, save_config=False)
+        assert not other.exists()
+        part.save_pretrained(tmp_path / type(part).__name__, push_to_hub=False, token="hf_1", legacy_format=None,
+                             safe_serialization=True, max_shard_size="1GB")  # fmt: skip
     loaded = AutoTokenizer.from_pretrained(tmp_path / "RagTokenizer", **HARMLESS, legacy=False, max_len=7)
     assert loaded.generator.model_max_length == 7
     config = AutoConfig.from_pretrained(tmp_path / "T5Config", **HARMLESS)
@@ -80,4 +97,19 @@ def test_switches_of_saving_are_switches():
     with pytest.raises(TypeError, match=r"push_to_hub must be True or False, got 'me/model'"):
         Saving.of(push_to_hub="me/model")
     assert Saving.of(push_to_hub=True, repo_id="me/model", private=True, create_pr=False).push == {"private": True}
+    assert Saving.of(push_to_hub=True, use_auth_token="hf_1").push == {"token": "hf_1"}
+    assert not Saving.of(save_config=False).here
     assert Saving.of(repo_id="me/model", save_function=print, save_peft_format=True).push is None
+
+
+def test_arguments_have_the_names_that_transformers_gives_them(tmp_path, tokenizers):
+    tokenizer = RagTokenizer(tokenizers["question"], tokenizers["bart"])
+    tokenizer.save_pretrained(save_directory=tmp_path)
+    assert RagTokenizer.from_pretrained(pretrained_model_name_or_path=tmp_path).generator.is_fast
+    part = {"pretrained_model_name_or_path": tmp_path, "subfolder": "generator_tokenizer"}
+    bart = AutoTokenizer.from_pretrained(**part)
+    assert type(bart).from_pretrained(**part).add_tokens(new_tokens=["<doc>"]) == 1
+    assert T5Config.from_dict(config_dict={"d_model": 8}).d_model == 8
+    GenerationConfig().validate(is_init=True)
+    T5Config().save_pretrained(tmp_path / "config", False)
+    assert AutoConfig.from_pretrained(pretrained_model_name_or_path=tmp_path / "config") == T5Config()

@@ -186,3 +186,43 @@ def test_inputs_for_a_loop_of_ones_own_give_the_whole_passs_scores(rag, folder):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     with pytest.raises(NotImplementedError, match="RagSequenceForGeneration has no next token"):
         rag.RagSequenceForGeneration(model.config).prepare_inputs_for_generation(None)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_scores_of_the_tokens_written_add_up_to_the_sequences(rag, folder, beams):
+    generator = rag.RagTokenForGeneration.from_pretrained(folder).generator
+    ids = rag.as_tensor(np.array([[4, 5, 6], [7, 8, 1]]))
+    asked = {"num_beams": beams, "num_return_sequences": beams, "max_length": 7, "length_penalty": 0.5}
+    out = generator.generate(ids, **asked, return_dict_in_generate=True, output_scores=True)
+    found = generator.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=True)
+    found, tokens = to_numpy(found), to_numpy(out.sequences)
+    assert found.shape == (2 * beams, tokens.shape[1] - 1)
+    if beams == 1:
+        logits = to_numpy(out.scores[0])
+        want = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        np.testing.assert_allclose(found[:, 0], want[np.arange(2), tokens[:, 1]], rtol=1e-5)
+        return
+    lengths = (to_numpy(out.beam_indices) >= 0).sum(1)
+    np.testing.assert_allclose(found.sum(1) / lengths**0.5, to_numpy(out.sequences_scores), rtol=1e-4)
+    with pytest.raises(ValueError, match="scores must hold an array for each step, got none"):
+        generator.compute_transition_scores(out.sequences, None, out.beam_indices)
+    with pytest.raises(ValueError, match="scores must be of the call that wrote the sequences"):
+        generator.compute_transition_scores(out.sequences, out.scores[:1], out.beam_indices)
+    with pytest.raises(ValueError, match="Hand over beam_indices where there are beams"):
+        generator.compute_transition_scores(out.sequences[:2], out.scores)
+    with pytest.raises(ValueError, match="RagSequenceForGeneration scores whole answers"):
+        rag.RagSequenceForGeneration.from_pretrained(folder).compute_transition_scores(out.sequences, out.scores)
+
+
+def test_rag_token_passes_over_do_deduplication_as_scripts_for_both_heads_say_it(rag, folder):
+    model = rag.RagTokenForGeneration.from_pretrained(folder)
+    ids = rag.as_tensor(np.array([[4, 5, 6], [7, 8, 9]]))
+    given = {"context_input_ids": ids, "context_attention_mask": rag.as_tensor(np.ones((2, 3), int)),
+             "doc_scores": rag.as_tensor(np.zeros((1, 2), np.float32)), "max_length": 5}  # fmt: skip
+    want = to_numpy(model.generate(**given))
+    for flag in (True, False, None):
+        assert (to_numpy(model.generate(**given, do_deduplication=flag)) == want).all()
+    with pytest.raises(TypeError, match="do_deduplication must be"):
+        model.generate(**given, do_deduplication="no")
+    with pytest.raises(TypeError, match="do_deduplication"):
+        model.generator.generate(ids, do_deduplication=False)

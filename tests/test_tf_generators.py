@@ -12,6 +12,8 @@ import rag_tf
 from conformance import record_generators as recorded
 from conformance.cases import integers
 from rag_core.backends import to_numpy
+from rag_core.generation import resolve_options
+from rag_tf.layers import checkpointed
 from tests.golden_models_tf import build, tensors
 
 GOLDEN = json.loads((Path(recorded.__file__).parent / "golden" / "generators.json").read_text("utf-8"))
@@ -122,3 +124,18 @@ def test_a_generator_learns_first_and_goes_into_a_rag_model(tmp_path):
     assert rag.generate(**given, max_length=5, labels=labels).numpy().tolist() == written.numpy().tolist()
     losses = {float(rag(**given, labels=labels, exclude_bos_score=flag).loss[0]) for flag in (True, False)}
     assert len(losses) == 1
+
+
+def test_keras_loops_and_lists_of_arguments():
+    model = build("bart", "model", 1, "float32", 2)
+    generator, encoder = model.generator, model.question_encoder
+    assert generator.losses == encoder.losses == []
+    assert len(generator.trainable_weights) == len(generator.trainable_variables) < len(generator.weights)
+    ids, mask = tf.constant([[5, 6, 7], [8, 9, 0]]), tf.constant([[1, 1, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(encoder([ids, mask])[0], encoder(ids, mask)[0])
+    np.testing.assert_array_equal(encoder([ids])[0], encoder(ids)[0])
+
+
+@pytest.mark.parametrize("function", [checkpointed, resolve_options])
+def test_autograph_reads_what_a_tf_function_may_run_into(function):
+    tf.autograph.to_graph(function)

@@ -471,6 +471,28 @@ def test_an_encoding_is_made_copied_and_pickled_as_one(tokenizers):
         BatchEncoding({"a": ["x"]}, tensor_type="pt")
 
 
+def test_spans_are_pairs_with_names(tokenizers):
+    encoding = tokenizers["bert"]("a b")
+    assert encoding.token_to_chars(2) == (2, 3) and encoding.token_to_chars(2).start == 2
+    assert encoding.word_to_chars(1).end == 3 and encoding.word_to_tokens(1).end == 3
+    assert encoding.token_to_chars(0) is None
+
+
+def test_an_encoding_moves_but_its_ids_stay_whole():
+    moved = []
+
+    class Tensor:
+        def to(self, *args, **kwargs):
+            moved.append((args, kwargs))
+            return self
+
+    encoding = BatchEncoding({"a": Tensor(), "b": [1]})
+    assert encoding.to("cpu") is encoding and encoding.to(0, non_blocking=True) is encoding
+    assert moved == [(("cpu",), {}), ((0,), {"non_blocking": True})]
+    with pytest.raises(TypeError, match="device must be a device, its name or its number, got <class"):
+        encoding.to(np.float16)
+
+
 def test_the_older_calls_of_a_tokenizer(tokenizers, tmp_path):
     t5, bert = tokenizers["t5"], tokenizers["bert"]
     with pytest.warns(DeprecationWarning, match="text_target"):
