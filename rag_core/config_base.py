@@ -42,8 +42,8 @@ def _typed(value: Any, kind: str) -> tuple[bool, Any]:
     for option in kind.split(" | "):
         if option == "None" and value is None:
             return True, None
-        if option == "bool" and isinstance(value, bool):
-            return True, value
+        if option == "bool" and isinstance(checks.plain(value), bool):
+            return True, bool(value)
         # In Python True is an integer, in a configuration it is a mistake.
         # The plain types first: asking Integral of a type that it has not met walks through all numbers of a framework.
         if option == "int" and isinstance(value, int | Integral) and not isinstance(value, bool):
@@ -472,11 +472,11 @@ def read_config(name_or_path: str | Path, **kwargs: Any) -> tuple[dict[str, Any]
     Raises:
         OSError: nothing there, or no json object in it.
     """
-    from rag_core.hub import resolve_file, split_hub_kwargs
+    from rag_core.hub import checked_name, resolve_file, split_hub_kwargs
 
     kwargs.pop("trust_remote_code", None)  # nothing of a configuration could be run
     hub, rest = split_hub_kwargs(kwargs)
-    path = Path(name_or_path)
+    path = Path(checked_name(name_or_path))
     if path.suffix != ".json" or not path.is_file():
         path = resolve_file(name_or_path, "config.json", **hub)
     return read_json(path), rest

@@ -6,6 +6,7 @@ Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other v
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -29,6 +30,15 @@ __all__ = [
 ]
 
 HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_download", "subfolder")
+_NOTHING = type(None)
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "cache_dir": ((str, os.PathLike, _NOTHING), "a folder"),
+    "token": ((str, bool, _NOTHING), "a text, True or False"),
+    "revision": ((str, _NOTHING), "a branch, tag or commit as text"),
+    "local_files_only": ((bool, _NOTHING), "True or False"),
+    "force_download": ((bool, _NOTHING), "True or False"),
+    "subfolder": ((str, _NOTHING), "a folder's name"),
+}
 
 
 def split_hub_kwargs(kwargs: Mapping[str, Any], kind: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,6 +59,20 @@ def split_hub_kwargs(kwargs: Mapping[str, Any], kind: str | None = None) -> tupl
     said = loading_keywords(kwargs, kind)
     hub = {name: value for name, value in said.items() if name in HUB_KWARGS}
     return hub, {name: value for name, value in said.items() if name not in HUB_KWARGS}
+
+
+def checked_name(name_or_path: Any) -> str:
+    """The name of what is to be loaded, as text.
+
+    Raises:
+        TypeError: neither a str nor a path.
+    """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"pretrained_model_name_or_path must be a folder or a repository id, got {name_or_path!r:.200}. "
+            "Write it as a str or Path"
+        )
+    return os.fspath(name_or_path)
 
 
 def is_local(name_or_path: str | Path) -> bool:
@@ -95,6 +119,7 @@ def resolve_file(
         TypeError: an unknown option.
     """
     options = _options(hub)
+    checked_name(name_or_path)
     subfolder = (options.pop("subfolder", None) or "").strip("/")
     inside = f"{subfolder}/{filename}" if subfolder else filename
     if is_local(name_or_path):
@@ -214,6 +239,9 @@ def _options(hub: dict[str, Any]) -> dict[str, Any]:
     for name in hub:
         if name not in HUB_KWARGS:
             raise TypeError(f"Unknown hub option {name!r}; known are {', '.join(HUB_KWARGS)}.")
+    for name, (kinds, what) in _KINDS.items():
+        if not isinstance(hub.get(name), kinds):
+            raise TypeError(f"{name} must be {what} or None, got {hub[name]!r:.200}. Leave it out for the default")
     return {name: value for name, value in hub.items() if value is not None}
 
 

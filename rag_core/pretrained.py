@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rag_core import checks
 from rag_core.arguments import checked_switch
 from rag_core.backends import to_numpy, to_tensor
-from rag_core.config_base import PretrainedConfig
+from rag_core.config_base import MOST, PretrainedConfig
 from rag_core.hub import Pushable, split_hub_kwargs
 from rag_core.keywords import Saving
 
@@ -323,7 +324,7 @@ class PretrainedBase(Pushable):
         """`save_pretrained`, its keywords read; `arrays()` makes what is written."""
         from rag_core.checkpoint import write_checkpoint
 
-        if not safe_serialization:
+        if not _SWITCH("safe_serialization", safe_serialization):
             raise ValueError("safe_serialization must be True: weights are written as safetensors, never as a pickle")
         if not saving.here:
             return
@@ -345,6 +346,10 @@ class PretrainedBase(Pushable):
         return self._generation_config
 
 
+_COUNT = checks.whole(1, MOST, optional=True)
+_SWITCH = checks.switch()
+
+
 def rows_wanted(new_num_tokens: int | None, pad_to_multiple_of: int | None, rows: int) -> int:
     """How many rows a token table of `rows` is to have.
 
@@ -354,11 +359,10 @@ def rows_wanted(new_num_tokens: int | None, pad_to_multiple_of: int | None, rows
         rows: of the table.
 
     Raises:
-        ValueError: a number that is not positive.
+        TypeError, ValueError: no number, or one that is not positive or larger than any table.
     """
-    for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    new_num_tokens = _COUNT("new_num_tokens", new_num_tokens)
+    pad_to_multiple_of = _COUNT("pad_to_multiple_of", pad_to_multiple_of)
     wanted = rows if new_num_tokens is None else new_num_tokens
     return wanted if pad_to_multiple_of is None else -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
 
@@ -406,9 +410,13 @@ def chosen_weights(own: Mapping[str, Any], ties: Mapping[str, str], given: Mappi
         given: the state dict; tied weights under any of their names.
 
     Raises:
+        TypeError: no mapping.
         ValueError: names or shapes are not the model's; all of them are listed.
     """
     from rag_core.weights import check_weights
+
+    if not isinstance(given, Mapping):
+        raise TypeError(f"state_dict must map names to tensors, got {type(given).__name__}.")
 
     found = {ties.get(name, name): value for name, value in given.items()}
     found |= {name: value for name, value in given.items() if name in own}

@@ -12,7 +12,7 @@ from rag_core.atomic import atomic_folder
 from rag_core.batch import BatchEncoding
 from rag_core.checks import warn
 from rag_core.config_base import read_config
-from rag_core.hub import Pushable, resolve_file, split_hub_kwargs
+from rag_core.hub import Pushable, checked_name, resolve_file, split_hub_kwargs
 from rag_core.keywords import Saving
 from rag_core.sentence_folder import prepared_texts
 from rag_core.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ class RagTokenizer(Pushable):
             **kwargs: handed to `Tokenizer.from_pretrained` for both (cache_dir, revision, token, ...).
         """
         hub, _ = split_hub_kwargs(kwargs)
-        name_or_path = os.fspath(pretrained_model_name_or_path)
+        name_or_path = checked_name(pretrained_model_name_or_path)
         config = None
         if resolve_file(name_or_path, "config.json", required=False, **hub) is not None:
             values = read_config(name_or_path, **hub)[0].get("question_encoder")
@@ -213,7 +213,7 @@ class AutoTokenizer:
 
 def _is_rag(name_or_path: str | os.PathLike[str], **kwargs: Any) -> bool:
     hub, _ = split_hub_kwargs(kwargs, "tokenizer")
-    name_or_path = os.fspath(name_or_path)
+    name_or_path = checked_name(name_or_path)
     if resolve_file(name_or_path, "config.json", required=False, **hub) is not None:
         return read_config(name_or_path, **hub)[0].get("model_type") == "rag"
     return all(

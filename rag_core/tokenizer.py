@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rag_core.atomic import atomic_folder
 from rag_core.batch import BatchEncoding
 from rag_core.damaged import locating
-from rag_core.hub import Pushable, split_hub_kwargs
+from rag_core.hub import Pushable, checked_name, split_hub_kwargs
 from rag_core.keywords import Saving
 from rag_core.text_lines import text_fault
 from rag_core.tokenizer_build import BART, BERT, T5, Family, split_special_tokens, vocabulary_files
@@ -97,7 +97,7 @@ class Tokenizer(IdRows, Pushable):
         hub, settings = split_hub_kwargs(kwargs, "tokenizer")
         settings.pop("config", None)
         _check_settings(settings)
-        name_or_path = os.fspath(pretrained_model_name_or_path)
+        name_or_path = checked_name(pretrained_model_name_or_path)
         files = read_tokenizer(name_or_path, settings, cls.family, **hub)
         if cls.family not in (None, files.family):
             raise ValueError(

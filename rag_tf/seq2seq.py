@@ -8,7 +8,7 @@ Letters: R rows (contexts), K beams of a row, T target positions now, S context 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -582,8 +582,9 @@ def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> int | None:
     length: int | None = 0
     if past is not None:
         shapes: list[list[tuple[int, ...]]] = []
-        if not isinstance(past, str):
-            shapes = [[tuple(getattr(part, "shape", ())) for part in layer] for layer in past]
+        if isinstance(past, Iterable) and not isinstance(past, str) and not hasattr(past, "shape"):
+            layers = [layer if isinstance(layer, Iterable) else () for layer in past]
+            shapes = [[tuple(getattr(part, "shape", ())) for part in layer] for layer in layers]
         if not shapes or any(len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes):
             raise TypeError(
                 "past_key_values must be what an earlier call returned, four tensors (R, H, length, h) for each layer, "

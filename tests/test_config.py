@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,3 +259,9 @@ def test_what_other_libraries_look_for_in_a_config():
     assert "d_model" in config and "foo" in config and "text_config" not in config
     # Trainer adds it to a list of its own.
     assert RagConfig.keys_to_ignore_at_inference == T5Config().keys_to_ignore_at_inference == ["past_key_values"]
+
+
+def test_numpys_numbers_are_numbers_in_a_config():
+    config = BartConfig(d_model=np.int64(32), dropout=np.float32(0.5), use_cache=np.bool_(False))
+    assert (config.d_model, config.dropout, config.use_cache) == (32, 0.5, False)
+    assert type(config.use_cache) is bool and json.loads(config.to_json_string())["d_model"] == 32

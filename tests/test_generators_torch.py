@@ -82,6 +82,12 @@ def test_what_does_not_fit_is_named():
         ({**given, "labels": target[:, 1:], "decoder_input_ids": fed}, ValueError, r"labels must be .* = \(3, 5\)"),
         ({**given, "labels": target.clamp(max=-1)}, ValueError, r"labels \(but for -100\) must lie in"),
         ({**given, "labels": target.double()}, TypeError, "labels must hold integer ids"),
+        (
+            {**given, "decoder_input_ids": fed, "past_key_values": 5},
+            TypeError,
+            "past_key_values must be what an earlier",
+        ),
+        ({**given, "decoder_input_ids": fed, "past_key_values": (5,)}, TypeError, "past_key_values must be what an"),
     ]
     for inputs, kind, message in wrong:
         with pytest.raises(kind, match=message):

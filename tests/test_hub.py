@@ -381,3 +381,28 @@ def test_how_weights_are_split_is_heard_when_pushing(api):
     Model().push_to_hub("o/n", max_shard_size="1GB", safe_serialization=True, use_temp_dir=True, use_auth_token="t")
     assert given == {"max_shard_size": "1GB", "safe_serialization": True}
     assert api.calls[0] == ("token", "t")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("revision", 5),
+        ("subfolder", 5),
+        ("local_files_only", "yes"),
+        ("force_download", 1.5),
+        ("token", 5),
+        ("cache_dir", 5),
+    ],
+)
+def test_options_of_the_hub_are_of_their_kinds(name, value, tmp_path):
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=rf"^{name} must be .* or None, got {value!r}"):
+        AutoConfig.from_pretrained(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("name", [5, ["me/model"], b"me/model"])
+def test_what_is_loaded_has_a_name(name):
+    with pytest.raises(TypeError, match=r"^pretrained_model_name_or_path must be a folder or a repository id, got"):
+        AutoConfig.from_pretrained(name)
+    with pytest.raises(TypeError, match=r"^pretrained_model_name_or_path must be"):
+        RagTokenizer.from_pretrained(name)

@@ -89,6 +89,9 @@ def test_saving_heeds_the_process_and_the_weights_given(rag, folder, tmp_path):
         plain.save_pretrained(
             tmp_path / "y", state_dict={**given, "nonsense": given["rag.generator.final_logits_bias"]}
         )
+    for name, value in {"state_dict": 5, "safe_serialization": "yes", "push_to_hub": "me/model"}.items():
+        with pytest.raises(TypeError, match=rf"^{name} must "):
+            plain.save_pretrained(tmp_path / "y", **{name: value})
     assert not (tmp_path / "y").exists()
 
 
@@ -162,8 +165,11 @@ def test_token_tables_are_replaced_and_resized(rag, folder):
     assert model.resize_token_embeddings(pad_to_multiple_of=8).num_embeddings == 16
     assert model.resize_token_embeddings(17, pad_to_multiple_of=8).num_embeddings == 24
     assert (model.config.vocab_size, model.config.generator.vocab_size) == (24, 24)
-    with pytest.raises(ValueError, match="pad_to_multiple_of must be positive, got 0"):
+    with pytest.raises(ValueError, match="pad_to_multiple_of must be a whole number from 1 to 2147483647, got 0"):
         model.resize_token_embeddings(pad_to_multiple_of=0)
+    for wrong in (0, 1.5, "many", True, 10**12):
+        with pytest.raises((TypeError, ValueError), match=r"^new_num_tokens must be a whole number from 1 to"):
+            model.resize_token_embeddings(wrong)
 
 
 def test_inputs_for_a_loop_of_ones_own_give_the_whole_passs_scores(rag, folder):

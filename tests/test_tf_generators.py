@@ -83,6 +83,9 @@ def test_what_does_not_fit_and_parts_by_themselves():
     for inputs, message in wrong:
         with pytest.raises(ValueError, match=message):
             model(inputs)
+    for past in (5, (5,)):
+        with pytest.raises(TypeError, match="past_key_values must be what an earlier call returned"):
+            model(**given, decoder_input_ids=fed, past_key_values=past)
     with pytest.raises(ValueError, match="attention_mask must be"):
         model.generate(inputs_embeds=embeds, attention_mask=mask[:, 1:])
     options = {"max_length": 6, "num_beams": 2}
