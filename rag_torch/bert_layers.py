@@ -34,7 +34,7 @@ class BertEmbeddings(nn.Module):
         """(B, S) ids -> (B, S, d)."""
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(
-                checked_ids("input_ids", input_ids, self.word_embeddings.num_embeddings)
+                checked_ids("input_ids", input_ids, self.word_embeddings.weight.shape[0])
             )
         x = inputs_embeds
         length, limit = x.shape[1], self.position_embeddings.num_embeddings
@@ -44,7 +44,7 @@ class BertEmbeddings(nn.Module):
                 f"cut texts when they are tokenized: truncation=True, max_length={limit}"
             )
         if token_type_ids is not None:
-            checked_ids("token_type_ids", token_type_ids, self.token_type_embeddings.num_embeddings)
+            checked_ids("token_type_ids", token_type_ids, self.token_type_embeddings.weight.shape[0])
         types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
         x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
         x = x + self.position_embeddings.weight[:length]

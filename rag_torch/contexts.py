@@ -194,7 +194,7 @@ def check_loss(logits: Any, scores: Any, n_docs: int, target: Any = None) -> Non
 def table_size(module: Any) -> int | None:
     """How many ids a module's token table holds; None if it doesn't say."""
     try:
-        return int(module.get_input_embeddings().num_embeddings)
+        return int(module.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError):
         return None
 

@@ -230,7 +230,7 @@ class Generator(PretrainedModel, ABC):
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
-        table = self.get_input_embeddings().num_embeddings
+        table = self.get_input_embeddings().weight.shape[0]
         if labels is not None:
             checked_ids("labels (but for -100)", _scored(checked_ids("labels", labels)), table)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -302,11 +302,11 @@ class Generator(PretrainedModel, ABC):
         """The one of ids and embeddings that is given, checked."""
         table = self.get_input_embeddings()
         if embeds is None:
-            ids = checked_ids(f"{name}_ids", ids, table.num_embeddings)
+            ids = checked_ids(f"{name}_ids", ids, table.weight.shape[0])
             check_fed(facts(f"{name}_ids", ids))
             return ids
         check_fed(facts(f"{name}s_embeds", embeds))
-        check_embeds(f"{name}s_embeds", embeds.shape, table.embedding_dim)
+        check_embeds(f"{name}s_embeds", embeds.shape, table.weight.shape[1])
         return embeds
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:

@@ -189,6 +189,17 @@ def test_a_generators_labels_are_smoothed_by_trainer(model, data, tmp_path):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("table", ["shared", "embed_tokens", "word_embeddings"])
+def test_token_tables_take_adapters(table, model, data):
+    model = model.eval()
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["q_proj", table])).eval()
+    question = {"input_ids": torch.tensor([[4, 5, 6], [7, 8, 1]])}
+    encoder = adapted.get_base_model().question_encoder
+    torch.testing.assert_close(encoder(**question)[0], model.question_encoder(**question)[0])
+    torch.testing.assert_close(adapted(**batch(data)).loss, model(**batch(data)).loss)
+    assert torch.equal(adapted.generate(**batch(data), max_length=5), model.generate(**batch(data), max_length=5))
+
+
 def test_prompts_are_tuned_and_layers_stay_whole(model, data):
     generator = model.generator
     options = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 3, "num_transformer_submodules": 2}
