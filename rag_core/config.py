@@ -153,17 +153,26 @@ class RagConfig(PretrainedConfig):
 
     @classmethod
     def from_question_encoder_generator_configs(
-        cls, question_encoder_config: Any, generator_config: Any, **kwargs: Any
+        cls, question_encoder_config: Any, generator_config: Any, config: Any = None, **kwargs: Any
     ) -> RagConfig:
         """A RAG configuration out of those of its two parts, which are copied.
 
         Args:
             question_encoder_config: configuration of the question encoder.
             generator_config: configuration of the generator.
+            config: a RAG configuration, or where to read one, for all but the two parts.
             **kwargs: fields of the RAG configuration.
+
+        Raises:
+            TypeError: `config` is neither.
         """
+        if isinstance(config, str | Path):
+            config = cls.from_pretrained(config)
+        if not isinstance(config, RagConfig | None):
+            raise TypeError(f"config must be a RagConfig or where to read one, got {type(config).__name__}.")
         parts = {"question_encoder": question_encoder_config, "generator": generator_config}
-        return cls.from_dict(parts, **kwargs)
+        common = {} if config is None else config.to_dict()
+        return cls.from_dict({**common, **parts}, **kwargs)
 
     def validate(self) -> None:
         """Checks every field (see `PretrainedConfig.validate`)."""

@@ -187,7 +187,8 @@ class RagPretrained(PretrainedModel):
             generator_pretrained_model_name_or_path: the same for BART or T5, and `generator_model=`.
             retriever: as in the constructor.
             **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading (hub options, `config`,
-                fields of its config); hub options, `dtype`, `torch_dtype`, `device` and `device_map` to both; all
+                fields of its config); hub options, `dtype`, `torch_dtype`, `device` and `device_map` to both; `config`
+                is a `RagConfig`, or where to read one, of which all counts but its descriptions of the two parts; all
                 others are fields of the `RagConfig`.
                 `from_pt` and `load_weight_prefix` are taken, and not needed, for each part and for both.
 

@@ -123,6 +123,15 @@ def test_hub_options_reach_both_parts_and_not_the_config(rag, folder, tmp_path):
         assert not any(module.training for module in model.modules())
     assert "secret" not in str(model.config.to_dict())
     assert not {"token", "low_cpu_mem_usage"} & model.config.extra.keys()
+    whole = RagConfig.from_question_encoder_generator_configs(DPR, BART, n_docs=7, title_sep=" | ")
+    whole.generator.dropout = 0.9
+    whole.save_pretrained(tmp_path / "whole")
+    for config in (whole, tmp_path / "whole"):
+        model = rag.RagModel.from_pretrained_question_encoder_generator(*parts, config=config, n_docs=3)
+        assert (model.config.n_docs, model.config.title_sep, whole.n_docs) == (3, " | ", 7)
+        assert model.config.generator.dropout == BART.dropout and "config" not in model.config
+    with pytest.raises(TypeError, match="config must be a RagConfig or where to read one, got dict"):
+        rag.RagModel.from_pretrained_question_encoder_generator(*parts, config={})
 
 
 def test_names_and_sizes(rag, folder):
