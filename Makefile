@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
-ROOMS = checkpoint documents index metrics parity training wiki_dpr
+WINGS = checkpoint cli config demo generation hub knowledge parity retrieval tokenization training
 
 CONFORMANCE = build/conformance
 
@@ -56,7 +56,7 @@ bench-quick: $(INSTALLED) $(VENV)/.installed-bench  ## the same at tiny sizes: d
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	$(PIP) -e '.[docs]'
-	$(BIN)/pdoc --docformat google --output-directory site rag_core $(ROOMS:%=rag_core.%) rag_torch \
+	$(BIN)/pdoc --docformat google --output-directory site rag_core rag_core.metrics $(WINGS:%=rag_core.%) rag_torch \
 		rag_torch.answers rag_torch.decoding rag_torch.foreign rag_torch.marginalize
 
 demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it

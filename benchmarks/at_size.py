@@ -26,10 +26,10 @@ import numpy as np
 
 from benchmarks.scaling_report import inserted
 from benchmarks.workload import CACHE
-from rag_core.assembly import assemble, workplace
-from rag_core.knowledge import KnowledgeBase
-from rag_core.manifest import Manifest
-from rag_core.recall import gather_rows, tune_recall
+from rag_core.knowledge.assembly import assemble, workplace
+from rag_core.knowledge.base import KnowledgeBase
+from rag_core.knowledge.manifest import Manifest
+from rag_core.retrieval.recall import gather_rows, tune_recall
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -47,7 +47,7 @@ def drawn(rows: int, size: int) -> Iterator[Any]:
     """R passages as record batches of title, text, embeddings."""
     import pyarrow as pa
 
-    from rag_core.embedding import passage_schema
+    from rag_core.knowledge.embedding import passage_schema
 
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfw"))
@@ -154,10 +154,10 @@ def preset() -> dict[str, Any] | None:
     """Recall@5 of the ivfpq preset on the demo's 10,033 real vectors, with and without re-ranking."""
     import faiss
 
-    from rag_core import demo
-    from rag_core.assembly import _built
-    from rag_core.embedding import batch_vectors, read_batches
-    from rag_core.rerank import RERANK
+    from rag_core.demo import material as demo
+    from rag_core.knowledge.assembly import _built
+    from rag_core.knowledge.embedding import batch_vectors, read_batches
+    from rag_core.retrieval.rerank import RERANK
 
     folder = demo.home() / "demo-kb"
     if not (folder / "manifest.json").is_file():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.workload import Size
-from rag_core.faiss_files import default_lists
+from rag_core.retrieval.faiss_files import default_lists
 
 # heavy enough that matrices outweigh the calls around them, light enough for two cores
 MODEL = Size("scaling", width=256, encoder_layers=1, generator_layers=3, heads=4, vocab=20_000, questions=1)

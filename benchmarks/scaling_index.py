@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.faiss_files import build_faiss, read_faiss, write_faiss
+from rag_core.retrieval.faiss_files import build_faiss, read_faiss, write_faiss
 
 D, _CENTRES, _BLOCK, _QUERIES = 384, 64, 10_000, 32
 

@@ -91,7 +91,7 @@ class Contestant:
     def embed(self, job: dict[str, Any]) -> dict[str, Any]:
         """Seconds for each of `rows` passages of the demo's corpus, `batch` at a time."""
         if "encoder" not in self.models:
-            from rag_core import demo
+            from rag_core.demo import material as demo
 
             where = "rag_tf.encoders" if self.name == "dualrag-tf" else "rag_torch.encoders"
             module = __import__(where, fromlist=["load_encoder"])

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling_report import inserted
-from rag_core.cli import DEMO_QUESTIONS
+from rag_core.cli.commands import DEMO_QUESTIONS
 
 RESULTS, PAGE = Path("benchmarks") / "results", Path("docs") / "performance.md"
 FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}
 GOALS = {"ask": 1.5, "help": 0.4}  # seconds: beyond the import, and in all
-COMMAND = [sys.executable, "-c", "from rag_core.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from rag_core.cli.commands import main; main()"]
 
 
 def commands() -> dict[str, list[str]]:

@@ -70,7 +70,7 @@ class Call(Retrieve):
 
 def _own(paths: dict[str, str]) -> tuple[Any, Any]:
     from rag_core import RagRetriever
-    from rag_core.knowledge import KnowledgeBase
+    from rag_core.knowledge.base import KnowledgeBase
 
     index = KnowledgeBase.open(paths["kb"]).index()
     options = {"index": index, "prompt_truncation": "compatible", "max_combined_length": LONGEST}

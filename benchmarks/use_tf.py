@@ -58,7 +58,7 @@ def _transformers_model(folder: Path, head: str, inputs: dict[str, Any], docs: i
     import transformers
     from safetensors.numpy import load_file
 
-    from rag_core.tf_names import torch_name, unscoped
+    from rag_core.checkpoint.tf_names import torch_name, unscoped
 
     transformers.logging.set_verbosity_error()
     config = transformers.RagConfig.from_pretrained(folder)
@@ -110,7 +110,7 @@ class Train(Loss):
 
     def __init__(self, contestant: dict[str, Any], job: dict[str, Any]) -> None:
         super().__init__(contestant, job)
-        from rag_core.training import TrainingConfig
+        from rag_core.training.data import TrainingConfig
         from rag_tf.training_parts import make_optimizer, trainable
 
         config = TrainingConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -105,7 +105,7 @@ def vectors(turns: int, count: int = 10_000, width: int = 384) -> str:
     """P6: vectors back out of a flat faiss index."""
     import faiss
 
-    from rag_core.vectors import FaissVectors
+    from rag_core.retrieval.vectors import FaissVectors
 
     index = faiss.IndexFlatIP(width)
     index.add(np.random.default_rng(0).standard_normal((count, width), dtype=np.float32))

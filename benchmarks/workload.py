@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from rag_core import demo
-from rag_core.checkpoint import write_checkpoint
-from rag_core.config import RagConfig
-from rag_core.parity import seeded_noise, seeded_weights
-from rag_core.tokenizer import Tokenizer
-from rag_core.weight_shapes import expected_shapes, tied_names
+from rag_core.checkpoint.folder import write_checkpoint
+from rag_core.checkpoint.shapes import expected_shapes, tied_names
+from rag_core.config.rag import RagConfig
+from rag_core.demo import material as demo
+from rag_core.parity.seeded import seeded_noise, seeded_weights
+from rag_core.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
 VERSION = 2  # of what is drawn; folders of another one are made anew

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from rag_core.parity_compare import TOLERANCES, compare_files
-from rag_core.parity_files import TraceFile
-from rag_core.parity_report import AGREE, DIFFER, REFUSED, as_text, write_reports
+from rag_core.parity.compare import TOLERANCES, compare_files
+from rag_core.parity.report import AGREE, DIFFER, REFUSED, as_text, write_reports
+from rag_core.parity.trace_files import TraceFile
 
 # Below what was measured times this lies the bound.
 FACTOR = 4.0

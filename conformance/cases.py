@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.parity import seeded_noise, seeded_weights
+from rag_core.parity.seeded import seeded_noise, seeded_weights
 
 SEEDS = (1, 2, 4)
 PASSAGES = 12

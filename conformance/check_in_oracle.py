@@ -14,7 +14,7 @@ import transformers
 
 from conformance.exchange import outputs
 from conformance.oracle import CLASSES
-from rag_core.parity import compare, relative_error
+from rag_core.parity.seeded import compare, relative_error
 
 TOLERANCE = 1e-5
 

@@ -12,10 +12,10 @@ import numpy as np
 from conformance.generation_cases import allowed_tokens
 from conformance.parity_cases import config, digest, structure, weights
 from rag_core.backends import load_backend
-from rag_core.checkpoint import write_checkpoint
-from rag_core.parity_files import TraceWriter
-from rag_core.parity_inputs import DrawnRetriever, contexts, questions, targets
-from rag_core.parity_trace import fingerprint, trace
+from rag_core.checkpoint.folder import write_checkpoint
+from rag_core.parity.inputs import DrawnRetriever, contexts, questions, targets
+from rag_core.parity.trace import fingerprint, trace
+from rag_core.parity.trace_files import TraceWriter
 
 CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGeneration"}
 
@@ -72,7 +72,7 @@ def run_case(models: Models, case: dict[str, Any], **wanted: Any) -> dict[str, n
     Args:
         models: of the backend.
         case: one of `parity_cases`.
-        **wanted: `gradients` and `margins`, see `rag_core.parity_trace.trace`.
+        **wanted: `gradients` and `margins`, see `rag_core.parity.trace.trace`.
     """
     tracer = models.tracer(case["structure"], case["head"])
     model, what = tracer.model, config(case["structure"])

@@ -16,7 +16,7 @@ import numpy as np
 
 from conformance.cases import model_weights
 from conformance.tf_exchange import MODEL, N_DOCS, SEED, TF_CHECKPOINTS, config, given
-from rag_core.tf_names import torch_name, unscoped
+from rag_core.checkpoint.tf_names import torch_name, unscoped
 
 
 def fill(model: Any) -> None:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from rag_core.arguments import checked_questions
 from rag_core.backends import to_numpy
 from rag_core.outputs import Answer, Passage
-from rag_core.search import read_docs
+from rag_core.retrieval import read_docs
 from rag_core.tokenization import RagTokenizer
 from rag_tf.contexts import table_size
 from rag_tf.decoding import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rag_core.auto import AutoClass
+from rag_core.config import AutoClass
 from rag_tf.bart import BartForConditionalGeneration
 from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration

@@ -13,10 +13,10 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
+from rag_core.checkpoint import check_table
 from rag_core.config import BartConfig
+from rag_core.generation import check_one_of
 from rag_core.outputs import EncoderOutput
-from rag_core.pretrained import check_table
-from rag_core.seq2seq import check_one_of
 from rag_tf.layers import (
     AttentionMask,
     Trace,

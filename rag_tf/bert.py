@@ -14,11 +14,10 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.config import BertConfig, DPRConfig
+from rag_core.checkpoint import check_table
+from rag_core.config import BertConfig, DPRConfig, sentence_settings
+from rag_core.generation import check_embeds
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
-from rag_core.pretrained import check_table
-from rag_core.sentence_folder import sentence_settings
-from rag_core.seq2seq import check_embeds
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_tf.contexts import check_text, checked_ids, checked_tensor
 from rag_tf.layers import init_normal

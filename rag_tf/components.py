@@ -6,13 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rag_core.checkpoint import RAG_HEADS, check_sizes, rows_wanted
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
-from rag_core.damaged import locating
-from rag_core.hub import split_hub_kwargs
-from rag_core.keywords import loading_info
-from rag_core.pretrained import rows_wanted
-from rag_core.weight_shapes import RAG_HEADS
-from rag_core.weights import check_sizes
+from rag_core.hub import loading_info, locating, split_hub_kwargs
 from rag_tf import weights as tensors
 from rag_tf.bart import BartForConditionalGeneration
 from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
@@ -256,7 +252,7 @@ class RagPretrained(PretrainedModel):
         return table
 
     def _fit(self, found: Any, source: str) -> Any:
-        from rag_core.weights import check_weights, fit_names, fit_weights
+        from rag_core.checkpoint import check_weights, fit_names, fit_weights
 
         context = self.ctx_component
         ours = all(isinstance(getattr(self.rag, part), PretrainedModel) for part in _PARTS)

@@ -17,10 +17,18 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.arguments import checked_switch
-from rag_core.candidates import collect_candidates
-from rag_core.generation import GenerationConfig, as_generation_config, asked_rows, own_options, resolve_options
+from rag_core.generation import (
+    UNREAD_BY_GENERATE,
+    GenerationConfig,
+    as_generation_config,
+    asked_rows,
+    check_embeds,
+    check_one_of,
+    collect_candidates,
+    own_options,
+    resolve_options,
+)
 from rag_core.outputs import GenerateOutput
-from rag_core.seq2seq import UNREAD_BY_GENERATE, check_embeds, check_one_of
 from rag_tf.contexts import checked_questions, table_size
 from rag_tf.layers import as_encoder_output
 from rag_tf.marginalize import doc_log_probs

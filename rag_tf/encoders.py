@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.encoders import PassageEncoderBase
+from rag_core.knowledge import PassageEncoderBase
 from rag_tf.bert import BertEncoder, DPRContextEncoder
 
 
 class PassageEncoder(PassageEncoderBase):
-    """See `rag_core.encoders.PassageEncoderBase`."""
+    """See `rag_core.knowledge.PassageEncoderBase`."""
 
     return_tensors = "tf"
 
@@ -24,7 +24,7 @@ class PassageEncoder(PassageEncoderBase):
 
 
 def load_encoder(name_or_path: str | Path, *, dtype: Any = None, device: Any = None, **hub: Any) -> PassageEncoder:
-    """The document encoder of a folder or repository; see `rag_core.encoders.PassageEncoderBase.from_pretrained`."""
+    """The document encoder of a folder or repository; see `rag_core.knowledge.PassageEncoderBase.from_pretrained`."""
     return PassageEncoder.from_pretrained(
         name_or_path, DPRContextEncoder, BertEncoder, dtype=dtype, device=device, **hub
     )

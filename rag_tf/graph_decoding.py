@@ -166,7 +166,7 @@ def _vocabulary(generator: Any) -> int:
 
 
 def _candidates(found: Found, questions: tf.Tensor, pad: int, deduplicate: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """The twin of rag_core.candidates: (B, C, L) distinct candidates in the order found, and which exist (B, C)."""
+    """The twin of `collect_candidates`: (B, C, L) distinct candidates in the order found, and which exist (B, C)."""
     width = found.sequences.shape[1]
     rows = tf.reshape(found.sequences, [questions, -1, width])  # (B, W, M)
     lengths = tf.reshape(found.lengths, tf.shape(rows)[:2])  # (B, W)

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.beam import Finished
-from rag_core.generation import GenerationConfig
+from rag_core.generation import Finished, GenerationConfig
 from rag_tf.graph_decoding import resumed, steps
 from rag_tf.graph_parts import Found, Moment
 from rag_tf.graph_rules import offered
@@ -37,7 +36,7 @@ def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) ->
         starts: (Q, P) the tokens that the searches start from.
 
     Returns:
-        What rag_core.beam would hand back.
+        What rag_core.generation.beam would hand back.
     """
     generator, state = decoder.generator, decoder.state
     plain = not decoder.traced and decoder.without is None and options.use_cache and not options.output_scores
@@ -168,7 +167,7 @@ _ROWS, _FOUND = Graph(_rows), Graph(_found)
 
 
 def _finished(found: Found) -> Finished:
-    """As rag_core.beam hands it back."""
+    """As rag_core.generation.beam hands it back."""
     width = int(found.width)
     sequences, lengths = found.sequences[:, :width].numpy(), found.lengths.numpy().astype(np.int64)
     if found.scores is None or found.beam_indices is None:

@@ -14,13 +14,13 @@ from rag_core.generation import GenerationConfig
 
 
 class Found(NamedTuple):
-    """What the searches hand back, as rag_core.beam.Finished does, but all M columns wide.
+    """What the searches hand back, as rag_core.generation.Finished does, but all M columns wide.
 
     Attributes:
         sequences: (Q * n, M) int64, start tokens and end token included, right-padded.
         lengths: (Q * n,) tokens before the padding, int32.
         sum_log_probs: (Q * n,) sum of the step scores of the generated tokens, end token included.
-        width: columns that rag_core.beam would hand back, a scalar.
+        width: columns that rag_core.generation.beam would hand back, a scalar.
         scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty; None without beams.
         beam_indices: (Q * n, M) row, of the Q * K, that generated token i continued, then -1; None without beams.
     """

@@ -1,4 +1,4 @@
-"""The rules of a decoding step inside a graph: the twin of rag_core.step_rules, for options that are known beforehand.
+"""The rules of a decoding step inside a graph: the twin of `StepRules`, for options known beforehand.
 
 Letters: R rows (searches * K beams), t tokens so far, M most tokens, V vocabulary, W sequences of a list of words.
 """
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.generation import GenerationConfig, as_ids
-from rag_core.step_rules import StepRules
+from rag_core.generation import GenerationConfig, StepRules, as_ids
 
 _LOWEST = float("-inf")
 # option -> the value at which it asks for nothing, and why a graph can't have it
@@ -46,7 +45,7 @@ def offered(options: GenerationConfig) -> bool:
 
 
 class GraphRules:
-    """The edits that rag_core.step_rules decides, carried out on scores in the graph.
+    """The edits that rag_core.generation.logits_rules decides, carried out on scores in the graph.
 
     Args:
         options: as `resolve_options` returns them.

@@ -1,6 +1,6 @@
-"""Beam search and greedy search as one loop in a graph: the twin of rag_core.beam, for where no Python may run.
+"""Beam search and greedy search as one loop in a graph: the twin of rag_core.generation's, for where no Python may run.
 
-It decides as rag_core.beam does, ties included, and is tested against it case by case. Its own shapes stay as they are
+It decides as `BeamSearch` does, ties included, and is tested against it case by case. Its own shapes stay as they are
 from step to step, so XLA compiles it where those of the scorer's state do, too.
 Letters: Q searches, K beams, C candidates a step, P start tokens, t tokens so far, M most tokens, V vocabulary,
 n sequences handed back for each search, R rows.
@@ -156,7 +156,7 @@ def _first_beams(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Beams:
 
 
 class _BeamStep:
-    """A step of rag_core.beam.BeamSearch, all searches at once."""
+    """A step of rag_core.generation.BeamSearch, all searches at once."""
 
     def __init__(self, plan: Plan, divisors: tf.Tensor, now: Moment) -> None:
         self.plan, self.options, self.divisors, self.now = plan, plan.options, divisors, now
@@ -278,7 +278,7 @@ def _first_rows(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Rows:
 
 
 def _greedy_step(plan: Plan, scorer: Scorer, now: Moment) -> Moment:
-    """A step of rag_core.beam.RowSearch without sampling."""
+    """A step of rag_core.generation.RowSearch without sampling."""
     old: Rows = now.searches
     scores, state = scorer(last_tokens(old.tokens, now.length)[:, None], now.state)
     scores = plan.rules(scores[:, 0], old.tokens, now.length)  # (Q, V)

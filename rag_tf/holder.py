@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from rag_core.pretrained import with_ties
-from rag_core.weights import needs_float32
+from rag_core.checkpoint import needs_float32, with_ties
 from rag_tf import weights as tensors
 from rag_tf.graphs import Graph
 
@@ -124,7 +123,7 @@ class WeightHolder:
         Raises:
             ValueError: names or shapes do not fit; all of them are listed, and nothing is written.
         """
-        from rag_core.weights import check_weights
+        from rag_core.checkpoint import check_weights
 
         state_dict = with_ties(state_dict, tensors.tied_names(self))
         own = dict(self.named_parameters())

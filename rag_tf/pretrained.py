@@ -8,12 +8,9 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from rag_core.checkpoint import PretrainedBase, check_sizes, rows_wanted
 from rag_core.checks import warn
-from rag_core.damaged import locating
-from rag_core.hub import resolve_file
-from rag_core.keywords import Saving, loading_info, whole_device
-from rag_core.pretrained import PretrainedBase, rows_wanted
-from rag_core.weights import check_sizes
+from rag_core.hub import Saving, loading_info, locating, resolve_file, whole_device
 from rag_tf import weights as tensors
 from rag_tf.holder import WeightHolder, resolve_dtype
 from rag_tf.modules import Embedding, hollow
@@ -157,7 +154,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
             from_pt: nothing to do: the files are PyTorch's and TensorFlow's alike.
             load_weight_prefix: not needed any more.
             **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
-                fields of the config to override, and what transformers takes besides (see `rag_core.keywords`).
+                fields of the config to override, and what transformers takes besides (see `rag_core.hub.keywords`).
 
         Raises:
             OSError: files are missing.
@@ -221,7 +218,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
 
     def _fit(self, found: Any, source: str) -> Any:
         """The checkpoint's arrays under this model's names, checked."""
-        from rag_core.weights import fit_weights
+        from rag_core.checkpoint import fit_weights
 
         return fit_weights(self.config, found, self.head, source=source)
 
@@ -247,7 +244,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
             push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
             max_shard_size: larger checkpoints are split.
             safe_serialization: must be True: nothing here writes pickles.
-            **kwargs: see `push_to_hub` and `rag_core.keywords.Saving`.
+            **kwargs: see `push_to_hub` and `rag_core.hub.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.

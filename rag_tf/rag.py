@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from rag_core.arguments import checked_epsilon, checked_n_docs, checked_start, checked_switch
 from rag_core.config import RagConfig
+from rag_core.generation import next_inputs
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
-from rag_core.seq2seq import next_inputs
 from rag_tf import marginalize as marginal
 from rag_tf.components import RagPretrained
 from rag_tf.contexts import Contexts, check_loss, checked_ids, checked_labels, table_size

@@ -17,7 +17,7 @@ from rag_core import arguments
 from rag_core.arguments import checked_n_docs, checked_switch
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
-from rag_core.retriever import within_table_of
+from rag_core.retrieval import within_table_of
 from rag_tf import marginalize as marginal
 from rag_tf.components import RagPretrained, build_generator, build_question_encoder, rag_config
 from rag_tf.contexts import (

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.beam import Finished
-from rag_core.candidates import Candidates, PrefixTree, prefix_tree
+from rag_core.generation import Candidates, Finished, PrefixTree, prefix_tree
 from rag_tf.graphs import Graph
 from rag_tf.layers import DecodeState, Tree
 from rag_tf.marginalize import logsumexp, sequence_joint, target_log_probs

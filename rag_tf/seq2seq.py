@@ -16,9 +16,8 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.arguments import check_fed, check_rows
-from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
-from rag_core.pretrained import check_table
-from rag_core.seq2seq import (
+from rag_core.checkpoint import check_table
+from rag_core.generation import (
     check_embeds,
     check_head_masks,
     check_label_shape,
@@ -27,6 +26,7 @@ from rag_core.seq2seq import (
     next_inputs,
     start_and_pad,
 )
+from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
 from rag_tf.contexts import check_text, checked_ids, checked_mask, facts
 from rag_tf.keras_fit import spread
 from rag_tf.layers import (

@@ -1,4 +1,4 @@
-"""The step loop: feeds rag_core.beam, which decides, with scores that a generator computes on the device.
+"""The step loop: feeds rag_core.generation.beam, which decides, with scores that a generator computes on the device.
 
 Letters: N documents of a search, Q searches, K beams, R = Q * K rows, S context length, t tokens so far, C candidates,
 d width, V vocabulary.
@@ -18,10 +18,18 @@ import tensorflow as tf
 
 from rag_core.arguments import check_processed, refuse_nan
 from rag_core.backends import to_numpy
-from rag_core.beam import BeamSearch, Finished, RowSearch, order_candidates
-from rag_core.generation import GenerationConfig
-from rag_core.noise import gumbel_noise
-from rag_core.step_rules import StepRules, least_kept, sampling_warps, start_tokens
+from rag_core.generation import (
+    BeamSearch,
+    Finished,
+    GenerationConfig,
+    RowSearch,
+    StepRules,
+    gumbel_noise,
+    least_kept,
+    order_candidates,
+    sampling_warps,
+    start_tokens,
+)
 from rag_tf.contexts import checked_ids, facts, table_size
 from rag_tf.graph_loop import searched
 from rag_tf.graphs import Graph
@@ -116,7 +124,7 @@ def run_search(
         starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin` returns them.
 
     Returns:
-        What rag_core.beam hands back, and with `output_scores` the (R, V) scores of each step.
+        What rag_core.generation.beam hands back, and with `output_scores` the (R, V) scores of each step.
     """
     checked_ids("decoder_start_token_id, or decoder_input_ids,", starts, table_size(decoder.generator))
     group = decoder.searches // len(starts)

@@ -1,6 +1,6 @@
 """The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
 
-What to do is decided in rag_core.step_rules and rag_core.beam. Letters: R rows, Q searches, C candidates, V vocabulary,
+What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V vocabulary,
 W = K * V scores of a search's K beams, M pairs of a row and an id.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from rag_core.step_rules import Edit, Warp
+from rag_core.generation import Edit, Warp
 from rag_tf.marginalize import together, token_log_probs
 from rag_tf.modules import size
 
@@ -165,6 +165,6 @@ def best_candidates(scores: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor
     """The `count` largest of `scores` (Q, W) and their indices; of equals the lowest index.
 
     Returns:
-        (Q, count) values and (Q, count) int64 indices (`rag_core.beam.order_candidates` sorts them).
+        (Q, count) values and (Q, count) int64 indices (`order_candidates` sorts them).
     """
     return _largest(scores, tf.minimum(count, tf.shape(scores)[-1]))

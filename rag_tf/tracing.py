@@ -1,4 +1,4 @@
-"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity_trace` to record its stages.
+"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity.trace` to record its stages.
 
 Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
 """

@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 from rag_core.backends import to_tensor
 from rag_core.metrics import exact_match
-from rag_core.tokenization import RagTokenizer
+from rag_core.tokenization import RagTokenizer, within_table
 from rag_core.training import (
     Example,
+    RunFiles,
     TrainingConfig,
     TrainingReport,
     batches,
+    finished_before,
     read_examples,
+    run_steps,
+    source_fingerprint,
 )
-from rag_core.training_loop import RunFiles, finished_before, run_steps, source_fingerprint
-from rag_core.vocabulary import within_table
 from rag_tf.contexts import Contexts, table_size
 from rag_tf.marginalize import masked_fill
 from rag_tf.modules import computing_in, seeded_by
@@ -258,7 +260,7 @@ def train_files(
     """
     from rag_core.config import RagConfig
     from rag_core.knowledge import KnowledgeBase
-    from rag_core.retriever import RagRetriever
+    from rag_core.retrieval import RagRetriever
     from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 
     examples = read_examples(questions)

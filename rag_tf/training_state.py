@@ -14,9 +14,7 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rag_core.atomic import atomic_write
-from rag_core.damaged import reading
-from rag_core.json_files import parse_json
+from rag_core.hub import atomic_write, parse_json, reading
 from rag_core.training import checked_state
 from rag_tf.training_parts import AdamW
 

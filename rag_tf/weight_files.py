@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.atomic import atomic_write
+from rag_core.hub import atomic_write
 from rag_tf.weights import to_array
 
 _ENDINGS = (".safetensors", ".h5")
@@ -56,8 +56,7 @@ def read_into(filepath: str | Path, variables: Mapping[str, Any], skip_mismatch:
         OSError: no such file, or it cannot be read.
         ValueError: names or shapes do not fit; the message lists them all.
     """
-    from rag_core.checkpoint import read_weights
-    from rag_core.weights import check_weights
+    from rag_core.checkpoint import check_weights, read_weights
 
     path = _checked(filepath)
     if not path.is_file():
@@ -73,7 +72,7 @@ def read_into(filepath: str | Path, variables: Mapping[str, Any], skip_mismatch:
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
-    from rag_core.h5_files import H5File
+    from rag_core.checkpoint import H5File
 
     file = H5File(path)
     return {name: file[name] for name in file.shapes}

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.pretrained import chosen_weights
-from rag_core.weights import LazyWeights, needs_float32
+from rag_core.checkpoint import LazyWeights, chosen_weights, needs_float32
 from rag_tf.modules import Hollow, Module
 
 _DEVICE = re.compile(r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rag_core.arguments import checked_questions
 from rag_core.outputs import Answer, Passage
-from rag_core.search import read_docs
+from rag_core.retrieval import read_docs
 from rag_core.tokenization import RagTokenizer
 from rag_torch.contexts import table_size
 from rag_torch.decoding import (

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rag_core.checkpoint import check_table
 from rag_core.config import BartConfig
+from rag_core.generation import check_one_of
 from rag_core.outputs import EncoderOutput
-from rag_core.pretrained import check_table
-from rag_core.seq2seq import check_one_of
 from rag_torch.decode_state import noted
 from rag_torch.layers import (
     AttentionMask,

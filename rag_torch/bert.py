@@ -13,11 +13,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.config import BertConfig, DPRConfig
+from rag_core.checkpoint import check_table
+from rag_core.config import BertConfig, DPRConfig, sentence_settings
+from rag_core.generation import check_embeds
 from rag_core.outputs import PooledEncoderOutput
-from rag_core.pretrained import check_table
-from rag_core.sentence_folder import sentence_settings
-from rag_core.seq2seq import check_embeds
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_torch.contexts import check_text, used_length
 from rag_torch.layers import init_normal

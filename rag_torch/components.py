@@ -9,12 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from rag_core.checkpoint import check_sizes, rows_wanted
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
-from rag_core.damaged import locating
-from rag_core.hub import split_hub_kwargs
-from rag_core.keywords import loading_info
-from rag_core.pretrained import rows_wanted
-from rag_core.weights import check_sizes
+from rag_core.hub import loading_info, locating, split_hub_kwargs
 from rag_torch import weights as tensors
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
@@ -215,7 +212,7 @@ class RagPretrained(PretrainedModel):
         return table
 
     def _fit(self, found: Any, source: str) -> Any:
-        from rag_core.weights import check_weights, fit_names, fit_weights
+        from rag_core.checkpoint import check_weights, fit_names, fit_weights
 
         context = self.ctx_component
         ours = all(isinstance(getattr(self.rag, part), PretrainedModel) for part in _PARTS)

@@ -15,13 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from rag_core.atomic import atomic_folder
-from rag_core.demo import corpus_file, demo_knowledge_base, encoder_folder, home
-from rag_core.demo_card import write_card
-from rag_core.demo_checkpoint import assemble_model
-from rag_core.demo_data import description_clue, held_out_titles, natural_questions, read_articles
+from rag_core.demo import (
+    assemble_model,
+    corpus_file,
+    demo_knowledge_base,
+    description_clue,
+    encoder_folder,
+    held_out_titles,
+    home,
+    natural_questions,
+    read_articles,
+    write_card,
+)
+from rag_core.hub import atomic_folder
 from rag_core.metrics import exact_match, recall_at_k
-from rag_core.retriever import RagRetriever
+from rag_core.retrieval import RagRetriever
 from rag_core.training import batches
 from rag_torch.encoders import load_encoder
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration

@@ -17,10 +17,20 @@ from typing import Any
 import torch
 
 from rag_core.config import RagConfig
-from rag_core.demo import ENCODER, corpus_file, demo_knowledge_base, encoder_folder, home
-from rag_core.demo_checkpoint import SHIPPED, package_model
-from rag_core.demo_data import Article, held_out_titles, questions, read_articles
-from rag_core.retriever import RagRetriever
+from rag_core.demo import (
+    ENCODER,
+    SHIPPED,
+    Article,
+    corpus_file,
+    demo_knowledge_base,
+    encoder_folder,
+    held_out_titles,
+    home,
+    package_model,
+    questions,
+    read_articles,
+)
+from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer, Tokenizer
 from rag_core.training import Example, TrainingConfig, batches
 from rag_torch.bert import BertEncoder

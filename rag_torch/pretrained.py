@@ -10,11 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rag_core.damaged import locating
-from rag_core.hub import resolve_file
-from rag_core.keywords import Saving, loading_info, whole_device
-from rag_core.pretrained import PretrainedBase, rows_wanted, with_ties
-from rag_core.weights import check_sizes
+from rag_core.checkpoint import PretrainedBase, check_sizes, rows_wanted, with_ties
+from rag_core.hub import Saving, loading_info, locating, resolve_file, whole_device
 from rag_torch import weights as tensors
 from rag_torch.pytree import register_outputs
 
@@ -167,7 +164,7 @@ class PretrainedModel(nn.Module, PretrainedBase):
             output_loading_info: return a pair, the model and a dictionary of `missing_keys`, `unexpected_keys`,
                 `mismatched_keys` and `error_msgs`, all empty: weights that do not fit are an error.
             **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
-                fields of the config to override, and what transformers takes besides (see `rag_core.keywords`).
+                fields of the config to override, and what transformers takes besides (see `rag_core.hub.keywords`).
 
         Raises:
             OSError: files are missing.
@@ -233,7 +230,7 @@ class PretrainedModel(nn.Module, PretrainedBase):
 
     def _fit(self, found: Any, source: str) -> Any:
         """The checkpoint's arrays under this model's names, checked."""
-        from rag_core.weights import fit_weights
+        from rag_core.checkpoint import fit_weights
 
         return fit_weights(self.config, found, self.head, source=source)
 
@@ -258,7 +255,7 @@ class PretrainedModel(nn.Module, PretrainedBase):
             push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
             max_shard_size: larger checkpoints are split.
             safe_serialization: must be True: nothing here writes pickles.
-            **kwargs: see `push_to_hub` and `rag_core.keywords.Saving`.
+            **kwargs: see `push_to_hub` and `rag_core.hub.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rag_core.beam import Finished
-from rag_core.candidates import Candidates, PrefixTree, prefix_tree
+from rag_core.generation import Candidates, Finished, PrefixTree, prefix_tree
 from rag_torch.contexts import used_length
 from rag_torch.decode_state import DecodeState, Tree
 from rag_torch.marginalize import sequence_joint, target_log_probs, widen

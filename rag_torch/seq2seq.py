@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.arguments import check_fed, check_rows
-from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
-from rag_core.pretrained import check_table
-from rag_core.seq2seq import (
+from rag_core.checkpoint import check_table
+from rag_core.generation import (
     check_embeds,
     check_head_masks,
     check_label_shape,
@@ -27,6 +26,7 @@ from rag_core.seq2seq import (
     next_inputs,
     start_and_pad,
 )
+from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
 from rag_torch.contexts import check_text, checked_ids, checked_mask, facts, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.layers import AttentionMask, Trace, as_encoder_output, key_mask, shift_tokens_right

@@ -1,6 +1,6 @@
 """The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
 
-What to do is decided in rag_core.step_rules and rag_core.beam. Letters: R rows, Q searches, C candidates, V vocabulary,
+What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V vocabulary,
 W = K * V scores of a search's K beams.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rag_core.step_rules import Edit, Warp
+from rag_core.generation import Edit, Warp
 from rag_torch.marginalize import token_log_probs
 
 _LOWEST = float("-inf")
@@ -140,7 +140,7 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of `scores` (Q, W) and their indices; of equals the lowest index, which topk doesn't promise.
 
     Returns:
-        (Q, count) values and (Q, count) indices, in no particular order (`rag_core.beam.order_candidates` sorts them).
+        (Q, count) values and (Q, count) indices, in no particular order (`order_candidates` sorts them).
     """
     count = min(count, scores.shape[-1])
     values, indices = _largest(scores, min(count + 1, scores.shape[-1]))

@@ -17,16 +17,18 @@ from tqdm import tqdm
 
 from rag_core.backends import to_tensor
 from rag_core.metrics import exact_match
-from rag_core.tokenization import RagTokenizer
+from rag_core.tokenization import RagTokenizer, within_table
 from rag_core.training import (
     Example,
+    RunFiles,
     TrainingConfig,
     TrainingReport,
     batches,
+    finished_before,
     read_examples,
+    run_steps,
+    source_fingerprint,
 )
-from rag_core.training_loop import RunFiles, finished_before, run_steps, source_fingerprint
-from rag_core.vocabulary import within_table
 from rag_torch.contexts import Contexts, table_size
 from rag_torch.training_parts import Window, make_optimizer, trainable
 from rag_torch.training_state import load_state, save_state
@@ -271,7 +273,7 @@ def train_files(
     """
     from rag_core.config import RagConfig
     from rag_core.knowledge import KnowledgeBase
-    from rag_core.retriever import RagRetriever
+    from rag_core.retrieval import RagRetriever
     from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 
     examples = read_examples(questions)

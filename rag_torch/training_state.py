@@ -11,9 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from rag_core.atomic import atomic_write
-from rag_core.damaged import reading
-from rag_core.json_files import parse_json
+from rag_core.hub import atomic_write, parse_json, reading
 from rag_core.training import checked_state
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

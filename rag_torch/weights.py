@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rag_core.pretrained import chosen_weights
-from rag_core.weights import LazyWeights, needs_float32
+from rag_core.checkpoint import LazyWeights, chosen_weights, needs_float32
 
 _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 

@@ -125,8 +125,8 @@ def passages():
 
 @pytest.fixture(scope="module")
 def index(passages):
-    from rag_core.faiss_files import build_faiss
-    from rag_core.index import FaissIndex
+    from rag_core.retrieval.faiss_files import build_faiss
+    from rag_core.retrieval.index import FaissIndex
 
     return FaissIndex(passages, build_faiss([VECTORS], *VECTORS.shape))
 

@@ -65,7 +65,7 @@ def write_config(folder: Path) -> None:
 
 def read_config(folder: Path) -> None:
     from rag_core import AutoConfig
-    from rag_core.generation import GenerationConfig
+    from rag_core.generation.config import GenerationConfig
 
     config = AutoConfig.from_pretrained(folder)
     config.to_json_string()
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> None:
 
 
 def write_options(folder: Path) -> None:
-    from rag_core.generation import GenerationConfig
+    from rag_core.generation.config import GenerationConfig
 
     options = GenerationConfig(bad_words_ids=[[5, 6]], num_beams=4, num_beam_groups=2, eos_token_id=[1, 2])
     options.sequence_bias = {(3,): 1.0}
@@ -81,7 +81,7 @@ def write_options(folder: Path) -> None:
 
 
 def read_options(folder: Path) -> None:
-    from rag_core.generation import GenerationConfig
+    from rag_core.generation.config import GenerationConfig
 
     GenerationConfig.from_pretrained(folder).to_json_string()
 
@@ -108,7 +108,7 @@ def write_sentence_folder(folder: Path) -> None:
 
 
 def read_sentence_folder(folder: Path) -> None:
-    from rag_core.sentence_folder import sentence_settings
+    from rag_core.config.sentence_transformers import sentence_settings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,8 +124,8 @@ def passages(rows: int = 12) -> Any:
 
 
 def write_knowledge_base(folder: Path) -> None:
-    from rag_core.knowledge import build_knowledge_base
-    from rag_core.rerank import write_notes
+    from rag_core.knowledge.base import build_knowledge_base
+    from rag_core.retrieval.rerank import write_notes
 
     def encode(titles: list[str], texts: list[str]) -> np.ndarray:
         return np.stack([np.full(SIZE, len(text), np.float32) for text in texts])
@@ -139,10 +139,10 @@ def write_knowledge_base(folder: Path) -> None:
 
 
 def read_knowledge_base(folder: Path) -> None:
-    from rag_core.assembly import _earlier_plan
-    from rag_core.embedding import same_probe
-    from rag_core.index import FaissIndex
-    from rag_core.knowledge import KnowledgeBase
+    from rag_core.knowledge.assembly import _earlier_plan
+    from rag_core.knowledge.base import KnowledgeBase
+    from rag_core.knowledge.embedding import same_probe
+    from rag_core.retrieval.index import FaissIndex
 
     KnowledgeBase.open(folder, verify=False)
     FaissIndex.from_files(folder / "passages", folder / "index.faiss")
@@ -153,8 +153,8 @@ def read_knowledge_base(folder: Path) -> None:
 
 
 def write_index(folder: Path) -> None:
-    from rag_core.faiss_files import build_faiss, write_faiss
-    from rag_core.passage_files import write_passages
+    from rag_core.retrieval.faiss_files import build_faiss, write_faiss
+    from rag_core.retrieval.passage_files import write_passages
 
     found = passages()
     write_passages(found, folder / "hf_dataset")
@@ -163,7 +163,7 @@ def write_index(folder: Path) -> None:
 
 def read_index(folder: Path) -> None:
     """Opens an index of files, searches it, reads the documents."""
-    from rag_core.index import FaissIndex
+    from rag_core.retrieval.index import FaissIndex
 
     index = FaissIndex.from_files(folder / "hf_dataset", folder / "x.faiss")
     index.init_index()
@@ -176,7 +176,7 @@ def write_saved(folder: Path) -> None:
 
 
 def read_saved(folder: Path) -> None:
-    from rag_core.passage_files import read_passages
+    from rag_core.retrieval.passage_files import read_passages
 
     len(read_passages(folder / "data"))
 
@@ -196,7 +196,7 @@ def write_faiss_files(folder: Path) -> None:
 
 
 def read_faiss_files(folder: Path) -> None:
-    from rag_core.faiss_files import by_row, read_faiss
+    from rag_core.retrieval.faiss_files import by_row, read_faiss
 
     for number in range(len(FACTORIES)):
         path = folder / f"{number}.faiss"
@@ -209,7 +209,7 @@ def read_faiss_files(folder: Path) -> None:
 
 
 def write_trace(folder: Path) -> None:
-    from rag_core.parity_files import TraceWriter
+    from rag_core.parity.trace_files import TraceWriter
 
     path = folder / "trace.npz"
     with TraceWriter(path, backend="x", framework="x", dtype="float64", seed=0, about={"a": 1}) as writer:
@@ -217,7 +217,7 @@ def write_trace(folder: Path) -> None:
 
 
 def read_trace(folder: Path) -> None:
-    from rag_core.parity_files import TraceFile, refusals
+    from rag_core.parity.trace_files import TraceFile, refusals
 
     trace = TraceFile(folder / "trace.npz")
     for case in trace.cases:
@@ -227,15 +227,15 @@ def read_trace(folder: Path) -> None:
 
 
 def write_weights(folder: Path) -> None:
-    from rag_core.checkpoint import write_checkpoint
-    from rag_core.config import DPRConfig
+    from rag_core.checkpoint.folder import write_checkpoint
+    from rag_core.config.rag import DPRConfig
 
     weights = {f"layer.{number}": np.ones((3, 4), np.float32) for number in range(4)}
     write_checkpoint(folder, weights, DPRConfig(), max_shard_size=100)
 
 
 def read_weights(folder: Path) -> None:
-    from rag_core.checkpoint import read_weights as read
+    from rag_core.checkpoint.folder import read_weights as read
 
     for array in read(folder).values():
         array.sum()
@@ -261,8 +261,8 @@ def write_parquet(folder: Path) -> None:
 
 
 def read_parquet(folder: Path) -> None:
-    from rag_core.documents import read_documents
-    from rag_core.passage_store import _batches
+    from rag_core.knowledge.documents import read_documents
+    from rag_core.retrieval.passage_store import _batches
 
     path = folder / "a.parquet"
     for batch in _batches(str(path), f"passage file {path}", ["id", "title", "text", "embeddings"]):
@@ -276,7 +276,7 @@ def write_questions(folder: Path) -> None:
 
 
 def read_questions(folder: Path) -> None:
-    from rag_core.training import read_examples
+    from rag_core.training.data import read_examples
 
     read_examples(folder / "qa.jsonl")
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from conformance.cases import MODELS, model_weights, rag_config, toy_retrieve
-from rag_core.config import DPRConfig, RagConfig
-from rag_core.parity import seeded_weights
+from rag_core.config.rag import DPRConfig, RagConfig
+from rag_core.parity.seeded import seeded_weights
 from rag_torch import DPRContextEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.weights import named_tensors
 

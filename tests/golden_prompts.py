@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag_core.config import BartConfig, DPRConfig, RagConfig, T5Config
+from rag_core.config.rag import BartConfig, DPRConfig, RagConfig, T5Config
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "prompts.json").read_text("utf-8"))
 QUERIES = np.array(GOLDEN["queries"], np.float32)

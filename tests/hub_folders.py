@@ -159,7 +159,7 @@ def write_parts(folder: Path) -> None:
     """Write `dpr-question_encoder-single-nq-base` with its pooler and `bart-large` in half precision into `folder`."""
     import torch
 
-    from rag_core.config import BartConfig, DPRConfig
+    from rag_core.config.rag import BartConfig, DPRConfig
     from rag_torch import BartForConditionalGeneration, DPRQuestionEncoder
 
     encoder, bart = folder / "dpr-question_encoder-single-nq-base", folder / "bart-large"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rag_core.config import BartConfig, DPRConfig, RagConfig, T5Config
-from rag_core.weights import expected_shapes, tied_names
+from rag_core.checkpoint.weights import expected_shapes, tied_names
+from rag_core.config.rag import BartConfig, DPRConfig, RagConfig, T5Config
 
 BERT = {"vocab_size": 11, "hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 6}
 DPR = DPRConfig(**BERT, max_position_embeddings=8, projection_dim=3)

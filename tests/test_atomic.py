@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from killing import contents, kills, quick_folder
 
-from rag_core import atomic
-from rag_core.atomic import COMMIT, atomic_folder, atomic_write, clear, is_draft, recover
+from rag_core.hub import atomic
+from rag_core.hub.atomic import COMMIT, atomic_folder, atomic_write, clear, is_draft, recover
 
 OLD = {"config.json": "old", "model.safetensors": "old", "sub/tokenizer.json": "old", "sub/gone": "old"}
 NEW = {"config.json": "new", "model-1.safetensors": "new", "model-2.safetensors": "new", "sub/tokenizer.json": "new"}

@@ -17,16 +17,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rag_core.checkpoint import read_weights
-from rag_core.cli import app
-from rag_core.faiss_files import read_faiss
-from rag_core.generation import GenerationConfig
-from rag_core.knowledge import KnowledgeBase, build_knowledge_base
-from rag_core.manifest import describe
-from rag_core.passage_files import write_passages
-from rag_core.retriever import RagRetriever
-from rag_core.tokenization import RagTokenizer
-from rag_core.training import Example, TrainingConfig
+from rag_core.checkpoint.folder import read_weights
+from rag_core.cli.commands import app
+from rag_core.generation.config import GenerationConfig
+from rag_core.knowledge.base import KnowledgeBase, build_knowledge_base
+from rag_core.knowledge.manifest import describe
+from rag_core.retrieval.faiss_files import read_faiss
+from rag_core.retrieval.passage_files import write_passages
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.tokenization.rag import RagTokenizer
+from rag_core.training.data import Example, TrainingConfig
 from rag_torch import RagTokenForGeneration, load_encoder
 from rag_torch.training import train
 
@@ -296,8 +296,8 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(made, tmp_path, name, si
 
 SAVES = """
 import sys, numpy as np
-from rag_core.checkpoint import write_checkpoint
-from rag_core.config import DPRConfig
+from rag_core.checkpoint.folder import write_checkpoint
+from rag_core.config.rag import DPRConfig
 mine = int(sys.argv[1])
 for turn in range(30):
     weights = {f"w{i}": np.full(50, mine, np.float32) for i in range(4)}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rag_core.knowledge import build_knowledge_base
-from rag_core.retriever import RagRetriever
-from rag_core.tokenization import RagTokenizer
+from rag_core.knowledge.base import build_knowledge_base
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.tokenization.rag import RagTokenizer
 from rag_torch import AutoTokenizer, RagModel, RagSequenceForGeneration, RagTokenForGeneration, load_encoder
 
 MODEL = "facebook/rag-token-nq"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.beam import BeamSearch, Finished, RowSearch, order_candidates
-from rag_core.candidates import collect_candidates
+from rag_core.generation.beam import BeamSearch, Finished, RowSearch, order_candidates
+from rag_core.generation.candidates import collect_candidates
 
 # Random score tables and what transformers 4.37.2's BeamSearchScorer made of them.
 CASES = json.loads((Path(__file__).parent / "data" / "beam_search.json").read_text())

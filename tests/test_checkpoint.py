@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from small_weights import BART, T5, rag, same, some_weights
 
-from rag_core.checkpoint import read_weights, write_checkpoint
-from rag_core.weights import fit_weights, tied_names
+from rag_core.checkpoint.folder import read_weights, write_checkpoint
+from rag_core.checkpoint.weights import fit_weights, tied_names
 
 
 def test_written_files_are_those_of_transformers(tmp_path):
@@ -67,8 +67,8 @@ def test_shards_are_written_and_read_and_old_ones_leave(tmp_path):
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     script = (
         "import resource, sys, numpy as np\n"
-        "from rag_core.checkpoint import write_checkpoint\n"
-        "from rag_core.config import DPRConfig\n"
+        "from rag_core.checkpoint.folder import write_checkpoint\n"
+        "from rag_core.config.rag import DPRConfig\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "for shards in ('1GB', '50KB'):\n"
         "    try:\n"

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rag_core import backends, demo
-from rag_core.cli import app
-from rag_core.knowledge import KnowledgeBase
+from rag_core import backends
+from rag_core.cli.commands import app
+from rag_core.demo import material as demo
+from rag_core.knowledge.base import KnowledgeBase
 from rag_core.outputs import Answer, Passage
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +79,7 @@ def dualrag(monkeypatch, tmp_path):
     tokenizer = SimpleNamespace(question_encoder=None, generator=None)
     monkeypatch.setattr("rag_core.tokenization.RagTokenizer.from_pretrained", lambda folder: tokenizer)
     monkeypatch.setattr(
-        "rag_core.retriever.RagRetriever", lambda config, question, generator, index: SimpleNamespace(index=index)
+        "rag_core.retrieval.RagRetriever", lambda config, question, generator, index: SimpleNamespace(index=index)
     )
     monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -136,7 +137,7 @@ def test_every_question_of_a_pipe_is_answered(ask) -> None:
 
 def test_a_person_ends_with_an_empty_line_and_is_asked_on_stderr(ask, monkeypatch) -> None:
     typed = iter(["One?", "", "never"])
-    monkeypatch.setattr("rag_core.cli._at_terminal", lambda: True)
+    monkeypatch.setattr("rag_core.cli.commands._at_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
     spoken = ask("--json")
     assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?"]
@@ -175,7 +176,7 @@ def test_a_closed_pipe_ends_quietly(ask, monkeypatch) -> None:
     def closed(*_: object, **__: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("rag_core.cli._json_line", closed)
+    monkeypatch.setattr("rag_core.cli.commands._json_line", closed)
     spoken = ask("--json", input="One?\nTwo?\n")
     assert spoken.exit_code == 1 and spoken.stderr == ""
 
@@ -225,7 +226,7 @@ def test_quotes_of_tsv_are_letters_where_that_is_said(dualrag) -> None:
 def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
     from rich.console import Console
 
-    from rag_core.show import show_answer
+    from rag_core.cli.show import show_answer
 
     passage = Passage(0, "T [b] :heart:", "text \x1b[31mred \x07 :smile: a\u200db", 1.0, 1.0, 1.0)
     answer = Answer("Why [bold]x[/] :heart: \x1b]0;t\x07 C:\\dir\\", "[red] :x: \x9b2J", -0.1, [passage])
@@ -313,7 +314,7 @@ def test_without_a_backend_every_command_gives_the_pip_line(monkeypatch, tmp_pat
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom rag_core.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom rag_core.cli.commands import app\n"
         "print(CliRunner().invoke(app, ['ask', '--help']).exit_code)\n"
         "print(sorted({'torch', 'tensorflow', 'faiss', 'datasets', 'numpy', 'pyarrow'} & set(sys.modules)))"
     )

@@ -8,7 +8,7 @@ import torch
 
 from conformance.cases import contexts, questions, targets
 from rag_core import BartConfig, BertConfig, DPRConfig, GenerationConfig, RagConfig, RagRetriever, RagTokenizer
-from rag_core.tokenization import Tokenizer
+from rag_core.tokenization.rag import Tokenizer
 from rag_torch import BertEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from tests.golden_models import build, tensors, toy_retriever
 

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from conformance.cases import contexts, questions, targets
-from rag_core.batch import BatchEncoding
-from rag_core.config import BartConfig, DPRConfig
+from rag_core.config.rag import BartConfig, DPRConfig
+from rag_core.tokenization.batch import BatchEncoding
 from rag_tf import BartForConditionalGeneration, DPRQuestionEncoder, RagTokenForGeneration
 from tests.golden_models_tf import build, context_encoder, tensors, toy_retriever
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.config import (
+from rag_core.config.rag import (
     AutoConfig,
     BartConfig,
     BertConfig,

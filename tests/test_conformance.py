@@ -11,8 +11,8 @@ from conformance.faults import FAULTS, room
 from conformance.parity_cases import STRUCTURES, all_cases, quick_cases
 from conformance.parity_run import Models, run_case
 from rag_core.backends import available_backends
-from rag_core.parity_compare import Comparison, compare_case, compare_files, load_tolerances
-from rag_core.parity_files import TraceFile
+from rag_core.parity.compare import Comparison, compare_case, compare_files, load_tolerances
+from rag_core.parity.trace_files import TraceFile
 
 ROOT = Path(__file__).parent.parent
 HERE = available_backends()

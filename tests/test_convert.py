@@ -17,12 +17,12 @@ from small_weights import BART, BERT, DPR, T5_GATED, rag, same, some_weights
 from typer.testing import CliRunner
 
 from conformance import exchange, tf_exchange
-from rag_core.checkpoint import read_weights, write_checkpoint
-from rag_core.cli import app
-from rag_core.config import AutoConfig, BertConfig
-from rag_core.convert import convert_checkpoint
-from rag_core.parity import compare, relative_error
-from rag_core.weights import fit_weights
+from rag_core.checkpoint.convert import convert_checkpoint
+from rag_core.checkpoint.folder import read_weights, write_checkpoint
+from rag_core.checkpoint.weights import fit_weights
+from rag_core.cli.commands import app
+from rag_core.config.rag import AutoConfig, BertConfig
+from rag_core.parity.seeded import compare, relative_error
 from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 
 GOLDEN = Path(__file__).parent.parent / "conformance" / "golden" / "checkpoints"
@@ -156,10 +156,10 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 import h5py, tqdm, safetensors
-from rag_core.config import BartConfig
-from rag_core.convert import convert_checkpoint
-from rag_core.safetensors_files import write_safetensors
-from rag_core.weights import expected_shapes, tied_names
+from rag_core.config.rag import BartConfig
+from rag_core.checkpoint.convert import convert_checkpoint
+from rag_core.checkpoint.safetensors_files import write_safetensors
+from rag_core.checkpoint.weights import expected_shapes, tied_names
 
 def peak():  # MB of this process alone; ru_maxrss begins with the parent's
     if not Path("/proc/self/status").exists():

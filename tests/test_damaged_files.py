@@ -12,16 +12,17 @@ import pytest
 from damaged_readers import READERS, Damage, write_h5, write_index
 from mutations import damaged_bytes
 
-from rag_core import AutoConfig, RagTokenizer, Tokenizer, file_checks
-from rag_core.checkpoint import read_weights
-from rag_core.config import BartConfig, DPRConfig
-from rag_core.damaged import DamagedFileError, locating, reading
-from rag_core.index import FaissIndex
-from rag_core.json_files import bounded_json, read_json
-from rag_core.knowledge import KnowledgeBase
-from rag_core.manifest import describe
-from rag_core.passage_files import read_passages, write_passages
-from rag_core.weights import LazyWeights, check_sizes
+from rag_core import AutoConfig, RagTokenizer, Tokenizer
+from rag_core.checkpoint import file_checks
+from rag_core.checkpoint.folder import read_weights
+from rag_core.checkpoint.weights import LazyWeights, check_sizes
+from rag_core.config.rag import BartConfig, DPRConfig
+from rag_core.hub.damaged import DamagedFileError, locating, reading
+from rag_core.hub.json_files import bounded_json, read_json
+from rag_core.knowledge.base import KnowledgeBase
+from rag_core.knowledge.manifest import describe
+from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.passage_files import read_passages, write_passages
 
 # Mutants of those below cost a process each, and are tried many at once.
 _APART = ("index", "saved data set", "h5", "model")
@@ -77,10 +78,10 @@ def read(path):
     if "bad" in path: os.abort()
     if "slow" in path: time.sleep(60)
     return {}
-import rag_core.file_checks
+import rag_core.checkpoint.file_checks
 """
     source = file_checks._CHILD.replace(
-        "from rag_core", code + "rag_core.file_checks._READERS['h5'] = read\nfrom rag_core"
+        "from rag_core", code + "rag_core.checkpoint.file_checks._READERS['h5'] = read\nfrom rag_core"
     )
     monkeypatch.setattr(file_checks, "_CHILD", source)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rag_core.step_rules import Warp
+from rag_core.generation.logits_rules import Warp
 from rag_torch import decoding, rescoring
 from rag_torch.answers import answer
 from rag_torch.contexts import Contexts

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.demo_data import (
+from rag_core.demo.clues import (
     Article,
     clues,
     description_clue,
@@ -114,7 +114,7 @@ def test_shipped_parts_and_stock_encoder_make_a_folder_that_loads(tmp_path):
     from safetensors.numpy import load_file
 
     from rag_core.backends import load_backend
-    from rag_core.demo_checkpoint import SHIPPED, assemble_model, package_model
+    from rag_core.demo.checkpoint import SHIPPED, assemble_model, package_model
 
     encoder = tmp_path / "encoder"
     _stock_encoder(encoder)
@@ -139,9 +139,9 @@ def _stock_encoder(folder):
     """Files shaped like the stock encoder's, with weights of zero."""
     from safetensors.numpy import save_file
 
-    from rag_core.config import RagConfig
-    from rag_core.demo_checkpoint import SHIPPED
-    from rag_core.weight_shapes import expected_shapes
+    from rag_core.checkpoint.shapes import expected_shapes
+    from rag_core.config.rag import RagConfig
+    from rag_core.demo.checkpoint import SHIPPED
 
     config = RagConfig.from_pretrained(SHIPPED).question_encoder
     folder.mkdir()

@@ -106,7 +106,7 @@ def test_the_rooms_described_are_the_rooms_there_are(package):
     part = re.search(rf"^    {package}/ .*?(?=^    \w)", text, re.DOTALL | re.MULTILINE)
     assert part is not None
     described = set(re.findall(r"\b(\w+\.py)\b", part[0]))
-    assert described == {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
+    assert described == {path.name for path in (ROOT / package).rglob("*.py")} - {"__init__.py"}
 
 
 def test_figures_are_those_of_the_files():

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rag_core.generation import GenerationConfig, own_options, resolve_options
-from rag_core.noise import gumbel_noise
-from rag_core.step_rules import StepRules, least_kept, sampling_warps
+from rag_core.generation.config import GenerationConfig, own_options, resolve_options
+from rag_core.generation.logits_rules import StepRules, least_kept, sampling_warps
+from rag_core.generation.noise import gumbel_noise
 
 V = 10
 

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 from small_weights import BART, BERT, DPR, T5, rag, same, some_weights
 
 from conformance import tf_exchange
-from rag_core.checkpoint import read_weights
-from rag_core.config import AutoConfig, BertConfig, DPRConfig
-from rag_core.h5_files import H5File
-from rag_core.parity import relative_error
-from rag_core.tf_names import by_end, torch_name
-from rag_core.weights import expected_shapes, fit_weights
+from rag_core.checkpoint.folder import read_weights
+from rag_core.checkpoint.h5 import H5File
+from rag_core.checkpoint.tf_names import by_end, torch_name
+from rag_core.checkpoint.weights import expected_shapes, fit_weights
+from rag_core.config.rag import AutoConfig, BertConfig, DPRConfig
+from rag_core.parity.seeded import relative_error
 from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 
 GOLDEN = Path(__file__).parent.parent / "conformance" / "golden" / "checkpoints"

@@ -14,25 +14,17 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Offlin
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core import hub_push
-from rag_core.atomic import atomic_folder, atomic_write
-from rag_core.checkpoint import read_weights, write_checkpoint
-from rag_core.config import AutoConfig, DPRConfig, T5Config
-from rag_core.convert import convert_checkpoint
-from rag_core.faiss_files import build_faiss, write_faiss
-from rag_core.hub import (
-    HUB_KWARGS,
-    is_local,
-    list_files,
-    model_card,
-    push_folder,
-    resolve_file,
-    split_hub_kwargs,
-)
-from rag_core.hub_push import loader_of
-from rag_core.keywords import Saving
-from rag_core.retriever_files import open_index
-from rag_core.tokenization import RagTokenizer
+from rag_core.checkpoint.convert import convert_checkpoint
+from rag_core.checkpoint.folder import read_weights, write_checkpoint
+from rag_core.config.rag import AutoConfig, DPRConfig, T5Config
+from rag_core.hub import push as hub_push
+from rag_core.hub.atomic import atomic_folder, atomic_write
+from rag_core.hub.files import HUB_KWARGS, is_local, list_files, resolve_file, split_hub_kwargs
+from rag_core.hub.keywords import Saving
+from rag_core.hub.push import loader_of, model_card, push_folder
+from rag_core.retrieval.faiss_files import build_faiss, write_faiss
+from rag_core.retrieval.retriever_files import open_index
+from rag_core.tokenization.rag import RagTokenizer
 
 COMMIT = "0" * 40
 

@@ -25,7 +25,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_rag_core_loads_nothing_heavy():
-    assert loaded_by("import rag_core, rag_core.cli") == set()
+    assert loaded_by("import rag_core, rag_core.cli.commands") == set()
     assert (
         loaded_by(
             "from rag_core import RagConfig; RagConfig(question_encoder={'model_type': 'dpr'}, "
@@ -104,7 +104,7 @@ sys.meta_path.insert(0, Refuse())
     ],
 )
 def test_with_no_backend_every_command_gives_the_pip_line(arguments):
-    code = WITHOUT_FRAMEWORKS + "from rag_core.cli import main\nsys.argv = ['dualrag', *sys.argv[1:]]\nmain()"
+    code = WITHOUT_FRAMEWORKS + "from rag_core.cli.commands import main\nsys.argv = ['dualrag', *sys.argv[1:]]\nmain()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
     )

@@ -14,16 +14,16 @@ from small_weights import BERT, some_weights
 from test_knowledge import build, hashed, write_corpus
 from training_models import small_config, small_tokenizers
 
-from rag_core.atomic import is_draft
-from rag_core.checkpoint import read_weights, write_checkpoint
-from rag_core.config import BertConfig
-from rag_core.convert import convert_checkpoint
-from rag_core.faiss_files import build_faiss
-from rag_core.generation import GenerationConfig
-from rag_core.index import FaissIndex
-from rag_core.knowledge import KnowledgeBase, build_knowledge_base
-from rag_core.retriever import RagRetriever
-from rag_core.tokenization import RagTokenizer
+from rag_core.checkpoint.convert import convert_checkpoint
+from rag_core.checkpoint.folder import read_weights, write_checkpoint
+from rag_core.config.rag import BertConfig
+from rag_core.generation.config import GenerationConfig
+from rag_core.hub.atomic import is_draft
+from rag_core.knowledge.base import KnowledgeBase, build_knowledge_base
+from rag_core.retrieval.faiss_files import build_faiss
+from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.tokenization.rag import RagTokenizer
 
 CONFIG = BertConfig(**BERT)
 OTHERS = {"README.md": b"mine", "notes/todo": b"mine"}
@@ -192,7 +192,7 @@ def test_training(tmp_path) -> None:
     import torch
     from training_models import train_command
 
-    from rag_core.training import REPORT, TrainingConfig
+    from rag_core.training.data import REPORT, TrainingConfig
     from rag_torch import RagTokenForGeneration, train_files
 
     torch.manual_seed(3)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rag_core.knowledge import KnowledgeBase, build_knowledge_base
+from rag_core.knowledge.base import KnowledgeBase, build_knowledge_base
 
 SIZE = 16
 
@@ -168,7 +168,7 @@ def test_approximate_indexes_are_measured_against_exact_search(tmp_path, kind: s
 
 
 def test_auto_turns_from_flat_to_hnsw_as_the_base_grows(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("rag_core.assembly.FLAT_ROWS", 70)
+    monkeypatch.setattr("rag_core.knowledge.assembly.FLAT_ROWS", 70)
     kb = build(tmp_path)
     assert kb.manifest.index["kind"] == "flat"
     kb.add(write_corpus(tmp_path / "more.jsonl", 20, seed=1), hashed, progress=False)
@@ -239,7 +239,7 @@ def test_damaged_files_are_noticed(tmp_path, damage, name: str) -> None:
 def test_a_base_without_stored_vectors_can_be_asked_but_not_changed(tmp_path) -> None:
     from datasets import Dataset
 
-    from rag_core.passage_files import write_passages
+    from rag_core.retrieval.passage_files import write_passages
 
     kb = build(tmp_path)
     passages, vectors = Dataset.from_dict(kb.dataset().to_dict()), np.array(kb.dataset()["embeddings"], np.float32)
@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_nothing_at_the_goal_and_the_work_to_go_on_from(tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr("rag_core.faiss_files.write_faiss", full)
+        patch.setattr("rag_core.retrieval.write_faiss", full)
         build(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "kb.work"]
     assert len(build(tmp_path)) == 60 and not (tmp_path / "kb.work").exists()

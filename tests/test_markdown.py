@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core import markdown
-from rag_core.documents import read_documents
-from rag_core.markdown import sections
+from rag_core.knowledge import markdown
+from rag_core.knowledge.documents import read_documents
+from rag_core.knowledge.markdown import sections
 
 
 def read(text: str) -> list[tuple[str, str]]:

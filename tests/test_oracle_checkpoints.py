@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conformance.exchange import CHECKPOINTS, outputs
-from rag_core.parity import compare
+from rag_core.parity.seeded import compare
 from rag_torch import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 FOLDER = Path(__file__).parent.parent / "conformance" / "golden" / "checkpoints"

@@ -10,7 +10,7 @@ import pytest
 import rag_tf
 from conformance import tf_exchange
 from conformance.exchange import CHECKPOINTS, SEARCHES, contexts, targets
-from rag_core.parity import compare
+from rag_core.parity.seeded import compare
 
 FOLDER = Path(__file__).parent.parent / "conformance" / "golden" / "checkpoints"
 ROOT = FOLDER.parents[2]

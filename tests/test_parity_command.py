@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from conformance.parity_cases import config, weights
 from rag_core.backends import available_backends
-from rag_core.checkpoint import write_checkpoint
-from rag_core.cli import app
-from rag_core.parity_compare import compare_files
-from rag_core.parity_files import TraceFile, TraceWriter
-from rag_core.parity_trace import SAMPLE, kept, places
+from rag_core.checkpoint.folder import write_checkpoint
+from rag_core.cli.commands import app
+from rag_core.parity.compare import compare_files
+from rag_core.parity.trace import SAMPLE, kept, places
+from rag_core.parity.trace_files import TraceFile, TraceWriter
 
 HERE = available_backends()
 

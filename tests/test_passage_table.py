@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag_core.index import FaissIndex
-from rag_core.passage_files import read_passages, write_passages
-from rag_core.passage_table import PassageTable, map_passages
+from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.passage_files import read_passages, write_passages
+from rag_core.retrieval.passage_table import PassageTable, map_passages
 
 datasets = pytest.importorskip("datasets")
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def test_an_index_opens_and_answers_without_importing_datasets(folder) -> None:
     flat.add(np.eye(7, 8, dtype=np.float32))
     faiss.write_index(flat, str(folder.parent / "index.faiss"))
     code = (
-        "import sys, numpy as np\nfrom rag_core.index import FaissIndex\n"
+        "import sys, numpy as np\nfrom rag_core.retrieval.index import FaissIndex\n"
         f"index = FaissIndex.from_files({str(folder)!r}, {str(folder.parent / 'index.faiss')!r})\n"
         "ids, _ = index.get_top_docs(np.eye(1, 8, dtype=np.float32), 2)\n"
         "heavy = sorted({'datasets', 'pandas', 'huggingface_hub'} & set(sys.modules))\n"

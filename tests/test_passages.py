@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core import documents
-from rag_core.documents import BadFilesError, PassedByWarning, find_files
-from rag_core.passages import Document, read_documents, split_passages, split_text
+from rag_core.knowledge import documents
+from rag_core.knowledge.documents import BadFilesError, PassedByWarning, find_files
+from rag_core.knowledge.passages import Document, read_documents, split_passages, split_text
 
 
 @given(st.text(alphabet=st.sampled_from("ab.!? \n\t\u3042\u6f22\u3002é"), max_size=600), st.integers(1, 20))

@@ -11,7 +11,7 @@ import torch
 from rag_models import GENERATING, LABELS, QUESTIONS, Retriever, build, given_contexts
 from torch import nn
 
-from rag_core import demo
+from rag_core.demo import material as demo
 from rag_torch.quantize import Int8Linear, has_int8, quantized
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="no exact int8 products on this processor")
@@ -93,8 +93,8 @@ def test_without_exact_products_it_is_refused():
 @pytest.mark.skipif(not (demo.home() / "demo-kb" / "manifest.json").is_file(), reason="the demo was not built here")
 def test_the_demo_answers_as_in_float32():
     import rag_torch
-    from rag_core.cli_models import open_model
-    from rag_core.demo_data import natural_questions
+    from rag_core.cli.models import open_model
+    from rag_core.demo.clues import natural_questions
 
     questions = [each["question"] for each in natural_questions()][:8]
     texts = []

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from test_knowledge import build
 
-from rag_core import demo
-from rag_core.assembly import _built, check_settings
-from rag_core.batch import pad_arrays, pad_rows
-from rag_core.faiss_files import build_faiss, default_lists, read_faiss, training_rows, write_faiss
-from rag_core.index import FaissIndex
-from rag_core.knowledge import KnowledgeBase
-from rag_core.passage_texts import PassageTexts
-from rag_core.recall import tune_recall
-from rag_core.rerank import RERANK, checked_factor, read_notes
-from rag_core.retriever_files import open_index
+from rag_core.demo import material as demo
+from rag_core.knowledge.assembly import _built, check_settings
+from rag_core.knowledge.base import KnowledgeBase
+from rag_core.retrieval.faiss_files import build_faiss, default_lists, read_faiss, training_rows, write_faiss
+from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.passage_texts import PassageTexts
+from rag_core.retrieval.recall import tune_recall
+from rag_core.retrieval.rerank import RERANK, checked_factor, read_notes
+from rag_core.retrieval.retriever_files import open_index
+from rag_core.tokenization.batch import pad_arrays, pad_rows
 
 ROWS, SIZE = 400, 16
 
@@ -134,7 +134,7 @@ def test_sizes_grow_with_the_rows_and_lists_are_made_anew(tmp_path) -> None:
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
 def test_mapped_files_answer_as_read_ones_do(vectors, tmp_path, kind, monkeypatch) -> None:
     write_faiss(build_faiss([vectors], ROWS, SIZE, kind), tmp_path / "x.faiss")
-    monkeypatch.setattr("rag_core.faiss_files.MAPPED_BYTES", 1)
+    monkeypatch.setattr("rag_core.retrieval.faiss_files.MAPPED_BYTES", 1)
     flags = []
     read = faiss.read_index
     monkeypatch.setattr(faiss, "read_index", lambda path, flag: flags.append(flag) or read(path, flag))
@@ -149,7 +149,7 @@ def test_mapped_files_answer_as_read_ones_do(vectors, tmp_path, kind, monkeypatc
 @pytest.mark.parametrize("where", [0, 0.5, 1])
 def test_damage_to_a_large_base_is_noticed_without_reading_it_all(tmp_path, monkeypatch, where) -> None:
     kb = build(tmp_path, rows=60)
-    monkeypatch.setattr("rag_core.manifest.HASHED_BYTES", 0)
+    monkeypatch.setattr("rag_core.knowledge.manifest.HASHED_BYTES", 0)
     assert KnowledgeBase.open(kb.path).manifest.files["index.faiss"]["spots"]
     file = kb.path / "passages" / "data-00000-of-00001.arrow"
     content = bytearray(file.read_bytes())

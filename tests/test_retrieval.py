@@ -12,11 +12,11 @@ from golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.faiss_files import build_faiss, read_faiss
-from rag_core.index import FaissIndex, Index
-from rag_core.passages import split_text
-from rag_core.prompts import shorten_documents
-from rag_core.retriever import RagRetriever
+from rag_core.knowledge.passages import split_text
+from rag_core.retrieval.faiss_files import build_faiss, read_faiss
+from rag_core.retrieval.index import FaissIndex, Index
+from rag_core.retrieval.prompts import shorten_documents
+from rag_core.retrieval.retriever import RagRetriever
 
 
 @pytest.mark.parametrize("number", range(len(GOLDEN["cases"])))

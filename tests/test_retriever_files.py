@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
 
-from rag_core.config import DPRConfig
-from rag_core.faiss_files import read_faiss
-from rag_core.passage_files import read_passages, write_passages
-from rag_core.retriever import RagRetriever
-from rag_core.vectors import ArrowVectors
+from rag_core.config.rag import DPRConfig
+from rag_core.retrieval.faiss_files import read_faiss
+from rag_core.retrieval.passage_files import read_passages, write_passages
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.retrieval.vectors import ArrowVectors
 
 
 def test_saving_twice_and_moving(retriever, tmp_path, monkeypatch):

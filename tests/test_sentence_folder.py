@@ -8,7 +8,7 @@ from frameworks import INSTALLED
 
 from rag_core import RagConfig, RagTokenizer, Tokenizer
 from rag_core.backends import load_backend
-from rag_core.sentence_folder import sentence_settings
+from rag_core.config.sentence_transformers import sentence_settings
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] query passage : who Who wrote it is a text about . nothing".split()
 KINDS = (("", "Transformer"), ("1_Pooling", "Pooling"))

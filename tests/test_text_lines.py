@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.documents import read_documents
-from rag_core.parity_command import read_questions
-from rag_core.text_lines import read_lines, scan_lines
-from rag_core.training import Example, read_examples
+from rag_core.hub.text_lines import read_lines, scan_lines
+from rag_core.knowledge.documents import read_documents
+from rag_core.parity.command import read_questions
+from rag_core.training.data import Example, read_examples
 
 TEXT = "na\u00efve \u6f22\u5b57\r\nsecond \U0001f600\rthird\n\nlast"
 LINES = [(1, "na\u00efve \u6f22\u5b57\r\n"), (2, "second \U0001f600\r"), (3, "third\n"), (4, "\n"), (5, "last")]

@@ -10,7 +10,7 @@ from rag_models_tf import pair, twin
 import rag_tf
 import rag_torch
 from rag_core import RagRetriever
-from rag_core.step_rules import Edit, Warp
+from rag_core.generation.logits_rules import Edit, Warp
 from rag_tf import rescoring
 from rag_tf.marginalize import token_log_probs
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, marginal_scores

@@ -12,7 +12,7 @@ import rag_tf
 from conformance import record_generators as recorded
 from conformance.cases import integers
 from rag_core.backends import to_numpy
-from rag_core.generation import resolve_options
+from rag_core.generation.config import resolve_options
 from rag_tf.layers import checkpointed
 from tests.golden_models_tf import build, tensors
 

@@ -14,9 +14,9 @@ import rag_torch.bart
 import rag_torch.layers
 import rag_torch.t5
 from conformance.cases import MODELS
-from rag_core.config import BartConfig, T5Config
-from rag_core.parity import relative_error
-from rag_core.weights import expected_shapes
+from rag_core.checkpoint.weights import expected_shapes
+from rag_core.config.rag import BartConfig, T5Config
+from rag_core.parity.seeded import relative_error
 from rag_tf.modules import computing_in, seeded_by
 
 import tensorflow as tf  # isort: skip  (torch first where both are loaded)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rag_core.config import BartConfig, T5Config
+from rag_core.config.rag import BartConfig, T5Config
 from rag_tf import packing
 from rag_tf.bart import BartForConditionalGeneration
 from rag_tf.t5 import T5ForConditionalGeneration

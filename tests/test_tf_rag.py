@@ -23,7 +23,7 @@ from rag_models_tf import (
 )
 
 import rag_torch
-from rag_core.config import BartConfig, DPRConfig, PretrainedConfig, RagConfig
+from rag_core.config.rag import BartConfig, DPRConfig, PretrainedConfig, RagConfig
 from rag_tf import marginalize as marginal
 from rag_tf.bert import DPRContextEncoder
 from rag_tf.foreign import ForeignEncoder, ForeignGenerator

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rag_core
-from rag_core.batch import pad_rows
-from rag_core.tokenization import AutoTokenizer, BatchEncoding, RagTokenizer, Tokenizer
-from rag_core.tokenizer import BartTokenizer, BertTokenizer, T5Tokenizer
-from rag_core.tokenizer_files import SPECIAL_NAMES
-from rag_core.tokenizer_words import Words
-from rag_core.truncation import kept_lengths
+from rag_core.tokenization.batch import pad_rows
+from rag_core.tokenization.rag import AutoTokenizer, BatchEncoding, RagTokenizer, Tokenizer
+from rag_core.tokenization.reading import SPECIAL_NAMES
+from rag_core.tokenization.tokenizer import BartTokenizer, BertTokenizer, T5Tokenizer
+from rag_core.tokenization.truncation import kept_lengths
+from rag_core.tokenization.words import Words
 
 DATA = Path(__file__).parent / "data" / "tokenizers"
 GOLDEN = json.loads((DATA / "golden.json").read_text("utf-8"))
@@ -230,7 +230,7 @@ def test_batch_encoding_is_a_dict_with_attributes():
 
 def test_no_framework_and_no_transformers_are_loaded():
     code = (
-        "import sys; from rag_core.tokenization import AutoTokenizer;"
+        "import sys; from rag_core.tokenization.rag import AutoTokenizer;"
         f"AutoTokenizer.from_pretrained({str(DATA / 't5')!r})('a', return_tensors='np');"
         "print([n for n in ('torch', 'tensorflow', 'transformers', 'faiss', 'datasets') if n in sys.modules])"
     )

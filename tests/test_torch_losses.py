@@ -4,7 +4,7 @@ import pytest
 import torch
 from rag_models import BERT, GENERATING, LABELS, QUESTIONS, B, D, N, Retriever, V, build, close, given_contexts
 
-from rag_core.config import DPRConfig
+from rag_core.config.rag import DPRConfig
 from rag_torch import marginalize as marginal
 from rag_torch.bert import DPRContextEncoder
 from rag_torch.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.config import BartConfig, BertConfig, DPRConfig, T5Config
-from rag_core.parity import seeded_weights
+from rag_core.checkpoint.weights import expected_shapes
+from rag_core.config.rag import BartConfig, BertConfig, DPRConfig, T5Config
+from rag_core.parity.seeded import seeded_weights
 from rag_core.positions import t5_buckets, t5_distance_buckets
-from rag_core.weights import expected_shapes
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.encoders import PassageEncoder

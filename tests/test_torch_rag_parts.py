@@ -7,7 +7,7 @@ import pytest
 import torch
 from rag_models import BART, BERT, HEADS, LABELS, QUESTIONS, B, D, N, Retriever, build, close, given_contexts
 
-from rag_core.config import BartConfig, BertConfig, DPRConfig
+from rag_core.config.rag import BartConfig, BertConfig, DPRConfig
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRQuestionEncoder
 from rag_torch.components import build_context_encoder

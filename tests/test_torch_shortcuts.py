@@ -9,8 +9,8 @@ import pytest
 import torch
 from rag_models import BERT, GENERATING, LABELS, build, close, given_contexts
 
-from rag_core.candidates import prefix_tree
-from rag_core.config import BertConfig
+from rag_core.config.rag import BertConfig
+from rag_core.generation.candidates import prefix_tree
 from rag_torch import packing, rescoring, seq2seq, step_scores
 from rag_torch.bert import BertEncoder
 from rag_torch.foreign import ForeignGenerator

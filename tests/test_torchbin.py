@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.checkpoint import read_weights
-from rag_core.torchbin import TorchFile
+from rag_core.checkpoint.folder import read_weights
+from rag_core.checkpoint.torch_bin import TorchFile
 
 TENSORS = {
     "float32": torch.arange(12.0).reshape(3, 4),

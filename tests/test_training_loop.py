@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.training import Example, TrainingConfig, TrainingReport
-from rag_core.training_loop import CollapseWatch, RetrievalCollapse, run_steps
+from rag_core.training.data import Example, TrainingConfig, TrainingReport
+from rag_core.training.loop import CollapseWatch, RetrievalCollapse, run_steps
 
 APART = np.arange(20).reshape(4, 5)  # four questions, documents of their own each
 SAME = np.tile(np.arange(5), (4, 1))  # the same five for all

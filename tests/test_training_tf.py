@@ -16,8 +16,8 @@ from training_models import (
     train_command,
 )
 
-from rag_core.tokenization import AutoTokenizer
-from rag_core.training import CHECKPOINT, Example, TrainingConfig
+from rag_core.tokenization.rag import AutoTokenizer
+from rag_core.training.data import CHECKPOINT, Example, TrainingConfig
 from rag_tf import marginalize as marginal
 from rag_tf import modules
 from rag_tf.graphs import Graph
@@ -215,7 +215,7 @@ def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale():
 def test_command_line_trains_a_saved_model_which_pytorch_then_reads(tokenizers, double, tmp_path):
     from typer.testing import CliRunner
 
-    from rag_core.cli import app
+    from rag_core.cli.commands import app
     from rag_torch.rag import RagSequenceForGeneration as TorchSequence
 
     words = train_command(tmp_path, double(sequence=True), tokenizers)

@@ -20,8 +20,8 @@ from training_models import (
     train_command,
 )
 
-from rag_core.tokenization import AutoTokenizer
-from rag_core.training import CHECKPOINT, DataOrder, Example, TrainingConfig, learning_rate_factor, read_examples
+from rag_core.tokenization.rag import AutoTokenizer
+from rag_core.training.data import CHECKPOINT, DataOrder, Example, TrainingConfig, learning_rate_factor, read_examples
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.training import train
 
@@ -221,7 +221,7 @@ def test_learning_rate_rises_then_falls_and_is_never_zero_before_the_end(warmup,
 def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_path, head):
     from typer.testing import CliRunner
 
-    from rag_core.cli import app
+    from rag_core.cli.commands import app
 
     model, _ = build(tokenizers, head)
     words = train_command(tmp_path, model, tokenizers)

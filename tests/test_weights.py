@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_weights import BART, BERT, DPR, T5, T5_GATED, rag, same, some_weights
 
-from rag_core.checkpoint import read_weights, write_checkpoint
-from rag_core.config import BertConfig, DPRConfig, T5Config
-from rag_core.weights import check_weights, expected_shapes, fit_names, fit_weights, tied_names
+from rag_core.checkpoint.folder import read_weights, write_checkpoint
+from rag_core.checkpoint.weights import check_weights, expected_shapes, fit_names, fit_weights, tied_names
+from rag_core.config.rag import BertConfig, DPRConfig, T5Config
 
 
 # Counts, and shapes of the names that are easy to get wrong, as transformers 4.37.2's state_dict lists them.

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from hub_folders import write_faiss_file, write_shards, write_wiki_dpr
 
-from rag_core import hub
-from rag_core.wiki_dpr import WikiDprIndex, find_faiss_file, find_shards
+from rag_core.hub import files as hub
+from rag_core.retrieval.wiki_dpr import WikiDprIndex, find_faiss_file, find_shards
 
 ROWS, SIZE, DUMMY = 628, 16, 40
 COMMIT = "0ae2454140a2d6864475c83f26e6dc9cd4ab9ce4"

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 
-from rag_core.config import BartConfig, BertConfig, RagConfig
-from rag_core.knowledge import build_knowledge_base
-from rag_core.retriever import RagRetriever
-from rag_core.tokenization import RagTokenizer, Tokenizer
-from rag_core.training import Example
+from rag_core.config.rag import BartConfig, BertConfig, RagConfig
+from rag_core.knowledge.base import build_knowledge_base
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.tokenization.rag import RagTokenizer, Tokenizer
+from rag_core.training.data import Example
 
 WORDS = "river city king war song tree stone bird fish moon".split()
 EXAMPLES = [Example(f"{a} {b} ?", (b,)) for a, b in zip(WORDS, reversed(WORDS), strict=True)]

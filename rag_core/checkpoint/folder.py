@@ -1,0 +1,284 @@
+"""Checkpoints on disk: names with arrays, read lazily from any layout of Hugging Face, written whole or not at all.
+
+Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size), one tensor in memory at
+a time. Read besides, also in shards: `pytorch_model.bin`, without running what it holds (see `torchbin`); `tf_model.h5`
+and safetensors of TensorFlow classes, under PyTorch's names (see `tf_names`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_core.checkpoint.safetensors_files import SafetensorsFile, write_safetensors
+from rag_core.checkpoint.tf_names import torch_layout, torch_name
+from rag_core.checkpoint.weights import FLOATS, LazyWeights, needs_float32, tied_names
+from rag_core.config import PretrainedConfig
+from rag_core.hub import (
+    DamagedFileError,
+    atomic_folder,
+    commit_of,
+    is_local,
+    read_json,
+    recover,
+    resolve_file,
+    split_hub_kwargs,
+)
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
+)
+
+# What an earlier checkpoint leaves in a folder: weights of one and options of another would be read as one model.
+CHECKPOINT_PATTERNS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "generation_config.json",
+)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
+    """The weights of a folder, a repository of the hub, or one file; safetensors are preferred.
+
+    Args:
+        name_or_path: where `WEIGHT_FILES` are looked for, in that order; or a .safetensors, .bin or .h5 file.
+        **hub: options of `rag_core.hub.HUB_KWARGS`.
+
+    Returns:
+        Name -> array (bfloat16 through ml_dtypes), read-only and read when asked for; `.shapes` and `.dtypes` tell
+        shapes and types without reading. TensorFlow's names keep the scopes in front, which `fit_weights` understands.
+
+    Raises:
+        OSError: no weights there, or a file is missing, truncated, corrupt or refused; the file is named.
+        TypeError: an unknown option.
+    """
+    _, unknown = split_hub_kwargs(hub)
+    if unknown:
+        raise TypeError(f"read_weights takes hub options only, got {', '.join(sorted(unknown))}.")
+    if is_local(name_or_path) and Path(name_or_path).expanduser().is_file():
+        recover(Path(name_or_path).expanduser().parent)
+        return _open(Path(name_or_path).expanduser())
+    for filename in WEIGHT_FILES:
+        path = resolve_file(name_or_path, filename, required=False, **hub)
+        if path is not None:
+            if filename.endswith(".index.json"):
+                # The shards of the very commit of their index: a branch may move while gigabytes travel.
+                hub["revision"] = commit_of(path) or hub.get("revision")
+                return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
+            return _open(path)
+    raise OSError(_no_weights(name_or_path))
+
+
+def weight_files(name_or_path: str | Path, **hub: Any) -> list[Path]:
+    """The files that `read_weights` reads, the index of shards first.
+
+    Raises:
+        OSError: none there, or a shard is missing; the file is named.
+    """
+    for filename in WEIGHT_FILES:
+        path = resolve_file(name_or_path, filename, required=False, **hub)
+        if path is not None:
+            shards = sorted(set(_shard_places(path).values())) if filename.endswith(".index.json") else []
+            return [path, *(resolve_file(name_or_path, shard, **hub) for shard in shards)]
+    raise OSError(_no_weights(name_or_path))
+
+
+def _no_weights(name_or_path: str | Path) -> str:
+    where = f"folder {str(name_or_path)!r}" if is_local(name_or_path) else f"repository {str(name_or_path)!r}"
+    return f"No weights in {where}: none of {', '.join(WEIGHT_FILES)}."
+
+
+def write_checkpoint(
+    folder: str | Path,
+    weights: Mapping[str, Any],
+    config: PretrainedConfig,
+    *,
+    generation_config: Any = None,
+    architecture: str | None = None,
+    max_shard_size: int | str = "5GB",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Saves weights with their configuration; all files appear together or none does, other files of the folder stay.
+
+    Args:
+        folder: made if missing.
+        weights: name -> array, read one at a time; copies of tied weights are left out of the file (see `tied_names`).
+        config: written as `config.json`, with the dtype of the weights.
+        generation_config: an object with `to_dict()` or a dictionary, for `generation_config.json`.
+        architecture: class name for `config.json`, as transformers' pipelines look it up.
+        max_shard_size: bytes, or text such as "5GB"; larger checkpoints are split.
+        progress: told the bytes of each weight before it is written.
+
+    Raises:
+        OSError: the folder can't be written; what was there before is untouched.
+        ValueError: no weights, tied copies that differ, or a size that can't be read.
+    """
+    limit = _bytes(max_shard_size)
+    if not weights:
+        raise ValueError(f"No weights to save into {str(folder)!r}.")
+    names = _stored(weights, config)
+    values = config.to_dict()
+    dtypes = (_dtype(weights, name).name for name in names if not needs_float32(name))
+    values["torch_dtype"] = next((each for each in dtypes if each in FLOATS), values["torch_dtype"])
+    if architecture is not None:
+        values["architectures"] = [architecture]
+    # Options without a model beside them were put there for this one.
+    is_over_another = any((Path(folder) / name).is_file() for name in WEIGHT_FILES)
+    stale = CHECKPOINT_PATTERNS if is_over_another else [each for each in CHECKPOINT_PATTERNS if "model" in each]
+    with atomic_folder(folder, stale=stale) as draft:
+        _write_json(draft / "config.json", values)
+        if generation_config is not None:
+            options = generation_config.to_dict() if hasattr(generation_config, "to_dict") else dict(generation_config)
+            _write_json(draft / "generation_config.json", options)
+        _write_shards(draft, names, weights, limit, progress)
+
+
+def _write_shards(
+    folder: Path,
+    names: list[str],
+    weights: Mapping[str, Any],
+    limit: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    shapes = {name: _shape(weights, name) for name in names}
+    dtypes = {name: _dtype(weights, name) for name in names}
+    sizes = {name: math.prod(shapes[name]) * dtypes[name].itemsize for name in names}
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name in names:
+        if shards[-1] and sizes[name] > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= sizes[name]
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+    def read(name: str) -> Any:
+        if progress is not None:
+            progress(sizes[name])
+        return weights[name]
+
+    for file, shard in zip(files, shards, strict=True):
+        try:
+            write_safetensors(folder / file, {name: shapes[name] for name in shard}, dtypes, read)
+        except OSError as error:
+            what = error.strerror or error
+            raise OSError(f"Can't write {file} ({what}); nothing was saved. Make room and save again.") from None
+
+
+def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    shapes = getattr(weights, "shapes", None)
+    return tuple(shapes[name] if shapes is not None else np.asarray(weights[name]).shape)
+
+
+def _dtype(weights: Mapping[str, Any], name: str) -> np.dtype:
+    dtypes = getattr(weights, "dtypes", None)
+    return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype
+
+
+def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
+    """The names to write: one for each group of tied weights, whose copies must be equal."""
+    head = "token" if any(name.startswith("rag.") for name in weights) else None
+    copies: set[str] = set()
+    for group in tied_names(config, head):
+        held = [name for name in group if name in weights]
+        for name in held[1:]:
+            first, other = np.asarray(weights[held[0]]), np.asarray(weights[name])
+            if first.ctypes.data != other.ctypes.data and not np.array_equal(first, other):
+                raise ValueError(
+                    f"{held[0]} and {name} differ although the configuration ties them; nothing was saved."
+                )
+        # transformers leaves the same copies out and ties them again.
+        copies.update(held[1:])
+    return [name for name in weights if name not in copies]
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _bytes(size: int | str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise ValueError(f"max_shard_size must be a positive number of bytes or a text such as '5GB', got {size!r}.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _open(path: Path) -> LazyWeights:
+    file: Any
+    if path.suffix == ".safetensors":
+        file = SafetensorsFile(path)
+    elif path.suffix == ".bin":
+        from rag_core.checkpoint.torch_bin import TorchFile
+
+        file = TorchFile(path)
+    elif path.suffix == ".h5":
+        from rag_core.checkpoint.h5 import H5File
+
+        file = H5File(path)
+    else:
+        raise OSError(f"{path} is no file of weights that can be read; those end in .safetensors, .bin or .h5.")
+    weights = LazyWeights(file.shapes, file.__getitem__, dtypes=file.dtypes, free=file.free)
+    of_tensorflow = path.suffix == ".h5" or getattr(file, "metadata", {}).get("format") == "tf"
+    return torch_layout(weights, str(path)) if of_tensorflow else weights
+
+
+def _shard_places(index: Path) -> dict[str, str]:
+    """Name of a weight -> its shard, as an index file has it."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        got = type(places).__name__ if not isinstance(places, dict) else "other values"
+        what = f"weight_map must be an object of file names, got {got}"
+        raise DamagedFileError(f"{index} is not an index of weights ({what}); fetch it again.")
+    for file in places.values():
+        if "/" in file or "\\" in file or file.startswith("."):
+            raise OSError(f"{index} names a shard outside its folder: {file!r}.")
+    return places
+
+
+def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
+    """The weights named in an index file; each shard is opened once."""
+    places = _shard_places(index)
+    shards = {file: _open(resolve(file)) for file in sorted(set(places.values()))}
+    scoped = any(shard.scoped for shard in shards.values())
+    if scoped:
+        places = _scoped_places(places, shards)
+    lost = sorted(name for name, file in places.items() if name not in shards[file])
+    if lost:
+        raise OSError(f"{index} names weights that their shards lack: {', '.join(lost)}; fetch all of them again.")
+
+    def free() -> None:
+        for shard in shards.values():
+            shard.free()
+
+    shapes = {name: shards[file].shapes[name] for name, file in places.items()}
+    dtypes = {name: shards[file].dtypes[name] for name, file in places.items()}
+    return LazyWeights(shapes, lambda name: shards[places[name]][name], dtypes=dtypes, free=free, scoped=scoped)
+
+
+def _scoped_places(places: dict[str, str], shards: dict[str, LazyWeights]) -> dict[str, str]:
+    """TensorFlow's index under the names of its shards, which lack some of the scopes that the index names."""
+    found = {}
+    for name, file in places.items():
+        parts = torch_name(name).split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        found[next((end for end in ends if end in shards[file]), name)] = file
+    return found

@@ -1,0 +1,317 @@
+"""Fitting the weights that a file holds to those that a network needs: renamed, tied, every name accounted for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rag_core.checkpoint.shapes import DPR_HEADS, RAG_HEADS, Shapes, expected_shapes, tied_names
+from rag_core.checkpoint.tf_names import under_needed_names
+from rag_core.config import BartConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, T5Config
+
+__all__ = [
+    "DPR_HEADS",
+    "FLOATS",
+    "RAG_HEADS",
+    "RENAMES",
+    "UNUSED",
+    "LazyWeights",
+    "Shapes",
+    "check_sizes",
+    "check_weights",
+    "expected_shapes",
+    "fit_names",
+    "fit_weights",
+    "same_numbers",
+    "tied_names",
+]
+
+MANY_LAYERS = 200  # fewer are built and then compared weight by weight, so that all that is wrong is said
+MANY_NUMBERS = 2**31
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+# (prefix of the needed name, prefix of the name in the file): the first row that fits is taken.
+RENAMES: tuple[tuple[str, str], ...] = (
+    ("", ""),
+    ("", "rag."),  # a RAG-Token or RAG-Sequence file into RagModel
+    ("rag.", ""),  # and back
+    ("question_encoder.bert_model.", ""),  # a bare BERT into DPR
+    ("question_encoder.bert_model.", "bert."),  # a BERT with a pretraining head into DPR
+    ("ctx_encoder.bert_model.", ""),
+    ("ctx_encoder.bert_model.", "bert."),
+    ("", "bert."),
+    ("", "question_encoder.bert_model."),  # DPR into a bare BERT
+    ("", "ctx_encoder.bert_model."),
+    ("", "question_encoder."),  # its projection
+    ("", "ctx_encoder."),
+    ("model.", ""),  # BartModel, saved without its language-model head
+)
+
+# Suffixes of files converted from TensorFlow 1, as the first BERT releases.
+_OLD_SUFFIXES = ((".weight", ".gamma"), (".bias", ".beta"))
+
+# What public checkpoints carry and no network here needs.
+UNUSED: tuple[str, ...] = (
+    r"(^|\.)embeddings\.position_ids$",  # BERT of transformers before 4.31
+    r"(^|\.)pooler\.dense\.(weight|bias)$",  # DPR and sentence encoders that don't pool with it
+    r"^cls\.(predictions|seq_relationship)\.",  # BERT's pretraining heads
+    r"^classification_head\.",  # BART fine-tuned on MNLI
+    r"(^|\.)(encoder|decoder)\.version$",  # BART converted from fairseq
+    r"(^|\.)embed_positions\._float_tensor$",
+    r"(^|\.)decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",  # T5 before 4.0
+    r"^(rag\.)?ctx_encoder\.",  # a context encoder trained along, when none is asked for
+)
+
+# Missing ones are zeros: a buffer of transformers that BartModel lacks.
+_ZEROS = re.compile(r"(^|\.)final_logits_bias$")
+
+
+class LazyWeights(Mapping[str, np.ndarray]):
+    """Names with arrays that are read when asked for.
+
+    Attributes:
+        shapes: name -> shape, known without reading the arrays.
+        dtypes: name -> dtype, likewise.
+        free: gives back the memory of mapped files that was touched by reading; arrays stay valid.
+        scoped: the names are TensorFlow's, with scopes in front (see `tf_names`).
+        left_out: names of the file that are known to be needed by nothing here.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Callable[[str], np.ndarray],
+        *,
+        dtypes: Mapping[str, np.dtype],
+        free: Callable[[], None] = lambda: None,
+        scoped: bool = False,
+        left_out: Iterable[str] = (),
+    ) -> None:
+        self.shapes = dict(shapes)
+        self.dtypes = dict(dtypes)
+        self.free = free
+        self.scoped = scoped
+        self.left_out = tuple(left_out)
+        self._read = read
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # the inherited one would read the array
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """Which name of a file serves each needed name, by `RENAMES`; needed names without one are left out.
+
+    Args:
+        found: names in the file.
+        expected: names needed.
+
+    Returns:
+        Needed name -> name in the file; no name of the file serves twice.
+    """
+    held = set(found)
+    fitted: dict[str, str] = {}
+    used: set[str] = set()
+    needed = list(expected)
+    for inside, outside in RENAMES:
+        for name in needed:
+            if name in fitted or not name.startswith(inside):
+                continue
+            renamed = outside + name[len(inside) :]
+            olds = (renamed.removesuffix(new) + old for new, old in _OLD_SUFFIXES if renamed.endswith(new))
+            for candidate in (renamed, *olds):
+                if candidate in held and candidate not in used:
+                    fitted[name] = candidate
+                    used.add(candidate)
+                    break
+    return fitted
+
+
+def check_weights(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, source: str = "The checkpoint"
+) -> None:
+    """Holds names and shapes against those needed.
+
+    Args:
+        expected: needed name -> shape.
+        found: name -> shape as they are, under the needed names where they have one.
+        source: what to call the file in the error.
+
+    Raises:
+        ValueError: listing all missing, all unexpected and all misshapen names, sorted.
+    """
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(name for name in set(found) - set(expected) if not _unused(name))
+    wrong = sorted(name for name in set(expected) & set(found) if tuple(expected[name]) != tuple(found[name]))
+    shapes = [f"{name} {tuple(found[name])}, needed {tuple(expected[name])}" for name in wrong]
+    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    if any(each for _, each in lists):
+        lines = [f"  {len(each)} {what}: " + ", ".join(each) for what, each in lists if each]
+        raise ValueError(f"{source} doesn't fit the configuration:\n" + "\n".join(lines))
+
+
+def check_sizes(config: PretrainedConfig, weights: LazyWeights, source: str) -> None:
+    """Refuses a configuration far beyond what its file holds, before anything is built; `check_weights` does the rest.
+
+    Args:
+        config: what the network is to be; parts of types unknown here are passed over.
+        weights: of the file.
+        source: what to call the file in errors.
+
+    Raises:
+        ValueError: it names the number of layers or the weight that is too large.
+    """
+    parts = [config.question_encoder, config.generator] if isinstance(config, RagConfig) else [config]
+    parts = [part for part in parts if isinstance(part, BartConfig | BertConfig | DPRConfig | T5Config)]
+    for part in parts:
+        for name in part.maximum:
+            if (getattr(part, name) or 0) > max(len(weights), MANY_LAYERS):
+                raise ValueError(
+                    f"{source} doesn't fit the configuration: {type(part).__name__}.{name} must be at most the number "
+                    f"of weights, {len(weights):,}, got {getattr(part, name):,}."
+                )
+    numbers = sum(math.prod(shape) for shape in weights.shapes.values())
+    for part in parts:
+        try:
+            shapes = expected_shapes(part)
+        except ValueError:  # a network that is not computed here: building it says so
+            continue
+        for name, shape in shapes.items():
+            if math.prod(shape) > max(numbers, MANY_NUMBERS):
+                raise ValueError(
+                    f"{source} doesn't fit the configuration: {name} would have the shape {shape}, "
+                    f"{math.prod(shape):,} numbers, and the file holds {numbers:,} in all."
+                )
+
+
+def fit_weights(
+    config: PretrainedConfig,
+    weights: Mapping[str, Any],
+    head: str | None = None,
+    *,
+    context_encoder: PretrainedConfig | None = None,
+    source: str = "The checkpoint",
+) -> LazyWeights:
+    """The weights of a file under the names that `config` needs, each read when it is asked for.
+
+    Args:
+        config: what the network is.
+        weights: name -> array, as `read_weights` gives it or a plain dictionary.
+        head: as in `expected_shapes`.
+        context_encoder: as in `expected_shapes`.
+        source: what to call the file in errors.
+
+    Returns:
+        A mapping with exactly the names of `expected_shapes`; tied names give the same array.
+
+    Raises:
+        ValueError: missing, unexpected or misshapen names (all of them listed), or tied copies that differ.
+    """
+    expected = expected_shapes(config, head, context_encoder=context_encoder)
+    if isinstance(weights, LazyWeights) and weights.scoped:
+        weights = under_needed_names(weights, expected, source)
+    fitted = fit_names(weights, expected)
+    shapes = {name: _shape(weights, old) for name, old in fitted.items()}
+    shapes |= {name: _shape(weights, name) for name in set(weights) - set(fitted.values())}
+    sources = dict(fitted)
+    for group in tied_names(config, head):
+        copies = [name for name in group if name in fitted]
+        _check_equal(weights, {name: fitted[name] for name in copies}, source)
+        if copies:
+            for name in group:
+                sources[name] = fitted[copies[0]]
+                shapes.setdefault(name, shapes[copies[0]])
+    generator = config.generator if isinstance(config, RagConfig) else config
+    if isinstance(generator, T5Config) and generator.extra.get("scale_decoder_outputs") is False:
+        # transformers 5 drops the output layer of an unscaled T5 whenever it equals the embeddings.
+        output = next(name for name in expected if name.endswith("lm_head.weight"))
+        shared = output.removesuffix("lm_head.weight") + "shared.weight"
+        if output not in sources and shared in sources:
+            sources[output], shapes[output] = sources[shared], shapes[shared]
+    zeros = {name for name in expected if _ZEROS.search(name) and name not in shapes}
+    shapes |= {name: expected[name] for name in zeros}
+    check_weights(expected, shapes, source=source)
+
+    dtypes = {name: _dtype(weights, sources[name]) for name in expected if name not in zeros}
+    usual = next((dtype for dtype in dtypes.values() if dtype.name in FLOATS), np.dtype(np.float32))
+    dtypes |= dict.fromkeys(zeros, usual)
+
+    def read(name: str) -> np.ndarray:
+        if name in zeros:
+            return np.zeros(expected[name], usual)
+        return weights[sources[name]]
+
+    free = getattr(weights, "free", lambda: None)
+    return LazyWeights(expected, read, dtypes=dtypes, free=free, left_out=sorted(set(shapes) - set(expected)))
+
+
+def same_numbers(one: np.ndarray, other: np.ndarray, free: Callable[[], None] | None = None) -> bool:
+    """Whether two arrays of one shape hold the same bits or equal numbers; compared in parts, `free` called after each.
+
+    Args:
+        one: an array, perhaps of a mapped file.
+        other: the same.
+        free: gives back the memory of mapped files.
+    """
+    rows = max(1, 2**24 // max(1, one[:1].nbytes)) if one.ndim else 1
+    for start in range(0, len(one) if one.ndim else 1, rows):
+        first, second = (each[start : start + rows] if each.ndim else each for each in (one, other))
+        if not np.array_equal(first, second) and first.tobytes() != second.tobytes():
+            return False
+        if free is not None:
+            free()
+    return True
+
+
+def needs_float32(name: str) -> bool:
+    """Whether a weight is float32 in a model in float16: T5's second feed-forward map, whose sums pass 65,504.
+
+    transformers' T5 keeps the same one. In bfloat16, whose range is float32's, nothing is kept.
+    """
+    return name.endswith("DenseReluDense.wo.weight")
+
+
+def _unused(name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in UNUSED)
+
+
+def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """A shape without reading the array, where the mapping knows it."""
+    shapes = getattr(weights, "shapes", None)
+    return tuple(shapes[name] if shapes is not None else weights[name].shape)
+
+
+def _dtype(weights: Mapping[str, Any], name: str) -> np.dtype:
+    """A dtype without reading the array, where the mapping knows it."""
+    dtypes = getattr(weights, "dtypes", None)
+    return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype
+
+
+def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: str) -> None:
+    """Refuses copies of one tied weight that differ."""
+    if len(copies) < 2:
+        return
+    names = list(copies)
+    first = np.asarray(weights[copies[names[0]]])
+    for name in names[1:]:
+        other = np.asarray(weights[copies[name]])
+        same = other.ctypes.data == first.ctypes.data and other.strides == first.strides
+        if other.shape != first.shape or not (same or same_numbers(first, other, getattr(weights, "free", None))):
+            raise ValueError(
+                f"{source} holds different values for {names[0]} and {name}, which the configuration ties; "
+                "set tie_word_embeddings=False in the generator's configuration if they are meant to differ."
+            )

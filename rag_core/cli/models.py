@@ -1,0 +1,101 @@
+"""What the commands load: an encoder of passages, a model with its knowledge base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rag_core.knowledge import KnowledgeBase
+
+Say = Callable[[str], None]
+
+
+def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None]:
+    """An encoder of passages, the name a knowledge base keeps of it, and the sum of its weights where they are local.
+
+    Args:
+        engine: the backend's package.
+        name: folder or hub name; the demo's encoder comes from its cache.
+        say: told what is fetched.
+    """
+    from rag_core.demo import ENCODER, encoder_folder
+    from rag_core.knowledge import describe
+
+    folder = encoder_folder(say) if name == ENCODER else name
+    weights = Path(folder) / "model.safetensors"
+    fingerprint = f"sha256:{describe(weights)['sha256']}" if weights.is_file() else None
+    known = Path(name).resolve().name if Path(name).is_dir() else name
+    return engine.load_encoder(str(folder)), known, fingerprint
+
+
+def open_model(
+    engine: Any,
+    kb: Path | None,
+    model: str | None,
+    head: str | None,
+    say: Say,
+    int8: bool = False,
+    **placing: str | None,
+) -> tuple[Any, KnowledgeBase | None]:
+    """A RAG model with a retriever, and the knowledge base if it is one.
+
+    Args:
+        engine: the backend's package.
+        kb: folder of a knowledge base; None = the model's own index, or the demo's.
+        model: folder or hub name; None = the demo's.
+        head: "token" or "sequence"; None = as it was saved.
+        say: told what is fetched.
+        int8: round linear maps to int8.
+        **placing: `dtype` and `device`; None leaves them to `from_pretrained`.
+    """
+    if int8 and not hasattr(engine, "quantized"):
+        raise ValueError("--int8 is the torch backend's: add --backend torch, or leave it out")
+    from rag_core.backends import uncollected
+    from rag_core.config import RagConfig
+    from rag_core.retrieval import RagRetriever
+    from rag_core.tokenization import RagTokenizer
+
+    if model is None:
+        from rag_core.demo import check_shipped, demo_model_folder
+
+        check_shipped()
+        base = _open_base(engine, kb, model, say)
+        folder = str(demo_model_folder(say))
+        config = RagConfig.from_pretrained(folder)
+    else:
+        folder, config = model, RagConfig.from_pretrained(model)
+        base = _open_base(engine, kb, model, say)
+    if base is None:
+        retriever = RagRetriever.from_pretrained(folder)
+    else:
+        base.check_model(config)
+        tokenizer = RagTokenizer.from_pretrained(folder)
+        retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
+    kind = "RagTokenForGeneration" if (head or config.saved_head) == "token" else "RagSequenceForGeneration"
+    given = {name: value for name, value in placing.items() if value is not None}
+    with uncollected():  # nothing of the framework is imported before, unless a knowledge base had to be built
+        network = getattr(engine, kind).from_pretrained(folder, retriever=retriever, **given)
+    return engine.quantized(network) if int8 else network, base
+
+
+def single_use(engine: Any) -> AbstractContextManager[None]:
+    """Within it a backend makes nothing ready for later calls."""
+    once = getattr(engine, "once", None)
+    return nullcontext() if once is None else once()
+
+
+def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> KnowledgeBase | None:
+    from rag_core.knowledge import KnowledgeBase
+
+    if kb is not None:
+        return KnowledgeBase.open(kb)
+    if model is not None:
+        return None
+    from rag_core.demo import demo_knowledge_base, missing
+
+    if todo := missing():
+        say("No model or knowledge base is named, so this takes the demo's. First it will\n  - " + "\n  - ".join(todo))
+    return demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)

@@ -1,0 +1,80 @@
+"""The demo's checkpoint: shipped are the parts that training changed, in float16; the stock encoder is added here."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from rag_core.checkpoint import read_weights, write_checkpoint
+from rag_core.config import RagConfig
+from rag_core.hub import atomic_folder
+from rag_core.tokenization import GENERATOR_FOLDER, QUESTION_FOLDER, Tokenizer
+
+SHIPPED = Path(__file__).parent / "model"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# The head that answers better (see the card); both read the folder.
+HEAD = "RagSequenceForGeneration"
+_TRAINED = ("rag.generator.", "rag.question_encoder.encode_proj.")
+_ENCODER = "rag.question_encoder."
+
+
+def package_model(tuned: str | Path, folder: str | Path = SHIPPED) -> None:
+    """Write what ships: config, generator tokenizer, and generator and projection in float16.
+
+    Args:
+        tuned: RAG-Token folder whose question encoder is the stock encoder with a projection.
+        folder: where to; other files in it stay.
+    """
+    from safetensors.numpy import save_file
+
+    weights = read_weights(tuned)
+    parts = {name: np.asarray(weights[name]).astype(np.float16) for name in weights if name.startswith(_TRAINED)}
+    with atomic_folder(folder) as draft:
+        save_file(parts, draft / WEIGHTS, metadata={"format": "pt"})
+        shutil.copy(Path(tuned) / CONFIG, draft / CONFIG)
+        Tokenizer.from_pretrained(Path(tuned) / GENERATOR_FOLDER).save_pretrained(draft / GENERATOR_FOLDER)
+
+
+def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path = SHIPPED) -> Path:
+    """A RAG folder that any `from_pretrained` reads, out of the shipped parts and the stock encoder.
+
+    Args:
+        encoder: folder of the stock encoder.
+        folder: where to; kept as it is if it was made from the same parts.
+        shipped: folder of the shipped parts.
+
+    Raises:
+        FileNotFoundError: this installation lacks the shipped parts.
+    """
+    folder, shipped, encoder = Path(folder), Path(shipped), Path(encoder)
+    check_shipped(shipped)
+    files = [shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG]
+    made_from = hashlib.sha256(b"".join([HEAD.encode(), *(file.read_bytes() for file in files)])).hexdigest()
+    mark = folder / "made_from.txt"
+    if mark.is_file() and mark.read_text() == made_from:
+        return folder
+    config = RagConfig.from_pretrained(shipped)
+    trained, stock = read_weights(shipped), read_weights(encoder)
+    weights = {name: np.asarray(trained[name]).astype(np.float32) for name in trained}
+    for name in stock:
+        if name.startswith(("embeddings.", "encoder.")) and not name.endswith("position_ids"):
+            weights[_ENCODER + name] = stock[name]
+    with atomic_folder(folder) as draft:
+        write_checkpoint(draft, weights, config, architecture=HEAD)
+        Tokenizer.from_pretrained(encoder).save_pretrained(draft / QUESTION_FOLDER)
+        Tokenizer.from_pretrained(shipped / GENERATOR_FOLDER).save_pretrained(draft / GENERATOR_FOLDER)
+        (draft / mark.name).write_text(made_from)
+    return folder
+
+
+def check_shipped(shipped: Path = SHIPPED) -> None:
+    """Refuse an installation without the shipped parts.
+
+    Raises:
+        FileNotFoundError: they are missing.
+    """
+    if not (shipped / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{shipped} holds no model. Train it with  make demo-model  or name one with --model.")

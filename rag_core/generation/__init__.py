@@ -1,0 +1,69 @@
+"""How tokens are chosen: options, rules, beams."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rag_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from rag_core.generation.beam import BeamSearch as BeamSearch
+    from rag_core.generation.beam import Finished as Finished
+    from rag_core.generation.beam import RowSearch as RowSearch
+    from rag_core.generation.beam import order_candidates as order_candidates
+    from rag_core.generation.beam import transition_scores as transition_scores
+    from rag_core.generation.candidates import Candidates as Candidates
+    from rag_core.generation.candidates import PrefixTree as PrefixTree
+    from rag_core.generation.candidates import collect_candidates as collect_candidates
+    from rag_core.generation.candidates import prefix_tree as prefix_tree
+    from rag_core.generation.config import GenerationConfig as GenerationConfig
+    from rag_core.generation.config import as_generation_config as as_generation_config
+    from rag_core.generation.config import as_ids as as_ids
+    from rag_core.generation.config import asked_rows as asked_rows
+    from rag_core.generation.config import default_of as default_of
+    from rag_core.generation.config import own_options as own_options
+    from rag_core.generation.config import resolve_options as resolve_options
+    from rag_core.generation.inputs import UNREAD_BY_GENERATE as UNREAD_BY_GENERATE
+    from rag_core.generation.inputs import check_embeds as check_embeds
+    from rag_core.generation.inputs import check_head_masks as check_head_masks
+    from rag_core.generation.inputs import check_label_shape as check_label_shape
+    from rag_core.generation.inputs import check_one_of as check_one_of
+    from rag_core.generation.inputs import check_states as check_states
+    from rag_core.generation.inputs import next_inputs as next_inputs
+    from rag_core.generation.inputs import start_and_pad as start_and_pad
+    from rag_core.generation.logits_rules import Edit as Edit
+    from rag_core.generation.logits_rules import StepRules as StepRules
+    from rag_core.generation.logits_rules import Warp as Warp
+    from rag_core.generation.logits_rules import least_kept as least_kept
+    from rag_core.generation.logits_rules import sampling_warps as sampling_warps
+    from rag_core.generation.logits_rules import start_tokens as start_tokens
+    from rag_core.generation.noise import gumbel_noise as gumbel_noise
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "beam": ["BeamSearch", "Finished", "RowSearch", "order_candidates", "transition_scores"],
+        "candidates": ["Candidates", "PrefixTree", "collect_candidates", "prefix_tree"],
+        "config": [
+            "GenerationConfig",
+            "as_generation_config",
+            "as_ids",
+            "asked_rows",
+            "default_of",
+            "own_options",
+            "resolve_options",
+        ],
+        "inputs": [
+            "UNREAD_BY_GENERATE",
+            "check_embeds",
+            "check_head_masks",
+            "check_label_shape",
+            "check_one_of",
+            "check_states",
+            "next_inputs",
+            "start_and_pad",
+        ],
+        "logits_rules": ["Edit", "StepRules", "Warp", "least_kept", "sampling_warps", "start_tokens"],
+        "noise": ["gumbel_noise"],
+    },
+)

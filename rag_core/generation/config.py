@@ -1,0 +1,599 @@
+"""How to generate: the options of a `generate` call, where each comes from, and which are refused.
+
+Options resolve as keyword > `generation_config=` > generation_config.json > the model's config
+(docs/compatibility.md Q19, Q20). Nothing that a caller writes is ignored: an unknown name is an error (D9).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rag_core import checks
+from rag_core.backends import process_count
+from rag_core.hub import Pushable, locating, read_json
+
+CONFIG_NAME = "generation_config.json"
+_SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_RETURNED = ("output_scores", "output_attentions", "output_hidden_states")
+_NESTED = ("decoder", "generator", "text_config")
+_SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+# Room for as many is made beforehand.
+_MOST = {"max_length": 2**16, "num_beams": 2**16, "num_return_sequences": 2**16}
+# What a call takes beside its options.
+_OF_THE_CALL = frozenset(
+    "logits_processor stopping_criteria prefix_allowed_tokens_fn streamer assistant_model synced_gpus seed "
+    "negative_prompt_ids negative_prompt_attention_mask".split()
+)
+# option -> the value at which it asks for nothing, and what it would ask for
+_UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "num_beam_groups": (1, "group beam search"),
+    "diversity_penalty": (0.0, "group beam search"),
+    "constraints": (None, "constrained beam search"),
+    "force_words_ids": (None, "constrained beam search"),
+    "penalty_alpha": (None, "contrastive search"),
+    "low_memory": (None, "contrastive search"),
+    "prompt_lookup_num_tokens": (None, "assisted decoding"),
+    "max_time": (None, "a time limit"),
+    # of later versions of transformers, kept where a file or an object holds them
+    "min_p": (None, "min-p sampling"),
+    "top_h": (None, "top-H sampling"),
+    "dola_layers": (None, "DoLa decoding"),
+    "stop_strings": (None, "stopping at texts"),
+    "token_healing": (None, "token healing"),
+    "watermarking_config": (None, "watermarks"),
+    "output_logits": (None, "scores before the rules"),
+}
+# Without an assistant model they say nothing, and their defaults changed; asked for in a call, they are refused.
+_OF_ASSISTANTS = {"num_assistant_tokens": 5, "num_assistant_tokens_schedule": "heuristic"}
+# Names of later versions that change no token here. Listed, as some look like misspelt options.
+_LATER = frozenset(_UNSUPPORTED) | frozenset(
+    "assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind cache_config "
+    "cache_implementation compile_config continuous_batching_config custom_generate disable_compile is_assistant "
+    "max_cache_len max_matching_ngram_size prefill_chunk_size return_legacy_cache speculation_type target_lookbehind "
+    "transformers_version use_model_defaults use_mtp".split()
+)
+
+
+@dataclass(init=False, eq=False, repr=False)
+class GenerationConfig(Pushable):
+    """Every option of transformers 4.37.2's `GenerationConfig`, with its default; other keys are kept and written back.
+
+    Lengths count tokens and include the decoder's start token, except `max_new_tokens` and `min_new_tokens`.
+    `eos_token_id` and `forced_eos_token_id` are one id or a list; `sequence_bias` maps tuples of ids to a bias.
+
+    Raises:
+        ValueError: an option has a value that can never work.
+    """
+
+    max_length: int = 20
+    max_new_tokens: int | None = None
+    min_length: int = 0
+    min_new_tokens: int | None = None
+    early_stopping: bool | str = False
+    max_time: float | None = None
+    do_sample: bool = False
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    penalty_alpha: float | None = None
+    use_cache: bool = True
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    diversity_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: list[list[int]] | None = None
+    force_words_ids: list | None = None
+    renormalize_logits: bool = False
+    constraints: list | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    remove_invalid_values: bool = False
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    forced_decoder_ids: list[list[int]] | None = None
+    sequence_bias: dict[tuple[int, ...], float] | None = None
+    guidance_scale: float | None = None
+    low_memory: bool | None = None
+    num_return_sequences: int = 1
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    output_scores: bool = False
+    return_dict_in_generate: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    encoder_no_repeat_ngram_size: int = 0
+    decoder_start_token_id: int | None = None
+    num_assistant_tokens: int = 5
+    num_assistant_tokens_schedule: str = "heuristic"
+    prompt_lookup_num_tokens: int | None = None
+    generation_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(self, **options: Any) -> None:
+        for name in options:
+            _refuse_misspelt(name, "GenerationConfig got an unknown option {0}{1}", TypeError)
+        self._fill(options)
+        self.validate()
+        _warn_of_idle(self, options)
+
+    @classmethod
+    def _read(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """A config of what a file or another library's object says, whose other keys are theirs."""
+        config = cls.__new__(cls)
+        config._fill(options)
+        return config
+
+    def _fill(self, options: Mapping[str, Any]) -> None:
+        options = dict(options)
+        derived = bool(options.pop("_from_model_config", False))
+        options.pop("_original_object_hash", None)
+        object.__setattr__(self, "extra", {})
+        object.__setattr__(self, "_said", frozenset(name for name, value in options.items() if value is not None))
+        for name, default in _DEFAULTS.items():
+            setattr(self, name, options.pop(name, default))
+        for name in options:
+            _refuse_of_the_call(name)
+        self.extra.update(copy.deepcopy(options))
+        object.__setattr__(self, "_from_model_config", derived)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # From here on the options are somebody's wish, no longer a copy of the model's config.
+        object.__setattr__(self, "_from_model_config", False)
+        if name in _FIELDS:
+            object.__setattr__(self, name, _checked_option(name, value))
+        elif name in ("extra", "_from_model_config"):
+            object.__setattr__(self, name, value)
+        else:
+            _refuse_misspelt(name, "GenerationConfig has no option {0}{1}", AttributeError)
+            self.extra[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        raise AttributeError(f"GenerationConfig has no option {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
+
+    def validate(self, is_init: bool = False) -> None:
+        """Refuses options that cannot go together; each alone is checked when it is set.
+
+        Args:
+            is_init: changes nothing, and is taken as transformers takes it.
+
+        Raises:
+            ValueError: naming the options, the rule and what came.
+        """
+        wanted, beams = self.num_return_sequences, self.num_beams
+        if beams > 1 and wanted > beams:
+            raise ValueError(f"num_return_sequences ({wanted}) must not be above num_beams ({beams}) in a beam search")
+        if beams == 1 and wanted > 1 and not self.do_sample:
+            raise ValueError(f"num_return_sequences={wanted} needs num_beams>={wanted} or do_sample=True")
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end tokens as a tuple; empty where there is none."""
+        return as_ids(self.eos_token_id)
+
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        """Each option's default; Seq2SeqTrainer of transformers 5 asks for it by this name."""
+        return copy.deepcopy(_DEFAULTS)
+
+    def update(self, *, defaults_only: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Sets the options named, with `defaults_only` those that are None; returns what it does not know."""
+        unused = {}
+        for name, value in kwargs.items():
+            if defaults_only and getattr(self, name, None) is not None:
+                continue
+            if name in _FIELDS or name in self.extra:
+                setattr(self, name, value)
+            else:
+                unused[name] = value
+        self.validate()
+        return unused
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options and the foreign keys, as a copy."""
+        return copy.deepcopy({f.name: getattr(self, f.name) for f in fields(self)} | self.extra)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The options off their defaults and the foreign keys, as a copy."""
+        return {k: v for k, v in self.to_dict().items() if k not in _FIELDS or v != _DEFAULTS[k]}
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """A config from a dict as `to_dict` or generation_config.json gives it; nothing of the caller is changed.
+
+        Args:
+            config_dict: options; None stands for the default, unknown keys are kept.
+            return_unused_kwargs: return a pair with the overrides that were not used: none, as unknown ones are kept.
+            **overrides: options that replace those of `config_dict`.
+        """
+        for name in overrides:
+            _refuse_misspelt(name, "GenerationConfig got an unknown option {0}{1}", TypeError)
+        config = cls._read({**config_dict, **overrides})
+        return (config, {}) if return_unused_kwargs else config
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> GenerationConfig:
+        """The options written in a model's config.
+
+        An option still at its default is taken from the nested `generator` config (compatibility Q19), so a RAG model
+        over bart-large-cnn has that model's beams, lengths and forced tokens.
+        """
+        values = dict(model_config) if isinstance(model_config, Mapping) else model_config.to_dict()
+        chosen = {name: checks.plain(values[name]) for name in _FIELDS if name in values}
+        for part in _NESTED:
+            nested = values.get(part)
+            if nested is None:
+                continue
+            nested = nested if isinstance(nested, Mapping) else nested.to_dict()
+            for name, default in _DEFAULTS.items():
+                if nested.get(name) is not None and chosen.get(name, default) in (None, default):
+                    chosen[name] = nested[name]
+        place = getattr(model_config, "name_or_path", "")
+        with locating(f"config.json of {place!r}") if place else nullcontext():
+            return cls._read({**chosen, "_from_model_config": True})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | os.PathLike,
+        config_file_name: str | os.PathLike | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Reads generation_config.json of a folder or a repository of the hub; other keywords override its options.
+
+        Args:
+            pretrained_model_name: folder, or repository id.
+            config_file_name: another name of the file.
+            return_unused_kwargs: see `from_dict`.
+            **kwargs: hub options, and options that replace those of the file.
+
+        Raises:
+            OSError: there is no such file, or it is not JSON.
+            TypeError, ValueError: an option has a value that can never work; the message starts with the file.
+        """
+        from rag_core.hub import resolve_file, split_hub_kwargs
+
+        where, overrides = split_hub_kwargs(kwargs)
+        name = CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
+        path = resolve_file(os.fspath(pretrained_model_name), name, **where)
+        values = read_json(path)
+        with locating(f"{name} of {os.fspath(pretrained_model_name)!r}"):
+            cls.from_dict(values)
+        if meant := {each: near for each in values if (near := _meant(each)) is not None}:
+            hints = ", ".join(f"{each!r} (did you mean {near!r}?)" for each, near in meant.items())
+            checks.warn(f"{path}: {hints}: no option, kept and passed over")
+        return cls.from_dict(values, return_unused_kwargs, **overrides)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, config_file_name: str | os.PathLike | None = None, **kwargs: Any
+    ) -> Path:
+        """Writes generation_config.json (the options off their defaults) into the folder; returns its path.
+
+        Args:
+            save_directory: the folder, made if missing.
+            config_file_name: another name of the file.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.hub.Saving`.
+
+        Raises:
+            OSError: nothing could be written; what was there before is unchanged.
+            ValueError: options that cannot go together.
+        """
+        from rag_core.hub import Saving, atomic_write
+
+        saving = Saving.of(**kwargs)
+        path = Path(save_directory) / (CONFIG_NAME if config_file_name is None else os.fspath(config_file_name))
+        if saving.here:
+            self.validate()
+            with atomic_write(path) as draft:
+                draft.write_text(self.to_json_string(), encoding="utf-8")
+            saving.finish(Path(save_directory), self)
+        return path
+
+    def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
+        """The options and the foreign keys, as transformers reads them back.
+
+        Args:
+            use_diff: leave out the options at their defaults.
+            ignore_metadata: leave out what says where the options come from.
+        """
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        if values.get("sequence_bias"):
+            values["sequence_bias"] = [[list(ids), bias] for ids, bias in values["sequence_bias"].items()]
+        if self._from_model_config:
+            values["_from_model_config"] = True
+        if ignore_metadata:
+            values = {k: v for k, v in values.items() if not k.startswith("_") and k != "transformers_version"}
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Writes `to_json_string` into a file, whole or not at all."""
+        from rag_core.hub import atomic_write
+
+        with atomic_write(Path(json_file_path)) as draft:
+            draft.write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+
+_FIELDS = frozenset(f.name for f in fields(GenerationConfig))
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)} | {"generation_kwargs": {}}
+
+
+def _biases(value: Any) -> dict[tuple[int, ...], float]:
+    """`sequence_bias` from a mapping, or from pairs as JSON has them."""
+    if not isinstance(value, Mapping | list | tuple):
+        raise TypeError
+    pairs = list(value.items()) if isinstance(value, Mapping) else [tuple(each) for each in value]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError
+    found = {}
+    for ids, bias in pairs:
+        if isinstance(ids, str) or isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise TypeError
+        found[tuple(ids)] = bias
+    # an id may be looked at by its rule, an empty sequence says nothing
+    checks.sequences().convert(list(found))
+    if any(math.isnan(bias) for bias in found.values()):
+        raise ValueError
+    return found
+
+
+def _decay(value: Any) -> tuple[int, float]:
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    start, factor = value
+    return checks.whole(0).convert(start), checks.number(0, above=True).convert(factor)
+
+
+def _forced(value: Any) -> Any:
+    if not isinstance(value, Mapping | list | tuple):
+        raise TypeError
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    place, token = checks.whole(0), checks.token_id()
+    return [[place.convert(at), None if id_ is None else token.convert(id_)] for at, id_ in pairs]
+
+
+_ANYTHING = checks.Rule("", copy.deepcopy, optional=True)
+_ON = checks.switch()
+_RULES: dict[str, checks.Rule] = {
+    "max_length": checks.whole(1),
+    "max_new_tokens": checks.whole(1, optional=True),
+    "min_length": checks.whole(0),
+    "min_new_tokens": checks.whole(0, optional=True),
+    "early_stopping": checks.switch("never"),
+    "max_time": checks.number(optional=True),
+    "num_beams": checks.whole(1),
+    "num_beam_groups": checks.whole(1),
+    "penalty_alpha": checks.number(optional=True),
+    "temperature": checks.number(0, above=True),
+    "top_k": checks.whole(0),
+    "top_p": checks.number(0, 1),
+    "typical_p": checks.number(0, 1),
+    "epsilon_cutoff": checks.number(0, 1, below=True),
+    "eta_cutoff": checks.number(0, 1, below=True),
+    "diversity_penalty": checks.number(),
+    "repetition_penalty": checks.number(0, above=True),
+    "encoder_repetition_penalty": checks.number(0, above=True),
+    "length_penalty": checks.number(),
+    "no_repeat_ngram_size": checks.whole(0),
+    "encoder_no_repeat_ngram_size": checks.whole(0),
+    "bad_words_ids": checks.sequences(),
+    "forced_bos_token_id": checks.token_id(),
+    "forced_eos_token_id": checks.token_ids(),
+    "exponential_decay_length_penalty": checks.Rule(
+        "a pair (start, factor) of a whole number of at least 0 and a number above 0", _decay, optional=True
+    ),
+    "suppress_tokens": checks.id_list(),
+    "begin_suppress_tokens": checks.id_list(),
+    "forced_decoder_ids": checks.Rule("pairs of a place and a token id, as in [[1, 5]]", _forced, True, "hold "),
+    "sequence_bias": checks.Rule(
+        "non-empty sequences of token ids with a number each, as in {(4, 5): -1.0}", _biases, True, "hold "
+    ),
+    "guidance_scale": checks.number(0, above=True, optional=True),
+    "num_return_sequences": checks.whole(1),
+    **{name: checks.token_id() for name in _SPECIAL_TOKENS if name != "eos_token_id"},
+    "eos_token_id": checks.token_ids(),
+    **{f.name: _ON for f in fields(GenerationConfig) if f.default is False or f.default is True},
+}
+_RULES |= {"early_stopping": checks.switch("never"), "low_memory": checks.switch(optional=True)}
+
+
+def _checked_option(name: str, value: Any) -> Any:
+    """An option's value as it is kept: None is the default, arrays are lists.
+
+    Raises:
+        TypeError, ValueError: naming the option, the rule and what came.
+    """
+    return checks.option(_RULES.get(name, _ANYTHING), name, value, _DEFAULTS[name])
+
+
+def _refuse_of_the_call(name: str) -> None:
+    if name in _OF_THE_CALL:
+        raise ValueError(f"{name} is no option of GenerationConfig. Pass it to generate() itself.")
+
+
+def _refuse_misspelt(name: str, message: str, kind: type[Exception]) -> None:
+    """Refuses a name that looks like an option; others are foreign keys, which are kept."""
+    _refuse_of_the_call(name)
+    near = _meant(name)
+    if near is not None:
+        raise kind(message.format(repr(name), f": did you mean {near!r}?"))
+
+
+def _meant(name: str) -> str | None:
+    """The option that a name which is none looks like."""
+    if name in _FIELDS or name in _LATER or name in _OF_ASSISTANTS or name.startswith("_"):
+        return None
+    return checks.nearest(name, _FIELDS)
+
+
+def _warn_of_idle(options: GenerationConfig, given: Mapping[str, Any]) -> None:
+    """One warning of options that were given and have no effect as the others are."""
+    if options.do_sample:
+        return
+    idle = [name for name in _SAMPLING if given.get(name) is not None and getattr(options, name) != _DEFAULTS[name]]
+    if idle:
+        checks.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect")
+
+
+def default_of(name: str) -> Any:
+    """An option's default."""
+    return copy.copy(_DEFAULTS[name])
+
+
+def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """One id, a list of ids or None, as a tuple."""
+    if value is None:
+        return ()
+    return tuple(int(i) for i in value) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def as_generation_config(config: Any) -> GenerationConfig:
+    """A copy of a GenerationConfig, transformers' included, or one made from a dict.
+
+    Raises:
+        TypeError: it is neither, or a key of the dict is a misspelt option.
+    """
+    if isinstance(config, GenerationConfig):
+        return copy.deepcopy(config)
+    if isinstance(config, Mapping):
+        return GenerationConfig.from_dict({}, **config)
+    if hasattr(config, "to_dict"):
+        return GenerationConfig.from_dict(config.to_dict())
+    raise TypeError(f"generation_config must be a GenerationConfig or a dict, got {type(config).__name__}")
+
+
+def own_options(options: Any, model_config: Any, head: str | None = None) -> GenerationConfig:
+    """A model's own options, where a generation_config.json or somebody says only some of them.
+
+    Special tokens that are left open are the model's. With the head "sequence" all options that the file does not name
+    are the generator's, as 4.37.2's RAG-Sequence asks its generator alone (compatibility Q20).
+
+    Args:
+        options: what is said.
+        model_config: the model's config, which says the rest.
+        head: of the model, where the options come from its file; None where they are somebody's wish.
+    """
+    options = as_generation_config(options)
+    derived = options._from_model_config
+    whole = head == "sequence"
+    source = getattr(model_config, "generator", model_config) if whole else model_config
+    rest = GenerationConfig.from_model_config(source)
+    for name in sorted(_FIELDS) if whole else _SPECIAL_TOKENS:
+        if name not in options._said and getattr(options, name) == _DEFAULTS[name]:
+            setattr(options, name, getattr(rest, name))
+    object.__setattr__(options, "_from_model_config", derived)
+    return options
+
+
+def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
+    """The options of one call: keywords over `generation_config` over `base`.
+
+    A `generation_config` stands for all options, as in 4.37.2, except that special tokens it leaves open come from
+    `base`. `max_new_tokens` wins over `max_length`. Without a pad token the first end token pads. None is an option's
+    default, wherever it comes from.
+
+    Args:
+        base: the model's own options (generation_config.json, or made by `from_model_config`).
+        generation_config: options for this call, or None.
+        keywords: single options.
+
+    Returns:
+        A GenerationConfig of its own, checked, its `max_length` final.
+
+    Raises:
+        TypeError: a keyword that is no option.
+        ValueError: an option this library does not offer, or values that do not go together.
+    """
+    base = as_generation_config(base)
+    options = base if generation_config is None else as_generation_config(generation_config)
+    for name in _SPECIAL_TOKENS:
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(base, name))
+    if keywords.pop("assistant_model", None):
+        raise ValueError("assistant_model (assisted decoding) is not supported by generate(); leave it out")
+    processes = process_count() if keywords.pop("synced_gpus", None) else 1
+    if processes > 1:
+        raise ValueError(
+            f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is not supported by "
+            "generate(): gather the weights, so that each process has all of them, and leave it out"
+        )
+    unknown = sorted(set(keywords) - _FIELDS)
+    if unknown:
+        near = [checks.nearest(name, _FIELDS) for name in unknown]
+        hints = [f"{name} (did you mean {n}?)" if n else name for name, n in zip(unknown, near, strict=True)]
+        raise TypeError(f"generate() got unknown keyword(s) {', '.join(hints)}; see GenerationConfig")
+    for name, nothing in _OF_ASSISTANTS.items():
+        if keywords.get(name) is not None and keywords[name] != nothing:
+            raise ValueError(
+                f"{name}={keywords[name]!r} (assisted decoding) is not supported by generate(); leave it out"
+            )
+    if keywords.get("max_length") is not None and "max_new_tokens" not in keywords:
+        options.max_new_tokens = None
+    options.update(**keywords)
+    # An object of this class has said so when it was made.
+    made_here = generation_config is None or isinstance(generation_config, GenerationConfig)
+    _warn_of_idle(options, keywords if made_here else options.to_dict())
+    idle = [] if options.return_dict_in_generate else [name for name in _RETURNED if keywords.get(name)]
+    if idle:
+        checks.warn(f"{', '.join(idle)} need(s) return_dict_in_generate=True to be returned")
+    return _checked(options)
+
+
+def asked_rows(name: str, value: Any) -> int:
+    """`num_beams` or `num_return_sequences`, each of which is a row of the search.
+
+    Raises:
+        TypeError, ValueError: naming the option, the rule and what came.
+    """
+    return _ROWS(name, value)
+
+
+_ROWS = checks.whole(1, _MOST["num_beams"])
+
+
+def _checked(options: GenerationConfig) -> GenerationConfig:
+    for name, (nothing, what) in _UNSUPPORTED.items():
+        value = getattr(options, name) if name in _FIELDS else options.extra.get(name)
+        if value is not None and value is not False and value != nothing:
+            raise ValueError(f"{name}={value!r} ({what}) is not supported by generate(); leave it out")
+    if options.decoder_start_token_id is None:
+        options.decoder_start_token_id = options.bos_token_id
+    if options.decoder_start_token_id is None:
+        raise ValueError("decoder_start_token_id (or bos_token_id) must be set in the config or passed to generate()")
+    if options.pad_token_id is None and options.eos_token_ids:
+        options.pad_token_id = options.eos_token_ids[0]
+    if options.max_new_tokens is not None:
+        options.max_length = options.max_new_tokens + 1
+    if options.max_length < 2:
+        raise ValueError(f"max_length must be at least 2, as it counts the start token; got {options.max_length}")
+    for name, most in _MOST.items():
+        if getattr(options, name) > most:
+            raise ValueError(
+                f"{name} must be at most {most}, got {getattr(options, name)}. Room for as many is made beforehand."
+            )
+    return options

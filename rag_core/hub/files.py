@@ -1,0 +1,302 @@
+"""Files of models: a local folder or a repository of the hub, read; pushed.
+
+Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other variables of huggingface_hub hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from rag_core.hub.atomic import atomic_write, is_draft, recover
+from rag_core.hub.json_files import read_json
+from rag_core.hub.keywords import loading_keywords
+
+__all__ = [
+    "HUB_KWARGS",
+    "commit_of",
+    "is_local",
+    "list_commit",
+    "list_files",
+    "resolve_file",
+    "split_hub_kwargs",
+]
+
+HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_download", "subfolder")
+_NOTHING = type(None)
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "cache_dir": ((str, os.PathLike, _NOTHING), "a folder"),
+    "token": ((str, bool, _NOTHING), "a text, True or False"),
+    "revision": ((str, _NOTHING), "a branch, tag or commit as text"),
+    "local_files_only": ((bool, _NOTHING), "True or False"),
+    "force_download": ((bool, _NOTHING), "True or False"),
+    "subfolder": ((str, _NOTHING), "a folder's name"),
+}
+
+
+def split_hub_kwargs(kwargs: Mapping[str, Any], kind: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments that say where files come from, and all others.
+
+    What changes nothing here is in neither (see `rag_core.hub.keywords`).
+
+    Args:
+        kwargs: of a `from_pretrained`.
+        kind: "tokenizer" for those of a tokenizer.
+
+    Returns:
+        Two new dictionaries: those named in `HUB_KWARGS`, and the rest.
+
+    Raises:
+        ValueError: a keyword asks for something that is not done here; the message says what to write instead.
+    """
+    said = loading_keywords(kwargs, kind)
+    hub = {name: value for name, value in said.items() if name in HUB_KWARGS}
+    return hub, {name: value for name, value in said.items() if name not in HUB_KWARGS}
+
+
+def checked_name(name_or_path: Any) -> str:
+    """The name of what is to be loaded, as text.
+
+    Raises:
+        TypeError: neither a str nor a path.
+    """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"pretrained_model_name_or_path must be a folder or a repository id, got {name_or_path!r:.200}. "
+            "Write it as a str or Path"
+        )
+    return os.fspath(name_or_path)
+
+
+def is_local(name_or_path: str | Path) -> bool:
+    """Whether a name means a place on this machine rather than a repository of the hub.
+
+    True for what exists, for what is written as a path (`./x`, `~/x`, absolute, several slashes, back slashes) and for
+    `a/b` where a folder `a` exists.
+    """
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if isinstance(name_or_path, Path) or path.exists() or path.is_absolute():
+        return True
+    if not text or text.startswith((".", "~")) or "\\" in text or text.count("/") > 1 or text.endswith("/"):
+        return True
+    return "/" in text and path.parent.is_dir()
+
+
+@overload
+def resolve_file(
+    name_or_path: str | Path, filename: str, *, required: Literal[True] = True, repo_type: str | None = None, **hub: Any
+) -> Path: ...
+
+
+@overload
+def resolve_file(
+    name_or_path: str | Path, filename: str, *, required: bool, repo_type: str | None = None, **hub: Any
+) -> Path | None: ...
+
+
+def resolve_file(
+    name_or_path: str | Path, filename: str, *, required: bool = True, repo_type: str | None = None, **hub: Any
+) -> Path | None:
+    """The local path of one file of a folder or repository, fetched if need be.
+
+    Args:
+        name_or_path: folder, or repository id such as "facebook/rag-token-nq".
+        filename: path of the file inside, with forward slashes.
+        required: raise when the file is missing; otherwise return None.
+        repo_type: "dataset" for data sets; None for models.
+        **hub: options of `HUB_KWARGS`; a local folder heeds `subfolder` only.
+
+    Raises:
+        OSError: the folder or repository isn't there or can't be reached, or (if required) has no such file.
+        TypeError: an unknown option.
+    """
+    options = _options(hub)
+    checked_name(name_or_path)
+    subfolder = (options.pop("subfolder", None) or "").strip("/")
+    inside = f"{subfolder}/{filename}" if subfolder else filename
+    if is_local(name_or_path):
+        return _local_file(Path(name_or_path).expanduser(), inside, required)
+
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    name = str(name_or_path)
+    try:
+        return Path(hf_hub_download(name, inside, repo_type=repo_type, **options))
+    except Exception as error:
+        if not required and isinstance(error, EntryNotFoundError):
+            cached = {key: options.get(key) for key in ("cache_dir", "revision")}
+            unknown = isinstance(error, LocalEntryNotFoundError) and not _offline(options)
+            # A str would be a path and None means "never asked": any other object marks a file known to be absent.
+            if not unknown or not isinstance(
+                try_to_load_from_cache(name, inside, repo_type=repo_type, **cached), str | None
+            ):
+                return None
+        raise OSError(_reason(name, inside, error, options)) from error
+
+
+def list_files(name_or_path: str | Path, *, repo_type: str | None = None, **hub: Any) -> list[str]:
+    """Sorted paths, with forward slashes, of all files of a folder or repository (below `subfolder`, relative to it).
+
+    Offline, what was fetched before is listed.
+
+    Raises:
+        OSError: the folder or repository isn't there or can't be reached.
+    """
+    return list_commit(name_or_path, repo_type=repo_type, **hub)[1]
+
+
+def list_commit(
+    name_or_path: str | Path, *, repo_type: str | None = None, record: Path | None = None, **hub: Any
+) -> tuple[str | None, list[str]]:
+    """As `list_files`, together with the commit that these files are of.
+
+    Several files of one repository are to be fetched with ``revision=`` that commit: a branch may move between two
+    of them, and files of two commits do not belong together.
+
+    Args:
+        name_or_path: folder or repository.
+        repo_type: "dataset" for data sets; None for models.
+        record: a file that keeps the answer, for the times without a network; without it, what was fetched into the
+            hub's cache is listed then.
+        **hub: options of `HUB_KWARGS`.
+
+    Returns:
+        The commit, None for a folder, and the files.
+
+    Raises:
+        OSError: the folder or repository isn't there or can't be reached.
+    """
+    options = _options(hub)
+    subfolder = (options.get("subfolder") or "").strip("/")
+    if is_local(name_or_path):
+        root = Path(name_or_path).expanduser() / subfolder
+        if not root.is_dir():
+            raise OSError(f"No folder {str(root)!r} (in full: {root.absolute()}); check the path.")
+        recover(root)
+        return None, _files_below(root)
+
+    name = str(name_or_path)
+    commit, found = _listed(name, repo_type, record, options)
+    prefix = f"{subfolder}/" if subfolder else ""
+    return commit, sorted(each.removeprefix(prefix) for each in found if each.startswith(prefix))
+
+
+def _listed(
+    name: str, repo_type: str | None, record: Path | None, options: Mapping[str, Any]
+) -> tuple[str | None, list[str]]:
+    from huggingface_hub import HfApi
+
+    try:
+        if _offline(options):
+            raise ConnectionError("offline")
+        api = HfApi(token=options.get("token"))
+        commit = api.repo_info(name, revision=options.get("revision"), repo_type=repo_type).sha
+        found = list(api.list_repo_files(name, revision=commit, repo_type=repo_type))
+    except Exception as error:
+        if (recorded := _recorded(record)) is not None:
+            return recorded
+        snapshot = _snapshot(name, repo_type, options)
+        if snapshot is None:
+            raise OSError(_reason(name, "its list of files", error, options)) from error
+        return snapshot.name, _files_below(snapshot)
+    if record is not None:
+        with atomic_write(record) as draft:
+            draft.write_text(json.dumps({"name": name, "commit": commit, "files": found}), encoding="utf-8")
+    return commit, found
+
+
+def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
+    try:
+        values = read_json(record) if record is not None else {}
+        return str(values["commit"]), [str(name) for name in values["files"]]
+    except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged: as good as none
+        return None
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file of the hub's cache is of; None for a file elsewhere."""
+    parts = path.parts
+    at = max((number for number, part in enumerate(parts[:-1]) if part == "snapshots"), default=None)
+    named = parts[at + 1] if at is not None and at + 2 < len(parts) else ""
+    return named if len(named) == 40 and set(named) <= set("0123456789abcdef") else None
+
+
+def _files_below(root: Path) -> list[str]:
+    names = (each.relative_to(root) for each in root.rglob("*") if each.is_file())
+    return sorted(name.as_posix() for name in names if not any(map(is_draft, name.parts)))
+
+
+def _options(hub: dict[str, Any]) -> dict[str, Any]:
+    for name in hub:
+        if name not in HUB_KWARGS:
+            raise TypeError(f"Unknown hub option {name!r}; known are {', '.join(HUB_KWARGS)}.")
+    for name, (kinds, what) in _KINDS.items():
+        if not isinstance(hub.get(name), kinds):
+            raise TypeError(f"{name} must be {what} or None, got {hub[name]!r:.200}. Leave it out for the default")
+    return {name: value for name, value in hub.items() if value is not None}
+
+
+def _local_file(folder: Path, inside: str, required: bool) -> Path | None:
+    path = folder / inside
+    recover(path.parent)
+    if path.is_file():
+        return path
+    if not folder.exists():
+        raise OSError(f"No folder {str(folder)!r} (looked for {inside} in {folder.absolute()}); check the path.")
+    if not folder.is_dir():
+        raise OSError(f"{str(folder)!r} is a file, where a folder with {inside} is needed.")
+    if not required:
+        return None
+    held = ", ".join(sorted(each.name for each in folder.iterdir())[:20]) or "nothing"
+    raise OSError(f"No {inside} in folder {str(folder)!r}; it holds {held}.")
+
+
+def _offline(options: Mapping[str, Any]) -> bool:
+    from huggingface_hub import constants
+
+    return bool(options.get("local_files_only")) or bool(constants.HF_HUB_OFFLINE)
+
+
+def _cache(options: Mapping[str, Any]) -> Path:
+    from huggingface_hub import constants
+
+    return Path(options.get("cache_dir") or constants.HF_HUB_CACHE).expanduser()
+
+
+def _snapshot(name: str, repo_type: str | None, options: Mapping[str, Any]) -> Path | None:
+    """The folder of what was fetched of a repository before, if any."""
+    root = _cache(options) / f"{repo_type or 'model'}s--{name.replace('/', '--')}"
+    revision = options.get("revision") or "main"
+    reference = root / "refs" / revision
+    folder = root / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    return folder if folder.is_dir() else None
+
+
+def _reason(name: str, wanted: str, error: Exception, options: Mapping[str, Any]) -> str:
+    """What was looked for and where, why it failed, and what to do."""
+    from huggingface_hub import utils
+
+    revision = options.get("revision") or "main"
+    if isinstance(error, utils.HFValidationError):
+        return f"{name!r} is neither a folder here nor a possible repository id ('owner/name'); check it."
+    if isinstance(error, utils.GatedRepoError):
+        return f"Access to {name!r} must be asked for on the hub; then pass token=. Wanted {wanted}."
+    if isinstance(error, utils.RepositoryNotFoundError):
+        return f"No folder {name!r} here and no such repository on the hub (or a private one: pass token=)."
+    if isinstance(error, utils.RevisionNotFoundError):
+        return f"Repository {name!r} has no revision {revision!r}; wanted {wanted}."
+    if isinstance(error, utils.EntryNotFoundError) and not isinstance(error, utils.LocalEntryNotFoundError):
+        return f"No {wanted} in repository {name!r} (revision {revision!r})."
+    place = f"No folder {name!r} here, and {wanted} of repository {name!r} (revision {revision!r}) "
+    if _offline(options):
+        return (
+            f"{place}was not fetched before into {_cache(options)}; offline (HF_HUB_OFFLINE or local_files_only) "
+            "nothing is fetched. Go online once, or name a folder that holds it."
+        )
+    what = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return f"{place}can't be fetched: {what}. Check the network, or name a folder."

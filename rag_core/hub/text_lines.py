@@ -1,0 +1,197 @@
+"""The one reader of text by lines: corpora, questions and training files, a fault named with its file and line."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from rag_core.hub.json_files import bounded_json
+
+_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_BYTE_ORDER_MARK = "\ufeff"
+_JSON_LINES = "every line must be one JSON object"
+
+
+class Line(NamedTuple):
+    """A line of a text.
+
+    Attributes:
+        number: counted from 1; LF, CR LF and CR alone end a line.
+        text: with its line end, without a byte order mark.
+        fault: why it is no text, as "name:line: ..."; None where it is one.
+    """
+
+    number: int
+    text: str
+    fault: str | None
+
+
+def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, None, None]:
+    """The lines of a stream of UTF-8 (or UTF-16 or UTF-32 with a byte order mark); a faulty one does not end it.
+
+    Args:
+        stream: bytes, read as far as lines are asked for; it stays open.
+        name: of the file, for faults.
+    """
+    source = stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream))
+    start = cast(io.BufferedReader, source).peek(4)[:4]
+    encoding = next((found for mark, found in _MARKS if start.startswith(mark)), "utf-8")
+    # A byte that is not UTF-8 is kept as a lone surrogate, and so found with its line and column.
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
+    decoded = io.TextIOWrapper(cast(IO[bytes], source), encoding, errors, newline="")
+    number = 0
+    try:
+        for number, text in enumerate(decoded, 1):
+            text = text.lstrip(_BYTE_ORDER_MARK)  # files that were joined bring marks in the middle
+            fault = None if text.isascii() and "\0" not in text else _line_fault(text, encoding, name, number)
+            yield Line(number, text, fault and f"{name}:{number}: {fault}")
+    except UnicodeDecodeError as error:
+        text = f"{name}:{number + 1}: not {encoding.upper()} as its first bytes say ({error.reason}). Write it anew."
+        yield Line(number + 1, "", text)
+    finally:
+        decoded.detach()
+        if source is not stream:
+            cast(io.BufferedReader, source).detach()
+
+
+def read_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text file, with their line ends.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is no text; names the file and the line.
+    """
+    with Path(path).open("rb") as stream, closing(scan_lines(stream, path)) as lines:
+        for number, text, fault in lines:
+            if fault:
+                raise ValueError(fault)
+            yield number, text
+
+
+def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Args:
+        text: the line.
+        place: "file:line", for errors.
+        first: whether it is the file's first line with something on it, whose errors tell of files of other layouts.
+
+    Raises:
+        ValueError: no JSON, or no object.
+    """
+    advice = _layout_advice(text.strip()) if first else ""
+    try:
+        row = bounded_json(text.strip(), _once, strict=False)
+    except ValueError as error:
+        what = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            what = f"{error.msg} at column {error.pos + 1}"
+            advice = "" if error.msg == "Extra data" else advice  # a whole object, and more after it
+        raise ValueError(f"{place}: {_JSON_LINES}: {what}. {advice or 'Mend the line.'}") from None
+    if not isinstance(row, dict):
+        got = "null" if row is None else f"a JSON {type(row).__name__}"
+        raise ValueError(f"{place}: {_JSON_LINES}, got {got}. {advice or 'Mend the line.'}")
+    return row
+
+
+def check_text(text: str, place: str, name: str) -> str:
+    """The text itself.
+
+    Args:
+        text: decoded already, e.g. out of JSON or parquet.
+        place: "file:line", for errors.
+        name: of the field.
+
+    Raises:
+        ValueError: it holds a NUL or half of a surrogate pair, which no encoder, index or file takes.
+    """
+    if text.isascii() and "\0" not in text:
+        return text
+    if fault := text_fault(text):
+        raise ValueError(f"{place}: {name} must be text, but holds {fault}. Mend or remove it.")
+    return text
+
+
+def text_fault(text: str) -> str | None:
+    """What makes a string no text, or None."""
+    position = text.find("\0")
+    if position >= 0:
+        return f"a NUL at character {position + 1}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        return f"half of a surrogate pair ({half}) at character {error.start + 1}, no Unicode character"
+    return None
+
+
+def numbered(paths: Iterable[Any], most: int = 3) -> str:
+    """The first few names of a list, for a message."""
+    names = [str(path) for path in paths]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _line_fault(text: str, encoding: str, name: str | PathLike[str], number: int) -> str | None:
+    if "\0" in text:
+        looks, order = _utf16(text.encode("utf-8", "surrogateescape"), number)
+        if looks:
+            return f"NUL bytes, and no byte order mark: this looks like UTF-16. Convert it, {_iconv(order, name)}"
+        return f"a NUL byte, so this is no text file. Remove it, or convert it if it is UTF-16, {_iconv(order, name)}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        column, code = error.start + 1, ord(text[error.start])
+        if encoding.startswith("utf-8"):
+            wrong = f"text must be UTF-8, but byte 0x{code - 0xDC00:02x} at column {column} is not. "
+            return f"{wrong}Convert it from the encoding it has, {_iconv('WINDOWS-1252', name)}"
+        return f"half of a surrogate pair (\\u{code:04x}) at column {column}, no Unicode character. Mend the line."
+    return None
+
+
+def _utf16(line: bytes, number: int) -> tuple[bool, str]:
+    """Whether the NUL bytes of a line lie as in UTF-16, and in which byte order.
+
+    Letters of ASCII have one each, all in odd places or all in even ones; so have blanks among other scripts.
+    """
+    places = [place for place, byte in enumerate(line) if not byte]
+    kinds = {place % 2 for place in places}
+    # After the first line, lines begin with the second half of a line feed where the order is LE.
+    order = "BE" if number == 1 and kinds == {0} else "LE"
+    return len(kinds) == 1 and (len(places) > 1 or len(line) < 4), f"UTF-16{order}"
+
+
+def _iconv(encoding: str, name: str | PathLike[str]) -> str:
+    file = Path(name).name if Path(name).exists() else "FILE"
+    return f"e.g.  iconv -f {encoding} -t UTF-8 {file}"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r:.60} comes twice")
+            seen.add(key)
+    return row
+
+
+def _layout_advice(text: str) -> str:
+    """What to do about a file whose first line begins an array, or ends before its object does; else nothing."""
+    if text.startswith("["):
+        return "The file is a JSON array: write its objects one a line, e.g.  jq -c '.[]' FILE > FILE.jsonl"
+    if text.startswith("{") and text.endswith(("{", "[", ",", ":")):
+        return "If the objects are written over several lines, write each on one, e.g.  jq -c . FILE > FILE.jsonl"
+    return ""

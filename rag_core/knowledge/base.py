@@ -1,0 +1,338 @@
+"""A knowledge base on disk: passages, their vectors, a faiss index and a manifest, built so that a kill loses little.
+
+    kb/passages/      a `datasets` folder: title, text, embeddings (D float32)
+    kb/index.faiss    row i is passage i; scores are inner products
+    kb/manifest.json  see `rag_core.knowledge.manifest`
+
+The first two are transformers' custom index (`passages_path`, `index_path`). While it is built, finished shards wait in
+`kb.work` beside it (and `kb.done` says what was changed, until the change has been answered for); then all files take
+their places together (`rag_core.hub.atomic`). Row numbers are the `doc_ids` of a retriever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag_core.checkpoint import check_arrow
+from rag_core.checks import whole
+from rag_core.hub import clear, recover
+from rag_core.knowledge import manifest as layout
+from rag_core.knowledge.assembly import (
+    INDEX_KINDS,
+    assemble,
+    check_settings,
+    discard_work,
+    done_before,
+    embed,
+    without,
+    workplace,
+)
+from rag_core.knowledge.embedding import Encode, probe_vector, read_batches, same_probe
+from rag_core.knowledge.manifest import Manifest
+from rag_core.knowledge.passages import WORDS, WORDS_HINT
+from rag_core.retrieval import passage_parts
+
+if TYPE_CHECKING:
+    from rag_core.retrieval import FaissIndex
+
+Paths = str | Path | Iterable[str | Path]
+
+
+def build_knowledge_base(
+    paths: Paths,
+    out: str | Path,
+    encode: Encode,
+    *,
+    encoder_name: str = "unnamed",
+    encoder_fingerprint: str | None = None,
+    index: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    words: int | None = 100,
+    tsv_quotes: bool = True,
+    batch_size: int = 32,
+    shard_rows: int = 1024,
+    overwrite: bool = False,
+    credit: str | None = None,
+    progress: bool = True,
+) -> KnowledgeBase:
+    """Reads files, splits them into passages, embeds these and indexes them; asked again after a kill, it goes on.
+
+    Args:
+        paths: txt, md, csv, tsv, jsonl, parquet files or folders (see `rag_core.knowledge.read_documents`).
+        out: folder to create.
+        encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
+        encoder_name: name or folder of the encoder, kept in the manifest.
+        encoder_fingerprint: e.g. the sha256 of its weights.
+        index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw up to 500,000, then
+            ivfpq. An ivfpq index finds candidates by compressed vectors and ranks them by the stored ones.
+        settings: of the index, instead of chosen by the number of passages and tuned: "nlist", "nprobe", "m" (bytes a
+            vector) and "rerank" (candidates a passage) of ivfpq, "efSearch" of hnsw.
+        words: words a passage; None keeps each document whole.
+        tsv_quotes: whether double quotes in .tsv files enclose fields; False: they are letters.
+        batch_size: passages a call of `encode`; a batch holds passages of like length.
+        shard_rows: passages a shard, the most that a kill can cost.
+        overwrite: replaces another knowledge base at `out`.
+        credit: authors and licence of the text.
+        progress: draws progress bars on stderr.
+
+    Raises:
+        FileNotFoundError, ValueError: bad input, see `read_documents`; an encoder that returns wrong shapes or NaN.
+        FileExistsError: `out` holds something else already.
+        OSError: another build of `out` is running, or the disk is full; nothing is left at `out`.
+    """
+    from rag_core.knowledge.documents import find_files
+
+    out = _named(out)
+    _check_kind(index)
+    batch_size, shard_rows = whole(1)("batch_size", batch_size), whole(1)("shard_rows", shard_rows)
+    words = WORDS("words", words, WORDS_HINT)
+    clear(out)
+    files = find_files(paths)
+    sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
+    request: dict[str, Any] = {"index": index or "auto"}
+    request |= {"batch_size": batch_size, "shard_rows": shard_rows, "words": words}
+    if not tsv_quotes:
+        request["tsv_quotes"] = False
+    if settings := check_settings(index, settings):
+        request["settings"] = settings
+    encoder: dict[str, Any] = {"name": encoder_name, "fingerprint": encoder_fingerprint}
+    encoder["probe"] = layout.probe_entry(probe := probe_vector(encode))
+    plan = Manifest(encoder, len(probe), 0, words, {}, sources, credit=credit, request=request)
+    if out.exists() and (done := _existing(out, plan, overwrite)):
+        return done
+    with workplace(out) as work:
+        shards = embed([path for path, _ in files], work, encode, plan, progress)
+        assemble(work, out, read_batches(shards), plan)
+    return KnowledgeBase.open(out)
+
+
+class KnowledgeBase:
+    """An opened knowledge base; `open` makes one.
+
+    Attributes:
+        path: its folder.
+        manifest: what it holds and what made it.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool | None = None) -> KnowledgeBase:
+        """Opens a knowledge base after comparing its files with the manifest.
+
+        Args:
+            path: the folder.
+            verify: whether checksums are computed; None does so up to 256 MB in all; beyond, sizes and a few spots of
+                each file are compared. True also validates every passage in a process of its own: for knowledge bases
+                from elsewhere, whose manifest may agree with files that are made to do harm.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: a file is missing, truncated or altered.
+        """
+        path = _named(path)
+        recover(path)
+        manifest = Manifest.read(path)
+        manifest.check_files(path, verify)
+        if verify:
+            passage_parts(path / layout.PASSAGES, full=True)
+        return cls(path, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def dataset(self) -> Any:
+        """The passages as a memory-mapped `datasets.Dataset`: title, text, embeddings."""
+        from rag_core.retrieval import read_passages
+
+        return read_passages(self.path / layout.PASSAGES)
+
+    def index(self, *, memory_map: bool | None = None) -> FaissIndex:
+        """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one stays as it is.
+
+        Args:
+            memory_map: maps the faiss file instead of reading it into memory; None maps more than 1 GB.
+        """
+        from rag_core.retrieval import FaissIndex
+
+        found = FaissIndex.from_files(self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map)
+        found.init_index()
+        return found
+
+    def check_encoder(self, encode: Encode, name: str = "encode") -> None:
+        """Refuses an encoder other than the one that embedded the passages, by its vector of a fixed sentence.
+
+        Raises:
+            ValueError: another vector; names both encoders.
+        """
+        probe = layout.probe_entry(vector := probe_vector(encode))
+        if len(vector) != self.manifest.dimension or not same_probe(self.manifest.encoder["probe"], probe):
+            raise ValueError(
+                f"{self.path} was embedded by {self.manifest.encoder['name']!r} (D={self.manifest.dimension}); "
+                f"{name!r} (D={len(vector)}) gives other vectors. Use the same encoder, or build the base anew."
+            )
+
+    def check_model(self, config: Any) -> None:
+        """Refuses a model whose question vectors do not fit these passages.
+
+        Args:
+            config: a RagConfig or a question encoder's config. Where it has a `context_encoder` (name of the encoder
+                that its passages are embedded with), that is compared, too.
+
+        Raises:
+            ValueError: another vector size or encoder; names both sides.
+        """
+        encoder = getattr(config, "question_encoder", None) or config
+        size = getattr(encoder, "projection_dim", 0) or getattr(encoder, "hidden_size", None)
+        if size is not None and size != self.manifest.dimension:
+            raise ValueError(
+                f"the model's question encoder ({getattr(encoder, 'model_type', '?')}) gives vectors of D={size}, the "
+                f"knowledge base {self.path} holds D={self.manifest.dimension} by {self.manifest.encoder['name']!r}. "
+                "Index the passages with the encoder that belongs to the model, or take another model."
+            )
+        wanted, name = getattr(config, "context_encoder", None), self.manifest.encoder["name"]
+        if isinstance(wanted, str) and Path(wanted).name != Path(name).name:
+            raise ValueError(
+                f"the model expects passages embedded by {wanted!r}, the knowledge base {self.path} was embedded by "
+                f"{name!r}. Build it with  --encoder {wanted}"
+            )
+
+    def add(self, paths: Paths, encode: Encode, *, words: int | None = -1, progress: bool = True) -> int:
+        """Appends the passages of more files; rows keep their numbers. Resumable and atomic as a build is.
+
+        Asked again after a kill, it adds nothing twice.
+
+        Args:
+            paths: files or folders.
+            encode: the encoder that embedded the others.
+            words: words a passage; by default as the knowledge base was built.
+            progress: draws progress bars on stderr.
+
+        Returns:
+            The number of passages added.
+        """
+        from rag_core.knowledge.documents import find_files
+        from rag_core.retrieval import read_faiss
+
+        self._check_columns()
+        self.check_encoder(encode)
+        files = find_files(paths)
+        sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
+        old = self.manifest
+        plan = replace(old, words=old.words if words == -1 else words, sources=old.sources + sources)
+        request = {"add": sources, "words": plan.words}
+        with workplace(self.path) as work:
+            if (done := done_before(self.path, request)) is not None:
+                return done
+            shards = embed([path for path, _ in files], work, encode, plan, progress)
+            kept = read_faiss(self.path / layout.INDEX_FILE)
+            batches = chain(read_batches(self._arrow_files()), read_batches(shards))
+            self.manifest = assemble(work, self.path, batches, replace(plan, words=old.words), kept, request)
+        return self.manifest.rows - old.rows
+
+    def remove(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        title: str | Callable[[str], bool] | None = None,
+    ) -> int:
+        """Removes passages and rebuilds the index; the rows after them move up. Atomic.
+
+        Asked again after a kill, it removes nothing twice.
+
+        Args:
+            ids: row numbers, or
+            title: an exact title, or a function of a title that is true for those to remove.
+
+        Returns:
+            The number of passages removed.
+
+        Raises:
+            ValueError: both or neither given, a row that does not exist, nothing or everything selected.
+        """
+        if (ids is None) == (title is None):
+            raise ValueError("give either ids= (row numbers) or title= (a title or a function of it)")
+        self._check_columns()
+        rows = None if ids is None else np.asarray(list(ids), np.int64)
+        digest = None if rows is None else hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
+        request = {"remove": digest, "title": "a function" if callable(title) else title}
+        with workplace(self.path) as work:
+            done = done_before(self.path, request)
+            # A function can't be compared, what it selects can: if that is there, it is another one.
+            if done is not None and not (callable(title) and self._selected(rows, title).any()):
+                return done
+            drop = self._selected(rows, title)
+            if not drop.any() or drop.all():
+                raise ValueError(
+                    f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; nothing was removed."
+                )
+            batches = without(read_batches(self._arrow_files()), drop)
+            self.manifest = assemble(work, self.path, batches, self.manifest, request=request)
+        return int(drop.sum())
+
+    def _selected(self, rows: np.ndarray | None, title: str | Callable[[str], bool] | None) -> np.ndarray:
+        """Which passages `remove` means, (R,) booleans."""
+        drop = np.zeros(len(self), bool)
+        if rows is not None:
+            if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+                raise ValueError(f"ids must be rows 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
+            drop[rows] = True
+        else:
+            wanted = title if callable(title) else lambda name: name == title
+            names = chain.from_iterable(b.column("title").to_pylist() for b in read_batches(self._arrow_files()))
+            drop[:] = [bool(wanted(name)) for name in names]
+        return drop
+
+    def _check_columns(self) -> None:
+        columns = self.dataset().column_names
+        if missing := [name for name in ("title", "text", "embeddings") if name not in columns]:
+            raise ValueError(
+                f"the passages of {self.path} must have columns title, text and embeddings, {missing} are missing: it "
+                "can be asked, but not changed. Build it anew."
+            )
+
+    def _arrow_files(self) -> list[Path]:
+        files = [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+        check_arrow(files)
+        return files
+
+
+def _named(path: str | Path) -> Path:
+    """The path; "." and ".." in full, as folders beside it are named after it."""
+    path = Path(path)
+    return path if path.name not in ("", "..") else path.resolve()
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind not in (None, "auto", *INDEX_KINDS):
+        raise ValueError(f"index must be one of {', '.join(INDEX_KINDS)} or auto, got {kind!r}")
+
+
+def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | None:
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+        return None
+    if not (out / layout.FILE).is_file():
+        raise FileExistsError(f"{out} exists and is no knowledge base. Choose another folder to write to.")
+    if overwrite:
+        return None
+    found = KnowledgeBase.open(out)
+    old = found.manifest
+    if (old.sources, old.request, old.encoder["name"]) == (plan.sources, plan.request, plan.encoder["name"]) and (
+        same_probe(old.encoder["probe"], plan.encoder["probe"])
+    ):
+        discard_work(out)
+        return found
+    raise FileExistsError(
+        f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "
+        "Choose another folder, replace it (overwrite=True, --overwrite) or add to it (KnowledgeBase.add)."
+    )

@@ -1,0 +1,420 @@
+"""Files on disk -> documents: txt, md, csv, tsv, jsonl, parquet, or folders of them, one streamed line at a time."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rag_core.checks import warn
+from rag_core.hub import check_text, numbered, parse_object, read_lines
+
+BLOCK_CHARS = 1 << 20  # a longer plain text is handed on in blocks, so that one huge file never sits in memory
+FIELD_LIMIT = 1 << 30
+FAULTS_TOLD = 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A titled text before it is split; `source` is the file, with the line or row where that helps."""
+
+    title: str
+    text: str
+    source: str
+
+
+class PassedByWarning(UserWarning):
+    """Something on disk that was not read: files of other kinds, empty ones, rows without text."""
+
+
+class BadFilesError(ValueError):
+    """Several files cannot be read.
+
+    Attributes:
+        faults: what is wrong with each, with its name.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join([f"{len(faults)} files cannot be read:", *faults]))
+        self.faults = faults
+
+
+def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str]]:
+    """The files behind `paths`, folders walked recursively in sorted order, linked ones entered.
+
+    Args:
+        paths: files or folders. What a folder holds beside files of the kinds that are read (other kinds, empty and
+            hidden files, links to nothing) is passed by, and counted in one `PassedByWarning`. A file that is reached
+            twice, by a link or by its name, is read once.
+
+    Returns:
+        (file, name relative to what the caller gave) pairs, without repeats.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a file of another kind or an empty one was named, or nothing was found.
+        OSError: a folder cannot be opened.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    found = _Found()
+    faults: list[ValueError | OSError] = []
+    for given in map(Path, paths):
+        try:
+            if given.is_dir():
+                _walk(given, found)
+            else:
+                _check_named(given)
+                found.add(given.parent.resolve() / given.name, given.name)
+        except (ValueError, OSError) as error:
+            faults.append(error)
+    if len(faults) > 1:
+        raise BadFilesError([str(fault) for fault in faults])
+    if faults:
+        raise faults[0]
+    if found.passed_by:
+        warn(f"passed by: {found.summary()}.", PassedByWarning)
+    if not found.files:
+        raise ValueError("paths: there is nothing to read, every file is empty or no path was given.")
+    return found.files
+
+
+def read_documents(paths: str | Path | Iterable[str | Path], *, tsv_quotes: bool = True) -> Iterator[Document]:
+    """Documents of files and folders, streamed.
+
+    txt: the file is one document, titled by its name. md: a document a section, titled `Doc — Section`, where Doc is
+    the first-level heading or the file's name. csv, tsv, jsonl, parquet: a document a row, from a column `text` and
+    optionally `title` (DPR's `id, text, title` files fit); rows with blank text are passed by, with a
+    `PassedByWarning`. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Args:
+        paths: files or folders, see `find_files`.
+        tsv_quotes: whether double quotes in .tsv files enclose fields, as in .csv; False: they are letters.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: an empty, undecodable or malformed file, naming the file, its line and what to do. Where the
+            files after it do not begin well, either, they are all named (`BadFilesError`).
+    """
+    files = [path for path, _ in find_files(paths)]
+    for number, path in enumerate(files):
+        try:
+            yield from _documents(path, tsv_quotes)
+        except ValueError as error:
+            faults = [str(error), *_faults(files[number + 1 :], tsv_quotes)]
+            if len(faults) == 1:
+                raise
+            raise BadFilesError(faults) from None
+
+
+def _documents(path: Path, tsv_quotes: bool) -> Iterator[Document]:
+    some, blank, first_blank = False, 0, ""
+    for document in _reader(path, tsv_quotes)(path):
+        if document.text.strip():
+            some = True
+            yield document
+        else:
+            blank += 1
+            first_blank = first_blank or document.source
+    if not some:
+        raise ValueError(f"{path}: the file holds no text. Remove it from the list or fill it.")
+    if blank and path.suffix.lower() in _TABLES:
+        text = f"{first_blank}: passed by, its text is blank ({blank} row(s) of the file in all)."
+        warn(text, PassedByWarning)
+
+
+def _faults(files: Iterable[Path], tsv_quotes: bool) -> Iterator[str]:
+    """What is wrong with the beginnings of files: their first document is read."""
+
+    def fault(path: Path) -> str | None:
+        try:
+            next(_reader(path, tsv_quotes)(path), None)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    yield from islice(filter(None, map(fault, files)), FAULTS_TOLD - 1)
+
+
+def _reader(path: Path, tsv_quotes: bool) -> Callable[[Path], Iterator[Document]]:
+    kind = path.suffix.lower()
+    return partial(_read_table, delimiter="\t", quotes=tsv_quotes) if kind == ".tsv" else READERS[kind]
+
+
+@dataclass
+class _Found:
+    """Files to read, each once, and the names of what was passed by, by kind."""
+
+    files: list[tuple[Path, str]] = field(default_factory=list)
+    passed_by: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    seen: set[Any] = field(default_factory=set)
+
+    def first_time(self, path: Path) -> bool:
+        """Whether the file or folder, whatever its name, comes for the first time."""
+        stat = path.stat()
+        key = (stat.st_dev, stat.st_ino) if stat.st_ino else path.resolve()
+        if key in self.seen:
+            return False
+        self.seen.add(key)
+        return True
+
+    def add(self, path: Path, name: str) -> None:
+        if self.first_time(path):
+            self.files.append((path, _as_text(name)))
+
+    def summary(self) -> str:
+        kinds = sorted(self.passed_by.items(), key=lambda kind: (kind[0] == "hidden", -len(kind[1]), kind[0]))
+        return ", ".join(f"{len(names):,} {kind} ({_as_text(numbered(names))})" for kind, names in kinds)
+
+
+def _walk(given: Path, found: _Found) -> None:
+    root = given.resolve()
+    entered = _Found()  # folders of this one: a link back into it is not followed for ever
+    entered.first_time(root)
+
+    def refuse(error: OSError) -> None:
+        raise OSError(
+            f"{error.filename}: the folder cannot be opened ({error.strerror}). Change that, or leave it out."
+        )
+
+    inside: list[Path] = []
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        here = Path(folder)
+        for name in [name for name in folders if name.startswith(".")]:
+            found.passed_by["hidden"].append(str(Path(root.name) / (here / name).relative_to(root)))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and entered.first_time(here / n))
+        inside += [here / name for name in names]
+    if not any(path.suffix.lower() in READERS and not path.name.startswith(".") for path in inside):
+        raise ValueError(f"{given}: the folder holds none of {', '.join(READERS)}. Name another folder.")
+    for path in sorted(inside):
+        name = str(Path(root.name) / path.relative_to(root))
+        if kind := _not_read(path):
+            found.passed_by[kind].append(name)
+        else:
+            found.add(path, name)
+
+
+def _not_read(path: Path) -> str | None:
+    """What kind of file that is not read this one is."""
+    if path.name.startswith("."):
+        return "hidden"
+    if not path.exists():
+        return "links to nothing"
+    if not path.is_file():
+        return "special"
+    if path.suffix.lower() not in READERS:
+        return path.suffix.lower() or "without suffix"
+    return "empty" if path.stat().st_size == 0 else None
+
+
+def _check_named(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder. Check the path.")
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}.")
+    if not path.is_file():
+        raise ValueError(f"{path}: must be a file or a folder, not a pipe or a device. Write its text to a file first.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty. Remove it from the list or fill it.")
+
+
+def _name(path: Path) -> str:
+    """The title of what has none of its own; bytes of a name that are not UTF-8 are replaced."""
+    return os.fsencode(path.stem).decode("utf-8", "replace")
+
+
+def _as_text(name: str) -> str:
+    r"""A file's name for people and manifests: bytes that are not UTF-8, lone surrogates here, as \x.. ."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _read_txt(path: Path) -> Iterator[Document]:
+    block: list[str] = []
+    size = start = 0
+    for number, line in read_lines(path):
+        block.append(line)
+        size += len(line)
+        if size >= BLOCK_CHARS:
+            yield Document(_name(path), "".join(block), f"{path}:{start + 1}")
+            block, size, start = [], 0, number
+    yield Document(_name(path), "".join(block), f"{path}:{start + 1}" if start else str(path))
+
+
+def _read_md(path: Path) -> Iterator[Document]:
+    from rag_core.knowledge.markdown import sections
+
+    for title, text, line in sections((text for _, text in read_lines(path)), _name(path), BLOCK_CHARS):
+        yield Document(title, text, f"{path}:{line}")
+
+
+def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
+    lowered = [name.strip().lower() for name in names]
+    if "text" not in lowered:
+        hint = f"it has one column, {names[0]!r:.60}" if len(names) == 1 else f"its columns are {names!r:.200}"
+        raise ValueError(
+            f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; {hint}. "
+            "Add that line, or check that the suffix fits the separator (.csv comma, .tsv tab)."
+        )
+    if twice := [name for name in ("text", "title") if lowered.count(name) > 1]:
+        raise ValueError(f"{path}: the columns must have names of their own, got {twice[0]!r} twice. Rename one.")
+    return lowered.index("text"), lowered.index("title") if "title" in lowered else None
+
+
+def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Document]:
+    lines = _Recorded(path)
+    how: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    rows = csv.reader(lines, delimiter=delimiter, quoting=how, strict=True)
+    text = title = None
+    width = 0
+    while True:
+        begin = rows.line_num + 1
+        lines.record.clear()
+        before = csv.field_size_limit(FIELD_LIMIT)  # process-wide, so it is lent only for one row
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise ValueError(
+                f"{_place(path, begin, rows.line_num)}: {error}. A field that holds the separator, a line break or a "
+                f'quote at its start must stand in double quotes, with quotes inside doubled ("").{_letters(delimiter)}'
+            ) from None
+        finally:
+            csv.field_size_limit(before)
+        if not any(cell.strip() for cell in row):
+            continue
+        if text is None:
+            text, title = _columns(path, row)
+            width = len(row)
+            continue
+        place = _place(path, begin, rows.line_num)
+        if len(row) != width:
+            raise ValueError(
+                f"{place}: the first line names {width} columns, this row has {len(row)}. "
+                f"Quote fields that hold the separator.{_letters(delimiter)}"
+            )
+        if begin != rows.line_num:
+            _check_merged(place, row, lines.record, delimiter)
+        yield Document(row[title] if title is not None else _name(path), row[text], f"{path}:{begin}")
+
+
+class _Recorded:
+    """The lines of a file, those of the row that is being read kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.lines = read_lines(path)
+        self.record: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for _, line in self.lines:
+            self.record.append(line)
+            yield line
+
+
+def _check_merged(place: str, row: list[str], lines: list[str], delimiter: str) -> None:
+    """Refuses a row over several lines that stray quotes may have made of several: legal, and hardly ever meant.
+
+    A tab has no business in a text of several lines. A comma has, so there every line must look like a row.
+    """
+    if delimiter == "\t":
+        merged = any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
+    else:
+        merged = len(row) > 1 and all(line.count(delimiter) == len(row) - 1 for line in lines)
+    if not merged:
+        return
+    what = f"{place}: quotes make one row of {len(lines)} lines"
+    if delimiter == "\t":
+        raise ValueError(
+            f"{what}, with the separator inside a field. Double a quote that is meant.{_letters(delimiter)}"
+        )
+    warn(f"{what}, each of which looks like a row. If they are rows, double their quotes.")
+
+
+def _letters(delimiter: str) -> str:
+    if delimiter != "\t":
+        return ""
+    return " If quotes are letters in this file, pass tsv_quotes=False (--no-tsv-quotes)."
+
+
+def _place(path: Path, begin: int, end: int) -> str:
+    return f"{path}:{begin}" if end <= begin else f"{path}:{begin} to {end}"
+
+
+def _read_jsonl(path: Path) -> Iterator[Document]:
+    first = True
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        row = parse_object(line, place, first)
+        first = False
+        text, title = row.get("text", row), row.get("title")
+        if not isinstance(text, str | None):
+            got = f"keys {sorted(row)!r:.120}" if text is row else f"'text' {text!r:.60}"
+            raise ValueError(f"{place}: a line must be an object with a string 'text', got {got}. Mend it.")
+        if not isinstance(title, str | None):
+            raise ValueError(f"{place}: 'title' must be a string, got {title!r:.60}. Mend the line.")
+        title = _name(path) if title is None else check_text(title, place, "'title'")
+        yield Document(title, check_text(text or "", place, "'text'"), place)
+
+
+def _read_parquet(path: Path) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        text, title = _columns(path, file.schema_arrow.names)
+        wanted = [file.schema_arrow.field(i) for i in (text, title) if i is not None]
+        for column in wanted:
+            if not _holds_strings(column.type):
+                raise ValueError(f"{path}: column {column.name!r} must hold strings, got {column.type}. Convert it.")
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=[column.name for column in wanted]):
+            columns = [_cells(batch.column(column.name), path, number) for column in wanted]
+            for row in zip(*columns, strict=True):
+                place = f"{path} row {number}"
+                head = _name(path) if title is None else check_text(row[1] or "", place, "'title'")
+                yield Document(head, check_text(row[0] or "", place, "'text'"), place)
+                number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a readable parquet file ({reason:.120}). Write it anew.") from None
+
+
+def _holds_strings(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _cells(column: Any, path: Path, start: int) -> list[str | None]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # pyarrow does not look at the bytes when it reads or writes them
+        for offset in range(len(column)):
+            try:
+                column[offset].as_py()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} row {start + offset}: text must be UTF-8 ({error.reason}). Mend it."
+                ) from None
+        raise
+
+
+READERS: dict[str, Callable[[Path], Iterator[Document]]] = {
+    ".txt": _read_txt,
+    ".md": _read_md,
+    ".csv": partial(_read_table, delimiter=","),
+    ".tsv": partial(_read_table, delimiter="\t"),
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -1,0 +1,153 @@
+"""Passages -> shards of (title, text, embedding) on disk, so that a kill at any moment costs one shard at most.
+
+A shard is written to a temporary name, synced and renamed: it exists whole or not at all. It is the unit of work,
+sorted and batched by itself, so a resumed run sends the encoder the very batches an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag_core.hub import atomic_write, reading
+from rag_core.knowledge.passages import PassageRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Encode = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, D) float32
+PROBE = ("Probe", "A fixed sentence by whose vector an encoder is recognised.")
+
+
+def call_encoder(encode: Encode, titles: list[str], texts: list[str], dimension: int | None = None) -> np.ndarray:
+    """The encoder's vectors, checked.
+
+    Raises:
+        ValueError: not (n, D), another D than before, or NaN or infinity.
+    """
+    vectors = np.asarray(encode(titles, texts))
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.shape[1]:
+        raise ValueError(f"encode must return one vector a passage, ({len(texts)}, D), got shape {vectors.shape}")
+    if dimension not in (None, vectors.shape[1]):
+        raise ValueError(f"encode must return vectors of one size, got D={vectors.shape[1]} after D={dimension}")
+    if not np.isfinite(vectors).all():
+        row = int(np.argwhere(~np.isfinite(vectors))[0, 0])
+        raise ValueError(f"encode returned NaN or infinity, first for the passage {texts[row][:60]!r}. Use float32.")
+    return np.ascontiguousarray(vectors, np.float32)
+
+
+def probe_vector(encode: Encode) -> np.ndarray:
+    """The vector (D,) of a fixed sentence; two encoders are the same when it nearly is."""
+    return call_encoder(encode, [PROBE[0]], [PROBE[1]])[0]
+
+
+def same_probe(left: Iterable[float], right: Iterable[float]) -> bool:
+    """Whether two (beginnings of) probe vectors differ by rounding only: at most a tenth of their length."""
+    size = min(len(a := np.asarray(left, np.float64)), len(b := np.asarray(right, np.float64)))
+    return bool(np.linalg.norm(a[:size] - b[:size]) <= 0.1 * np.linalg.norm(a[:size]))
+
+
+def embed_shards(
+    rows: Iterable[PassageRow],
+    folder: Path,
+    encode: Encode,
+    *,
+    batch_size: int,
+    shard_rows: int,
+    dimension: int,
+    advance: Callable[[int, bool], None],
+) -> list[Path]:
+    """Embeds `rows` into numbered shard files; shards that exist with the same texts are kept.
+
+    Args:
+        rows: streamed.
+        folder: where the shards go.
+        encode: called with `batch_size` passages of like length.
+        batch_size: passages a call.
+        shard_rows: passages a shard.
+        dimension: D.
+        advance: told (number of passages done, whether they were found done) as it goes.
+
+    Returns:
+        The shard files, in order.
+    """
+    stream = iter(rows)
+    shards: list[Path] = []
+    while block := list(islice(stream, shard_rows)):
+        path = folder / f"shard-{len(shards):06d}.arrow"
+        if _holds(path, block):
+            advance(len(block), True)
+        else:
+            vectors = np.empty((len(block), dimension), np.float32)
+            order = sorted(range(len(block)), key=lambda i: len(block[i]["title"]) + len(block[i]["text"]))
+            for start in range(0, len(order), batch_size):
+                ids = order[start : start + batch_size]
+                titles, texts = [block[i]["title"] for i in ids], [block[i]["text"] for i in ids]
+                vectors[ids] = call_encoder(encode, titles, texts, dimension)
+                advance(len(ids), False)
+            with atomic_write(path) as draft:
+                write_batches(draft, [_to_batch(block, vectors)])
+        shards.append(path)
+    return shards
+
+
+def passage_schema() -> pa.Schema:
+    """title, text, embeddings: the columns of transformers' custom index."""
+    import pyarrow as pa
+
+    return pa.schema([("title", pa.string()), ("text", pa.string()), ("embeddings", pa.list_(pa.float32()))])
+
+
+def write_batches(path: Path, batches: Iterable[Any]) -> None:
+    """Writes record batches as an Arrow stream, the format of `datasets`."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, passage_schema()) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def read_batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    """Streams the record batches of Arrow files, memory-mapped.
+
+    Raises:
+        ValueError: a file is truncated or is no Arrow stream.
+    """
+    import pyarrow as pa
+
+    for path in files:
+        with reading(path, "is damaged", "Build it anew."):
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+                batches = list(reader)  # views of the mapped file
+            for batch in batches:
+                batch.validate()
+        yield from batches
+
+
+def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:
+    """The (m, D) float32 vectors of a record batch."""
+    column = batch.column(batch.schema.get_field_index("embeddings"))
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+
+
+def _to_batch(block: list[PassageRow], vectors: np.ndarray) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
+    embeddings = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
+    columns = [pa.array([row["title"] for row in block]), pa.array([row["text"] for row in block]), embeddings]
+    return pa.record_batch(columns, schema=passage_schema())
+
+
+def _holds(path: Path, block: list[PassageRow]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        rows = [row for batch in read_batches([path]) for row in batch.select(["title", "text"]).to_pylist()]
+    except ValueError:
+        return False
+    return rows == block

@@ -1,0 +1,169 @@
+"""Passage encoders as indexing uses them: titles and texts in, vectors out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from rag_core.checks import whole
+from rag_core.config import AutoConfig, BertConfig, DPRConfig, SentenceSettings, prepared_texts, sentence_settings
+from rag_core.tokenization import encoded_within
+
+Encoder = TypeVar("Encoder", bound="PassageEncoderBase")
+
+
+class PassageEncoderBase(ABC):
+    """A document encoder with its tokenizer; a backend adds how its network is run.
+
+    Args:
+        model: returns vectors (B, D) as element 0.
+        tokenizer: ours or transformers'.
+        name: what the manifest of a knowledge base calls it.
+        max_length: tokens a passage is cut to.
+        pairs: encode (title, text) as two segments, as DPR was trained; otherwise as one text "title text".
+        prompt: text that the encoder was trained to see in front of a passage.
+        lower_case: lower-case passages, whatever the tokenizer does.
+    """
+
+    return_tensors: ClassVar[str]
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        max_length: int = 256,
+        pairs: bool = False,
+        prompt: str = "",
+        lower_case: bool = False,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.max_length = max_length
+        self.pairs = pairs
+        self.prompt = prompt
+        self.lower_case = lower_case
+
+    @abstractmethod
+    def vectors(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        """The network's vectors (B, D) of a tokenized batch, as float32."""
+
+    @property
+    def dimension(self) -> int:
+        """D, the size of the vectors."""
+        return self.model.dimension
+
+    def embed(
+        self, titles: Sequence[str], texts: Sequence[str], batch_size: int = 32, progress: bool = False
+    ) -> np.ndarray:
+        """The vectors of passages, in batches of like length.
+
+        Args:
+            titles: n titles, possibly empty.
+            texts: n texts.
+            batch_size: passages at a time.
+            progress: draw a progress bar on stderr.
+
+        Returns:
+            (n, D) float32, in the order given.
+
+        Raises:
+            TypeError: a string in place of a list.
+            ValueError: not as many titles as texts, or no batch size.
+        """
+        for name, given in (("titles", titles), ("texts", texts)):
+            if isinstance(given, str | bytes):  # its letters would be embedded
+                raise TypeError(f"{name} must be a list of strings, got {given!r:.60}. Put it into one.")
+        if len(titles) != len(texts):
+            raise ValueError(f"titles and texts must be of one length, got {len(titles)} and {len(texts)}")
+        batch_size = whole(1)("batch_size", batch_size)
+        order = sorted(range(len(texts)), key=lambda row: len(titles[row]) + len(texts[row]))
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        starts: Any = range(0, len(order), batch_size)
+        if progress:
+            from tqdm import tqdm
+
+            starts = tqdm(starts, desc="Embedding", unit="batch")
+        for start in starts:
+            rows = order[start : start + batch_size]
+            vectors[rows] = self.vectors(self._tokenize([titles[row] for row in rows], [texts[row] for row in rows]))
+        return vectors
+
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """The vectors of texts without titles; see `embed`."""
+        return self.embed([""] * len(texts), texts, batch_size, progress)
+
+    def _tokenize(self, titles: list[str], texts: list[str]) -> Any:
+        options = {
+            "padding": True,
+            "truncation": True,
+            "max_length": self.max_length,
+            "return_tensors": self.return_tensors,
+        }
+        if self.pairs:
+            encoded = self.tokenizer(titles, texts, **options)
+        else:
+            joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
+            encoded = self.tokenizer(prepared_texts(joined, self.prompt, self.lower_case), **options)
+        table = getattr(getattr(self.model, "config", None), "vocab_size", None)
+        return encoded_within(encoded, table, self.tokenizer, self.return_tensors)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Encoder],
+        name_or_path: str | Path,
+        dpr_class: Any,
+        bert_class: Any,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        **hub: Any,
+    ) -> Encoder:
+        """The document encoder of a folder or repository: DPR's context encoder, a sentence encoder, or a BERT.
+
+        Args:
+            name_or_path: folder or repository id.
+            dpr_class: the backend's network of DPR's context encoder.
+            bert_class: the backend's pooled BERT.
+            dtype: of the weights; None is float32.
+            device: where to compute; None leaves it to the backend.
+            **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`).
+
+        Raises:
+            OSError: files are missing.
+            ValueError: not an encoder of documents.
+        """
+        from rag_core.tokenization import Tokenizer
+
+        config = AutoConfig.from_pretrained(name_or_path, **hub)
+        if not isinstance(config, DPRConfig | BertConfig):
+            raise ValueError(
+                f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: name a DPR context "
+                "encoder, a sentence-transformers folder or a BERT"
+            )
+        pairs = isinstance(config, DPRConfig)
+        if pairs and any("QuestionEncoder" in str(each) for each in config.architectures or []):
+            raise ValueError(
+                f"{name_or_path} is a DPR question encoder; documents need its partner, a context encoder "
+                "(facebook/dpr-ctx_encoder-single-nq-base for facebook/dpr-question_encoder-single-nq-base)"
+            )
+        network = dpr_class if pairs else bert_class
+        model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
+        settings = sentence_settings(name_or_path, **hub) or SentenceSettings()
+        tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
+        # sentence-transformers, too, takes the tokenizer's limit where the folder names none
+        longest = settings.max_seq_length or tokenizer.model_max_length
+        return cls(
+            model,
+            tokenizer,
+            str(name_or_path),
+            max_length=min(longest, model.config.max_position_embeddings),
+            pairs=pairs,
+            prompt=settings.passage_prompt,
+            lower_case=settings.do_lower_case,
+        )

@@ -1,0 +1,215 @@
+"""manifest.json of a knowledge base: what it holds, what made it, and whether its files are still what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_core.checkpoint import vouch
+from rag_core.hub import DamagedFileError, bounded_json
+from rag_core.retrieval import notes_fault
+
+VERSION = 1
+FILE = "manifest.json"
+INDEX_FILE = "index.faiss"
+PASSAGES = "passages"
+HASHED_BYTES = 256 << 20  # checksums of up to this much are checked at each opening; beyond, sizes are
+
+
+@dataclass
+class Manifest:
+    """What manifest.json holds; every path in it is relative to the knowledge base.
+
+    Attributes:
+        encoder: "name", "fingerprint" (of its weights, where known) and "probe", the beginning of its vector of a fixed
+            sentence, by which a different encoder is noticed.
+        dimension: D, the size of a vector.
+        rows: number of passages.
+        metric: always inner product (paper, section 2.2).
+        words: passage length asked for; None where documents were kept whole.
+        index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured on.
+        sources: "path", "bytes", "sha256" of each file read.
+        files: relative path -> "bytes", "sha256" and "spots" of each file of the knowledge base.
+        credit: authors and licence of the text, where given.
+        libraries: versions of the modules at the time of writing.
+        request: what `build_knowledge_base` was asked for, so that asking again finds it done.
+    """
+
+    encoder: dict[str, Any]
+    dimension: int
+    rows: int
+    words: int | None
+    index: dict[str, Any]
+    sources: list[dict[str, Any]]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metric: str = "inner_product"
+    credit: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    format: str = "dualrag knowledge base"
+    version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        """Lists the files of `folder` with size and sha256 and writes manifest.json beside them."""
+        from rag_core import __version__
+
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != FILE)
+        self.files = {name: {**describe(folder / name), "spots": spots(folder / name)} for name in names}
+        vouch(folder / name for name in names)
+        # Modules, not distributions: faiss comes as faiss-cpu, faiss-gpu or conda's faiss.
+        modules = ("numpy", "faiss", "datasets", "pyarrow")
+        self.libraries = {name: str(getattr(import_module(name), "__version__", "unknown")) for name in modules}
+        self.libraries["dualrag"] = __version__
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads manifest.json.
+
+        Raises:
+            FileNotFoundError: no knowledge base there.
+            ValueError: the manifest is damaged, of a later version, or points outside its folder.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder}: no knowledge base here (there is no {FILE}). Build one:  dualrag index PATHS --out {folder}"
+            )
+        try:
+            values = bounded_json(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise TypeError(f"it must hold an object, got {type(values).__name__}")
+            later = _whole("version", values.get("version", 0)) > VERSION
+            manifest = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+            if not later:
+                manifest._check_types()
+        except (ValueError, TypeError) as error:
+            raise DamagedFileError(f"{path} is damaged ({error!s:.160}). Build the knowledge base anew.") from None
+        if later:
+            raise ValueError(f"{path}: version {manifest.version}, this release reads up to {VERSION}. Update dualrag.")
+        for name in manifest.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+                raise DamagedFileError(f"{path}: file names must stay inside the knowledge base, got {name!r}.")
+        return manifest
+
+    def _check_types(self) -> None:
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                wanted = getattr(kind, "__name__", "text or null")
+                raise TypeError(f"{name} must be {wanted}, got {getattr(self, name)!r:.60}")
+        _whole("rows", self.rows)
+        _whole("dimension", self.dimension, 1)
+        if self.words is not None:
+            _whole("words", self.words, 1)
+        probe = self.encoder.get("probe")
+        if not isinstance(self.encoder.get("name"), str) or not isinstance(probe, list):
+            raise TypeError(f"encoder must have a name and a probe, got {self.encoder!r:.60}")
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in probe):
+            raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
+        for name, entry in self.files.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or "bytes" not in entry:
+                raise TypeError(f"files: {name!r} must have bytes and sha256, got {entry!r:.60}")
+            _whole(f"files: {name!r}: bytes", entry["bytes"])
+        if not all(isinstance(entry, dict) for entry in self.sources):
+            raise TypeError(f"sources must hold objects, got {self.sources!r:.60}")
+        if fault := notes_fault(self.index):
+            raise TypeError(f"index: {fault}")
+
+    def check_files(self, folder: Path, verify: bool | None = None) -> None:
+        """Compares the files with what was written: presence and size, the faiss header, and checksums.
+
+        Args:
+            folder: the knowledge base.
+            verify: whether checksums are computed; None does so up to 256 MB in all. Without, eight blocks of each file
+                are compared: gigabytes open at once, and a copy that broke off is noticed.
+
+        Raises:
+            ValueError: a file is missing, truncated or altered.
+        """
+        missing = [name for name in (INDEX_FILE, f"{PASSAGES}/state.json") if name not in self.files]
+        if missing:
+            raise DamagedFileError(f"{folder / FILE} does not list {missing}. Build the knowledge base anew.")
+        if verify is None:
+            verify = sum(entry["bytes"] for entry in self.files.values()) <= HASHED_BYTES
+        for name, entry in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise DamagedFileError(f"{path} is missing from the knowledge base. Build it anew, or copy it whole.")
+            if (size := path.stat().st_size) != entry["bytes"]:
+                raise DamagedFileError(
+                    f"{path} is damaged: {entry['bytes']:,} bytes were written, it has {size:,}. Build it anew."
+                )
+            if verify and describe(path)["sha256"] != entry["sha256"]:
+                raise DamagedFileError(
+                    f"{path} is damaged: its sha256 is not the manifest's. Build the knowledge base anew."
+                )
+            if verify:
+                vouch([path])
+            if not verify and spots(path) != entry.get("spots", spots(path)):
+                raise DamagedFileError(f"{path} is damaged: it is not what was written. Build the knowledge base anew.")
+        size, rows = _faiss_header(folder / INDEX_FILE)
+        if (size, rows) != (self.dimension, self.rows):
+            raise DamagedFileError(
+                f"{folder}: the manifest says {self.rows} rows of {self.dimension} numbers, {INDEX_FILE} holds {rows} "
+                f"of {size}. They are not from one build; build the knowledge base anew."
+            )
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("encoder", "index", "files", "libraries", "request"), dict),
+    "sources": list,
+    "metric": str,
+    "credit": str | None,
+}
+
+
+def _whole(name: str, value: Any, least: int = 0) -> int:
+    """The value, a whole number that faiss and NumPy hold.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if type(value) is not int or not least <= value < 2**63:
+        raise TypeError(f"{name} must be a whole number of at least {least}, got {value!r:.60}")
+    return value
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return {"bytes": stream.tell(), "sha256": digest.hexdigest()}
+
+
+def spots(path: Path, count: int = 8, size: int = 4096) -> str:
+    """A sha256 of a few evenly spaced blocks of a file, the first and the last among them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        last = max(0, path.stat().st_size - size)
+        for number in range(count):
+            stream.seek(last * number // (count - 1))
+            digest.update(stream.read(size))
+    return digest.hexdigest()
+
+
+def probe_entry(vector: np.ndarray) -> list[float]:
+    """The beginning of a probe vector, as the manifest keeps it."""
+    return [float(f"{value:.6g}") for value in vector[:32] if math.isfinite(value)]
+
+
+def _faiss_header(path: Path) -> tuple[int, int]:
+    # All faiss files begin alike: a four-letter kind, int32 D, int64 number of vectors.
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if len(head) < 16 or not head[:4].isalnum():
+        raise ValueError(f"{path} is no faiss index (it begins with {head[:4]!r}). Build the knowledge base anew.")
+    return int(np.frombuffer(head, "<i4", 1, 4)[0]), int(np.frombuffer(head, "<i8", 1, 8)[0])

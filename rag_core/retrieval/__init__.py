@@ -1,0 +1,53 @@
+"""Questions to documents: the index, its files, and the prompts that a generator reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rag_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from rag_core.retrieval.faiss_files import INDEX_KINDS as INDEX_KINDS
+    from rag_core.retrieval.faiss_files import MIN_PQ_ROWS as MIN_PQ_ROWS
+    from rag_core.retrieval.faiss_files import build_faiss as build_faiss
+    from rag_core.retrieval.faiss_files import default_lists as default_lists
+    from rag_core.retrieval.faiss_files import read_faiss as read_faiss
+    from rag_core.retrieval.faiss_files import training_rows as training_rows
+    from rag_core.retrieval.faiss_files import write_faiss as write_faiss
+    from rag_core.retrieval.index import FaissIndex as FaissIndex
+    from rag_core.retrieval.index import Index as Index
+    from rag_core.retrieval.passage_files import passage_parts as passage_parts
+    from rag_core.retrieval.passage_files import read_passages as read_passages
+    from rag_core.retrieval.recall import LOW_RECALL as LOW_RECALL
+    from rag_core.retrieval.recall import Blocks as Blocks
+    from rag_core.retrieval.recall import gather_rows as gather_rows
+    from rag_core.retrieval.recall import low_recall as low_recall
+    from rag_core.retrieval.recall import tune_recall as tune_recall
+    from rag_core.retrieval.rerank import RERANK as RERANK
+    from rag_core.retrieval.rerank import notes_fault as notes_fault
+    from rag_core.retrieval.retriever import RagRetriever as RagRetriever
+    from rag_core.retrieval.retriever import within_table_of as within_table_of
+    from rag_core.retrieval.search import read_docs as read_docs
+    from rag_core.retrieval.wiki_dpr import WikiDprIndex as WikiDprIndex
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "faiss_files": [
+            "INDEX_KINDS",
+            "MIN_PQ_ROWS",
+            "build_faiss",
+            "default_lists",
+            "read_faiss",
+            "training_rows",
+            "write_faiss",
+        ],
+        "index": ["FaissIndex", "Index"],
+        "passage_files": ["passage_parts", "read_passages"],
+        "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
+        "rerank": ["RERANK", "notes_fault"],
+        "retriever": ["RagRetriever", "within_table_of"],
+        "search": ["read_docs"],
+        "wiki_dpr": ["WikiDprIndex"],
+    },
+)

@@ -1,0 +1,339 @@
+"""The `Index` protocol and the faiss index over a `datasets` data set.
+
+Letters: B questions, N documents a question, D vector size, R rows of the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from rag_core.arguments import checked_n_docs
+from rag_core.checks import warn
+from rag_core.hub import atomic_folder, locating
+from rag_core.retrieval.faiss_files import (
+    by_row,
+    last_line,
+    lists_in_row_order,
+    measures_inner_products,
+    misplaced,
+    other_ids,
+    read_faiss,
+    refuse_pickle,
+    write_faiss,
+)
+from rag_core.retrieval.passage_files import write_passages
+from rag_core.retrieval.passage_table import PassageTable, map_passages
+from rag_core.retrieval.passage_texts import PassageTexts
+from rag_core.retrieval.recall import LOW_RECALL, low_recall
+from rag_core.retrieval.rerank import checked_factor, notes_path, read_notes, reranked, write_notes
+from rag_core.retrieval.vectors import ArrowVectors, FaissVectors, VectorSource
+
+INDEX_FILE = "hf_dataset_index.faiss"
+PASSAGES_FOLDER = "hf_dataset"
+# What an earlier index leaves in a folder: rows of one and passages of another would be answers without sense.
+INDEX_PATTERNS = (INDEX_FILE, str(notes_path(INDEX_FILE)), f"{PASSAGES_FOLDER}/*")
+
+
+@runtime_checkable
+class Index(Protocol):
+    """What a retriever needs of an index; any class with these four methods will do.
+
+    Method names are those of transformers' `Index`, so an index written for it works here. A class of one's own needs
+    neither faiss nor datasets. Missing hits are row number -1; `get_doc_dicts` is never asked for them.
+    """
+
+    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Search.
+
+        Args:
+            question_hidden_states: (B, D) float32.
+            n_docs: N.
+
+        Returns:
+            Row numbers (B, N) int64, best first, and the documents' vectors (B, N, D) float32.
+        """
+        ...
+
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+        """Return B dictionaries of lists of length N: "title" and "text", perhaps "id" and others."""
+        ...
+
+    def is_initialized(self) -> bool:
+        """Whether the index is loaded."""
+        ...
+
+    def init_index(self) -> None:
+        """Load the index; called once, before the first search."""
+        ...
+
+
+class FaissIndex:
+    """A faiss index with the passages it belongs to: row i of the index is row i of the data set.
+
+    Args:
+        passages: a `datasets.Dataset` with columns "title", "text" and, unless `vectors` says otherwise, "embeddings".
+        faiss_index: the faiss index; by default the one on `passages` (``dataset.add_faiss_index("embeddings")``).
+        vectors: where `get_top_docs` takes document vectors from: "stored" (the embeddings column), "index" (the faiss
+            index gives them back, decoded), a `VectorSource`, or None: stored if the column is there.
+        column: the name of the embeddings column.
+        rerank: for an approximate index: candidates for each document wanted, ranked again by their stored vectors (see
+            `rag_core.retrieval.rerank`); 1 takes the faiss index's own order.
+
+    Raises:
+        ValueError: a column or the faiss index is missing, or the two do not fit each other.
+    """
+
+    _rerank: int = 1
+    _place: str = "the index"  # for errors, where it was opened from files
+    _notes: Mapping[str, Any] = MappingProxyType({})  # what `rerank.read_notes` found
+
+    def __init__(
+        self,
+        passages: Any,
+        faiss_index: Any = None,
+        *,
+        vectors: str | VectorSource | None = None,
+        column: str = "embeddings",
+        rerank: int = 1,
+    ) -> None:
+        self._column, self._rerank = column, checked_factor(rerank)
+        self._load: Callable[[], tuple[Any, Any, str | VectorSource | None]] | None = None
+        self._attach(passages, faiss_index, vectors)
+
+    @classmethod
+    def deferred(cls, load: Callable[[], tuple[Any, Any, str | VectorSource | None]]) -> FaissIndex:
+        """Return an index that calls `load` for (passages, faiss index, vectors) when it is first needed."""
+        index = cls.__new__(cls)
+        index._column, index._load = "embeddings", load
+        return index
+
+    @classmethod
+    def from_files(
+        cls,
+        passages_path: str | Path,
+        index_path: str | Path,
+        *,
+        memory_map: bool | None = False,
+        vectors: str | None = None,
+        rerank: int | None = None,
+    ) -> FaissIndex:
+        """Open (at the first use) the files of a custom index.
+
+        Args:
+            passages_path: folder written by ``dataset.save_to_disk``.
+            index_path: file written by ``dataset.get_index("embeddings").save`` or ``faiss.write_index``.
+            memory_map: map the faiss file instead of reading it, None if it has more than 1 GB; passages are always
+                mapped.
+            vectors: "stored", "index" or None, as in the constructor.
+            rerank: as in the constructor; None as the index was built (see `rag_core.retrieval.rerank.read_notes`).
+
+        Raises:
+            ValueError: one of the paths names a pickle. Missing or damaged files raise OSError when they are opened.
+        """
+        refuse_pickle(passages_path, "passages_path")
+        refuse_pickle(index_path, "index_path")
+        index = cls.deferred(
+            lambda: (map_passages(passages_path), read_faiss(index_path, memory_map=memory_map), vectors)
+        )
+        index._place = f"passages_path={str(passages_path)!r} with index_path={str(index_path)!r}"
+        index._notes = read_notes(index_path)
+        index._rerank = checked_factor(index._notes.get("settings", {}).get("rerank", 1) if rerank is None else rerank)
+        return index
+
+    def _attach(self, passages: Any, faiss_index: Any, vectors: str | VectorSource | None) -> None:
+        if not hasattr(passages, "column_names"):
+            raise TypeError(f"the passages must be a datasets.Dataset, got {type(passages).__name__}.")
+        columns = passages.column_names
+        missing = [name for name in ("title", "text") if name not in columns]
+        if missing:
+            raise ValueError(f"the passages need columns 'title' and 'text'; missing: {missing}, found: {columns}.")
+        if faiss_index is None:
+            if self._column not in passages.list_indexes():
+                raise ValueError(
+                    f"the data set has no faiss index on {self._column!r} (indexes: {passages.list_indexes()}); call "
+                    f"dataset.add_faiss_index({self._column!r}) first."
+                )
+            faiss_index = passages.get_index(self._column).faiss_index
+        faiss_index = by_row(faiss_index)
+        if faiss_index.ntotal != len(passages):
+            raise ValueError(
+                f"the faiss index holds {faiss_index.ntotal} vectors, the passages are {len(passages)} rows; "
+                "index_path and passages_path must come from the same build."
+            )
+        if vectors is None:
+            vectors = "stored" if self._column in columns else "index"
+        if vectors == "stored" and self._column not in columns:
+            raise ValueError(f"vectors='stored' needs a column {self._column!r}, found {columns}; use vectors='index'.")
+        if isinstance(vectors, str):
+            if vectors not in ("stored", "index"):
+                raise ValueError(f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}.")
+            vectors = ArrowVectors(passages, self._column) if vectors == "stored" else FaissVectors(faiss_index)
+        if self._rerank > 1 and isinstance(vectors, FaissVectors):
+            raise ValueError("rerank ranks candidates by their stored vectors; it needs vectors='stored'.")
+        if not len(passages):
+            vectors.vector_size = int(faiss_index.d)
+        if vectors.vector_size != faiss_index.d:
+            raise ValueError(
+                f"column {self._column!r} holds vectors of size {vectors.vector_size}, the faiss index is of size "
+                f"{faiss_index.d}; build the index from this data set."
+            )
+        self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
+        if len(passages) and isinstance(vectors, FaissVectors):
+            self._check_reconstruction()
+        self._check_order()
+        self._texts = PassageTexts(passages, self._column)
+        self._load = None
+        self._warn()
+
+    def _check_reconstruction(self) -> None:
+        try:
+            self._faiss.search_and_reconstruct(np.zeros((1, self._faiss.d), np.float32), 1)
+        except (RuntimeError, AttributeError) as error:
+            raise ValueError(
+                f"the faiss index ({type(self._faiss).__name__}) can't give its vectors back, and documents are "
+                f"weighed by them: add a column {self._column!r} with the passages' vectors (vectors='stored'), or "
+                f"build another kind of index. (faiss: {last_line(error)})"
+            ) from error
+
+    def _check_order(self) -> None:
+        """Looks whether ids that did not come in the order of the rows are theirs, by the vectors that are stored."""
+        if not len(self._dataset) or lists_in_row_order(self._faiss):
+            return
+        if isinstance(self._vectors, FaissVectors):
+            warn(
+                f"the faiss index ({type(self._faiss).__name__}) was given its ids (add_with_ids), in another order "
+                "than 0, 1, 2, ...: they must be the rows of the passages. Without a column of vectors this can't be "
+                "told. Build it with index.add(vectors) in the order of the passages."
+            )
+        elif misplaced(self._faiss, self._vectors.gather) > 0.5:
+            fault = "the stored vectors of the rows belong into other inverted lists than those that hold their ids"
+            raise ValueError(other_ids(len(self._dataset), fault))
+
+    def _warn(self) -> None:
+        """Says so where documents are found by another measure, or with a low recall: nothing else would tell."""
+        if not measures_inner_products(self._faiss) and not self._one_length():
+            warn(
+                f"the faiss index ({type(self._faiss).__name__}) finds passages by another measure than the inner "
+                "product by which RAG weighs them (faiss's default is L2; L2norm makes cosines), so the best ones may "
+                "be missed. Build it with the metric faiss.METRIC_INNER_PRODUCT, e.g. "
+                "dataset.add_faiss_index('embeddings', metric_type=faiss.METRIC_INNER_PRODUCT)."
+            )
+        recall = self._notes.get("recall_at_5", 1.0)
+        if recall < LOW_RECALL:
+            message = low_recall(str(self._notes.get("kind")), recall, self._notes.get("settings", {}))
+            warn(message)
+
+    def _one_length(self) -> bool:
+        """Whether all vectors (of a sample) are of one length: then every measure has the same order."""
+        if isinstance(self._vectors, FaissVectors) or not len(self._dataset):
+            return not len(self._dataset)
+        rows = np.unique(np.linspace(0, len(self._dataset) - 1, 200).astype(np.int64))
+        lengths = np.linalg.norm(self._vectors.gather(rows), axis=1)
+        return bool(np.ptp(lengths) <= 1e-3 * lengths.max())
+
+    @property
+    def rerank(self) -> int:
+        """Candidates for each document that are ranked exactly; 1 takes the faiss index's own order."""
+        return self._rerank
+
+    @property
+    def dataset(self) -> Any:
+        """The passages (`datasets.Dataset`)."""
+        self.init_index()
+        if isinstance(self._dataset, PassageTable):
+            self._dataset = self._dataset.dataset()
+        return self._dataset
+
+    @property
+    def faiss_index(self) -> Any:
+        """The raw faiss index (set ``nprobe`` or ``hnsw.efSearch`` here)."""
+        self.init_index()
+        return self._faiss
+
+    @property
+    def vector_size(self) -> int:
+        """D."""
+        return int(self.faiss_index.d)
+
+    def __len__(self) -> int:
+        self.init_index()
+        return len(self._dataset)
+
+    def is_initialized(self) -> bool:
+        """Whether the files are open."""
+        return self._load is None
+
+    def init_index(self) -> None:
+        """Open the files, if they are not open yet.
+
+        Raises:
+            OSError: missing or damaged files.
+            ValueError: files that do not fit each other.
+        """
+        if self._load is not None:
+            with locating(self._place):
+                self._attach(*self._load())
+
+    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """Search; see `Index.get_top_docs`. Fewer than N hits are filled up with row -1 and zero vectors."""
+        queries = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vector_size:
+            raise ValueError(
+                f"question_hidden_states must have shape (batch, {self.vector_size}) for this index, got "
+                f"{queries.shape}; the question encoder and the encoder of the index must belong together."
+            )
+        n_docs = checked_n_docs(n_docs, 5)
+        try:
+            return self._search(queries, n_docs)
+        except (RuntimeError, IndexError, MemoryError) as error:
+            raise OSError(
+                f"the faiss index ({type(self._faiss).__name__}, {self._faiss.ntotal} vectors) can't be searched: its "
+                f"file is damaged, or its settings are out of reach. Build it again. ({last_line(error)})"
+            ) from error
+
+    def _search(self, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(self._vectors, FaissVectors):
+            _, doc_ids, vectors = self._faiss.search_and_reconstruct(queries, n_docs)
+            return self._rows(doc_ids), np.where(doc_ids[..., None] < 0, np.float32(0), vectors)  # (B, N), (B, N, D)
+        if self._rerank > 1:
+            return reranked(self._faiss, self._vectors, queries, n_docs, self._rerank)
+        _, doc_ids = self._faiss.search(queries, n_docs)
+        return doc_ids, self._vectors.gather(self._rows(doc_ids))  # (B, N), (B, N, D)
+
+    def _rows(self, doc_ids: np.ndarray) -> np.ndarray:
+        if doc_ids.size and doc_ids.max() >= len(self._dataset):
+            raise IndexError(f"it names row {doc_ids.max()} of {len(self._dataset)}")
+        return doc_ids
+
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+        """Return B dictionaries of lists: every column of the passages but the embeddings, read in one go."""
+        doc_ids = np.asarray(doc_ids)
+        self.init_index()
+        columns = self._texts.read(doc_ids.reshape(-1))
+        width = doc_ids.shape[1]
+        return [
+            {name: values[row * width : (row + 1) * width] for name, values in columns.items()}
+            for row in range(len(doc_ids))
+        ]
+
+    def save(self, folder: str | Path) -> dict[str, str]:
+        """Write passages and faiss file, as transformers' custom index is laid out, all or nothing.
+
+        Args:
+            folder: made if missing.
+
+        Returns:
+            The config entries that open them again, relative to `folder`: index_path and passages_path.
+        """
+        with atomic_folder(folder, stale=INDEX_PATTERNS) as draft:
+            write_passages(self.dataset, draft / PASSAGES_FOLDER)
+            write_faiss(self.faiss_index, draft / INDEX_FILE)
+            if self._notes or self._rerank > 1:
+                settings = {**self._notes.get("settings", {}), "rerank": self._rerank}
+                write_notes(draft / INDEX_FILE, {**self._notes, "settings": settings})
+        return {"index_path": INDEX_FILE, "passages_path": PASSAGES_FOLDER}

@@ -1,0 +1,166 @@
+"""A retriever's files: which index a configuration means, loading from and saving to a RAG folder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag_core.hub import list_commit, resolve_file
+from rag_core.retrieval.faiss_files import PICKLE_HELP, refuse_pickle
+from rag_core.retrieval.index import INDEX_FILE, INDEX_PATTERNS, PASSAGES_FOLDER, FaissIndex, Index
+from rag_core.retrieval.rerank import notes_path
+
+if TYPE_CHECKING:
+    from rag_core.retrieval.retriever import RagRetriever
+
+logger = logging.getLogger(__name__)
+
+INDEX_FIELDS = ("index_name", "index_path", "passages_path", "dataset", "dataset_split", "use_dummy_dataset")
+
+
+def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool | None = None, **hub: Any) -> Index:
+    """Return the index that a configuration describes, not loaded yet.
+
+    Args:
+        config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`; other names mean a build
+            of `dataset` (see `rag_core.retrieval.wiki_dpr`).
+        base: the folder or repository that relative paths start from; by default where `config` was read.
+        memory_map: map the faiss file instead of reading it; None if it has more than 1 GB.
+        **hub: hub options, for files of a repository.
+
+    Raises:
+        ValueError: the legacy index or another pickle is asked for, or a path is missing.
+    """
+    for name in ("index_path", "passages_path"):
+        if getattr(config, name) is not None:
+            refuse_pickle(getattr(config, name), name)
+    if config.index_name == "legacy":
+        raise ValueError(f"index_name='legacy' is not supported. {PICKLE_HELP}")
+    base = base or getattr(config, "name_or_path", None) or None
+    if config.index_name == "custom":
+        missing = [name for name in ("passages_path", "index_path") if not getattr(config, name)]
+        if missing:
+            raise ValueError(
+                f"index_name='custom' needs {' and '.join(missing)}: passages_path is a folder saved by "
+                "dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= or index=."
+            )
+        # One listing for both: passages and faiss file are of one build, so of one commit of a repository.
+        listing = cache(lambda: list_commit(str(base), **hub))
+        passages, index_file = (
+            _located(getattr(config, name), base, hub, listing) for name in ("passages_path", "index_path")
+        )
+        rerank = getattr(config, "index_rerank", None)
+        return FaissIndex.from_files(passages, index_file, memory_map=memory_map, rerank=rerank)
+    from rag_core.retrieval.wiki_dpr import WikiDprIndex
+
+    return WikiDprIndex.from_config(config, memory_map=memory_map, **hub)
+
+
+def _located(
+    path: str, base: str | Path | None, hub: dict, listing: Callable[[], tuple[str | None, list[str]]]
+) -> Path:
+    """Resolve a configured path: absolute, or relative to the config's folder or repository or the working folder."""
+    if base is not None and Path(base).is_dir():
+        folder = Path(base) / (hub.get("subfolder") or "")
+        # transformers writes paths as it was given them; a folder that was moved since still holds its own files.
+        moved = [folder / Path(path).name] if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER) else []
+        return next((place for place in (folder / path, Path(path), *moved) if place.exists()), folder / path)
+    if base is None or Path(path).exists() or Path(base).suffix == ".json":
+        return Path(path)
+    commit, listed = listing()
+    hub = hub | {"revision": commit}
+    names = [name for name in listed if name == path or name.startswith(f"{path}/")]
+    if not names:
+        return Path(path)
+    if Path(path).suffix == ".faiss":  # how the index was built, where that was kept
+        resolve_file(base, str(notes_path(path)), required=False, **hub)
+    files = [resolve_file(base, name, **hub) for name in names]
+    return files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
+
+
+def load_parts(
+    name_or_path: str | Path,
+    *,
+    config: Any,
+    indexed_dataset: Any,
+    index: Index | None,
+    tokenizers: tuple[Any, Any],
+    memory_map: bool | None,
+    kwargs: dict[str, Any],
+) -> tuple[Any, tuple[Any, Any], Index]:
+    """Load config, tokenizers and index for `RagRetriever.from_pretrained`; see there for arguments and errors."""
+    from rag_core.config import RagConfig, read_config
+    from rag_core.hub import split_hub_kwargs
+    from rag_core.tokenization import RagTokenizer
+
+    if indexed_dataset is not None and index is not None:
+        raise ValueError("give indexed_dataset= or index=, not both.")
+    hub, overrides = split_hub_kwargs(kwargs)
+    if config is None:
+        values, _ = read_config(name_or_path, **hub)
+        if values.get("model_type") != "rag":
+            raise ValueError(_not_rag(name_or_path, values.get("model_type")))
+        config = RagConfig.from_pretrained(name_or_path, **hub, **overrides)
+    elif isinstance(config, str | Path):
+        config = RagConfig.from_pretrained(config, **hub, **overrides)
+    else:
+        config = _overridden(copy.deepcopy(config), overrides)
+    asked_for_index = any(name in overrides for name in INDEX_FIELDS)
+    folder = Path(name_or_path) / (hub.get("subfolder") or "")
+    if not asked_for_index and _ships_index(folder) and not (config.index_path or config.passages_path):
+        # The model, saved after the retriever into one folder, writes its own config.json without the paths.
+        config.index_name, config.index_path, config.passages_path = "custom", INDEX_FILE, PASSAGES_FOLDER
+    if None in tokenizers:
+        saved = RagTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizers = (tokenizers[0] or saved.question_encoder, tokenizers[1] or saved.generator)
+    if indexed_dataset is not None:
+        config.index_name, config.index_path, config.passages_path = "custom", None, None
+        index = FaissIndex(indexed_dataset)
+    elif index is None:
+        index = open_index(config, name_or_path, memory_map=memory_map, **hub)
+    return config, tokenizers, index
+
+
+def _overridden(config: Any, overrides: dict[str, Any]) -> Any:
+    for name, value in overrides.items():
+        setattr(config, name, str(value) if isinstance(value, Path) else value)
+    config.validate()
+    return config
+
+
+def _ships_index(folder: Path) -> bool:
+    return (folder / PASSAGES_FOLDER).is_dir() and (folder / INDEX_FILE).is_file()
+
+
+def _not_rag(name: str | Path, kind: Any) -> str:
+    return (
+        f"{str(name)!r} is a checkpoint of type {kind!r}, not a RAG folder with a RAG config.json and both tokenizers. "
+        "Write  RagRetriever.from_pretrained('facebook/rag-token-nq', indexed_dataset=dataset)  with any RAG folder or "
+        "repository, or build it from its parts:  RagRetriever(RagConfig.from_question_encoder_generator_configs("
+        "encoder_config, generator_config), encoder_tokenizer, generator_tokenizer, index=FaissIndex(dataset))."
+    )
+
+
+def save_parts(retriever: RagRetriever, folder: Path) -> None:
+    """Write a retriever's folder, all or nothing; see `RagRetriever.save_pretrained`."""
+    from rag_core.hub import atomic_folder
+    from rag_core.tokenization import TOKENIZER_PATTERNS
+
+    config = copy.deepcopy(retriever.config)
+    save = getattr(retriever.index, "save", None)
+    with atomic_folder(folder, stale=(*TOKENIZER_PATTERNS, *INDEX_PATTERNS)) as draft:
+        if callable(save):
+            entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})
+            for name, value in entries.items():
+                setattr(config, name, value)
+        else:
+            logger.warning(
+                "%s has no save(folder); the folder will hold no index: pass index= to RagRetriever.from_pretrained.",
+                type(retriever.index).__name__,
+            )
+        config.save_pretrained(draft)
+        retriever.tokenizer.save_pretrained(draft)

@@ -1,0 +1,173 @@
+"""One search through any `Index`: whatever it returns is checked and brought to fixed shapes.
+
+Letters: B questions, b questions of one chunk, N documents a question, D vector size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence, Sized
+from typing import Any
+
+import numpy as np
+
+from rag_core.backends import to_numpy
+from rag_core.retrieval.index import Index
+
+
+def search(index: Index, queries: np.ndarray, n_docs: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Search in chunks; the result does not depend on their size.
+
+    Args:
+        index: an initialised `Index`.
+        queries: (B, D) numbers.
+        n_docs: N.
+        batch_size: questions a chunk.
+
+    Returns:
+        doc_ids (B, N) int64, missing hits -1, and vectors (B, N, D) float32, zero for missing hits.
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinity, an index of another vector size or that returns anything else than
+            `Index` says, or a question without any hit.
+    """
+    if queries.ndim != 2:
+        raise ValueError(f"question_hidden_states must have shape (batch, vector size), got {queries.shape}.")
+    if not np.isfinite(queries).all():
+        rows = np.flatnonzero(~np.isfinite(queries).all(axis=1)).tolist()
+        raise ValueError(f"question_hidden_states holds NaN or infinity in rows {rows}; nothing can be searched.")
+    size = getattr(index, "vector_size", None)
+    if size is not None and size != queries.shape[1]:
+        raise ValueError(
+            f"the question vectors have size {queries.shape[1]}, the vectors of the index have size {size}: the index "
+            "was built with another encoder. Use the question encoder that belongs to it, or build the index again."
+        )
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if not len(queries):
+        return np.zeros((0, n_docs), np.int64), np.zeros((0, n_docs, queries.shape[1]), np.float32)
+    found = [_chunk(index, queries[start : start + batch_size], n_docs) for start in range(0, len(queries), batch_size)]
+    doc_ids = np.concatenate([ids for ids, _ in found])  # (B, N)
+    if (empty := np.flatnonzero((doc_ids < 0).all(axis=1))).size:
+        documents = len(index) if isinstance(index, Sized) else "an unknown number of"
+        raise ValueError(
+            f"the index ({documents} documents) has no hit for question rows {empty.tolist()}; add documents, or "
+            "search wider (nprobe, efSearch)."
+        )
+    return doc_ids, np.concatenate([vectors for _, vectors in found])  # (B, N), (B, N, D)
+
+
+def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, width = queries.shape
+    found = index.get_top_docs(queries, n_docs)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise ValueError(f"{_name(index)}.get_top_docs must return doc_ids and vectors, got {_kind(found)}.")
+    ids, vectors = (
+        _numbers(value, f"{_name(index)}.get_top_docs must return {what}", kinds)
+        for value, what, kinds in zip(
+            found, ("doc_ids of integers", "vectors of real numbers"), ("iu", "fiu"), strict=True
+        )
+    )
+    ids = ids.astype(np.int64)
+    vectors = vectors.astype(np.float32, copy=False)
+    if ids.ndim != 2 or len(ids) != rows or ids.shape[1] > n_docs:
+        raise ValueError(f"the index returned doc_ids of shape {ids.shape} for {rows} questions, n_docs={n_docs}.")
+    if vectors.shape != (*ids.shape, width):
+        raise ValueError(
+            f"the index returned vectors of shape {vectors.shape} for doc_ids {ids.shape} and question vectors of size "
+            f"{width}; expected {(*ids.shape, width)}: do the index and the question encoder belong together?"
+        )
+    documents = len(index) if isinstance(index, Sized) else None
+    if documents is not None and ids.size and ids.max() >= documents:
+        raise ValueError(
+            f"{_name(index)}.get_top_docs must return row numbers below its len(), {documents}, or -1 for no hit, got "
+            f"{ids.max()}. Ids of another kind (IndexIDMap, add_with_ids) are to be turned into row numbers."
+        )
+    bad = ~np.isfinite(vectors).all(axis=-1) & (ids >= 0)
+    if bad.any():
+        raise ValueError(
+            f"{_name(index)}.get_top_docs must return finite vectors, got NaN or infinity for rows "
+            f"{np.unique(ids[bad])[:10].tolist()}. Embed these passages again."
+        )
+    if ids.shape[1] == n_docs and ids.min() >= 0:
+        return ids, vectors
+    missing = n_docs - ids.shape[1]
+    ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)  # (b, N)
+    vectors = np.pad(vectors, ((0, 0), (0, missing), (0, 0)))  # (b, N, D)
+    return np.where(ids < 0, -1, ids), np.where(ids[..., None] < 0, np.float32(0), vectors)
+
+
+def _name(index: Index) -> str:
+    return type(index).__name__
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, Sized) else type(value).__name__
+
+
+def _numbers(value: Any, rule: str, kinds: str) -> np.ndarray:
+    """An array whose dtype is of one of NumPy's `kinds`, or a ValueError of the rule."""
+    try:
+        array = np.asarray(to_numpy(value))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{rule}, got {_kind(value)} ({error!s:.120}).") from error
+    if array.dtype.kind not in kinds and array.size:
+        raise ValueError(f"{rule}, got {array.dtype} of shape {array.shape}.")
+    return array
+
+
+def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[dict[str, Any]]:
+    """Read the documents' texts.
+
+    Args:
+        index: an initialised `Index`.
+        doc_ids: (B, N) as `search` returned them.
+        vectors: (B, N, D) likewise.
+
+    Returns:
+        B dictionaries: lists of N entries as the index gives them, missing hits "" (other columns None), and
+        "embeddings", (N, D).
+
+    Raises:
+        ValueError: the index returned something else than titles and texts.
+    """
+    if not len(doc_ids):
+        return []
+    hits = doc_ids >= 0
+    if hits.all():
+        found = _checked_docs(index, doc_ids)
+        return [{**doc, "embeddings": vectors[row]} for row, doc in enumerate(found)]
+    # The index is never asked for row -1: its place is taken by the row's first hit, then blanked.
+    first = np.take_along_axis(doc_ids, hits.argmax(axis=1)[:, None], axis=1)  # (B, 1)
+    result = []
+    for row, columns in enumerate(_checked_docs(index, np.where(hits, doc_ids, first))):
+        doc: dict[str, Any] = {name: values for name, values in columns.items() if name != "embeddings"}
+        if not hits[row].all():
+            doc = {
+                name: [
+                    value if hit else "" if name in ("title", "text") else None
+                    for value, hit in zip(values, hits[row], strict=True)
+                ]
+                for name, values in doc.items()
+            }
+        result.append(doc | {"embeddings": vectors[row]})
+    return result
+
+
+def _checked_docs(index: Index, doc_ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+    rule = f"{_name(index)}.get_doc_dicts must return {len(doc_ids)} dictionaries, one a question"
+    found = index.get_doc_dicts(doc_ids)
+    if not isinstance(found, list | tuple) or len(found) != len(doc_ids):
+        raise ValueError(f"{rule}, got {_kind(found)}.")
+    wanted = f"{rule}, with lists 'title' and 'text' of {doc_ids.shape[1]} strings"
+    for row, doc in enumerate(found):
+        if not isinstance(doc, Mapping):
+            raise ValueError(f"{wanted}, got for question {row} a {type(doc).__name__}.")
+        if "title" not in doc or "text" not in doc:
+            raise ValueError(f"{wanted}, got for question {row} the keys {list(doc)}.")
+        for name in ("title", "text"):
+            values = doc[name]
+            if isinstance(values, str | bytes) or not isinstance(values, Collection) or len(values) != doc_ids.shape[1]:
+                raise ValueError(f"{wanted}, got for question {row} a {name!r} that is {_kind(values)}.")
+            wrong = next((value for value in values if not isinstance(value, str)), "")
+            if not isinstance(wrong, str):
+                raise ValueError(f"{wanted}, got for question {row} a {name!r} with {wrong!r:.60}.")
+    return found

@@ -1,0 +1,298 @@
+"""The canonical `wiki_dpr` index: 21,015,300 Wikipedia passages of 100 words, found as data files, without scripts.
+
+`facebook/wiki_dpr` (or a local folder of the same layout) holds parquet shards of passages, with their vectors and
+without, and faiss files: "exact" (HNSW over 8-bit vectors) and "compressed" (inverted lists with product quantisation).
+There is none for its dummy data set, the first 10,000 passages: a flat index, which searches exactly, is made of their
+vectors. Files are matched by pattern. Row i of the data is row i of the index; the column `id` counts from 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rag_core.checks import warn
+from rag_core.retrieval.faiss_files import PICKLE_HELP, build_faiss, read_faiss, refuse_pickle
+from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.passage_store import listing_record, open_passages
+from rag_core.retrieval.rerank import checked_factor
+from rag_core.retrieval.vectors import ArrowVectors
+
+REPOSITORY = "facebook/wiki_dpr"
+INDEX_NAMES = ("exact", "compressed")
+EMBEDDINGS_NAMES = ("nq", "multiset")
+NO_EMBEDDINGS = "no_embeddings"
+DUMMY_ROWS = 10_000
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
+
+
+class WikiDprIndex(FaissIndex):
+    """The faiss index of `wiki_dpr`, opened at the first use.
+
+    Args:
+        dataset: "wiki_dpr" (meaning `facebook/wiki_dpr`), another repository, or a local folder, of the same layout.
+        split: the split in the file names.
+        index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also says which vectors, and
+            "dummy.psgs_w100.nq.exact" that the dummy data set is meant.
+        embeddings_name: "nq" (the released RAG models) or "multiset": the DPR encoder the vectors come from.
+        use_dummy_dataset: the first 10,000 passages, searched exactly (or by a dummy faiss file, where there is one).
+        revision: of the repository.
+        vectors: "index" takes document vectors back out of the faiss index (decoded from 8 bits or from product codes),
+            so that the 73 GB of vectors are not read; "stored" reads them, as transformers does.
+        index_path: a faiss file of one's own over the same passages.
+        memory_map: map the faiss file instead of reading it; None if it has more than 1 GB.
+        rerank: with stored vectors: candidates for each document wanted, ranked again exactly.
+        **hub: cache_dir, token, local_files_only, force_download.
+
+    Raises:
+        ValueError: an unknown name. OSError when opened: files are missing or damaged; the message lists what is there.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "wiki_dpr",
+        *,
+        split: str = "train",
+        index_name: str = "compressed",
+        embeddings_name: str = "nq",
+        use_dummy_dataset: bool = False,
+        revision: str | None = None,
+        vectors: str = "index",
+        index_path: str | None = None,
+        memory_map: bool | None = None,
+        rerank: int = 1,
+        **hub: Any,
+    ) -> None:
+        kind, embeddings_name = _parse_name(index_name, embeddings_name)
+        use_dummy_dataset = use_dummy_dataset or "dummy" in index_name.split(".")
+        if vectors not in ("index", "stored"):
+            raise ValueError(f"vectors (config.doc_vectors) must be 'index' or 'stored', got {vectors!r}.")
+        if not isinstance(use_dummy_dataset, bool):
+            raise ValueError(f"use_dummy_dataset must be True or False, got {use_dummy_dataset!r}.")
+        if index_path is not None:
+            refuse_pickle(index_path, "index_path")
+        self.index_name, self.embeddings_name = kind, embeddings_name
+        self.use_dummy_dataset = use_dummy_dataset
+        self.source = REPOSITORY if dataset == "wiki_dpr" and not Path(dataset).is_dir() else dataset
+        options = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+
+        def load() -> tuple[Any, Any, str]:
+            return _open(self, split, revision, vectors, index_path, memory_map, options)
+
+        self._column, self._load, self._rerank = "embeddings", load, checked_factor(rerank)
+        if self._rerank > 1 and vectors != "stored":
+            raise ValueError("index_rerank ranks by stored vectors: it needs doc_vectors='stored'.")
+
+    @classmethod
+    def from_config(cls, config: Any, *, memory_map: bool | None = None, **hub: Any) -> WikiDprIndex:
+        """Return the index that a `RagConfig` names.
+
+        Args:
+            config: its dataset, dataset_split, dataset_revision, index_name, index_path and use_dummy_dataset are read,
+                and the foreign keys ``embeddings_name`` ("nq"), ``doc_vectors`` ("index") and ``index_rerank`` (1), if
+                there.
+            memory_map: map the faiss file.
+            **hub: hub options; `revision` and `subfolder` belong to the model and are left out.
+        """
+        return cls(
+            config.dataset,
+            split=config.dataset_split,
+            index_name=config.index_name,
+            embeddings_name=getattr(config, "embeddings_name", "nq"),
+            use_dummy_dataset=config.use_dummy_dataset,
+            revision=config.dataset_revision,
+            vectors=getattr(config, "doc_vectors", "index"),
+            index_path=config.index_path,
+            memory_map=memory_map,
+            rerank=getattr(config, "index_rerank", 1),
+            **hub,
+        )
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        """Copy nothing: the config entries name the index."""
+        return {"index_name": self.index_name, "dataset": self.source, "use_dummy_dataset": self.use_dummy_dataset}
+
+
+def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
+    parts = [part for part in index_name.split(".") if part not in ("psgs_w100", "dummy")]
+    if parts == ["legacy"]:
+        raise ValueError(f"index_name='legacy' is not supported. {PICKLE_HELP}")
+    if len(parts) == 2 and parts[0] in EMBEDDINGS_NAMES:
+        embeddings_name = parts.pop(0)
+    if len(parts) != 1 or parts[0] not in INDEX_NAMES:
+        old = " Checkpoints of September 2020 say so: pass index_name='exact'." if index_name == "embeddings" else ""
+        raise ValueError(
+            f"index_name must be 'exact', 'compressed' or 'custom' (with passages_path and index_path), got "
+            f"{index_name!r}.{old}"
+        )
+    if embeddings_name not in EMBEDDINGS_NAMES:
+        raise ValueError(f"embeddings_name must be one of {EMBEDDINGS_NAMES}, got {embeddings_name!r}.")
+    return parts[0], embeddings_name
+
+
+def _open(
+    index: WikiDprIndex,
+    split: str,
+    revision: str | None,
+    vectors: str,
+    index_path: str | None,
+    memory_map: bool | None,
+    options: dict[str, Any],
+) -> tuple[Any, Any, str]:
+    from rag_core.hub import list_commit, resolve_file
+
+    dummy = index.use_dummy_dataset
+    record = listing_record(index.source, revision, options)
+    where = options | {"repo_type": "dataset"}
+    # All files of one commit: a push between two of them would put texts beside the vectors of others.
+    commit, names = list_commit(index.source, record=record, revision=revision, **where)
+    place = f"{index.source!r}" + (f" (revision {revision or 'main'}, commit {commit})" if commit else "")
+    file = Path(index_path) if index_path else None
+    if file is None:
+        name = find_faiss_file(names, index.index_name, index.embeddings_name, dummy, place)
+        file = None if name is None else resolve_file(index.source, name, revision=commit, **where)
+    faiss_index = None if file is None else read_faiss(file, memory_map=memory_map)
+    if index.index_name == "compressed":
+        _warn_of_compression(faiss_index, dummy, index.rerank)
+    stored = vectors == "stored" or faiss_index is None
+    shards = find_shards(names, index.embeddings_name, split, dummy, place, vectors=stored)
+    columns = ["id", "title", "text"] + (["embeddings"] if stored else [])
+    rows = DUMMY_ROWS if faiss_index is None else int(faiss_index.ntotal)
+    passages = open_passages(
+        index.source, shards, columns, rows, commit, options, first_rows=dummy, fewer=faiss_index is None
+    )
+    if faiss_index is None:
+        stored_vectors = ArrowVectors(passages)
+        faiss_index = build_faiss(stored_vectors.blocks(), len(passages), stored_vectors.vector_size, "flat")
+    return passages, faiss_index, vectors
+
+
+def _warn_of_compression(faiss_index: Any, dummy: bool, rerank: int) -> None:
+    import faiss
+
+    if dummy:
+        warn(
+            "index_name='compressed': the dummy data set has no compressed index; it is searched as with "
+            "index_name='exact'.",
+        )
+    elif rerank == 1 and faiss.try_extract_index_ivf(faiss_index) is not None:
+        warn(
+            "the 'compressed' index of wiki_dpr misses some of the best passages, and answers suffer: users lost 17 "
+            "points of exact match to it. Search wider (retriever.index.faiss_index.nprobe), rank again by the stored "
+            "vectors (doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
+        )
+
+
+def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dummy: bool, place: str) -> str | None:
+    """Pick the faiss file of a build out of a listing.
+
+    Args:
+        names: all files.
+        index_name: "exact" or "compressed"; the dummy data set has one file at most, whichever is asked for.
+        embeddings_name: "nq" or "multiset".
+        dummy: the one of the dummy data set.
+        place: where the listing is from, for the message.
+
+    Returns:
+        The name; None if the dummy data set has no file, as in the public repository: its index is built.
+
+    Raises:
+        OSError: none fits, or several do; the message lists the faiss files that are there.
+    """
+    faiss_files = [name for name in names if name.endswith((".faiss", ".index"))]
+    found = []
+    for name in faiss_files:
+        base = name.rsplit("/", 1)[-1]
+        compressed = "IVF" in base or "compressed" in base
+        if (
+            embeddings_name in re.split(r"[./_-]", name)
+            and ("dummy" in name) == dummy
+            and (dummy or compressed == (index_name == "compressed"))
+        ):
+            found.append(name)
+    if dummy and not found:
+        return None
+    if len(found) != 1:
+        pattern = "IVF*" if index_name == "compressed" else "HNSW*"
+        raise OSError(
+            f"{'no' if not found else 'more than one'} faiss file for {embeddings_name!r}, index_name={index_name!r} "
+            f"in {place}: looked for index/{'dummy.' if dummy else ''}psgs_w100.{embeddings_name}."
+            f"{'*' if dummy else pattern}.faiss, found {found or faiss_files or _held(names)}. index_path= names a "
+            "file directly."
+        )
+    return found[0]
+
+
+def find_shards(
+    names: list[str], embeddings_name: str, split: str, dummy: bool, place: str, *, vectors: bool = True
+) -> list[str]:
+    """Pick the parquet shards of the passages out of a listing, in row order.
+
+    Args:
+        names: all files.
+        embeddings_name: "nq" or "multiset".
+        split: the beginning of the file names.
+        dummy: prefer a folder of dummy passages, if there is one.
+        place: where the listing is from, for the message.
+        vectors: whether the vectors are wanted; otherwise folders of texts alone come first.
+
+    Raises:
+        OSError: there are none, or none of which all are there; the message lists what is there.
+    """
+    kinds = [embeddings_name] if vectors else [NO_EMBEDDINGS, embeddings_name]
+    wanted = [(kind, True) for kind in kinds if dummy] + [(kind, False) for kind in kinds]
+    sets = _shard_sets(names, split)
+    missing = {}
+    for kind, of_dummy in wanted:
+        fitting = [key for key in sets if kind in key.parts and ("dummy" in key.parts) == of_dummy]
+        for key in sorted(fitting, key=lambda key: (len(key.folder), key)):
+            shards = sets[key]
+            gaps = sorted(set(range(key.total)) - shards.keys())
+            if not gaps:
+                return [shards[number] for number in sorted(shards)]
+            missing[key] = gaps
+    if missing:
+        key, gaps = next(iter(missing.items()))
+        raise OSError(
+            f"{place} lacks {len(gaps)} of {key.total:05d} passage files like {next(iter(sets[key].values()))!r}: "
+            f"numbers {gaps[:10]}; download them again."
+        )
+    folder = f"{'dummy.' if dummy else ''}{embeddings_name}"
+    raise OSError(
+        f"no passages in {place}: looked for data/psgs_w100/{folder}/{split}-*-of-*.parquet, found {_held(names)}."
+    )
+
+
+class _ShardSet(NamedTuple):
+    """Shards that belong together: one folder, one number of shards (0 where the names do not say)."""
+
+    folder: str
+    total: int
+
+    @property
+    def parts(self) -> list[str]:
+        return re.split(r"[./]", self.folder)
+
+
+def _shard_sets(names: list[str], split: str) -> dict[_ShardSet, dict[int, str]]:
+    sets: dict[_ShardSet, dict[int, str]] = defaultdict(dict)
+    for name in sorted(names):
+        folder, _, base = name.rpartition("/")
+        if not name.endswith(".parquet") or not re.match(rf"{re.escape(split)}\b", base):
+            continue
+        numbered = _SHARD.search(base)
+        key = _ShardSet(folder, int(numbered[2]) if numbered else 0)
+        sets[key][int(numbered[1]) if numbered else len(sets[key])] = name
+    return sets
+
+
+def _held(names: list[str]) -> str:
+    """What a listing holds, in a few words."""
+    parquet = [name for name in names if name.endswith(".parquet")]
+    if not parquet:
+        script = " (revisions of March 2024 and later hold parquet files, earlier ones a script alone)"
+        return f"no parquet or faiss file among {names[:20]}{script if 'wiki_dpr.py' in names else ''}"
+    folders = sorted({name.rpartition("/")[0] or "." for name in parquet})
+    return f"{len(parquet)} parquet files, in folders {folders[:20]}"
