@@ -20,8 +20,7 @@ from rag_core.config.rag import AutoConfig, DPRConfig, T5Config
 from rag_core.hub import push as hub_push
 from rag_core.hub.atomic import atomic_folder, atomic_write
 from rag_core.hub.files import HUB_KWARGS, is_local, list_files, resolve_file, split_hub_kwargs
-from rag_core.hub.keywords import Saving
-from rag_core.hub.push import loader_of, model_card, push_folder
+from rag_core.hub.push import Saving, loader_of, model_card, push_folder
 from rag_core.retrieval.faiss_files import build_faiss, write_faiss
 from rag_core.retrieval.retriever_files import open_index
 from rag_core.tokenization.rag import RagTokenizer

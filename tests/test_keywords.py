@@ -6,7 +6,8 @@ import pytest
 
 from rag_core import AutoConfig, AutoTokenizer, GenerationConfig, RagTokenizer, T5Config
 from rag_core.hub.files import split_hub_kwargs
-from rag_core.hub.keywords import Saving, loading_keywords, whole_device
+from rag_core.hub.keywords import loading_keywords, whole_device
+from rag_core.hub.push import Saving
 
 HARMLESS = {
     "low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "eager", "trust_remote_code": False,

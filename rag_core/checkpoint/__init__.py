@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from rag_core.checkpoint.folder import weight_files as weight_files
     from rag_core.checkpoint.folder import write_checkpoint as write_checkpoint
     from rag_core.checkpoint.h5 import H5File as H5File
+    from rag_core.checkpoint.lazy import LazyWeights as LazyWeights
     from rag_core.checkpoint.pretrained import PretrainedBase as PretrainedBase
     from rag_core.checkpoint.pretrained import check_table as check_table
     from rag_core.checkpoint.pretrained import chosen_weights as chosen_weights
     from rag_core.checkpoint.pretrained import rows_wanted as rows_wanted
     from rag_core.checkpoint.pretrained import with_ties as with_ties
     from rag_core.checkpoint.shapes import RAG_HEADS as RAG_HEADS
-    from rag_core.checkpoint.weights import LazyWeights as LazyWeights
     from rag_core.checkpoint.weights import check_sizes as check_sizes
     from rag_core.checkpoint.weights import check_weights as check_weights
     from rag_core.checkpoint.weights import fit_names as fit_names
@@ -37,10 +37,10 @@ __getattr__, __dir__, __all__ = lazily(
         "file_checks": ["check_arrow", "open_arrow", "vouch"],
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],
+        "lazy": ["LazyWeights"],
         "pretrained": ["PretrainedBase", "check_table", "chosen_weights", "rows_wanted", "with_ties"],
         "shapes": ["RAG_HEADS"],
         "weights": [
-            "LazyWeights",
             "check_sizes",
             "check_weights",
             "fit_names",

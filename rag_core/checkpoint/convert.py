@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from rag_core.checkpoint.folder import WEIGHT_FILES, read_weights, write_checkpoint
-from rag_core.checkpoint.weights import FLOATS, LazyWeights, fit_weights, tied_names
+from rag_core.checkpoint.lazy import LazyWeights
+from rag_core.checkpoint.weights import FLOATS, fit_weights, tied_names
 from rag_core.config import AutoConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, config_from_dict
 from rag_core.hub import atomic_folder, clear, is_local, list_commit, list_files, resolve_file, split_hub_kwargs
 

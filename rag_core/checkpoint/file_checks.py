@@ -186,7 +186,7 @@ def _arrow_full(path: str) -> int:
 
 
 def _h5(path: str) -> Mapping[str, Any]:
-    from rag_core.checkpoint.h5 import structure
+    from rag_core.checkpoint.h5_structure import structure
 
     return structure(path)
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.checkpoint.lazy import LazyWeights
 from rag_core.checkpoint.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.checkpoint.tf_names import torch_layout, torch_name
-from rag_core.checkpoint.weights import FLOATS, LazyWeights, needs_float32, tied_names
+from rag_core.checkpoint.weights import FLOATS, needs_float32, tied_names
 from rag_core.config import PretrainedConfig
 from rag_core.hub import (
     DamagedFileError,

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rag_core.checkpoint.weights import LazyWeights
+from rag_core.checkpoint.lazy import LazyWeights, same_numbers
 
 # What a network may need in front of a name's end, where the file holds a part alone or left a scope out.
 _PARTS = (
@@ -53,7 +51,6 @@ def torch_layout(weights: LazyWeights, source: str) -> LazyWeights:
     Raises:
         OSError: two names of the file are spelled alike.
     """
-    from rag_core.checkpoint.weights import LazyWeights
 
     names = {torch_name(name): name for name in weights.shapes}
     if len(names) < len(weights.shapes):
@@ -127,7 +124,6 @@ def under_needed_names(
     Raises:
         ValueError: copies of one weight differ.
     """
-    from rag_core.checkpoint.weights import LazyWeights, same_numbers
 
     served = by_end(weights, expected)
     for needed, copies in served.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from rag_core.checkpoint.lazy import LazyWeights, same_numbers
 from rag_core.checkpoint.shapes import DPR_HEADS, RAG_HEADS, Shapes, expected_shapes, tied_names
 from rag_core.checkpoint.tf_names import under_needed_names
 from rag_core.config import BartConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, T5Config
@@ -68,49 +69,6 @@ UNUSED: tuple[str, ...] = (
 
 # Missing ones are zeros: a buffer of transformers that BartModel lacks.
 _ZEROS = re.compile(r"(^|\.)final_logits_bias$")
-
-
-class LazyWeights(Mapping[str, np.ndarray]):
-    """Names with arrays that are read when asked for.
-
-    Attributes:
-        shapes: name -> shape, known without reading the arrays.
-        dtypes: name -> dtype, likewise.
-        free: gives back the memory of mapped files that was touched by reading; arrays stay valid.
-        scoped: the names are TensorFlow's, with scopes in front (see `tf_names`).
-        left_out: names of the file that are known to be needed by nothing here.
-    """
-
-    def __init__(
-        self,
-        shapes: Mapping[str, tuple[int, ...]],
-        read: Callable[[str], np.ndarray],
-        *,
-        dtypes: Mapping[str, np.dtype],
-        free: Callable[[], None] = lambda: None,
-        scoped: bool = False,
-        left_out: Iterable[str] = (),
-    ) -> None:
-        self.shapes = dict(shapes)
-        self.dtypes = dict(dtypes)
-        self.free = free
-        self.scoped = scoped
-        self.left_out = tuple(left_out)
-        self._read = read
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.shapes  # the inherited one would read the array
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
 
 
 def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
@@ -257,24 +215,6 @@ def fit_weights(
 
     free = getattr(weights, "free", lambda: None)
     return LazyWeights(expected, read, dtypes=dtypes, free=free, left_out=sorted(set(shapes) - set(expected)))
-
-
-def same_numbers(one: np.ndarray, other: np.ndarray, free: Callable[[], None] | None = None) -> bool:
-    """Whether two arrays of one shape hold the same bits or equal numbers; compared in parts, `free` called after each.
-
-    Args:
-        one: an array, perhaps of a mapped file.
-        other: the same.
-        free: gives back the memory of mapped files.
-    """
-    rows = max(1, 2**24 // max(1, one[:1].nbytes)) if one.ndim else 1
-    for start in range(0, len(one) if one.ndim else 1, rows):
-        first, second = (each[start : start + rows] if each.ndim else each for each in (one, other))
-        if not np.array_equal(first, second) and first.tobytes() != second.tobytes():
-            return False
-        if free is not None:
-            free()
-    return True
 
 
 def needs_float32(name: str) -> bool:

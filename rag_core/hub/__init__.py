@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from rag_core.hub.json_files import bounded_json as bounded_json
     from rag_core.hub.json_files import parse_json as parse_json
     from rag_core.hub.json_files import read_json as read_json
-    from rag_core.hub.keywords import Saving as Saving
     from rag_core.hub.keywords import loading_info as loading_info
     from rag_core.hub.keywords import whole_device as whole_device
     from rag_core.hub.push import Pushable as Pushable
+    from rag_core.hub.push import Saving as Saving
     from rag_core.hub.push import push_folder as push_folder
     from rag_core.hub.text_lines import Line as Line
     from rag_core.hub.text_lines import check_text as check_text
@@ -59,8 +59,8 @@ __getattr__, __dir__, __all__ = lazily(
             "split_hub_kwargs",
         ],
         "json_files": ["bounded_json", "parse_json", "read_json"],
-        "keywords": ["Saving", "loading_info", "whole_device"],
-        "push": ["Pushable", "push_folder"],
+        "keywords": ["loading_info", "whole_device"],
+        "push": ["Pushable", "Saving", "push_folder"],
         "text_lines": ["Line", "check_text", "numbered", "parse_object", "read_lines", "scan_lines", "text_fault"],
     },
 )

@@ -7,8 +7,7 @@ over in silence; what would change something is refused, saying what to write in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -144,59 +143,39 @@ def _rename(renamed: Mapping[str, str], kwargs: Mapping[str, Any], found: dict[s
         found[new] = value
 
 
-@dataclass(frozen=True)
-class Saving:
+def saving_keywords(
+    is_main_process: Any = True, push_to_hub: Any = False, **kwargs: Any
+) -> tuple[bool, dict[str, Any] | None, str | None]:
     """What the keywords of a `save_pretrained` ask for, besides writing files.
 
-    Attributes:
-        here: False where another process writes.
-        push: arguments of `rag_core.hub.push_folder` besides the folder; None not to push.
+    Args:
+        is_main_process: False writes nothing.
+        push_to_hub: whether to push what was written.
+        **kwargs: all others; those for pushing count if `push_to_hub`.
+
+    Returns:
+        Whether this process writes; arguments of `push_folder` besides folder and repository, None not to push; the
+        repository, None if unsaid.
+
+    Raises:
+        TypeError: an unknown keyword, or one of the switches is not true or false.
+        ValueError: a keyword asks for something that is not done here.
     """
-
-    here: bool = True
-    push: dict[str, Any] | None = None
-    _repo_id: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, is_main_process: Any = True, push_to_hub: Any = False, **kwargs: Any) -> Saving:
-        """Read the keywords.
-
-        Args:
-            is_main_process: False writes nothing.
-            push_to_hub: whether to push what was written.
-            **kwargs: all others; those for pushing count if `push_to_hub`.
-
-        Raises:
-            TypeError: an unknown keyword, or one of the switches is not true or false.
-            ValueError: a keyword asks for something that is not done here.
-        """
-        known = {name: value for name, value in kwargs.items() if name not in _RENAMED_TO_SAVE}
-        _rename(_RENAMED_TO_SAVE, kwargs, known)
-        is_main_process, kwargs = known.pop("is_main_process", is_main_process), known
-        for name, value in (("is_main_process", is_main_process), ("push_to_hub", push_to_hub)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False, got {value!r}. Give the other arguments by name.")
-        unknown = sorted(set(kwargs) - _NOTHING_TO_SAVE - _PUSHING - _NOTHING_TO_PUSH - set(_SAVING))
-        if unknown:
-            raise TypeError(f"save_pretrained (or push_to_hub) got unknown arguments: {', '.join(unknown)}")
-        for name, value in kwargs.items():
-            if name in _SAVING:
-                _SAVING[name].check(name, value)
-        push = {name: value for name, value in kwargs.items() if name in _PUSHING and value is not None}
-        repo_id = push.pop("repo_id", None)
-        return cls(is_main_process, push if push_to_hub else None, repo_id)
-
-    def finish(self, folder: str | Path, saved: Any = None) -> None:
-        """Push the folder that was written, if that was asked for; its name is the repository's by default.
-
-        Args:
-            folder: what was written.
-            saved: what wrote it, for the model card.
-        """
-        if self.push is not None:
-            from rag_core.hub.push import loader_of, push_folder
-
-            push_folder(folder, self._repo_id or Path(folder).name, loader=loader_of(saved), **self.push)
+    known = {name: value for name, value in kwargs.items() if name not in _RENAMED_TO_SAVE}
+    _rename(_RENAMED_TO_SAVE, kwargs, known)
+    is_main_process, kwargs = known.pop("is_main_process", is_main_process), known
+    for name, value in (("is_main_process", is_main_process), ("push_to_hub", push_to_hub)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}. Give the other arguments by name.")
+    unknown = sorted(set(kwargs) - _NOTHING_TO_SAVE - _PUSHING - _NOTHING_TO_PUSH - set(_SAVING))
+    if unknown:
+        raise TypeError(f"save_pretrained (or push_to_hub) got unknown arguments: {', '.join(unknown)}")
+    for name, value in kwargs.items():
+        if name in _SAVING:
+            _SAVING[name].check(name, value)
+    push = {name: value for name, value in kwargs.items() if name in _PUSHING and value is not None}
+    repo_id = push.pop("repo_id", None)
+    return is_main_process, push if push_to_hub else None, repo_id
 
 
 def whole_device(device: Any, device_map: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rag_core.hub.atomic import clear
+from rag_core.hub.keywords import saving_keywords
 
 _USUAL = "rag_torch.RagTokenForGeneration"
 
@@ -150,6 +152,35 @@ def push_folder(
     return address
 
 
+@dataclass(frozen=True)
+class Saving:
+    """What the keywords of a `save_pretrained` ask for, besides writing files.
+
+    Attributes:
+        here: False where another process writes.
+        push: arguments of `push_folder` besides the folder; None not to push.
+    """
+
+    here: bool = True
+    push: dict[str, Any] | None = None
+    _repo_id: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, *args: Any, **kwargs: Any) -> Saving:
+        """Read the keywords; see `saving_keywords`."""
+        return cls(*saving_keywords(*args, **kwargs))
+
+    def finish(self, folder: str | Path, saved: Any = None) -> None:
+        """Push the folder that was written, if that was asked for; its name is the repository's by default.
+
+        Args:
+            folder: what was written.
+            saved: what wrote it, for the model card.
+        """
+        if self.push is not None:
+            push_folder(folder, self._repo_id or Path(folder).name, loader=loader_of(saved), **self.push)
+
+
 class Pushable:
     """What has `save_pretrained(folder)` and can so be pushed."""
 
@@ -165,8 +196,6 @@ class Pushable:
         Returns:
             The repository's address.
         """
-        from rag_core.hub.keywords import Saving
-
         push = Saving.of(push_to_hub=True, **kwargs).push or {}
         written = {name: kwargs[name] for name in ("max_shard_size", "safe_serialization") if name in kwargs}
         with tempfile.TemporaryDirectory() as folder:
