@@ -145,7 +145,7 @@ def test_replaced_weights_are_those_that_graphs_use():
     np.testing.assert_allclose(ours(IDS)[0], wide, atol=1e-12)
     with pytest.raises(ValueError, match="0 to 9; got ids from 10"):
         ours([[10]])
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be a whole number from 1"):
         ours.resize_token_embeddings(0)
 
 
