@@ -126,18 +126,18 @@ def check_mask_values(name: str, low: float, high: float) -> None:
 
     Args:
         name: of the mask.
-        low: the lowest of its numbers, those that are 1 taken for 0 (NaN where any is).
+        low: the lowest of its numbers (NaN where any is); of real ones, those that are 1 taken for 0.
         high: the highest.
 
     Raises:
         ValueError: naming a number.
     """
-    if low == 0 and high == 0:
-        return
-    raise ValueError(
-        f"{name} must hold 1 for tokens that are read and 0 for others, got {high if low == 0 else low:g}. Pass the "
-        "mask that the tokenizer or the retriever returns"
-    )
+    wrong = [value for value in (low, high) if value not in (0, 1)]
+    if wrong:
+        raise ValueError(
+            f"{name} must hold 1 for tokens that are read and 0 for others, got {wrong[0]:g}. Pass the mask that the "
+            "tokenizer or the retriever returns"
+        )
 
 
 def check_questions(given: Given) -> None:

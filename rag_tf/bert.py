@@ -16,7 +16,7 @@ from tensorflow import Tensor
 
 from rag_core.checkpoint import check_table
 from rag_core.config import BertConfig, DPRConfig, sentence_settings
-from rag_core.generation import check_embeds
+from rag_core.generation import check_embeds, check_one_of
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_tf.contexts import check_text, checked_ids, checked_tensor
@@ -89,8 +89,7 @@ class PooledEncoder(PretrainedModel, Module, ABC):
             switches = (output_attentions, output_hidden_states, return_dict)
             given |= dict(zip(("output_attentions", "output_hidden_states", "return_dict"), switches, strict=True))
             return self(**{**given, **input_ids})
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
         check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
         embeddings = self._body.embeddings

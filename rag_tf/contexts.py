@@ -119,7 +119,8 @@ def check_values(
             arguments.check_vocabulary(name, values.min(), values.max(), size)
     if mask is not None and not mask.dtype.is_bool:
         values = mask.numpy()
-        values = np.where((values == 0) | (values == 1), 0, values)
+        if mask.dtype.is_floating:
+            values = np.where((values == 0) | (values == 1), 0, values)
         if values.size:
             arguments.check_mask_values(mask_name, float(values.min()), float(values.max()))
 

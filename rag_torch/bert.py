@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rag_core.checkpoint import check_table
 from rag_core.config import BertConfig, DPRConfig, sentence_settings
-from rag_core.generation import check_embeds
+from rag_core.generation import check_embeds, check_one_of
 from rag_core.outputs import PooledEncoderOutput
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_torch.contexts import check_text, used_length
@@ -76,8 +76,7 @@ class PooledEncoder(PretrainedModel, ABC):
         Returns:
             `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
         check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
         if inputs_embeds is not None:

@@ -134,7 +134,8 @@ def check_values(
     if ids is not None and size is not None:
         parts += ids.aminmax()
     if mask is not None and masked:
-        parts += torch.where((mask == 0) | (mask == 1), 0, mask).aminmax()
+        real = mask.is_floating_point()
+        parts += (torch.where((mask == 0) | (mask == 1), 0, mask) if real else mask).aminmax()
     if not parts:
         return
     found = torch.stack([part.double() for part in parts]).tolist()

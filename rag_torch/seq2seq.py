@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from rag_core.arguments import check_fed, check_rows
 from rag_core.checkpoint import check_table
 from rag_core.generation import (
+    check_context,
     check_embeds,
     check_head_masks,
     check_label_shape,
     check_one_of,
-    check_states,
     next_inputs,
     start_and_pad,
 )
@@ -115,7 +115,7 @@ class Decoder(ABC):
         if steps is not None:
             return self.advance(input_ids, steps, attention_mask, inputs_embeds)
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
-        check_states(encoder_hidden_states, past_key_values)
+        check_context(encoder_hidden_states, past_key_values)
         if past_key_values is not None:
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         else:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from rag_core.generation.config import own_options as own_options
     from rag_core.generation.config import resolve_options as resolve_options
     from rag_core.generation.inputs import UNREAD_BY_GENERATE as UNREAD_BY_GENERATE
+    from rag_core.generation.inputs import check_context as check_context
     from rag_core.generation.inputs import check_embeds as check_embeds
     from rag_core.generation.inputs import check_head_masks as check_head_masks
     from rag_core.generation.inputs import check_label_shape as check_label_shape
     from rag_core.generation.inputs import check_one_of as check_one_of
-    from rag_core.generation.inputs import check_states as check_states
     from rag_core.generation.inputs import next_inputs as next_inputs
     from rag_core.generation.inputs import start_and_pad as start_and_pad
     from rag_core.generation.logits_rules import Edit as Edit
@@ -55,11 +55,11 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "inputs": [
             "UNREAD_BY_GENERATE",
+            "check_context",
             "check_embeds",
             "check_head_masks",
             "check_label_shape",
             "check_one_of",
-            "check_states",
             "next_inputs",
             "start_and_pad",
         ],

@@ -49,7 +49,7 @@ def check_embeds(name: str, shape: Sequence[int | None], width: int) -> None:
         )
 
 
-def check_states(states: Any, past_key_values: Any) -> None:
+def check_context(states: Any, past_key_values: Any) -> None:
     """Refuses a decoder's call without a context.
 
     Raises:

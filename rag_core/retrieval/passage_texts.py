@@ -42,6 +42,7 @@ class PassageTexts:
 
         Raises:
             IndexError: a row that is not there.
+            DamagedFileError: a value that leads out of its file, or is no text; the error names the column.
         """
         if rows.size and not 0 <= rows.min() <= rows.max() < self._length:
             raise IndexError(f"rows must be 0 to {self._length - 1}, got {rows.min()} to {rows.max()}.")
@@ -51,15 +52,16 @@ class PassageTexts:
             chunk_of = np.searchsorted(starts, wanted, side="right") - 1
             inside = (wanted - starts[chunk_of]).tolist()
             places = zip(chunk_of.tolist(), inside, strict=True)
-            result[name] = [self._value(name, chunks[number], row) for number, row in places]
+            with reading(f"column {name!r} of {self._place}"):
+                result[name] = [_value(chunks[number], row) for number, row in places]
         return {name: result[name] for name in self._names}
 
-    def _value(self, name: str, chunk: Any, row: int) -> Any:
-        """One value; its offsets are in a file, so they are checked before they are followed."""
-        here = chunk.slice(row, 1)
-        with reading(f"column {name!r} of {self._place}"):
-            here.validate(full=True)
-            return here[0].as_py()
+
+def _value(chunk: Any, row: int) -> Any:
+    """One value; its offsets are in a file, so they are checked before they are followed."""
+    here = chunk.slice(row, 1)
+    here.validate(full=True)
+    return here[0].as_py()
 
 
 def _is_plain(kind: Any) -> bool:

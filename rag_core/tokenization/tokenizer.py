@@ -10,10 +10,9 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rag_core.hub import Pushable, Saving, atomic_folder, checked_name, locating, split_hub_kwargs, text_fault
 from rag_core.tokenization.batch import BatchEncoding
@@ -49,8 +48,7 @@ Part = str | list[str]  # a text, or its words
 Row = tuple[Part, ...]  # one part, or a pair
 
 
-@dataclass(frozen=True)
-class EncodeOptions:
+class EncodeOptions(NamedTuple):
     """The options of a call, as `Tokenizer.__call__` describes them."""
 
     add_special_tokens: bool = True
@@ -623,7 +621,7 @@ def _only_adds(processor: Any) -> bool:
 def _padded_to_max_length(options: EncodeOptions) -> EncodeOptions:
     warnings.warn("pad_to_max_length is deprecated; write padding='max_length'", FutureWarning, stacklevel=3)
     cut = options.max_length is not None if options.truncation is None else options.truncation
-    return replace(options, padding="longest" if options.max_length is None else "max_length", truncation=cut)
+    return options._replace(padding="longest" if options.max_length is None else "max_length", truncation=cut)
 
 
 def _no_text(inputs: list[Row], argument: str) -> str | None:
@@ -664,8 +662,9 @@ def _inputs(argument: str, text: Any, pair: Any, split: bool) -> tuple[list[Row]
         )
         raise TypeError(f"{argument} must be {rule}, got {type(text).__name__}")
     if pair is None:
-        rows = [_row(f"{argument}[{index}]", item, split) for index, item in enumerate(firsts)]
-        return rows, single
+        if not split and all(isinstance(item, str) for item in firsts):
+            return [(item,) for item in firsts], single
+        return [_row(f"{argument}[{index}]", item, split) for index, item in enumerate(firsts)], single
     seconds = [pair] if isinstance(pair, str) or (split and _is_words(pair)) else pair
     if not isinstance(seconds, list | tuple):
         raise TypeError(f"{argument}_pair must be a str or a list of str, got {type(pair).__name__}")
