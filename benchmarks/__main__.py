@@ -30,7 +30,9 @@ UNPUBLISHED = ROOT / "build" / "benchmarks"
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", help=f"some of {', '.join(job.name for job in JOBS)}; others keep their results")
     parser.add_argument("--contestants", help=f"some of {', '.join(one.name for one in CONTESTANTS)}; NAME@dtype, too")
     parser.add_argument("--repeats", type=int, help="turns, instead of each job's own number")

@@ -56,7 +56,7 @@ PAIRS = [(TEXTS[i], TEXTS[j]) for i, j in ((3, 4), (4, 3), (0, 5), (6, 0), (24, 
 
 def calls() -> list[dict[str, Any]]:
     """Keyword arguments of the recorded calls, besides one text at a time."""
-    first, second = [list(side) for side in zip(*PAIRS)]  # noqa: B905 - the oracle runs on Python 3.9 too
+    first, second = [list(side) for side in zip(*PAIRS, strict=True)]
     listed: list[dict[str, Any]] = [
         {"text": TEXTS},
         {"text": TEXTS, "add_special_tokens": False},

@@ -1,8 +1,8 @@
 """Checkpoints on disk: names with arrays, read lazily from any layout of Hugging Face, written whole or not at all.
 
 Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size), one tensor in memory at
-a time. Read besides, also in shards: `pytorch_model.bin`, without running what it holds (see `torchbin`); `tf_model.h5`
-and safetensors of TensorFlow classes, under PyTorch's names (see `tf_names`).
+a time. Read besides, also in shards: `pytorch_model.bin`, without running what it holds (see `torch_bin`);
+`tf_model.h5` and safetensors of TensorFlow classes, under PyTorch's names (see `tf_names`).
 """
 
 from __future__ import annotations
