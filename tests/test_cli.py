@@ -303,6 +303,24 @@ def test_a_model_of_another_size_is_refused(dualrag, monkeypatch) -> None:
     assert result.exit_code == 2 and "vectors of D=768" in result.stderr and "holds D=8 by 'e'" in result.stderr
 
 
+def test_a_model_without_an_index_asks_for_a_knowledge_base(dualrag, monkeypatch) -> None:
+    config = SimpleNamespace(index_name="custom", passages_path=None, index_path=None)
+    monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
+    result = dualrag("ask", "Who?", "--model", "tuned")
+    assert result.exit_code == 2 and "--kb must be given for 'tuned'" in result.stderr
+
+
+def test_a_copy_of_the_demos_encoder_is_known_by_its_weights(dualrag, monkeypatch) -> None:
+    write_notes()
+    Path("copy").mkdir()
+    Path("copy/model.safetensors").write_bytes(b"weights")
+    fingerprint = f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
+    for wanted, name in ((demo.ENCODER_FINGERPRINT, "copy"), (fingerprint, demo.ENCODER)):
+        monkeypatch.setattr("rag_core.demo.ENCODER_FINGERPRINT", wanted)
+        assert dualrag("index", "notes.tsv", "--out", f"{name}-kb", "--encoder", "copy").exit_code == 0
+        assert KnowledgeBase.open(f"{name}-kb").manifest.encoder["name"] == name
+
+
 @pytest.mark.parametrize("words", [["index", "notes.tsv", "--out", "kb"], ["ask", "Who?"], ["demo"]])
 def test_without_a_backend_every_command_gives_the_pip_line(monkeypatch, tmp_path, words: list[str]) -> None:
     monkeypatch.chdir(tmp_path)

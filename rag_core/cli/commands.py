@@ -194,7 +194,7 @@ def index(
     )
 
 
-@app.command()
+@app.command(short_help="Answer questions from a knowledge base, with the passages used.")
 @clean
 def ask(
     question: Annotated[str | None, typer.Argument(help="Leave it out to ask one after another.")] = None,
@@ -235,7 +235,7 @@ def ask(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(short_help="Answer a few questions with the demo's text and model.")
 @clean
 def demo(backend: Backend = None) -> None:
     """Fetch the demo's encoder and text, build its knowledge base, and answer a few questions."""
@@ -306,7 +306,7 @@ def train(
     say(f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."')
 
 
-@app.command()
+@app.command(short_help="Write a model of any readable layout as safetensors.")
 @clean
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub name of a RAG model, or a part of one.")],
@@ -323,7 +323,7 @@ def convert(
     say(f"{target}: {done}.")
 
 
-@app.command()
+@app.command(short_help="Is a checkpoint the same function in PyTorch and TensorFlow?")
 @clean
 def parity(
     model: Annotated[str | None, typer.Option(help="Folder or hub name of a RAG model.")] = None,
@@ -347,7 +347,9 @@ def parity(
 
     if trace is not None and against is not None:
         status = compare_traces([(against, trace)], out, tolerance, print)
-    elif model is None or trace is not None:
+    elif trace is not None:
+        raise ValueError("--against must be given with --trace: the recorded file that it is compared with")
+    elif model is None:
         raise ValueError("--model must be given, or --trace and --against to compare two recorded files")
     else:
         given = {"kb": kb, "questions": questions}

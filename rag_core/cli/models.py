@@ -21,13 +21,15 @@ def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None
         name: folder or hub name; the demo's encoder comes from its cache.
         say: told what is fetched.
     """
-    from rag_core.demo import ENCODER, encoder_folder
+    from rag_core.demo import ENCODER, ENCODER_FINGERPRINT, encoder_folder
     from rag_core.knowledge import describe
 
     folder = encoder_folder(say) if name == ENCODER else name
     weights = Path(folder) / "model.safetensors"
     fingerprint = f"sha256:{describe(weights)['sha256']}" if weights.is_file() else None
     known = Path(name).resolve().name if Path(name).is_dir() else name
+    if fingerprint == ENCODER_FINGERPRINT:  # whatever the folder of this copy is called
+        known = ENCODER
     return engine.load_encoder(str(folder)), known, fingerprint
 
 
@@ -69,6 +71,11 @@ def open_model(
         folder, config = model, RagConfig.from_pretrained(model)
         base = _open_base(engine, kb, model, say)
     if base is None:
+        if config.index_name == "custom" and not (config.passages_path and config.index_path):
+            raise ValueError(
+                f"--kb must be given for {folder!r}, which has no index of its own. "
+                "Build one: dualrag index PATHS --out KB"
+            )
         retriever = RagRetriever.from_pretrained(folder)
     else:
         base.check_model(config)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rag_core.demo.clues import questions as questions
     from rag_core.demo.clues import read_articles as read_articles
     from rag_core.demo.material import ENCODER as ENCODER
+    from rag_core.demo.material import ENCODER_FINGERPRINT as ENCODER_FINGERPRINT
     from rag_core.demo.material import corpus_file as corpus_file
     from rag_core.demo.material import demo_knowledge_base as demo_knowledge_base
     from rag_core.demo.material import demo_model_folder as demo_model_folder
@@ -34,6 +35,7 @@ __getattr__, __dir__, __all__ = lazily(
         "clues": ["Article", "description_clue", "held_out_titles", "natural_questions", "questions", "read_articles"],
         "material": [
             "ENCODER",
+            "ENCODER_FINGERPRINT",
             "corpus_file",
             "demo_knowledge_base",
             "demo_model_folder",

