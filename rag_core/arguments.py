@@ -234,17 +234,26 @@ _EPSILON = checks.number(0, 1)
 _START = checks.token_id(optional=False)
 
 
-def checked_questions(questions: Any) -> list[Any]:
-    """One question, or those of a list, an array or a column of a table, as a list.
+def checked_questions(questions: Any, retriever: Any) -> list[str]:
+    """What `answer` is asked: one question, or those of a list, an array or a column of a table, as a list.
 
     Raises:
-        TypeError: neither a string nor an ordered row of things.
+        TypeError: neither a string nor an ordered row of strings.
+        ValueError: no question, one without a word, or no retriever to ask.
     """
-    if isinstance(questions, str):
-        return [questions]
     if isinstance(questions, bytes | Mapping | Set) or not isinstance(questions, Iterable):
         raise TypeError(f"questions must be a string or a list of strings; got {type(questions).__name__}")
-    return list(questions)
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    if retriever is None:
+        raise ValueError("answer() needs a retriever: pass retriever= to from_pretrained or call set_retriever(...)")
+    if not asked:
+        raise ValueError("questions must hold one question or more; got an empty list")
+    for i, question in enumerate(asked):
+        if not isinstance(question, str):
+            raise TypeError(f"questions must be strings; number {i} is a {type(question).__name__}")
+        if not question.strip():
+            raise ValueError(f"question number {i} is empty; write at least one word")
+    return asked
 
 
 def checked_n_docs(n_docs: Any, default: int) -> int:

@@ -14,9 +14,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from rag_core.generation import GenerationConfig
+from rag_core.generation import GenerationConfig, returned_sequences, sequence_options, token_options
 from rag_core.hub import atomic_folder, clear
-from rag_tf.decoding import returned_sequences, running, sequence_options, token_options
+from rag_tf.decoding import running
 from rag_tf.graph_decoding import sequence_graph, token_graph
 from rag_tf.graph_rules import GraphRules
 from rag_tf.seq2seq import Generator

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rag_core.checks import plain
 from rag_tf.modules import Stream, compute_dtype, fresh_seed, streaming
 
 _NO_SEED = np.zeros(2, np.int32)
@@ -119,8 +120,9 @@ def set_graph_memory(megabytes: float) -> None:
     Raises:
         ValueError: not such a number.
     """
+    megabytes = plain(megabytes)
     if isinstance(megabytes, bool) or not isinstance(megabytes, int | float) or not megabytes >= 0:
-        raise ValueError(f"megabytes must be a number and at least 0, got {megabytes!r}.")
+        raise ValueError(f"megabytes must be a number and at least 0, got {megabytes!r}. Pass float('inf') to keep all")
     _KEPT.limit = megabytes * _MEGABYTE
     _KEPT.shrink()
 

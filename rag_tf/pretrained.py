@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
-from rag_core.checkpoint import PretrainedBase, check_sizes, rows_wanted
+from rag_core.checkpoint import PretrainedBase, check_sizes, given_weights, rows_wanted
 from rag_core.checks import warn
 from rag_core.hub import Saving, loading_info, locating, resolve_file, whole_device
 from rag_tf import weights as tensors
@@ -182,7 +182,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         from rag_core.checkpoint import read_weights
 
         if state_dict is not None:
-            return tensors.lazy_weights(state_dict), "state_dict"
+            return given_weights(state_dict, tensors.to_array), "state_dict"
         return read_weights(name_or_path, **hub), str(name_or_path)  # type: ignore[arg-type]
 
     def _load(

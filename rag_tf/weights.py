@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.checkpoint import LazyWeights, chosen_weights, needs_float32
+from rag_core.checkpoint import chosen_weights, needs_float32
 from rag_tf.modules import Hollow, Module
 
 _DEVICE = re.compile(r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?")
@@ -70,19 +70,6 @@ def to_arrays(model: Any, state_dict: Mapping[str, Any] | None = None) -> dict[s
     if state_dict is not None:
         weights = chosen_weights(weights, tied_names(model), state_dict)
     return {name: to_array(variable) for name, variable in weights.items()}
-
-
-def lazy_weights(state_dict: Mapping[str, Any]) -> LazyWeights:
-    """Tensors or arrays by name, as a checkpoint's file would give them.
-
-    Raises:
-        TypeError: no mapping.
-    """
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
-    arrays = {name: to_array(value) for name, value in state_dict.items()}
-    shapes = {name: each.shape for name, each in arrays.items()}
-    return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
 
 
 def to_array(tensor: Any) -> np.ndarray:

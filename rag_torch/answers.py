@@ -12,18 +12,14 @@ import torch
 from torch import Tensor
 
 from rag_core.arguments import checked_questions
+from rag_core.generation import Hooks, plugged, returned_sequences, sequence_options, token_options
 from rag_core.outputs import Answer, Passage
 from rag_core.retrieval import read_docs
 from rag_core.tokenization import RagTokenizer
 from rag_torch.contexts import table_size
 from rag_torch.decoding import (
-    Hooks,
     generate_sequence,
     generate_token,
-    plugged,
-    returned_sequences,
-    sequence_options,
-    token_options,
 )
 from rag_torch.marginalize import doc_log_probs, token_joint
 from rag_torch.step_decoder import encode_distinct, trim
@@ -65,8 +61,7 @@ def answer(
         TypeError: questions that are not strings.
         ValueError: an empty question, or a model without a retriever.
     """
-    questions = checked_questions(questions)
-    _check(model, questions)
+    questions = checked_questions(questions, model.retriever)
     retriever = model.retriever if tokenizer is None else None
     encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
@@ -106,18 +101,6 @@ def answer(
                 )
             )
     return answers
-
-
-def _check(model: Any, questions: list[str]) -> None:
-    if model.retriever is None:
-        raise ValueError("answer() needs a retriever: pass retriever= to from_pretrained or call set_retriever(...)")
-    if not questions:
-        raise ValueError("questions must hold one question or more; got an empty list")
-    for i, question in enumerate(questions):
-        if not isinstance(question, str):
-            raise TypeError(f"questions must be strings; number {i} is a {type(question).__name__}")
-        if not question.strip():
-            raise ValueError(f"question number {i} is empty; write at least one word")
 
 
 def _is_sequence(model: Any) -> bool:

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from rag_core.arguments import checked_switch
 from rag_core.generation import (
-    UNREAD_BY_GENERATE,
     GenerationConfig,
-    as_generation_config,
-    asked_rows,
+    Hooks,
     check_embeds,
     check_one_of,
     collect_candidates,
-    own_options,
-    resolve_options,
+    plugged,
+    returned_sequences,
+    sequence_options,
+    token_options,
 )
 from rag_core.outputs import GenerateOutput
 from rag_torch.contexts import checked_questions, table_size
@@ -33,7 +33,7 @@ from rag_torch.layers import as_encoder_output
 from rag_torch.marginalize import doc_log_probs
 from rag_torch.rescoring import fast_scores, thorough_scores
 from rag_torch.step_decoder import Decoder, encode_distinct, encode_seen, is_traced, trim, without_documents
-from rag_torch.step_loop import Hooks, beams_of, run_search
+from rag_torch.step_loop import beams_of, run_search
 
 __all__ = [
     "generate_sequence",
@@ -45,8 +45,6 @@ __all__ = [
     "sequence_options",
     "token_options",
 ]
-
-_PLUGGED = ("streamer", "decoder_input_ids", "negative_prompt_ids", "negative_prompt_attention_mask")
 
 
 @torch.no_grad()
@@ -208,23 +206,6 @@ def _decoder(
     )
 
 
-def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes what is no option, but plugged into the loop, out of a `generate` call's keywords; what is unread goes."""
-    for name in UNREAD_BY_GENERATE:
-        kwargs.pop(name, None)
-    return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}
-
-
-def token_options(model: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
-    """The options of a RAG-Token call: keywords > generation_config > the model's own (compatibility Q19).
-
-    Of a generator's own call too.
-    """
-    base = getattr(model, "generation_config", None)
-    base = GenerationConfig.from_model_config(model.config) if base is None else base
-    return resolve_options(own_options(base, model.config), generation_config, **keywords)
-
-
 def rag_token_generate(
     model: Any,
     input_ids: Tensor | None = None,
@@ -283,36 +264,6 @@ def rag_token_generate(
         )
     output = generate_token(model, contexts, options, hooks)
     return output if options.return_dict_in_generate else output.sequences
-
-
-def sequence_options(
-    model: Any, num_beams: int | None, generation_config: Any = None, **keywords: Any
-) -> GenerationConfig:
-    """The options of the searches of a RAG-Sequence call, each of which hands back all its beams.
-
-    Beams come from the keyword, a `generation_config` that asks for some, or the RAG config; everything else from
-    keywords > generation_config > a generation_config.json somebody wrote > the generator's own (compatibility Q20).
-    """
-    generator = model.config.generator
-    configs = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
-    written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
-    base = own_options(written[0], generator) if written else GenerationConfig.from_model_config(generator)
-    beams = _asked(model, "num_beams", num_beams, generation_config)
-    return resolve_options(base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams)
-
-
-def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -> int:
-    """`num_beams` or `num_return_sequences`: keyword > a generation_config that asks for some > the RAG config."""
-    if keyword is None and generation_config is not None:
-        given = getattr(as_generation_config(generation_config), name)
-        keyword = None if given == 1 else given
-    value = getattr(model.config, name, None) or 1 if keyword is None else keyword
-    return asked_rows(name, value)
-
-
-def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:
-    """How many sequences a RAG-Sequence call hands back for each question (compatibility Q20)."""
-    return _asked(model, "num_return_sequences", num_return_sequences, generation_config)
 
 
 def _inferred_mask(ids: Tensor, options: GenerationConfig) -> Tensor:

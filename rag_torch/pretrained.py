@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rag_core.checkpoint import PretrainedBase, check_sizes, rows_wanted, with_ties
+from rag_core.checkpoint import PretrainedBase, check_sizes, given_weights, rows_wanted, with_ties
 from rag_core.hub import Saving, loading_info, locating, resolve_file, whole_device
 from rag_torch import weights as tensors
 from rag_torch.pytree import register_outputs
@@ -191,7 +191,7 @@ class PretrainedModel(nn.Module, PretrainedBase):
         from rag_core.checkpoint import read_weights
 
         if state_dict is not None:
-            return tensors.lazy_weights(state_dict), "state_dict"
+            return given_weights(state_dict, tensors.to_array), "state_dict"
         return read_weights(name_or_path, **hub), str(name_or_path)  # type: ignore[arg-type]
 
     def _load(

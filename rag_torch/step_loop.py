@@ -7,10 +7,8 @@ d width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,95 +16,23 @@ import torch
 from torch import Tensor
 
 from rag_core.arguments import check_processed, refuse_nan
-from rag_core.backends import to_numpy
 from rag_core.generation import (
     BeamSearch,
     Finished,
     GenerationConfig,
+    Hooks,
     RowSearch,
     StepRules,
     gumbel_noise,
     least_kept,
     order_candidates,
     sampling_warps,
-    start_tokens,
 )
 from rag_torch.contexts import checked_ids, facts, table_size
 from rag_torch.step_decoder import Decoder
 from rag_torch.step_scores import apply_edits, apply_warps, best_candidates, log_softmax, normalised
 
-ScoreFunction = Callable[[Tensor, Any], Any]
 _MakeRules = Callable[[int], StepRules]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the caller plugs into the loop.
-
-    Attributes:
-        logits_processor: callables (input_ids (R, t), scores (R, V)) -> scores (R, V), after the built-in rules.
-        stopping_criteria: callables (input_ids (R, t), scores so far) -> True to stop, or (R,) bools to end rows.
-        prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
-        seed: of the sampling noise; drawn from torch's global generator where None. The noise of row r (a question's,
-            beam's or sample's place in the batch) in step i depends on seed, r and i alone.
-        streamer: has `put(ids)`, called with the start tokens (1, P), then with each new token (1,), on the CPU, and
-            `end()`; for one row without beams.
-        decoder_input_ids: (B, P) what each question's sequences begin with; None = the start token.
-        negative_prompt: ids (B, S') of the contexts that `guidance_scale` contrasts the documents with, and their mask;
-            None = the generator's empty text.
-    """
-
-    logits_processor: tuple[ScoreFunction, ...] = ()
-    stopping_criteria: tuple[ScoreFunction, ...] = ()
-    prefix_allowed_tokens_fn: Callable[[int, Tensor], Iterable[int]] | None = None
-    seed: int | None = None
-    streamer: Any = None
-    decoder_input_ids: np.ndarray | None = None
-    negative_prompt: tuple[Tensor | None, Tensor | None] = (None, None)
-
-    @classmethod
-    def of(
-        cls,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        prefix_allowed_tokens_fn: Any = None,
-        seed: Any = None,
-        streamer: Any = None,
-        decoder_input_ids: Any = None,
-        negative_prompt_ids: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-    ) -> Hooks:
-        """Checks what a `generate` call passed; one callable may stand for a list of one."""
-        lists = []
-        given = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
-        for name, value in given.items():
-            items = [] if value is None else list(value) if isinstance(value, Sequence) else [value]
-            if not all(callable(item) for item in items):
-                raise TypeError(f"{name} must be callables (input_ids, scores); got {value!r}")
-            lists.append(tuple(items))
-        if prefix_allowed_tokens_fn is not None and not callable(prefix_allowed_tokens_fn):
-            raise TypeError("prefix_allowed_tokens_fn must be a function (batch_id, input_ids) -> list of token ids")
-        if seed is not None and not isinstance(seed, Integral):
-            raise TypeError(f"seed must be a whole number; got {seed!r}")
-        seed = None if seed is None else int(seed)
-        if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
-            raise TypeError(f"streamer must have the methods put(ids) and end(); got {type(streamer).__name__}")
-        if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
-            raise ValueError("negative_prompt_attention_mask needs negative_prompt_ids beside it")
-        prompt = None if decoder_input_ids is None else to_numpy(decoder_input_ids)
-        negative = negative_prompt_ids, negative_prompt_attention_mask
-        return cls(lists[0], lists[1], prefix_allowed_tokens_fn, seed, streamer, prompt, negative)
-
-    def begin(self, options: GenerationConfig, questions: int, rows: int) -> np.ndarray:
-        """What so many questions, written in so many rows, start from, (B, P); sets `max_length` to count it."""
-        if self.streamer is not None and (options.num_beams > 1 or rows > 1):
-            raise ValueError(
-                f"streamer needs one row without beams; num_beams is {options.num_beams}, and {rows} rows are written "
-                "at once (RAG-Sequence writes one for each document before it can tell which is best)"
-            )
-        if self.negative_prompt[0] is not None and options.guidance_scale in (None, 1):
-            raise ValueError("negative_prompt_ids needs a guidance_scale other than 1 to have an effect")
-        return start_tokens(options, questions, self.decoder_input_ids)
 
 
 def run_search(

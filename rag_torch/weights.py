@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rag_core.checkpoint import LazyWeights, chosen_weights, needs_float32
+from rag_core.checkpoint import chosen_weights, needs_float32
 
 _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
@@ -75,19 +75,6 @@ def to_arrays(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) 
     if state_dict is not None:
         weights = chosen_weights(weights, tied_names(model), state_dict)
     return {name: to_array(tensor) for name, tensor in weights.items()}
-
-
-def lazy_weights(state_dict: Mapping[str, Any]) -> LazyWeights:
-    """Tensors or arrays by name, as a checkpoint's file would give them.
-
-    Raises:
-        TypeError: no mapping.
-    """
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
-    arrays = {name: to_array(value) for name, value in state_dict.items()}
-    shapes = {name: each.shape for name, each in arrays.items()}
-    return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
 
 
 def to_array(tensor: Any) -> np.ndarray:

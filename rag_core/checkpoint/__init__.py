@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rag_core.checkpoint.folder import write_checkpoint as write_checkpoint
     from rag_core.checkpoint.h5 import H5File as H5File
     from rag_core.checkpoint.lazy import LazyWeights as LazyWeights
+    from rag_core.checkpoint.lazy import given_weights as given_weights
     from rag_core.checkpoint.pretrained import PretrainedBase as PretrainedBase
     from rag_core.checkpoint.pretrained import check_table as check_table
     from rag_core.checkpoint.pretrained import chosen_weights as chosen_weights
@@ -37,7 +38,7 @@ __getattr__, __dir__, __all__ = lazily(
         "file_checks": ["check_arrow", "open_arrow", "vouch"],
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],
-        "lazy": ["LazyWeights"],
+        "lazy": ["LazyWeights", "given_weights"],
         "pretrained": ["PretrainedBase", "check_table", "chosen_weights", "rows_wanted", "with_ties"],
         "shapes": ["RAG_HEADS"],
         "weights": [

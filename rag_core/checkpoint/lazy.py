@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,23 @@ class LazyWeights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def given_weights(state_dict: Mapping[str, Any], to_array: Callable[[Any], np.ndarray]) -> LazyWeights:
+    """Tensors or arrays by name, as a checkpoint's file would give them.
+
+    Args:
+        state_dict: weights by name.
+        to_array: a tensor's values, which may share its memory.
+
+    Raises:
+        TypeError: no mapping.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
+    arrays = {name: to_array(value) for name, value in state_dict.items()}
+    shapes = {name: each.shape for name, each in arrays.items()}
+    return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
 
 
 def same_numbers(one: np.ndarray, other: np.ndarray, free: Callable[[], None] | None = None) -> bool:

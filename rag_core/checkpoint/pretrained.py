@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,7 +192,7 @@ class PretrainedBase(Pushable):
             message = f"modules without gradient_checkpointing_enable() keep all activations: {', '.join(unable)}"
             if not able:
                 raise ValueError(f"{message}. Leave it out, or give these modules such a method")
-            warnings.warn(message, stacklevel=2)
+            checks.warn(message)
         for part in able:
             if part is not self:
                 enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)

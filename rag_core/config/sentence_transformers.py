@@ -5,12 +5,12 @@ A setting is carried out, or refused by name. One that this version has never he
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rag_core.checks import warn
 from rag_core.hub import read_json, resolve_file
 
 _POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
@@ -211,4 +211,4 @@ def _warn_of_unknown(values: Mapping[str, Any], known: set[str], place: Path, ig
     unknown = [name for name, value in values.items() if name not in known and value]
     unknown = [name for name in unknown if ignore is None or not name.startswith(ignore)]
     if unknown:
-        warnings.warn(f"{place}: {', '.join(sorted(unknown))}: not known to this version, passed over.", stacklevel=4)
+        warn(f"{place}: {', '.join(sorted(unknown))}: not known to this version, passed over.")

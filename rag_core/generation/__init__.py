@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rag_core.generation.config import default_of as default_of
     from rag_core.generation.config import own_options as own_options
     from rag_core.generation.config import resolve_options as resolve_options
+    from rag_core.generation.hooks import Hooks as Hooks
+    from rag_core.generation.hooks import plugged as plugged
     from rag_core.generation.inputs import UNREAD_BY_GENERATE as UNREAD_BY_GENERATE
     from rag_core.generation.inputs import check_context as check_context
     from rag_core.generation.inputs import check_embeds as check_embeds
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from rag_core.generation.logits_rules import least_kept as least_kept
     from rag_core.generation.logits_rules import sampling_warps as sampling_warps
     from rag_core.generation.logits_rules import start_tokens as start_tokens
+    from rag_core.generation.model_options import returned_sequences as returned_sequences
+    from rag_core.generation.model_options import sequence_options as sequence_options
+    from rag_core.generation.model_options import token_options as token_options
     from rag_core.generation.noise import gumbel_noise as gumbel_noise
 
 __getattr__, __dir__, __all__ = lazily(
@@ -53,6 +58,7 @@ __getattr__, __dir__, __all__ = lazily(
             "own_options",
             "resolve_options",
         ],
+        "hooks": ["Hooks", "plugged"],
         "inputs": [
             "UNREAD_BY_GENERATE",
             "check_context",
@@ -64,6 +70,7 @@ __getattr__, __dir__, __all__ = lazily(
             "start_and_pad",
         ],
         "logits_rules": ["Edit", "StepRules", "Warp", "least_kept", "sampling_warps", "start_tokens"],
+        "model_options": ["returned_sequences", "sequence_options", "token_options"],
         "noise": ["gumbel_noise"],
     },
 )

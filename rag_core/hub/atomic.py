@@ -37,9 +37,7 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -226,6 +224,8 @@ def check_writable(target: str | Path) -> None:
     Raises:
         OSError: naming the target.
     """
+    import tempfile
+
     path = Path(target).absolute()
     place = path if path.is_dir() else next(above for above in path.parents if above.exists())
     try:
@@ -287,7 +287,7 @@ def _draft(where: Path, name: str, inner: str = "") -> Iterator[Path]:
 
 
 def _draft_name(name: str) -> str:
-    return f".{name[:_NAME]}.{secrets.token_hex(4)}.dualrag"
+    return f".{name[:_NAME]}.{os.urandom(4).hex()}.dualrag"
 
 
 def _sweep(where: Path, name: str = "") -> None:

@@ -7,7 +7,6 @@ rows belongs to document d of question b. Lewis et al. 2020, section 2.2; refere
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from rag_core.arguments import checked_n_docs
 from rag_core.backends import to_numpy, to_tensor
+from rag_core.checks import warn
 from rag_core.hub import Pushable
 from rag_core.retrieval.index import Index
 from rag_core.retrieval.prompts import TRUNCATE, build_prompts, shorten_documents
@@ -381,12 +381,11 @@ class RagRetriever(Pushable):
                 row = [*row[:start], *row[start + len(prompt) :]]
             elif not self._warned_of_prompt:
                 self._warned_of_prompt = True
-                warnings.warn(
+                warn(
                     f"question_input_ids do not begin with {rag_tokenizer.query_prompt!r}, the prompt that the "
                     "question encoder was trained with (config.question_encoder.query_prompt), so less fitting "
                     "documents may be found. Tokenize questions with the retriever's `tokenizer`, or "
-                    "RagTokenizer(..., config=config).",
-                    stacklevel=2,
+                    "RagTokenizer(..., config=config)."
                 )
             shortened.append(row)
         return shortened

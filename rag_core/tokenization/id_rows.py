@@ -184,8 +184,8 @@ class IdRows(Vocabulary):
     def _framed(self, ids: Any, pair_ids: Any = None) -> _Row:
         """Ids with special tokens around, learned from what the pipeline puts around a word."""
         backend = self.backend_tokenizer
-        probes = (text for text in ("a", *self.get_vocab()) if backend.encode(text, add_special_tokens=False).ids)
-        word = next(probes)
+        texts = (text for some in (lambda: ["a"], self.get_vocab) for text in some())  # the vocabulary is large
+        word = next(text for text in texts if backend.encode(text, add_special_tokens=False).ids)
         frame = backend.encode(word, None if pair_ids is None else word)
         parts = [plain_ids(ids), [] if pair_ids is None else plain_ids(pair_ids)]
         row = _Row([], [], [])
