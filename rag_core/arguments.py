@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from numbers import Integral
+from os import PathLike
 from typing import Any
 
 from rag_core import checks
@@ -64,6 +65,25 @@ def check_contexts(parts: Mapping[str, Any], has_retriever: bool) -> bool:
             f"got {' and '.join(given)} without {' and '.join(missing)}"
         )
     return True
+
+
+def check_parts(question_encoder: Any = None, generator: Any = None, retriever: Any = None) -> None:
+    """Refuses names where a RAG model wants networks, and retrievers that cannot be called; None = not given.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    for name, part in (("question_encoder", question_encoder), ("generator", generator)):
+        if isinstance(part, str | PathLike):
+            raise TypeError(
+                f"{name} must be a network, got {str(part)!r}. Load it, or name both parts in "
+                "from_pretrained_question_encoder_generator"
+            )
+    if retriever is not None and not callable(retriever):
+        raise TypeError(
+            f"retriever must be callable like RagRetriever, got {type(retriever).__name__}. "
+            "Load one with RagRetriever.from_pretrained"
+        )
 
 
 def check_places(**places: str | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rag_core.arguments import check_parts
 from rag_core.checkpoint import RAG_HEADS, check_sizes, rows_wanted
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.hub import loading_info, locating, split_hub_kwargs
@@ -152,6 +153,7 @@ class RagPretrained(PretrainedModel):
             OSError, TypeError, ValueError: as `PretrainedModel.from_pretrained`.
         """
         warn_of_prefix(load_weight_prefix)
+        check_parts(question_encoder, generator, retriever)
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
         device = resolve_device_map(device, device_map)
         found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from rag_core import arguments
-from rag_core.arguments import checked_n_docs, checked_switch
+from rag_core.arguments import check_parts, checked_n_docs, checked_switch
 from rag_core.config import RagConfig
 from rag_core.outputs import RetrievAugLMOutput
 from rag_core.retrieval import within_table_of
@@ -67,6 +67,7 @@ class RagModel(RagPretrained, KerasModel):
         **kwargs: Any,
     ) -> None:
         warn_of_prefix(kwargs.pop("load_weight_prefix", None))
+        check_parts(question_encoder, generator, retriever)
         config = rag_config(config, question_encoder, generator, kwargs)
         super().__init__(config)
         self.question_encoder = question_encoder or build_question_encoder(config.question_encoder)
@@ -105,8 +106,7 @@ class RagModel(RagPretrained, KerasModel):
         Raises:
             TypeError: it is not callable.
         """
-        if retriever is not None and not callable(retriever):
-            raise TypeError(f"retriever must be callable like RagRetriever, got {type(retriever).__name__}")
+        check_parts(retriever=retriever)
         self.retriever = retriever
 
     def set_context_encoder_for_training(self, ctx_encoder: Any) -> None:

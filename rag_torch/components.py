@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from rag_core.arguments import check_parts
 from rag_core.checkpoint import check_sizes, rows_wanted
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.hub import loading_info, locating, split_hub_kwargs
@@ -119,6 +120,7 @@ class RagPretrained(PretrainedModel):
         Raises:
             OSError, TypeError, ValueError: as `PretrainedModel.from_pretrained`.
         """
+        check_parts(question_encoder, generator, retriever)
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
         device = resolve_device_map(device, device_map)
         found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)

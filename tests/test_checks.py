@@ -175,6 +175,16 @@ def test_both_backends_refuse_a_bad_argument_with_one_text(asked, call, argument
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("part", ["question_encoder", "generator", "retriever"])
+def test_a_name_is_no_network_and_no_retriever(name, part):
+    """Nothing is read, and no config is blamed."""
+    model = import_module(f"rag_{name}").RagModel
+    for make in (model, lambda **given: model.from_pretrained("nowhere", **given)):
+        with pytest.raises(TypeError, match=f"^{part} must be "):
+            make(**{part: "facebook/some-part"})
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_path):
     """4.37.2's RAG-Sequence takes all from the generator then; its RAG-Token fails."""
     backend, decoding = import_module(f"rag_{name}"), import_module(f"rag_{name}.decoding")

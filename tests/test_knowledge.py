@@ -277,12 +277,13 @@ def test_models_that_do_not_fit_are_refused_naming_both_sides(tmp_path) -> None:
     [
         (lambda titles, texts: hashed(titles, texts)[0], r"\(1, D\), got shape \(16,\)"),
         (lambda titles, texts: hashed(titles, texts) * np.nan, "NaN or infinity"),
+        ("some/encoder", "encode must be a function of titles and texts, got 'some/encoder'"),
         (lambda titles, texts: hashed(titles, texts)[:, : 16 if len(texts) == 1 else 8], "D=8 after D=16"),
     ],
 )
 def test_bad_encoders_leave_nothing_at_the_goal(tmp_path, encode, says: str) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", 8)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((TypeError, ValueError), match=says):
         build_knowledge_base(corpus, tmp_path / "kb", encode, progress=False, batch_size=4)
     assert not (tmp_path / "kb").exists()
 

@@ -27,8 +27,13 @@ def call_encoder(encode: Encode, titles: list[str], texts: list[str], dimension:
     """The encoder's vectors, checked.
 
     Raises:
+        TypeError: `encode` cannot be called.
         ValueError: not (n, D), another D than before, or NaN or infinity.
     """
+    if not callable(encode):
+        raise TypeError(
+            f"encode must be a function of titles and texts, got {encode!r}. Give e.g. load_encoder(NAME).embed"
+        )
     vectors = np.asarray(encode(titles, texts))
     if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.shape[1]:
         raise ValueError(f"encode must return one vector a passage, ({len(texts)}, D), got shape {vectors.shape}")

@@ -93,8 +93,9 @@ class RagRetriever(Pushable):
         missing = [name for name in needed if not callable(getattr(index, name, None))]
         if missing:
             raise TypeError(
-                f"index must have the methods {list(needed)}; {type(index).__name__} lacks {missing}. For a data set "
-                "with a faiss index use indexed_dataset= or rag_core.retrieval.FaissIndex(dataset)."
+                f"index must have the methods {list(needed)}; {type(index).__name__} lacks {missing}. For a knowledge "
+                "base give its index(), for a data set with a faiss index indexed_dataset= or "
+                "rag_core.retrieval.FaissIndex(dataset)."
             )
         self._index = index
 
