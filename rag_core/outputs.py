@@ -22,10 +22,10 @@ class ModelOutput(OrderedDict):
     """
 
     def __post_init__(self) -> None:
-        names = [each.name for each in fields(self)]
-        pairs = _pairs(getattr(self, names[0])) if names and len(self) == 1 else None
+        first = next(iter(self.__dataclass_fields__), "")
+        pairs = _pairs(getattr(self, first)) if first and len(self) == 1 else None
         if pairs is not None:
-            setattr(self, names[0], None)
+            setattr(self, first, None)
             for name, value in pairs:
                 self[name] = value
 
@@ -33,10 +33,11 @@ class ModelOutput(OrderedDict):
         super().__setattr__(name, value)
         if name not in self.__dataclass_fields__:
             return
-        if value is None:
-            OrderedDict.pop(self, name, None)
-            return
         late = name not in self
+        if value is None:
+            if not late:
+                OrderedDict.pop(self, name)
+            return
         OrderedDict.__setitem__(self, name, value)
         if late:
             following = list(self.__dataclass_fields__)

@@ -138,7 +138,8 @@ def check_values(
         parts += (torch.where((mask == 0) | (mask == 1), 0, mask) if real else mask).aminmax()
     if not parts:
         return
-    found = torch.stack([part.double() for part in parts]).tolist()
+    same = len({part.dtype for part in parts}) == 1
+    found = torch.stack(parts if same else [part.double() for part in parts]).tolist()
     if ids is not None and size is not None:
         arguments.check_vocabulary(name, found[0], found[1], size)
     if masked:
