@@ -123,6 +123,8 @@ BAD = [
     ("generate", "max_length", 10**9, "max_length must be at most 65536, got 1000000000"),
     ("generate", "num_return_sequences", True, "num_return_sequences must be a whole number"),
     ("generate", "length_penalty", math.nan, "length_penalty must be a finite number, got nan"),
+    ("generate", "seed", True, "seed must be a whole number, got True"),
+    ("generate", "seed", "1", "seed must be a whole number, got '1'"),
     ("generate", "decoder_start_token_id", [2], "decoder_start_token_id must be a token id"),
 ]  # fmt: skip
 

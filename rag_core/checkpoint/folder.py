@@ -19,7 +19,7 @@ import numpy as np
 from rag_core.checkpoint.lazy import LazyWeights
 from rag_core.checkpoint.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.checkpoint.tf_names import torch_layout, torch_name
-from rag_core.checkpoint.weights import FLOATS, needs_float32, tied_names
+from rag_core.checkpoint.weights import FLOATS, dtype_of, needs_float32, tied_names
 from rag_core.config import PretrainedConfig
 from rag_core.hub import (
     DamagedFileError,
@@ -132,7 +132,7 @@ def write_checkpoint(
         raise ValueError(f"No weights to save into {str(folder)!r}.")
     names = _stored(weights, config)
     values = config.to_dict()
-    dtypes = (_dtype(weights, name).name for name in names if not needs_float32(name))
+    dtypes = (dtype_of(weights, name).name for name in names if not needs_float32(name))
     values["torch_dtype"] = next((each for each in dtypes if each in FLOATS), values["torch_dtype"])
     if architecture is not None:
         values["architectures"] = [architecture]
@@ -155,7 +155,7 @@ def _write_shards(
     progress: Callable[[int], None] | None,
 ) -> None:
     shapes = {name: _shape(weights, name) for name in names}
-    dtypes = {name: _dtype(weights, name) for name in names}
+    dtypes = {name: dtype_of(weights, name) for name in names}
     sizes = {name: math.prod(shapes[name]) * dtypes[name].itemsize for name in names}
     shards: list[list[str]] = [[]]
     room = limit
@@ -188,11 +188,6 @@ def _write_shards(
 def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
     shapes = getattr(weights, "shapes", None)
     return tuple(shapes[name] if shapes is not None else np.asarray(weights[name]).shape)
-
-
-def _dtype(weights: Mapping[str, Any], name: str) -> np.dtype:
-    dtypes = getattr(weights, "dtypes", None)
-    return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype
 
 
 def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:

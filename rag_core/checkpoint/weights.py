@@ -204,7 +204,7 @@ def fit_weights(
     shapes |= {name: expected[name] for name in zeros}
     check_weights(expected, shapes, source=source)
 
-    dtypes = {name: _dtype(weights, sources[name]) for name in expected if name not in zeros}
+    dtypes = {name: dtype_of(weights, sources[name]) for name in expected if name not in zeros}
     usual = next((dtype for dtype in dtypes.values() if dtype.name in FLOATS), np.dtype(np.float32))
     dtypes |= dict.fromkeys(zeros, usual)
 
@@ -235,7 +235,7 @@ def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
     return tuple(shapes[name] if shapes is not None else weights[name].shape)
 
 
-def _dtype(weights: Mapping[str, Any], name: str) -> np.dtype:
+def dtype_of(weights: Mapping[str, Any], name: str) -> np.dtype:
     """A dtype without reading the array, where the mapping knows it."""
     dtypes = getattr(weights, "dtypes", None)
     return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype

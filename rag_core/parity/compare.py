@@ -144,7 +144,7 @@ def compare_case(
         difference = _difference(case, stage, expected[stage], actual[stage], bound, max(least, 1e-300))
         if difference.reason:
             found.append(difference)
-        _count(result.stages.setdefault(kind, Worst()), difference, shapes.get(stage, expected[stage].shape))
+        _count(result.stages.setdefault(kind, Worst()), difference)
     result.differences += len(found)
     result.first += [_located(each, shapes) for each in found[:1]]
 
@@ -219,7 +219,7 @@ def _located(difference: Difference, shapes: Mapping[str, tuple[int, ...]]) -> D
     return Difference(**{**asdict(difference), "place": place})
 
 
-def _count(worst: Worst, difference: Difference, shape: tuple[int, ...]) -> None:
+def _count(worst: Worst, difference: Difference) -> None:
     worst.arrays += 1
     worst.tolerance = max(worst.tolerance, difference.tolerance)
     if difference.relative > worst.relative or not worst.case:
