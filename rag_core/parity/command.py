@@ -102,17 +102,17 @@ def check_parity(
     names = [backend] if backend else available_backends()
     if not names or backend:
         load_backend(backend)
-    if against is None and len(names) < 2 and keep is None:
-        raise ValueError(
-            f"only {names[0]} runs here: record with  --record trace.npz  and compare on the other machine with  "
-            "--against trace.npz"
-        )
     RagConfig.from_pretrained(request.model)  # a wrong name should not wait for a framework to load
     if request.questions is not None:
         read_questions(request.questions)
     for place in (keep, out):
         if place is not None:
             check_writable(place)
+    if against is None and len(names) < 2 and keep is None:
+        raise ValueError(
+            f"only {names[0]} runs here: record with  --record trace.npz  and compare on the other machine with  "
+            "--against trace.npz"
+        )
     if against is not None:
         TraceFile(against).close()
     with tempfile.TemporaryDirectory() as folder:
