@@ -110,7 +110,7 @@ def test_the_callers_functions_are_heard(kind):
         ({"max_lenght": 5}, TypeError, "max_lenght"),
         ({"stopping_criteria": ["soon"]}, TypeError, "callable"),
         ({"assistant_model": model}, ValueError, "assisted decoding"),
-        ({"seed": 1.5}, TypeError, "whole number"),
+        ({"seed": 1.5}, ValueError, "whole number"),
         ({"negative_prompt_ids": NEGATIVE["negative_prompt_ids"]}, ValueError, "guidance_scale other than 1"),
         ({**NEGATIVE, "negative_prompt_ids": [[5, 6]], "guidance_scale": 2.0}, ValueError, r"must be \(2, S\)"),
         ({"decoder_input_ids": [[2, 4]]}, ValueError, r"decoder_input_ids must be whole numbers of shape \(2, P\)"),
