@@ -1,1 +1,4 @@
-"""Speed and memory against peers on the same weights and inputs; `make bench`. See docs/performance.md."""
+"""Speed and memory against peers on the same weights and inputs; `make bench`.
+
+See docs/performance.md.
+"""

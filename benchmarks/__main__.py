@@ -4,11 +4,13 @@ python -m benchmarks                                       everything; make benc
 python -m benchmarks --quick                               tiny sizes, minutes; make bench-quick
 python -m benchmarks --jobs token_beam4 --contestants dualrag-torch,transformers4-torch
 python -m benchmarks --peer transformers4=FOLDER           an environment that exists already
-python -m benchmarks --device cuda --contestants dualrag-torch,dualrag-torch@bf16,transformers5-torch
+python -m benchmarks --device cuda --contestants
+dualrag-torch,dualrag-torch@bf16,transformers5-torch
 
-The results are written to --out. By default that is benchmarks/results/machine.json for full sizes and all contestants,
-and from there they go into docs/performance.md, README.md and the chart; for anything less it is a file in
-build/benchmarks. Exit status 0 means that all contestants computed the same.
+The results are written to --out. By default that is benchmarks/results/machine.json for full sizes
+and all contestants, and from there they go into docs/performance.md, README.md and the chart; for
+anything less it is a file in build/benchmarks. Exit status 0 means that all contestants computed
+the same.
 """
 
 from __future__ import annotations
@@ -21,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, peers, report
-from benchmarks.jobs import CONTESTANTS, JOBS, ON_GPU, Contestant, contestant, must_agree, selected, takes_part
+from benchmarks.jobs import (
+    CONTESTANTS,
+    JOBS,
+    ON_GPU,
+    Contestant,
+    contestant,
+    must_agree,
+    selected,
+    takes_part,
+)
 from benchmarks.run import ROOT, Failed, Worker, environment, prepare, run_job
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine.json"
@@ -31,20 +42,33 @@ UNPUBLISHED = ROOT / "build" / "benchmarks"
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--jobs", help=f"some of {', '.join(job.name for job in JOBS)}; others keep their results")
-    parser.add_argument("--contestants", help=f"some of {', '.join(one.name for one in CONTESTANTS)}; NAME@dtype, too")
+    parser.add_argument(
+        "--jobs", help=f"some of {', '.join(job.name for job in JOBS)}; others keep their results"
+    )
+    parser.add_argument(
+        "--contestants",
+        help=f"some of {', '.join(one.name for one in CONTESTANTS)}; NAME@dtype, too",
+    )
     parser.add_argument("--repeats", type=int, help="turns, instead of each job's own number")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: do they run and agree?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER", help="an existing environment")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=FOLDER", help="an existing environment"
+    )
     parser.add_argument("--out", type=Path, help="results file, .json")
-    parser.add_argument("--publish", action="store_true", help="only write pages and chart anew from the results")
+    parser.add_argument(
+        "--publish", action="store_true", help="only write pages and chart anew from the results"
+    )
     return parser.parse_args(given)
 
 
-def environments(wanted: list[Contestant], given: list[str]) -> tuple[dict[str | None, str], dict[str, str]]:
+def environments(
+    wanted: list[Contestant], given: list[str]
+) -> tuple[dict[str | None, str], dict[str, str]]:
     """Interpreters by environment, and why some are missing."""
     pointed = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given)}
     pythons: dict[str | None, str] = {None: sys.executable}
@@ -76,7 +100,9 @@ def main(given: list[str] | None = None) -> int:
         report.publish(kept, ROOT)
         return 0
     every = ON_GPU if asked.device == "cuda" else [one.name for one in CONTESTANTS]
-    wanted = [contestant(name) for name in (asked.contestants.split(",") if asked.contestants else every)]
+    wanted = [
+        contestant(name) for name in (asked.contestants.split(",") if asked.contestants else every)
+    ]
     jobs = selected(asked.jobs)
     wanted = [one for one in wanted if any(takes_part(one, job) for job in jobs)]
     pythons, absent = environments(wanted, asked.peer)
@@ -86,7 +112,11 @@ def main(given: list[str] | None = None) -> int:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "device": asked.device,
         "quick": asked.quick,
-        "machine": {**machine.describe(), "gflops": machine.measured(env), "threads": env["OMP_NUM_THREADS"]},
+        "machine": {
+            **machine.describe(),
+            "gflops": machine.measured(env),
+            "threads": env["OMP_NUM_THREADS"],
+        },
         "absent": absent,
         "jobs": kept["jobs"] if asked.jobs else {},
     }
@@ -124,7 +154,9 @@ def main(given: list[str] | None = None) -> int:
         out.write_text(json.dumps(results, indent=1) + "\n")
     for worker in (pool or {}).values():
         worker.close()
-    results["jobs"] = {job.name: results["jobs"][job.name] for job in JOBS if job.name in results["jobs"]}
+    results["jobs"] = {
+        job.name: results["jobs"][job.name] for job in JOBS if job.name in results["jobs"]
+    }
     out.write_text(json.dumps(results, indent=1) + "\n")
     print(report.markdown(results))
     if out == RESULTS:

@@ -1,10 +1,12 @@
-"""A knowledge base of millions of passages: how fast it opens, what memory it takes, how long a question searches.
+"""A knowledge base of millions of passages: how fast it opens, what memory it takes, how long a
+question searches.
 
     python -m benchmarks.at_size
 
-Passages are drawn (100 words each; vectors lie in clusters, as real ones do), everything else is what `dualrag index
---index ivfpq` does. Building takes minutes and about 4 KB of disk a passage at D = 768; the folder is kept for the next
-run. Opening and searching are measured in a process of their own, once with the files dropped from the page cache.
+Passages are drawn (100 words each; vectors lie in clusters, as real ones do), everything else is
+what `dualrag index --index ivfpq` does. Building takes minutes and about 4 KB of disk a passage at
+D = 768; the folder is kept for the next run. Opening and searching are measured in a process of
+their own, once with the files dropped from the page cache.
 
 Letters: R passages, D vector size.
 """
@@ -60,7 +62,10 @@ def drawn(rows: int, size: int) -> Iterator[Any]:
         vectors *= 0.7
         vectors += middle[rng.integers(CENTRES, size=count)]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        texts = [" ".join(phrases[i] for i in row) for row in rng.integers(len(phrases), size=(count, 10)).tolist()]
+        texts = [
+            " ".join(phrases[i] for i in row)
+            for row in rng.integers(len(phrases), size=(count, 10)).tolist()
+        ]
         offsets = pa.array(np.arange(0, vectors.size + 1, size, dtype=np.int32))
         columns = [
             pa.array([f"Passage {start + i}" for i in range(count)]),
@@ -71,13 +76,19 @@ def drawn(rows: int, size: int) -> Iterator[Any]:
 
 
 def build(folder: Path, rows: int, size: int) -> dict[str, Any]:
-    """The knowledge base, unless it is there; the processor's seconds it took are kept beside it."""
+    """The knowledge base, unless it is there.
+
+    The processor's seconds it took are kept beside it.
+    """
     note = folder.with_name(folder.name + ".build.json")
     if (folder / "manifest.json").is_file() and note.is_file():
         return json.loads(note.read_text())
     probe = [0.0] * min(32, size)
-    plan = Manifest({"name": "drawn", "probe": probe}, size, 0, 100, {}, [], request={"index": "ivfpq"})
-    start = time.process_time()  # of all threads: what stands in the way of others' measurements may be paused
+    plan = Manifest(
+        {"name": "drawn", "probe": probe}, size, 0, 100, {}, [], request={"index": "ivfpq"}
+    )
+    # of all threads: what stands in the way of others' measurements may be paused
+    start = time.process_time()
     with workplace(folder) as work:
         assemble(work, folder, drawn(rows, size), plan)
     built = {"cpu_seconds": round(time.process_time() - start, 1)}
@@ -86,9 +97,16 @@ def build(folder: Path, rows: int, size: int) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """This process's memory in MB: all of it, its own, and pages of mapped files, which the system may take back."""
+    """This process's memory in MB.
+
+    All of it, its own, and pages of mapped files, which the system may take back.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "Rss"))}
+    found = {
+        line.split(":")[0]: int(line.split()[1]) / 1024
+        for line in lines
+        if line.startswith(("VmRSS", "Rss"))
+    }
     return {name: round(found[name], 1) for name in ("VmRSS", "RssAnon", "RssFile")}
 
 
@@ -114,7 +132,11 @@ def opened(folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     base = KnowledgeBase.open(folder)
     index = base.index()
-    result: dict[str, Any] = {"open_s": time.perf_counter() - start, "before": before, "after_open": memory()}
+    result: dict[str, Any] = {
+        "open_s": time.perf_counter() - start,
+        "before": before,
+        "after_open": memory(),
+    }
 
     def asked(query: np.ndarray) -> float:
         start = time.perf_counter()
@@ -134,7 +156,9 @@ def opened(folder: Path) -> dict[str, Any]:
         "again": np.median(again),
         "faiss": np.median(alone),
     }
-    result["query_ms"] = {name: round(float(value) * 1e3, 2) for name, value in milliseconds.items()}
+    result["query_ms"] = {
+        name: round(float(value) * 1e3, 2) for name, value in milliseconds.items()
+    }
     return result | {"after_queries": memory(), "faiss": faiss.__version__}
 
 
@@ -151,7 +175,9 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def preset() -> dict[str, Any] | None:
-    """Recall@5 of the ivfpq preset on the demo's 10,033 real vectors, with and without re-ranking."""
+    """Recall@5 of the ivfpq preset on the demo's 10,033 real vectors, with and without
+    re-ranking.
+    """
     import faiss
 
     from rag_core.demo import material as demo
@@ -171,7 +197,12 @@ def preset() -> dict[str, Any] | None:
 
     index = _built(blocks, len(vectors), vectors.shape[1], "ivfpq", {})
     inverted = faiss.downcast_index(index)
-    rows: dict[str, Any] = {"rows": len(vectors), "size": vectors.shape[1], "nlist": inverted.nlist, "m": inverted.pq.M}
+    rows: dict[str, Any] = {
+        "rows": len(vectors),
+        "size": vectors.shape[1],
+        "nlist": inverted.nlist,
+        "m": inverted.pq.M,
+    }
     rows["nprobe"] = inverted.nprobe
     every = ("nprobe", "rerank")
     rows["recall_without"] = tune_recall(index, blocks, len(vectors), fixed=every)[0]
@@ -192,19 +223,25 @@ def report(found: dict[str, Any]) -> str:
 
     opening = at_wikipedia(small["open_s"], warm["open_s"])
     lines = [
-        f"{found['rows']:,} passages of 100 drawn words, D = {found['size']}, {found['disk_gb']:.1f} GB on disk (index "
-        f"{found['index_gb']:.2f} GB), built in {found['build']['cpu_seconds'] / 60:.0f} minutes of "
-        f"processor time. Index: {json.dumps(found['index'])}.",
+        f"{found['rows']:,} passages of 100 drawn words, D = {found['size']}, "
+        f"{found['disk_gb']:.1f} GB on disk (index {found['index_gb']:.2f} GB), built in "
+        f"{found['build']['cpu_seconds'] / 60:.0f} minutes of processor time. Index: "
+        f"{json.dumps(found['index'])}.",
         "",
         f"| | cold | warm | warm, extrapolated to {WIKIPEDIA:,} |",
         "|---|---|---|---|",
         f"| open, s | {cold['open_s']:.2f} | {warm['open_s']:.2f} | {opening:.1f} |",
     ]
-    for stage, words in (("after_open", "open"), ("after_queries", f"after {3 * QUERIES} searches")):
+    for stage, words in (
+        ("after_open", "open"),
+        ("after_queries", f"after {3 * QUERIES} searches"),
+    ):
         for kind, what in (("RssAnon", "memory of its own"), ("RssFile", "mapped pages in memory")):
             values = [grown(run, stage, kind) for run in (cold, warm)]
             there = at_wikipedia(grown(small, stage, kind), values[1])
-            lines.append(f"| {words}: {what}, MB | {values[0]:.0f} | {values[1]:.0f} | {there:.0f} |")
+            lines.append(
+                f"| {words}: {what}, MB | {values[0]:.0f} | {values[1]:.0f} | {there:.0f} |"
+            )
     names = {
         "first": "first question",
         "fresh": "a new question, median",
@@ -217,27 +254,34 @@ def report(found: dict[str, Any]) -> str:
         lines.append(f"| {words}, ms | {values[0]:.1f} | {values[1]:.1f} | {there:.0f} |")
     lines += [
         "",
-        "Questions are answered with five passages: vectors, titles and texts. Extrapolated along the line through "
-        f"this size and {SMALL:,} passages: batches on disk, and codes searched a question, grow with the passages. "
-        "Mapped pages are the system's to take back.",
+        "Questions are answered with five passages: vectors, titles and texts. Extrapolated along "
+        f"the line through this size and {SMALL:,} passages: batches on disk, and codes searched "
+        "a question, grow with the passages. Mapped pages are the system's to take back.",
     ]
     if real := found.get("preset"):
         lines += [
             "",
-            f"The same preset on {real['rows']:,} real vectors (D = {real['size']}; {real['nlist']} lists, {real['m']} "
-            f"bytes a vector, {json.dumps(real['settings'])}): recall@5 {real['recall_preset']:.3f} against exact "
-            f"search, {real['recall_without']:.3f} without re-ranking.",
+            f"The same preset on {real['rows']:,} real vectors (D = {real['size']}; "
+            f"{real['nlist']} lists, {real['m']} bytes a vector, {json.dumps(real['settings'])}): "
+            f"recall@5 {real['recall_preset']:.3f} against exact search, "
+            f"{real['recall_without']:.3f} without re-ranking.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Builds, measures, writes benchmarks/results/at-size.json and .md, and the table of docs/performance.md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.at_size", description=__doc__.splitlines()[0])
+    """Builds, measures, writes benchmarks/results/at-size.json and .md, and the table of
+    docs/performance.md.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.at_size", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--size", type=int, default=768)
     parser.add_argument("--build-only", action="store_true")
-    parser.add_argument("--remove", action="store_true", help="remove the knowledge base afterwards")
+    parser.add_argument(
+        "--remove", action="store_true", help="remove the knowledge base afterwards"
+    )
     parser.add_argument("--opened", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.opened:
@@ -250,7 +294,9 @@ def main() -> None:
     if options.build_only:
         return
     found: dict[str, Any] = {"rows": options.rows, "size": options.size, "build": built}
-    found["disk_gb"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
+    found["disk_gb"] = (
+        sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
+    )
     found["index_gb"] = (folder / "index.faiss").stat().st_size / 1e9
     found["index"] = json.loads((folder / "manifest.json").read_text())["index"]
     tiny = folder.with_name(f"at-size-{SMALL}-{options.size}")
@@ -258,7 +304,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "at-size.json").write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "at-size.md").write_text(report(found))
-    PAGE.write_text(inserted(PAGE.read_text(encoding="utf-8"), "at-size", report(found)), encoding="utf-8")
+    PAGE.write_text(
+        inserted(PAGE.read_text(encoding="utf-8"), "at-size", report(found)), encoding="utf-8"
+    )
     print(report(found))
     if options.remove:
         shutil.rmtree(folder)

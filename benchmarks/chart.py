@@ -1,4 +1,7 @@
-"""The chart of the table: how many times faster than transformers 4.37.2 each job runs, in either framework."""
+"""The chart of the table.
+
+How many times faster than transformers 4.37.2 each job runs, in either framework.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from benchmarks.scaling_report import COLOURS, INK
 
 matplotlib.use("Agg")
 
-SERIES = {name: (label, COLOURS[name]) for name, label in (("dualrag-torch", "rag_torch"), ("dualrag-tf", "rag_tf"))}
+SERIES = {
+    name: (label, COLOURS[name])
+    for name, label in (("dualrag-torch", "rag_torch"), ("dualrag-tf", "rag_tf"))
+}
 SHORT = {
     "token_loss": "RAG-Token, forward and loss",
     "token_greedy": "RAG-Token, greedy",
@@ -32,7 +38,9 @@ def bars(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for job in results["jobs"]:
         for one in SERIES:
-            times = ratio(seconds_of(results, job, base_of(one) or ""), seconds_of(results, job, one))
+            times = ratio(
+                seconds_of(results, job, base_of(one) or ""), seconds_of(results, job, one)
+            )
             if times:
                 found.setdefault(job, {})[one] = times
     return found
@@ -62,8 +70,21 @@ def draw(results: dict[str, Any], file: Path) -> None:
                 if one not in found[job]:
                     continue
                 times, y = found[job][one], place + 0.38 * (at - 0.5)
-                axis.barh(y, times - 1, left=1, height=0.34, color=colour, label=label if place == 0 else None)
-                axis.annotate(f"{times:.1f} x", (max(times, 1.0), y), (4, 0), textcoords="offset points", va="center")
+                axis.barh(
+                    y,
+                    times - 1,
+                    left=1,
+                    height=0.34,
+                    color=colour,
+                    label=label if place == 0 else None,
+                )
+                axis.annotate(
+                    f"{times:.1f} x",
+                    (max(times, 1.0), y),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                )
         axis.set_xscale("log")
         axis.axvline(1, color=INK, linewidth=0.8)
         axis.set_yticks(range(len(found)), [SHORT.get(job, job) for job in found])
@@ -78,7 +99,11 @@ def draw(results: dict[str, Any], file: Path) -> None:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.set_xlabel("times faster than transformers 4.37.2 in the same framework")
         handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour in SERIES.values()]
-        axis.legend(handles, [label for label, _ in SERIES.values()], frameon=False, loc="lower right")
+        axis.legend(
+            handles, [label for label, _ in SERIES.values()], frameon=False, loc="lower right"
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, transparent=True, metadata={"Date": None} if file.suffix == ".svg" else None)
+        figure.savefig(
+            file, transparent=True, metadata={"Date": None} if file.suffix == ".svg" else None
+        )
         plt.close(figure)

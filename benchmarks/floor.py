@@ -1,12 +1,15 @@
-"""How little time a job can take: its matrix products, at the rate that this machine multiplies matrices.
+"""How little time a job can take: its matrix products, at the rate that this machine multiplies
+matrices.
 
-Counted are multiplications and additions, 2 for each weight that a token meets, from the config and the contexts'
-real lengths. Letters: R contexts, s their lengths (sum S), d width, f feed-forward width, L layers, V vocabulary,
-K beams, T new tokens, C candidates a question, B questions, N documents.
+Counted are multiplications and additions, 2 for each weight that a token meets, from the config and
+the contexts' real lengths. Letters: R contexts, s their lengths (sum S), d width, f feed-forward
+width, L layers, V vocabulary, K beams, T new tokens, C candidates a question, B questions, N
+documents.
 
     encoder layer      S * 2 (4 d^2 + 2 d f)  +  4 d * sum(s^2)
     cross keys, values S * 2 * 2 d^2, for each decoder layer, once
-    decoder row        L * (2 (6 d^2 + 2 d f) + 4 d (s + t)) + 2 d V, for a token of a context of length s at place t
+    decoder row        L * (2 (6 d^2 + 2 d f) + 4 d (s + t)) + 2 d V, for a token of a context of
+    length s at place t
 
     search             encoder + cross + rows: R in the first step, R K in each of the other T - 1
     thorough           search + rows: C N T a question, each candidate against each document
@@ -23,7 +26,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shape:
-    """A BART-like generator: width d, feed-forward width f, layers of encoder and decoder, vocabulary V."""
+    """A BART-like generator.
+
+    Width d, feed-forward width f, layers of encoder and decoder, vocabulary V.
+    """
 
     d: int
     f: int
@@ -33,9 +39,13 @@ class Shape:
 
 
 def encoding(shape: Shape, lengths: np.ndarray) -> float:
-    """Operations of the encoder and of the cross keys and values, over contexts of the given lengths (R,)."""
+    """Operations of the encoder and of the cross keys and values, over contexts of the given
+    lengths (R,).
+    """
     d, f, total = shape.d, shape.f, float(lengths.sum())
-    layer = total * 2 * (4 * d * d + 2 * d * f) + 4 * d * float((lengths.astype(np.float64) ** 2).sum())
+    layer = total * 2 * (4 * d * d + 2 * d * f) + 4 * d * float(
+        (lengths.astype(np.float64) ** 2).sum()
+    )
     return shape.encoder_layers * layer + shape.decoder_layers * total * 4 * d * d
 
 
@@ -54,9 +64,12 @@ def search(shape: Shape, lengths: np.ndarray, beams: int, tokens: int) -> float:
 
 
 def thorough(shape: Shape, lengths: np.ndarray, beams: int, tokens: int, questions: int) -> float:
-    """Operations of a RAG-Sequence search whose candidates, `beams` from each context, are all weighed everywhere."""
+    """Operations of a RAG-Sequence search whose candidates, `beams` from each context, are all
+    weighed everywhere.
+    """
     contexts = len(lengths)
-    scored = contexts * beams * (contexts // questions)  # (candidate, document) pairs of all questions
+    # (candidate, document) pairs of all questions
+    scored = contexts * beams * (contexts // questions)
     mean = float(lengths.mean())
     weighing = scored * sum(row(shape, mean, place + 1) for place in range(tokens))
     return search(shape, lengths, beams, tokens) + weighing

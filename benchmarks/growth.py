@@ -1,4 +1,5 @@
-"""How fast a curve grows: the slope of its upper half in log-log, against what an operation count lets expect.
+"""How fast a curve grows: the slope of its upper half in log-log, against what an operation count
+lets expect.
 
 Letters: n what is varied, t seconds.
 """
@@ -8,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-# What caches, threads and small matrices add to a slope at these sizes; a further power of n adds 1.
+# What caches, threads and small matrices add to a slope at these sizes; a further power of n adds
+# 1.
 SLACK = 0.2
 
 
 def growth(values: Sequence[float], measured: Sequence[float]) -> float:
-    """The p of t ~ n^p by least squares in log-log over the upper half of a curve, at least three points of it.
+    """The p of t ~ n^p by least squares in log-log over the upper half of a curve, at least three
+    points of it.
 
     The lower half is left out: constant costs make every curve flat there, and hide what comes.
 
@@ -25,7 +28,10 @@ def growth(values: Sequence[float], measured: Sequence[float]) -> float:
         ValueError: fewer than two points, or one that has no logarithm.
     """
     if len(values) != len(measured) or len(values) < 2 or min(*values, *measured) <= 0:
-        raise ValueError(f"a growth needs two points or more, all above 0; got {list(values)} and {list(measured)}")
+        raise ValueError(
+            f"a growth needs two points or more, all above 0; got {list(values)} and "
+            f"{list(measured)}"
+        )
     count = min(len(values), max(3, math.ceil(len(values) / 2)))
     x, y = ([math.log(v) for v in some[-count:]] for some in (values, measured))
     x_mean, y_mean = sum(x) / count, sum(y) / count
@@ -41,7 +47,8 @@ def growth_beyond(values: Sequence[float], measured: Sequence[float]) -> float |
         measured: t.
 
     Returns:
-        The power, or None where t rises too little for one: by less than a quarter over the lower half.
+        The power, or None where t rises too little for one: by less than a quarter over the lower
+        half.
     """
     first, rest = measured[0], [t - measured[0] for t in measured[1:]]
     count = min(len(rest), max(3, math.ceil(len(values) / 2)))

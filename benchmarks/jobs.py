@@ -45,7 +45,13 @@ CONTESTANTS = (
     Contestant("ctranslate2@int8", "ctranslate2", "ct2", "ctranslate2", "int8"),
 )
 ON_GPU = ("dualrag-torch", "transformers4-torch", "transformers5-torch")
-REFERENCES = ("transformers4-torch", "transformers4-tf", "transformers5-torch", "dualrag-torch", "dualrag-tf")
+REFERENCES = (
+    "transformers4-torch",
+    "transformers4-tf",
+    "transformers5-torch",
+    "dualrag-torch",
+    "dualrag-tf",
+)
 
 
 def contestant(name: str) -> Contestant:
@@ -57,7 +63,10 @@ def contestant(name: str) -> Contestant:
     plain, _, dtype = name.partition("@")
     known = {one.name: one for one in CONTESTANTS}
     if plain not in known:
-        raise ValueError(f"no contestant {name!r}; there are {', '.join(known)}, each also with @int8, @bf16, ...")
+        raise ValueError(
+            f"no contestant {name!r}; there are {', '.join(known)}, each also with @int8, @bf16, "
+            "..."
+        )
     return replace(known[plain], name=name, dtype=dtype or None)
 
 
@@ -68,7 +77,8 @@ class Job:
     Attributes:
         name: for --jobs and the results file.
         title: for people.
-        kind: loss, generate, train, plain, retrieve or retriever_call: what the contestants' modules do.
+        kind: loss, generate, train, plain, retrieve or retriever_call: what the contestants'
+            modules do.
         size: the workload; "demo" for that of `benchmarks.demo_workload`.
         quick: the workload of a quick run.
         head: token or sequence.
@@ -78,7 +88,8 @@ class Job:
         distinct: whether all tokens of a check must be distinct rows: no candidate comes twice.
         inference: whether its peak memory counts as that of inference.
         without: libraries with no such thing, or nothing to compare.
-        differs: contestants whose tokens are known to be others, and why; they are timed and marked.
+        differs: contestants whose tokens are known to be others, and why; they are timed and
+            marked.
     """
 
     name: str
@@ -103,14 +114,17 @@ class Job:
         """Options of generate; where the workload says how many tokens, neither fewer nor more."""
         if isinstance(size, str):
             return dict(self.options)
-        # the start token counts; max_new_tokens would not do: for RAG, 4.37.2 gives one token less than it says
+        # the start token counts; max_new_tokens would not do: for RAG, 4.37.2 gives one token less
+        # than it says
         return {**self.options, "min_length": size.tokens + 1, "max_length": size.tokens + 1}
 
 
 _PADDING = {
     "transformers5-torch": "5.23.0 hands RAG-Sequence's generator no attention mask, and it reads the padding",
 }
-_NEAR = {"transformers4-tf": "log-probabilities of the two best tokens are 0.001 apart there; it alone takes the other"}
+_NEAR = {
+    "transformers4-tf": "log-probabilities of the two best tokens are 0.001 apart there; it alone takes the other"
+}
 _GREEDY = {"num_beams": 1}
 _BEAMS = {"num_beams": 4, "num_return_sequences": 1}
 JOBS = (
@@ -125,7 +139,15 @@ JOBS = (
         differs=_NEAR,
         inference=True,
     ),
-    Job("token_beam4", "RAG-Token generate, 4 beams", "generate", BASE, QUICK, options=_BEAMS, inference=True),
+    Job(
+        "token_beam4",
+        "RAG-Token generate, 4 beams",
+        "generate",
+        BASE,
+        QUICK,
+        options=_BEAMS,
+        inference=True,
+    ),
     Job(
         "sequence_thorough",
         "RAG-Sequence generate, 4 beams, thorough, 20 forced tokens, all candidates distinct",
@@ -160,9 +182,23 @@ JOBS = (
         repeats=2,
         without=("ctranslate2", "transformers4-tf"),
     ),
-    Job("retrieve", "retrieve, 10,033 passages flat", "retrieve", "demo", "demo", repeats=5, times=20),
     Job(
-        "retriever_call", "retriever call, 10,033 passages flat", "retriever_call", "demo", "demo", repeats=5, times=20
+        "retrieve",
+        "retrieve, 10,033 passages flat",
+        "retrieve",
+        "demo",
+        "demo",
+        repeats=5,
+        times=20,
+    ),
+    Job(
+        "retriever_call",
+        "retriever call, 10,033 passages flat",
+        "retriever_call",
+        "demo",
+        "demo",
+        repeats=5,
+        times=20,
     ),
     Job(
         "tiny_greedy",
@@ -208,7 +244,9 @@ def must_agree(one: Contestant, job: Job) -> bool:
 
 def takes_part(one: Contestant, job: Job) -> bool:
     """Whether a contestant has what a job asks for."""
-    if one.dtype == "int8" and (one.library == "transformers" or one.framework == "tf" or job.kind == "train"):
+    if one.dtype == "int8" and (
+        one.library == "transformers" or one.framework == "tf" or job.kind == "train"
+    ):
         return False
     if job.kind.startswith("retrie") and one.dtype:
         return False
@@ -221,9 +259,10 @@ def takes_part(one: Contestant, job: Job) -> bool:
 class Goal:
     """What is to be reached: `measure` of `contestant` on `job`, at least or at most `bound`.
 
-    Measures: "faster" times than `other`, at least; "within" times `other`'s time, at most; "floor", multiples of the
-    operation count's seconds, at most; "beyond" times faster than `other`, what both spend in faiss left out, at
-    least; "memory", peak GB over the inference jobs, at most.
+    Measures: "faster" times than `other`, at least; "within" times `other`'s time, at most;
+    "floor", multiples of the operation count's seconds, at most; "beyond" times faster than
+    `other`, what both spend in faiss left out, at least; "memory", peak GB over the inference jobs,
+    at most.
     """
 
     job: str

@@ -20,7 +20,9 @@ SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (2500, 768, 3072))
 
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    )
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -57,7 +59,11 @@ def gflops(repeats: int = 7) -> dict[str, float]:
 def measured(env: dict[str, str]) -> dict[str, float]:
     """`gflops` in a process of its own, so that nothing of it stays."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.machine"], capture_output=True, text=True, env=env, check=True
+        [sys.executable, "-m", "benchmarks.machine"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
     )
     return json.loads(done.stdout)
 

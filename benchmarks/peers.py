@@ -31,8 +31,20 @@ def python_of(name: str, given: dict[str, Path]) -> tuple[Path | None, str]:
     digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
     if mark.is_file() and mark.read_text() == digest:
         return python, ""
-    print(f"Installing {name} into {folder}; minutes, and some hundred megabytes.", file=sys.stderr, flush=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    print(
+        f"Installing {name} into {folder}; minutes, and some hundred megabytes.",
+        file=sys.stderr,
+        flush=True,
+    )
+    pip = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+    ]
     for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-r", str(wanted)]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -42,5 +54,9 @@ def python_of(name: str, given: dict[str, Path]) -> tuple[Path | None, str]:
 
 
 def _last_error(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.startswith("ERROR")] or text.splitlines() or ["no message"]
+    lines = (
+        [line for line in text.splitlines() if line.startswith("ERROR")]
+        or text.splitlines()
+        or ["no message"]
+    )
     return lines[-1][:300]

@@ -16,13 +16,24 @@ REPOSITORIES = {"transformers4": "4.37.2", "transformers5": "5", "ctranslate2": 
 
 def base_of(name: str) -> str | None:
     """transformers 4.37.2 in the contestant's framework, what ratios are to."""
-    framework = next((one.framework for one in CONTESTANTS if one.name == name.partition("@")[0]), "")
-    return {"torch": "transformers4-torch", "ct2": "transformers4-torch", "tf": "transformers4-tf"}.get(framework)
+    framework = next(
+        (one.framework for one in CONTESTANTS if one.name == name.partition("@")[0]), ""
+    )
+    return {
+        "torch": "transformers4-torch",
+        "ct2": "transformers4-torch",
+        "tf": "transformers4-tf",
+    }.get(framework)
 
 
 def seconds_of(results: dict[str, Any], job: str, contestant: str) -> float | None:
     """A median, or None where nothing was measured or it did not agree."""
-    return results["jobs"].get(job, {"contestants": {}})["contestants"].get(contestant, {}).get("seconds")
+    return (
+        results["jobs"]
+        .get(job, {"contestants": {}})["contestants"]
+        .get(contestant, {})
+        .get("seconds")
+    )
 
 
 def ratio(slow: float | None, fast: float | None) -> float | None:
@@ -42,7 +53,10 @@ def floor_multiple(results: dict[str, Any], job: str, contestant: str) -> float 
 def inference_peak(results: dict[str, Any], contestant: str) -> float | None:
     """The largest peak memory of a fresh process over the inference jobs, in GB."""
     peaks = [
-        results["jobs"].get(job.name, {"contestants": {}})["contestants"].get(contestant, {}).get("peak_bytes")
+        results["jobs"]
+        .get(job.name, {"contestants": {}})["contestants"]
+        .get(contestant, {})
+        .get("peak_bytes")
         for job in JOBS
         if job.inference
     ]
@@ -54,14 +68,18 @@ def beyond(results: dict[str, Any], job: str, slow: str, fast: str) -> float | N
     """How much faster, faiss' own search left out of both."""
     entries = results["jobs"].get(job, {"contestants": {}})["contestants"]
     left = [
-        entries[name]["seconds"] - entries[name]["beside"] for name in (slow, fast) if "beside" in entries.get(name, {})
+        entries[name]["seconds"] - entries[name]["beside"]
+        for name in (slow, fast)
+        if "beside" in entries.get(name, {})
     ]
     return left[0] / left[1] if len(left) == 2 and left[1] > 0 else None
 
 
 def reached(results: dict[str, Any], goal: Goal) -> float | None:
     """What a goal's measure comes to; None where it was not measured."""
-    ours, theirs = (seconds_of(results, goal.job, name) for name in (goal.contestant, goal.other or ""))
+    ours, theirs = (
+        seconds_of(results, goal.job, name) for name in (goal.contestant, goal.other or "")
+    )
     if goal.measure == "faster":
         return ratio(theirs, ours)
     if goal.measure == "within":
@@ -118,13 +136,18 @@ def names(results: dict[str, Any]) -> list[str]:
     """Contestants that took part, in their usual order."""
     seen = [name for job in results["jobs"].values() for name in job["contestants"]]
     usual = [one.name for one in CONTESTANTS]
-    return sorted(dict.fromkeys(seen), key=lambda name: (usual.index(name) if name in usual else 99, name))
+    return sorted(
+        dict.fromkeys(seen), key=lambda name: (usual.index(name) if name in usual else 99, name)
+    )
 
 
 def seconds_table(results: dict[str, Any]) -> str:
     """Medians, and how many times faster than 4.37.2 in the same framework."""
     some = names(results)
-    rows = [[job["title"], *(_cell(results, name, one) for one in some)] for name, job in results["jobs"].items()]
+    rows = [
+        [job["title"], *(_cell(results, name, one) for one in some)]
+        for name, job in results["jobs"].items()
+    ]
     return _table(["job", *some], rows)
 
 
@@ -157,7 +180,15 @@ def goals_table(results: dict[str, Any]) -> str:
             "memory": f"{goal.bound:.1f} GB",
         }[goal.measure]
         got = f"{value:.2f} GB" if goal.measure == "memory" else f"{value:.2f} x"
-        rows.append([titles[goal.job], goal.contestant, wanted, got, "yes" if met(goal, value) else "**no**"])
+        rows.append(
+            [
+                titles[goal.job],
+                goal.contestant,
+                wanted,
+                got,
+                "yes" if met(goal, value) else "**no**",
+            ]
+        )
     return _table(["job", "contestant", "goal", "reached", "met"], rows)
 
 
@@ -169,7 +200,9 @@ def versions(results: dict[str, Any]) -> list[str]:
             found.setdefault(name, {}).update(entry.get("versions", {}))
     shown = {}
     for name in names(results):
-        framework = next((one.framework for one in CONTESTANTS if one.name == name.partition("@")[0]), "")
+        framework = next(
+            (one.framework for one in CONTESTANTS if one.name == name.partition("@")[0]), ""
+        )
         other = {"torch": "tensorflow", "tf": "torch"}.get(framework)
         shown[name] = ", ".join(f"{k} {v}" for k, v in found.get(name, {}).items() if k != other)
     return [f"- {name}: {text}" for name, text in shown.items()]
@@ -180,8 +213,9 @@ def machine_line(results: dict[str, Any]) -> str:
     found = results["machine"]
     rates = ", ".join(f"{rate:.0f} GFLOP/s ({name})" for name, rate in found["gflops"].items())
     return (
-        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads, {found['memory_gb']} GB, "
-        f"{found['system']}; float32 matrix products: {rates}. Python {found['python']}. {results['date']}."
+        f"{found['processor']}, {found['cores']} cores, {found['threads']} threads, "
+        f"{found['memory_gb']} GB, {found['system']}; float32 matrix products: {rates}. Python "
+        f"{found['python']}. {results['date']}."
     )
 
 
@@ -210,12 +244,18 @@ def summary(results: dict[str, Any]) -> str:
     for name, job in results["jobs"].items():
         cells = []
         for one in ("dualrag-torch", "dualrag-tf"):
-            times = ratio(seconds_of(results, name, base_of(one) or ""), seconds_of(results, name, one))
+            times = ratio(
+                seconds_of(results, name, base_of(one) or ""), seconds_of(results, name, one)
+            )
             taken = seconds_of(results, name, one)
-            cells.append("" if taken is None else duration(taken) + (f", **{times:.1f} x**" if times else ""))
+            cells.append(
+                "" if taken is None else duration(taken) + (f", **{times:.1f} x**" if times else "")
+            )
         if any(cells):
             rows.append([job["title"], *cells])
-    return _table(["seconds, and times faster than transformers 4.37.2", "rag_torch", "rag_tf"], rows)
+    return _table(
+        ["seconds, and times faster than transformers 4.37.2", "rag_torch", "rag_tf"], rows
+    )
 
 
 def publish(results: dict[str, Any], root: Path) -> None:
@@ -223,7 +263,9 @@ def publish(results: dict[str, Any], root: Path) -> None:
     for page, marker in PAGES.items():
         if (root / page).is_file():
             body = summary(results) if page.name == "README.md" else markdown(results)
-            (root / page).write_text(inserted((root / page).read_text("utf-8"), marker, body), "utf-8")
+            (root / page).write_text(
+                inserted((root / page).read_text("utf-8"), marker, body), "utf-8"
+            )
     try:
         from benchmarks.chart import draw
     except ImportError:

@@ -1,8 +1,9 @@
 """Runs the jobs: every contestant in a process of its own, in turns.
 
-First each one loads and computes the job once, in a fresh process: that gives its peak memory and what it computed,
-which is compared before anything is timed. Then they are timed in turns, one run (or one handful of runs) each. Those
-whose processes do not fit into memory together are started anew for each turn.
+First each one loads and computes the job once, in a fresh process: that gives its peak memory and
+what it computed, which is compared before anything is timed. Then they are timed in turns, one run
+(or one handful of runs) each. Those whose processes do not fit into memory together are started
+anew for each turn.
 """
 
 from __future__ import annotations
@@ -25,8 +26,18 @@ from benchmarks.workload import CACHE, Size
 
 ROOT = Path(__file__).resolve().parent.parent
 FAISS = ["faiss-cpu", "faiss-gpu", "faiss"]  # the names it is distributed under
-PACKAGES = ["torch", "tensorflow", "transformers", "ctranslate2", "numpy", *FAISS, "tokenizers", "datasets"]
-# After a turn the threads of a library may wait busily for more work, for 200 ms at most by default.
+PACKAGES = [
+    "torch",
+    "tensorflow",
+    "transformers",
+    "ctranslate2",
+    "numpy",
+    *FAISS,
+    "tokenizers",
+    "datasets",
+]
+# After a turn the threads of a library may wait busily for more work, for 200 ms at most by
+# default.
 REST = 0.3
 MEMORY_SHARE = 0.8
 
@@ -57,12 +68,16 @@ class Worker:
                 cwd=ROOT,
                 env=env,
             )
-        self.described = {name: getattr(contestant, name) for name in ("name", "library", "framework", "dtype")}
+        self.described = {
+            name: getattr(contestant, name) for name in ("name", "library", "framework", "dtype")
+        }
         self.versions: dict[str, str] = {}
 
     def check(self, job: dict[str, Any]) -> dict[str, Any]:
         """Load what a job needs and run it once."""
-        self.versions = self.ask("load", contestant=self.described, job=job, packages=PACKAGES)["versions"]
+        self.versions = self.ask("load", contestant=self.described, job=job, packages=PACKAGES)[
+            "versions"
+        ]
         return self.ask("check")
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
@@ -136,10 +151,12 @@ def run_job(
         device: cpu or cuda.
         repeats: turns, instead of the job's own number.
         say: told what happens.
-        pool: processes kept from job to job, for quick runs; peak memory is then that of all jobs so far.
+        pool: processes kept from job to job, for quick runs; peak memory is then that of all jobs
+            so far.
 
     Returns:
-        For the results file: `contestants` with seconds, peak memory and whether they agree; the floor's operations.
+        For the results file: `contestants` with seconds, peak memory and whether they agree; the
+        floor's operations.
     """
     size, env = job.workload(quick), environment(device)
     asked = {
@@ -180,7 +197,9 @@ def run_job(
                 say(f"{job.name}: {one.name} FAILED: {error}")
                 continue
             found[one.name] = answer["found"]
-            peaks = {name: answer[name] for name in ("peak_bytes", "device_peak_bytes") if name in answer}
+            peaks = {
+                name: answer[name] for name in ("peak_bytes", "device_peak_bytes") if name in answer
+            }
             entries[one.name] = {**peaks, "versions": worker.versions}
             held += answer["peak_bytes"]
             if pool is not None or held < MEMORY_SHARE * (available() + _held_now(workers)):
@@ -228,7 +247,10 @@ def judge(
             if one.name in job.differs:
                 entry["difference"] += f": {job.differs[one.name]}"
             entry["equal_rows"] = agreement.equal_share(found[reference], found[one.name])
-            say(f"{job.name}: {one.name} {'DISAGREES' if must_agree(one, job) else 'differs'}: {entry['difference']}")
+            say(
+                f"{job.name}: {one.name} {'DISAGREES' if must_agree(one, job) else 'differs'}: "
+                f"{entry['difference']}"
+            )
 
 
 def time_in_turns(
@@ -276,7 +298,10 @@ def summarize(entry: dict[str, Any], tokens: int) -> None:
 
 
 def tokens_of(job: Job, found: dict[str, Any]) -> int:
-    """New tokens of the answers given: one answer a question, however many candidates were weighed."""
+    """New tokens of the answers given.
+
+    One answer a question, however many candidates were weighed.
+    """
     if job.kind not in ("generate", "plain") or not found:
         return 0
     rows = next(iter(found.values()))["tokens"]
@@ -309,15 +334,28 @@ def _held_now(workers: dict[str, Worker]) -> float:
     for worker in workers.values():
         status = Path(f"/proc/{worker.process.pid}/status")
         if status.is_file():
-            total += next(float(x.split()[1]) * 1024 for x in status.read_text().splitlines() if x.startswith("VmRSS"))
+            total += next(
+                float(x.split()[1]) * 1024
+                for x in status.read_text().splitlines()
+                if x.startswith("VmRSS")
+            )
     return total
 
 
 def prepare(size: Size | str, env: dict[str, str]) -> Path:
     """A workload's folder, made in a process of its own if there is none."""
-    module = ["benchmarks.demo_workload"] if size == "demo" else ["benchmarks.workload", getattr(size, "name", "")]
+    module = (
+        ["benchmarks.demo_workload"]
+        if size == "demo"
+        else ["benchmarks.workload", getattr(size, "name", "")]
+    )
     done = subprocess.run(
-        [sys.executable, "-m", *module], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env, check=False
+        [sys.executable, "-m", *module],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=env,
+        check=False,
     )
     if done.returncode:
         raise Failed(f"the workload {module[-1]} could not be made")

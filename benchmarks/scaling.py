@@ -1,8 +1,9 @@
 """How time grows: `python -m benchmarks.scaling`, a few minutes on two cores.
 
-Time against documents, beams, batch, context length, new tokens, passages embedded at a time and index size, each point
-the median of interleaved runs. Each curve's growth is stated beside the growth of its operation count.
-Written: benchmarks/results/scaling.json, docs/charts/scaling.svg, and the table to docs/performance.md.
+Time against documents, beams, batch, context length, new tokens, passages embedded at a time and
+index size, each point the median of interleaved runs. Each curve's growth is stated beside the
+growth of its operation count. Written: benchmarks/results/scaling.json, docs/charts/scaling.svg,
+and the table to docs/performance.md.
 """
 
 from __future__ import annotations
@@ -37,9 +38,15 @@ class Worker:
     """
 
     def __init__(self, name: str, python: str) -> None:
-        env = os.environ | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+        env = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "PYTHONPATH": str(ROOT),
+        }
         command = [python, "-m", "benchmarks.scaling_worker", name, str(prepared(MODEL))]
-        self.process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=env, cwd=ROOT)
+        self.process = Popen(
+            command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=env, cwd=ROOT
+        )
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Do a job."""
@@ -51,7 +58,9 @@ class Worker:
             line = out.readline()
         except OSError as error:
             return {"error": str(error)}
-        return json.loads(line) if line else {"error": f"the process ended with {self.process.wait()}"}
+        return (
+            json.loads(line) if line else {"error": f"the process ended with {self.process.wait()}"}
+        )
 
     def close(self) -> None:
         """End the process."""
@@ -70,7 +79,9 @@ def measured(curve: Curve, workers: dict[str, Any], rounds: int = 5) -> dict[str
     broken: dict[str, str] = {}
     for turn in range(rounds + 1):
         for n in curve.values:
-            for name in (name for name in curve.contestants if name in workers and name not in broken):
+            for name in (
+                name for name in curve.contestants if name in workers and name not in broken
+            ):
                 past = runs.setdefault((name, n), [])
                 if n > curve.slowest.get(name, n) or (turn > 3 and past[-1]["seconds"] > _LONG):
                     continue
@@ -91,10 +102,16 @@ def measured(curve: Curve, workers: dict[str, Any], rounds: int = 5) -> dict[str
         seconds = [median(run["seconds"] for run in point) for point in points]
         values = curve.values[: len(points)]
         counted = [curve.operations(curve.job(n)) for n in values]
-        entry = {"seconds": [float(f"{s:.4g}") for s in seconds], "growth": round(growth(values, seconds), 2)}
+        entry = {
+            "seconds": [float(f"{s:.4g}") for s in seconds],
+            "growth": round(growth(values, seconds), 2),
+        }
         beyond = growth_beyond(values, seconds)
         if beyond is not None:
-            entry |= {"beyond": round(beyond, 2), "expected_beyond": round(growth_beyond(values, counted) or 0.0, 2)}
+            entry |= {
+                "beyond": round(beyond, 2),
+                "expected_beyond": round(growth_beyond(values, counted) or 0.0, 2),
+            }
         expected = growth(values, counted)
         entry |= {"expected": round(expected, 2), "said": [point[-1]["tokens"] for point in points]}
         if None not in peaks:
@@ -117,7 +134,8 @@ def machine() -> dict[str, Any]:
     """What the figures depend on beside the code."""
     names = ["torch", "tensorflow", "faiss-cpu", "faiss-gpu", "faiss", "numpy"]
     model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
+        platform.processor(),
     )
     return {"processor": model, "cores": os.cpu_count(), "versions": versions(names)}
 
@@ -128,7 +146,9 @@ def _cpuinfo() -> list[str]:
 
 
 def _store(results: dict[str, Any]) -> None:
-    results["curves"] = {c.name: results["curves"][c.name] for c in CURVES if c.name in results["curves"]}
+    results["curves"] = {
+        c.name: results["curves"][c.name] for c in CURVES if c.name in results["curves"]
+    }
     results["machine"] = machine()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -139,13 +159,23 @@ def main(arguments: list[str] | None = None) -> None:
     from benchmarks import scaling_report
     from benchmarks.scaling_index import Searches
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0])
-    parser.add_argument("--curves", nargs="*", choices=[c.name for c in CURVES], default=[c.name for c in CURVES])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--curves", nargs="*", choices=[c.name for c in CURVES], default=[c.name for c in CURVES]
+    )
     parser.add_argument("--contestants", nargs="*", help="by default all that are there")
-    parser.add_argument("--reference", help="a Python with transformers 4; without it that contestant stays away")
-    parser.add_argument("--report", action="store_true", help="measure nothing, write chart and table anew")
+    parser.add_argument(
+        "--reference", help="a Python with transformers 4; without it that contestant stays away"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing, write chart and table anew"
+    )
     options = parser.parse_args(arguments)
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"curves": {}}
+    results: dict[str, Any] = (
+        json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"curves": {}}
+    )
     if not options.report:
         chosen = [curve for curve in CURVES if curve.name in options.curves]
         wanted = {name for curve in chosen for name in curve.contestants}
@@ -155,7 +185,9 @@ def main(arguments: list[str] | None = None) -> None:
             "dualrag-tf": sys.executable,
             "transformers4-torch": options.reference,
         }
-        workers: dict[str, Any] = {name: Worker(name, p) for name, p in pythons.items() if p and name in wanted}
+        workers: dict[str, Any] = {
+            name: Worker(name, p) for name, p in pythons.items() if p and name in wanted
+        }
         searches = Searches(CACHE / "indexes")
         try:
             for curve in chosen:
@@ -170,7 +202,10 @@ def main(arguments: list[str] | None = None) -> None:
             for worker in workers.values():
                 worker.close()
     scaling_report.write(results, ROOT)
-    print("\n".join(faster_than_expected(results)) or "No curve grows faster than its operation count.")
+    print(
+        "\n".join(faster_than_expected(results))
+        or "No curve grows faster than its operation count."
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The curves: what is varied, what stays, and how many operations each point takes.
 
-Letters: B questions, N documents a question, K beams, S context length, T new tokens, R = B * N contexts, d width,
-V vocabulary, n what a curve varies.
+Letters: B questions, N documents a question, K beams, S context length, T new tokens, R = B * N
+contexts, d width, V vocabulary, n what a curve varies.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from benchmarks.workload import Size
 from rag_core.retrieval.faiss_files import default_lists
 
 # heavy enough that matrices outweigh the calls around them, light enough for two cores
-MODEL = Size("scaling", width=256, encoder_layers=1, generator_layers=3, heads=4, vocab=20_000, questions=1)
-USUAL = {"kind": "generate", "head": "token", "questions": 1, "docs": 5, "length": 128, "beams": 4, "tokens": 16}
+MODEL = Size(
+    "scaling", width=256, encoder_layers=1, generator_layers=3, heads=4, vocab=20_000, questions=1
+)
+USUAL = {
+    "kind": "generate",
+    "head": "token",
+    "questions": 1,
+    "docs": 5,
+    "length": 128,
+    "beams": 4,
+    "tokens": 16,
+}
 OURS = ("dualrag-torch", "dualrag-tf")
 ALL = (*OURS, "transformers4-torch")
 SIZES = (10_000, 31_623, 100_000, 316_228, 1_000_000)
@@ -48,10 +58,14 @@ class Curve:
 
 
 def generation_operations(job: dict[str, Any]) -> float:
-    """Multiply-adds of encoding R contexts and writing T tokens on K beams of each; thorough weighing writes again."""
+    """Multiply-adds of encoding R contexts and writing T tokens on K beams of each.
+
+    Thorough weighing writes again.
+    """
     d, layers, vocab = MODEL.width, MODEL.generator_layers, MODEL.vocab
     rows, length, steps = job["questions"] * job["docs"], job["length"], job["tokens"]
-    encoding = rows * length * layers * (12 * d**2 + 2 * length * d + 2 * d**2)  # with the cross keys and values
+    # with the cross keys and values
+    encoding = rows * length * layers * (12 * d**2 + 2 * length * d + 2 * d**2)
     # a step attends to the context and, on the average, to half of what will be written
     step = layers * (14 * d**2 + 2 * length * d + steps * d) + d * vocab
     written = rows * job["beams"] * steps * step
@@ -65,7 +79,10 @@ def _varied(name: str, **fixed: Any) -> Callable[[int], dict[str, Any]]:
 
 
 def search_operations(job: dict[str, Any]) -> float:
-    """Numbers looked at: all vectors; or the centres, a table and some lists; or layers of a graph."""
+    """Numbers looked at: all vectors; or the centres, a table and some lists.
+
+    Or layers of a graph.
+    """
     rows, size = job["rows"], 384
     if job["index"] == "hnsw":
         return math.log(rows)
@@ -84,8 +101,21 @@ def _embedding(batch: int) -> dict[str, Any]:
 
 
 CURVES = (
-    Curve("docs", "documents a question", (1, 2, 5, 10, 20, 50), _varied("docs"), generation_operations),
-    Curve("beams", "beams", (1, 2, 4, 8), _varied("beams"), generation_operations, what="RAG-Token, 5 documents"),
+    Curve(
+        "docs",
+        "documents a question",
+        (1, 2, 5, 10, 20, 50),
+        _varied("docs"),
+        generation_operations,
+    ),
+    Curve(
+        "beams",
+        "beams",
+        (1, 2, 4, 8),
+        _varied("beams"),
+        generation_operations,
+        what="RAG-Token, 5 documents",
+    ),
     Curve(
         "batch",
         "questions a batch",
@@ -94,7 +124,13 @@ CURVES = (
         generation_operations,
         what="RAG-Token, greedy",
     ),
-    Curve("length", "context length", (32, 64, 128, 256, 512), _varied("length"), generation_operations),
+    Curve(
+        "length",
+        "context length",
+        (32, 64, 128, 256, 512),
+        _varied("length"),
+        generation_operations,
+    ),
     Curve("tokens", "new tokens", (12, 25, 50, 100, 200), _varied("tokens"), generation_operations),
     Curve(
         "thorough",
@@ -115,7 +151,19 @@ CURVES = (
         what="MiniLM over Wikipedia leads, one passage",
     ),
     *(
-        Curve(index, f"vectors, {title}", sizes, _searches(index), search_operations, ("faiss",), what="search for 5")
-        for index, title, sizes in (("flat", "flat", SIZES), ("ivfpq", "IVF-PQ", SIZES), ("hnsw", "HNSW", SIZES[:3]))
+        Curve(
+            index,
+            f"vectors, {title}",
+            sizes,
+            _searches(index),
+            search_operations,
+            ("faiss",),
+            what="search for 5",
+        )
+        for index, title, sizes in (
+            ("flat", "flat", SIZES),
+            ("ivfpq", "IVF-PQ", SIZES),
+            ("hnsw", "HNSW", SIZES[:3]),
+        )
     ),
 )

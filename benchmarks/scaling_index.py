@@ -18,7 +18,10 @@ D, _CENTRES, _BLOCK, _QUERIES = 384, 64, 10_000, 32
 
 
 def blocks(rows: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """R unit vectors around a few dozen centres, (r, D) float32 at a time; a larger R begins with the smaller's."""
+    """R unit vectors around a few dozen centres, (r, D) float32 at a time.
+
+    A larger R begins with the smaller's.
+    """
     centres = np.random.default_rng(7).standard_normal((_CENTRES, D), dtype=np.float32)
     for number, start in enumerate(range(0, rows, _BLOCK)):
         rng = np.random.default_rng([seed, number])
@@ -40,7 +43,9 @@ class Searches:
         self.queries = next(blocks(_QUERIES, seed=1))  # (32, D)
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of one search for 5 neighbours of one query, over 32 queries one after another."""
+        """Seconds of one search for 5 neighbours of one query, over 32 queries one after
+        another.
+        """
         index = self.index(job["index"], job["rows"])
         start = time.perf_counter()
         found = [index.search(query[None], 5)[1] for query in self.queries]
@@ -48,7 +53,9 @@ class Searches:
         return {"seconds": seconds, "tokens": str(int(np.sum(found)))}
 
     def index(self, kind: str, rows: int) -> Any:
-        """The index, as `build_faiss` makes it but for how broadly graphs are built, which no search sees."""
+        """The index, as `build_faiss` makes it but for how broadly graphs are built, which no
+        search sees.
+        """
         if (kind, rows) not in self.indexes:
             file = self.cache / f"{kind}-{rows}.faiss"
             if kind != "flat" and file.is_file():

@@ -18,7 +18,10 @@ NAMES = {
 }
 SHORT = {"dualrag-torch": "torch", "dualrag-tf": "TensorFlow", "transformers4-torch": "4.37.2"}
 # middling tones and no ground of their own: readable on white and on near-black
-INK, COLOURS = "#7d7d7d", {"dualrag-torch": "#e0602a", "dualrag-tf": "#3f83e8", "transformers4-torch": "#8a8a8a"}
+INK, COLOURS = (
+    "#7d7d7d",
+    {"dualrag-torch": "#e0602a", "dualrag-tf": "#3f83e8", "transformers4-torch": "#8a8a8a"},
+)
 INDEXES = {"flat": ("flat", "#c2499a"), "ivfpq": ("IVF-PQ", "#2f9e73"), "hnsw": ("HNSW", "#b0801c")}
 
 
@@ -32,13 +35,17 @@ def duration(seconds: float) -> str:
 
 
 def flagged(entry: dict[str, Any]) -> bool:
-    """Whether a curve grows by a higher power than its operation count, with or without its constant part."""
+    """Whether a curve grows by a higher power than its operation count, with or without its
+    constant part.
+    """
     beyond = "beyond" in entry and too_fast(entry["beyond"], entry["expected_beyond"])
     return beyond or too_fast(entry["growth"], entry["expected"])
 
 
 def stated(entry: dict[str, Any], which: str = "growth") -> str:
-    """A growth, measured or expected, and in brackets that of what comes on top of the first point."""
+    """A growth, measured or expected, and in brackets that of what comes on top of the first
+    point.
+    """
     beyond = entry.get({"growth": "beyond", "expected": "expected_beyond"}[which])
     return f"n^{entry[which]:.2f}" + ("" if beyond is None else f" ({beyond:.2f})")
 
@@ -59,11 +66,17 @@ def _cell(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return ""
     flag = " **faster than expected**" if flagged(entry) else ""
-    return f"{duration(entry['seconds'][0])} to {duration(entry['seconds'][-1])}, {stated(entry)}{flag}"
+    return (
+        f"{duration(entry['seconds'][0])} to {duration(entry['seconds'][-1])}, "
+        f"{stated(entry)}{flag}"
+    )
 
 
 def table(results: dict[str, Any]) -> str:
-    """A row for each curve: time at the smallest and the largest n, and the growth of the upper half."""
+    """A row for each curve.
+
+    Time at the smallest and the largest n, and the growth of the upper half.
+    """
     out = [
         "| time of | against n | " + " | ".join(NAMES.values()) + " | by operation count |",
         "|---|---|" + "---|" * len(NAMES) + "---|",
@@ -80,14 +93,19 @@ def table(results: dict[str, Any]) -> str:
                 cells[at] += f" (to {limit})"
         if "faiss" in entries:  # one search serves both frameworks
             cells = [_cell(entries["faiss"])] * 2 + [""]
-        expected = stated(max(entries.values(), key=lambda entry: len(entry["seconds"])), "expected")
+        expected = stated(
+            max(entries.values(), key=lambda entry: len(entry["seconds"])), "expected"
+        )
         span = f"{curve.title}, {values[0]:,} to {values[-1]:,}"
         out.append(f"| {curve.what} | {span} | " + " | ".join(cells) + f" | {expected} |")
     return "\n".join(out)
 
 
 def inserted(page: str, name: str, body: str) -> str:
-    """A page with what is between the markers `<!-- name -->` and `<!-- /name -->` replaced; unchanged without them."""
+    """A page with what is between the markers `<!-- name -->` and `<!-- /name -->` replaced.
+
+    Unchanged without them.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if begin not in page or end not in page:
         return page
@@ -108,7 +126,8 @@ def write(results: dict[str, Any], root: Path) -> None:
 
 
 def chart(results: dict[str, Any], file: Path, ground: str = "none") -> None:
-    """Small multiples, time against n, both axes logarithmic, each line named and its growth stated at its end.
+    """Small multiples, time against n, both axes logarithmic, each line named and its growth stated
+    at its end.
 
     Args:
         results: as the results file holds them.
@@ -128,7 +147,10 @@ def chart(results: dict[str, Any], file: Path, ground: str = "none") -> None:
         for curve in CURVES:
             found = results["curves"].get(curve.name, {"contestants": {}})
             if "faiss" in curve.contestants:
-                searched += [(*INDEXES[curve.name], found["values"], e) for e in found["contestants"].values()]
+                searched += [
+                    (*INDEXES[curve.name], found["values"], e)
+                    for e in found["contestants"].values()
+                ]
         panels = [curve for curve in CURVES if "faiss" not in curve.contestants]
         for axis, curve in zip(axes.flat, panels, strict=False):
             entries = results["curves"].get(curve.name, {"contestants": {}})["contestants"]
@@ -140,7 +162,9 @@ def chart(results: dict[str, Any], file: Path, ground: str = "none") -> None:
                 _panel(axis, curve.title, f"{curve.what}; by count $n^{{{expected:.2f}}}$", series)
         _panel(axes.flat[-1], "vectors in the index", "one search for 5", searched)
         file.parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": 110}
+        options: dict[str, Any] = (
+            {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": 110}
+        )
         figure.savefig(file, facecolor=ground, **options)
         plt.close(figure)
 
@@ -164,7 +188,8 @@ def _panel(axis: Any, varied: str, what: str, series: list[Any], rate: bool = Fa
         ends.append([y[-1], at[len(y) - 1], f"{name}{power}", colour])
     axis.set_xticks(values, [_short(n) for n in values])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlim(values[0] * 0.9, values[-1] * (values[-1] / values[0]) ** 0.52)  # room for the names
+    # room for the names
+    axis.set_xlim(values[0] * 0.9, values[-1] * (values[-1] / values[0]) ** 0.52)
     axis.spines["bottom"].set_bounds(values[0] * 0.9, values[-1])
     everything = [1 / s if rate else s for *_, entry in series for s in entry["seconds"]]
     if rate:
@@ -183,11 +208,18 @@ def _panel(axis: Any, varied: str, what: str, series: list[Any], rate: bool = Fa
 
 
 def _label(axis: Any, ends: list[list[Any]]) -> None:
-    """Names at the lines' ends, pushed apart where lines end close together; axes' heights from 0 to 1."""
+    """Names at the lines' ends, pushed apart where lines end close together.
+
+    Axes' heights from 0 to 1.
+    """
     to_axes = axis.transData + axis.transAxes.inverted()
-    rows = sorted(([*to_axes.transform((x, y)), text, colour] for y, x, text, colour in ends), key=lambda row: row[1])
+    rows = sorted(
+        ([*to_axes.transform((x, y)), text, colour] for y, x, text, colour in ends),
+        key=lambda row: row[1],
+    )
     right = max(row[0] for row in rows)
-    for x, y, text, colour in (row for row in rows if row[0] < right - 0.05):  # ends before others do: above it
+    # ends before others do: above it
+    for x, y, text, colour in (row for row in rows if row[0] < right - 0.05):
         axis.text(x, y + 0.06, text, color=colour, transform=axis.transAxes, ha="right", fontsize=9)
     rows = [row for row in rows if row[0] >= right - 0.05]
     for below, above in pairwise(rows):
@@ -196,7 +228,9 @@ def _label(axis: Any, ends: list[list[Any]]) -> None:
     for above, below in pairwise(rows[::-1]):
         below[1] = min(below[1], above[1] - 0.085)
     for x, y, text, colour in rows:
-        axis.text(x + 0.025, y, text, color=colour, transform=axis.transAxes, va="center", fontsize=9)
+        axis.text(
+            x + 0.025, y, text, color=colour, transform=axis.transAxes, va="center", fontsize=9
+        )
 
 
 def _short(n: int) -> str:

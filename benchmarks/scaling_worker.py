@@ -1,7 +1,8 @@
-"""One contestant of the scaling curves in a process of its own: a job a line in, its time a line out.
+"""One contestant of the scaling curves in a process of its own: a job a line in, its time a line
+out.
 
-`python -m benchmarks.scaling_worker dualrag-torch FOLDER`, in whichever environment the contestant lives; of
-this project only what the contestant itself needs is imported.
+`python -m benchmarks.scaling_worker dualrag-torch FOLDER`, in whichever environment the contestant
+lives; of this project only what the contestant itself needs is imported.
 Letters: B questions, N documents a question, K beams, S context length, T new tokens, R = B * N.
 """
 
@@ -23,12 +24,19 @@ _FIRST_ID, _BOS, _EOS = 4, 0, 2
 
 
 def contexts(job: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Drawn contexts (R, S), every position real, and doc scores (B, N): the same for every contestant."""
+    """Drawn contexts (R, S), every position real, and doc scores (B, N).
+
+    The same for every contestant.
+    """
     rng = np.random.default_rng([job["questions"], job["docs"], job["length"]])
     ids = rng.integers(_FIRST_ID, job["vocab"], (job["questions"] * job["docs"], job["length"]))
     ids[:, 0], ids[:, -1] = _BOS, _EOS
     scores = 75 + rng.standard_normal((job["questions"], job["docs"])).astype(np.float32)
-    return {"context_input_ids": ids, "context_attention_mask": np.ones_like(ids), "doc_scores": scores}
+    return {
+        "context_input_ids": ids,
+        "context_attention_mask": np.ones_like(ids),
+        "doc_scores": scores,
+    }
 
 
 class Contestant:
@@ -78,7 +86,12 @@ class Contestant:
             self.models[head].config.n_docs = job["docs"]
         inputs = {name: self.tensor(value) for name, value in contexts(job).items()}
         length = job["tokens"] + 1
-        options = {"num_beams": job["beams"], "n_docs": job["docs"], "min_length": length, "max_length": length}
+        options = {
+            "num_beams": job["beams"],
+            "n_docs": job["docs"],
+            "min_length": length,
+            "max_length": length,
+        }
         _reset_peak()
         start = time.perf_counter()
         tokens = self.models[head].generate(**inputs, **options)

@@ -1,8 +1,8 @@
 """How long a command takes to start: `python -m benchmarks.startup`.
 
-Medians of runs that take turns: bare import of a framework, `dualrag ask` of the demo's question with it (model and
-knowledge base in the cache), `dualrag --help`. What counts is the time of an answer beyond the import. The first turn
-of each is not counted: it would measure the disk.
+Medians of runs that take turns: bare import of a framework, `dualrag ask` of the demo's question
+with it (model and knowledge base in the cache), `dualrag --help`. What counts is the time of an
+answer beyond the import. The first turn of each is not counted: it would measure the disk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ def commands() -> dict[str, list[str]]:
     for backend, framework in FRAMEWORKS.items():
         if find_spec(framework):
             found[f"import {framework}"] = [sys.executable, "-c", f"import {framework}"]
-            found[f"ask {backend}"] = [*COMMAND, "ask", DEMO_QUESTIONS[0], "--backend", backend, "--json"]
+            found[f"ask {backend}"] = [
+                *COMMAND,
+                "ask",
+                DEMO_QUESTIONS[0],
+                "--backend",
+                backend,
+                "--json",
+            ]
     return found
 
 
@@ -73,19 +80,26 @@ def rows(results: dict[str, Any]) -> list[tuple[str, float, float, float]]:
         if f"ask {backend}" in medians:
             whole = medians[f"ask {backend}"]
             beyond = whole - medians[f"import {framework}"]
-            found.append((f"`dualrag ask`, beyond `import {framework}`", whole, beyond, GOALS["ask"]))
+            found.append(
+                (f"`dualrag ask`, beyond `import {framework}`", whole, beyond, GOALS["ask"])
+            )
     return found
 
 
 def table(results: dict[str, Any]) -> str:
     """The rows in Markdown."""
     lines = ["| command | in all | counted | goal |", "|---|---|---|---|"]
-    lines += [f"| {what} | {whole:.2f} s | {own:.2f} s | {goal} s |" for what, whole, own, goal in rows(results)]
+    lines += [
+        f"| {what} | {whole:.2f} s | {own:.2f} s | {goal} s |"
+        for what, whole, own, goal in rows(results)
+    ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measures, prints, writes startup.json and startup.md, and from full runs the table of docs/performance.md."""
+    """Measures, prints, writes startup.json and startup.md, and from full runs the table of
+    docs/performance.md.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -97,7 +111,9 @@ def main() -> None:
     print(table(results), end="")
     if given.out == RESULTS:
         body = f"{table(results)}\nMedians of {given.runs} runs, {datetime.date.today()}.\n"
-        PAGE.write_text(inserted(PAGE.read_text(encoding="utf-8"), "startup", body), encoding="utf-8")
+        PAGE.write_text(
+            inserted(PAGE.read_text(encoding="utf-8"), "startup", body), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""CTranslate2 as a contestant: the generator alone, converted in the same process before anything is timed."""
+"""CTranslate2 as a contestant.
+
+The generator alone, converted in the same process before anything is timed.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ class Plain:
         return self.run()
 
     def run(self) -> dict[str, Any]:
-        """The tokens of the best beam of each context, with the start token that the others give, too."""
+        """The tokens of the best beam of each context, with the start token that the others
+        give, too.
+        """
         tokens = self.options["max_length"] - 1
         found = self.translator.translate_batch(
             self.texts,

@@ -1,4 +1,5 @@
-"""Retrievers as contestants, on the demo's 10,033 passages: rag_core's, and transformers' on the same files.
+"""Retrievers as contestants, on the demo's 10,033 passages: rag_core's, and transformers' on the
+same files.
 
 Letters: B questions, N documents a question, S context length, D vector size.
 """
@@ -30,7 +31,8 @@ class Retrieve:
         paths = json.loads((folder / "retriever.json").read_text())
         given = np.load(folder / "inputs.npz")
         self.ids, self.vectors = given["input_ids"].tolist(), given["question_vectors"]
-        if contestant["framework"] == "torch":  # imported before faiss, whose threads are then the same
+        # imported before faiss, whose threads are then the same
+        if contestant["framework"] == "torch":
             import torch  # noqa: F401
         if contestant["library"] == "dualrag":
             self.retriever, self.faiss = _own(paths)
@@ -84,7 +86,9 @@ def _transformers(paths: dict[str, str], docs: int) -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     kb, folder = Path(paths["kb"]), Path(paths["tokenizers"])
     values = json.loads((folder / "config.json").read_text())
-    parts = {name: values[name] for name in ("question_encoder", "generator", "title_sep", "doc_sep")}
+    parts = {
+        name: values[name] for name in ("question_encoder", "generator", "title_sep", "doc_sep")
+    }
     config = transformers.RagConfig(
         **parts,
         n_docs=docs,

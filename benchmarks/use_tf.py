@@ -18,7 +18,9 @@ LEARNING_RATE, WEIGHT_DECAY = 3e-5, 0.01
 
 def load(contestant: dict[str, Any], job: dict[str, Any]) -> Any:
     """A model and its inputs."""
-    return {"loss": Loss, "generate": Generate, "plain": Plain, "train": Train}[job["kind"]](contestant, job)
+    return {"loss": Loss, "generate": Generate, "plain": Plain, "train": Train}[job["kind"]](
+        contestant, job
+    )
 
 
 class Contender:
@@ -27,7 +29,9 @@ class Contender:
     def __init__(self, contestant: dict[str, Any], job: dict[str, Any]) -> None:
         self.job, self.own = job, contestant["library"] == "dualrag"
         folder = Path(job["folder"])
-        self.inputs = {name: tf.constant(array) for name, array in dict(np.load(folder / "inputs.npz")).items()}
+        self.inputs = {
+            name: tf.constant(array) for name, array in dict(np.load(folder / "inputs.npz")).items()
+        }
         folder = folder / f"model-{job['head']}"
         if self.own:
             import rag_tf
@@ -53,7 +57,8 @@ class Contender:
 def _transformers_model(folder: Path, head: str, inputs: dict[str, Any], docs: int) -> Any:
     """A model of 4.37.2 in memory, built by a call and then given the folder's weights by name.
 
-    Its from_pretrained reads PyTorch's files by way of a model in PyTorch, which would count as its memory.
+    Its from_pretrained reads PyTorch's files by way of a model in PyTorch, which would count as its
+    memory.
     """
     import transformers
     from safetensors.numpy import load_file
@@ -63,10 +68,14 @@ def _transformers_model(folder: Path, head: str, inputs: dict[str, Any], docs: i
     transformers.logging.set_verbosity_error()
     config = transformers.RagConfig.from_pretrained(folder)
     model = getattr(transformers, "TF" + HEADS[head])(config)
-    given = {name: inputs[name] for name in ("context_input_ids", "context_attention_mask", "doc_scores")}
+    given = {
+        name: inputs[name] for name in ("context_input_ids", "context_attention_mask", "doc_scores")
+    }
     start = tf.zeros((given["doc_scores"].shape[0], 2), tf.int64)
     # Without the leading None this class takes its keywords for missing inputs.
-    model(None, **{n: tf.identity(t) for n, t in given.items()}, decoder_input_ids=start, n_docs=docs)
+    model(
+        None, **{n: tf.identity(t) for n, t in given.items()}, decoder_input_ids=start, n_docs=docs
+    )
     model.rag.question_encoder(inputs["input_ids"])
     arrays = load_file(folder / "model.safetensors")
     short = {re.sub(r"^rag\.", "", name): array for name, array in arrays.items()}
@@ -94,11 +103,14 @@ class Loss(Contender):
         """The head's loss, summed over the batch: 4.37.2's TensorFlow has no other."""
         given = self.inputs
         encoder = self.model.rag.question_encoder
-        question = encoder(given["input_ids"], attention_mask=given["attention_mask"], **options)[0]  # (B, D)
+        # (B, D)
+        question = encoder(given["input_ids"], attention_mask=given["attention_mask"], **options)[0]
         scores = tf.linalg.matvec(given["doc_vectors"], question)  # (B, N, D), (B, D) -> (B, N)
         contexts = {**self.contexts(), "doc_scores": scores}
         docs = given["doc_vectors"].shape[1]
-        return self.model(None, **contexts, labels=given["labels"], n_docs=docs, reduce_loss=True, **options).loss
+        return self.model(
+            None, **contexts, labels=given["labels"], n_docs=docs, reduce_loss=True, **options
+        ).loss
 
     def run(self) -> dict[str, Any]:
         """The loss."""
@@ -106,7 +118,10 @@ class Loss(Contender):
 
 
 class Train(Loss):
-    """A step of AdamW that moves every parameter; rag_tf's own, since 4.37.2's TensorFlow has none to compare."""
+    """A step of AdamW that moves every parameter.
+
+    Rag_tf's own, since 4.37.2's TensorFlow has none to compare.
+    """
 
     def __init__(self, contestant: dict[str, Any], job: dict[str, Any]) -> None:
         super().__init__(contestant, job)
@@ -124,13 +139,20 @@ class Train(Loss):
             tape.watch(variables)
             loss = self.loss(training=training)
         found = zip(self.parameters, tape.gradient(loss, variables), strict=True)
-        self.optimizer.step({name: tf.convert_to_tensor(gradient) for name, gradient in found if gradient is not None})
+        self.optimizer.step(
+            {
+                name: tf.convert_to_tensor(gradient)
+                for name, gradient in found
+                if gradient is not None
+            }
+        )
         return float(loss)
 
     def check(self) -> dict[str, Any]:
         """The losses of two steps without dropout: the second one shows the gradient."""
         found = {"numbers": [self.step(False), self.step(False)]}
-        self.run()  # with dropout the graphs are others, which are to be traced before anything is timed
+        # with dropout the graphs are others, which are to be traced before anything is timed
+        self.run()
         return found
 
     def run(self) -> dict[str, Any]:
@@ -149,7 +171,9 @@ class Generate(Contender):
 
     def run(self) -> dict[str, Any]:
         """The tokens, the start token included."""
-        found = self.model.generate(**self.contexts(), n_docs=self.job["docs"], **self.job["options"])
+        found = self.model.generate(
+            **self.contexts(), n_docs=self.job["docs"], **self.job["options"]
+        )
         return {"tokens": found.numpy().tolist()}
 
 
@@ -166,6 +190,10 @@ class Plain(Generate):
         if not self.own:
             found = self.model.rag.generator.generate(ids, attention_mask=mask, **options)
         else:  # a question with one document is plain beam search: there is nothing to marginalise
-            given = {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": tf.zeros((len(ids), 1))}
+            given = {
+                "context_input_ids": ids,
+                "context_attention_mask": mask,
+                "doc_scores": tf.zeros((len(ids), 1)),
+            }
             found = self.model.generate(**given, n_docs=1, **options)
         return {"tokens": found.numpy().tolist()}

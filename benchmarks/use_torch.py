@@ -19,7 +19,9 @@ LEARNING_RATE, WEIGHT_DECAY = 3e-5, 0.01
 
 def load(contestant: dict[str, Any], job: dict[str, Any]) -> Any:
     """A model on its device, and its inputs."""
-    return {"loss": Loss, "generate": Generate, "plain": Plain, "train": Train}[job["kind"]](contestant, job)
+    return {"loss": Loss, "generate": Generate, "plain": Plain, "train": Train}[job["kind"]](
+        contestant, job
+    )
 
 
 class Contender:
@@ -36,7 +38,9 @@ class Contender:
             self.model = quantized(self.model)
         self.model = self.model.to(self.device, HALF.get(kind)).eval()
         arrays = dict(np.load(Path(job["folder"]) / "inputs.npz"))
-        self.inputs = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        self.inputs = {
+            name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()
+        }
 
     def _model(self, folder: Path) -> Any:
         if self.own:
@@ -74,11 +78,16 @@ class Loss(Contender):
     def loss(self) -> torch.Tensor:
         """The head's loss, summed over the batch: 4.37.2's TensorFlow has no other."""
         given = self.inputs
-        question = self.model.question_encoder(given["input_ids"], attention_mask=given["attention_mask"])[0]  # (B, D)
+        # (B, D)
+        question = self.model.question_encoder(
+            given["input_ids"], attention_mask=given["attention_mask"]
+        )[0]
         vectors = given["doc_vectors"].to(question.dtype)  # (B, N, D)
         scores = torch.bmm(question.unsqueeze(1), vectors.transpose(1, 2)).squeeze(1)  # (B, N)
         contexts = {**self.contexts(), "doc_scores": scores}
-        return self.model(**contexts, labels=given["labels"], n_docs=vectors.shape[1], reduce_loss=True).loss
+        return self.model(
+            **contexts, labels=given["labels"], n_docs=vectors.shape[1], reduce_loss=True
+        ).loss
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
@@ -135,7 +144,9 @@ class Generate(Contender):
     def run(self) -> dict[str, Any]:
         """The tokens, the start token included."""
         with self.precision:
-            found = self.model.generate(**self.contexts(), n_docs=self.job["docs"], **self.job["options"])
+            found = self.model.generate(
+                **self.contexts(), n_docs=self.job["docs"], **self.job["options"]
+            )
         return {"tokens": found.tolist()}
 
 
@@ -151,7 +162,11 @@ class Plain(Contender):
             self.job["options"],
         )
         if not self.own:
-            return {"tokens": self.model.generator.generate(ids, attention_mask=mask, **options).tolist()}
+            return {
+                "tokens": self.model.generator.generate(
+                    ids, attention_mask=mask, **options
+                ).tolist()
+            }
         # a question with one document is plain beam search: there is nothing to marginalise
         scores = torch.zeros((len(ids), 1), device=ids.device)
         given = {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": scores}

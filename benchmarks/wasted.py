@@ -1,7 +1,7 @@
 """What the P entries of docs/compatibility.md save, each by itself: `python -m benchmarks.wasted`.
 
-Each row is the same work by rag_torch (P9: by rag_tf) both ways, in turns, medians: as it is done here, and as 4.37.2
-does it. The sums of all savings are the table of `python -m benchmarks`.
+Each row is the same work by rag_torch (P9: by rag_tf) both ways, in turns, medians: as it is done
+here, and as 4.37.2 does it. The sums of all savings are the table of `python -m benchmarks`.
 Letters: B questions, N documents a question, T target length, V vocabulary, D vector size.
 """
 
@@ -48,7 +48,12 @@ def searches(size: Size, turns: int) -> Iterator[str]:
     names = ("context_input_ids", "context_attention_mask", "doc_scores")
     ids, mask, scores = (torch.from_numpy(arrays[name]) for name in names)
     questions, docs = scores.shape
-    options = {"n_docs": docs, "num_beams": 4, "min_length": size.tokens + 1, "max_length": size.tokens + 1}
+    options = {
+        "n_docs": docs,
+        "num_beams": 4,
+        "min_length": size.tokens + 1,
+        "max_length": size.tokens + 1,
+    }
     rows, encode = [], model.generator.encode
 
     def counted(input_ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
@@ -69,19 +74,26 @@ def searches(size: Size, turns: int) -> Iterator[str]:
         model.generator.encode = counted
         found = answered(slice(0, questions), num_return_sequences=docs * 4)
         model.generator.encode = encode
-        each = [len(set(map(tuple, some))) for some in found.reshape(questions, docs * 4, -1).tolist()]
+        each = [
+            len(set(map(tuple, some))) for some in found.reshape(questions, docs * 4, -1).tolist()
+        ]
         repeated = sum(docs + docs * candidates for candidates in each)
         saved = f"{repeated} | {sum(rows)} | {repeated / sum(rows):.0f} x"
         yield f"| P2 | contexts encoded for {sum(each)} candidates | {saved} |"
         real = int(mask.sum())
-        yield f"| P4 | tokens encoded for {len(ids)} contexts | {mask.numel()} | {real} | {mask.numel() / real:.1f} x |"
+        yield (
+            f"| P4 | tokens encoded for {len(ids)} contexts | {mask.numel()} | {real} | "
+            f"{mask.numel() / real:.1f} x |"
+        )
         ways = {
             "apart": lambda: [answered(slice(b, b + 1)) for b in range(questions)],
             "together": lambda: answered(slice(0, questions)),
             "fast": lambda: answered(slice(0, questions), decoding="fast"),
         }
         taken = seconds(ways, turns)
-    yield row("P1", f"{questions} questions one by one, or at once", taken["apart"], taken["together"])
+    yield row(
+        "P1", f"{questions} questions one by one, or at once", taken["apart"], taken["together"]
+    )
     yield row("P8", 'thorough decoding, or `decoding="fast"`', taken["together"], taken["fast"])
 
 
@@ -98,7 +110,12 @@ def losses(size: Size, turns: int) -> str:
         "ours": lambda: target_log_probs(logits, target).sum().backward(),
     }
     taken = seconds(ways, 5 * turns)
-    return row("P3", f"log-probabilities out of logits {shape} and their gradient", taken["theirs"], taken["ours"])
+    return row(
+        "P3",
+        f"log-probabilities out of logits {shape} and their gradient",
+        taken["theirs"],
+        taken["ours"],
+    )
 
 
 def vectors(turns: int, count: int = 10_000, width: int = 384) -> str:
@@ -124,17 +141,32 @@ def graphs(turns: int) -> str:
     import rag_tf
 
     folder = prepared(TINY)
-    models = [rag_tf.RagTokenForGeneration.from_pretrained(folder / "model-token") for _ in range(2)]
+    models = [
+        rag_tf.RagTokenForGeneration.from_pretrained(folder / "model-token") for _ in range(2)
+    ]
     arrays = np.load(folder / "inputs.npz")
-    given = {name: arrays[name] for name in ("context_input_ids", "context_attention_mask", "doc_scores")}
-    options = {"n_docs": given["doc_scores"].shape[1], "min_length": TINY.tokens + 1, "max_length": TINY.tokens + 1}
+    given = {
+        name: arrays[name] for name in ("context_input_ids", "context_attention_mask", "doc_scores")
+    }
+    options = {
+        "n_docs": given["doc_scores"].shape[1],
+        "min_length": TINY.tokens + 1,
+        "max_length": TINY.tokens + 1,
+    }
 
     def eagerly() -> None:
         with rag_tf.once():
             models[1].generate(**given, **options)
 
-    taken = seconds({"theirs": eagerly, "ours": lambda: models[0].generate(**given, **options)}, 5 * turns)
-    return row("P9", "a tiny model's 20 tokens in TensorFlow, eagerly or in graphs", taken["theirs"], taken["ours"])
+    taken = seconds(
+        {"theirs": eagerly, "ours": lambda: models[0].generate(**given, **options)}, 5 * turns
+    )
+    return row(
+        "P9",
+        "a tiny model's 20 tokens in TensorFlow, eagerly or in graphs",
+        taken["theirs"],
+        taken["ours"],
+    )
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""One contestant in a process of its own: JSON lines in, JSON lines out. Runs in the peers' environments, too.
+"""One contestant in a process of its own: JSON lines in, JSON lines out. Runs in the peers'
+environments, too.
 
-{"do": "load", "contestant": ..., "job": {...}}   the model and the inputs, and what must be known before: versions
-{"do": "check"}                                   one run, with what came out and the peak memory so far
-{"do": "run", "times": n}                         n runs, each timed
+{"do": "load", "contestant": ..., "job": {...}}   the model and the inputs, and what must be known
+before: versions {"do": "check"}                                   one run, with what came out and
+the peak memory so far {"do": "run", "times": n}                         n runs, each timed
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import time
 import warnings
 from typing import Any
 
-MODULES = {"torch": "benchmarks.use_torch", "tf": "benchmarks.use_tf", "ct2": "benchmarks.use_ctranslate2"}
+MODULES = {
+    "torch": "benchmarks.use_torch",
+    "tf": "benchmarks.use_tf",
+    "ct2": "benchmarks.use_ctranslate2",
+}
 
 
 def peak_bytes() -> int:
@@ -65,7 +70,8 @@ class Session:
             started = time.perf_counter()
             self.contender.run()
             seconds.append(time.perf_counter() - started)
-            if hasattr(self.contender, "beside"):  # the part of the work that is another library's, by itself
+            # the part of the work that is another library's, by itself
+            if hasattr(self.contender, "beside"):
                 beside.append(self.contender.beside())
         return {"seconds": seconds, "beside": beside}
 

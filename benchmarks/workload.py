@@ -1,9 +1,10 @@
-"""What every contestant computes: the same weights and the same inputs, made once and kept as files.
+"""What every contestant computes: the same weights and the same inputs, made once and kept as
+files.
 
-A workload is a folder: `model-token` and `model-sequence` (config.json, model.safetensors as transformers reads them)
-and `inputs.npz`. Weights are drawn by name, as `rag_core.parity` draws them but for a few scales: with those below no
-token is liked whatever the context says, so that texts are varied and candidates distinct. Contexts are real Wikipedia
-passages.
+A workload is a folder: `model-token` and `model-sequence` (config.json, model.safetensors as
+transformers reads them) and `inputs.npz`. Weights are drawn by name, as `rag_core.parity` draws
+them but for a few scales: with those below no token is liked whatever the context says, so that
+texts are varied and candidates distinct. Contexts are real Wikipedia passages.
 
 Letters: B questions, N documents a question, Q question length, S context length, D vector size.
 """
@@ -29,8 +30,9 @@ from rag_core.tokenization.tokenizer import Tokenizer
 CACHE = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
 VERSION = 2  # of what is drawn; folders of another one are made anew
 
-# What is multiplied with `seeded_weights`, first match: the generator's biases, and what its layers add, matter little;
-# what the decoder reads in a context, and where it is in the answer, matters much.
+# What is multiplied with `seeded_weights`, first match: the generator's biases, and what its layers
+# add, matter little; what the decoder reads in a context, and where it is in the answer, matters
+# much.
 _SCALES = (
     (r"final_logits_bias$", 0.0),
     (r"generator\..*bias$", 0.1),
@@ -39,7 +41,10 @@ _SCALES = (
     (r"(fc2|self_attn\.out_proj)\.weight$", 0.25),
 )
 # The same for positions, which are drawn without regard to the width, in units of 1/sqrt(width).
-_POSITIONS = ((r"encoder\.embed_positions\.weight$", 2.5), (r"decoder\.embed_positions\.weight$", 5.0))
+_POSITIONS = (
+    (r"encoder\.embed_positions\.weight$", 2.5),
+    (r"decoder\.embed_positions\.weight$", 5.0),
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,17 @@ class Size:
 
 
 BASE = Size("base")
-QUICK = Size("quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=6)
-TINY = Size("tiny", width=64, encoder_layers=2, generator_layers=2, heads=4, vocab=1_000, longest=128)
+QUICK = Size(
+    "quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=6
+)
+TINY = Size(
+    "tiny", width=64, encoder_layers=2, generator_layers=2, heads=4, vocab=1_000, longest=128
+)
 # the generator alone, for CTranslate2
 PLAIN = Size("plain", encoder_layers=2, vocab=20_000)
-PLAIN_QUICK = Size("plain-quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=6)
+PLAIN_QUICK = Size(
+    "plain-quick", width=128, encoder_layers=2, generator_layers=2, heads=4, vocab=5_000, tokens=6
+)
 SIZES = {size.name: size for size in (BASE, QUICK, TINY, PLAIN, PLAIN_QUICK)}
 
 QUESTIONS = (
@@ -136,7 +147,12 @@ def prepared(size: Size, cache: Path = CACHE) -> Path:
     (folder / "size.json").unlink(missing_ok=True)
     for head in ("token", "sequence"):
         weights = drawn_weights(config, head)
-        write_checkpoint(folder / f"model-{head}", weights, config, architecture=f"Rag{head.title()}ForGeneration")
+        write_checkpoint(
+            folder / f"model-{head}",
+            weights,
+            config,
+            architecture=f"Rag{head.title()}ForGeneration",
+        )
     if size.name.startswith("plain"):
         write_plain(folder / "model-plain", weights, config)
     np.savez(folder / "inputs.npz", **inputs(size, config))
@@ -147,20 +163,30 @@ def prepared(size: Size, cache: Path = CACHE) -> Path:
 def drawn_weights(config: RagConfig, head: str) -> dict[str, np.ndarray]:
     """A model's weights by name, float32."""
     tied = {name for group in tied_names(config, head) for name in group[1:]}
-    shapes = {name: shape for name, shape in expected_shapes(config, head).items() if name not in tied}
+    shapes = {
+        name: shape for name, shape in expected_shapes(config, head).items() if name not in tied
+    }
     weights = {}
     for name, shape in shapes.items():
         drawn = seeded_weights({name: shape}, seed=11)[name]
         drawn *= next((scale for pattern, scale in _SCALES if re.search(pattern, name)), 1.0)
-        drawn *= next((scale / shape[-1] ** 0.5 for pattern, scale in _POSITIONS if re.search(pattern, name)), 1.0)
+        drawn *= next(
+            (scale / shape[-1] ** 0.5 for pattern, scale in _POSITIONS if re.search(pattern, name)),
+            1.0,
+        )
         weights[name] = drawn.astype(np.float32)
     return weights
 
 
 def write_plain(folder: Path, weights: dict[str, np.ndarray], config: RagConfig) -> None:
-    """The generator alone as a BART folder; CTranslate2's converter asks for a vocabulary, so the words are made up."""
+    """The generator alone as a BART folder.
+
+    CTranslate2's converter asks for a vocabulary, so the words are made up.
+    """
     part = "rag.generator."
-    alone = {name.removeprefix(part): array for name, array in weights.items() if name.startswith(part)}
+    alone = {
+        name.removeprefix(part): array for name, array in weights.items() if name.startswith(part)
+    }
     write_checkpoint(folder, alone, config.generator, architecture="BartForConditionalGeneration")
     (folder / "vocab.json").write_text(
         json.dumps({word: i for i, word in enumerate(words(config.generator.vocab_size))})
@@ -175,10 +201,12 @@ def words(count: int) -> list[str]:
 
 
 def inputs(size: Size, config: RagConfig) -> dict[str, np.ndarray]:
-    """Question ids (B, Q), contexts (B*N, S) padded to their longest allowed, doc scores (B, N), labels (B, T).
+    """Question ids (B, Q), contexts (B*N, S) padded to their longest allowed, doc scores (B, N),
+    labels (B, T).
 
-    Contexts are Wikipedia lead paragraphs and a question, 60 to 190 tokens (mean 125), in the ids of the demo's
-    WordPiece tokenizer, between BART's <s> and </s>. The ids need no other meaning: weights are drawn.
+    Contexts are Wikipedia lead paragraphs and a question, 60 to 190 tokens (mean 125), in the ids
+    of the demo's WordPiece tokenizer, between BART's <s> and </s>. The ids need no other meaning:
+    weights are drawn.
     """
     tokenizer = Tokenizer.from_pretrained(demo.encoder_folder(print))
     limit = min(size.vocab, 30_522) - 4
@@ -201,18 +229,25 @@ def inputs(size: Size, config: RagConfig) -> dict[str, np.ndarray]:
     questions = np.zeros((size.questions, longest), dtype=np.int64)
     for b, row_ids in enumerate(question_rows):
         questions[b, : len(row_ids) + 2] = [101, *row_ids, 102]
-    labels = 4 + np.abs(seeded_noise("labels", (size.questions, size.tokens)) * limit / 3).astype(np.int64) % limit
+    labels = (
+        4
+        + np.abs(seeded_noise("labels", (size.questions, size.tokens)) * limit / 3).astype(np.int64)
+        % limit
+    )
     labels[:, 0], labels[:, -1] = config.generator.bos_token_id, config.generator.eos_token_id
     return {
         "input_ids": questions,
         "attention_mask": (questions > 0).astype(np.int64),
         "context_input_ids": ids,
         "context_attention_mask": mask.astype(np.int64),
-        "doc_scores": (75 + seeded_noise("doc scores", (size.questions, size.docs))).astype(np.float32),
-        # for losses and training, which compute doc scores from question vectors of about unit variance
-        "doc_vectors": (seeded_noise("doc vectors", (size.questions, size.docs, size.width)) / size.width**0.5).astype(
+        "doc_scores": (75 + seeded_noise("doc scores", (size.questions, size.docs))).astype(
             np.float32
         ),
+        # for losses and training, which compute doc scores from question vectors of about unit
+        # variance
+        "doc_vectors": (
+            seeded_noise("doc vectors", (size.questions, size.docs, size.width)) / size.width**0.5
+        ).astype(np.float32),
         "labels": labels,
     }
 

@@ -3,7 +3,8 @@
 python -m conformance run --backend torch --out a.npz        # in a process of its own
 python -m conformance run --backend tf --out b.npz           # perhaps on another machine
 python -m conformance compare a.npz b.npz                    # numpy only
-python -m conformance tolerances a.npz b.npz                 # float32, --cases seeds: writes the table
+python -m conformance tolerances a.npz b.npz                 # float32, --cases seeds: writes the
+table
 """
 
 import argparse
@@ -24,7 +25,13 @@ def run(options: argparse.Namespace) -> int:
     from conformance.parity_cases import select
     from conformance.parity_run import record
 
-    record(options.backend, select(options.cases), options.out, options.dtype, lambda line: print(line, flush=True))
+    record(
+        options.backend,
+        select(options.cases),
+        options.out,
+        options.dtype,
+        lambda line: print(line, flush=True),
+    )
     return AGREE
 
 
@@ -39,7 +46,9 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def tolerances(options: argparse.Namespace) -> int:
-    """Measure how far two float32 recordings are apart, stage by stage, and write the table of tolerances."""
+    """Measure how far two float32 recordings are apart, stage by stage, and write the table of
+    tolerances.
+    """
     files = TraceFile(options.expected), TraceFile(options.actual)
     found = compare_files(*files, {"": float("inf")})
     table = json.loads(TOLERANCES.read_text("utf-8"))
@@ -56,7 +65,10 @@ def tolerances(options: argparse.Namespace) -> int:
     runs = [f"{file.header['run']['backend']} {file.header['run']['framework']}" for file in files]
     table["float32"] = {
         "otherwise": 0.0,
-        "basis": f"{runs[0]} and {runs[1]}, {found.cases} cases; bound = {FACTOR:g} x the largest measured",
+        "basis": (
+            f"{runs[0]} and {runs[1]}, {found.cases} cases; bound = {FACTOR:g} x the largest "
+            "measured"
+        ),
         "stages": stages,
     }
     TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
@@ -67,7 +79,9 @@ def tolerances(options: argparse.Namespace) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m conformance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("run", help="record the cases on one backend")
@@ -75,10 +89,17 @@ def main() -> int:
     one.add_argument("--out", type=Path, required=True, help="the .npz to write")
     one.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     one.add_argument(
-        "--cases", nargs="+", default=["quick"], metavar="NAME", help="quick, more, generations, all, seeds, or names"
+        "--cases",
+        nargs="+",
+        default=["quick"],
+        metavar="NAME",
+        help="quick, more, generations, all, seeds, or names",
     )
     one.set_defaults(do=run)
-    for action, help_text in ((compare, "hold two recordings against each other"), (tolerances, "write the table")):
+    for action, help_text in (
+        (compare, "hold two recordings against each other"),
+        (tolerances, "write the table"),
+    ):
         two = commands.add_parser(action.__name__, help=help_text)
         two.add_argument("expected", type=Path)
         two.add_argument("actual", type=Path)

@@ -1,4 +1,5 @@
-"""Load checkpoints that rag_torch saved into transformers 4.37.2 and compare what it computes with what rag_torch did.
+"""Load checkpoints that rag_torch saved into transformers 4.37.2 and compare what it computes with
+what rag_torch did.
 
 python -m conformance.check_in_oracle FOLDER       # FOLDER as conformance.save_ours wrote it
 """
@@ -21,7 +22,9 @@ TOLERANCE = 1e-5
 
 def main() -> int:
     """Print a line per checkpoint; the number of those that differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     folders = sorted(path.parent for path in parser.parse_args().folder.glob("*/config.json"))
     failed = 0
@@ -32,7 +35,10 @@ def main() -> int:
         found = outputs(model.eval(), model_name, torch.from_numpy)
         names = [f"{kind}: {value}" for kind, value in report.items() if value]
         wrong = [*names, *(str(mismatch) for mismatch in compare(expected, found, TOLERANCE))]
-        errors = (f"{name} {relative_error(expected[name], found[name]):.1e}" for name in ("logits", "loss"))
+        errors = (
+            f"{name} {relative_error(expected[name], found[name]):.1e}"
+            for name in ("logits", "loss")
+        )
         print(f"{folder.name}: {', '.join(errors)}; {'; '.join(wrong) or 'equal tokens'}")
         failed += bool(wrong)
     print(f"{len(folders) - failed} of {len(folders)} agree")

@@ -1,4 +1,7 @@
-"""What is asked of a checkpoint on either side of the exchange with transformers 4.37.2; numpy only."""
+"""What is asked of a checkpoint on either side of the exchange with transformers 4.37.2.
+
+Numpy only.
+"""
 
 from typing import Any
 
@@ -27,7 +30,10 @@ def outputs(model: Any, model_name: str, tensor: Any) -> dict[str, np.ndarray]:
         model_name: its name in the catalogue.
         tensor: numpy array to tensor.
     """
-    given = {name: tensor(array) for name, array in contexts(model_name, "exchange", BATCH, N_DOCS).items()}
+    given = {
+        name: tensor(array)
+        for name, array in contexts(model_name, "exchange", BATCH, N_DOCS).items()
+    }
     given["doc_scores"] = given["doc_scores"].float()
     out = model(**given, labels=tensor(targets(model_name, "padded", BATCH)), reduce_loss=False)
     found = {"logits": out.logits.numpy(), "loss": out.loss.numpy()}

@@ -1,4 +1,6 @@
-"""Faults that porting a network invites, planted in either backend, and the stage at which each must be found first."""
+"""Faults that porting a network invites, planted in either backend, and the stage at which each
+must be found first.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -19,7 +21,8 @@ class Fault:
     Attributes:
         structure, head: of `parity_cases`, where it shows.
         stage: where the comparison must find it first.
-        plant: does it: (tracer, package, patch), with `patch(object, name, value)` undone after the test.
+        plant: does it: (tracer, package, patch), with `patch(object, name, value)` undone after the
+            test.
         case: what the case must have for it to show.
     """
 
@@ -54,7 +57,9 @@ def _tanh_in_encoder(tracer: Any, room: Callable[[str], Any], patch: Patch) -> N
 
 
 def _tanh_in_question_encoder(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
-    layer = tracer.model.rag.question_encoder.get_submodule("question_encoder.bert_model.encoder.layer.0")
+    layer = tracer.model.rag.question_encoder.get_submodule(
+        "question_encoder.bert_model.encoder.layer.0"
+    )
     patch(layer.intermediate, "act", room("layers").activation("gelu_new"))
 
 
@@ -67,7 +72,11 @@ def _shifted_position(tracer: Any, room: Callable[[str], Any], patch: Patch) -> 
 def _shifted_bucket(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
     if tracer.backend == "torch":
         buckets = room("t5").t5_buckets
-        patch(room("t5"), "t5_buckets", lambda *args, **kwargs: np.maximum(buckets(*args, **kwargs) - 1, 0))
+        patch(
+            room("t5"),
+            "t5_buckets",
+            lambda *args, **kwargs: np.maximum(buckets(*args, **kwargs) - 1, 0),
+        )
     else:  # its table is made with the network
         encoder = _generator(tracer).encoder
         patch(encoder, "_buckets", np.maximum(encoder._buckets - 1, 0))
@@ -111,15 +120,23 @@ _BOS = {**_CONTEXTS, "target": "bos_first", "exclude_bos_score": False}
 
 FAULTS = {
     "missing_scale": Fault("bart_scaled", "token", "encoder.0", _missing_scale, _CONTEXTS),
-    "missing_attention_scale": Fault("bart", "token", "encoder.1", _missing_attention_scale, _CONTEXTS),
+    "missing_attention_scale": Fault(
+        "bart", "token", "encoder.1", _missing_attention_scale, _CONTEXTS
+    ),
     "transposed_matrix": Fault("bart", "sequence", "decoder.2", _transposed, _CONTEXTS),
     "tanh_for_erf": Fault("bart", "token", "encoder.2", _tanh_in_encoder, _CONTEXTS),
-    "tanh_in_question_encoder": Fault("bart", "token", "question_encoder.1", _tanh_in_question_encoder, _QUESTIONS),
+    "tanh_in_question_encoder": Fault(
+        "bart", "token", "question_encoder.1", _tanh_in_question_encoder, _QUESTIONS
+    ),
     "off_by_one_position": Fault("bart", "sequence", "decoder.0", _shifted_position, _CONTEXTS),
     "off_by_one_bucket": Fault("t5_gated", "token", "encoder.1", _shifted_bucket, _CONTEXTS),
     "dropped_cross_mask": Fault("bart", "token", "decoder.1", _dropped_cross_mask, _CONTEXTS),
-    "dropped_encoder_mask": Fault("t5_gated", "token", "encoder.1", _dropped_encoder_mask, _CONTEXTS),
-    "dropped_question_mask": Fault("bart", "token", "question_encoder.1", _dropped_question_mask, _QUESTIONS),
+    "dropped_encoder_mask": Fault(
+        "t5_gated", "token", "encoder.1", _dropped_encoder_mask, _CONTEXTS
+    ),
+    "dropped_question_mask": Fault(
+        "bart", "token", "question_encoder.1", _dropped_question_mask, _QUESTIONS
+    ),
     "bos_not_excluded": Fault("bart", "sequence", "loss.exclude_bos_smoothing0", _bos_scored, _BOS),
     "untied_head": Fault("bart", "token", "logits", _untied_head, _CONTEXTS),
 }

@@ -7,7 +7,12 @@ from conformance.cases import MODELS, TARGETS
 
 FORWARD_SEED = 1
 LOSS_MODELS = ("bart", "bart_scaled", "t5", "t5_gated")
-LOSS_GRID = {"n_docs": (1, 3, 5), "target": TARGETS, "label_smoothing": (0.0, 0.1), "exclude_bos_score": (False, True)}
+LOSS_GRID = {
+    "n_docs": (1, 3, 5),
+    "target": TARGETS,
+    "label_smoothing": (0.0, 0.1),
+    "exclude_bos_score": (False, True),
+}
 
 # What is kept of a pass: what is new in it. `None` keeps everything.
 _RESULT = ("logits", "doc_scores", "loss", "retrieved_doc_ids")
@@ -17,9 +22,25 @@ _STATES = {"output_hidden_states": True, "output_attentions": True}
 _FORWARDS: dict[str, dict[str, Any]] = {
     "model_given": {"head": "model", "keep": None},
     "model_one_document": {"head": "model", "n_docs": 1},
-    "model_retrieved": {"head": "model", "source": "retriever", "arguments": {"output_retrieved": True}, "keep": None},
-    "model_states": {"head": "model", "n_docs": 2, "source": "retriever", "arguments": _STATES, "keep": None},
-    "model_context_encoder": {"head": "model", "source": "retriever", "context_encoder": True, "keep": _SCORE},
+    "model_retrieved": {
+        "head": "model",
+        "source": "retriever",
+        "arguments": {"output_retrieved": True},
+        "keep": None,
+    },
+    "model_states": {
+        "head": "model",
+        "n_docs": 2,
+        "source": "retriever",
+        "arguments": _STATES,
+        "keep": None,
+    },
+    "model_context_encoder": {
+        "head": "model",
+        "source": "retriever",
+        "context_encoder": True,
+        "keep": _SCORE,
+    },
     "model_steps": {"head": "model", "steps": True},
     "model_encoder_outputs": {"head": "model", "reuse": True},
     "model_decoder_mask": {"head": "model", "target": "padded", "decoder_mask": True},
@@ -28,7 +49,13 @@ _FORWARDS: dict[str, dict[str, Any]] = {
     "token_steps": {"head": "token", "steps": True, "arguments": {"do_marginalize": True}},
     "token_retrieved": {"head": "token", "source": "retriever", "labels": True, "keep": _SCORE},
     "sequence_labels": {"head": "sequence", "labels": True, "target": "padded"},
-    "sequence_retrieved": {"head": "sequence", "n_docs": 5, "source": "retriever", "labels": True, "keep": _SCORE},
+    "sequence_retrieved": {
+        "head": "sequence",
+        "n_docs": 5,
+        "source": "retriever",
+        "labels": True,
+        "keep": _SCORE,
+    },
     "sequence_context_encoder": {
         "head": "sequence",
         "source": "retriever",

@@ -1,6 +1,8 @@
-"""The generations that are recorded: every option, on every model, for both heads, by rule and not by choice.
+"""The generations that are recorded: every option, on every model, for both heads, by rule and not
+by choice.
 
-Where 4.37.2 ignores an option or breaks on it (D9, D10, D11 of docs/compatibility.md) the option is not here.
+Where 4.37.2 ignores an option or breaks on it (D9, D10, D11 of docs/compatibility.md) the option is
+not here.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,12 @@ _SEARCHES: dict[str, dict[str, Any]] = {
         "max_length": 11,
     }
     for beams, penalty, stop in [
-        *((beams, penalty, stop) for beams in (2, 4) for penalty in (0.5, 2.0) for stop in (False, True, "never")),
+        *(
+            (beams, penalty, stop)
+            for beams in (2, 4)
+            for penalty in (0.5, 2.0)
+            for stop in (False, True, "never")
+        ),
         *((3, penalty, stop) for penalty in (0.0, 1.0) for stop in (False, True, "never")),
         (3, -1.0, "never"),
     ]
@@ -44,7 +51,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "other_end": {"eos_token_id": 23, "max_length": 13},
     "no_end": {"eos_token_id": 95, "max_length": 9},
     "start": {"decoder_start_token_id": 7, "max_length": 8},
-    "suppress": {"suppress_tokens": [86, 74, 50], "begin_suppress_tokens": [83, 64], "max_length": 9},
+    "suppress": {
+        "suppress_tokens": [86, 74, 50],
+        "begin_suppress_tokens": [83, 64],
+        "max_length": 9,
+    },
     "forced_ids": {"forced_decoder_ids": [[2, 11], [3, 12]], "max_length": 8},
     "decay": {"exponential_decay_length_penalty": (3, 1.3), "max_length": 14},
     "bias": {"sequence_bias": {(86,): -4.0, (83, 83): 3.0, (12,): 2.0}, "max_length": 10},
@@ -56,18 +67,47 @@ _TOO_LARGE = {"no_end": 88}
 
 _TOKEN_ONLY: dict[str, dict[str, Any]] = {
     "return_2": {"num_beams": 3, "num_return_sequences": 2, "max_length": 10},
-    "return_all": {"num_beams": 4, "num_return_sequences": 4, "max_length": 9, "early_stopping": True},
-    "prefix_by_question": {"num_beams": 2, "prefix_allowed_tokens_fn": "by_question", "max_length": 9},
+    "return_all": {
+        "num_beams": 4,
+        "num_return_sequences": 4,
+        "max_length": 9,
+        "early_stopping": True,
+    },
+    "prefix_by_question": {
+        "num_beams": 2,
+        "prefix_allowed_tokens_fn": "by_question",
+        "max_length": 9,
+    },
 }
 
 _SEQUENCE_ONLY: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"max_new_tokens": 5},
     "beams_max_new_tokens": {"num_beams": 3, "max_new_tokens": 5},
     "return_2": {"num_beams": 3, "num_return_sequences": 2, "max_length": 10},
-    "return_all": {"num_beams": 4, "num_return_sequences": 4, "max_length": 9, "early_stopping": True},
-    "duplicates_kept": {"num_beams": 2, "num_return_sequences": 2, "do_deduplication": False, "max_length": 5},
-    "duplicates_short": {"num_beams": 3, "num_return_sequences": 3, "do_deduplication": False, "max_length": 3},
-    "deduplicated_short": {"num_beams": 3, "num_return_sequences": 3, "do_deduplication": True, "max_length": 3},
+    "return_all": {
+        "num_beams": 4,
+        "num_return_sequences": 4,
+        "max_length": 9,
+        "early_stopping": True,
+    },
+    "duplicates_kept": {
+        "num_beams": 2,
+        "num_return_sequences": 2,
+        "do_deduplication": False,
+        "max_length": 5,
+    },
+    "duplicates_short": {
+        "num_beams": 3,
+        "num_return_sequences": 3,
+        "do_deduplication": False,
+        "max_length": 3,
+    },
+    "deduplicated_short": {
+        "num_beams": 3,
+        "num_return_sequences": 3,
+        "do_deduplication": True,
+        "max_length": 3,
+    },
     "encoder_no_repeat": {"num_beams": 2, "encoder_no_repeat_ngram_size": 1, "max_length": 9},
     "encoder_repetition": {"encoder_repetition_penalty": 1.7, "max_length": 9},
 }
@@ -90,12 +130,26 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def generation_cases() -> list[dict[str, Any]]:
-    """Every recorded generation: its name, model, head, seed, n_docs, config, options and source of contexts."""
+    """Every recorded generation.
+
+    Its name, model, head, seed, n_docs, config, options and source of contexts.
+    """
     cases: list[dict[str, Any]] = []
 
-    def add(model: str, head: str, name: str, options: dict[str, Any], source: str = "given", **config: Any) -> None:
+    def add(
+        model: str,
+        head: str,
+        name: str,
+        options: dict[str, Any],
+        source: str = "given",
+        **config: Any,
+    ) -> None:
         turn = len(cases)
-        place = {"n_docs": N_DOCS[turn % 3], "seed": SEEDS[(turn // 3) % len(SEEDS)], "source": source}
+        place = {
+            "n_docs": N_DOCS[turn % 3],
+            "seed": SEEDS[(turn // 3) % len(SEEDS)],
+            "source": source,
+        }
         known = {"name": f"{model}/{head}/{name}", "model": model, "head": head}
         cases.append({**known, **place, "config": config, "options": options})
 
@@ -111,12 +165,21 @@ def generation_cases() -> list[dict[str, Any]]:
                     chosen["eos_token_id"] = _TOO_LARGE[name]
                 add(model, head, name, chosen)
                 add(model, head, f"beams3_{name}", {**chosen, "num_beams": 3})
-            for name, options in {**_SEARCHES, **(_TOKEN_ONLY if head == "token" else _SEQUENCE_ONLY)}.items():
+            for name, options in {
+                **_SEARCHES,
+                **(_TOKEN_ONLY if head == "token" else _SEQUENCE_ONLY),
+            }.items():
                 add(model, head, name, options)
             for name, config in _CONFIGS.items():
                 add(model, head, name, {}, **config)
             for name in ("retrieved", "beams2_retrieved"):
-                add(model, head, name, {"num_beams": 2 if "beams2" in name else 1, "max_length": 10}, "retriever")
+                add(
+                    model,
+                    head,
+                    name,
+                    {"num_beams": 2 if "beams2" in name else 1, "max_length": 10},
+                    "retriever",
+                )
     return cases
 
 
@@ -133,7 +196,10 @@ def allowed_tokens(rule: str, vocabulary: int) -> Callable[[int, Any], list[int]
 
 
 def raise_every_third(ids: Any, scores: Any) -> Any:
-    """A `logits_processor`: favours every third token, others at each step. Torch tensors in and out."""
+    """A `logits_processor`: favours every third token, others at each step.
+
+    Torch tensors in and out.
+    """
     raised = scores.clone()
     raised[:, ids.shape[-1] % 3 :: 3] += 1.5
     return raised

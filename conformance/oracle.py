@@ -1,4 +1,7 @@
-"""The reference models of the catalogue, built in memory; needs transformers 4.37.2 (requirements-oracle.txt)."""
+"""The reference models of the catalogue, built in memory.
+
+Needs transformers 4.37.2 (requirements-oracle.txt).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,16 +38,23 @@ def fill(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> None:
 def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what is saved, each tied weight once, under its first name."""
     saved = model.state_dict()
-    held = [*model.named_parameters(), *((name, array) for name, array in model.named_buffers() if name in saved)]
+    held = [
+        *model.named_parameters(),
+        *((name, array) for name, array in model.named_buffers() if name in saved),
+    ]
     return {name: tuple(array.shape) for name, array in held}
 
 
 @lru_cache(maxsize=64)
-def _weights(model_name: str, seed: int, named: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, np.ndarray]:
+def _weights(
+    model_name: str, seed: int, named: tuple[tuple[str, tuple[int, ...]], ...]
+) -> dict[str, np.ndarray]:
     return model_weights(model_name, dict(named), seed)
 
 
-def build(model_name: str, head: str, seed: int, dtype: torch.dtype, n_docs: int, **config: Any) -> Any:
+def build(
+    model_name: str, head: str, seed: int, dtype: torch.dtype, n_docs: int, **config: Any
+) -> Any:
     """A reference model in memory: never reloaded, so that an untied head stays untied (D7)."""
     model = CLASSES[head](RagConfig(**rag_config(model_name, n_docs, **config))).to(dtype).eval()
     fill(model, _weights(model_name, seed, tuple(shapes(model).items())))
@@ -53,7 +63,11 @@ def build(model_name: str, head: str, seed: int, dtype: torch.dtype, n_docs: int
 
 def context_encoder(model_name: str, dtype: torch.dtype) -> Any:
     """A DPR context encoder of the question encoder's shape, with weights of its own."""
-    settings = {key: value for key, value in MODELS[model_name]["question_encoder"].items() if key != "model_type"}
+    settings = {
+        key: value
+        for key, value in MODELS[model_name]["question_encoder"].items()
+        if key != "model_type"
+    }
     encoder = DPRContextEncoder(DPRConfig(**settings)).to(dtype).eval()
     fill(encoder, seeded_weights(shapes(encoder), 7))
     return encoder
@@ -62,11 +76,17 @@ def context_encoder(model_name: str, dtype: torch.dtype) -> Any:
 def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """numpy to torch, floats in the given dtype."""
     found = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {name: array.to(dtype) if array.is_floating_point() else array for name, array in found.items()}
+    return {
+        name: array.to(dtype) if array.is_floating_point() else array
+        for name, array in found.items()
+    }
 
 
 class ToyRetriever(RagRetriever):
-    """The catalogue's toy index behind the reference's retriever interface; no tokenizers, no faiss."""
+    """The catalogue's toy index behind the reference's retriever interface.
+
+    No tokenizers, no faiss.
+    """
 
     def __init__(self, model_name: str, config: RagConfig) -> None:
         self.model_name, self.config, self.n_docs = model_name, config, config.n_docs
@@ -81,14 +101,19 @@ class ToyRetriever(RagRetriever):
     ) -> BatchEncoding:
         """Contexts, document vectors and ids for a batch of questions."""
         found = toy_retrieve(
-            self.model_name, np.asarray(question_input_ids), question_hidden_states, n_docs or self.n_docs
+            self.model_name,
+            np.asarray(question_input_ids),
+            question_hidden_states,
+            n_docs or self.n_docs,
         )
         return BatchEncoding(found, tensor_type=return_tensors)
 
 
 @contextmanager
 def pure_float64(active: bool) -> Iterator[None]:
-    """Switch off the reference's own casts to float32 (T5's norm and softmax), which would hide errors below 1e-7."""
+    """Switch off the reference's own casts to float32 (T5's norm and softmax), which would hide
+    errors below 1e-7.
+    """
     if not active:
         yield
         return
@@ -100,7 +125,9 @@ def pure_float64(active: bool) -> Iterator[None]:
 
     torch.set_default_dtype(torch.float64)
     torch.Tensor.to = keep
-    torch.Tensor.float = lambda self, *args, **kwargs: self if self.dtype is torch.float64 else as_float(self)
+    torch.Tensor.float = lambda self, *args, **kwargs: (
+        self if self.dtype is torch.float64 else as_float(self)
+    )
     try:
         yield
     finally:

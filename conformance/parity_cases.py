@@ -1,8 +1,8 @@
 """The cases in which the two backends are compared with each other, as data; numpy only.
 
-A case is a structure (what the networks are), a head, weights and inputs by seed, and generations to run. Structures
-are the switches that change the function; what varies beside them goes round by turn. To add a case, add a structure or
-a mode.
+A case is a structure (what the networks are), a head, weights and inputs by seed, and generations
+to run. Structures are the switches that change the function; what varies beside them goes round by
+turn. To add a case, add a structure or a mode.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ _BERT = {"model_type": "bert", **_BERT}
 
 _ONE_LAYER = {**_BERT, "num_hidden_layers": 1}
 
-# Graphs are what takes time in TensorFlow, so structures share generators, and pooling is tried on one layer.
+# Graphs are what takes time in TensorFlow, so structures share generators, and pooling is tried on
+# one layer.
 STRUCTURES: dict[str, dict[str, Any]] = {
     **{name: MODELS[name] for name in ("bart", "bart_scaled", "t5", "t5_gated")},
     "mean_bart": {
@@ -35,7 +36,12 @@ STRUCTURES: dict[str, dict[str, Any]] = {
         "generator": _BART,
     },
     "cls_t5": {
-        "question_encoder": {**_ONE_LAYER, "pooling": "cls", "projection_dim": 20, "hidden_act": "gelu_new"},
+        "question_encoder": {
+            **_ONE_LAYER,
+            "pooling": "cls",
+            "projection_dim": 20,
+            "hidden_act": "gelu_new",
+        },
         "generator": _T5,
     },
     "pooler_gated": {"question_encoder": {**_ONE_LAYER, "pooling": "pooler"}, "generator": _GATED},
@@ -47,15 +53,29 @@ _MORE: dict[str, dict[str, Any]] = {
     "bart_habits": MODELS["bart_habits"],
     "deep_bart": {
         "question_encoder": {**_DPR, "num_hidden_layers": 3},
-        "generator": {**_BART, "encoder_layers": 1, "decoder_layers": 4, "activation_function": "gelu_new"},
+        "generator": {
+            **_BART,
+            "encoder_layers": 1,
+            "decoder_layers": 4,
+            "activation_function": "gelu_new",
+        },
     },
     "silu_bart": {
         "question_encoder": {**_BERT, "pooling": "pooler", "projection_dim": 8},
-        "generator": {**_BART, "scale_embedding": True, "activation_function": "silu", "encoder_attention_heads": 8},
+        "generator": {
+            **_BART,
+            "scale_embedding": True,
+            "activation_function": "silu",
+            "encoder_attention_heads": 8,
+        },
     },
     "silu_t5": {
         "question_encoder": {**_DPR, "projection_dim": 16},
-        "generator": {**_GATED, "feed_forward_proj": "gated-silu", "relative_attention_max_distance": 12},
+        "generator": {
+            **_GATED,
+            "feed_forward_proj": "gated-silu",
+            "relative_attention_max_distance": 12,
+        },
     },
     "deep_t5": {
         "question_encoder": {**_BERT, "pooling": "mean"},
@@ -68,12 +88,27 @@ MODES: dict[str, dict[str, Any]] = {
     "greedy": {"max_length": 10},
     "beams": {"num_beams": 3, "max_length": 10},
     "sampled": {**_DRAW, "top_k": 20, "seed": 11},
-    "long_beams": {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never", "max_length": 12},
-    "rules": {"no_repeat_ngram_size": 2, "min_length": 6, "repetition_penalty": 1.4, "max_length": 12},
+    "long_beams": {
+        "num_beams": 4,
+        "length_penalty": 2.0,
+        "early_stopping": "never",
+        "max_length": 12,
+    },
+    "rules": {
+        "no_repeat_ngram_size": 2,
+        "min_length": 6,
+        "repetition_penalty": 1.4,
+        "max_length": 12,
+    },
     "beams_sampled": {**_DRAW, "num_beams": 3, "seed": 5},
     "short_beams": {"num_beams": 2, "length_penalty": 0.5, "early_stopping": True, "max_length": 8},
     "nucleus": {**_DRAW, "top_p": 0.8, "temperature": 0.7, "seed": 3},
-    "returned": {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 3, "max_length": 9},
+    "returned": {
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "no_repeat_ngram_size": 3,
+        "max_length": 9,
+    },
     "typical": {**_DRAW, "typical_p": 0.7, "eta_cutoff": 0.01, "seed": 8},
     "forced": {"forced_bos_token_id": 9, "forced_eos_token_id": 5, "num_beams": 2, "max_length": 8},
     "no_cache": {"num_beams": 2, "use_cache": False, "max_length": 7},
@@ -82,7 +117,12 @@ MODES: dict[str, dict[str, Any]] = {
 _FAST = {
     "fast": {"num_beams": 3, "decoding": "fast", "max_length": 10},
     "fast_sampled": {**_DRAW, "num_beams": 2, "decoding": "fast", "seed": 4},
-    "duplicates": {"num_beams": 2, "num_return_sequences": 2, "do_deduplication": False, "max_length": 5},
+    "duplicates": {
+        "num_beams": 2,
+        "num_return_sequences": 2,
+        "do_deduplication": False,
+        "max_length": 5,
+    },
 }
 _FAULTS = ("none", "masked_row", "missing_document")
 _PLACES = ((3, 2), (1, 3), (5, 1), (2, 2))  # n_docs, batch
@@ -98,17 +138,44 @@ def drawn_structure(seed: int) -> dict[str, Any]:
     heads, width = one_of(1, 2, 3, 4), one_of(4, 6, 8)
     layers = {"encoder_layers": one_of(1, 2, 3), "decoder_layers": one_of(1, 2, 3)}
     act = one_of("gelu", "relu", "gelu_new", "silu", "tanh", "quick_gelu")
-    encoder: dict[str, Any] = {**_DPR, "projection_dim": one_of(0, 12), "num_hidden_layers": one_of(1, 2, 3)}
+    encoder: dict[str, Any] = {
+        **_DPR,
+        "projection_dim": one_of(0, 12),
+        "num_hidden_layers": one_of(1, 2, 3),
+    }
     if one_of(True, False):
-        encoder |= {"model_type": "bert", "pooling": one_of("cls", "mean", "pooler"), "normalize": one_of(True, False)}
-    encoder |= {"hidden_act": one_of("gelu", "relu", "gelu_new"), "num_attention_heads": one_of(1, 2, 4, 8)}
+        encoder |= {
+            "model_type": "bert",
+            "pooling": one_of("cls", "mean", "pooler"),
+            "normalize": one_of(True, False),
+        }
+    encoder |= {
+        "hidden_act": one_of("gelu", "relu", "gelu_new"),
+        "num_attention_heads": one_of(1, 2, 4, 8),
+    }
     bart = {**_BART, **layers, "d_model": heads * width, "scale_embedding": one_of(True, False)}
-    bart |= {"encoder_attention_heads": heads, "decoder_attention_heads": one_of(1, heads), "activation_function": act}
+    bart |= {
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": one_of(1, heads),
+        "activation_function": act,
+    }
     bart |= {"encoder_ffn_dim": one_of(20, 40), "decoder_ffn_dim": one_of(28, 52)}
-    t5 = {**_T5, "num_layers": layers["encoder_layers"], "num_decoder_layers": layers["decoder_layers"]}
-    t5 |= {"num_heads": heads, "d_kv": width, "d_ff": one_of(20, 40), "tie_word_embeddings": one_of(True, False)}
+    t5 = {
+        **_T5,
+        "num_layers": layers["encoder_layers"],
+        "num_decoder_layers": layers["decoder_layers"],
+    }
+    t5 |= {
+        "num_heads": heads,
+        "d_kv": width,
+        "d_ff": one_of(20, 40),
+        "tie_word_embeddings": one_of(True, False),
+    }
     t5 |= {"feed_forward_proj": one_of("relu", "gated-gelu", "gated-silu")}
-    t5 |= {"relative_attention_num_buckets": one_of(4, 8, 16), "relative_attention_max_distance": one_of(10, 20)}
+    t5 |= {
+        "relative_attention_num_buckets": one_of(4, 8, 16),
+        "relative_attention_max_distance": one_of(10, 20),
+    }
     return {"question_encoder": encoder, "generator": one_of(bart, t5)}
 
 
@@ -127,7 +194,10 @@ def config(name: str) -> RagConfig:
 
 @lru_cache(maxsize=8)
 def weights(name: str, seed: int) -> dict[str, np.ndarray]:
-    """Seeded weights of a structure's heads, tied ones once; the end token is made likely, so that searches end."""
+    """Seeded weights of a structure's heads, tied ones once.
+
+    The end token is made likely, so that searches end.
+    """
     what = config(name)
     shapes = expected_shapes(what, "token")
     for group in tied_names(what, "token"):
@@ -142,7 +212,9 @@ def weights(name: str, seed: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _case(name: str, what: str, head: str, turn: int, modes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def _case(
+    name: str, what: str, head: str, turn: int, modes: dict[str, Any], **changes: Any
+) -> dict[str, Any]:
     n_docs, batch = _PLACES[turn % len(_PLACES)]
     rest = {
         "seed": 1 + turn % 3,
@@ -163,7 +235,9 @@ def _turns(names: list[str], count: int) -> Iterator[dict[str, Any]]:
     for what in names:
         for head in HEADS:
             known = {**MODES, **(_FAST if head == "sequence" else {})}
-            known = {mode: MODES[mode] for mode in ("greedy", "beams")} if what in _POOLED else known
+            known = (
+                {mode: MODES[mode] for mode in ("greedy", "beams")} if what in _POOLED else known
+            )
             for number in range(count):
                 chosen = [list(known)[(2 * turn + place) % len(known)] for place in range(2)]
                 modes = {mode: known[mode] for mode in chosen}
@@ -181,32 +255,54 @@ def quick_cases() -> list[dict[str, Any]]:
 
 
 def generation_groups(seeds: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
-    """Every option of the catalogue of generations, every way to sample, with weights of several seeds."""
+    """Every option of the catalogue of generations, every way to sample, with weights of several
+    seeds.
+    """
     groups: dict[str, dict[str, Any]] = {}
-    known = [case for case in generation_cases() if not case["config"] and case["source"] == "given"]
+    known = [
+        case for case in generation_cases() if not case["config"] and case["source"] == "given"
+    ]
     for turn, case in enumerate(known):
         mode = case["name"].split("/")[-1]
         for seed in seeds:
             name = f"{case['model']}/{case['head']}/options{seed}.{turn % 3}"
-            place = {"seed": seed, "source": ("given", "retrieved", "given")[turn % 3], "forward": False}
+            place = {
+                "seed": seed,
+                "source": ("given", "retrieved", "given")[turn % 3],
+                "forward": False,
+            }
             new = _case(name, case["model"], case["head"], turn % 3, {}, **place, fault="none")
             groups.setdefault(name, new)["modes"][mode] = case["options"]
             if mode.startswith("beams3_") and case["head"] == "sequence":
                 groups[name]["modes"][f"fast_{mode}"] = {**case["options"], "decoding": "fast"}
-            if mode in ("plain", "min_length", "no_repeat_2", "repetition_penalty", "two_ends", "bias"):
+            if mode in (
+                "plain",
+                "min_length",
+                "no_repeat_2",
+                "repetition_penalty",
+                "two_ends",
+                "bias",
+            ):
                 draws = {"do_sample": True, "seed": seed, "top_k": 30, "temperature": 0.9}
                 groups[name]["modes"][f"sampled_{mode}"] = {**case["options"], **draws}
     return list(groups.values())
 
 
 def seed_cases(seeds: int = 20) -> list[dict[str, Any]]:
-    """What the float32 tolerances are measured on: the main structures, weights and inputs of many seeds."""
+    """What the float32 tolerances are measured on.
+
+    The main structures, weights and inputs of many seeds.
+    """
     found = []
     for what in ("bart", "bart_scaled", "t5", "t5_gated"):
         for seed in range(100, 100 + seeds):
             head, mode = HEADS[seed % 2], ("beams", "greedy")[seed // 2 % 2]
             place = {"seed": seed, "fault": "none"}
-            found.append(_case(f"{what}/{head}/seed{seed}", what, head, seed // 2, {mode: MODES[mode]}, **place))
+            found.append(
+                _case(
+                    f"{what}/{head}/seed{seed}", what, head, seed // 2, {mode: MODES[mode]}, **place
+                )
+            )
     return found
 
 
@@ -230,19 +326,26 @@ SETS = {
 
 
 def select(wanted: list[str]) -> list[dict[str, Any]]:
-    """Cases by the name of a set, of a case, or the beginning of one that ends in "/"; those of a structure together.
+    """Cases by the name of a set, of a case, or the beginning of one that ends in "/"; those of a
+    structure together.
 
     Raises:
         ValueError: a name that no case has.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in wanted:
-        known = SETS[name]() if name in SETS else [case for case in all_cases() if _is_named(case["name"], name)]
+        known = (
+            SETS[name]()
+            if name in SETS
+            else [case for case in all_cases() if _is_named(case["name"], name)]
+        )
         if not known:
             raise ValueError(f"no case is named {name!r}; sets are {', '.join(SETS)}")
         found.update({case["name"]: case for case in known})
     order = [*STRUCTURES, *_MORE]
-    return sorted(found.values(), key=lambda case: [*order, case["structure"]].index(case["structure"]))
+    return sorted(
+        found.values(), key=lambda case: [*order, case["structure"]].index(case["structure"])
+    )
 
 
 def _is_named(name: str, wanted: str) -> bool:

@@ -21,7 +21,8 @@ CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGenerati
 
 
 class Models:
-    """The structures' models on one backend, refilled for each case; equal networks are one, so that graphs are, too.
+    """The structures' models on one backend, refilled for each case; equal networks are one, so
+    that graphs are, too.
 
     Args:
         backend: "torch" or "tf".
@@ -45,7 +46,9 @@ class Models:
             write_checkpoint(folder, weights(name, 1), config(name), architecture=CLASSES["token"])
             made = getattr(self.engine, CLASSES["token"]).from_pretrained(folder, dtype=self.dtype)
         parts = {
-            part: self._parts.setdefault(f"{part}: {structure(name)[part]}", getattr(made.rag, part))
+            part: self._parts.setdefault(
+                f"{part}: {structure(name)[part]}", getattr(made.rag, part)
+            )
             for part in ("question_encoder", "generator")
         }
         for head, kind in CLASSES.items():
@@ -83,16 +86,24 @@ def run_case(models: Models, case: dict[str, Any], **wanted: Any) -> dict[str, n
     bank = DrawnRetriever(what, f"{case['structure']}:{case['seed']}", missing=missing)
     model.set_retriever(bank if case["source"] == "retrieved" else None)
     vocabulary, as_tensor = what.generator.vocab_size, models.engine.as_tensor
-    modes = {mode: _plugged(options, vocabulary, as_tensor) for mode, options in case["modes"].items()}
+    modes = {
+        mode: _plugged(options, vocabulary, as_tensor) for mode, options in case["modes"].items()
+    }
     labels = targets(what, case["name"], case["target"], case["batch"])
-    return trace(tracer, inputs(case), labels, case["n_docs"], modes, forward=case["forward"], **wanted)
+    return trace(
+        tracer, inputs(case), labels, case["n_docs"], modes, forward=case["forward"], **wanted
+    )
 
 
-def _plugged(options: dict[str, Any], vocabulary: int, as_tensor: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+def _plugged(
+    options: dict[str, Any], vocabulary: int, as_tensor: Callable[[np.ndarray], Any]
+) -> dict[str, Any]:
     """Options of a `generate` call, functions in place of their names."""
     options = dict(options)
     if "prefix_allowed_tokens_fn" in options:
-        options["prefix_allowed_tokens_fn"] = allowed_tokens(options["prefix_allowed_tokens_fn"], vocabulary)
+        options["prefix_allowed_tokens_fn"] = allowed_tokens(
+            options["prefix_allowed_tokens_fn"], vocabulary
+        )
     if "logits_processor" in options:
 
         def raise_every_third(ids: Any, scores: Any) -> Any:
@@ -123,11 +134,16 @@ def record(
     """
     models, began = Models(backend, dtype), time.monotonic()
     version = models.tracing.Tracer.version
-    with TraceWriter(out, backend=backend, framework=version, dtype=dtype, seed=0, about={}) as writer:
+    with TraceWriter(
+        out, backend=backend, framework=version, dtype=dtype, seed=0, about={}
+    ) as writer:
         for number, case in enumerate(cases, start=1):
             stages = run_case(models, case, margins=dtype != "float64")
             info = {"weights": fingerprint(weights(case["structure"], case["seed"]))}
             info |= {"inputs": fingerprint(inputs(case)), "case": digest(case)}
             writer.add(case["name"], info, stages)
             if number % 20 == 0 or number == len(cases):
-                note(f"{backend} {dtype}: {number} of {len(cases)} cases, {time.monotonic() - began:.0f} s")
+                note(
+                    f"{backend} {dtype}: {number} of {len(cases)} cases, "
+                    f"{time.monotonic() - began:.0f} s"
+                )

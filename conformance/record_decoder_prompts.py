@@ -2,7 +2,8 @@
 
     python conformance/record_decoder_prompts.py conformance/golden/decoder_prompts.json
 
-4.37.2's RAG-Token ignores them, so the generators themselves are recorded: RAG-Token with one document is the same.
+4.37.2's RAG-Token ignores them, so the generators themselves are recorded: RAG-Token with one
+document is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ SEED, BATCH = 3, 3
 CASES: list[dict[str, Any]] = [
     {"max_new_tokens": 6},
     {"max_length": 9, "num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0},
-    {"max_new_tokens": 8, "num_beams": 3, "early_stopping": "never", "length_penalty": 0.7, "min_new_tokens": 3},
+    {
+        "max_new_tokens": 8,
+        "num_beams": 3,
+        "early_stopping": "never",
+        "length_penalty": 0.7,
+        "min_new_tokens": 3,
+    },
     {"max_new_tokens": 7, "num_beams": 2, "exponential_decay_length_penalty": (2, 1.5)},
     {"max_new_tokens": 4, "begin_suppress_tokens": list(range(5, 13)), "forced_bos_token_id": 7},
 ]
@@ -58,8 +65,11 @@ def main() -> None:
                 tokens[f"{name}/{kind}/{i}"] = made.tolist()
     model = build(MODELS[0], "sequence", SEED, torch.float32, 2)
     given = tensors(contexts(MODELS[0], "given", 1, 2), torch.float32)
-    prompt = torch.tensor(prompts(2)["none"][:1]).repeat(2, 1)  # 4.37.2 wants a row for each document
-    tokens["sequence"] = model.generate(**given, n_docs=2, decoder_input_ids=prompt, **SEQUENCE_CASE).tolist()
+    # 4.37.2 wants a row for each document
+    prompt = torch.tensor(prompts(2)["none"][:1]).repeat(2, 1)
+    tokens["sequence"] = model.generate(
+        **given, n_docs=2, decoder_input_ids=prompt, **SEQUENCE_CASE
+    ).tolist()
     Path(sys.argv[1]).write_text(json.dumps(tokens) + "\n", encoding="utf-8")
 
 

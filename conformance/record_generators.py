@@ -1,4 +1,5 @@
-"""Records what transformers 4.37.2's BART and T5 make of labels, embeddings and contexts; run by the oracle's Python.
+"""Records what transformers 4.37.2's BART and T5 make of labels, embeddings and contexts; run by
+the oracle's Python.
 
 python conformance/record_generators.py conformance/golden/generators.json
 """
@@ -21,9 +22,26 @@ SEED, BATCH = 4, 3
 CASES: list[dict[str, Any]] = [
     {},
     {"max_length": 12, "repetition_penalty": 1.3},
-    {"max_new_tokens": 8, "num_beams": 4, "num_return_sequences": 3, "length_penalty": 2.0, "no_repeat_ngram_size": 2},
-    {"max_length": 9, "num_beams": 3, "min_length": 6, "forced_bos_token_id": 7, "forced_eos_token_id": 5},
-    {"max_length": 10, "encoder_no_repeat_ngram_size": 1, "bad_words_ids": [[11], [7, 8]], "early_stopping": True},
+    {
+        "max_new_tokens": 8,
+        "num_beams": 4,
+        "num_return_sequences": 3,
+        "length_penalty": 2.0,
+        "no_repeat_ngram_size": 2,
+    },
+    {
+        "max_length": 9,
+        "num_beams": 3,
+        "min_length": 6,
+        "forced_bos_token_id": 7,
+        "forced_eos_token_id": 5,
+    },
+    {
+        "max_length": 10,
+        "encoder_no_repeat_ngram_size": 1,
+        "bad_words_ids": [[11], [7, 8]],
+        "early_stopping": True,
+    },
 ]
 SCORED: list[dict[str, Any]] = [
     {"max_new_tokens": 5, "repetition_penalty": 1.3},
@@ -70,7 +88,8 @@ def of_model(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     for i, options in enumerate(CASES):
         record[f"tokens/{i}"] = model.generate(**inputs, **options).tolist()
     record["tokens/no mask"] = model.generate(inputs["input_ids"], max_length=9).tolist()
-    last = {key: value[-1:] for key, value in inputs.items()}  # alone: the scores of rows that ended mean nothing
+    # alone: the scores of rows that ended mean nothing
+    last = {key: value[-1:] for key, value in inputs.items()}
     for i, options in enumerate(SCORED):
         made = model.generate(**last, **options, return_dict_in_generate=True, output_scores=True)
         scores = getattr(made, "sequences_scores", None)

@@ -1,4 +1,5 @@
-"""Record golden arrays from the reference, transformers 4.37.2 with PyTorch. Run as a module, from the repository root:
+"""Record golden arrays from the reference, transformers 4.37.2 with PyTorch. Run as a module, from
+the repository root:
 
 pip install -r conformance/requirements-oracle.txt
 python -m conformance.record_oracle --out conformance/golden
@@ -26,7 +27,10 @@ FLOAT32 = re.compile("loss|logits|doc_scores|model_given")
 
 
 def record_losses(dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Losses by head and model: a row per case of the grid, holding each question's loss and their reduced sum."""
+    """Losses by head and model.
+
+    A row per case of the grid, holding each question's loss and their reduced sum.
+    """
     found = {}
     for model_name in LOSS_MODELS:
         for head in ("token", "sequence"):
@@ -36,7 +40,14 @@ def record_losses(dtype: torch.dtype) -> dict[str, np.ndarray]:
 
 
 def _losses(model_name: str, head: str, case: dict[str, Any], dtype: torch.dtype) -> list[float]:
-    model = build(model_name, head, FORWARD_SEED, dtype, n_docs=case["n_docs"], label_smoothing=case["label_smoothing"])
+    model = build(
+        model_name,
+        head,
+        FORWARD_SEED,
+        dtype,
+        n_docs=case["n_docs"],
+        label_smoothing=case["label_smoothing"],
+    )
     labels = torch.tensor(targets(model_name, case["target"], BATCH))
     arguments = tensors(contexts(model_name, "loss", BATCH, case["n_docs"]), dtype)
     if head == "sequence":
@@ -58,10 +69,13 @@ def record_forward(case: dict[str, Any], dtype: torch.dtype) -> dict[str, np.nda
         rag = model if case["head"] == "model" else model.rag
         rag.retriever = ToyRetriever(model_name, model.config)
         question = questions(model_name, "forward", BATCH)
-        arguments.update(input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1]))
+        arguments.update(
+            input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1])
+        )
         if case["context_encoder"]:
             rag.context_encoder_training, rag.ctx_encoder = True, context_encoder(model_name, dtype)
-        if "output_hidden_states" in arguments:  # the reference hands these on to no part, but parts obey their configs
+        # the reference hands these on to no part, but parts obey their configs
+        if "output_hidden_states" in arguments:
             for part in rag.modules():
                 if hasattr(part, "config"):
                     part.config.output_hidden_states = part.config.output_attentions = True
@@ -76,14 +90,18 @@ def record_forward(case: dict[str, Any], dtype: torch.dtype) -> dict[str, np.nda
     return _arrays(case["name"], model(**arguments), case["keep"])
 
 
-def _reused(model: Any, case: dict[str, Any], arguments: dict[str, Any], ids: torch.Tensor) -> dict[str, np.ndarray]:
+def _reused(
+    model: Any, case: dict[str, Any], arguments: dict[str, Any], ids: torch.Tensor
+) -> dict[str, np.ndarray]:
     """Encoder states, and for steps the cache, of a first call handed to later ones."""
     first = model(**arguments, decoder_input_ids=ids[:, :2], use_cache=True)
     arguments.pop("context_input_ids")
     arguments["encoder_outputs"] = (first.generator_enc_last_hidden_state,)
     found = {f"{case['name']}:logits0": first.logits.numpy()}
     past = first.past_key_values
-    for step, piece in enumerate([ids[:, 2:3], ids[:, 3:4]] if case["steps"] else [ids[:, :4]], start=1):
+    for step, piece in enumerate(
+        [ids[:, 2:3], ids[:, 3:4]] if case["steps"] else [ids[:, :4]], start=1
+    ):
         reused = {"past_key_values": past} if case["steps"] else {}
         out = model(**arguments, **reused, decoder_input_ids=piece, use_cache=True)
         found[f"{case['name']}:logits{step}"], past = out.logits.numpy(), out.past_key_values
@@ -96,26 +114,35 @@ def _arrays(name: str, outputs: Any, keep: tuple[str, ...] | None) -> dict[str, 
         values = value if isinstance(value, tuple) else (value,)
         if field == "past_key_values" or not (keep is None or field in keep):
             continue
-        if not all(torch.is_tensor(item) for item in values):  # context_input_ids is (None,) where not asked for: D21
+        # context_input_ids is (None,) where not asked for: D21
+        if not all(torch.is_tensor(item) for item in values):
             continue
         for place, item in enumerate(values):
-            found[f"{name}:{field}" + (f".{place}" if isinstance(value, tuple) else "")] = item.numpy()
+            found[f"{name}:{field}" + (f".{place}" if isinstance(value, tuple) else "")] = (
+                item.numpy()
+            )
     return found
 
 
 def record_generation(case: dict[str, Any], dtype: torch.dtype) -> list[list[int]]:
     """The token ids that one generation gave."""
     model_name, options = case["model"], dict(case["options"])
-    model = build(model_name, case["head"], case["seed"], dtype, n_docs=case["n_docs"], **case["config"])
+    model = build(
+        model_name, case["head"], case["seed"], dtype, n_docs=case["n_docs"], **case["config"]
+    )
     vocabulary = model.config.generator.vocab_size
     if "prefix_allowed_tokens_fn" in options:
-        options["prefix_allowed_tokens_fn"] = allowed_tokens(options["prefix_allowed_tokens_fn"], vocabulary)
+        options["prefix_allowed_tokens_fn"] = allowed_tokens(
+            options["prefix_allowed_tokens_fn"], vocabulary
+        )
     if "logits_processor" in options:
         options["logits_processor"] = transformers.LogitsProcessorList([raise_every_third])
     if case["source"] == "retriever":
         model.rag.retriever = ToyRetriever(model_name, model.config)
         question = questions(model_name, case["name"], BATCH)
-        options.update(input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1]))
+        options.update(
+            input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1])
+        )
     else:
         options.update(tensors(contexts(model_name, case["name"], BATCH, case["n_docs"]), dtype))
     return model.generate(**options).tolist()
@@ -141,18 +168,27 @@ def write_generations(out: Path, about: dict[str, Any]) -> None:
     tokens = {case["name"]: record_generation(case, torch.float32) for case in cases}
     with pure_float64(True):
         again = {case["name"]: record_generation(case, torch.float64) for case in cases}
-    lines = (f"{json.dumps(name)}: {json.dumps(ids, separators=(',', ':'))}" for name, ids in tokens.items())
+    lines = (
+        f"{json.dumps(name)}: {json.dumps(ids, separators=(',', ':'))}"
+        for name, ids in tokens.items()
+    )
     (out / "generations.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     about["generations"] = len(tokens)
     about["sequences"] = sum(len(ids) for ids in tokens.values())
-    about["generations_that_float64_changes"] = sorted(name for name in tokens if tokens[name] != again[name])
+    about["generations_that_float64_changes"] = sorted(
+        name for name in tokens if tokens[name] != again[name]
+    )
 
 
 def main() -> None:
     """Record what is asked for into a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the golden files")
-    parser.add_argument("--only", choices=("forward", "generations"), help="record one part, keep the other's files")
+    parser.add_argument(
+        "--only", choices=("forward", "generations"), help="record one part, keep the other's files"
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "about.json"

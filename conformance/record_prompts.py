@@ -1,6 +1,8 @@
-"""Record the prompts that transformers 4.37.2 builds, with small tokenizers, into tests/data/prompts.json.
+"""Record the prompts that transformers 4.37.2 builds, with small tokenizers, into
+tests/data/prompts.json.
 
-Run with the environment of conformance/requirements-oracle.txt:  python conformance/record_prompts.py
+Run with the environment of conformance/requirements-oracle.txt:  python
+conformance/record_prompts.py
 The texts are out of copyright (before 1900) or written for this file.
 """
 
@@ -30,39 +32,42 @@ SIZE = 8
 PASSAGES = [
     (
         '"The Gettysburg Address"',
-        "Four score and seven years ago our fathers brought forth on this continent, a new nation, conceived"
-        " in Liberty, and dedicated to the proposition that all men are created equal.",
+        "Four score and seven years ago our fathers brought forth on this continent, a new "
+        "nation, conceived in Liberty, and dedicated to the proposition that all men are created "
+        "equal.",
     ),
     (
         "Alice's Adventures in Wonderland",
-        "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to"
-        " do:  once or twice she had peeped into the book her sister was reading, but it had no pictures or"
-        " conversations in it, “and what is the use of a book,” thought Alice “without pictures or"
-        " conversations?”",
+        "Alice was beginning to get very tired of sitting by her sister on the bank, and of "
+        "having nothing to do:  once or twice she had peeped into the book her sister was "
+        "reading, but it had no pictures or conversations in it, “and what is the use of a book,” "
+        "thought Alice “without pictures or conversations?”",
     ),
     (
         '"Moby-Dick',
-        "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse,"
-        " and nothing particular to interest me on shore, I thought I would sail about a little and see the"
-        " watery part of the world. It is a way I have of driving off the spleen and regulating the"
-        " circulation.",
+        "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money "
+        "in my purse, and nothing particular to interest me on shore, I thought I would sail "
+        "about a little and see the watery part of the world. It is a way I have of driving off "
+        "the spleen and regulating the circulation.",
     ),
     (
         'Pride and Prejudice"',
-        "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be"
-        " in want of a wife.    However little known the feelings or views of such a man may be",
+        "It is a truth universally acknowledged, that a single man in possession of a good "
+        "fortune, must be in want of a wife.    However little known the feelings or views of "
+        "such a man may be",
     ),
     (
         '""Origin of Species""',
-        "When on board H.M.S. 'Beagle,' as naturalist, I was much struck with certain facts in the"
-        " distribution of the inhabitants of South America, and in the geological relations of the present to"
-        " the past inhabitants of that continent.",
+        "When on board H.M.S. 'Beagle,' as naturalist, I was much struck with certain facts in "
+        "the distribution of the inhabitants of South America, and in the geological relations of "
+        "the present to the past inhabitants of that continent.",
     ),
     (
         "Constitution",
-        "We the People of the United States, in Order to form a more perfect Union, establish Justice, insure"
-        " domestic Tranquility, provide for the common defence, promote the general Welfare, and secure the"
-        " Blessings of Liberty to ourselves and our Posterity, do ordain and establish this Constitution.",
+        "We the People of the United States, in Order to form a more perfect Union, establish "
+        "Justice, insure domestic Tranquility, provide for the common defence, promote the "
+        "general Welfare, and secure the Blessings of Liberty to ourselves and our Posterity, do "
+        "ordain and establish this Constitution.",
     ),
     (
         '"',
@@ -82,9 +87,10 @@ PASSAGES = [
     ),
     (
         "Frankenstein",
-        "You will rejoice to hear that no disaster has accompanied the commencement of an enterprise which"
-        " you have regarded with such evil forebodings. I arrived here yesterday, and my first task is to"
-        " assure my dear sister of my welfare and increasing confidence in the success of my undertaking.",
+        "You will rejoice to hear that no disaster has accompanied the commencement of an "
+        "enterprise which you have regarded with such evil forebodings. I arrived here yesterday, "
+        "and my first task is to assure my dear sister of my welfare and increasing confidence in "
+        "the success of my undertaking.",
     ),
     (
         "A <s>special</s> title",
@@ -97,7 +103,8 @@ QUESTIONS = [
     'Call me — who, in 1851 (or 3.5 % later), is "Ishmael"?',
     "東京 São Paulo 🐋 xyzzyq?",
     "It doesn't matter: they've, I'm, you're, he'll, she'd n't do not .",
-    "A single man in possession of a good fortune must be in want of what, when, where, and for how long, o reader?",
+    "A single man in possession of a good fortune must be in want of what, when, where, and for "
+    "how long, o reader?",
 ]
 CASES = [
     {"generator": "bart", "n_docs": 5, "max_length": 300},
@@ -107,7 +114,13 @@ CASES = [
     {"generator": "bart", "n_docs": 2, "max_length": 64, "title_sep": " | ", "doc_sep": "  ## "},
     {"generator": "t5", "n_docs": 3, "max_length": 128},
     {"generator": "t5", "n_docs": 12, "max_length": 48, "generator_prefix": "question: "},
-    {"generator": "t5", "n_docs": 2, "max_length": 128, "generator_prefix": "question: ", "prefix": "trivia: "},
+    {
+        "generator": "t5",
+        "n_docs": 2,
+        "max_length": 128,
+        "generator_prefix": "question: ",
+        "prefix": "trivia: ",
+    },
 ]
 
 
@@ -121,7 +134,9 @@ def main() -> None:
         queries = rng.standard_normal((len(QUESTIONS), SIZE)).astype(np.float32)
         titles, texts = zip(*PASSAGES, strict=True)
         data = Dataset.from_dict({"title": titles, "text": texts, "embeddings": list(vectors)})
-        data.add_faiss_index("embeddings", string_factory="Flat", metric_type=faiss.METRIC_INNER_PRODUCT)
+        data.add_faiss_index(
+            "embeddings", string_factory="Flat", metric_type=faiss.METRIC_INNER_PRODUCT
+        )
         question_ids = question(QUESTIONS, padding=True)["input_ids"]
         record = {
             "passages": PASSAGES,
@@ -131,12 +146,16 @@ def main() -> None:
             "question_ids": question_ids,
             "question_texts": question.batch_decode(question_ids, skip_special_tokens=True),
             "files": {
-                str(p.relative_to(folder)): p.read_text("utf-8") for p in sorted(folder.rglob("*.*")) if p.is_file()
+                str(p.relative_to(folder)): p.read_text("utf-8")
+                for p in sorted(folder.rglob("*.*"))
+                if p.is_file()
             },
             "cases": [],
         }
         for case in CASES:
-            generator = (T5Config if case["generator"] == "t5" else BartConfig)(prefix=case.get("generator_prefix"))
+            generator = (T5Config if case["generator"] == "t5" else BartConfig)(
+                prefix=case.get("generator_prefix")
+            )
             config = RagConfig(
                 question_encoder=DPRConfig().to_dict(),
                 generator=generator.to_dict(),
@@ -150,7 +169,8 @@ def main() -> None:
             rows = [sum(mask) for mask in out["context_attention_mask"]]
             ids = [row[:length] for row, length in zip(out["context_input_ids"], rows, strict=True)]
             if any(
-                set(row[n:]) - {tokenizer.pad_token_id} for row, n in zip(out["context_input_ids"], rows, strict=True)
+                set(row[n:]) - {tokenizer.pad_token_id}
+                for row, n in zip(out["context_input_ids"], rows, strict=True)
             ):
                 raise ValueError("padding is expected on the right")
             record["cases"].append(case | {"doc_ids": out["doc_ids"].tolist(), "input_ids": ids})
@@ -169,7 +189,9 @@ def tokenizers(folder: Path) -> tuple:
     words = BertWordPieceTokenizer(lowercase=True)
     words.train_from_iterator(lines, vocab_size=400, show_progress=False)
     words.save_model(str(folder))
-    question = DPRQuestionEncoderTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512)
+    question = DPRQuestionEncoderTokenizerFast(
+        str(folder / "vocab.txt"), do_lower_case=True, model_max_length=512
+    )
     (folder / "vocab.txt").unlink()
     pieces = ByteLevelBPETokenizer()
     marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -180,7 +202,9 @@ def tokenizers(folder: Path) -> tuple:
         (folder / name).unlink()
     unigram = SentencePieceUnigramTokenizer()
     marks = ["<pad>", "</s>", "<unk>"]
-    unigram.train_from_iterator(lines, vocab_size=400, special_tokens=marks, unk_token="<unk>", show_progress=False)
+    unigram.train_from_iterator(
+        lines, vocab_size=400, special_tokens=marks, unk_token="<unk>", show_progress=False
+    )
     unigram.save(str(folder / "unigram.json"))
     t5 = T5TokenizerFast(tokenizer_file=str(folder / "unigram.json"), extra_ids=0)
     (folder / "unigram.json").unlink()

@@ -1,12 +1,15 @@
-"""Records what transformers 4.37.2's fast tokenizers answer: the golden file of the tests, or a whole corpus.
+"""Records what transformers 4.37.2's fast tokenizers answer: the golden file of the tests, or a
+whole corpus.
 
 Run with the interpreter of requirements-oracle.txt, from the repository root:
 
-    python conformance/record_tokenizers.py tests/data/tokenizers      # writes golden.json beside the vocabularies
-    python conformance/record_tokenizers.py FOLDER --texts texts.json  # the same of a corpus and of real vocabularies
-    python conformance/record_tokenizers.py FOLDER --methods           # golden_methods.json: the other methods
+    python conformance/record_tokenizers.py tests/data/tokenizers      # writes golden.json beside
+    the vocabularies python conformance/record_tokenizers.py FOLDER --texts texts.json  # the same
+    of a corpus and of real vocabularies python conformance/record_tokenizers.py FOLDER --methods
+    # golden_methods.json: the other methods
 
-FOLDER holds the tokenizer folders bert, bart and t5. A case is a call's keyword arguments and its answer.
+FOLDER holds the tokenizer folders bert, bart and t5. A case is a call's keyword arguments and its
+answer.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ TEXTS = [
     "\u202ertl\u202c x\u0300\u0301\u0302\u0303",
     "[UNK]unk[UNK] </s></s> <pad><pad>a",
 ]
-PAIRS = [(TEXTS[i], TEXTS[j]) for i, j in ((3, 4), (4, 3), (0, 5), (6, 0), (24, 23), (23, 24), (14, 15), (11, 12))]
+PAIRS = [
+    (TEXTS[i], TEXTS[j])
+    for i, j in ((3, 4), (4, 3), (0, 5), (6, 0), (24, 23), (23, 24), (14, 15), (11, 12))
+]
 
 
 def calls() -> list[dict[str, Any]]:
@@ -70,9 +76,20 @@ def calls() -> list[dict[str, Any]]:
         {"text": first, "text_pair": second, "return_token_type_ids": True},
     ]
     for length in (9, 16, 17):
-        listed.append({"text": first, "text_pair": second, "truncation": True, "max_length": length})
-    listed.append({"text": first[4:6], "text_pair": second[4:6], "truncation": "only_first", "max_length": 60})
-    listed.append({"text": first[4:6], "text_pair": second[4:6], "truncation": "only_second", "max_length": 60})
+        listed.append(
+            {"text": first, "text_pair": second, "truncation": True, "max_length": length}
+        )
+    listed.append(
+        {"text": first[4:6], "text_pair": second[4:6], "truncation": "only_first", "max_length": 60}
+    )
+    listed.append(
+        {
+            "text": first[4:6],
+            "text_pair": second[4:6],
+            "truncation": "only_second",
+            "max_length": 60,
+        }
+    )
     return listed
 
 
@@ -95,7 +112,11 @@ FAST = [
     ("truncate_sequences", [[5, 6, 7], [8, 9, 10]], {"num_tokens_to_remove": 3, "stride": 1}),
     ("pad", [[{"input_ids": [5, 6], "labels": [1]}, {"input_ids": [7], "labels": [2]}]], {}),
     ("pad", [{"input_ids": [5, 6], "labels": 3}], {"padding": "max_length", "max_length": 4}),
-    ("pad", [{"input_ids": [[5, 6], [7]]}], {"return_attention_mask": False, "pad_to_multiple_of": 4}),
+    (
+        "pad",
+        [{"input_ids": [[5, 6], [7]]}],
+        {"return_attention_mask": False, "pad_to_multiple_of": 4},
+    ),
     ("pad", [{"input_ids": [[5, 6], [7]]}], {"padding": False}),
     (
         "pad",
@@ -114,16 +135,37 @@ FAST = [
     ("decode", [[5, 6, 7]], {"spaces_between_special_tokens": False, "use_source_tokenizer": True}),
 ]
 WINDOWS = {"return_overflowing_tokens": True, "stride": 1}
-PADDED = {"padding": True, "return_offsets_mapping": True, "return_special_tokens_mask": True, "return_length": True}
+PADDED = {
+    "padding": True,
+    "return_offsets_mapping": True,
+    "return_special_tokens_mask": True,
+    "return_length": True,
+}
 BOTH_SIDES = [
     ("__call__", [[LONG, "a"]], {"truncation": True, "max_length": 6, **WINDOWS, **PADDED}),
-    ("__call__", ["who", LONG], {"truncation": "only_second", "max_length": 9, **WINDOWS, **PADDED}),
-    ("__call__", ["who wrote it", LONG], {"truncation": True, "max_length": 12, **WINDOWS, **PADDED}),
-    ("__call__", [[LONG], [" a b"]], {"truncation": True, "max_length": 9, "return_offsets_mapping": True}),
+    (
+        "__call__",
+        ["who", LONG],
+        {"truncation": "only_second", "max_length": 9, **WINDOWS, **PADDED},
+    ),
+    (
+        "__call__",
+        ["who wrote it", LONG],
+        {"truncation": True, "max_length": 12, **WINDOWS, **PADDED},
+    ),
+    (
+        "__call__",
+        [[LONG], [" a b"]],
+        {"truncation": True, "max_length": 9, "return_offsets_mapping": True},
+    ),
 ]
 SPLIT = [
     ("__call__", [["who", "wrote it", ""]], {"is_split_into_words": True}),
-    ("__call__", [[["who", "wrote it"], ["a"]], [["b", "c"], ["d"]]], {"is_split_into_words": True, "padding": True}),
+    (
+        "__call__",
+        [[["who", "wrote it"], ["a"]], [["b", "c"], ["d"]]],
+        {"is_split_into_words": True, "padding": True},
+    ),
     ("tokenize", [["who", "wrote it"]], {"is_split_into_words": True}),
 ]
 SLOW = [
@@ -134,12 +176,29 @@ SLOW = [
     (
         "prepare_for_model",
         [[5, 6, 7]],
-        {"return_length": True, "return_special_tokens_mask": True, "padding": "max_length", "max_length": 8},
+        {
+            "return_length": True,
+            "return_special_tokens_mask": True,
+            "padding": "max_length",
+            "max_length": 8,
+        },
     ),
     ("prepare_for_model", [[5, 6, 7, 8, 9, 10]], {"truncation": True, "max_length": 4, **WINDOWS}),
-    ("prepare_for_model", [[5, 6, 7, 8], [9]], {"truncation": "only_first", "max_length": 7, **WINDOWS}),
-    ("prepare_for_model", [[9], [5, 6, 7, 8]], {"truncation": "only_second", "max_length": 7, **WINDOWS}),
-    ("prepare_for_model", [[9, 10], [5, 6]], {"truncation": True, "max_length": 6, "add_special_tokens": False}),
+    (
+        "prepare_for_model",
+        [[5, 6, 7, 8], [9]],
+        {"truncation": "only_first", "max_length": 7, **WINDOWS},
+    ),
+    (
+        "prepare_for_model",
+        [[9], [5, 6, 7, 8]],
+        {"truncation": "only_second", "max_length": 7, **WINDOWS},
+    ),
+    (
+        "prepare_for_model",
+        [[9, 10], [5, 6]],
+        {"truncation": True, "max_length": 6, "add_special_tokens": False},
+    ),
     ("prepare_for_model", [[9, 10, 11], [5, 6]], {"truncation": True, "max_length": 7}),
 ]
 SPANS = [
@@ -157,7 +216,10 @@ SPANS = [
 
 
 def answers(tokenizer: Any, cases: Any) -> list[dict[str, Any]]:
-    """Cases of methods with what they return; of windows over long texts also whose tokens they are."""
+    """Cases of methods with what they return.
+
+    Of windows over long texts also whose tokens they are.
+    """
     found = []
     for method, args, kwargs in cases:
         answer = getattr(tokenizer, method)(*args, **kwargs)
@@ -185,7 +247,10 @@ def record_methods(folder: Path) -> dict[str, Any]:
                 {"settings": chosen, "cases": answers(fast.from_pretrained(path, **chosen), cases)}
                 for chosen, cases in [*settings, ({}, [])]
             ],
-            "spans": [{"method": name, "args": args, "answer": getattr(encoding, name)(*args)} for name, args in SPANS],
+            "spans": [
+                {"method": name, "args": args, "answer": getattr(encoding, name)(*args)}
+                for name, args in SPANS
+            ],
         }
         golden[name]["settings"][-1]["cases"] = answers(slow.from_pretrained(path), SLOW)
     return golden
@@ -204,7 +269,9 @@ def record(tokenizer: Any, texts: list[str] | None) -> dict[str, Any]:
         }
     cases = []
     for arguments in calls():
-        for side in ("right", "left") if "max_length" in arguments or "padding" in arguments else ("right",):
+        for side in (
+            ("right", "left") if "max_length" in arguments or "padding" in arguments else ("right",)
+        ):
             tokenizer.truncation_side = tokenizer.padding_side = side
             cases.append({"side": side, "call": arguments, "answer": dict(tokenizer(**arguments))})
     tokenizer.truncation_side = tokenizer.padding_side = "right"
@@ -216,9 +283,15 @@ def record(tokenizer: Any, texts: list[str] | None) -> dict[str, Any]:
     ]
     return {
         "cases": cases,
-        "decoded": [{"options": one, "answer": tokenizer.batch_decode(rows, **one)} for one in [{}, *options]],
+        "decoded": [
+            {"options": one, "answer": tokenizer.batch_decode(rows, **one)}
+            for one in [{}, *options]
+        ],
         "length": len(tokenizer),
-        "special": {name: getattr(tokenizer, name + "_token_id") for name in ("pad", "eos", "unk", "cls", "mask")},
+        "special": {
+            name: getattr(tokenizer, name + "_token_id")
+            for name in ("pad", "eos", "unk", "cls", "mask")
+        },
     }
 
 
@@ -226,18 +299,27 @@ def main() -> None:
     """Writes golden.json into the folder."""
     from transformers import BartTokenizerFast, BertTokenizerFast, T5TokenizerFast
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--texts", type=Path, help="JSON list of strings to record instead of the cases")
+    parser.add_argument(
+        "--texts", type=Path, help="JSON list of strings to record instead of the cases"
+    )
     parser.add_argument("--methods", action="store_true", help="record the other methods")
     options = parser.parse_args()
     if options.methods:
-        content = json.dumps(record_methods(options.folder), ensure_ascii=False, separators=(",", ":"), default=dict)
+        content = json.dumps(
+            record_methods(options.folder), ensure_ascii=False, separators=(",", ":"), default=dict
+        )
         (options.folder / "golden_methods.json").write_text(content + "\n", "utf-8")
         return
     texts = json.loads(options.texts.read_text("utf-8")) if options.texts else None
     kinds = {"bert": BertTokenizerFast, "bart": BartTokenizerFast, "t5": T5TokenizerFast}
-    golden = {name: record(kind.from_pretrained(str(options.folder / name)), texts) for name, kind in kinds.items()}
+    golden = {
+        name: record(kind.from_pretrained(str(options.folder / name)), texts)
+        for name, kind in kinds.items()
+    }
     content = json.dumps(golden, ensure_ascii=False, separators=(",", ":"))
     (options.folder / "golden.json").write_text(content + "\n", "utf-8")
 

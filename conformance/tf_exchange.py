@@ -17,7 +17,10 @@ BATCH, N_DOCS = 2, 3
 
 
 def config() -> dict[str, Any]:
-    """Keyword arguments of a RagConfig: the catalogue's, without DPR's projection, which 4.37.2 can't build in TF."""
+    """Keyword arguments of a RagConfig.
+
+    The catalogue's, without DPR's projection, which 4.37.2 can't build in TF.
+    """
     values = rag_config(MODEL, N_DOCS)
     values["question_encoder"]["projection_dim"] = 0
     values["generator"]["encoder_layers"] = 2

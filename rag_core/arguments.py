@@ -1,6 +1,8 @@
-"""What the models refuse of a caller's tensors, in one wording for both backends, which tell what they see of them.
+"""What the models refuse of a caller's tensors, in one wording for both backends, which tell what
+they see of them.
 
-Letters: B questions, N documents a question, Q question length, S context length, T target length, V vocabulary.
+Letters: B questions, N documents a question, Q question length, S context length, T target length,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Given:
     Attributes:
         name: of the argument.
         shape: None in place of sizes that are not known, or of all of them.
-        kind: NumPy's letter for its type: "i" integers, "f" floating point, "b" truth values, "c" complex.
+        kind: NumPy's letter for its type: "i" integers, "f" floating point, "b" truth values, "c"
+            complex.
         dtype: the name of its type, without the framework's.
     """
 
@@ -41,7 +44,9 @@ def differs(shape: Shape, wanted: Shape) -> bool:
     if shape is None or wanted is None:
         return False
     known = zip(shape, wanted, strict=False)
-    return len(shape) != len(wanted) or any(None not in each and each[0] != each[1] for each in known)
+    return len(shape) != len(wanted) or any(
+        None not in each and each[0] != each[1] for each in known
+    )
 
 
 def check_contexts(parts: Mapping[str, Any], has_retriever: bool) -> bool:
@@ -55,20 +60,22 @@ def check_contexts(parts: Mapping[str, Any], has_retriever: bool) -> bool:
         if has_retriever:
             return False
         raise ValueError(
-            "this model has no retriever, so context_input_ids, context_attention_mask and doc_scores must all be "
-            "given (a retriever's call returns the first two), or a retriever set with set_retriever(...)"
+            "this model has no retriever, so context_input_ids, context_attention_mask and "
+            "doc_scores must all be given (a retriever's call returns the first two), or a "
+            "retriever set with set_retriever(...)"
         )
     if missing:
         given = [name for name in parts if name not in missing]
         raise ValueError(
-            "context_input_ids, context_attention_mask and doc_scores must be given together or not at all, "
-            f"got {' and '.join(given)} without {' and '.join(missing)}"
+            "context_input_ids, context_attention_mask and doc_scores must be given together or "
+            f"not at all, got {' and '.join(given)} without {' and '.join(missing)}"
         )
     return True
 
 
 def check_parts(question_encoder: Any = None, generator: Any = None, retriever: Any = None) -> None:
-    """Refuses names where a RAG model wants networks, and retrievers that cannot be called; None = not given.
+    """Refuses names where a RAG model wants networks, and retrievers that cannot be called; None =
+    not given.
 
     Raises:
         TypeError: naming the argument.
@@ -99,8 +106,8 @@ def check_places(**places: str | None) -> None:
     real = [name for name, place in places.items() if place not in (None, "meta")]
     if hollow and real:
         raise ValueError(
-            f"{hollow[0]} must be on the device of {real[0]}, {places[real[0]]}, got the meta device, where tensors "
-            "hold no numbers. Load or move it there"
+            f"{hollow[0]} must be on the device of {real[0]}, {places[real[0]]}, got the meta "
+            "device, where tensors hold no numbers. Load or move it there"
         )
 
 
@@ -122,9 +129,10 @@ def check_vocabulary(name: str, low: float, high: float, size: int) -> None:
     """
     if low < 0 or high >= size:
         raise ValueError(
-            f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {int(low)} to {int(high)}. The "
-            "tokenizer must belong to the model (or resize_token_embeddings must follow tokens added to it). If a text "
-            "spells a special token that the model lacks, load the tokenizer with split_special_tokens=True"
+            f"{name} must lie in the model's vocabulary, 0 to {size - 1}; got ids from {int(low)} "
+            f"to {int(high)}. The tokenizer must belong to the model (or resize_token_embeddings "
+            "must follow tokens added to it). If a text spells a special token that the model "
+            "lacks, load the tokenizer with split_special_tokens=True"
         )
 
 
@@ -136,7 +144,9 @@ def check_mask(given: Given, wanted: Shape, of: str) -> None:
         ValueError: naming both shapes.
     """
     if given.kind not in ("b", "i", "f"):
-        raise TypeError(f"{given.name} must hold 1 for tokens that are read and 0 for others, got {given.dtype}")
+        raise TypeError(
+            f"{given.name} must hold 1 for tokens that are read and 0 for others, got {given.dtype}"
+        )
     if differs(given.shape, wanted):
         raise ValueError(f"{given.name} must have the shape of {of}, {wanted}, got {given.shape}")
 
@@ -146,7 +156,8 @@ def check_mask_values(name: str, low: float, high: float) -> None:
 
     Args:
         name: of the mask.
-        low: the lowest of its numbers (NaN where any is); of real ones, those that are 1 taken for 0.
+        low: the lowest of its numbers (NaN where any is); of real ones, those that are 1 taken for
+            0.
         high: the highest.
 
     Raises:
@@ -155,15 +166,17 @@ def check_mask_values(name: str, low: float, high: float) -> None:
     wrong = [value for value in (low, high) if value not in (0, 1)]
     if wrong:
         raise ValueError(
-            f"{name} must hold 1 for tokens that are read and 0 for others, got {wrong[0]:g}. Pass the mask that the "
-            "tokenizer or the retriever returns"
+            f"{name} must hold 1 for tokens that are read and 0 for others, got {wrong[0]:g}. "
+            "Pass the mask that the tokenizer or the retriever returns"
         )
 
 
 def check_questions(given: Given) -> None:
     """Refuses ids that are not (B, Q) with a token or more."""
     if differs(given.shape, (None, None)) or 0 in (given.shape or ()):
-        raise ValueError(f"{given.name} must be (B, Q) with at least one token, got shape {given.shape}")
+        raise ValueError(
+            f"{given.name} must be (B, Q) with at least one token, got shape {given.shape}"
+        )
 
 
 def check_context_rows(given: Given, scores: Given, n_docs: int) -> None:
@@ -172,8 +185,8 @@ def check_context_rows(given: Given, scores: Given, n_docs: int) -> None:
     rows = None if questions is None else questions * n_docs
     if differs(given.shape, (rows, None)) or (given.shape is not None and given.shape[1] == 0):
         raise ValueError(
-            f"{given.name} must have B * n_docs = {questions} * {n_docs} = {rows} rows (doc_scores are "
-            f"{scores.shape}) of one token or more, got shape {given.shape}"
+            f"{given.name} must have B * n_docs = {questions} * {n_docs} = {rows} rows "
+            f"(doc_scores are {scores.shape}) of one token or more, got shape {given.shape}"
         )
 
 
@@ -188,16 +201,19 @@ def check_scores(given: Given, n_docs: int) -> None:
         raise TypeError(f"{given.name} must hold real numbers (float32), got {given.dtype}")
     if differs(given.shape, (None, n_docs)) or (given.shape is not None and given.shape[0] == 0):
         raise ValueError(
-            f"{given.name} must be (B, n_docs) with n_docs = {n_docs}, got shape {given.shape}; pass n_docs= "
-            "if the contexts hold another number of documents than the config"
+            f"{given.name} must be (B, n_docs) with n_docs = {n_docs}, got shape {given.shape}; "
+            "pass n_docs= if the contexts hold another number of documents than the config"
         )
 
 
 def refuse_scores(values: Any) -> None:
-    """Says which document scores can not be: NaN, infinity, or -inf for all documents of a question."""
+    """Says which document scores can not be.
+
+    NaN, infinity, or -inf for all documents of a question.
+    """
     raise ValueError(
-        "doc_scores must be numbers, or -inf for a missing document, with one number or more for each question; "
-        f"got {values!s:.200}"
+        "doc_scores must be numbers, or -inf for a missing document, with one number or more for "
+        f"each question; got {values!s:.200}"
     )
 
 
@@ -205,7 +221,8 @@ def check_loss(logits: Given, scores: Given, n_docs: int, target: Given | None =
     """Refuses tensors of a loss, or of a marginal without `target`, that do not fit each other.
 
     Raises:
-        TypeError: logits that are no floating-point numbers, ids that are no integers, scores that are not real.
+        TypeError: logits that are no floating-point numbers, ids that are no integers, scores that
+            are not real.
         ValueError: naming the shapes.
     """
     if logits.kind != "f":
@@ -215,17 +232,20 @@ def check_loss(logits: Given, scores: Given, n_docs: int, target: Given | None =
     rows = None if questions is None else questions * n_docs
     if differs(logits.shape, (rows, None, None)):
         raise ValueError(
-            f"{logits.name} must be (B * n_docs, T, V) with B * n_docs = {questions} * {n_docs} = {rows} (doc_scores "
-            f"are {scores.shape}), got shape {logits.shape}"
+            f"{logits.name} must be (B * n_docs, T, V) with B * n_docs = {questions} * {n_docs} = "
+            f"{rows} (doc_scores are {scores.shape}), got shape {logits.shape}"
         )
     if target is None:
         return
     check_integers(target)
     length = None if logits.shape is None else logits.shape[1]
-    if differs(target.shape, (questions, length)) or (target.shape is not None and target.shape[1] == 0):
+    if differs(target.shape, (questions, length)) or (
+        target.shape is not None and target.shape[1] == 0
+    ):
         raise ValueError(
-            f"{target.name} must be (B, T) = ({questions}, {length}) as doc_scores {scores.shape} and {logits.name} "
-            f"{logits.shape} are, with one token or more, got shape {target.shape}"
+            f"{target.name} must be (B, T) = ({questions}, {length}) as doc_scores {scores.shape} "
+            f"and {logits.name} {logits.shape} are, with one token or more, got shape "
+            f"{target.shape}"
         )
 
 
@@ -255,17 +275,23 @@ _START = checks.token_id(optional=False)
 
 
 def checked_questions(questions: Any, retriever: Any) -> list[str]:
-    """What `answer` is asked: one question, or those of a list, an array or a column of a table, as a list.
+    """What `answer` is asked: one question, or those of a list, an array or a column of a table, as
+    a list.
 
     Raises:
         TypeError: neither a string nor an ordered row of strings.
         ValueError: no question, one without a word, or no retriever to ask.
     """
     if isinstance(questions, bytes | Mapping | Set) or not isinstance(questions, Iterable):
-        raise TypeError(f"questions must be a string or a list of strings; got {type(questions).__name__}")
+        raise TypeError(
+            f"questions must be a string or a list of strings; got {type(questions).__name__}"
+        )
     asked = [questions] if isinstance(questions, str) else list(questions)
     if retriever is None:
-        raise ValueError("answer() needs a retriever: pass retriever= to from_pretrained or call set_retriever(...)")
+        raise ValueError(
+            "answer() needs a retriever: pass retriever= to from_pretrained or call "
+            "set_retriever(...)"
+        )
     if not asked:
         raise ValueError("questions must hold one question or more; got an empty list")
     for i, question in enumerate(asked):
@@ -287,7 +313,10 @@ def checked_n_docs(n_docs: Any, default: int) -> int:
     if not number or not 1 <= n_docs < math.inf or int(n_docs) != n_docs:
         raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}")
     if n_docs > _MOST_DOCS:
-        raise ValueError(f"n_docs must be at most {_MOST_DOCS}, got {n_docs!r}. Room for as many is made beforehand")
+        raise ValueError(
+            f"n_docs must be at most {_MOST_DOCS}, got {n_docs!r}. Room for as many is made "
+            "beforehand"
+        )
     return int(n_docs)
 
 
@@ -309,14 +338,15 @@ def check_states(given: Given, scores: Given, n_docs: int, width: int | None) ->
     rows = None if questions is None else questions * n_docs
     if differs(given.shape, (rows, None, width)) or given.kind != "f":
         raise ValueError(
-            f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} (doc_scores are "
-            f"{scores.shape}) and d = {width or 'any'} as element 0, got shape {given.shape}"
-            + ("" if given.kind == "f" else f" of {given.dtype}")
+            f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} "
+            f"(doc_scores are {scores.shape}) and d = {width or 'any'} as element 0, got shape "
+            f"{given.shape}" + ("" if given.kind == "f" else f" of {given.dtype}")
         )
 
 
 def check_fed(given: Given) -> None:
-    """Refuses ids that are not (B, S), or embeddings that are not (B, S, d), with a row and a token or more.
+    """Refuses ids that are not (B, S), or embeddings that are not (B, S, d), with a row and a token
+    or more.
 
     Raises:
         TypeError: embeddings that are no floating-point numbers.
@@ -325,13 +355,18 @@ def check_fed(given: Given) -> None:
     embeds = given.name.endswith("embeds")
     if embeds and given.kind != "f":
         raise TypeError(f"{given.name} must hold floating-point numbers, got {given.dtype}")
-    if differs(given.shape, (None, None, None) if embeds else (None, None)) or 0 in (given.shape or ()):
+    if differs(given.shape, (None, None, None) if embeds else (None, None)) or 0 in (
+        given.shape or ()
+    ):
         letters = "(B, S, d)" if embeds else "(B, S)"
-        raise ValueError(f"{given.name} must be {letters} with at least one token, got shape {given.shape}")
+        raise ValueError(
+            f"{given.name} must be {letters} with at least one token, got shape {given.shape}"
+        )
 
 
 def check_text(ids: Given, mask: Given | None = None, types: Given | None = None) -> None:
-    """Refuses what an encoder cannot read: ids or embeddings with no rows or columns, masks and types beside them.
+    """Refuses what an encoder cannot read: ids or embeddings with no rows or columns, masks and
+    types beside them.
 
     Raises:
         TypeError, ValueError: naming the argument and its shape.
@@ -343,14 +378,17 @@ def check_text(ids: Given, mask: Given | None = None, types: Given | None = None
     if types is not None:
         check_integers(types)
         if differs(types.shape, like):
-            raise ValueError(f"{types.name} must have the shape of {ids.name}, {like}, got {types.shape}")
+            raise ValueError(
+                f"{types.name} must have the shape of {ids.name}, {like}, got {types.shape}"
+            )
 
 
 def check_processed(given: Given, wanted: Shape) -> None:
     """Refuses what a logits processor returned, if it is no (R, V) floating-point scores."""
     if given.kind != "f" or differs(given.shape, wanted):
         raise ValueError(
-            f"{given.name} must return floating-point scores of shape {wanted}, got {given.dtype} {given.shape}"
+            f"{given.name} must return floating-point scores of shape {wanted}, got {given.dtype} "
+            f"{given.shape}"
         )
 
 
@@ -360,10 +398,16 @@ def refuse_nan(name: str) -> None:
 
 
 def check_rows(target: Given, context: Given) -> None:
-    """Refuses a decoder's input with another number of rows than the contexts have; several may ride on each."""
+    """Refuses a decoder's input with another number of rows than the contexts have.
+
+    Several may ride on each.
+    """
     rows = None if target.shape is None else target.shape[0]
     texts = None if context.shape is None else context.shape[0]
     if rows is None or texts is None:
         return
     if not texts or rows % texts:
-        raise ValueError(f"{target.name} must have as many rows as {context.name}, {texts}, or a multiple, got {rows}")
+        raise ValueError(
+            f"{target.name} must have as many rows as {context.name}, {texts}, or a multiple, got "
+            f"{rows}"
+        )

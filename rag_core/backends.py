@@ -1,4 +1,7 @@
-"""Which framework does the tensor work: found by name, at call time, never imported before it is asked for."""
+"""Which framework does the tensor work.
+
+Found by name, at call time, never imported before it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ TENSOR_KINDS = {"pt": "torch", "tf": "tf"}
 
 
 def available_backends() -> list[str]:
-    """Names of the backends whose package and framework are both installed, in order of preference."""
+    """Names of the backends whose package and framework are both installed, in order of
+    preference.
+    """
     return [
         name
         for name, (package, framework, _) in BACKENDS.items()
@@ -40,7 +45,9 @@ def load_backend(name: str | None = None) -> ModuleType:
     """
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
-    if name is not None and all(sys.modules.get(module) is not None for module in BACKENDS[name][:2]):
+    if name is not None and all(
+        sys.modules.get(module) is not None for module in BACKENDS[name][:2]
+    ):
         return sys.modules[BACKENDS[name][0]]  # asked for with each tensor: no search of the disk
     found = available_backends()
     if name is None and not found:
@@ -52,16 +59,22 @@ def load_backend(name: str | None = None) -> ModuleType:
     package, framework, extra = BACKENDS[name]
     if name not in found:
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f"The {name} backend ({package}) is not part of this installation of dualrag.")
-        raise ImportError(f"The {name} backend needs {framework}. Run  pip install 'dualrag[{extra}]'.")
+            raise ImportError(
+                f"The {name} backend ({package}) is not part of this installation of dualrag."
+            )
+        raise ImportError(
+            f"The {name} backend needs {framework}. Run  pip install 'dualrag[{extra}]'."
+        )
     return importlib.import_module(package)
 
 
 def load_backend_for_command(name: str | None = None) -> ModuleType:
-    """As `load_backend`, for a program of its own: TensorFlow's native code then writes nothing to the terminal.
+    """As `load_backend`, for a program of its own: TensorFlow's native code then writes nothing to
+    the terminal.
 
-    It reports processors and compilers at import and at its first work, past every setting of its log. A library has
-    no business with that; a command keeps stderr to Python. DUALRAG_DEBUG=1 leaves all as it is.
+    It reports processors and compilers at import and at its first work, past every setting of its
+    log. A library has no business with that; a command keeps stderr to Python. DUALRAG_DEBUG=1
+    leaves all as it is.
     """
     chosen = name or next(iter(available_backends()), None)
     if chosen == "tf" and not os.environ.get("DUALRAG_DEBUG"):
@@ -72,10 +85,11 @@ def load_backend_for_command(name: str | None = None) -> ModuleType:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Within it nothing is searched for garbage, and what it has made is not searched later: for a command's start.
+    """Within it nothing is searched for garbage, and what it has made is not searched later: for a
+    command's start.
 
-    Importing a framework makes a million objects that stay. Python would search them time and again meanwhile, which
-    takes a fifth of TensorFlow's import.
+    Importing a framework makes a million objects that stay. Python would search them time and again
+    meanwhile, which takes a fifth of TensorFlow's import.
     """
     on = gc.isenabled()
     gc.disable()
@@ -91,7 +105,9 @@ def _keep_stderr_to_python() -> None:
     try:
         if sys.stderr.fileno() != 2:
             return  # done before, or somebody else's stream
-        kept = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+        kept = os.fdopen(
+            os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
+        )
     except (AttributeError, OSError):
         return  # no stderr, or one without a file
     sys.stderr.flush()
@@ -102,7 +118,10 @@ def _keep_stderr_to_python() -> None:
 
 
 def process_count() -> int:
-    """How many processes run this program together: as torch.distributed knows it, or as their launcher says."""
+    """How many processes run this program together.
+
+    As torch.distributed knows it, or as their launcher says.
+    """
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_world_size())
@@ -111,7 +130,8 @@ def process_count() -> int:
 
 
 def to_tensor(array: Any, return_tensors: str | None) -> Any:
-    """Converts to what `return_tensors` names: None leaves as is, "np" NumPy, "pt" PyTorch, "tf" TensorFlow.
+    """Converts to what `return_tensors` names: None leaves as is, "np" NumPy, "pt" PyTorch, "tf"
+    TensorFlow.
 
     Raises:
         ValueError: another name.
@@ -127,7 +147,8 @@ def to_tensor(array: Any, return_tensors: str | None) -> Any:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A NumPy view or copy of a torch or TensorFlow tensor, a list or an array, on the host, without gradient.
+    """A NumPy view or copy of a torch or TensorFlow tensor, a list or an array, on the host,
+    without gradient.
 
     Half precisions that NumPy lacks (bfloat16) come back as float32. No framework is imported.
     """

@@ -1,6 +1,8 @@
-"""What a single value must be: small rules, put into tables by those who take options, and one wording of the errors.
+"""What a single value must be: small rules, put into tables by those who take options, and one
+wording of the errors.
 
-Rules are plain Python: validation libraries take longer to import than `dualrag ask` may take to start.
+Rules are plain Python: validation libraries take longer to import than `dualrag ask` may take to
+start.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ _OURS = ("rag_core", "rag_torch", "rag_tf", "torch", "tensorflow", "keras")
 
 
 def plain(value: Any) -> Any:
-    """Numbers, arrays and tensors of any framework as Python's own numbers and lists; all else as it is."""
+    """Numbers, arrays and tensors of any framework as Python's own numbers and lists.
+
+    All else as it is.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return type(value)([plain(each) for each in value]) if type(value) in (list, tuple) else value
+        return (
+            type(value)([plain(each) for each in value]) if type(value) in (list, tuple) else value
+        )
     if isinstance(value, Mapping):
         return {plain(key): plain(each) for key, each in value.items()}
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -41,7 +48,8 @@ class Rule:
 
     Attributes:
         what: the words after "must be" (or "must", where `verb` is empty).
-        convert: returns the value as it is to be kept, or raises a TypeError or ValueError without words.
+        convert: returns the value as it is to be kept, or raises a TypeError or ValueError without
+            words.
         optional: whether None is a value, too.
         verb: between "must" and `what`.
     """
@@ -173,7 +181,9 @@ def token_id(optional: bool = True) -> Rule:
 def token_ids(optional: bool = True) -> Rule:
     """One token id or a list of some."""
     what = "a token id (a whole number of at least 0) or a list of token ids"
-    return Rule(what, lambda value: _ids(value) if isinstance(value, list | tuple) else _id(value), optional)
+    return Rule(
+        what, lambda value: _ids(value) if isinstance(value, list | tuple) else _id(value), optional
+    )
 
 
 def id_list(optional: bool = True) -> Rule:
@@ -215,6 +225,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns of the line of the caller's code that led here, however deep in the library this is."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OURS:
+    while (
+        frame.f_back is not None
+        and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OURS
+    ):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

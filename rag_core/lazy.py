@@ -11,7 +11,8 @@ from typing import Any
 def lazily(
     package: str, homes: Mapping[str, Iterable[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """What a package's `__init__` needs to offer names of its modules: `__getattr__`, `__dir__` and `__all__`.
+    """What a package's `__init__` needs to offer names of its modules: `__getattr__`, `__dir__` and
+    `__all__`.
 
     Args:
         package: `__name__` of the package.

@@ -1,4 +1,5 @@
-"""Exact match and F1 of answers, recall and precision of retrieval, and signs of retrieval collapse.
+"""Exact match and F1 of answers, recall and precision of retrieval, and signs of retrieval
+collapse.
 
 Letters: B questions, N documents a question.
 """
@@ -18,7 +19,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and repeated white space (SQuAD's rule)."""
+    """Lower case, without ASCII punctuation, English articles and repeated white space (SQuAD's
+    rule).
+    """
     text = unicodedata.normalize("NFC", text).lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
@@ -44,14 +47,18 @@ def f1_score(answer: str, references: str | Iterable[str]) -> float:
     return _best(score, answer, references)
 
 
-def mean_scores(answers: Sequence[str], references: Sequence[str | Iterable[str]]) -> dict[str, float]:
+def mean_scores(
+    answers: Sequence[str], references: Sequence[str | Iterable[str]]
+) -> dict[str, float]:
     """Mean "exact_match" and "f1" over B answers.
 
     Raises:
         ValueError: none, or not as many references as answers.
     """
     if not answers or len(answers) != len(references):
-        raise ValueError(f"answers and references must be equally many, got {len(answers)} and {len(references)}")
+        raise ValueError(
+            f"answers and references must be equally many, got {len(answers)} and {len(references)}"
+        )
     wanted = [[r] if isinstance(r, str) else list(r) for r in references]
     pairs = list(zip(answers, wanted, strict=True))
     return {
@@ -64,7 +71,8 @@ def recall_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: 
     """Mean share of a question's relevant documents that are among its first k.
 
     Args:
-        retrieved: for each of B questions its documents (row numbers or titles), best first. -1 is a missing hit.
+        retrieved: for each of B questions its documents (row numbers or titles), best first. -1 is
+            a missing hit.
         relevant: for each question the documents that count; with one each, this is the hit rate.
         k: how many hits count.
 
@@ -73,17 +81,25 @@ def recall_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: 
     """
     hits = _hits(retrieved, relevant, k)
     if any(not len(set(wanted)) for _, wanted in hits):
-        raise ValueError("relevant must name at least one document a question; leave the others out")
+        raise ValueError(
+            "relevant must name at least one document a question; leave the others out"
+        )
     return float(np.mean([len(found & wanted) / len(wanted) for found, wanted in hits]))
 
 
 def precision_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> float:
-    """Mean share of a question's first k places taken by relevant documents; arguments as `recall_at_k`."""
-    return float(np.mean([len(found & wanted) / k for found, wanted in _hits(retrieved, relevant, k)]))
+    """Mean share of a question's first k places taken by relevant documents.
+
+    Arguments as `recall_at_k`.
+    """
+    return float(
+        np.mean([len(found & wanted) / k for found, wanted in _hits(retrieved, relevant, k)])
+    )
 
 
 def distinct_document_ratio(doc_ids: np.ndarray | Sequence[Sequence[int]]) -> float:
-    """Different documents among all those retrieved for a batch: 1 if all differ, 1/B if every question gets the same.
+    """Different documents among all those retrieved for a batch: 1 if all differ, 1/B if every
+    question gets the same.
 
     A falling value during training is retrieval collapse (paper, appendix on retrieval collapse).
 
@@ -96,10 +112,12 @@ def distinct_document_ratio(doc_ids: np.ndarray | Sequence[Sequence[int]]) -> fl
 
 
 def mean_posterior_entropy(log_probabilities: np.ndarray) -> float:
-    """Mean entropy in nats of the distributions over documents: 0 if one document decides, log N if none does.
+    """Mean entropy in nats of the distributions over documents: 0 if one document decides, log N if
+    none does.
 
     Args:
-        log_probabilities: (..., N), log p(z|x, y) or log p(z|x), normalised here; -inf for masked documents.
+        log_probabilities: (..., N), log p(z|x, y) or log p(z|x), normalised here; -inf for masked
+            documents.
 
     Raises:
         ValueError: NaN, or a row without any document.
@@ -115,18 +133,28 @@ def mean_posterior_entropy(log_probabilities: np.ndarray) -> float:
     return float(np.mean(-(weights * logs).sum(axis=-1)))
 
 
-def _best(score: Callable[[str, str], float], answer: str, references: str | Iterable[str]) -> float:
+def _best(
+    score: Callable[[str, str], float], answer: str, references: str | Iterable[str]
+) -> float:
     wanted = [references] if isinstance(references, str) else list(references)
     if not wanted:
         raise ValueError("references must hold at least one reference answer")
     return max(score(normalize_answer(answer), normalize_answer(one)) for one in wanted)
 
 
-def _hits(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> list[tuple[set, set]]:
+def _hits(
+    retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int
+) -> list[tuple[set, set]]:
     if k < 1 or not len(retrieved) or len(retrieved) != len(relevant):
-        raise ValueError(f"need k >= 1 and equally many rows, got k={k}, {len(retrieved)} and {len(relevant)} rows")
+        raise ValueError(
+            f"need k >= 1 and equally many rows, got k={k}, {len(retrieved)} and {len(relevant)} "
+            "rows"
+        )
     rows = zip(retrieved, relevant, strict=True)
     return [
-        ({d for d in list(found)[:k] if not (isinstance(d, (int, np.integer)) and d < 0)}, set(wanted))
+        (
+            {d for d in list(found)[:k] if not (isinstance(d, (int, np.integer)) and d < 0)},
+            set(wanted),
+        )
         for found, wanted in rows
     ]

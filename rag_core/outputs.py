@@ -1,7 +1,8 @@
-"""What models return: records read by attribute, key or index, which are dictionaries; answers with their passages.
+"""What models return: records read by attribute, key or index, which are dictionaries; answers with
+their passages.
 
-Letters: B questions, N documents a question, S context length, T target length, V vocabulary, D vector size.
-The tensors in these fields belong to whichever framework the model runs in.
+Letters: B questions, N documents a question, S context length, T target length, V vocabulary, D
+vector size. The tensors in these fields belong to whichever framework the model runs in.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 class ModelOutput(OrderedDict):
     """A record: `out.logits`, `out["logits"]`, `out[0]`, `*out.to_tuple()`.
 
-    It is a dictionary of those fields that are not None, in the order of the fields, so that what copies, gathers or
-    moves dictionaries of tensors (nn.DataParallel, accelerate, Lightning) does so with it. Like a dictionary it can be
-    made from a mapping or an iterator of pairs.
+    It is a dictionary of those fields that are not None, in the order of the fields, so that what
+    copies, gathers or moves dictionaries of tensors (nn.DataParallel, accelerate, Lightning) does
+    so with it. Like a dictionary it can be made from a mapping or an iterator of pairs.
     """
 
     def __post_init__(self) -> None:
@@ -82,7 +83,9 @@ class ModelOutput(OrderedDict):
         return tuple(self.values())
 
     def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """For TensorFlow: a record goes into a `tf.function` and comes out of it, absent fields too."""
+        """For TensorFlow: a record goes into a `tf.function` and comes out of it, absent fields
+        too.
+        """
         return (), tuple(getattr(self, f.name) for f in fields(self))
 
     @classmethod
@@ -92,12 +95,17 @@ class ModelOutput(OrderedDict):
 
 
 def _pairs(value: Any) -> list[tuple[str, Any]] | None:
-    """The entries of what a dictionary can be made from; None for anything else, a field's value."""
+    """The entries of what a dictionary can be made from.
+
+    None for anything else, a field's value.
+    """
     if isinstance(value, Mapping):
         return list(value.items())
     # A field may hold a tuple of tensors, but nothing that starts with a name.
     entries = list(value) if isinstance(value, Iterator | list) else []
-    named = all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in entries)
+    named = all(
+        isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in entries
+    )
     return entries if entries and named else None
 
 
@@ -117,7 +125,8 @@ class RetrievAugLMOutput(ModelOutput):
         question_enc_hidden_states, question_enc_attentions: a tuple, a tensor a layer.
         generator_enc_last_hidden_state: (B*N, S, d).
         generator_enc_hidden_states, generator_enc_attentions: as above, of the generator's encoder.
-        generator_dec_hidden_states, generator_dec_attentions, generator_cross_attentions: of its decoder.
+        generator_dec_hidden_states, generator_dec_attentions, generator_cross_attentions: of its
+        decoder.
     """
 
     logits: Any = None
@@ -147,7 +156,8 @@ class _Loss(ModelOutput):
 class RetrievAugLMMarginOutput(RetrievAugLMOutput, _Loss):
     """Output of the two generation heads: `loss` first, then the fields of `RetrievAugLMOutput`.
 
-    `loss` is (B,), or a scalar with `reduce_loss`. RAG-Token's `logits` are (B, T, V) with `do_marginalize`.
+    `loss` is (B,), or a scalar with `reduce_loss`. RAG-Token's `logits` are (B, T, V) with
+    `do_marginalize`.
     """
 
 
@@ -173,7 +183,10 @@ class DecoderOutput(ModelOutput):
 
 @dataclass
 class PooledEncoderOutput(ModelOutput):
-    """Output of a question or document encoder; element 0 is the (B, D) vector (compatibility Q9)."""
+    """Output of a question or document encoder.
+
+    Element 0 is the (B, D) vector (compatibility Q9).
+    """
 
     pooler_output: Any = None
     hidden_states: Any = None
@@ -182,7 +195,10 @@ class PooledEncoderOutput(ModelOutput):
 
 @dataclass
 class Seq2SeqLMOutput(ModelOutput):
-    """Output of a generator: with labels the loss, logits (rows, T, V), its cache, and what its two halves saw."""
+    """Output of a generator.
+
+    With labels the loss, logits (rows, T, V), its cache, and what its two halves saw.
+    """
 
     loss: Any = None
     logits: Any = None
@@ -204,12 +220,13 @@ class GenerateOutput(ModelOutput):
         sequences_scores: (B * num_return_sequences,), with beams or RAG-Sequence.
         scores: a tuple, one (B * K, V) a step, with `output_scores`.
         beam_indices: (B * num_return_sequences, T), which beam each token came from.
-        encoder_attentions, encoder_hidden_states: a tuple, one a layer (one more of hidden states): (B*N, H, S, S) and
-            (B*N, S, d), with `output_attentions` and `output_hidden_states`.
-        decoder_attentions, cross_attentions: a tuple, one a step, of tuples, one a layer: (B*N*K, H, T, t) and
-            (B*N*K, H, T, S). Row (b * N + n) * K + k belongs to document n and beam k (or sample k) of question b;
-            beams stand as they did in that step, and rows of searches that had ended mean nothing. T is 1 with a cache,
-            except for the start tokens in the first step; t counts all tokens so far, S is the longest context.
+        encoder_attentions, encoder_hidden_states: a tuple, one a layer (one more of hidden states):
+            (B*N, H, S, S) and (B*N, S, d), with `output_attentions` and `output_hidden_states`.
+        decoder_attentions, cross_attentions: a tuple, one a step, of tuples, one a layer: (B*N*K,
+            H, T, t) and (B*N*K, H, T, S). Row (b * N + n) * K + k belongs to document n and beam k
+            (or sample k) of question b; beams stand as they did in that step, and rows of searches
+            that had ended mean nothing. T is 1 with a cache, except for the start tokens in the
+            first step; t counts all tokens so far, S is the longest context.
         decoder_hidden_states: as above, one more than layers: (B*N*K, T, d).
     """
 
@@ -226,7 +243,9 @@ class GenerateOutput(ModelOutput):
 
 @dataclass
 class Passage:
-    """One passage behind an answer, with its prior p(z|x) and posterior p(z|x, y) (paper, section 2.1)."""
+    """One passage behind an answer, with its prior p(z|x) and posterior p(z|x, y) (paper,
+    section 2.1).
+    """
 
     id: int
     title: str

@@ -1,7 +1,7 @@
 """Integer tables that both backends look up: T5's relative-position buckets, built once, in NumPy.
 
-Both frameworks read the same table, because the order of arithmetic decides which bucket a distance on a border falls
-into (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
+Both frameworks read the same table, because the order of arithmetic decides which bucket a distance
+on a border falls into (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import numpy as np
 
 
 @lru_cache(maxsize=64)
-def t5_distance_buckets(length: int, num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
+def t5_distance_buckets(
+    length: int, num_buckets: int, max_distance: int, bidirectional: bool
+) -> np.ndarray:
     """The bucket of every relative position key - query from -(length - 1) to length - 1.
 
-    Half of the (remaining) buckets hold one distance each, the other half grow logarithmically up to `max_distance`;
-    everything beyond shares the last. With `bidirectional` (the encoder) keys to the right have buckets of their own,
-    without (the decoder) they share bucket 0 with the query's own position.
+    Half of the (remaining) buckets hold one distance each, the other half grow logarithmically up
+    to `max_distance`; everything beyond shares the last. With `bidirectional` (the encoder) keys to
+    the right have buckets of their own, without (the decoder) they share bucket 0 with the query's
+    own position.
 
     Args:
         length: number of positions.
@@ -26,7 +29,8 @@ def t5_distance_buckets(length: int, num_buckets: int, max_distance: int, bidire
         bidirectional: whether keys to the right are told apart.
 
     Returns:
-        int64 (2 * length - 1,), read-only; entry i belongs to the relative position i - (length - 1).
+        int64 (2 * length - 1,), read-only; entry i belongs to the relative position i - (length -
+        1).
 
     Raises:
         ValueError: too few buckets, or a `max_distance` that leaves none to grow into.
@@ -34,8 +38,9 @@ def t5_distance_buckets(length: int, num_buckets: int, max_distance: int, bidire
     needed = 4 if bidirectional else 2
     if num_buckets < needed or max_distance <= num_buckets // needed:
         raise ValueError(
-            f"relative_attention_num_buckets must be at least {needed} and relative_attention_max_distance above "
-            f"{max(num_buckets, needed) // needed}, got {num_buckets} and {max_distance}"
+            f"relative_attention_num_buckets must be at least {needed} and "
+            f"relative_attention_max_distance above {max(num_buckets, needed) // needed}, got "
+            f"{num_buckets} and {max_distance}"
         )
     relative = np.arange(-(length - 1), length, dtype=np.int64)
     if bidirectional:
@@ -46,7 +51,8 @@ def t5_distance_buckets(length: int, num_buckets: int, max_distance: int, bidire
         start = np.zeros_like(relative)
         distance = np.maximum(-relative, 0)
     exact = num_buckets // 2
-    # float32, in this order: distance 64 of 128 lies on a border and flips with another order of arithmetic.
+    # float32, in this order: distance 64 of 128 lies on a border and flips with another order of
+    # arithmetic.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     steps = ratio / np.float32(np.log(max_distance / exact)) * np.float32(num_buckets - exact)
     far = np.minimum(exact + steps.astype(np.int64), num_buckets - 1)
@@ -56,7 +62,12 @@ def t5_distance_buckets(length: int, num_buckets: int, max_distance: int, bidire
 
 
 def t5_buckets(
-    query_length: int, key_length: int, num_buckets: int, max_distance: int, bidirectional: bool, first: int = 0
+    query_length: int,
+    key_length: int,
+    num_buckets: int,
+    max_distance: int,
+    bidirectional: bool,
+    first: int = 0,
 ) -> np.ndarray:
     """The bucket of each pair of a query and a key position.
 

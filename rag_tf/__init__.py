@@ -1,7 +1,8 @@
-"""The TensorFlow half of dualrag. `from rag_tf import AutoTokenizer, RagRetriever, RagTokenForGeneration`.
+"""The TensorFlow half of dualrag. `from rag_tf import AutoTokenizer, RagRetriever,
+RagTokenForGeneration`.
 
-Names load on first use; `rag_torch` is its mirror image and offers the same names. The names that transformers gave its
-TensorFlow classes (`TFRagModel`, ...) are the same objects.
+Names load on first use; `rag_torch` is its mirror image and offers the same names. The names that
+transformers gave its TensorFlow classes (`TFRagModel`, ...) are the same objects.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _CORE = [name for name in rag_core.__all__ if name != "__version__"]
 _ALIASED = [
     *("RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"),
-    *("BartForConditionalGeneration", "T5ForConditionalGeneration", "DPRQuestionEncoder", "DPRContextEncoder"),
+    *(
+        "BartForConditionalGeneration",
+        "T5ForConditionalGeneration",
+        "DPRQuestionEncoder",
+        "DPRContextEncoder",
+    ),
     *("AutoModel", "AutoModelForSeq2SeqLM", "RetrievAugLMOutput", "RetrievAugLMMarginOutput"),
 ]
 _ALIASES = {f"TF{name}": name for name in _ALIASED}
@@ -44,14 +50,20 @@ __all__ = ["__version__", "as_tensor", *sorted([*_HOME, *_CORE, *_ALIASES])]
 
 
 def _keras_backend() -> tuple[str, str]:
-    """The backend that Keras has or will have, and where that is said; as Keras itself reads it, without Keras."""
+    """The backend that Keras has or will have, and where that is said.
+
+    As Keras itself reads it, without Keras.
+    """
     keras = sys.modules.get("keras")
     if keras is not None and hasattr(keras, "config"):
         return keras.config.backend(), "Keras is imported already"
     if os.environ.get("KERAS_BACKEND"):
         return os.environ["KERAS_BACKEND"], "the environment variable KERAS_BACKEND"
     home = Path("~").expanduser()
-    folder = os.environ.get("KERAS_HOME") or (home if os.access(home, os.W_OK) else Path("/tmp")) / ".keras"
+    folder = (
+        os.environ.get("KERAS_HOME")
+        or (home if os.access(home, os.W_OK) else Path("/tmp")) / ".keras"
+    )
     file = Path(folder).expanduser() / "keras.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("backend", "tensorflow"), str(file)
@@ -63,8 +75,9 @@ def _check_keras() -> None:
     backend, source = _keras_backend()
     if backend != "tensorflow":
         raise ImportError(
-            f"rag_tf needs Keras with its tensorflow backend, but Keras is told to use {backend!r} ({source}). "
-            "Set KERAS_BACKEND=tensorflow in the environment before Python starts, or use rag_torch."
+            "rag_tf needs Keras with its tensorflow backend, but Keras is told to use "
+            f"{backend!r} ({source}). Set KERAS_BACKEND=tensorflow in the environment before "
+            "Python starts, or use rag_torch."
         )
 
 

@@ -1,7 +1,8 @@
 """Activations, masks and attention: what every network here computes with.
 
-All of it runs in graphs whose axes are open: lengths are tensors, only widths and numbers of heads are read as numbers.
-Letters: R rows, T query positions, L key positions, S context length, H heads, h width of a head.
+All of it runs in graphs whose axes are open: lengths are tensors, only widths and numbers of heads
+are read as numbers. Letters: R rows, T query positions, L key positions, S context length, H heads,
+h width of a head.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _SWAP = np.array((0, 2, 1, 3), np.int32)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x times the normal distribution function (tf.nn.gelu's constants have float32's precision even in float64)."""
+    """x times the normal distribution function (tf.nn.gelu's constants have float32's precision
+    even in float64).
+    """
     wide = widen(x)
     return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide * math.sqrt(0.5))), x.dtype)
 
@@ -88,10 +91,12 @@ class AttentionMask:
         self._penalty: dict[tf.DType, Tensor] = {}
 
     def penalty(self, dtype: tf.DType) -> Tensor | None:
-        """What is subtracted from the scores, in finite numbers; made once per dtype, None where that is nothing.
+        """What is subtracted from the scores, in finite numbers; made once per dtype, None where
+        that is nothing.
 
-        Not a bias to add: TensorFlow makes one operation of a product and a sum, and where the sum spreads over rows
-        and heads that operation takes many times as long on a CPU as the two by themselves.
+        Not a bias to add: TensorFlow makes one operation of a product and a sum, and where the sum
+        spreads over rows and heads that operation takes many times as long on a CPU as the two by
+        themselves.
         """
         if dtype in self._penalty:
             return self._penalty[dtype]
@@ -99,13 +104,18 @@ class AttentionMask:
         if self.allowed is not None:
             # Half of the highest number: subtracting it from a score cannot overflow to -inf.
             high = tf.constant(dtype.max / 2, dtype)
-            penalty = tf.where(self.allowed, tf.zeros((), dtype) if penalty is None else penalty, high)
+            penalty = tf.where(
+                self.allowed, tf.zeros((), dtype) if penalty is None else penalty, high
+            )
         if penalty is not None:
             self._penalty[dtype] = penalty
         return penalty
 
     def unused(self) -> AttentionMask:
-        """The same mask without the numbers that an earlier use has left: a layer computed twice makes them twice."""
+        """The same mask without the numbers that an earlier use has left.
+
+        A layer computed twice makes them twice.
+        """
         mask = copy.copy(self)
         mask._penalty = {}
         return mask
@@ -117,7 +127,9 @@ class AttentionMask:
 
 def key_mask(attention_mask: Tensor | None) -> AttentionMask:
     """(R, S) of 0/1 or bool, 1 = a real token -> a mask over keys, (R, 1, 1, S)."""
-    return AttentionMask(None if attention_mask is None else tf.cast(attention_mask, tf.bool)[:, None, None, :])
+    return AttentionMask(
+        None if attention_mask is None else tf.cast(attention_mask, tf.bool)[:, None, None, :]
+    )
 
 
 def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None) -> Tensor | None:
@@ -184,7 +196,8 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     # The factor goes on the query, which is smaller than the scores.
-    scores = tf.matmul(query if scale == 1 else query * scale, key, transpose_b=True)  # (R, H, T, L)
+    # (R, H, T, L)
+    scores = tf.matmul(query if scale == 1 else query * scale, key, transpose_b=True)
     penalty = mask.penalty(query.dtype)
     scores = scores if penalty is None else scores - penalty
     weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)

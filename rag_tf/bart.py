@@ -1,8 +1,8 @@
 """BART: encoder, decoder with cache, language-model head (Lewis et al. 2019, arXiv 1910.13461).
 
 Attribute names are the weights' names in public checkpoints.
-Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary,
-P real tokens and L their longest row (see packing.py).
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V
+vocabulary, P real tokens and L their longest row (see packing.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from rag_tf.layers import (
     split_heads,
     unasked,
 )
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, dropout, parameter, size, uniform
+from rag_tf.modules import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    by_rows,
+    dropout,
+    parameter,
+    size,
+    uniform,
+)
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Anew, Decoder, Generator, Steps
 
@@ -75,7 +85,9 @@ class BartAttention(Module):
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
         """Real tokens (P, d) attending to those of their row -> (P, d)."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (split_heads(packing.spread(linear(x)), self.heads) for linear in projections)
+        query, key, value = (
+            split_heads(packing.spread(linear(x)), self.heads) for linear in projections
+        )
         out, _ = attend(query, key, value, mask, dropout=self.dropout if training else 0.0)
         return self.out_proj(packing.pack(merge_heads(out)))
 
@@ -118,9 +130,13 @@ class BartEncoderLayer(_BartLayer):
         training: bool = False,
         packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(R, S, d), or (P, d) packed -> the same and the attention weights if wanted (never of what is packed)."""
+        """(R, S, d), or (P, d) packed -> the same and the attention weights if wanted (never of
+        what is packed).
+        """
         if packing is None:
-            update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights, training)
+            update, weights = self.self_attn(
+                x, self.self_attn.keys_values(x), mask, need_weights, training
+            )
         else:
             update, weights = self.self_attn.packed(x, packing, mask, training), None
         x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm, training), training)
@@ -134,7 +150,9 @@ class BartDecoderLayer(_BartLayer):
 
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config, config.decoder_attention_heads, config.decoder_ffn_dim)
-        self.encoder_attn = BartAttention(config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.encoder_attn = BartAttention(
+            config.d_model, config.decoder_attention_heads, config.attention_dropout
+        )
         self.encoder_attn_layer_norm = LayerNorm(config.d_model)
 
     def __call__(
@@ -148,10 +166,15 @@ class BartDecoderLayer(_BartLayer):
         need_weights: bool = False,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted; `riding` is (R, K*T)."""
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted.
+
+        `riding` is (R, K*T).
+        """
         update, weights = self.self_attn(x, keys_values, mask, need_weights, training)
         x = self._add(x, update, self.self_attn_layer_norm, training)
-        update, cross_weights = asked(self.encoder_attn, x, riding, cross, cross_mask, need_weights, training)
+        update, cross_weights = asked(
+            self.encoder_attn, x, riding, cross, cross_mask, need_weights, training
+        )
         x = self._add(x, update, self.encoder_attn_layer_norm, training)
         return self._feed_forward(x, training), weights, cross_weights
 
@@ -165,7 +188,9 @@ class _BartStack(Module):
     def __init__(self, config: BartConfig, layers: list[Any], layerdrop: float) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.d_model, config.pad_token_id)
-        self.embed_positions = Embedding(config.max_position_embeddings + POSITION_OFFSET, config.d_model)
+        self.embed_positions = Embedding(
+            config.max_position_embeddings + POSITION_OFFSET, config.d_model
+        )
         self.layers = layers
         self.layernorm_embedding = LayerNorm(config.d_model)
         self.scale = embedding_scale(config)
@@ -176,7 +201,9 @@ class _BartStack(Module):
         """Refuses more positions than there are; `None`, a length of a graph, is taken on trust."""
         limit = self.embed_positions.num_embeddings - POSITION_OFFSET
         if length is not None and length > limit:
-            raise ValueError(f"this BART has {limit} positions (max_position_embeddings), got {length} tokens")
+            raise ValueError(
+                f"this BART has {limit} positions (max_position_embeddings), got {length} tokens"
+            )
 
     def _embed(
         self,
@@ -224,7 +251,8 @@ class BartEncoder(_BartStack):
         return_dict: bool | None = None,
         training: bool = False,
     ) -> EncoderOutput | tuple[Any, ...]:
-        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state`
+        (R, S, d).
 
         `return_dict=False` asks for a plain tuple.
         """
@@ -241,7 +269,9 @@ class BartEncoder(_BartStack):
             trace.attentions(weights)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(
+            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
+        )
         return output.to_tuple() if return_dict is False else output
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
@@ -251,7 +281,9 @@ class BartEncoder(_BartStack):
         mask = key_mask(packing.mask)
         options = self.checkpointing if training else None
         for layer in self.layers:
-            after, _ = checkpointed(options, partial(layer, training=training, packing=packing), x, mask)
+            after, _ = checkpointed(
+                options, partial(layer, training=training, packing=packing), x, mask
+            )
             x = self._kept(x, after, training)
         return x
 
@@ -263,13 +295,19 @@ class BartDecoder(Decoder, _BartStack):
         layers = [BartDecoderLayer(config) for _ in range(config.decoder_layers)]
         super().__init__(config, layers, config.decoder_layerdrop)
 
-    def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[tuple[Tensor, Tensor]]:
-        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+    def cross(
+        self, encoder_hidden: Tensor, packing: Packing | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S,
+        h) or (R, H, L, h).
+        """
         if not self.layers:
             return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
         return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.layers))]
 
-    def cross_of(self, index: int, encoder_hidden: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+    def cross_of(
+        self, index: int, encoder_hidden: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `cross`, of one layer."""
         return self.layers[index].encoder_attn.keys_values(encoder_hidden, packing)
 
@@ -281,7 +319,10 @@ class BartDecoder(Decoder, _BartStack):
         inputs_embeds: Tensor | None,
         training: bool,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
+
+        New keys and values go into the cache.
+        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         positions = None if cache.tree is None else cache.tree.positions
@@ -289,22 +330,33 @@ class BartDecoder(Decoder, _BartStack):
         length = size(x, 1)
         anew = cross if isinstance(cross, Anew) else None
         rows = size(cross[0][0], 0) if anew is None else anew.rows
-        mask, riding = AttentionMask(cache.allowed(length, attention_mask)), cache.riding(length, rows)
+        mask, riding = (
+            AttentionMask(cache.allowed(length, attention_mask)),
+            cache.riding(length, rows),
+        )
         if attention_mask is None:
             mask.alive = None  # every position sees itself
 
         def run(
-            index: int, x: Tensor, hidden: Tensor | None, mask: AttentionMask, cross_mask: AttentionMask
+            index: int,
+            x: Tensor,
+            hidden: Tensor | None,
+            mask: AttentionMask,
+            cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
             layer = self.layers[index]
             asked = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
-            return layer(x, keys_values, mask, asked, cross_mask, riding, trace.want_attentions, training)
+            return layer(
+                x, keys_values, mask, asked, cross_mask, riding, trace.want_attentions, training
+            )
 
         options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)
         for index in range(len(self.layers)):
             trace.hidden(x)
-            after, weights, cross_weights = checkpointed(options, partial(run, index), x, hidden, mask, cross_mask)
+            after, weights, cross_weights = checkpointed(
+                options, partial(run, index), x, hidden, mask, cross_mask
+            )
             x = self._kept(x, after, training)
             trace.attentions(weights, cross_weights)
         trace.hidden(x)
@@ -343,7 +395,9 @@ class BartForConditionalGeneration(Generator):
         init_normal(self, self.config.init_std)
 
     def check_length(self, length: int | None) -> None:
-        """Refuses more positions than the network has, where that is known before the graph runs."""
+        """Refuses more positions than the network has, where that is known before the graph
+        runs.
+        """
         self.model.decoder.check_length(length)
 
     def get_input_embeddings(self) -> Embedding:
@@ -351,7 +405,10 @@ class BartForConditionalGeneration(Generator):
         return self.model.shared
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table in place, of the same size.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         self.model.shared = check_table("value", value, self.model.shared)
         self.tie_weights()
         self.reset_graphs()

@@ -1,7 +1,8 @@
 """BERT as an encoder of questions and passages: DPR's two encoders and pooled sentence encoders.
 
 BERT: Devlin et al. 2018, arXiv 1810.04805; DPR: Karpukhin et al. 2020, arXiv 2004.04906.
-Attribute names are the weights' names in public checkpoints. Letters: B texts, S tokens, D vector size, d width.
+Attribute names are the weights' names in public checkpoints. Letters: B texts, S tokens, D vector
+size, d width.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from rag_tf.pretrained import PretrainedModel
 
 
 class PooledEncoder(PretrainedModel, Module, ABC):
-    """What DPR's encoders and the sentence encoders share: ids in, one vector a text out (element 0 of the output)."""
+    """What DPR's encoders and the sentence encoders share.
+
+    Ids in, one vector a text out (element 0 of the output).
+    """
 
     def init_weights(self) -> None:
         """Fresh weights: normal with the config's `initializer_range`."""
@@ -47,7 +51,10 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         return self._body.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table in place, of the same size.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         embeddings = self._body.embeddings
         embeddings.word_embeddings = check_table("value", value, embeddings.word_embeddings)
         self.reset_graphs()
@@ -69,7 +76,8 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         """One vector for each text.
 
         Args:
-            input_ids: (B, S); or a dictionary of this and others of these arguments, as a tokenizer returns it.
+            input_ids: (B, S); or a dictionary of this and others of these arguments, as a tokenizer
+                returns it.
             attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
             token_type_ids: (B, S); None = zeros.
             inputs_embeds: (B, S, d) in place of `input_ids`.
@@ -81,16 +89,32 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         Returns:
             `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
         """
-        if isinstance(input_ids, list | tuple) and any(hasattr(each, "shape") for each in input_ids):
+        if isinstance(input_ids, list | tuple) and any(
+            hasattr(each, "shape") for each in input_ids
+        ):
             # Keras' models take a list of arguments, too.
-            input_ids = dict(zip(("input_ids", "attention_mask", "token_type_ids"), input_ids, strict=False))
+            input_ids = dict(
+                zip(("input_ids", "attention_mask", "token_type_ids"), input_ids, strict=False)
+            )
         if isinstance(input_ids, Mapping):
-            given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "training": training}
+            given = {
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "training": training,
+            }
             switches = (output_attentions, output_hidden_states, return_dict)
-            given |= dict(zip(("output_attentions", "output_hidden_states", "return_dict"), switches, strict=True))
+            given |= dict(
+                zip(
+                    ("output_attentions", "output_hidden_states", "return_dict"),
+                    switches,
+                    strict=True,
+                )
+            )
             return self(**{**given, **input_ids})
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
-        _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
+        _, attentions, hidden, return_dict = self.switches(
+            False, output_attentions, output_hidden_states, return_dict
+        )
         check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
         embeddings = self._body.embeddings
         # One type of integer, or there would be a graph for each.
@@ -109,12 +133,20 @@ class PooledEncoder(PretrainedModel, Module, ABC):
             token_type_ids = tf.cast(checked_ids("token_type_ids", token_type_ids, size), tf.int64)
         embeddings.check_length(given.shape[1])
         with self.placed():
-            # States are asked for to see what comes of them: a tape finds no way to them through a graph.
+            # States are asked for to see what comes of them: a tape finds no way to them through a
+            # graph.
             body = self._encode if attentions or hidden else self.graph("body", self._encode)
             states = body(
-                input_ids, attention_mask, token_type_ids, inputs_embeds, attentions, hidden, self.in_training(training)
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                inputs_embeds,
+                attentions,
+                hidden,
+                self.in_training(training),
             )
-            # In a graph of its own: where the projection alone learns, a tape hears nothing of the body.
+            # In a graph of its own: where the projection alone learns, a tape hears nothing of the
+            # body.
             vector = self.graph("pool", self._pool)(states.last_hidden_state, attention_mask)
         output = PooledEncoderOutput(
             pooler_output=vector, hidden_states=states.hidden_states, attentions=states.attentions
@@ -206,7 +238,8 @@ class DPRContextEncoder(_DPR):
 class BertEncoder(PooledEncoder):
     """A pooled BERT: sentence encoders, and any BERT as question or passage encoder.
 
-    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if `normalize`) -> times `scale`.
+    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if
+    `normalize`) -> times `scale`.
 
     Args:
         config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
@@ -217,7 +250,9 @@ class BertEncoder(PooledEncoder):
     base_model_prefix = "bert"
 
     @classmethod
-    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
+    def read_config(
+        cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]
+    ) -> BertConfig:
         """The config; of a sentence-transformers folder with all that changes its vectors."""
         found = sentence_settings(name_or_path, **hub)
         settings = {} if found is None else found.config_fields()

@@ -13,8 +13,26 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.outputs import EncoderOutput
-from rag_tf.layers import AttentionMask, Trace, activation, attend, checkpointed, key_mask, merge_heads, split_heads
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, by_rows, compute_dtype, dropout, size
+from rag_tf.layers import (
+    AttentionMask,
+    Trace,
+    activation,
+    attend,
+    checkpointed,
+    key_mask,
+    merge_heads,
+    split_heads,
+)
+from rag_tf.modules import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    by_rows,
+    compute_dtype,
+    dropout,
+    size,
+)
 
 
 class BertEmbeddings(Module):
@@ -29,7 +47,11 @@ class BertEmbeddings(Module):
         self.dropout = config.hidden_dropout_prob
 
     def __call__(
-        self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        training: bool,
     ) -> Tensor:
         """(B, S) ids -> (B, S, d)."""
         if inputs_embeds is None:
@@ -37,7 +59,9 @@ class BertEmbeddings(Module):
         else:
             x = tf.cast(inputs_embeds, compute_dtype() or self.LayerNorm.weight.dtype)
         types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
-        x = x + (self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype))
+        x = x + (
+            self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype)
+        )
         x = x + tf.cast(self.position_embeddings.weight[: size(x, 1)], x.dtype)
         return dropout(self.LayerNorm(x), self.dropout, training)
 
@@ -70,7 +94,9 @@ class BertSelfAttention(Module):
         self, x: Tensor, mask: AttentionMask, need_weights: bool, training: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
-        query, key, value = (split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value))
+        query, key, value = (
+            split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value)
+        )
         rate = self.dropout if training else 0.0
         out, weights = attend(query, key, value, mask, dropout=rate, need_weights=need_weights)
         return merge_heads(out), weights
@@ -140,7 +166,12 @@ class BertStack(Module):
         self.layer = [BertLayer(config) for _ in range(config.num_hidden_layers)]
 
     def __call__(
-        self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool, training: bool
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        training: bool,
     ) -> EncoderOutput:
         """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
         attention_mask = key_mask(mask)
@@ -153,7 +184,9 @@ class BertStack(Module):
             trace.attentions(weights)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        return EncoderOutput(
+            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
+        )
 
 
 class BertPooler(Module):

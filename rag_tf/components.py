@@ -21,7 +21,10 @@ from rag_tf.t5 import T5ForConditionalGeneration
 
 QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
 CONTEXT_ENCODERS: dict[str, Any] = {"dpr": DPRContextEncoder, "bert": BertEncoder}
-GENERATORS: dict[str, Any] = {"bart": BartForConditionalGeneration, "t5": T5ForConditionalGeneration}
+GENERATORS: dict[str, Any] = {
+    "bart": BartForConditionalGeneration,
+    "t5": T5ForConditionalGeneration,
+}
 _PARTS = ("question_encoder", "generator")
 
 Rag = TypeVar("Rag", bound="RagPretrained")
@@ -31,8 +34,8 @@ def _class(table: dict[str, Any], config: Any, role: str) -> Any:
     kind = getattr(config, "model_type", None)
     if kind not in table:
         raise ValueError(
-            f"no {role} is known for model_type {kind!r}, only for {', '.join(table)}: build the module yourself and "
-            f"pass it as {role}= (see rag_tf.foreign)"
+            f"no {role} is known for model_type {kind!r}, only for {', '.join(table)}: build the "
+            f"module yourself and pass it as {role}= (see rag_tf.foreign)"
         )
     return table[kind]
 
@@ -52,7 +55,9 @@ def build_generator(config: Any) -> PretrainedModel:
     return _class(GENERATORS, config, "generator")(config)
 
 
-def rag_config(config: Any, question_encoder: Any, generator: Any, fields: dict[str, Any]) -> RagConfig:
+def rag_config(
+    config: Any, question_encoder: Any, generator: Any, fields: dict[str, Any]
+) -> RagConfig:
     """The config of a RAG model from what its constructor was given.
 
     Raises:
@@ -82,12 +87,19 @@ class RagPretrained(PretrainedModel):
         return self.rag.ctx_encoder
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """(name, variable) of the parts' weights under Hugging Face's names, tied ones under each of theirs."""
+        """(name, variable) of the parts' weights under Hugging Face's names, tied ones under
+        each of theirs.
+        """
         for name, part in self._parts().items():
-            yield from tensors.named_variables(part, f"{prefix}{RAG_HEADS[self.head or 'model']}{name}.")
+            yield from tensors.named_variables(
+                part, f"{prefix}{RAG_HEADS[self.head or 'model']}{name}."
+            )
 
     def get_submodule(self, path: str) -> Any:
-        """The module at a dotted path of weight names, e.g. "rag.generator.model.encoder.layers.0"."""
+        """The module at a dotted path of weight names, e.g.
+
+        "rag.generator.model.encoder.layers.0".
+        """
         name, _, rest = path.removeprefix(RAG_HEADS[self.head or "model"]).partition(".")
         part = self._parts()[name]
         return part.get_submodule(rest) if rest else part
@@ -110,7 +122,8 @@ class RagPretrained(PretrainedModel):
     def weights_version(self) -> Any:
         """As `WeightHolder.weights_version`: that of the parts."""
         versions = (
-            part.weights_version() if isinstance(part, PretrainedModel) else id(part) for part in self._parts().values()
+            part.weights_version() if isinstance(part, PretrainedModel) else id(part)
+            for part in self._parts().values()
         )
         return (self._version, *versions)
 
@@ -133,17 +146,20 @@ class RagPretrained(PretrainedModel):
         load_weight_prefix: str | None = None,
         **kwargs: Any,
     ) -> Rag:
-        """A RAG model from a folder or a repository of the hub, in eval mode; any head's checkpoint fits any class.
+        """A RAG model from a folder or a repository of the hub, in eval mode; any head's checkpoint
+        fits any class.
 
         Args:
             pretrained_model_name_or_path: folder, or repository id.
             retriever: as in the constructor.
-            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or repository.
+            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or
+                repository.
             question_encoder: a module of one's own, to be filled from the checkpoint.
             generator: the same.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
-            device: where to put the weights; None leaves it to TensorFlow (a GPU where there is one).
+            device: where to put the weights; None leaves it to TensorFlow (a GPU where there is
+                one).
             device_map, state_dict, output_loading_info: see `PretrainedModel.from_pretrained`.
             from_pt: nothing to do: the files are PyTorch's and TensorFlow's alike.
             load_weight_prefix: not needed any more.
@@ -177,18 +193,22 @@ class RagPretrained(PretrainedModel):
         retriever: Any = None,
         **kwargs: Any,
     ) -> Rag:
-        """Put a RAG model together from a pretrained question encoder and a pretrained generator, in eval mode.
+        """Put a RAG model together from a pretrained question encoder and a pretrained generator,
+        in eval mode.
 
         Args:
-            question_encoder_pretrained_model_name_or_path: folder or repository of a DPR question encoder, a BERT or a
-                sentence encoder; not needed with `question_encoder_model=`.
-            generator_pretrained_model_name_or_path: the same for BART or T5, and `generator_model=`.
+            question_encoder_pretrained_model_name_or_path: folder or repository of a DPR question
+                encoder, a BERT or a sentence encoder; not needed with `question_encoder_model=`.
+            generator_pretrained_model_name_or_path: the same for BART or T5, and
+                `generator_model=`.
             retriever: as in the constructor.
-            **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading (hub options, `config`,
-                fields of its config); hub options, `dtype`, `torch_dtype`, `device` and `device_map` to both; `config`
-                is a `RagConfig`, or where to read one, of which all counts but its descriptions of the two parts; all
-                others are fields of the `RagConfig`.
-                `from_pt` and `load_weight_prefix` are taken, and not needed, for each part and for both.
+            **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading
+                (hub options, `config`, fields of its config); hub options, `dtype`, `torch_dtype`,
+                `device` and `device_map` to both; `config` is a `RagConfig`, or where to read one,
+                of which all counts but its descriptions of the two parts; all others are fields of
+                the `RagConfig`.
+                `from_pt` and `load_weight_prefix` are taken, and not needed, for each part and for
+                both.
 
         Raises:
             ValueError: a part is neither named nor given.
@@ -208,10 +228,18 @@ class RagPretrained(PretrainedModel):
             generator_pretrained_model_name_or_path,
         )
         modules = []
-        for part, table, name in zip(_PARTS, (QUESTION_ENCODERS, GENERATORS), names_or_paths, strict=True):
+        for part, table, name in zip(
+            _PARTS, (QUESTION_ENCODERS, GENERATORS), names_or_paths, strict=True
+        ):
             module = options[part].pop("model", None)
-            modules.append(_load_part(part, table, name, {**common, **options[part]}) if module is None else module)
-        config = RagConfig.from_question_encoder_generator_configs(*(module_config(each) for each in modules), **kwargs)
+            modules.append(
+                _load_part(part, table, name, {**common, **options[part]})
+                if module is None
+                else module
+            )
+        config = RagConfig.from_question_encoder_generator_configs(
+            *(module_config(each) for each in modules), **kwargs
+        )
         return cls(config, *modules, retriever).eval()  # type: ignore[call-arg]
 
     def tie_weights(self) -> None:
@@ -234,17 +262,32 @@ class RagPretrained(PretrainedModel):
         return None if bias is None else bias()
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table into the generator; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table into the generator.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         self.rag.generator.set_input_embeddings(value)
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Put another language-model head into the generator; see `PretrainedModel.set_output_embeddings`."""
+        """Put another language-model head into the generator.
+
+        See `PretrainedModel.set_output_embeddings`.
+        """
         self.rag.generator.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> Any:
-        """Cut or lengthen the generator's token table and head; see `PretrainedModel.resize_token_embeddings`."""
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> Any:
+        """Cut or lengthen the generator's token table and head.
+
+        See `PretrainedModel.resize_token_embeddings`.
+        """
         generator_model = self.rag.generator
-        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, generator_model.get_input_embeddings().weight.shape[0])
+        rows = rows_wanted(
+            new_num_tokens,
+            pad_to_multiple_of,
+            generator_model.get_input_embeddings().weight.shape[0],
+        )
         table = generator_model.resize_token_embeddings(rows)
         if (new_num_tokens, pad_to_multiple_of) != (None, None):
             generator = {**self.config.generator.to_dict(), "vocab_size": rows}
@@ -260,11 +303,17 @@ class RagPretrained(PretrainedModel):
         ours = all(isinstance(getattr(self.rag, part), PretrainedModel) for part in _PARTS)
         if ours:
             context_config = None if context is None else module_config(context)
-            return fit_weights(self.config, found, self.head, context_encoder=context_config, source=source)
+            return fit_weights(
+                self.config, found, self.head, context_encoder=context_config, source=source
+            )
         shapes = {name: tuple(variable.shape) for name, variable in self.named_parameters()}
         fitted = fit_names(found, shapes)
         ties = tensors.tied_names(self)
-        fitted |= {name: fitted[first] for name, first in ties.items() if first in fitted and name not in fitted}
+        fitted |= {
+            name: fitted[first]
+            for name, first in ties.items()
+            if first in fitted and name not in fitted
+        }
         have = {name: found[old].shape for name, old in fitted.items()}
         have |= {name: found[name].shape for name in set(found) - set(fitted.values())}
         check_weights(shapes, have, source=source)
@@ -282,11 +331,14 @@ def _without_adapter(part: Any) -> Any:
     return part.module if isinstance(part, ForeignGenerator) else part
 
 
-def _load_part(part: str, table: dict[str, Any], name: str | Path | None, options: dict[str, Any]) -> PretrainedModel:
+def _load_part(
+    part: str, table: dict[str, Any], name: str | Path | None, options: dict[str, Any]
+) -> PretrainedModel:
     """One part from its own folder or repository."""
     if name is None:
         raise ValueError(
-            f"{part}_pretrained_model_name_or_path must be given, or {part}_model= with a module that is already built"
+            f"{part}_pretrained_model_name_or_path must be given, or {part}_model= with a module "
+            "that is already built"
         )
     hub, _ = split_hub_kwargs(options)
     config = options.get("config") or AutoConfig.from_pretrained(name, **hub)

@@ -1,7 +1,8 @@
-"""What a RAG model reads: documents joined with questions and their scores, given or retrieved, and checked.
+"""What a RAG model reads: documents joined with questions and their scores, given or retrieved, and
+checked.
 
-Tensors, NumPy arrays and lists are taken, and become tensors here. Values are looked at only outside of graphs, shapes
-as far as they are known.
+Tensors, NumPy arrays and lists are taken, and become tensors here. Values are looked at only
+outside of graphs, shapes as far as they are known.
 Letters: B questions, N documents a question, Q question length, S context length, D vector size.
 """
 
@@ -42,7 +43,9 @@ class Contexts:
     question_outputs: Any = None
 
     def trimmed(self) -> Contexts:
-        """The same without the columns on the right that are padding in every row (they change no result)."""
+        """The same without the columns on the right that are padding in every row (they change
+        no result).
+        """
         mask = self.context_attention_mask
         if mask is None:
             return self
@@ -78,8 +81,9 @@ def given_contexts(
 
     Raises:
         TypeError: something other than tensors and arrays, or ids that are no integers.
-        ValueError: only some of the three are given, none and there is no retriever, their shapes disagree, an id is
-            outside the generator's `vocabulary`, or the mask holds other numbers than 0 and 1.
+        ValueError: only some of the three are given, none and there is no retriever, their shapes
+            disagree, an id is outside the generator's `vocabulary`, or the mask holds other numbers
+            than 0 and 1.
     """
     parts = {
         "context_input_ids": context_input_ids,
@@ -125,7 +129,9 @@ def check_values(
             arguments.check_mask_values(mask_name, float(values.min()), float(values.max()))
 
 
-def checked_mask(name: str, mask: Any, shape: tuple[int | None, ...] | None, of: str) -> tf.Tensor | None:
+def checked_mask(
+    name: str, mask: Any, shape: tuple[int | None, ...] | None, of: str
+) -> tf.Tensor | None:
     """A mask as a tensor, refused if it is not of a shape or holds other numbers than 0 and 1.
 
     Raises:
@@ -145,10 +151,14 @@ def given_scores(doc_scores: Any, n_docs: int) -> tf.Tensor:
 
     Raises:
         TypeError: not a tensor or array of real numbers.
-        ValueError: missing, not (B, n_docs), NaN or plus infinity, or a question without a single document.
+        ValueError: missing, not (B, n_docs), NaN or plus infinity, or a question without a single
+            document.
     """
     if doc_scores is None:
-        raise ValueError("doc_scores must be given with encoder_outputs: pass the (B, n_docs) scores of those contexts")
+        raise ValueError(
+            "doc_scores must be given with encoder_outputs: pass the (B, n_docs) scores of those "
+            "contexts"
+        )
     doc_scores = checked_tensor("doc_scores", doc_scores)
     arguments.check_scores(facts("doc_scores", doc_scores), n_docs)
     scores = widen(doc_scores)
@@ -198,12 +208,15 @@ def checked_ids(name: str, ids: Any, size: int | None = None) -> tf.Tensor:
     return ids
 
 
-def checked_labels(labels: Any, decoder_input_ids: Any, pad_token_id: int, vocabulary: int | None) -> tf.Tensor:
+def checked_labels(
+    labels: Any, decoder_input_ids: Any, pad_token_id: int, vocabulary: int | None
+) -> tf.Tensor:
     """Labels (B, T) with pads for -100.
 
     Raises:
         TypeError: not integers.
-        ValueError: an id that is neither in the vocabulary nor -100, or another shape than that of the decoder's input.
+        ValueError: an id that is neither in the vocabulary nor -100, or another shape than that of
+            the decoder's input.
     """
     labels = checked_ids("labels", labels)
     labels = masked_fill(labels, labels == -100, pad_token_id)
@@ -212,7 +225,8 @@ def checked_labels(labels: Any, decoder_input_ids: Any, pad_token_id: int, vocab
         fed = checked_tensor("decoder_input_ids", decoder_input_ids)
         if differs(labels, shape_of(fed)):
             raise ValueError(
-                f"labels must have the shape of decoder_input_ids, {shape_of(fed)}, got {shape_of(labels)}"
+                f"labels must have the shape of decoder_input_ids, {shape_of(fed)}, got "
+                f"{shape_of(labels)}"
             )
     return labels
 
@@ -232,7 +246,9 @@ def checked_tensor(name: str, value: Any) -> tf.Tensor:
             tensor = None
         if tensor is not None and tensor.dtype != tf.string:
             return tensor
-    raise TypeError(f"{name} must be a tf.Tensor, got {type(value).__name__}: use return_tensors='tf'")
+    raise TypeError(
+        f"{name} must be a tf.Tensor, got {type(value).__name__}: use return_tensors='tf'"
+    )
 
 
 def shape_of(value: Any) -> tuple[int | None, ...] | None:
@@ -245,16 +261,20 @@ def differs(value: tf.Tensor, wanted: tuple[int | None, ...] | None) -> bool:
     return arguments.differs(shape_of(value), wanted)
 
 
-def checked_questions(input_ids: Any, attention_mask: Any, vocabulary: int | None = None) -> tf.Tensor:
+def checked_questions(
+    input_ids: Any, attention_mask: Any, vocabulary: int | None = None
+) -> tf.Tensor:
     """The questions' ids (B, Q), if they can be encoded.
 
     Raises:
         TypeError: something other than tensors and arrays, or ids that are no integers.
-        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of another shape or with
-            other numbers than 0 and 1.
+        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of
+            another shape or with other numbers than 0 and 1.
     """
     if input_ids is None:
-        raise ValueError("input_ids must be given to retrieve documents (or pass the three context arguments)")
+        raise ValueError(
+            "input_ids must be given to retrieve documents (or pass the three context arguments)"
+        )
     ids = checked_tensor("input_ids", input_ids)
     told = facts("input_ids", ids)
     arguments.check_integers(told)
@@ -266,18 +286,34 @@ def checked_questions(input_ids: Any, attention_mask: Any, vocabulary: int | Non
 
 def check_text(ids: Any, embeds: Any, mask: Any = None, types: Any = None) -> None:
     """Refuses what an encoder cannot read; see `rag_core.arguments.check_text`."""
-    given = {"input_ids": ids, "inputs_embeds": embeds, "attention_mask": mask, "token_type_ids": types}
-    told = {name: facts(name, checked_tensor(name, each)) for name, each in given.items() if each is not None}
+    given = {
+        "input_ids": ids,
+        "inputs_embeds": embeds,
+        "attention_mask": mask,
+        "token_type_ids": types,
+    }
+    told = {
+        name: facts(name, checked_tensor(name, each))
+        for name, each in given.items()
+        if each is not None
+    }
     read = told["input_ids" if embeds is None else "inputs_embeds"]
     arguments.check_text(read, told.get("attention_mask"), told.get("token_type_ids"))
     if mask is not None:
-        check_values(read.name, None, None, "attention_mask", checked_tensor("attention_mask", mask))
+        check_values(
+            read.name, None, None, "attention_mask", checked_tensor("attention_mask", mask)
+        )
 
 
 def search_in_graph(
-    retriever: Any, questions: tf.Tensor, vectors: tf.Tensor, options: dict[str, Any], tokenized: bool
+    retriever: Any,
+    questions: tf.Tensor,
+    vectors: tf.Tensor,
+    options: dict[str, Any],
+    tokenized: bool,
 ) -> dict[str, tf.Tensor]:
-    """A search as a node of the caller's graph, which calls back to Python: such a graph cannot be exported.
+    """A search as a node of the caller's graph, which calls back to Python: such a graph cannot be
+    exported.
 
     Args:
         retriever: a `RagRetriever`, or any callable like it.
@@ -304,16 +340,24 @@ def search_in_graph(
         whole = {"doc_mask": np.ones(np.shape(found["doc_ids"]), bool), **found}
         return [to_numpy(whole[name]).astype(kind.as_numpy_dtype) for name, kind in kinds.items()]
 
-    found = tf.numpy_function(search, (questions, tf.cast(vectors, tf.float32)), list(kinds.values()))
+    found = tf.numpy_function(
+        search, (questions, tf.cast(vectors, tf.float32)), list(kinds.values())
+    )
     batch, n_docs = questions.shape[0], options["n_docs"]
     shapes = {"retrieved_doc_embeds": (batch, n_docs, vectors.shape[1]), "doc_ids": (batch, n_docs)}
     shapes["doc_mask"] = shapes["doc_ids"]
     rows = (None if batch is None else batch * n_docs, None)
-    return {name: tf.ensure_shape(tensor, shapes.get(name, rows)) for name, tensor in zip(kinds, found, strict=True)}
+    return {
+        name: tf.ensure_shape(tensor, shapes.get(name, rows))
+        for name, tensor in zip(kinds, found, strict=True)
+    }
 
 
 def to_device(value: Any) -> tf.Tensor:
-    """A tensor, array or nested lists as a tensor, placed by TensorFlow; numbers in lists become int64 or float32."""
+    """A tensor, array or nested lists as a tensor, placed by TensorFlow.
+
+    Numbers in lists become int64 or float32.
+    """
     if isinstance(value, tf.Tensor | tf.Variable):
         return tf.convert_to_tensor(value)
     array = to_numpy(value)

@@ -1,7 +1,8 @@
-"""Generation as a SavedModel: TensorFlow alone loads and runs it, without this package, its tokenizers or Python.
+"""Generation as a SavedModel: TensorFlow alone loads and runs it, without this package, its
+tokenizers or Python.
 
-Letters: B questions, N documents a question, S context length, n sequences handed back for each question, T tokens of
-each.
+Letters: B questions, N documents a question, S context length, n sequences handed back for each
+question, T tokens of each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from rag_core.generation import GenerationConfig, returned_sequences, sequence_options, token_options
+from rag_core.generation import (
+    GenerationConfig,
+    returned_sequences,
+    sequence_options,
+    token_options,
+)
 from rag_core.hub import atomic_folder, clear
 from rag_tf.decoding import running
 from rag_tf.graph_decoding import sequence_graph, token_graph
@@ -24,10 +30,28 @@ from rag_tf.seq2seq import Generator
 _Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 # what a `generate` call may be given besides, and a file can't hold
 _PYTHON = (
-    *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "seed", "decoder_input_ids"),
-    *("negative_prompt_ids", "negative_prompt_attention_mask", "question_text", "input_ids", "attention_mask"),
+    *(
+        "logits_processor",
+        "stopping_criteria",
+        "prefix_allowed_tokens_fn",
+        "streamer",
+        "seed",
+        "decoder_input_ids",
+    ),
+    *(
+        "negative_prompt_ids",
+        "negative_prompt_attention_mask",
+        "question_text",
+        "input_ids",
+        "attention_mask",
+    ),
 )
-_RETURNED = ("return_dict_in_generate", "output_scores", "output_attentions", "output_hidden_states")
+_RETURNED = (
+    "return_dict_in_generate",
+    "output_scores",
+    "output_attentions",
+    "output_hidden_states",
+)
 
 
 def export_saved_model(
@@ -43,20 +67,23 @@ def export_saved_model(
 ) -> Path:
     """Writes `model.generate`, from contexts on, as a SavedModel.
 
-    Both signatures, "serving_default" with int64 and "serving_int32" with int32 ids, take `context_input_ids` and
-    `context_attention_mask` (B*N, S) and `doc_scores` (B, N), at any B, N and S, and return `sequences` (B*n, T) int64
-    and, for RAG-Sequence or with beams, `sequences_scores` (B*n,). The tokens are those of `model.generate`. In Python
+    Both signatures, "serving_default" with int64 and "serving_int32" with int32 ids, take
+    `context_input_ids` and `context_attention_mask` (B*N, S) and `doc_scores` (B, N), at any B, N
+    and S, and return `sequences` (B*n, T) int64 and, for RAG-Sequence or with beams,
+    `sequences_scores` (B*n,). The tokens are those of `model.generate`. In Python
     `tf.saved_model.load(folder).generate(ids, mask, scores)` does the same with either type.
 
     Args:
         model: a RagTokenForGeneration or RagSequenceForGeneration.
         folder: where to; it must be empty or not exist.
-        num_beams: beams; this and all that follows, where not given, is what `model.generate` would use.
+        num_beams: beams; this and all that follows, where not given, is what `model.generate` would
+            use.
         max_length: most tokens of a sequence, start token included.
         num_return_sequences: n.
         do_deduplication: RAG-Sequence: whether a candidate found twice counts once.
         generation_config: options, as in `generate`.
-        **options: other options of `GenerationConfig`: lengths, forced, suppressed and repeated tokens, penalties.
+        **options: other options of `GenerationConfig`: lengths, forced, suppressed and repeated
+            tokens, penalties.
 
     Returns:
         The folder.
@@ -70,20 +97,31 @@ def export_saved_model(
     head = getattr(model, "head", None)
     if head not in ("token", "sequence"):
         raise TypeError(
-            f"model must be a RagTokenForGeneration or RagSequenceForGeneration; got {type(model).__name__}"
+            "model must be a RagTokenForGeneration or RagSequenceForGeneration; got "
+            f"{type(model).__name__}"
         )
     generator = model.generator
     if not isinstance(generator, Generator):
         raise TypeError(
-            f"model.generator must be rag_tf's BART or T5 to be exported; got {type(generator).__name__}, whose "
-            "decoding runs in Python. Export it with its own library's tools, or load its weights into rag_tf's network"
+            "model.generator must be rag_tf's BART or T5 to be exported; got "
+            f"{type(generator).__name__}, whose decoding runs in Python. Export it with its own "
+            "library's tools, or load its weights into rag_tf's network"
         )
     target = Path(folder)
     clear(target)
     if target.is_dir() and any(target.iterdir()):
-        raise FileExistsError(f"folder {str(folder)!r} is not empty: remove what is in it, or name another folder")
+        raise FileExistsError(
+            f"folder {str(folder)!r} is not empty: remove what is in it, or name another folder"
+        )
     program = _program(
-        model, head, num_beams, max_length, num_return_sequences, do_deduplication, generation_config, options
+        model,
+        head,
+        num_beams,
+        max_length,
+        num_return_sequences,
+        do_deduplication,
+        generation_config,
+        options,
     )
     with running(model), _without_dropout(generator), atomic_folder(target) as draft:
         holder, signatures = _traced(generator, program)
@@ -110,12 +148,17 @@ def _program(
     ):
         asked = [name for name in names if keywords.get(name)]
         if asked:
-            raise ValueError(f"{', '.join(asked)} can't be exported ({asked[0]} {why}): leave it out")
+            raise ValueError(
+                f"{', '.join(asked)} can't be exported ({asked[0]} {why}): leave it out"
+            )
     if max_length is not None:
         keywords["max_length"] = max_length
     if head == "token":
         if do_deduplication is not None:
-            raise ValueError("do_deduplication is an option of RAG-Sequence; this is a RAG-Token model: leave it out")
+            raise ValueError(
+                "do_deduplication is an option of RAG-Sequence; this is a RAG-Token model: leave "
+                "it out"
+            )
         given = {"num_beams": num_beams, "num_return_sequences": num_return_sequences}
         keywords |= {name: value for name, value in given.items() if value is not None}
         options = token_options(model, generation_config, **keywords)
@@ -128,7 +171,9 @@ def _program(
         model,
         options,
         num_return_sequences=returned_sequences(model, num_return_sequences, generation_config),
-        do_deduplication=model.config.do_deduplication if do_deduplication is None else bool(do_deduplication),
+        do_deduplication=model.config.do_deduplication
+        if do_deduplication is None
+        else bool(do_deduplication),
     )
 
 
@@ -136,7 +181,9 @@ def _check(generator: Generator, options: GenerationConfig) -> None:
     """Refuses options before anything is traced."""
     table = generator.get_input_embeddings().num_embeddings
     if not 0 <= options.decoder_start_token_id < table:  # type: ignore[operator]
-        raise ValueError(f"decoder_start_token_id must be below {table}; got {options.decoder_start_token_id}")
+        raise ValueError(
+            f"decoder_start_token_id must be below {table}; got {options.decoder_start_token_id}"
+        )
     GraphRules(options, int(generator.get_output_embeddings().weight.shape[0]))
     generator.check_length(options.max_length)
 
@@ -148,30 +195,45 @@ def _traced(generator: Generator, program: _Program) -> tuple[tf.Module, dict[st
     table = generator.get_input_embeddings().num_embeddings
 
     def specs(ids: tf.DType) -> list[tf.TensorSpec]:
-        contexts = [tf.TensorSpec([None, None], ids, n) for n in ("context_input_ids", "context_attention_mask")]
+        contexts = [
+            tf.TensorSpec([None, None], ids, n)
+            for n in ("context_input_ids", "context_attention_mask")
+        ]
         return [*contexts, tf.TensorSpec([None, None], wide, "doc_scores")]
 
     @tf.function(input_signature=specs(tf.int64), autograph=False)
     def run(ids: tf.Tensor, mask: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
         shape = tf.shape(ids)
-        tf.debugging.assert_equal(shape, tf.shape(mask), "context_attention_mask must be as large as context_input_ids")
-        tf.debugging.assert_equal(shape[0], tf.size(scores), "context_input_ids must have B*N rows, doc_scores (B, N)")
+        tf.debugging.assert_equal(
+            shape, tf.shape(mask), "context_attention_mask must be as large as context_input_ids"
+        )
+        tf.debugging.assert_equal(
+            shape[0], tf.size(scores), "context_input_ids must have B*N rows, doc_scores (B, N)"
+        )
         inside = tf.reduce_all((ids >= 0) & (ids < table))
         tf.debugging.Assert(inside, [f"context_input_ids must be at least 0 and below {table}"])
         if limit is not None:
-            tf.debugging.assert_less_equal(shape[1], limit, f"contexts must have {limit} tokens or fewer")
+            tf.debugging.assert_less_equal(
+                shape[1], limit, f"contexts must have {limit} tokens or fewer"
+            )
         return program(ids, mask != 0, scores)
 
     @tf.function(autograph=False)
     def generate(
         context_input_ids: tf.Tensor, context_attention_mask: tf.Tensor, doc_scores: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        return run(tf.cast(context_input_ids, tf.int64), tf.cast(context_attention_mask, tf.int64), doc_scores)
+        return run(
+            tf.cast(context_input_ids, tf.int64),
+            tf.cast(context_attention_mask, tf.int64),
+            doc_scores,
+        )
 
     holder = tf.Module()
     holder.weights, holder.generate = list(generator.parameters()), generate
     types = {"serving_default": tf.int64, "serving_int32": tf.int32}
-    return holder, {name: generate.get_concrete_function(*specs(dtype)) for name, dtype in types.items()}
+    return holder, {
+        name: generate.get_concrete_function(*specs(dtype)) for name, dtype in types.items()
+    }
 
 
 @contextlib.contextmanager

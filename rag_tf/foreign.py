@@ -1,20 +1,23 @@
 """Modules that are not ours as question encoder or generator: the protocol, and the adapters.
 
-**Question or document encoder**: `module(input_ids, attention_mask=...)` returns the vectors (B, D), or something whose
-element 0 they are. A module that returns token states (B, S, d) is wrapped in `ForeignEncoder(module, pooling)`.
+**Question or document encoder**: `module(input_ids, attention_mask=...)` returns the vectors (B,
+D), or something whose element 0 they are. A module that returns token states (B, S, d) is wrapped
+in `ForeignEncoder(module, pooling)`.
 
-**Generator**: `module.config` names `pad_token_id`, `eos_token_id` and `decoder_start_token_id`, and
-`module(input_ids=, attention_mask=, encoder_outputs=, decoder_input_ids=, ...)` returns a record with `logits`
-(R, T, V) and `encoder_last_hidden_state` (R, S, d), accepting the latter back as `encoder_outputs=(states,)`.
-transformers' TensorFlow sequence-to-sequence models are such modules. A module that offers `encode`, `start` and
-`decode` as `BartForConditionalGeneration` does is used as it is, which is faster: `ForeignGenerator` decodes each
-prefix anew unless the module's cache can be reordered.
+**Generator**: `module.config` names `pad_token_id`, `eos_token_id` and `decoder_start_token_id`,
+and `module(input_ids=, attention_mask=, encoder_outputs=, decoder_input_ids=, ...)` returns a
+record with `logits` (R, T, V) and `encoder_last_hidden_state` (R, S, d), accepting the latter back
+as `encoder_outputs=(states,)`. transformers' TensorFlow sequence-to-sequence models are such
+modules. A module that offers `encode`, `start` and `decode` as `BartForConditionalGeneration` does
+is used as it is, which is faster: `ForeignGenerator` decodes each prefix anew unless the module's
+cache can be reordered.
 
-A module is a keras.Model, a tf.Module or any callable; its weights are found in `weights` or `variables`. It runs as it
-is, not in a graph of ours, as it may do anything; it is faster where its own call is a `tf.function`.
+A module is a keras.Model, a tf.Module or any callable; its weights are found in `weights` or
+`variables`. It runs as it is, not in a graph of ours, as it may do anything; it is faster where its
+own call is a `tf.function`.
 
-Letters: B texts, R contexts, K beams of a context, S context length, T target positions now, V vocabulary,
-D vector size.
+Letters: B texts, R contexts, K beams of a context, S context length, T target positions now, V
+vocabulary, D vector size.
 """
 
 from __future__ import annotations
@@ -74,8 +77,9 @@ def encode_questions(
     shape = tuple(outputs[0].shape)
     if len(shape) != 2:
         raise ValueError(
-            f"{type(module).__name__} must return one vector for each text, (B, D), as element 0, got shape {shape}: "
-            "wrap it in rag_tf.foreign.ForeignEncoder(module, pooling='mean') (or 'cls')"
+            f"{type(module).__name__} must return one vector for each text, (B, D), as element 0, "
+            f"got shape {shape}: wrap it in rag_tf.foreign.ForeignEncoder(module, pooling='mean') "
+            "(or 'cls')"
         )
     return outputs
 
@@ -100,7 +104,9 @@ class ForeignEncoder(Module):
         """The module's weights."""
         return named_variables(self.module, f"{prefix}module.")
 
-    def __call__(self, input_ids: tf.Tensor, attention_mask: tf.Tensor | None = None, **kwargs: Any) -> EncoderOutput:
+    def __call__(
+        self, input_ids: tf.Tensor, attention_mask: tf.Tensor | None = None, **kwargs: Any
+    ) -> EncoderOutput:
         """(B, S) ids -> a record whose element 0 is (B, D)."""
         if attention_mask is None:
             pad = getattr(self.config, "pad_token_id", None)
@@ -114,7 +120,9 @@ class ForeignEncoder(Module):
         else:
             weight = tf.cast(attention_mask, states.dtype)[:, :, None]  # (B, S, 1)
             vectors = tf.reduce_sum(states * weight, 1) / tf.maximum(tf.reduce_sum(weight, 1), 1)
-        return EncoderOutput(vectors, getattr(outputs, "hidden_states", None), getattr(outputs, "attentions", None))
+        return EncoderOutput(
+            vectors, getattr(outputs, "hidden_states", None), getattr(outputs, "attentions", None)
+        )
 
 
 def module_config(module: Any) -> Any:
@@ -138,10 +146,12 @@ class ForeignState:
         hidden: (R, S, d).
         mask: (R, S) bool or None.
         beams: K.
-        prefix: (R, K, positions so far), or None without a cache (every call decodes a whole prefix).
+        prefix: (R, K, positions so far), or None without a cache (every call decodes a whole
+            prefix).
         past: the module's own cache for R*K rows, where it can be reordered.
         use_cache: whether to ask the module for one.
-        reorder_cache: the module's function (past, rows) -> past, for caches without a method of that name.
+        reorder_cache: the module's function (past, rows) -> past, for caches without a method of
+            that name.
     """
 
     hidden: tf.Tensor
@@ -172,11 +182,17 @@ class ForeignState:
                 self.past = self.reorder_cache(self.past, rows)
 
     def select(self, rows: tf.Tensor) -> ForeignState:
-        """A state of these contexts only; the module's cache is dropped and made again from the prefixes."""
+        """A state of these contexts only.
+
+        The module's cache is dropped and made again from the prefixes.
+        """
         hidden, mask, prefix = (
-            None if each is None else tf.gather(each, rows) for each in (self.hidden, self.mask, self.prefix)
+            None if each is None else tf.gather(each, rows)
+            for each in (self.hidden, self.mask, self.prefix)
         )
-        return ForeignState(hidden, mask, self.beams, prefix, None, self.use_cache, self.reorder_cache)
+        return ForeignState(
+            hidden, mask, self.beams, prefix, None, self.use_cache, self.reorder_cache
+        )
 
 
 class ForeignGenerator:
@@ -204,7 +220,9 @@ class ForeignGenerator:
     def __call__(self, **kwargs: Any) -> Seq2SeqLMOutput:
         """The module's call as our record."""
         if kwargs.get("encoder_outputs") is not None:
-            kwargs["encoder_outputs"] = self._encoder_outputs(as_encoder_output(kwargs["encoder_outputs"]))
+            kwargs["encoder_outputs"] = self._encoder_outputs(
+                as_encoder_output(kwargs["encoder_outputs"])
+            )
         outputs = self.module(**accepted(self.module, kwargs))
         names = Seq2SeqLMOutput.__dataclass_fields__
         return Seq2SeqLMOutput(**{name: getattr(outputs, name, None) for name in names})
@@ -219,12 +237,24 @@ class ForeignGenerator:
             module = encoder()
             kwargs = accepted(module, {"attention_mask": attention_mask, "return_dict": True})
             return as_encoder_output(module(input_ids, **kwargs)).last_hidden_state
-        start = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(self.config.decoder_start_token_id, input_ids.dtype))
-        outputs = self(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=start, return_dict=True)
+        start = tf.fill(
+            (tf.shape(input_ids)[0], 1),
+            tf.cast(self.config.decoder_start_token_id, input_ids.dtype),
+        )
+        outputs = self(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=start,
+            return_dict=True,
+        )
         return outputs.encoder_last_hidden_state
 
     def start(
-        self, encoder_hidden: tf.Tensor, encoder_mask: tf.Tensor | None, beams: int = 1, max_length: int | None = None
+        self,
+        encoder_hidden: tf.Tensor,
+        encoder_mask: tf.Tensor | None,
+        beams: int = 1,
+        max_length: int | None = None,
     ) -> ForeignState:
         """Prepare decoding: see `rag_tf.seq2seq.Generator.start`."""
         state = ForeignState(encoder_hidden, encoder_mask, beams)
@@ -232,15 +262,26 @@ class ForeignGenerator:
             state.prefix = tf.zeros((encoder_hidden.shape[0], beams, 0), tf.int64)
             names = inspect.signature(getattr(self.module, "call", self.module)).parameters
             state.use_cache = {"past_key_values", "use_cache"} <= set(names)
-            functions = (getattr(self.module, name, None) for name in ("_reorder_cache", "reorder_cache"))
+            functions = (
+                getattr(self.module, name, None) for name in ("_reorder_cache", "reorder_cache")
+            )
             state.reorder_cache = next((each for each in functions if callable(each)), None)
         return state
 
-    def decode(self, tokens: tf.Tensor, state: ForeignState, trace: Trace | None = None) -> tf.Tensor:
-        """Tokens (R, K, T) -> logits (R, K, T, V); with a cache they continue the state's prefixes."""
+    def decode(
+        self, tokens: tf.Tensor, state: ForeignState, trace: Trace | None = None
+    ) -> tf.Tensor:
+        """Tokens (R, K, T) -> logits (R, K, T, V).
+
+        With a cache they continue the state's prefixes.
+        """
         tokens = tf.convert_to_tensor(tokens)
         rows, beams, length = tokens.shape
-        whole = tokens if state.prefix is None else tf.concat([state.prefix, tf.cast(tokens, tf.int64)], 2)
+        whole = (
+            tokens
+            if state.prefix is None
+            else tf.concat([state.prefix, tf.cast(tokens, tf.int64)], 2)
+        )
         fresh = state.past is None
         inputs = whole if fresh else tokens
         hidden = tf.repeat(state.hidden, beams, 0)  # (R*K, S, d)
@@ -256,19 +297,28 @@ class ForeignGenerator:
             return_dict=True,
         )
         if trace is not None:
-            if trace.want_attentions and not (outputs.decoder_attentions and outputs.cross_attentions):
+            if trace.want_attentions and not (
+                outputs.decoder_attentions and outputs.cross_attentions
+            ):
                 raise ValueError(
-                    f"output_attentions: {type(self.module).__name__} hands back no attentions, which some of "
-                    "transformers' models do only when made with output_attentions=True in their config"
+                    f"output_attentions: {type(self.module).__name__} hands back no attentions, "
+                    "which some of transformers' models do only when made with "
+                    "output_attentions=True in their config"
                 )
             for each in outputs.decoder_hidden_states or ():
                 trace.hidden(each)
-            for own, cross in zip(outputs.decoder_attentions or (), outputs.cross_attentions or (), strict=True):
+            for own, cross in zip(
+                outputs.decoder_attentions or (), outputs.cross_attentions or (), strict=True
+            ):
                 trace.attentions(own, cross)
         if state.prefix is not None:
             state.prefix = whole
         past = outputs.past_key_values
-        if state.use_cache and past is not None and (_reorders_itself(past) or state.reorder_cache is not None):
+        if (
+            state.use_cache
+            and past is not None
+            and (_reorders_itself(past) or state.reorder_cache is not None)
+        ):
             state.past = past
         logits = outputs.logits[:, -length:]  # (R*K, T, V)
         return tf.reshape(logits, (rows, beams, length, -1))

@@ -1,8 +1,9 @@
-"""Generation of both heads as one graph, from contexts to sequences: `rag_tf.decoding` where no Python may run.
+"""Generation of both heads as one graph, from contexts to sequences: `rag_tf.decoding` where no
+Python may run.
 
-Letters: B questions, N documents a question, K beams, W = N * K sequences found for a question, C most candidates of a
-question, L their longest, S context length, M most tokens, R rows, n sequences handed back for each question, d width,
-V vocabulary.
+Letters: B questions, N documents a question, K beams, W = N * K sequences found for a question, C
+most candidates of a question, L their longest, S context length, M most tokens, R rows, n sequences
+handed back for each question, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ def token_graph(
         `sequences` (B*n, T) int64 and, with beams, `sequences_scores` (B*n,).
     """
     ids, mask = _trimmed(ids, mask)
-    found = _searched(model.generator, options, model.generator.encode(ids, mask, False), mask, doc_log_probs(scores))
+    found = _searched(
+        model.generator,
+        options,
+        model.generator.encode(ids, mask, False),
+        mask,
+        doc_log_probs(scores),
+    )
     result = {"sequences": found.sequences[:, : found.width]}
     return result if found.scores is None else result | {"sequences_scores": found.scores}
 
@@ -66,7 +73,8 @@ def sequence_graph(
         do_deduplication: whether a candidate found twice counts once.
 
     Returns:
-        `sequences` (B*n, L) int64 and `sequences_scores` (B*n,), rows left over as in `decoding.generate_sequence`.
+        `sequences` (B*n, L) int64 and `sequences_scores` (B*n,), rows left over as in
+        `decoding.generate_sequence`.
     """
     generator, pad = model.generator, options.pad_token_id
     # the searches read their mask off the pad tokens (compatibility Q23)
@@ -75,7 +83,8 @@ def sequence_graph(
     hidden = generator.encode(read, real, False)
     found = _searched(generator, options, hidden, real, None)
     filler = model.config.generator.pad_token_id or 0
-    tokens, exists = _candidates(found, tf.shape(scores)[0], filler, do_deduplication)  # (B, C, L), (B, C)
+    # (B, C, L), (B, C)
+    tokens, exists = _candidates(found, tf.shape(scores)[0], filler, do_deduplication)
 
     def anew() -> tuple[tf.Tensor, tf.Tensor]:
         read, real = _trimmed(ids, mask)
@@ -87,7 +96,9 @@ def sequence_graph(
     none = [tf.shape(tokens)[0], num_return_sequences]
     lowest = tf.constant(-float("inf"), weights.dtype)
     weights = tf.concat([tf.where(exists, weights, lowest), tf.fill(none, lowest)], axis=1)
-    tokens = tf.concat([tokens, tf.fill([*none, tf.shape(tokens)[2]], tf.constant(filler, tf.int64))], axis=1)
+    tokens = tf.concat(
+        [tokens, tf.fill([*none, tf.shape(tokens)[2]], tf.constant(filler, tf.int64))], axis=1
+    )
     best, order = tf.math.top_k(weights, num_return_sequences)  # of equals the earlier one first
     chosen = tf.gather(tokens, order, batch_dims=1)  # (B, n, L)
     return {
@@ -104,7 +115,11 @@ def _trimmed(ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _searched(
-    generator: Any, options: GenerationConfig, hidden: tf.Tensor, mask: tf.Tensor, log_priors: tf.Tensor | None
+    generator: Any,
+    options: GenerationConfig,
+    hidden: tf.Tensor,
+    mask: tf.Tensor,
+    log_priors: tf.Tensor | None,
 ) -> Found:
     """One search for each context (R, S, d), or with `log_priors` (B, N) for each question."""
     beams = options.num_beams
@@ -119,12 +134,14 @@ def _searched(
 def steps(
     generator: Any, state: DecodeState, log_priors: tf.Tensor | None, beams: int
 ) -> tuple[Scorer, Reorder, list[tf.Tensor]]:
-    """How a search gets its scores: what `graph_search.search` takes, and the state as the tensors that a loop carries.
+    """How a search gets its scores: what `graph_search.search` takes, and the state as the tensors
+    that a loop carries.
 
     Args:
         generator: a `rag_tf.seq2seq.Generator`.
         state: as its `start` returns it.
-        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain generator.
+        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain
+            generator.
         beams: K.
     """
     docs = 1 if log_priors is None else tf.shape(log_priors)[1]
@@ -132,7 +149,8 @@ def steps(
     def scorer(tokens: tf.Tensor, kept: Any) -> tuple[tf.Tensor, Any]:
         now = resumed(state, kept, beams)
         fed = tf.repeat(tokens, docs, axis=0)  # (Q*N, K, 1)
-        fed.set_shape((None, *tokens.shape[1:]))  # a single position is spared its mask and the swapping of axes
+        # a single position is spared its mask and the swapping of axes
+        fed.set_shape((None, *tokens.shape[1:]))
         logits = widen(generator.decode(fed, now)[:, :, -1])  # (Q*N, K, V)
         if log_priors is not None:
             apart = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
@@ -165,8 +183,13 @@ def _vocabulary(generator: Any) -> int:
     return int(generator.get_output_embeddings().weight.shape[0])
 
 
-def _candidates(found: Found, questions: tf.Tensor, pad: int, deduplicate: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """The twin of `collect_candidates`: (B, C, L) distinct candidates in the order found, and which exist (B, C)."""
+def _candidates(
+    found: Found, questions: tf.Tensor, pad: int, deduplicate: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The twin of `collect_candidates`.
+
+    (B, C, L) distinct candidates in the order found, and which exist (B, C).
+    """
     width = found.sequences.shape[1]
     rows = tf.reshape(found.sequences, [questions, -1, width])  # (B, W, M)
     lengths = tf.reshape(found.lengths, tf.shape(rows)[:2])  # (B, W)
@@ -186,7 +209,12 @@ def _candidates(found: Found, questions: tf.Tensor, pad: int, deduplicate: bool)
 
 
 def _thorough(
-    model: Any, hidden: tf.Tensor, mask: tf.Tensor, log_priors: tf.Tensor, tokens: tf.Tensor, exists: tf.Tensor
+    model: Any,
+    hidden: tf.Tensor,
+    mask: tf.Tensor,
+    log_priors: tf.Tensor,
+    tokens: tf.Tensor,
+    exists: tf.Tensor,
 ) -> tf.Tensor:
     """The twin of `rescoring.thorough_scores`: (B, C)."""
     config, generator = model.config, model.generator
@@ -214,9 +242,15 @@ def _thorough(
 
 
 def _scored(
-    generator: Any, hidden: tf.Tensor, mask: tf.Tensor, tokens: tf.Tensor, target: tf.Tensor, smooth: bool
+    generator: Any,
+    hidden: tf.Tensor,
+    mask: tf.Tensor,
+    tokens: tf.Tensor,
+    target: tf.Tensor,
+    smooth: bool,
 ) -> list[tf.Tensor]:
-    """Log-probability of each target token (R, C, L), and with `smooth` the sum over the vocabulary beside it.
+    """Log-probability of each target token (R, C, L), and with `smooth` the sum over the vocabulary
+    beside it.
 
     Block by block: a few contexts and candidates at once.
     """
@@ -245,7 +279,9 @@ def _scored(
         _, line = _loop(lambda left, _: left < count, block, start)
         return top + height, _joined(done, line, 0)
 
-    _, scored = _loop(lambda top, _: top < rows, lines, [tf.zeros([0, count, length], dtype)] * parts)
+    _, scored = _loop(
+        lambda top, _: top < rows, lines, [tf.zeros([0, count, length], dtype)] * parts
+    )
     return scored
 
 
@@ -256,4 +292,6 @@ def _joined(old: list[tf.Tensor], new: list[tf.Tensor], axis: int) -> list[tf.Te
 def _loop(going: Any, body: Any, start: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """tf.while_loop over a number and tensors (., ., .) that grow."""
     open_axes = [tf.TensorShape([None, None, None])] * len(start)
-    return tf.while_loop(going, body, (tf.constant(0), start), shape_invariants=(tf.TensorShape([]), open_axes))
+    return tf.while_loop(
+        going, body, (tf.constant(0), start), shape_invariants=(tf.TensorShape([]), open_axes)
+    )

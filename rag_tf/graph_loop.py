@@ -1,7 +1,7 @@
 """The searches of `generate` as a loop in a graph: no step of it comes back to Python.
 
-Python has its turn where half of the searches are over, so that the others go on alone. What calls for Python in each
-step is left to `rag_tf.step_loop`.
+Python has its turn where half of the searches are over, so that the others go on alone. What calls
+for Python in each step is left to `rag_tf.step_loop`.
 Letters: Q searches, K beams, N documents of a search, P start tokens, V vocabulary.
 """
 
@@ -28,7 +28,8 @@ _REMEMBERED = 32
 
 
 def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) -> Finished | None:
-    """Runs all searches to their end, if a graph can; None where it can't, and then nothing has changed.
+    """Runs all searches to their end, if a graph can; None where it can't, and then nothing has
+    changed.
 
     Args:
         decoder: scores the next token.
@@ -39,10 +40,20 @@ def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) ->
         What rag_core.generation.beam would hand back.
     """
     generator, state = decoder.generator, decoder.state
-    plain = not decoder.traced and decoder.without is None and options.use_cache and not options.output_scores
+    plain = (
+        not decoder.traced
+        and decoder.without is None
+        and options.use_cache
+        and not options.output_scores
+    )
     if not plain or decoder.beams != options.num_beams or starts.shape[1] > 1:
         return None
-    if not tracing() or not in_graphs(generator, state) or generator.in_training(None) or not offered(options):
+    if (
+        not tracing()
+        or not in_graphs(generator, state)
+        or generator.in_training(None)
+        or not offered(options)
+    ):
         return None
     size = int(generator.get_output_embeddings().weight.shape[0])
     if size <= len(set(options.eos_token_ids)):
@@ -62,10 +73,12 @@ class _Search:
         self.asked: dict[tuple[Plan, bool], None] = {}
 
     def worth(self, plan: Plan, mixed: bool, most: float) -> bool:
-        """Whether to make its graph, which takes seconds: when the same options are asked for again.
+        """Whether to make its graph, which takes seconds: when the same options are asked for
+        again.
 
-        So neither a single answer nor many options tried out once wait for it; nor do more options in rotation than
-        there is memory for graphs (`most`), each of which would be made anew every time.
+        So neither a single answer nor many options tried out once wait for it; nor do more options
+        in rotation than there is memory for graphs (`most`), each of which would be made anew every
+        time.
         """
         asked = plan, mixed
         known = asked in self.asked
@@ -84,7 +97,9 @@ class _Search:
         now: Moment,
         stop: tf.Tensor,
     ) -> tuple[DecodeState, Moment]:
-        """Goes on before the length `stop`, while all scores are numbers and more than half of the searches go on."""
+        """Goes on before the length `stop`, while all scores are numbers and more than half of
+        the searches go on.
+        """
         scorer, reorder, kept = steps(self.generator, state, log_priors, plan.beams)
         searches = tf.size(now.searches.finished)
 
@@ -93,7 +108,9 @@ class _Search:
             return (now.length < stop) & now.sound & (2 * alive > searches)
 
         (end,) = tf.while_loop(
-            going, lambda now: [plan.step(scorer, reorder, divisors, now)], [now._replace(state=kept)]
+            going,
+            lambda now: [plan.step(scorer, reorder, divisors, now)],
+            [now._replace(state=kept)],
         )
         return resumed(state, end.state, plan.beams), end._replace(state=())
 
@@ -101,36 +118,53 @@ class _Search:
 class _Run:
     """One call's searches, as they get fewer."""
 
-    def __init__(self, decoder: Decoder, options: GenerationConfig, plan: Plan, graph: Graph) -> None:
-        self.generator, self.options, self.plan, self.graph = decoder.generator, options, plan, graph
-        # the decoder's own state stays as it is, for Python to begin with if the graph does not come to an end
+    def __init__(
+        self, decoder: Decoder, options: GenerationConfig, plan: Plan, graph: Graph
+    ) -> None:
+        self.generator, self.options, self.plan, self.graph = (
+            decoder.generator,
+            options,
+            plan,
+            graph,
+        )
+        # the decoder's own state stays as it is, for Python to begin with if the graph does not
+        # come to an end
         self.state, self.priors, self.docs = replace(decoder.state), decoder.priors, decoder.docs
         self.over: list[Any] = []  # searches that have been let go of
 
     def result(self, starts: np.ndarray) -> Finished | None:
         """What the searches from (Q, P) found; None where scores were no numbers."""
         limit, length = self.options.max_length, starts.shape[1]
-        dtypes = [self.state.cross[0][0].dtype] + ([] if self.priors is None else [self.priors.dtype])
+        dtypes = [self.state.cross[0][0].dtype] + (
+            [] if self.priors is None else [self.priors.dtype]
+        )
         dtype = tf.float64 if tf.float64 in dtypes else tf.float32
         divisors = tf.constant(self.plan.divisors())
         now = self.plan.begin(tf.constant(starts), dtype)
         while length < limit and len(now.searches.finished):
             stop = self._room(length, limit)
-            state, now = self.graph(self.plan, self.state, self.priors, divisors, now, tf.constant(stop))
+            state, now = self.graph(
+                self.plan, self.state, self.priors, divisors, now, tf.constant(stop)
+            )
             if not now.sound:
                 return None
             length = int(now.length)
-            self.state = replace(state, beams=self.state.beams, max_length=self.state.max_length, position=length - 1)
+            self.state = replace(
+                state, beams=self.state.beams, max_length=self.state.max_length, position=length - 1
+            )
             now = now._replace(searches=self._alive(now.searches))
         wanted = self.options.num_return_sequences
         return _finished(_FOUND(self.plan, self._all(now.searches), now.length, divisors, wanted))
 
     def _room(self, length: int, limit: int) -> int:
-        """How long sequences of `length` tokens may get before it is Python's turn again, `limit` at most."""
+        """How long sequences of `length` tokens may get before it is Python's turn again,
+        `limit` at most.
+        """
         with suppress(ValueError):
             self.generator.reserve(self.state, limit - length)
             return limit
-        # The network has fewer positions. Whether they are enough, the searches will show, step by step.
+        # The network has fewer positions. Whether they are enough, the searches will show, step by
+        # step.
         self.generator.reserve(self.state, 1)
         return length + 1
 

@@ -1,7 +1,7 @@
 """What searches in a graph keep from step to step, and how it is written to.
 
-Letters: Q searches, K beams, A or B of a search's things, P start tokens, t tokens so far, M most tokens, n sequences
-handed back for each search.
+Letters: Q searches, K beams, A or B of a search's things, P start tokens, t tokens so far, M most
+tokens, n sequences handed back for each search.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ class Found(NamedTuple):
         lengths: (Q * n,) tokens before the padding, int32.
         sum_log_probs: (Q * n,) sum of the step scores of the generated tokens, end token included.
         width: columns that rag_core.generation.beam would hand back, a scalar.
-        scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty; None without beams.
-        beam_indices: (Q * n, M) row, of the Q * K, that generated token i continued, then -1; None without beams.
+        scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty; None without
+            beams.
+        beam_indices: (Q * n, M) row, of the Q * K, that generated token i continued, then -1; None
+            without beams.
     """
 
     sequences: tf.Tensor
@@ -34,7 +36,10 @@ class Found(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The K best finished sequences of each search, in the order in which they came; empty places lie in front."""
+    """The K best finished sequences of each search, in the order in which they came.
+
+    Empty places lie in front.
+    """
 
     scores: tf.Tensor  # (Q, K) float64, as Python computes them
     sums: tf.Tensor  # (Q, K)
@@ -69,7 +74,8 @@ class Moment(NamedTuple):
     """All that a step changes."""
 
     length: tf.Tensor  # t
-    sound: tf.Tensor  # whether all scores were numbers so far; what to make of others, rag_core decides
+    # whether all scores were numbers so far; what to make of others, rag_core decides
+    sound: tf.Tensor
     searches: Any  # Beams or Rows
     state: Any
 

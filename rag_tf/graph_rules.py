@@ -1,6 +1,8 @@
-"""The rules of a decoding step inside a graph: the twin of `StepRules`, for options known beforehand.
+"""The rules of a decoding step inside a graph: the twin of `StepRules`, for options known
+beforehand.
 
-Letters: R rows (searches * K beams), t tokens so far, M most tokens, V vocabulary, W sequences of a list of words.
+Letters: R rows (searches * K beams), t tokens so far, M most tokens, V vocabulary, W sequences of a
+list of words.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ def check_options(options: GenerationConfig) -> None:
     for name, (nothing, why) in _REFUSED.items():
         value = getattr(options, name)
         if value is not None and value != nothing:
-            raise ValueError(f"{name}={value!r} is not offered in a graph ({why}): leave it out, or use generate()")
+            raise ValueError(
+                f"{name}={value!r} is not offered in a graph ({why}): leave it out, or use "
+                "generate()"
+            )
 
 
 def offered(options: GenerationConfig) -> bool:
@@ -53,7 +58,8 @@ class GraphRules:
         prompt_length: tokens that the decoder starts from.
 
     Raises:
-        ValueError: an option that a graph can't have, or one that names a token outside the vocabulary.
+        ValueError: an option that a graph can't have, or one that names a token outside the
+            vocabulary.
     """
 
     def __init__(self, options: GenerationConfig, vocab_size: int, prompt_length: int = 1) -> None:
@@ -77,8 +83,12 @@ class GraphRules:
             scores += tf.cast(self._sums(tokens, length, rules.bias), scores.dtype)
         if o.repetition_penalty not in (None, 1.0):
             written = tf.range(tf.shape(tokens)[1])[None] < length  # (1, M)
-            worse = tf.where(scores < 0, scores * o.repetition_penalty, scores / o.repetition_penalty)
-            scores = tf.where(self._marked(tokens, tf.broadcast_to(written, tf.shape(tokens))), worse, scores)
+            worse = tf.where(
+                scores < 0, scores * o.repetition_penalty, scores / o.repetition_penalty
+            )
+            scores = tf.where(
+                self._marked(tokens, tf.broadcast_to(written, tf.shape(tokens))), worse, scores
+            )
         if o.no_repeat_ngram_size:
             scores = _ban(scores, self._repeats(tokens, length, o.no_repeat_ngram_size))
         if rules.bad_words:
@@ -89,7 +99,9 @@ class GraphRules:
         if o.forced_bos_token_id is not None:
             scores = self._force(scores, [o.forced_bos_token_id], tf.equal(length, 1))
         if o.forced_eos_token_id is not None:
-            scores = self._force(scores, as_ids(o.forced_eos_token_id), tf.equal(length, tf.shape(tokens)[1] - 1))
+            scores = self._force(
+                scores, as_ids(o.forced_eos_token_id), tf.equal(length, tf.shape(tokens)[1] - 1)
+            )
         if o.remove_invalid_values:
             finite = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), finite)
@@ -98,7 +110,9 @@ class GraphRules:
         if o.suppress_tokens:
             scores = _ban(scores, self._at(o.suppress_tokens))
         if o.begin_suppress_tokens:
-            scores = _ban(scores, self._at(o.begin_suppress_tokens) & tf.equal(length, rules.begin_index))
+            scores = _ban(
+                scores, self._at(o.begin_suppress_tokens) & tf.equal(length, rules.begin_index)
+            )
         for place, token in rules.forced.items():
             scores = self._force(scores, [token], tf.equal(length, place))
         return tf.nn.log_softmax(scores) if o.renormalize_logits else scores
@@ -115,24 +129,33 @@ class GraphRules:
 
     def _decayed(self, scores: tf.Tensor, new: tf.Tensor, start: int, factor: float) -> tf.Tensor:
         # a table, so that the powers are Python's
-        grown = [factor ** (i - start) - 1 if i > start else 0.0 for i in range(self.options.max_length + 1)]
+        grown = [
+            factor ** (i - start) - 1 if i > start else 0.0
+            for i in range(self.options.max_length + 1)
+        ]
         more = tf.gather(tf.constant(grown, scores.dtype), new)
         bent = tf.where(tf.math.is_inf(scores), scores, scores + tf.abs(scores) * more)
         return tf.where(self._at(self.rules.eos) & (new > start), bent, scores)
 
-    def _sums(self, tokens: tf.Tensor, length: tf.Tensor, words: list[tuple[np.ndarray, float]]) -> tf.Tensor:
+    def _sums(
+        self, tokens: tf.Tensor, length: tf.Tensor, words: list[tuple[np.ndarray, float]]
+    ) -> tf.Tensor:
         """(R, V) float32: the values of the sequences that each next token would complete."""
         longest = max(len(ids) for ids, _ in words)
-        begins = np.full((len(words), longest - 1), -1, dtype=np.int64)  # (W, longest - 1); -1 = any token
+        # (W, longest - 1); -1 = any token
+        begins = np.full((len(words), longest - 1), -1, dtype=np.int64)
         for row, (ids, _) in enumerate(words):
             begins[row, longest - len(ids) :] = ids[:-1]
         # a sequence of one token is always complete, longer ones need all their tokens written
         needed = tf.constant([0 if len(ids) == 1 else len(ids) for ids, _ in words])
         last = _last(tokens, length, longest - 1)  # (R, longest - 1)
-        hit = tf.reduce_all((last[:, None] == begins) | (begins == -1), axis=2) & (needed <= length)  # (R, W)
+        # (R, W)
+        hit = tf.reduce_all((last[:, None] == begins) | (begins == -1), axis=2) & (needed <= length)
         values = tf.where(hit, tf.constant([value for _, value in words], tf.float32), 0.0)
         ends = tf.constant([int(ids[-1]) for ids, _ in words])
-        return tf.transpose(tf.math.unsorted_segment_sum(tf.transpose(values), ends, self.vocab_size))
+        return tf.transpose(
+            tf.math.unsorted_segment_sum(tf.transpose(values), ends, self.vocab_size)
+        )
 
     def _repeats(self, tokens: tf.Tensor, length: tf.Tensor, n: int) -> tf.Tensor:
         """(R, V) True at tokens that would complete an n-gram written before."""
@@ -146,7 +169,9 @@ class GraphRules:
 
     def _marked(self, ids: tf.Tensor, which: tf.Tensor) -> tf.Tensor:
         """(R, V) True at the ids (R, L) where `which` (R, L) is True."""
-        rows = tf.broadcast_to(tf.range(tf.shape(ids, tf.int64)[0], dtype=tf.int64)[:, None], tf.shape(ids))
+        rows = tf.broadcast_to(
+            tf.range(tf.shape(ids, tf.int64)[0], dtype=tf.int64)[:, None], tf.shape(ids)
+        )
         # those not meant go to a column beyond the vocabulary
         columns = tf.where(which, ids, self.vocab_size)
         marks = tf.zeros([tf.shape(ids)[0], self.vocab_size + 1], tf.int32)
@@ -156,7 +181,10 @@ class GraphRules:
 
 
 def _last(tokens: tf.Tensor, length: tf.Tensor, count: int) -> tf.Tensor:
-    """The `count` tokens before position t, (R, count); where there are fewer, the first one stands for them."""
+    """The `count` tokens before position t, (R, count).
+
+    Where there are fewer, the first one stands for them.
+    """
     return tf.gather(tokens, tf.maximum(length - count + tf.range(count), 0), axis=1)
 
 

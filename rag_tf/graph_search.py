@@ -1,9 +1,11 @@
-"""Beam search and greedy search as one loop in a graph: the twin of rag_core.generation's, for where no Python may run.
+"""Beam search and greedy search as one loop in a graph: the twin of rag_core.generation's, for
+where no Python may run.
 
-It decides as `BeamSearch` does, ties included, and is tested against it case by case. Its own shapes stay as they are
-from step to step, so XLA compiles it where those of the scorer's state do, too.
-Letters: Q searches, K beams, C candidates a step, P start tokens, t tokens so far, M most tokens, V vocabulary,
-n sequences handed back for each search, R rows.
+It decides as `BeamSearch` does, ties included, and is tested against it case by case. Its own
+shapes stay as they are from step to step, so XLA compiles it where those of the scorer's state do,
+too.
+Letters: Q searches, K beams, C candidates a step, P start tokens, t tokens so far, M most tokens, V
+vocabulary, n sequences handed back for each search, R rows.
 """
 
 from __future__ import annotations
@@ -51,14 +53,16 @@ def search(
     Args:
         scorer: scores the next token; log-probabilities where there are beams.
         reorder: moves the state to other beams.
-        state: nested tensors, which the scorer has been fed all start tokens but the last with; their shapes stay.
+        state: nested tensors, which the scorer has been fed all start tokens but the last with;
+            their shapes stay.
         starts: (Q, P) int64 what the searches begin with; P must be known.
         options: as `resolve_options` returns them; `max_length` counts the start tokens.
         vocab_size: V.
         dtype: of the scores.
 
     Raises:
-        ValueError: an option that is not offered in a graph, or a vocabulary of nothing but end tokens.
+        ValueError: an option that is not offered in a graph, or a vocabulary of nothing but end
+            tokens.
     """
     plan = Plan(options, vocab_size, int(starts.shape[1]))
     divisors, limit = tf.constant(plan.divisors()), options.max_length
@@ -72,9 +76,11 @@ def search(
 
 
 class Plan:
-    """What the searches are to do, as far as it is part of a graph: `max_length` is not, but for a rule that needs it.
+    """What the searches are to do, as far as it is part of a graph: `max_length` is not, but for a
+    rule that needs it.
 
-    Two plans that make the same graph are equal, so that a `graphs.Graph` takes them for the same switch.
+    Two plans that make the same graph are equal, so that a `graphs.Graph` takes them for the same
+    switch.
 
     Args:
         options: as `resolve_options` returns them.
@@ -87,15 +93,25 @@ class Plan:
 
     def __init__(self, options: GenerationConfig, vocab_size: int, prompt: int) -> None:
         if vocab_size <= len(set(options.eos_token_ids)):
-            raise ValueError(f"a vocabulary of {vocab_size} leaves nothing but the end tokens {options.eos_token_ids}")
-        self.options, self.vocab_size, self.prompt, self.beams = options, vocab_size, prompt, options.num_beams
+            raise ValueError(
+                f"a vocabulary of {vocab_size} leaves nothing but the end tokens "
+                f"{options.eos_token_ids}"
+            )
+        self.options, self.vocab_size, self.prompt, self.beams = (
+            options,
+            vocab_size,
+            prompt,
+            options.num_beams,
+        )
         self.rules = GraphRules(options, vocab_size, prompt)
         wanted = max(2, 1 + len(options.eos_token_ids)) * self.beams
         self.candidates = min(wanted, self.beams * vocab_size)
         free = {"num_return_sequences", "return_dict_in_generate"}
         if options.exponential_decay_length_penalty is None:
             free |= {"max_length", "max_new_tokens"}
-        self.key = repr((vocab_size, prompt, {k: v for k, v in vars(options).items() if k not in free}))
+        self.key = repr(
+            (vocab_size, prompt, {k: v for k, v in vars(options).items() if k not in free})
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.key == other.key
@@ -120,11 +136,15 @@ class Plan:
             return _as_before(_BeamStep(self, divisors, now).taken(scorer, reorder), now)
         return _as_before(_greedy_step(self, scorer, now), now)
 
-    def finish(self, searches: Beams | Rows, length: tf.Tensor, divisors: tf.Tensor, wanted: int) -> Found:
+    def finish(
+        self, searches: Beams | Rows, length: tf.Tensor, divisors: tf.Tensor, wanted: int
+    ) -> Found:
         """What searches of `length` tokens hand back, `wanted` sequences each."""
         if isinstance(searches, Rows):
             return Found(searches.tokens, searches.lengths, searches.sums, length)
-        return _BeamStep(self, divisors, Moment(length, tf.constant(True), searches, ())).finished(wanted)
+        return _BeamStep(self, divisors, Moment(length, tf.constant(True), searches, ())).finished(
+            wanted
+        )
 
 
 def _as_before(new: Any, old: Any) -> Any:
@@ -152,7 +172,14 @@ def _first_beams(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Beams:
         tf.zeros([searches, 1], tf.int32),
     )
     number = tf.range(tf.cast(searches, tf.int64))
-    return Beams(number, tokens, indices, tf.repeat(first, searches, axis=0), tf.zeros([searches], tf.bool), pool)
+    return Beams(
+        number,
+        tokens,
+        indices,
+        tf.repeat(first, searches, axis=0),
+        tf.zeros([searches], tf.bool),
+        pool,
+    )
 
 
 class _BeamStep:
@@ -175,14 +202,19 @@ class _BeamStep:
         """All that the step changes."""
         length, old, beams, size = self.now.length, self.searches, self.beams, self.plan.vocab_size
         scores, state = scorer(last_tokens(old.tokens, length), self.now.state)
-        scores = self.plan.rules(tf.reshape(scores, [-1, size]), tf.reshape(old.tokens, [-1, self.limit]), length)
+        scores = self.plan.rules(
+            tf.reshape(scores, [-1, size]), tf.reshape(old.tokens, [-1, self.limit]), length
+        )
         total = tf.reshape(scores, [-1, beams, size]) + old.scores[..., None]
         # of equals the lowest index goes first
-        values, places = tf.math.top_k(tf.reshape(total, [-1, beams * size]), self.plan.candidates)  # (Q, C)
+        # (Q, C)
+        values, places = tf.math.top_k(tf.reshape(total, [-1, beams * size]), self.plan.candidates)
         written, sources = tf.cast(places % size, tf.int64), places // size
         ended, alive = ends(written, self.options), ~old.finished[:, None]
         generated = length + 1 - self.plan.prompt
-        pool = self._closed(values[:, :beams], sources[:, :beams], ended[:, :beams] & alive, generated)
+        pool = self._closed(
+            values[:, :beams], sources[:, :beams], ended[:, :beams] & alive, generated
+        )
         finished = old.finished | self._settled(pool, values[:, 0], generated)
         # the best K that go on, in their order
         going = tf.math.top_k(tf.cast(~ended, tf.int32), beams).indices  # (Q, K)
@@ -192,14 +224,20 @@ class _BeamStep:
         tokens = written_at(pick(old.tokens, sources), length, written)
         indices = written_at(pick(old.indices, sources), generated - 1, self._rows(sources))
         searches = Beams(old.number, tokens, indices, values, finished, pool)
-        return Moment(length + 1, self.now.sound & all_numbers(total), searches, reorder(state, sources))
+        return Moment(
+            length + 1, self.now.sound & all_numbers(total), searches, reorder(state, sources)
+        )
 
-    def _closed(self, sums: tf.Tensor, sources: tf.Tensor, ended: tf.Tensor, generated: tf.Tensor) -> Pool:
+    def _closed(
+        self, sums: tf.Tensor, sources: tf.Tensor, ended: tf.Tensor, generated: tf.Tensor
+    ) -> Pool:
         """The pool with the sequences that end here, (Q, K) each."""
         old = self.searches
         indices = written_at(pick(old.indices, sources), generated - 1, self._rows(sources))
         lengths = tf.fill(tf.shape(sources), self.now.length)
-        return self._admit(old.pool, sums, lengths, pick(old.tokens, sources), indices, ended, generated)
+        return self._admit(
+            old.pool, sums, lengths, pick(old.tokens, sources), indices, ended, generated
+        )
 
     def _admit(
         self,
@@ -255,11 +293,17 @@ class _BeamStep:
         lengths = tf.fill(tf.shape(old.scores), length)
         running = tf.zeros_like(old.scores, tf.bool) | ~old.finished[:, None]
         generated = tf.maximum(length - self.plan.prompt, 1)
-        pool = self._admit(old.pool, old.scores, lengths, old.tokens, old.indices, running, generated)
+        pool = self._admit(
+            old.pool, old.scores, lengths, old.tokens, old.indices, running, generated
+        )
         # of equals the later one first
         later = self.beams - 1 - tf.math.top_k(pool.scores[:, ::-1], wanted).indices
-        scores, sums, lengths = (tf.reshape(pick(x, later), [-1]) for x in (pool.scores, pool.sums, pool.lengths))
-        tokens, indices = (tf.reshape(pick(x, later), [-1, limit]) for x in (pool.tokens, pool.indices))
+        scores, sums, lengths = (
+            tf.reshape(pick(x, later), [-1]) for x in (pool.scores, pool.sums, pool.lengths)
+        )
+        tokens, indices = (
+            tf.reshape(pick(x, later), [-1, limit]) for x in (pool.tokens, pool.indices)
+        )
         width = tf.minimum(tf.reduce_max(lengths) + 1, limit)
         if self.options.eos_token_ids:
             end = tf.fill(tf.shape(lengths), tf.constant(self.options.eos_token_ids[0], tf.int64))
@@ -273,7 +317,11 @@ def _first_rows(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Rows:
     rows = tf.shape(tokens)[0]
     zeros = tf.zeros([rows], tf.float64)
     return Rows(
-        tf.range(tf.cast(rows, tf.int64)), tokens, tf.fill([rows], plan.prompt), zeros, tf.zeros([rows], tf.bool)
+        tf.range(tf.cast(rows, tf.int64)),
+        tokens,
+        tf.fill([rows], plan.prompt),
+        zeros,
+        tf.zeros([rows], tf.bool),
     )
 
 
@@ -284,9 +332,13 @@ def _greedy_step(plan: Plan, scorer: Scorer, now: Moment) -> Moment:
     scores = plan.rules(scores[:, 0], old.tokens, now.length)  # (Q, V)
     chosen = tf.argmax(scores, axis=1)  # the lowest index of equals
     log_probs = tf.gather(scores, chosen, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
-    sums = old.sums + tf.where(old.finished, tf.zeros([], tf.float64), tf.cast(log_probs, tf.float64))
+    sums = old.sums + tf.where(
+        old.finished, tf.zeros([], tf.float64), tf.cast(log_probs, tf.float64)
+    )
     written = tf.where(old.finished, pad_of(plan.options), chosen)
     lengths = old.lengths + tf.cast(~old.finished, tf.int32)
     finished = old.finished | ends(written, plan.options)
-    searches = Rows(old.number, written_at(old.tokens, now.length, written), lengths, sums, finished)
+    searches = Rows(
+        old.number, written_at(old.tokens, now.length, written), lengths, sums, finished
+    )
     return Moment(now.length + 1, now.sound & all_numbers(scores), searches, state)

@@ -1,8 +1,9 @@
-"""Compiled functions that are traced once for each kind of argument, whatever the lengths: no question retraces.
+"""Compiled functions that are traced once for each kind of argument, whatever the lengths: no
+question retraces.
 
-tf.function alone traces again whenever a shape changes. Here every axis is left open at the first call, so that one
-graph serves all batch sizes and lengths. Code that runs in such a graph takes an activation's sizes from the weights or
-from `modules.size`: a number only where it cannot change.
+tf.function alone traces again whenever a shape changes. Here every axis is left open at the first
+call, so that one graph serves all batch sizes and lengths. Code that runs in such a graph takes an
+activation's sizes from the weights or from `modules.size`: a number only where it cannot change.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _ONCE: ContextVar[bool] = ContextVar("once", default=False)
 
 @contextmanager
 def once() -> Iterator[None]:
-    """Within it no new graphs are made: for a single answer, tracing them takes several times longer than it saves."""
+    """Within it no new graphs are made.
+
+    For a single answer, tracing them takes several times longer than it saves.
+    """
     before = _ONCE.set(True)
     try:
         yield
@@ -71,7 +75,9 @@ class _Kept:
             return trace
 
     def add(self, trace: _Trace) -> None:
-        """Keeps a trace, and lets go of those that were not used for longest where all take too much."""
+        """Keeps a trace, and lets go of those that were not used for longest where all take too
+        much.
+        """
         with self.lock:
             self.drop(trace.home, trace.signature)  # another thread may have made the same one
             trace.home[trace.signature] = trace
@@ -80,7 +86,9 @@ class _Kept:
             self.shrink(keep=trace)
 
     def shrink(self, keep: _Trace | None = None) -> None:
-        """Lets go of traces, those not used for longest first, until the others take no more than allowed."""
+        """Lets go of traces, those not used for longest first, until the others take no more
+        than allowed.
+        """
         with self.lock:
             for trace in list(self.traces):
                 if self.size <= self.limit:
@@ -102,8 +110,8 @@ class _Kept:
 
 
 _MEGABYTE = 1 << 20
-# What TensorFlow keeps of a graph beside its serialized form: measured on generators of 1 and 6 layers, 92 to 100 times
-# the size of that form.
+# What TensorFlow keeps of a graph beside its serialized form: measured on generators of 1 and 6
+# layers, 92 to 100 times the size of that form.
 _MEMORY_OF_SERIALIZED = 95
 _KEPT = _Kept(512 * _MEGABYTE)
 
@@ -111,8 +119,8 @@ _KEPT = _Kept(512 * _MEGABYTE)
 def set_graph_memory(megabytes: float) -> None:
     """How much memory compiled graphs of all models may take together; 512 MB unless set.
 
-    Graphs that were not used for longest are let go of first, and made again when they are needed. The one that is in
-    use stays, whatever its size. Sizes are estimated from those of the graphs.
+    Graphs that were not used for longest are let go of first, and made again when they are needed.
+    The one that is in use stays, whatever its size. Sizes are estimated from those of the graphs.
 
     Args:
         megabytes: 0 or more; `float("inf")` keeps all.
@@ -122,7 +130,10 @@ def set_graph_memory(megabytes: float) -> None:
     """
     megabytes = plain(megabytes)
     if isinstance(megabytes, bool) or not isinstance(megabytes, int | float) or not megabytes >= 0:
-        raise ValueError(f"megabytes must be a number and at least 0, got {megabytes!r}. Pass float('inf') to keep all")
+        raise ValueError(
+            f"megabytes must be a number and at least 0, got {megabytes!r}. Pass float('inf') to "
+            "keep all"
+        )
     _KEPT.limit = megabytes * _MEGABYTE
     _KEPT.shrink()
 
@@ -133,12 +144,16 @@ def graph_memory() -> float:
 
 
 def clear_graphs() -> None:
-    """Lets go of the compiled graphs of all models, and of their memory; they are made again when they are needed."""
+    """Lets go of the compiled graphs of all models, and of their memory.
+
+    They are made again when they are needed.
+    """
     with _KEPT.lock:
         for trace in list(_KEPT.traces):
             _KEPT.drop(trace.home, trace.signature)
     gc.collect()  # TensorFlow's functions refer to each other in circles
-    with suppress(OSError, AttributeError):  # only glibc keeps what was freed, and can be told to give it back
+    # only glibc keeps what was freed, and can be told to give it back
+    with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
@@ -146,15 +161,16 @@ class Graph:
     """A function as one TensorFlow graph for each structure, dtype and rank of its arguments.
 
     Args:
-        function: takes positional arguments only: tensors, nested tuples, lists and dicts of them, None, and hashable
-            Python values (switches), which are part of what is compiled.
+        function: takes positional arguments only: tensors, nested tuples, lists and dicts of them,
+            None, and hashable Python values (switches), which are part of what is compiled.
         keep_last: leave the size of the last axis of floating-point arguments in the graph.
 
-    Random numbers (dropout) are other ones at each call: a graph that draws any is given a seed from outside, so that
-    the same graph can be run with the same numbers again (see `modules.seeded_by`).
+    Random numbers (dropout) are other ones at each call: a graph that draws any is given a seed
+    from outside, so that the same graph can be run with the same numbers again (see
+    `modules.seeded_by`).
 
-    The graph reads the variables that the function closes over; make a new `Graph` where those are replaced.
-    All graphs together take no more memory than `set_graph_memory` allows.
+    The graph reads the variables that the function closes over; make a new `Graph` where those are
+    replaced. All graphs together take no more memory than `set_graph_memory` allows.
     """
 
     def __init__(self, function: Callable[..., Any], keep_last: bool = False) -> None:
@@ -185,7 +201,8 @@ class Graph:
         signature = tuple(key)
         trace = _KEPT.use(self.traces, signature)
         if trace is None:
-            if _ONCE.get():  # on copies, as a graph has them: what the caller handed in is not changed
+            # on copies, as a graph has them: what the caller handed in is not changed
+            if _ONCE.get():
                 return self.function(*tf.nest.pack_sequence_as(args, leaves))
             trace = self._trace(args, leaves, signature)
             _KEPT.add(trace)
@@ -209,7 +226,8 @@ class Graph:
             return result
 
         specs.insert(0, tf.TensorSpec((2,), tf.int32))
-        # Traced now, so that the draws are counted; and called as it is, without the search for a trace that fits.
+        # Traced now, so that the draws are counted; and called as it is, without the search for a
+        # trace that fits.
         traced = tf.function(flat, input_signature=specs, autograph=False).get_concrete_function()
         size = _MEMORY_OF_SERIALIZED * traced.graph.as_graph_def().ByteSize()
         return _Trace(traced, draws, size, self.traces, signature)
@@ -222,9 +240,11 @@ class Graph:
 
 
 def _take_apart(value: Any, leaves: list[Any], nesting: list[Any]) -> None:
-    """Appends the leaves in the order of tf.nest.flatten, and what tells their nesting from another.
+    """Appends the leaves in the order of tf.nest.flatten, and what tells their nesting from
+    another.
 
-    One pass by hand: tf.nest would take objects apart and put them together several times, in every call.
+    One pass by hand: tf.nest would take objects apart and put them together several times, in every
+    call.
     """
     parts: Any
     kind: Any

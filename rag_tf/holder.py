@@ -1,4 +1,7 @@
-"""What torch.nn.Module offers those who use a model and TensorFlow lacks: types, places, modes, weights by name."""
+"""What torch.nn.Module offers those who use a model and TensorFlow lacks.
+
+Types, places, modes, weights by name.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ _OLD_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
 
 
 class WeightHolder:
-    """A mixin without weights of its own, for networks (`Module`) and for the public classes, which are Keras models.
+    """A mixin without weights of its own, for networks (`Module`) and for the public classes, which
+    are Keras models.
 
-    It asks for `named_parameters()`, `get_submodule(path)` and `trainable_variables`, and of networks for `modules()`.
+    It asks for `named_parameters()`, `get_submodule(path)` and `trainable_variables`, and of
+    networks for `modules()`.
     """
 
     config: Any
@@ -35,7 +40,11 @@ class WeightHolder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs hold the variables they were traced with, and cannot be copied.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_graphs", "_graphs_version")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_graphs", "_graphs_version")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -65,7 +74,8 @@ class WeightHolder:
     def graph(self, name: str, function: Callable[..., Any], keep_last: bool = False) -> Graph:
         """This model's graph of that name, made from `function` when it is first asked for.
 
-        Graphs read the variables they were traced with: all are made anew after variables were replaced.
+        Graphs read the variables they were traced with: all are made anew after variables were
+        replaced.
         """
         version = self.weights_version()
         if self.__dict__.get("_graphs_version") != version:
@@ -76,7 +86,9 @@ class WeightHolder:
         return self._graphs[name]
 
     def weights_version(self) -> Any:
-        """Another value whenever variables here or below have been replaced, instead of given other values."""
+        """Another value whenever variables here or below have been replaced, instead of given
+        other values.
+        """
         return id(self), self._version
 
     def reset_graphs(self) -> None:
@@ -85,7 +97,10 @@ class WeightHolder:
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[None]:
-        """Within it TensorFlow computes where this model's weights are; inside a graph it changes nothing."""
+        """Within it TensorFlow computes where this model's weights are.
+
+        Inside a graph it changes nothing.
+        """
         with tf.device(self.device) if tf.executing_eagerly() else contextlib.nullcontext():
             yield
 
@@ -137,9 +152,11 @@ class WeightHolder:
             own[name].assign(tf.cast(tf.convert_to_tensor(state_dict[name]), own[name].dtype))
 
     def to(self: Holder, *args: Any, dtype: Any = None, device: Any = None) -> Holder:
-        """Give the weights another type, another place, or both; new variables take the place of the old ones.
+        """Give the weights another type, another place, or both; new variables take the place of
+        the old ones.
 
-        In a T5 in float16 the second feed-forward maps are float32, as their sums pass float16's range.
+        In a T5 in float16 the second feed-forward maps are float32, as their sums pass float16's
+        range.
 
         Args:
             *args: a dtype, a device, or one of each, in any order, as in PyTorch.
@@ -163,17 +180,21 @@ class WeightHolder:
         def change(name: str, variable: Any) -> Any:
             if wanted is None or not variable.dtype.is_floating:
                 return variable.read_value()
-            return tf.cast(variable, tf.float32 if wanted == tf.float16 and needs_float32(name) else wanted)
+            return tf.cast(
+                variable, tf.float32 if wanted == tf.float16 and needs_float32(name) else wanted
+            )
 
         tensors.replace_all(self, change, place)
         return self
 
 
 def resolve_dtype(dtype: Any, config: Any) -> tf.DType | None:
-    """None is float32; "auto" the config's, or None (as stored) without one; a name or a dtype is itself.
+    """None is float32; "auto" the config's, or None (as stored) without one; a name or a dtype is
+    itself.
 
     Args:
-        dtype: TensorFlow's, NumPy's or PyTorch's dtype, or a name: "float64", "bfloat16", "tf.float32", "torch.half".
+        dtype: TensorFlow's, NumPy's or PyTorch's dtype, or a name: "float64", "bfloat16",
+            "tf.float32", "torch.half".
         config: whose `torch_dtype` "auto" means.
 
     Raises:
@@ -194,5 +215,7 @@ def resolve_dtype(dtype: Any, config: Any) -> tf.DType | None:
     except TypeError:
         found = None
     if found is None or not found.is_floating:
-        raise ValueError(f"dtype must be a floating-point TensorFlow dtype, its name or 'auto', got {dtype!r}")
+        raise ValueError(
+            f"dtype must be a floating-point TensorFlow dtype, its name or 'auto', got {dtype!r}"
+        )
     return found

@@ -1,8 +1,8 @@
 """Training, measuring and predicting through Keras: compile, fit, evaluate, predict.
 
-A step is Python around graphs (question encoder, then the search, then generator, loss and optimizer), for a search
-cannot be compiled. The loss is the negative log-likelihood per scored token of the batch, as in `rag_tf.training`.
-Letters: B questions, T target length.
+A step is Python around graphs (question encoder, then the search, then generator, loss and
+optimizer), for a search cannot be compiled. The loss is the negative log-likelihood per scored
+token of the batch, as in `rag_tf.training`. Letters: B questions, T target length.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from rag_tf.marginalize import shift_left
 class KerasFit:
     """What a keras.Model needs to be trained with the RAG loss.
 
-    Data are dictionaries of what `call` takes, with `labels`, or pairs (inputs, labels), or triples with a weight for
-    each question; batches may differ in length and size.
+    Data are dictionaries of what `call` takes, with `labels`, or pairs (inputs, labels), or triples
+    with a weight for each question; batches may differ in length and size.
     """
 
     optimizer: Any
     steps_per_execution: int
     _loss_tracker: Any
 
-    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any) -> None:
+    def compile(
+        self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any
+    ) -> None:
         """Choose an optimizer; the loss is the model's own.
 
         Args:
@@ -41,12 +43,16 @@ class KerasFit:
         Raises:
             ValueError: a loss or metrics.
         """
-        given = {"loss": loss, "metrics": metrics, "weighted_metrics": kwargs.get("weighted_metrics")}
+        given = {
+            "loss": loss,
+            "metrics": metrics,
+            "weighted_metrics": kwargs.get("weighted_metrics"),
+        }
         for name, value in given.items():
             if value is not None:
                 raise ValueError(
-                    f"{name} must be left out: the loss is the model's own, of the labels among the inputs; answers "
-                    "are measured with generate() and rag_core.metrics"
+                    f"{name} must be left out: the loss is the model's own, of the labels among "
+                    "the inputs; answers are measured with generate() and rag_core.metrics"
                 )
         super().compile(optimizer=optimizer, **kwargs)  # type: ignore[misc]
 
@@ -80,7 +86,10 @@ class KerasFit:
         return self.get_metrics_result()  # type: ignore[attr-defined]
 
     def predict_step(self, data: Any) -> dict[str, Any]:
-        """Of a batch: `logits`, `doc_scores` and, with labels, `loss`; all batches must have targets of one length."""
+        """Of a batch: `logits`, `doc_scores` and, with labels, `loss`.
+
+        All batches must have targets of one length.
+        """
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self._forward(inputs, labels, training=False)
         return {name: outputs[name] for name in ("loss", "logits", "doc_scores") if name in outputs}
@@ -97,10 +106,13 @@ class KerasFit:
         args, kwargs = spread((inputs,), {})
         labels = kwargs.pop("labels", None) if labels is None else labels
         if labels is None:
-            raise ValueError("labels must be given: data are {..., 'labels': ids}, or pairs (inputs, labels)")
+            raise ValueError(
+                "labels must be given: data are {..., 'labels': ids}, or pairs (inputs, labels)"
+            )
         if not hasattr(self, "get_nll"):
             raise TypeError(
-                f"{type(self).__name__} has no loss: train RagTokenForGeneration or RagSequenceForGeneration"
+                f"{type(self).__name__} has no loss: train RagTokenForGeneration or "
+                "RagSequenceForGeneration"
             )
         labels = to_device(labels)
         nll = self._forward({**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}, labels,
@@ -157,7 +169,8 @@ class KerasFit:
 
 
 def spread(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments with what stands in `inputs` or in front laid out: a dictionary by name, a list by place.
+    """A call's arguments with what stands in `inputs` or in front laid out: a dictionary by name, a
+    list by place.
 
     Raises:
         TypeError: an argument is given twice.
@@ -178,7 +191,9 @@ def spread(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
         twice = [name for name in found if kwargs.get(name) is not None]
         if twice or rest:
             given = ", ".join(twice) or f"{len(rest)} arguments"
-            raise TypeError(f"{given} given beside a dictionary of inputs: put them into it, or use keywords")
+            raise TypeError(
+                f"{given} given beside a dictionary of inputs: put them into it, or use keywords"
+            )
         return (), {**kwargs, **found}
     if isinstance(first, list | tuple) and _holds_arguments(first):
         return (*first, *rest), kwargs
@@ -186,10 +201,14 @@ def spread(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
 
 
 def _holds_arguments(values: Any) -> bool:
-    """Whether a list is one of tensors, arrays or tables of ids, rather than itself a table of ids."""
+    """Whether a list is one of tensors, arrays or tables of ids, rather than itself a table of
+    ids.
+    """
     for value in values:
         if value is None or hasattr(value, "shape"):
             return True
-        if isinstance(value, list | tuple) and any(isinstance(each, list | tuple) for each in value):
+        if isinstance(value, list | tuple) and any(
+            isinstance(each, list | tuple) for each in value
+        ):
             return True
     return False

@@ -1,7 +1,7 @@
 """The Keras surface of the three public classes: calls, precision, weights, summary.
 
-Keras sees a model without layers of its own: the networks are tf.Modules that keep Hugging Face's names, and Keras'
-trackers, autocasts and rules about inputs stay out of their way.
+Keras sees a model without layers of its own: the networks are tf.Modules that keep Hugging Face's
+names, and Keras' trackers, autocasts and rules about inputs stay out of their way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rag_tf.keras_fit import KerasFit, spread
 from rag_tf.modules import Module, compute_dtype, computing_in, variable_id
 from rag_tf.weights import name_variable, named_variables
 
-# Attributes that are no business of Keras' trackers, which wrap dicts and lists and refuse layers late.
+# Attributes that are no business of Keras' trackers, which wrap dicts and lists and refuse layers
+# late.
 _OURS = {
     "config", "retriever", "rag", "question_encoder", "generator", "ctx_encoder", "context_encoder_training",
 }  # fmt: skip
@@ -52,7 +53,10 @@ class KerasModel(KerasFit, keras.Model):
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """Within it activations have the type of this model's Keras policy, e.g. bfloat16 with "mixed_bfloat16"."""
+        """Within it activations have the type of this model's Keras policy, e.g.
+
+        bfloat16 with "mixed_bfloat16".
+        """
         policy = self.dtype_policy
         mixed = policy.compute_dtype != policy.variable_dtype and compute_dtype() is None
         with computing_in(policy.compute_dtype) if mixed else contextlib.nullcontext():
@@ -60,7 +64,10 @@ class KerasModel(KerasFit, keras.Model):
 
     @property
     def trainable(self) -> bool:
-        """Whether the weights learn; setting it sets it for the networks, as Keras does for layers."""
+        """Whether the weights learn.
+
+        Setting it sets it for the networks, as Keras does for layers.
+        """
         return self._trainable
 
     @trainable.setter
@@ -71,11 +78,21 @@ class KerasModel(KerasFit, keras.Model):
                 part.trainable = bool(value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For copy.deepcopy and pickle: networks, config, retriever and modes; what `compile` was told is left out."""
+        """For copy.deepcopy and pickle: networks, config, retriever and modes.
+
+        What `compile` was told is left out.
+        """
         modes = {"_train_mode": self._train_mode, "_trainable": self._trainable}
         kept = {"_generation_config": self._generation_config, **modes}
         rag = self.rag
-        return _rebuilt, (type(self), self.config, self._parts(), rag.retriever, rag.context_encoder_training, kept)
+        return _rebuilt, (
+            type(self),
+            self.config,
+            self._parts(),
+            rag.retriever,
+            rag.context_encoder_training,
+            kept,
+        )
 
     @property
     def losses(self) -> list[Any]:
@@ -84,7 +101,10 @@ class KerasModel(KerasFit, keras.Model):
 
     @property
     def trainable_variables(self) -> list[Any]:
-        """The weights that learn, tied ones once; `path` and `name` of each are its name in checkpoints."""
+        """The weights that learn, tied ones once.
+
+        `path` and `name` of each are its name in checkpoints.
+        """
         if not self.trainable:
             return []
         parts = self._parts().values()
@@ -136,11 +156,15 @@ class KerasModel(KerasFit, keras.Model):
         variables = self.variables
         if len(weights) != len(variables):
             raise ValueError(
-                f"weights must be {len(variables)} arrays in the order of model.weights, got {len(weights)}"
+                f"weights must be {len(variables)} arrays in the order of model.weights, got "
+                f"{len(weights)}"
             )
         for (name, variable), array in zip(self._named(), weights, strict=True):
             if tuple(np.shape(array)) != tuple(variable.shape):
-                raise ValueError(f"weights: {name} must have shape {tuple(variable.shape)}, got {np.shape(array)}")
+                raise ValueError(
+                    f"weights: {name} must have shape {tuple(variable.shape)}, got "
+                    f"{np.shape(array)}"
+                )
         for variable, array in zip(variables, weights, strict=True):
             variable.assign(array)
 
@@ -148,8 +172,11 @@ class KerasModel(KerasFit, keras.Model):
         """How many numbers the weights are."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
-    def save_weights(self, filepath: str | Path, overwrite: bool = True, max_shard_size: Any = None) -> None:
-        """Write all weights to one file under Hugging Face's names; see `save_pretrained` for a folder with the config.
+    def save_weights(
+        self, filepath: str | Path, overwrite: bool = True, max_shard_size: Any = None
+    ) -> None:
+        """Write all weights to one file under Hugging Face's names; see `save_pretrained` for a
+        folder with the config.
 
         Args:
             filepath: ends with ".safetensors", ".weights.h5" or ".h5".
@@ -161,10 +188,15 @@ class KerasModel(KerasFit, keras.Model):
             FileExistsError: the file is there and may not be replaced.
         """
         if max_shard_size is not None:
-            raise ValueError("max_shard_size: save_weights writes one file; save_pretrained(folder) writes shards")
+            raise ValueError(
+                "max_shard_size: save_weights writes one file; save_pretrained(folder) writes "
+                "shards"
+            )
         weight_files.write(filepath, dict(self._named()), overwrite)
 
-    def load_weights(self, filepath: str | Path, skip_mismatch: bool = False, **kwargs: Any) -> None:
+    def load_weights(
+        self, filepath: str | Path, skip_mismatch: bool = False, **kwargs: Any
+    ) -> None:
         """Read what `save_weights` wrote into the weights; their types stay.
 
         Args:
@@ -188,22 +220,27 @@ class KerasModel(KerasFit, keras.Model):
             ValueError: always, with the ways to save.
         """
         raise ValueError(
-            f"{type(self).__name__} has no .keras archive: save_pretrained(folder) writes config and weights, "
-            "save_weights(file) the weights; with ModelCheckpoint set save_weights_only=True"
+            f"{type(self).__name__} has no .keras archive: save_pretrained(folder) writes config "
+            "and weights, save_weights(file) the weights; with ModelCheckpoint set "
+            "save_weights_only=True"
         )
 
     def _named(self) -> list[tuple[str, Any]]:
         """(name, variable) of all weights, tied ones under their first name."""
         seen: set[int] = set()
         named = self.named_parameters()
-        return [(name, each) for name, each in named if not (id(each) in seen or seen.add(id(each)))]  # type: ignore[func-returns-value]
+        return [
+            (name, each) for name, each in named if not (id(each) in seen or seen.add(id(each)))
+        ]  # type: ignore[func-returns-value]
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         # tf.train.Checkpoint(model) would hold nothing otherwise.
         children = super()._trackable_children(save_type, **kwargs)
         parts = self._parts() if save_type == "checkpoint" else {}
         return children | {
-            name: part for name, part in parts.items() if isinstance(part, tf.Module | keras.layers.Layer)
+            name: part
+            for name, part in parts.items()
+            if isinstance(part, tf.Module | keras.layers.Layer)
         }
 
     def summary(
@@ -250,11 +287,19 @@ class KerasModel(KerasFit, keras.Model):
             for line in lines if expand_nested else ():
                 say(line)
         say(rule)
-        say(f"Parameters: {sum(total.values()):,}; trainable: {total[True]:,}; not trainable: {total[False]:,}")
+        say(
+            f"Parameters: {sum(total.values()):,}; trainable: {total[True]:,}; not trainable: "
+            f"{total[False]:,}"
+        )
 
 
 def _rebuilt(
-    kind: Any, config: Any, parts: dict[str, Any], retriever: Any, train_context_encoder: bool, kept: dict[str, Any]
+    kind: Any,
+    config: Any,
+    parts: dict[str, Any],
+    retriever: Any,
+    train_context_encoder: bool,
+    kept: dict[str, Any],
 ) -> KerasModel:
     """A model out of what `KerasModel.__reduce__` took apart."""
     model = kind(config, parts["question_encoder"], parts["generator"], retriever)

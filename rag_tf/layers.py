@@ -1,7 +1,8 @@
-"""Parts that every network here shares: attention (from `rag_tf.attention`), decoding state, odds and ends.
+"""Parts that every network here shares: attention (from `rag_tf.attention`), decoding state, odds
+and ends.
 
-Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S context length,
-H heads, h width of a head, d width of the model.
+Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S
+context length, H heads, h width of a head, d width of the model.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class GrowingCache:
         return causal_allowed(length, self.position, attention_mask)
 
     def riding(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
-        """How the queries of cross-attention lie: `rows` contexts, and what each is asked; None = as they are."""
+        """How the queries of cross-attention lie: `rows` contexts, and what each is asked.
+
+        None = as they are.
+        """
         return rows, -1
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,13 +85,16 @@ class GrowingCache:
         return key, value
 
     def past_with(self, cross: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
-        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next time."""
+        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next
+        time.
+        """
         return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
 
 
 @dataclass
 class Tree:
-    """Targets of a context that share their beginnings, each prefix once: a position attends to those it continues.
+    """Targets of a context that share their beginnings, each prefix once: a position attends to
+    those it continues.
 
     Attributes:
         positions: (T,) int32, the place of each in its target.
@@ -100,22 +107,25 @@ class Tree:
 
 @dataclass
 class DecodeState:
-    """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
+    """What decoding keeps between steps: each context's cross-attention, and the beams'
+    self-attention.
 
-    It may be an argument of a `graphs.Graph` as it is; inside, its numbers are tensors. A graph cannot change the state
-    outside of it, so it returns `cache`, and `finish` takes that over.
+    It may be an argument of a `graphs.Graph` as it is; inside, its numbers are tensors. A graph
+    cannot change the state outside of it, so it returns `cache`, and `finish` takes that over.
 
     Attributes:
-        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all
+            beams of a row.
         cross_allowed: bool (R, 1, 1, S), which context positions are real; None = all.
         beams: K.
-        cache: for each layer keys and values (R*K, H, L, h) of the L positions so far, or None: without it, every call
-            decodes a whole prefix.
+        cache: for each layer keys and values (R*K, H, L, h) of the L positions so far, or None:
+            without it, every call decodes a whole prefix.
         position: number of positions in the cache.
-        source: (R*K,) the row of the cache that each beam continues, where `reorder` left that to the next step, which
-            copies the cache anyway.
+        source: (R*K,) the row of the cache that each beam continues, where `reorder` left that to
+            the next step, which copies the cache anyway.
         max_length: number of positions that the cache may grow to.
-        tree: without a cache: how the positions decoded at once hang together, where they are no sequence.
+        tree: without a cache: how the positions decoded at once hang together, where they are no
+            sequence.
     """
 
     cross: Sequence[tuple[Tensor, Tensor]]
@@ -129,14 +139,20 @@ class DecodeState:
 
     @classmethod
     def allocate(
-        cls, cross: Sequence[tuple[Tensor, Tensor]], mask: AttentionMask, beams: Any, max_length: Any
+        cls,
+        cross: Sequence[tuple[Tensor, Tensor]],
+        mask: AttentionMask,
+        beams: Any,
+        max_length: Any,
     ) -> DecodeState:
         """A fresh state; the self-attention cache is made iff `max_length` is given."""
         state = cls(cross, mask.allowed, beams, max_length=max_length)
         if max_length is not None:
             key = cross[0][0]
             none = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
-            empty = tf.zeros((tf.shape(key)[0] * beams, key.shape[1], none, key.shape[3]), key.dtype)
+            empty = tf.zeros(
+                (tf.shape(key)[0] * beams, key.shape[1], none, key.shape[3]), key.dtype
+            )
             state.cache = [(empty, empty) for _ in cross]
         return state
 
@@ -160,7 +176,8 @@ class DecodeState:
         end = int(self.position) + length
         if self.cache is not None and self.max_length is not None and end > int(self.max_length):
             raise ValueError(
-                f"the cache holds {int(self.max_length)} positions, {end} are needed: pass a larger max_length to start"
+                f"the cache holds {int(self.max_length)} positions, {end} are needed: pass a "
+                "larger max_length to start"
             )
 
     def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
@@ -172,14 +189,19 @@ class DecodeState:
     def part(self, rows: slice, width: Any) -> DecodeState:
         """A fresh state without a cache for some contexts, cut to `width` columns."""
         cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
-        return DecodeState(cross, None if self.cross_allowed is None else self.cross_allowed[rows, ..., :width])
+        return DecodeState(
+            cross, None if self.cross_allowed is None else self.cross_allowed[rows, ..., :width]
+        )
 
     def opened(self) -> DecodeState:
         """A copy that a graph may write to."""
         return replace(self, cache=None if self.cache is None else list(self.cache))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new (R*K, H, T, h) to the layer's cache; all keys and values so far come back."""
+        """Append the new (R*K, H, T, h) to the layer's cache.
+
+        All keys and values so far come back.
+        """
         if self.cache is None:
             return key, value
         key, value = (
@@ -225,19 +247,29 @@ class DecodeState:
         if self.cache is not None:
             flat = tf.reshape(rows[:, None] * self.beams + tf.range(self.beams), (-1,))  # (R'*K,)
             flat = flat if self.source is None else tf.gather(self.source, flat)
-            state.cache = [(tf.gather(key, flat), tf.gather(value, flat)) for key, value in self.cache]
+            state.cache = [
+                (tf.gather(key, flat), tf.gather(value, flat)) for key, value in self.cache
+            ]
         return state
 
     def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What is compiled in, and the tensors; with a cache there is always a `source`, so that one graph serves."""
+        """What is compiled in, and the tensors.
+
+        With a cache there is always a `source`, so that one graph serves.
+        """
         source = self.source
         if source is None and self.cache is not None:
             source = tf.range(tf.shape(self.cache[0][0])[0])
-        numbers = (tf.convert_to_tensor(self.position, tf.int32), tf.convert_to_tensor(self.beams, tf.int32))
+        numbers = (
+            tf.convert_to_tensor(self.position, tf.int32),
+            tf.convert_to_tensor(self.beams, tf.int32),
+        )
         return (), (_pairs(self.cross), self.cross_allowed, _pairs(self.cache), *numbers, source)
 
     @classmethod
-    def __tf_unflatten__(cls, metadata: tuple[Any, ...], components: tuple[Any, ...]) -> DecodeState:
+    def __tf_unflatten__(
+        cls, metadata: tuple[Any, ...], components: tuple[Any, ...]
+    ) -> DecodeState:
         """The state as a graph sees it."""
         cross, allowed, cache, position, beams, source = components
         return cls(cross, allowed, beams, cache, position, source)
@@ -248,27 +280,34 @@ def _pairs(layers: Any) -> Any:
     return None if layers is None else tuple((key, value) for key, value in layers)
 
 
-def asked(attention: Any, x: Tensor, riding: tuple[Any, Any] | None, *rest: Any) -> tuple[Tensor, Tensor | None]:
-    """Cross-attention of x (R*K, T, d): beams ride on the query axis, so that no context's keys are repeated."""
+def asked(
+    attention: Any, x: Tensor, riding: tuple[Any, Any] | None, *rest: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-attention of x (R*K, T, d).
+
+    Beams ride on the query axis, so that no context's keys are repeated.
+    """
     queries = x if riding is None else reshape(x, (*riding, x.shape[-1]))  # (R, K*T, d)
     update, weights = attention(queries, *rest)
     return update if riding is None else reshape(update, (*outer(x), x.shape[-1])), weights
 
 
 def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given: Any) -> Any:
-    """run(*given), of which only what is given is kept for the gradient; what lies between is computed once more then.
+    """run(*given), of which only what is given is kept for the gradient; what lies between is
+    computed once more then.
 
     Args:
         options: None = keep everything.
-        run: a layer, as a function of tensors and masks, which returns a tuple of tensors and None. Whatever else it
-            reads of floating point must be variables, or it has no gradient.
+        run: a layer, as a function of tensors and masks, which returns a tuple of tensors and None.
+            Whatever else it reads of floating point must be variables, or it has no gradient.
         given: what it takes; None stays None.
     """
     if options is None:
         return run(*given)
     replay = Replay()
     leaves = [each.position_bias if isinstance(each, AttentionMask) else each for each in given]
-    there = list[bool]()  # which of the results are not None; AutoGraph cannot read an annotated name here
+    # which of the results are not None; AutoGraph cannot read an annotated name here
+    there = list[bool]()
 
     def kept(*tensors: Tensor) -> tuple[Tensor, ...]:
         left, filled = iter(tensors), []
@@ -289,7 +328,10 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given
 
 
 class Trace:
-    """Hidden states and attentions gathered on the way, as tuples at the end; None for what nobody asked."""
+    """Hidden states and attentions gathered on the way, as tuples at the end.
+
+    None for what nobody asked.
+    """
 
     def __init__(self, hidden: bool, attentions: bool) -> None:
         self.want_attentions, self.want_hidden = bool(attentions), bool(hidden)
@@ -310,7 +352,10 @@ class Trace:
             self._cross.append(cross)
 
     def separate(self, beams: Any) -> None:
-        """Take apart the beams that rode on the query axis: cross-attention (R, H, K*T, S) becomes (R*K, H, T, S)."""
+        """Take apart the beams that rode on the query axis.
+
+        Cross-attention (R, H, K*T, S) becomes (R*K, H, T, S).
+        """
         for place, each in enumerate(self._cross or ()):
             shape, heads = tf.shape(each), each.shape[1]
             apart = tf.reshape(each, (shape[0], heads, beams, -1, shape[3]))  # (R, H, K, T, S)
@@ -325,20 +370,31 @@ class Trace:
 
     def result(self) -> list[tuple[Tensor, ...] | None]:
         """[hidden_states, attentions, cross_attentions]."""
-        return [None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross)]
+        return [
+            None if part is None else tuple(part)
+            for part in (self._hidden, self._attentions, self._cross)
+        ]
 
 
 def as_encoder_output(value: Any) -> EncoderOutput:
-    """An earlier call's encoder output in any shape users keep it: our record, another library's, a tuple, a tensor."""
+    """An earlier call's encoder output in any shape users keep it.
+
+    Our record, another library's, a tuple, a tensor.
+    """
     if isinstance(value, EncoderOutput):
         return value
     if tf.is_tensor(value) or isinstance(value, np.ndarray):
         return EncoderOutput(last_hidden_state=value)
     if isinstance(value, tuple | list):
         hidden, attentions = (*value[1:3], None, None)[:2]
-        return EncoderOutput(last_hidden_state=value[0], hidden_states=hidden, attentions=attentions)
+        return EncoderOutput(
+            last_hidden_state=value[0], hidden_states=hidden, attentions=attentions
+        )
     if not hasattr(value, "last_hidden_state"):
-        raise TypeError(f"encoder_outputs must be an encoder's output, a tuple or a tensor, got {type(value).__name__}")
+        raise TypeError(
+            "encoder_outputs must be an encoder's output, a tuple or a tensor, got "
+            f"{type(value).__name__}"
+        )
     return EncoderOutput(
         last_hidden_state=value.last_hidden_state,
         hidden_states=getattr(value, "hidden_states", None),
@@ -347,14 +403,20 @@ def as_encoder_output(value: Any) -> EncoderOutput:
 
 
 def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
-    """Labels (R, T) -> decoder inputs: a start token in front, the last column gone, -100 as pad."""
+    """Labels (R, T) -> decoder inputs.
+
+    A start token in front, the last column gone, -100 as pad.
+    """
     start = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(decoder_start_token_id, input_ids.dtype))
     shifted = tf.concat([start, input_ids[:, :-1]], 1)
     return tf.where(shifted == -100, tf.cast(pad_token_id, shifted.dtype), shifted)
 
 
 def unasked(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What a decoder without layers has in place of cross-attention keys and values: (R, S, d) -> (R, 1, S, d)."""
+    """What a decoder without layers has in place of cross-attention keys and values.
+
+    (R, S, d) -> (R, 1, S, d).
+    """
     return [(encoder_hidden[:, None], encoder_hidden[:, None])]
 
 

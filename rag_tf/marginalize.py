@@ -1,7 +1,9 @@
-"""RAG's marginalisation as pure functions (paper, section 2.1). All in float32 or wider, also under mixed precision.
+"""RAG's marginalisation as pure functions (paper, section 2.1). All in float32 or wider, also under
+mixed precision.
 
-Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..." any axes in between,
-such as the candidates or beams of a question. Ranks are static, sizes need not be: all of it runs in open graphs.
+Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..."
+any axes in between, such as the candidates or beams of a question. Ranks are static, sizes need not
+be: all of it runs in open graphs.
 """
 
 from __future__ import annotations
@@ -21,12 +23,18 @@ def together(*tensors: tf.Tensor) -> list[tf.Tensor]:
 
 
 def masked_fill(x: tf.Tensor, mask: Any, value: float) -> tf.Tensor:
-    """`value` where `mask` (broadcastable) is True, x elsewhere; no gradient comes from what is filled."""
+    """`value` where `mask` (broadcastable) is True, x elsewhere.
+
+    No gradient comes from what is filled.
+    """
     return tf.where(mask, tf.constant(value, x.dtype), x)
 
 
 def logsumexp(x: tf.Tensor, axis: int, keepdims: bool = False) -> tf.Tensor:
-    """log of the sum of exponentials; where all are -inf, -inf with a gradient of 0 (tf.reduce_logsumexp gives NaN)."""
+    """log of the sum of exponentials.
+
+    Where all are -inf, -inf with a gradient of 0 (tf.reduce_logsumexp gives NaN).
+    """
     top = tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
     top = masked_fill(top, ~tf.math.is_finite(top), 0.0)
     total = tf.reduce_sum(tf.exp(x - top), axis, keepdims=True)
@@ -35,20 +43,27 @@ def logsumexp(x: tf.Tensor, axis: int, keepdims: bool = False) -> tf.Tensor:
     return result if keepdims else tf.squeeze(result, axis)
 
 
-def doc_scores(question: tf.Tensor, docs: tf.Tensor, doc_mask: tf.Tensor | None = None) -> tf.Tensor:
+def doc_scores(
+    question: tf.Tensor, docs: tf.Tensor, doc_mask: tf.Tensor | None = None
+) -> tf.Tensor:
     """Inner products of question and document vectors.
 
     Args:
         question: question vectors (B, D).
         docs: document vectors (B, N, D).
-        doc_mask: (B, N) bool, False where the search found no document: score -inf, posterior exactly 0.
+        doc_mask: (B, N) bool, False where the search found no document: score -inf, posterior
+            exactly 0.
 
     Returns:
         (B, N) in float32 or wider: half precision could not tell scores near 75 apart.
     """
     question, docs = together(question, docs)
     scores = tf.reduce_sum(question[:, None] * docs, -1)  # (B, N)
-    return scores if doc_mask is None else masked_fill(scores, ~tf.cast(doc_mask, tf.bool), -float("inf"))
+    return (
+        scores
+        if doc_mask is None
+        else masked_fill(scores, ~tf.cast(doc_mask, tf.bool), -float("inf"))
+    )
 
 
 def doc_log_probs(scores: tf.Tensor) -> tf.Tensor:
@@ -80,7 +95,8 @@ def token_log_probs(logits: tf.Tensor, log_probs: tf.Tensor) -> tf.Tensor:
 
 
 def target_log_probs(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """log p of each target token, without a normalised copy of the logits, nor one for the gradient.
+    """log p of each target token, without a normalised copy of the logits, nor one for the
+    gradient.
 
     Args:
         logits: (B, N, ..., T, V).
@@ -94,14 +110,22 @@ def target_log_probs(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def _target_log_probs(logits: tf.Tensor, index: tf.Tensor) -> Any:
-    """(..., V) logits, (...) ids -> (...) log-probabilities; a gradient that holds one more (..., V), not three."""
+    """(..., V) logits, (...) ids -> (...) log-probabilities.
+
+    A gradient that holds one more (..., V), not three.
+    """
     normaliser = logsumexp(widen(logits), -1)
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, None]:
-        # At a logit (1 if it is the target's, else 0) - its probability, times dy: each step in the last one's memory.
+        # At a logit (1 if it is the target's, else 0) - its probability, times dy: each step in the
+        # last one's memory.
         shift = masked_fill(normaliser, tf.equal(normaliser, -float("inf")), 0.0)
-        rows = tf.reshape(tf.exp(widen(logits) - shift[..., None]) * -dy[..., None], (-1, tf.shape(logits)[-1]))
-        places = tf.stack([tf.range(tf.shape(rows)[0]), tf.reshape(tf.cast(index, tf.int32), (-1,))], 1)
+        rows = tf.reshape(
+            tf.exp(widen(logits) - shift[..., None]) * -dy[..., None], (-1, tf.shape(logits)[-1])
+        )
+        places = tf.stack(
+            [tf.range(tf.shape(rows)[0]), tf.reshape(tf.cast(index, tf.int32), (-1,))], 1
+        )
         rows = tf.tensor_scatter_nd_add(rows, places, tf.reshape(dy, (-1,)))
         return tf.cast(tf.reshape(rows, tf.shape(logits)), logits.dtype), None
 
@@ -109,15 +133,21 @@ def _target_log_probs(logits: tf.Tensor, index: tf.Tensor) -> Any:
 
 
 def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
-    """Labels (B, T) -> what each position should predict: one to the left, a pad at the end, -100 as pad."""
-    shifted = tf.concat([labels[:, 1:], tf.fill([tf.shape(labels)[0], 1], tf.cast(pad_token_id, labels.dtype))], 1)
+    """Labels (B, T) -> what each position should predict.
+
+    One to the left, a pad at the end, -100 as pad.
+    """
+    shifted = tf.concat(
+        [labels[:, 1:], tf.fill([tf.shape(labels)[0], 1], tf.cast(pad_token_id, labels.dtype))], 1
+    )
     return masked_fill(shifted, shifted == -100, pad_token_id)
 
 
 def token_joint(logits: tf.Tensor, log_probs: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """RAG-Token: log p(z|x) p(y_i|x, z, y_<i) of each target token and document.
 
-    Its logsumexp over axis 1 is the marginal; normalised over axis 1 it is the posterior of each token.
+    Its logsumexp over axis 1 is the marginal; normalised over axis 1 it is the posterior of each
+    token.
 
     Args:
         logits: (B, N, ..., T, V).
@@ -136,8 +166,8 @@ def sequence_joint(
 ) -> tf.Tensor:
     """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
 
-    The document's log-probability is added to the target's second token, so a target without a second token goes
-    without (kept: compatibility Q12). A document of score -inf never counts.
+    The document's log-probability is added to the target's second token, so a target without a
+    second token goes without (kept: compatibility Q12). A document of score -inf never counts.
 
     Args:
         each: log-probability of each target token, (B, N, ..., T).
@@ -159,8 +189,12 @@ def sequence_joint(
     return masked_fill(joint, tf.equal(prior, -float("inf")), -float("inf"))
 
 
-def smoothed(nll: tf.Tensor, smooth: tf.Tensor | None, epsilon: float, vocab_size: Any, reduce_loss: bool) -> tf.Tensor:
-    """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss` (never a mean)."""
+def smoothed(
+    nll: tf.Tensor, smooth: tf.Tensor | None, epsilon: float, vocab_size: Any, reduce_loss: bool
+) -> tf.Tensor:
+    """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss`
+    (never a mean).
+    """
     loss = nll
     if smooth is not None:
         loss = (1.0 - epsilon) * nll + epsilon / tf.cast(vocab_size, nll.dtype) * smooth
@@ -220,7 +254,8 @@ def sequence_nll(
         logits, scores, labels, pad_token_id, reduce_loss: as in `token_nll`.
         bos_token_id: what `exclude_bos_score` looks for.
         exclude_bos_score: leave out the first scored token if it is BOS in every row.
-        epsilon: label smoothing; the smoothing term counts the document's log-probability V times (Q14).
+        epsilon: label smoothing; the smoothing term counts the document's log-probability V times
+            (Q14).
 
     Returns:
         (B,), or a scalar with `reduce_loss`.
@@ -265,7 +300,9 @@ def rows_token_nll(
     reduce_loss: bool,
 ) -> tf.Tensor:
     """`token_nll` of rows."""
-    return token_nll(apart(logits, n_docs), scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss)
+    return token_nll(
+        apart(logits, n_docs), scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss
+    )
 
 
 def rows_sequence_nll(
@@ -281,5 +318,9 @@ def rows_sequence_nll(
 ) -> tf.Tensor:
     """`sequence_nll` of rows."""
     logits = apart(logits, n_docs)
-    options: dict[str, Any] = {"exclude_bos_score": exclude_bos_score, "epsilon": epsilon, "reduce_loss": reduce_loss}
+    options: dict[str, Any] = {
+        "exclude_bos_score": exclude_bos_score,
+        "epsilon": epsilon,
+        "reduce_loss": reduce_loss,
+    }
     return sequence_nll(logits, scores, target, pad, bos_token_id=bos, **options)

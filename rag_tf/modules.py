@@ -1,8 +1,9 @@
-"""The bricks that torch.nn has and a plain tf.Module lacks: named parameters, linear maps, norms, tables, dropout.
+"""The bricks that torch.nn has and a plain tf.Module lacks: named parameters, linear maps, norms,
+tables, dropout.
 
-Attribute names are the weights' names in public checkpoints, and matrices are stored (out, in) as there. Layers of
-Keras are not used below the three public classes: their variables have other names and layouts (`kernel`, `gamma`), and
-every checkpoint would have to be turned around.
+Attribute names are the weights' names in public checkpoints, and matrices are stored (out, in) as
+there. Layers of Keras are not used below the three public classes: their variables have other names
+and layouts (`kernel`, `gamma`), and every checkpoint would have to be turned around.
 Letters: R rows, T positions, d width.
 """
 
@@ -30,7 +31,9 @@ class Hollow:
 
 @contextlib.contextmanager
 def hollow() -> Iterator[None]:
-    """Within it modules are built without memory and without drawing fresh weights, to be filled by a checkpoint."""
+    """Within it modules are built without memory and without drawing fresh weights, to be filled
+    by a checkpoint.
+    """
     token = _HOLLOW.set(True)
     try:
         yield
@@ -67,8 +70,18 @@ class Module(tf.Module):
     def trainable_variables(self) -> list[Any]:
         """The weights that learn, tied ones once."""
         alive = [module for module in self.modules() if not module._frozen]
-        own = [each for module in alive for each in vars(module).values() if isinstance(each, tf.Variable)]
-        theirs = [each for module in alive for other in _others(module) for each in other.trainable_variables]
+        own = [
+            each
+            for module in alive
+            for each in vars(module).values()
+            if isinstance(each, tf.Variable)
+        ]
+        theirs = [
+            each
+            for module in alive
+            for other in _others(module)
+            for each in other.trainable_variables
+        ]
         learning = {id(each) for each in own if each.trainable} | set(map(variable_id, theirs))
         named = {id(variable): variable for _, variable in self.named_parameters()}
         return [variable for key, variable in named.items() if key in learning]
@@ -116,12 +129,17 @@ class Module(tf.Module):
 def _others(module: Module) -> list[Any]:
     """Modules of another library that a module of ours holds, as adapters do."""
     return [
-        each for each in vars(module).values() if not isinstance(each, Module) and hasattr(each, "trainable_variables")
+        each
+        for each in vars(module).values()
+        if not isinstance(each, Module) and hasattr(each, "trainable_variables")
     ]
 
 
 def variable_id(variable: Any) -> int:
-    """What tells variables apart; of Keras' own kind that of TensorFlow's inside, which is what is named here."""
+    """What tells variables apart.
+
+    Of Keras' own kind that of TensorFlow's inside, which is what is named here.
+    """
     return id(variable if isinstance(variable, tf.Variable) else variable.value)
 
 
@@ -138,20 +156,29 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _children(value: Any) -> list[Module]:
     if isinstance(value, Module):
         return [value]
-    return [item for item in value if isinstance(item, Module)] if isinstance(value, list | tuple) else []
+    return (
+        [item for item in value if isinstance(item, Module)]
+        if isinstance(value, list | tuple)
+        else []
+    )
 
 
 def size(x: tf.Tensor, axis: int) -> Any:
-    """How long an axis is: a number where that is known, always outside of graphs, else a scalar of the graph.
+    """How long an axis is: a number where that is known, always outside of graphs, else a scalar of
+    the graph.
 
-    Taking one number out of a shape by operations costs more than many a layer's arithmetic, called one by one.
+    Taking one number out of a shape by operations costs more than many a layer's arithmetic, called
+    one by one.
     """
     known = x.shape[axis]
     return tf.shape(x)[axis] if known is None else known
 
 
 def outer(x: tf.Tensor) -> tuple[Any, ...]:
-    """The sizes of all axes but the last, as tf.reshape takes them: -1 for the first that is not known."""
+    """The sizes of all axes but the last, as tf.reshape takes them.
+
+    -1 for the first that is not known.
+    """
     first = next((axis for axis, known in enumerate(x.shape[:-1]) if known is None), None)
     return tuple(-1 if axis == first else size(x, axis) for axis in range(x.shape.rank - 1))
 
@@ -163,7 +190,8 @@ def reshape(x: tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:
 
 
 def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor) -> tf.Tensor:
-    """part(x) of (R, T, d) -> (R, T, .), on rows (R*T, d) where the weights of its `first` map are small.
+    """part(x) of (R, T, d) -> (R, T, .), on rows (R*T, d) where the weights of its `first` map are
+    small.
 
     There TensorFlow joins product, bias and activation, if nothing comes between them.
     """
@@ -194,10 +222,14 @@ class Linear(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """(..., in) -> (..., out)."""
         if x.shape.rank == 2:
-            # Packed tokens are many, and then TensorFlow joins product, bias and activation into one operation.
+            # Packed tokens are many, and then TensorFlow joins product, bias and activation into
+            # one operation.
             return self._product(x)
-        # Few rows of large weights are faster as one long batch of rank 3; an ellipsis einsum's gradient fills memory.
-        y = self._product(reshape(x, (-1, self.in_features) if self.small else (1, -1, self.in_features)))
+        # Few rows of large weights are faster as one long batch of rank 3; an ellipsis einsum's
+        # gradient fills memory.
+        y = self._product(
+            reshape(x, (-1, self.in_features) if self.small else (1, -1, self.in_features))
+        )
         return reshape(y, (*outer(x), self.out_features))
 
     def _product(self, x: tf.Tensor) -> tf.Tensor:
@@ -208,15 +240,21 @@ class Linear(Module):
 class Embedding(Module):
     """A table of vectors (rows, d)."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None
+    ) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.num_embeddings, self.embedding_dim, self.padding_idx = (
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+        )
         self.weight = parameter((num_embeddings, embedding_dim))
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
         """(...) ids -> (..., d); the padding row gets no gradient."""
-        # Its value, not the variable: once rows of a variable are gathered, TensorFlow copies it whole at each reading,
-        # and a tied table is read at every step for the logits.
+        # Its value, not the variable: once rows of a variable are gathered, TensorFlow copies it
+        # whole at each reading, and a tied table is read at every step for the logits.
         x = tf.gather(tf.convert_to_tensor(self.weight), ids)
         if self.padding_idx is not None:
             pad = tf.equal(ids, tf.cast(self.padding_idx, ids.dtype))[..., None]
@@ -238,7 +276,8 @@ class LayerNorm(Module):
         mean = tf.reduce_mean(wide, -1, keepdims=True)
         centred = wide - mean  # once: a difference that spreads is a slow one
         variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-        # A Python float takes the tensor's own precision; a float32 constant would be wrong in float64.
+        # A Python float takes the tensor's own precision; a float32 constant would be wrong in
+        # float64.
         y = centred * tf.math.rsqrt(variance + self.eps) * tf.cast(self.weight, wide.dtype)
         return tf.cast(tf.nn.bias_add(y, tf.cast(self.bias, wide.dtype)), x.dtype)
 
@@ -258,7 +297,9 @@ def compute_dtype() -> Any:
 
 @contextlib.contextmanager
 def computing_in(dtype: Any) -> Iterator[None]:
-    """Mixed precision: activations in `dtype` (None = the weights' own), weights as they are stored."""
+    """Mixed precision: activations in `dtype` (None = the weights' own), weights as they are
+    stored.
+    """
     token = _COMPUTE.set(None if dtype is None else tf.as_dtype(dtype))
     try:
         yield
@@ -268,19 +309,27 @@ def computing_in(dtype: Any) -> Iterator[None]:
 
 @dataclass
 class Stream:
-    """The random numbers of one graph: the seed (2,) of a run, and how many draws the graph holds so far."""
+    """The random numbers of one graph.
+
+    The seed (2,) of a run, and how many draws the graph holds so far.
+    """
 
     seed: tf.Tensor
     draws: int = 0
 
 
 _STREAM: contextvars.ContextVar[Stream | None] = contextvars.ContextVar("stream", default=None)
-_SEEDS: contextvars.ContextVar[np.random.Generator | None] = contextvars.ContextVar("seeds", default=None)
+_SEEDS: contextvars.ContextVar[np.random.Generator | None] = contextvars.ContextVar(
+    "seeds", default=None
+)
 
 
 @contextlib.contextmanager
 def streaming(stream: Stream) -> Iterator[None]:
-    """While a graph is traced: every draw becomes a function of the stream's seed and of its place in the graph."""
+    """While a graph is traced.
+
+    Every draw becomes a function of the stream's seed and of its place in the graph.
+    """
     token = _STREAM.set(stream)
     try:
         yield
@@ -290,7 +339,10 @@ def streaming(stream: Stream) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded_by(generator: np.random.Generator) -> Iterator[None]:
-    """Within it dropout follows `generator`, so that a run can be repeated; elsewhere `tf.random.set_seed`."""
+    """Within it dropout follows `generator`, so that a run can be repeated.
+
+    Elsewhere `tf.random.set_seed`.
+    """
     token = _SEEDS.set(generator)
     try:
         yield
@@ -319,12 +371,18 @@ def uniform(shape: Any) -> tf.Tensor:
 
 
 class Replay:
-    """A context that may be entered several times, and within which the random numbers are the same each time."""
+    """A context that may be entered several times, and within which the random numbers are the
+    same each time.
+    """
 
     def __init__(self) -> None:
         stream = _STREAM.get()
         if stream is None:
-            seed = fresh_seed() if tf.executing_eagerly() else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+            seed = (
+                fresh_seed()
+                if tf.executing_eagerly()
+                else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+            )
             stream = Stream(seed)
         self._stream, self._first = stream, stream.draws
 

@@ -1,4 +1,5 @@
-"""Real tokens side by side, without the padding between them: what an encoder computes token by token needs no padding.
+"""Real tokens side by side, without the padding between them: what an encoder computes token by
+token needs no padding.
 
 Only attention wants rows. So tokens are spread over rows before it and packed again after it.
 Letters: R rows, S positions, L the positions up to the last real token, P real tokens, d width.
@@ -18,7 +19,10 @@ _WORTH, _SHARE = 256, 0.1
 
 
 def pays(mask: Any) -> bool:
-    """Whether a mask (R, S) leaves out enough to compute without padding; never within a graph, which has no values."""
+    """Whether a mask (R, S) leaves out enough to compute without padding.
+
+    Never within a graph, which has no values.
+    """
     if mask is None or not tf.executing_eagerly():
         return False
     places, real = int(np.prod(mask.shape)), int(np.count_nonzero(mask))
@@ -42,10 +46,12 @@ class Packing:
         self.positions = self._places[:, 1]
         length = tf.reduce_max(self.positions) + 1
         self.mask = mask[:, :length]
-        self._flat = self._places[:, 0] * length + self.positions  # (P,), in the rows one after another
+        # (P,), in the rows one after another
+        self._flat = self._places[:, 0] * length + self.positions
         count, self._rows = tf.shape(self._flat)[0], tf.shape(self.mask)
         size = tf.cast(self._rows[:1] * self._rows[1:], tf.int64)
-        self._source = tf.scatter_nd(self._flat[:, None], tf.range(1, count + 1), size)  # (R*L,), 0 = padding
+        # (R*L,), 0 = padding
+        self._source = tf.scatter_nd(self._flat[:, None], tf.range(1, count + 1), size)
 
     def pick(self, x: Tensor) -> Tensor:
         """(R, S, ...) -> (P, ...)."""
@@ -54,7 +60,9 @@ class Packing:
     def spread(self, x: Tensor) -> Tensor:
         """(P, d) -> (R, L, d); padding gets some token's numbers, for a mask to leave out."""
         some = tf.maximum(self._source - 1, 0)
-        return self._rowwise(_with_gradient(x, lambda x: tf.gather(x, some), lambda dy: tf.gather(dy, self._flat)))
+        return self._rowwise(
+            _with_gradient(x, lambda x: tf.gather(x, some), lambda dy: tf.gather(dy, self._flat))
+        )
 
     def pack(self, x: Tensor) -> Tensor:
         """(R, L, d) -> (P, d)."""
@@ -63,7 +71,9 @@ class Packing:
 
     def padded(self, x: Tensor) -> Tensor:
         """(P, d) -> (R, S, d), with zeros for padding."""
-        rows = self._rowwise(_with_gradient(x, self._zero_spread, lambda dy: tf.gather(dy, self._flat)))
+        rows = self._rowwise(
+            _with_gradient(x, self._zero_spread, lambda dy: tf.gather(dy, self._flat))
+        )
         return tf.pad(rows, ((0, 0), (0, self._shape[1] - self._rows[1]), (0, 0)))
 
     def _zero_spread(self, x: Tensor) -> Tensor:
@@ -73,8 +83,11 @@ class Packing:
         return tf.reshape(x, (self._rows[0], self._rows[1], x.shape[-1]))
 
 
-def _with_gradient(x: Tensor, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
-    # TensorFlow's own gradient of a gather adds rows up one by one; here no two tokens share a place.
+def _with_gradient(
+    x: Tensor, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+) -> Tensor:
+    # TensorFlow's own gradient of a gather adds rows up one by one; here no two tokens share a
+    # place.
     @tf.custom_gradient
     def moved(x: Tensor) -> Any:
         return forth(x), back

@@ -21,7 +21,8 @@ _HELD = 1 << 26  # bytes of a checkpoint's file that stay in memory while it is 
 
 
 class PretrainedModel(WeightHolder, PretrainedBase):
-    """A config, and weights that load and save themselves under Hugging Face's names; a mixin, see `WeightHolder`.
+    """A config, and weights that load and save themselves under Hugging Face's names; a mixin, see
+    `WeightHolder`.
 
     Args:
         config: the config object the network is built from.
@@ -35,7 +36,10 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         object.__setattr__(self, "config", config)
 
     def post_init(self) -> None:
-        """Call at the end of a constructor: fresh weights (unless a checkpoint will be loaded), then ties."""
+        """Call at the end of a constructor.
+
+        Fresh weights (unless a checkpoint will be loaded), then ties.
+        """
         if not tensors.hollow_names(self):
             self.init_weights()
         self.tie_weights()
@@ -50,7 +54,8 @@ class PretrainedModel(WeightHolder, PretrainedBase):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
     ) -> Embedding:
-        """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn like fresh weights.
+        """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn
+        like fresh weights.
 
         Args:
             new_num_tokens: how many rows; None leaves the number.
@@ -63,7 +68,11 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         rows = rows_wanted(new_num_tokens, pad_to_multiple_of, table.num_embeddings)
         if rows == table.num_embeddings:
             return table
-        std = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", None) or 1.0
+        std = (
+            getattr(self.config, "init_std", None)
+            or getattr(self.config, "initializer_range", None)
+            or 1.0
+        )
         old = table.weight
 
         def grown(weight: Any, std: float) -> tf.Variable:
@@ -94,7 +103,10 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         return self.get_output_embeddings()
 
     def get_bias(self) -> dict[str, tf.Variable] | None:
-        """What is added to the logits, by name: {"final_logits_bias": (1, V)} of BART, None where nothing is."""
+        """What is added to the logits, by name: {"final_logits_bias".
+
+        (1, V)} of BART, None where nothing is.
+        """
         bias = getattr(self, "final_logits_bias", None)
         return None if bias is None else {"final_logits_bias": bias}
 
@@ -110,13 +122,17 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         bias = self.get_bias() or {}
         if set(value) != set(bias):
             names = ", ".join(bias) or "nothing"
-            raise ValueError(f"value must hold {names} for {type(self).__name__}, got {', '.join(value) or 'nothing'}")
+            raise ValueError(
+                f"value must hold {names} for {type(self).__name__}, got "
+                f"{', '.join(value) or 'nothing'}"
+            )
         for name, variable in bias.items():
             given = tf.convert_to_tensor(value[name])
             if given.shape != variable.shape:
                 raise ValueError(
-                    f"value: {name} must have the shape {tuple(variable.shape)}, got {tuple(given.shape)}. "
-                    "resize_token_embeddings(n) changes the number of tokens"
+                    f"value: {name} must have the shape {tuple(variable.shape)}, got "
+                    f"{tuple(given.shape)}. resize_token_embeddings(n) changes the number of "
+                    "tokens"
                 )
             variable.assign(tf.cast(given, variable.dtype))
 
@@ -142,25 +158,31 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         """A model from a folder or a repository of the hub, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: folder, or repository id; None where `config` and `state_dict` are given.
-            config: instead of the stored one: a config, which is copied, or another folder or repository.
+            pretrained_model_name_or_path: folder, or repository id; None where `config` and
+                `state_dict` are given.
+            config: instead of the stored one: a config, which is copied, or another folder or
+                repository.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
-            device: where to put the weights; None leaves it to TensorFlow (a GPU where there is one).
-            device_map: another name for `device`: a device, {"": device}, or "auto" to leave it to TensorFlow.
+            device: where to put the weights; None leaves it to TensorFlow (a GPU where there is
+                one).
+            device_map: another name for `device`: a device, {"": device}, or "auto" to leave it to
+                TensorFlow.
             state_dict: weights by name in place of the stored ones.
-            output_loading_info: return a pair, the model and a dictionary of `missing_keys`, `unexpected_keys`,
-                `mismatched_keys` and `error_msgs`, all empty: weights that do not fit are an error.
+            output_loading_info: return a pair, the model and a dictionary of `missing_keys`,
+                `unexpected_keys`, `mismatched_keys` and `error_msgs`, all empty: weights that do
+                not fit are an error.
             from_pt: nothing to do: the files are PyTorch's and TensorFlow's alike.
             load_weight_prefix: not needed any more.
-            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
-                fields of the config to override, and what transformers takes besides (see `rag_core.hub.keywords`).
+            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
+                `force_download`, `subfolder`), fields of the config to override, and what
+                transformers takes besides (see `rag_core.hub.keywords`).
 
         Raises:
             OSError: files are missing.
             TypeError: an unknown keyword.
-            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name. Or a
-                keyword asks for something that is not done here.
+            ValueError: the weights do not fit; the message lists every missing, unexpected and
+                misshapen name. Or a keyword asks for something that is not done here.
         """
         warn_of_prefix(load_weight_prefix)
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
@@ -186,7 +208,13 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         return read_weights(name_or_path, **hub), str(name_or_path)  # type: ignore[arg-type]
 
     def _load(
-        self, name_or_path: str | Path | None, hub: dict[str, Any], dtype: Any, device: Any, found: Any, source: str
+        self,
+        name_or_path: str | Path | None,
+        hub: dict[str, Any],
+        dtype: Any,
+        device: Any,
+        found: Any,
+        source: str,
     ) -> None:
         """Fill this model (built hollow) with the weights found, all or an error."""
         from rag_core.generation import GenerationConfig, own_options
@@ -201,7 +229,8 @@ class PretrainedModel(WeightHolder, PretrainedBase):
                     array = arrays[name]
                     yield name, array
                     held += array.nbytes
-                    if held > _HELD:  # the file's pages count as memory of this process, beside the copies
+                    # the file's pages count as memory of this process, beside the copies
+                    if held > _HELD:
                         found.free()
                         held = 0
 
@@ -234,7 +263,8 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write config.json, generation_config.json and model.safetensors, all or nothing; PyTorch reads them too.
+        """Write config.json, generation_config.json and model.safetensors, all or nothing; PyTorch
+        reads them too.
 
         Args:
             save_directory: the folder, made if missing.
@@ -252,12 +282,17 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         """
         saving = Saving.of(is_main_process, push_to_hub, **kwargs)
         self._write(
-            save_directory, saving, lambda: tensors.to_arrays(self, state_dict), max_shard_size, safe_serialization
+            save_directory,
+            saving,
+            lambda: tensors.to_arrays(self, state_dict),
+            max_shard_size,
+            safe_serialization,
         )
 
 
 def resolve_device_map(device: Any, device_map: Any) -> Any:
-    """The device that `device` or `device_map` names; "auto" is None: TensorFlow takes a GPU where there is one.
+    """The device that `device` or `device_map` names; "auto" is None: TensorFlow takes a GPU where
+    there is one.
 
     Raises:
         ValueError: several devices, or both arguments.

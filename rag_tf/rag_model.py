@@ -1,10 +1,11 @@
 """RagModel: question encoder, retriever and generator as one (Lewis et al. 2020, arXiv 2005.11401).
 
-Names, arguments and defaults are those of transformers 4.37.2's PyTorch class. `docs/compatibility.md` lists where
-results differ. The two networks run as graphs, with the search between them in Python; within a graph of the caller's
-the search is a `tf.numpy_function`.
-Letters: B questions, N documents a question, Q question length, S context length, T target length, V vocabulary,
-D vector size. Row b * N + d of everything with B*N rows belongs to document d of question b.
+Names, arguments and defaults are those of transformers 4.37.2's PyTorch class.
+`docs/compatibility.md` lists where results differ. The two networks run as graphs, with the search
+between them in Python; within a graph of the caller's the search is a `tf.numpy_function`.
+Letters: B questions, N documents a question, Q question length, S context length, T target length,
+V vocabulary, D vector size. Row b * N + d of everything with B*N rows belongs to document d of
+question b.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class RagModel(RagPretrained, KerasModel):
 
     Args:
         config: a `RagConfig`; None = made from the two parts' configs and `kwargs`.
-        question_encoder: a module returning a vector (B, D) as element 0; None = built from `config`.
+        question_encoder: a module returning a vector (B, D) as element 0; None = built from
+            `config`.
         generator: a sequence-to-sequence module (see `rag_tf.foreign`); None = built from `config`.
         retriever: a `RagRetriever`, or any callable like it; None = contexts come with each call.
         **kwargs: fields of the config.
@@ -79,7 +81,9 @@ class RagModel(RagPretrained, KerasModel):
 
     @property
     def generator(self) -> Any:
-        """The generator; a module of another library comes wrapped in `rag_tf.foreign.ForeignGenerator`."""
+        """The generator; a module of another library comes wrapped in
+        `rag_tf.foreign.ForeignGenerator`.
+        """
         return self.__dict__["_generator"]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -110,13 +114,15 @@ class RagModel(RagPretrained, KerasModel):
         self.retriever = retriever
 
     def set_context_encoder_for_training(self, ctx_encoder: Any) -> None:
-        """Score documents with a live document encoder instead of the index's vectors, in call and generate alike.
+        """Score documents with a live document encoder instead of the index's vectors, in call and
+        generate alike.
 
-        The retriever must return tokenized documents: `retriever.set_ctx_encoder_tokenizer(...)`. The encoder is saved
-        and loaded with the model.
+        The retriever must return tokenized documents: `retriever.set_ctx_encoder_tokenizer(...)`.
+        The encoder is saved and loaded with the model.
 
         Args:
-            ctx_encoder: a module returning a vector for each document as element 0, e.g. `DPRContextEncoder`.
+            ctx_encoder: a module returning a vector for each document as element 0, e.g.
+                `DPRContextEncoder`.
         """
         self.ctx_encoder = ctx_encoder
         self.context_encoder_training = True
@@ -125,13 +131,17 @@ class RagModel(RagPretrained, KerasModel):
         """A call's `training` for one network: ours resolve None themselves."""
         return training if isinstance(part, PretrainedModel) else self.in_training(training)
 
-    def score_documents(self, question_hidden_states: tf.Tensor, retrieved: Any, training: bool | None = None) -> Any:
-        """Inner products of question vectors and retrieved documents; the one place where documents are scored.
+    def score_documents(
+        self, question_hidden_states: tf.Tensor, retrieved: Any, training: bool | None = None
+    ) -> Any:
+        """Inner products of question vectors and retrieved documents; the one place where documents
+        are scored.
 
         Args:
             question_hidden_states: (B, D).
-            retrieved: what the retriever returned: `retrieved_doc_embeds` (B, N, D), optionally `doc_mask` (B, N), and
-                with a live document encoder `tokenized_doc_ids` and `tokenized_doc_attention_mask` (B*N, L).
+            retrieved: what the retriever returned: `retrieved_doc_embeds` (B, N, D), optionally
+                `doc_mask` (B, N), and with a live document encoder `tokenized_doc_ids` and
+                `tokenized_doc_attention_mask` (B*N, L).
             training: whether dropout acts in the document encoder.
 
         Returns:
@@ -141,16 +151,21 @@ class RagModel(RagPretrained, KerasModel):
         if self.context_encoder_training:
             if self.ctx_encoder is None or "tokenized_doc_ids" not in retrieved:
                 raise ValueError(
-                    "a context encoder is set, but the retriever returned no tokenized_doc_ids: call "
-                    "retriever.set_ctx_encoder_tokenizer(tokenizer), or set context_encoder_training = False to use "
-                    "the index's vectors"
+                    "a context encoder is set, but the retriever returned no tokenized_doc_ids: "
+                    "call retriever.set_ctx_encoder_tokenizer(tokenizer), or set "
+                    "context_encoder_training = False to use the index's vectors"
                 )
-            ids, mask = (to_device(retrieved[key]) for key in ("tokenized_doc_ids", "tokenized_doc_attention_mask"))
+            ids, mask = (
+                to_device(retrieved[key])
+                for key in ("tokenized_doc_ids", "tokenized_doc_attention_mask")
+            )
             mode = self._mode(self.ctx_encoder, training)
             vectors = encode_questions(self.ctx_encoder, ids, mask, training=mode)[0]  # (B*N, D)
             embeds = tf.reshape(vectors, tf.concat([tf.shape(embeds)[:2], [-1]], 0))  # (B, N, D)
         mask = retrieved.get("doc_mask")
-        return marginal.doc_scores(question_hidden_states, embeds, None if mask is None else to_device(mask))
+        return marginal.doc_scores(
+            question_hidden_states, embeds, None if mask is None else to_device(mask)
+        )
 
     def _contexts(
         self,
@@ -173,24 +188,39 @@ class RagModel(RagPretrained, KerasModel):
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
         vocabulary = table_size(self.generator)
         given = given_contexts(
-            context_input_ids, context_attention_mask, doc_scores, n_docs, self.retriever is not None, vocabulary
+            context_input_ids,
+            context_attention_mask,
+            doc_scores,
+            n_docs,
+            self.retriever is not None,
+            vocabulary,
         )
         if given is not None:
             if question_text is not None:
                 raise ValueError(
-                    "question_text is for contexts that are retrieved; those given hold their questions already. Leave "
-                    "it out, or leave out context_input_ids, context_attention_mask and doc_scores"
+                    "question_text is for contexts that are retrieved; those given hold their "
+                    "questions already. Leave it out, or leave out context_input_ids, "
+                    "context_attention_mask and doc_scores"
                 )
             return given
         questions = checked_questions(input_ids, attention_mask, table_size(self.question_encoder))
         attention_mask = None if attention_mask is None else to_device(attention_mask)
         mode = self._mode(self.question_encoder, training)
         outputs = encode_questions(
-            self.question_encoder, questions, attention_mask, output_attentions, output_hidden_states, mode
+            self.question_encoder,
+            questions,
+            attention_mask,
+            output_attentions,
+            output_hidden_states,
+            mode,
         )
         vectors = outputs[0]
         extra = {} if question_text is None else {"question_text": question_text}
-        options = {"prefix": getattr(self.generator.config, "prefix", None), "n_docs": n_docs, **extra}
+        options = {
+            "prefix": getattr(self.generator.config, "prefix", None),
+            "n_docs": n_docs,
+            **extra,
+        }
         retriever = within_table_of(vocabulary, self.retriever)
         if tf.executing_eagerly():
             asked = tf.cast(vectors, tf.float32).numpy()
@@ -199,7 +229,9 @@ class RagModel(RagPretrained, KerasModel):
             tokenized = self.context_encoder_training
             retrieved = search_in_graph(retriever, questions, vectors, options, tokenized)
         scores = self.score_documents(vectors, retrieved, training)
-        ids, mask = (to_device(retrieved[key]) for key in ("context_input_ids", "context_attention_mask"))
+        ids, mask = (
+            to_device(retrieved[key]) for key in ("context_input_ids", "context_attention_mask")
+        )
         checked_ids("context_input_ids of the retriever's generator_tokenizer", ids, vocabulary)
         return Contexts(ids, mask, scores, n_docs, vectors, retrieved, outputs)
 
@@ -227,12 +259,14 @@ class RagModel(RagPretrained, KerasModel):
         """Encode the questions, retrieve, and run the generator over each document.
 
         Args:
-            input_ids: question ids (B, Q) of the question encoder's tokenizer; or a dictionary of this and others of
-                these arguments, or a list or tuple of the first of them. Also under the name of `inputs`.
+            input_ids: question ids (B, Q) of the question encoder's tokenizer; or a dictionary of
+                this and others of these arguments, or a list or tuple of the first of them. Also
+                under the name of `inputs`.
             attention_mask: (B, Q), 1 = a real token.
-            encoder_outputs: the generator's encoder output of these contexts, (B*N, S, d) as element 0, to spare it;
-                then `doc_scores` must be given too.
-            decoder_input_ids: target ids (B, T); None leaves it to the generator (BART shifts its context).
+            encoder_outputs: the generator's encoder output of these contexts, (B*N, S, d) as
+                element 0, to spare it; then `doc_scores` must be given too.
+            decoder_input_ids: target ids (B, T); None leaves it to the generator (BART shifts its
+                context).
             decoder_attention_mask: (B, T), 1 = a real token.
             past_key_values: an earlier call's, to continue from it.
             doc_scores: (B, N); with the two context arguments instead of retrieval.
@@ -251,12 +285,15 @@ class RagModel(RagPretrained, KerasModel):
             `RetrievAugLMOutput` with `logits` (B*N, T, V).
 
         Raises:
-            ValueError: no contexts and no retriever, only some context arguments, or shapes that disagree.
+            ValueError: no contexts and no retriever, only some context arguments, or shapes that
+                disagree.
         """
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
-        output_retrieved = checked_switch("output_retrieved", output_retrieved, self.config.output_retrieved)
+        output_retrieved = checked_switch(
+            "output_retrieved", output_retrieved, self.config.output_retrieved
+        )
         if encoder_outputs is None:
             contexts = self._contexts(
                 input_ids,
@@ -287,7 +324,9 @@ class RagModel(RagPretrained, KerasModel):
             attention_mask=contexts.context_attention_mask,
             encoder_outputs=encoder_outputs,
             decoder_input_ids=_repeat("decoder_input_ids", decoder_input_ids, contexts, vocabulary),
-            decoder_attention_mask=_repeat("decoder_attention_mask", decoder_attention_mask, contexts),
+            decoder_attention_mask=_repeat(
+                "decoder_attention_mask", decoder_attention_mask, contexts
+            ),
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_attentions=attentions,
@@ -321,13 +360,20 @@ def _check_states(states: Any, contexts: Contexts, width: int | None) -> None:
     """Refuses encoder states that are not (B*N, S, d), and a mask that is not theirs."""
     states = checked_tensor("encoder_outputs", states)
     arguments.check_states(
-        facts("encoder_outputs", states), facts("doc_scores", contexts.doc_scores), contexts.n_docs, width
+        facts("encoder_outputs", states),
+        facts("doc_scores", contexts.doc_scores),
+        contexts.n_docs,
+        width,
     )
     of = "encoder_outputs, (B * n_docs, S)"
-    checked_mask("context_attention_mask", contexts.context_attention_mask, shape_of(states[..., 0]), of)
+    checked_mask(
+        "context_attention_mask", contexts.context_attention_mask, shape_of(states[..., 0]), of
+    )
 
 
-def _repeat(name: str, value: Any, contexts: Contexts, vocabulary: int | None = None) -> tf.Tensor | None:
+def _repeat(
+    name: str, value: Any, contexts: Contexts, vocabulary: int | None = None
+) -> tf.Tensor | None:
     """(B, T) -> (B*N, T): each question's target beside each of its documents."""
     if value is None:
         return None
@@ -337,7 +383,8 @@ def _repeat(name: str, value: Any, contexts: Contexts, vocabulary: int | None = 
     questions = contexts.doc_scores.shape[0]
     if differs(value, (questions, None)) or value.shape[1] == 0:
         raise ValueError(
-            f"{name} must be (B, T) with B = {questions} (doc_scores are {shape_of(contexts.doc_scores)}) and one "
-            f"token or more, got shape {shape_of(value)}; labels take their place where they are not given"
+            f"{name} must be (B, T) with B = {questions} (doc_scores are "
+            f"{shape_of(contexts.doc_scores)}) and one token or more, got shape "
+            f"{shape_of(value)}; labels take their place where they are not given"
         )
     return tf.repeat(value, contexts.n_docs, 0)

@@ -1,7 +1,8 @@
-"""RAG-Sequence's weighing of candidates (paper, section 2.5): against every document, or by the searches' own scores.
+"""RAG-Sequence's weighing of candidates (paper, section 2.5): against every document, or by the
+searches' own scores.
 
-Letters: B questions, N documents a question, K beams, C candidates of a question, L their length, S context length,
-P distinct beginnings of candidates, M = C * L, d width, V vocabulary.
+Letters: B questions, N documents a question, K beams, C candidates of a question, L their length, S
+context length, P distinct beginnings of candidates, M = C * L, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _BLOCK = 2**23
 _PREFIXES = 1024
 
 
-def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int) -> np.ndarray:
+def fast_scores(
+    found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int
+) -> np.ndarray:
     """log of the sum of p(z|x) p(y|x, z) over the documents whose search found y, (B, C)."""
     questions, docs = log_priors.shape
     each = finished.sum_log_probs.reshape(questions, docs, beams) + log_priors[:, :, None]
@@ -34,9 +37,15 @@ def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, b
 
 
 def thorough_scores(
-    model: Any, hidden: tf.Tensor, mask: tf.Tensor, log_priors: tf.Tensor, found: Candidates, state: Any = None
+    model: Any,
+    hidden: tf.Tensor,
+    mask: tf.Tensor,
+    log_priors: tf.Tensor,
+    found: Candidates,
+    state: Any = None,
 ) -> tf.Tensor:
-    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13, Q16), (B, C).
+    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13,
+    Q16), (B, C).
 
     Args:
         model: a RagSequenceForGeneration.
@@ -56,14 +65,18 @@ def thorough_scores(
     with placed(generator):
         if isinstance(generator, Generator):
             state = generator.start(hidden, mask) if state is None else state
-            each, total = _scored_by_prefix(generator, state, mask, tokens, target, pad_mask, docs, epsilon > 0)
+            each, total = _scored_by_prefix(
+                generator, state, mask, tokens, target, pad_mask, docs, epsilon > 0
+            )
         else:
             each, total = _scored(generator, hidden, mask, tokens, target, docs, epsilon > 0)
     bos = config.bos_token_id or config.generator.bos_token_id
     drop = np.zeros((1, 1, 1), dtype=bool)
     if bos is not None:
-        drop = ((target[..., 0] == bos) | ~found.exists).all(axis=1)[:, None, None]  # one answer a question, (B, 1, 1)
-    score = logsumexp(sequence_joint(each, log_priors, tf.constant(pad_mask), tf.constant(drop)), 1)  # (B, C)
+        # one answer a question, (B, 1, 1)
+        drop = ((target[..., 0] == bos) | ~found.exists).all(axis=1)[:, None, None]
+    # (B, C)
+    score = logsumexp(sequence_joint(each, log_priors, tf.constant(pad_mask), tf.constant(drop)), 1)
     if total is None:
         return score
     size = config.generator.vocab_size
@@ -81,14 +94,17 @@ def _scored_by_prefix(
     docs: int,
     smooth: bool,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """As `_scored`, each distinct beginning of a question's candidates decoded once: P positions in place of C * L.
+    """As `_scored`, each distinct beginning of a question's candidates decoded once: P positions in
+    place of C * L.
 
     Positions that the `pad_mask` (B, C, L) leaves out at the end are not decoded at all.
     """
     questions, count, length = tokens.shape
     block, width = _BLOCK, 4 * generator.config.d_model
     graph = generator.graph("rescoring", partial(_tree_scores, generator))
-    each = np.zeros((questions, docs, count, length), widen(whole.cross[0][0][:0]).dtype.as_numpy_dtype)
+    each = np.zeros(
+        (questions, docs, count, length), widen(whole.cross[0][0][:0]).dtype.as_numpy_dtype
+    )
     total = np.zeros_like(each) if smooth else None
     lengths = (~pad_mask * np.arange(1, length + 1)).max(axis=2).clip(min=1)  # (B, C)
     used = (mask.numpy() * np.arange(1, mask.shape[1] + 1)).max(axis=1).clip(min=1)  # (B*N,)
@@ -105,7 +121,12 @@ def _scored_by_prefix(
                 part = tf.constant([at.start, at.stop, used[at].max()], tf.int32)
                 size = max(1, block // ((at.stop - at.start) * generator.config.vocab_size))
                 found = graph(
-                    contexts, part, _as_tensors(tree), tf.constant(target[b, some]), tf.constant(size), smooth
+                    contexts,
+                    part,
+                    _as_tensors(tree),
+                    tf.constant(target[b, some]),
+                    tf.constant(size),
+                    smooth,
                 )
                 each[b, rows, some] = found[0]
                 if total is not None:
@@ -131,7 +152,8 @@ def _tree_scores(
     size: tf.Tensor,
     smooth: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `_scored` for a question's targets (C, L) and some of its documents, (N, C, L); as one graph.
+    """As `_scored` for a question's targets (C, L) and some of its documents, (N, C, L); as one
+    graph.
 
     Args:
         generator: decodes.
@@ -158,7 +180,9 @@ def _tree_scores(
         first = tf.range(rows)[:, None] * tf.shape(logits)[1] + at  # (N, M)
         logits = tf.reshape(logits, (-1, logits.shape[-1]))  # (N*p, V)
         shift = _normalisers(logits)  # (N*p,)
-        chosen = tf.gather_nd(logits, tf.stack([first, tf.broadcast_to(tf.cast(ids, tf.int32), tf.shape(first))], -1))
+        chosen = tf.gather_nd(
+            logits, tf.stack([first, tf.broadcast_to(tf.cast(ids, tf.int32), tf.shape(first))], -1)
+        )
         each = tf.where(here, widen(chosen) - tf.gather(shift, first), each)
         if smooth:
             sums = tf.reduce_sum(widen(logits), -1) - logits.shape[-1] * shift
@@ -178,11 +202,19 @@ def _normalisers(logits: tf.Tensor) -> tf.Tensor:
 
 
 def _scored(
-    generator: Any, hidden: tf.Tensor, mask: tf.Tensor, tokens: np.ndarray, target: np.ndarray, docs: int, smooth: bool
+    generator: Any,
+    hidden: tf.Tensor,
+    mask: tf.Tensor,
+    tokens: np.ndarray,
+    target: np.ndarray,
+    docs: int,
+    smooth: bool,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Log-probability of each target token, (B, N, C, L), and with `smooth` the sum over the vocabulary beside it.
+    """Log-probability of each target token, (B, N, C, L), and with `smooth` the sum over the
+    vocabulary beside it.
 
-    Candidates ride on the beams' axis of the contexts whose encoder states exist; blocks bound the logits held at once.
+    Candidates ride on the beams' axis of the contexts whose encoder states exist; blocks bound the
+    logits held at once.
     """
     count, length = tokens.shape[1:]
     rows = int(hidden.shape[0])
@@ -211,12 +243,16 @@ def _scored(
 
 
 def _each(logits: tf.Tensor, target: tf.Tensor, smooth: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Logits (rows, c, L, V) -> log-probability of each target token, and the sum over the vocabulary, (rows, c, L)."""
+    """Logits (rows, c, L, V) -> log-probability of each target token, and the sum over the
+    vocabulary, (rows, c, L).
+    """
     each = target_log_probs(logits[:, None], target)[:, 0]
     if not smooth:
         return each, None
     wide = widen(logits)
-    return each, tf.reduce_sum(wide, -1) - tf.cast(tf.shape(wide)[-1], wide.dtype) * logsumexp(wide, -1)
+    return each, tf.reduce_sum(wide, -1) - tf.cast(tf.shape(wide)[-1], wide.dtype) * logsumexp(
+        wide, -1
+    )
 
 
 _EACH = Graph(_each)

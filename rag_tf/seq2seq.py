@@ -1,8 +1,10 @@
-"""What the two sequence-to-sequence networks share: the forward pass around encoder and decoder, and stepwise decoding.
+"""What the two sequence-to-sequence networks share: the forward pass around encoder and decoder,
+and stepwise decoding.
 
-Each of the entries `call`, `encode`, `start` and `decode` runs as a graph that is traced once for all lengths; within
-another graph it becomes part of that one.
-Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+Each of the entries `call`, `encode`, `start` and `decode` runs as a graph that is traced once for
+all lengths; within another graph it becomes part of that one.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Steps:
 
 
 class Anew:
-    """Cross-attention keys and values that each layer computes for itself, when it is asked for, and keeps nowhere.
+    """Cross-attention keys and values that each layer computes for itself, when it is asked for,
+    and keeps nowhere.
 
     Args:
         hidden: the encoder's states, (R, S, d), or (P, d) packed.
@@ -80,12 +83,18 @@ class Decoder(ABC):
     checkpointing: dict[str, Any] | None = None
 
     @abstractmethod
-    def cross_of(self, index: int, encoder_hidden: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+    def cross_of(
+        self, index: int, encoder_hidden: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `cross`, of one layer."""
 
     @abstractmethod
-    def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[tuple[Tensor, Tensor]]:
-        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+    def cross(
+        self, encoder_hidden: Tensor, packing: Packing | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S,
+        h) or (R, H, L, h).
+        """
 
     @abstractmethod
     def advance(
@@ -96,7 +105,10 @@ class Decoder(ABC):
         inputs_embeds: Tensor | None,
         training: bool,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
+
+        New keys and values go into the cache.
+        """
 
     def __call__(
         self,
@@ -114,7 +126,8 @@ class Decoder(ABC):
         steps: Steps | None = None,
         training: bool = False,
     ) -> Any:
-        """States of a target given the encoder's: what a decoder is to its users; generators come in by `steps`.
+        """States of a target given the encoder's: what a decoder is to its users; generators come
+        in by `steps`.
 
         Args:
             input_ids: (R, T) target ids.
@@ -127,8 +140,8 @@ class Decoder(ABC):
             output_attentions: whether to return attentions.
             output_hidden_states: whether to return hidden states.
             return_dict: False for a plain tuple.
-            steps: where a generator stands in its decoding, in place of the encoder's states and the cache; then the
-                states alone come back, (R*K, T, d).
+            steps: where a generator stands in its decoding, in place of the encoder's states and
+                the cache; then the states alone come back, (R*K, T, d).
             training: whether dropout acts.
 
         Returns:
@@ -145,7 +158,10 @@ class Decoder(ABC):
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         else:
             cross = self.cross(encoder_hidden_states)
-        cache, trace = GrowingCache(past_key_values), Trace(bool(output_hidden_states), bool(output_attentions))
+        cache, trace = (
+            GrowingCache(past_key_values),
+            Trace(bool(output_hidden_states), bool(output_attentions)),
+        )
         steps = Steps(cache, cross, key_mask(encoder_attention_mask), trace)
         x = self.advance(input_ids, steps, attention_mask, inputs_embeds, training)
         hidden, attentions, cross_attentions = trace.result()
@@ -155,7 +171,9 @@ class Decoder(ABC):
 
 
 class Generator(PretrainedModel, Module, ABC):
-    """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with them."""
+    """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
+    them.
+    """
 
     lm_head: Linear
 
@@ -176,7 +194,9 @@ class Generator(PretrainedModel, Module, ABC):
         """(..., d) -> (..., V)."""
 
     def check_length(self, length: int | None) -> None:
-        """Refuses more positions than the network has, where that is known before the graph runs."""
+        """Refuses more positions than the network has, where that is known before the graph
+        runs.
+        """
 
     def get_output_embeddings(self) -> Linear:
         """The language-model head."""
@@ -188,7 +208,9 @@ class Generator(PretrainedModel, Module, ABC):
         self.reset_graphs()
 
     def tie_weights(self) -> None:
-        """Make the encoder's, the decoder's and (if the config ties them) the head's table one variable."""
+        """Make the encoder's, the decoder's and (if the config ties them) the head's table one
+        variable.
+        """
         shared = self.get_input_embeddings().weight
         for part in (self.get_encoder(), self.get_decoder()):
             part.embed_tokens.weight = shared
@@ -220,32 +242,40 @@ class Generator(PretrainedModel, Module, ABC):
         Args:
             input_ids: (R, S) context ids.
             attention_mask: (R, S), 1 = a real token; None = all are.
-            decoder_input_ids: (R, T) target ids; None = the labels shifted right, or without labels what
-                `decoder_inputs` makes of `input_ids` (BART only).
+            decoder_input_ids: (R, T) target ids; None = the labels shifted right, or without labels
+                what `decoder_inputs` makes of `input_ids` (BART only).
             decoder_attention_mask: (R, past + T), 1 = a real token.
-            head_mask, decoder_head_mask, cross_attn_head_mask: must be None: heads cannot be masked.
-            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
+            head_mask, decoder_head_mask, cross_attn_head_mask: must be None: heads cannot be
+                masked.
+            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the
+                encoder.
             past_key_values: an earlier call's, to continue from it.
-            inputs_embeds: (R, S, d) in place of `input_ids`, as they enter the encoder (already scaled).
+            inputs_embeds: (R, S, d) in place of `input_ids`, as they enter the encoder (already
+                scaled).
             decoder_inputs_embeds: (R, T, d) in place of `decoder_input_ids`.
-            labels: (R, T) what each position should predict; -100 is not scored, everything else is, pads too.
-            use_cache: whether to return `past_key_values`; None = the config's, and without labels only.
-            output_attentions: whether to return attentions; None = the config's. A call that returns them or the hidden
-                states is run operation by operation, so that a tape has the gradients of the logits by them.
+            labels: (R, T) what each position should predict; -100 is not scored, everything else
+                is, pads too.
+            use_cache: whether to return `past_key_values`; None = the config's, and without labels
+                only.
+            output_attentions: whether to return attentions; None = the config's. A call that
+                returns them or the hidden states is run operation by operation, so that a tape has
+                the gradients of the logits by them.
             output_hidden_states: whether to return hidden states; None = the config's.
             return_dict: False for a plain tuple; None = the config's.
             training: whether dropout acts; None = what `train()` and `eval()` set.
 
         Returns:
-            `Seq2SeqLMOutput` with `logits` (R, T, V), and with labels `loss`: the mean of -log p over the labels scored
-            (NaN where none is), in float32 or wider.
+            `Seq2SeqLMOutput` with `logits` (R, T, V), and with labels `loss`: the mean of -log p
+            over the labels scored (NaN where none is), in float32 or wider.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: ids or embeddings that are missing, given twice, or do not fit.
         """
         check_head_masks(
-            head_mask=head_mask, decoder_head_mask=decoder_head_mask, cross_attn_head_mask=cross_attn_head_mask
+            head_mask=head_mask,
+            decoder_head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
         )
         use_cache = False if use_cache is None and labels is not None else use_cache
         use_cache, attentions, hidden, return_dict = self.switches(
@@ -258,7 +288,9 @@ class Generator(PretrainedModel, Module, ABC):
             _ids("labels (but for -100)", _scored(labels), table)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._decoder_inputs(input_ids, labels)
-        check_one_of("decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
+        check_one_of(
+            "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds
+        )
         decoder_input_ids, decoder_inputs_embeds, target = self._fed(
             "decoder_input", decoder_input_ids, decoder_inputs_embeds
         )
@@ -272,14 +304,20 @@ class Generator(PretrainedModel, Module, ABC):
             self.check_length(given.shape[1])
         else:
             given = tf.convert_to_tensor(encoded.last_hidden_state)
-            checked_mask("attention_mask", attention_mask, tuple(given.shape[:2]), "encoder_outputs, (R, S)")
+            checked_mask(
+                "attention_mask", attention_mask, tuple(given.shape[:2]), "encoder_outputs, (R, S)"
+            )
         check_rows(facts("the decoder's input", target), facts("the context", given))
         past = _check_past(past_key_values, target, decoder_attention_mask)
-        attention_mask, decoder_attention_mask = _mask(attention_mask), _mask(decoder_attention_mask)
+        attention_mask, decoder_attention_mask = (
+            _mask(attention_mask),
+            _mask(decoder_attention_mask),
+        )
         self.check_length(_sum(past, target.shape[1]))
         if past_key_values is not None:
             past_key_values = tuple(tuple(layer) for layer in past_key_values)
-        # States are asked for to see what comes of them: a tape finds no way to them through a graph.
+        # States are asked for to see what comes of them: a tape finds no way to them through a
+        # graph.
         run = self._eagerly if attentions or hidden else self._run
         logits, cache, seen, fresh = run(
             "call",
@@ -302,7 +340,11 @@ class Generator(PretrainedModel, Module, ABC):
             and pays(attention_mask),
         )
         decoder_hidden, decoder_attentions, cross_attentions = seen
-        states = fresh if encoded is None else (encoded.last_hidden_state, encoded.hidden_states, encoded.attentions)
+        states = (
+            fresh
+            if encoded is None
+            else (encoded.last_hidden_state, encoded.hidden_states, encoded.attentions)
+        )
         output = Seq2SeqLMOutput(
             loss=None if labels is None else self._run("loss", label_loss, logits, labels),
             logits=logits,
@@ -361,7 +403,8 @@ class Generator(PretrainedModel, Module, ABC):
         cache, trace = GrowingCache(past), Trace(hidden, attentions)
         steps = Steps(cache, cross, key_mask(attention_mask), trace)
         mask, embeds = decoder_attention_mask, decoder_inputs_embeds
-        x = decoder(decoder_input_ids, mask, inputs_embeds=embeds, steps=steps, training=training)  # (R, T, d)
+        # (R, T, d)
+        x = decoder(decoder_input_ids, mask, inputs_embeds=embeds, steps=steps, training=training)
         flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
         logits = tf.reshape(flat, (*outer(x), flat.shape[1]))  # (R, T, V)
         return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
@@ -372,8 +415,8 @@ class Generator(PretrainedModel, Module, ABC):
             return self.prepare_decoder_input_ids_from_labels(labels)
         if input_ids is None:
             raise ValueError(
-                "decoder_input_ids must be given when input_ids is None: pass one of the two, or labels, or "
-                "decoder_inputs_embeds"
+                "decoder_input_ids must be given when input_ids is None: pass one of the two, or "
+                "labels, or decoder_inputs_embeds"
             )
         return self.decoder_inputs(input_ids)
 
@@ -390,7 +433,8 @@ class Generator(PretrainedModel, Module, ABC):
         return None, embeds, embeds
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels (R, T) -> decoder inputs: the start token in front, the last column gone, pads for -100.
+        """Labels (R, T) -> decoder inputs: the start token in front, the last column gone, pads for
+        -100.
 
         Raises:
             ValueError: the config has no start token or no pad token.
@@ -410,7 +454,8 @@ class Generator(PretrainedModel, Module, ABC):
     ) -> dict[str, Any]:
         """Arguments of the forward pass that scores the token after `decoder_input_ids` (R, t).
 
-        For loops of other libraries: `generate` here keeps its own state (see `start` and `decode`).
+        For loops of other libraries: `generate` here keeps its own state (see `start` and
+        `decode`).
         """
         return next_inputs(
             decoder_input_ids,
@@ -435,7 +480,10 @@ class Generator(PretrainedModel, Module, ABC):
         negative_prompt_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate texts from contexts alone, without documents; see `rag_tf.decoding.plain_generate`."""
+        """Generate texts from contexts alone, without documents.
+
+        See `rag_tf.decoding.plain_generate`.
+        """
         from rag_tf.decoding import plain_generate
 
         return plain_generate(
@@ -453,20 +501,33 @@ class Generator(PretrainedModel, Module, ABC):
             **kwargs,
         )
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None) -> Tensor:
-        """Contexts (R, S) -> encoder states (R, S, d); those of padding are zeros where leaving it out saves work."""
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
+        """Contexts (R, S) -> encoder states (R, S, d).
+
+        Those of padding are zeros where leaving it out saves work.
+        """
         input_ids, mask = tf.cast(input_ids, tf.int64), _mask(attention_mask)
         self.check_length(input_ids.shape[1])
-        return self._run("encode", self._encode, input_ids, mask, self.in_training(training), pays(mask))
+        return self._run(
+            "encode", self._encode, input_ids, mask, self.in_training(training), pays(mask)
+        )
 
-    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None, training: bool, packs: bool) -> Tensor:
+    def _encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None, training: bool, packs: bool
+    ) -> Tensor:
         if packs and attention_mask is not None:
             packing = Packing(attention_mask)
             return packing.padded(self.get_encoder().packed(input_ids, packing, training))
         return self.get_encoder()(input_ids, attention_mask, training=training).last_hidden_state
 
     def start(
-        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+        self,
+        encoder_hidden: Tensor,
+        encoder_mask: Tensor | None,
+        beams: int = 1,
+        max_length: int | None = None,
     ) -> DecodeState:
         """Prepare decoding: cross-attention keys and values, computed once for each context.
 
@@ -480,7 +541,9 @@ class Generator(PretrainedModel, Module, ABC):
             The state that `decode` advances.
         """
         mask = _mask(encoder_mask)
-        cross, mask = self._run("start", self._start, tf.convert_to_tensor(encoder_hidden), mask, pays(mask))
+        cross, mask = self._run(
+            "start", self._start, tf.convert_to_tensor(encoder_hidden), mask, pays(mask)
+        )
         return DecodeState.allocate(cross, key_mask(mask), beams, max_length)
 
     def _start(self, encoder_hidden: Tensor, mask: Tensor | None, packs: bool) -> Any:
@@ -492,15 +555,19 @@ class Generator(PretrainedModel, Module, ABC):
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V).
 
-        With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
-        prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
+        With a cache the positions continue at `state.position`, which advances by T; without, the
+        tokens are whole prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and
+        hidden states (R*K, T, d).
 
-        Within a graph of the caller's, nothing checks that there is room: call `reserve` before it runs.
+        Within a graph of the caller's, nothing checks that there is room: call `reserve` before it
+        runs.
         """
         tokens = tf.cast(tokens, tf.int64)
         if tf.executing_eagerly():
             self.reserve(state, tokens.shape[2])
-        hidden, attentions = (False, False) if trace is None else (trace.want_hidden, trace.want_attentions)
+        hidden, attentions = (
+            (False, False) if trace is None else (trace.want_hidden, trace.want_attentions)
+        )
         args = (tokens, state, hidden, attentions, self.in_training(None))
         logits, cache, seen = self._run("decode", self._decode, *args)
         if trace is not None:
@@ -514,7 +581,8 @@ class Generator(PretrainedModel, Module, ABC):
         state, trace = state.opened(), Trace(hidden, attentions)
         logits = self._logits(self._decoded(tokens, state, trace, training))
         trace.separate(size(tokens, 1))
-        logits = tf.reshape(logits, (*(size(tokens, axis) for axis in range(3)), logits.shape[-1]))  # (R, K, T, V)
+        # (R, K, T, V)
+        logits = tf.reshape(logits, (*(size(tokens, axis) for axis in range(3)), logits.shape[-1]))
         return logits, None if state.cache is None else tuple(state.cache), trace.result()
 
     def _decoded(
@@ -526,7 +594,8 @@ class Generator(PretrainedModel, Module, ABC):
         return self.get_decoder()(flat, steps=steps, training=training)
 
     def reserve(self, state: DecodeState, length: int) -> None:
-        """Check that a state has room for `length` more positions: before a graph of one's own that decodes is run.
+        """Check that a state has room for `length` more positions: before a graph of one's own that
+        decodes is run.
 
         Raises:
             ValueError: the network, or the cache that `start` was asked for, has fewer positions.
@@ -547,7 +616,10 @@ class Generator(PretrainedModel, Module, ABC):
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of -log p(label) over the labels (R, T) other than -100, given logits (R, T, V); float32 or wider."""
+    """The mean of -log p(label) over the labels (R, T) other than -100, given logits (R, T, V).
+
+    Float32 or wider.
+    """
     log_probs = target_log_probs(logits[:, None], _scored(labels))[:, 0]  # (R, T)
     scored = tf.cast(labels != -100, log_probs.dtype)
     return -tf.reduce_sum(log_probs * scored) / tf.reduce_sum(scored)
@@ -574,7 +646,8 @@ def _sum(*numbers: int | None) -> int | None:
 
 
 def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> int | None:
-    """Refuses a cache that an earlier call with as many rows did not return, or a mask that does not cover it.
+    """Refuses a cache that an earlier call with as many rows did not return, or a mask that does
+    not cover it.
 
     Returns:
         The number of positions in it, where that is known.
@@ -585,20 +658,26 @@ def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> int | None:
         if isinstance(past, Iterable) and not isinstance(past, str) and not hasattr(past, "shape"):
             layers = [layer if isinstance(layer, Iterable) else () for layer in past]
             shapes = [[tuple(getattr(part, "shape", ())) for part in layer] for layer in layers]
-        if not shapes or any(len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes):
+        if not shapes or any(
+            len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes
+        ):
             raise TypeError(
-                "past_key_values must be what an earlier call returned, four tensors (R, H, length, h) for each layer, "
-                f"got {type(past).__name__}"
+                "past_key_values must be what an earlier call returned, four tensors (R, H, "
+                f"length, h) for each layer, got {type(past).__name__}"
             )
         rows = shapes[0][0][0], ids.shape[0]
         if None not in rows and rows[0] != rows[1]:
-            raise ValueError(f"past_key_values must have as many rows as the decoder's input, {rows[1]}, got {rows[0]}")
+            raise ValueError(
+                f"past_key_values must have as many rows as the decoder's input, {rows[1]}, got "
+                f"{rows[0]}"
+            )
         length = shapes[0][0][2]
     wanted = (ids.shape[0], _sum(length, ids.shape[1]))
     known = mask is not None and None not in (*wanted, *mask.shape)
     if mask is not None and known and tuple(mask.shape) != wanted:
         raise ValueError(
-            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, got {tuple(mask.shape)}"
+            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, "
+            f"got {tuple(mask.shape)}"
         )
     checked_mask("decoder_attention_mask", mask, wanted, "the decoder's input")
     return length

@@ -1,7 +1,8 @@
-"""Scores of the next token, with what the networks saw on the way: contexts encoded once, beams riding on them.
+"""Scores of the next token, with what the networks saw on the way: contexts encoded once, beams
+riding on them.
 
-Letters: N documents of a search, Q searches, K beams, R contexts, S context length, t tokens so far, d width,
-V vocabulary.
+Letters: N documents of a search, Q searches, K beams, R contexts, S context length, t tokens so
+far, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from rag_tf.step_scores import marginal_scores
 
 def is_traced(options: GenerationConfig) -> bool:
     """Whether a call hands back attentions or hidden states."""
-    return bool(options.return_dict_in_generate and (options.output_attentions or options.output_hidden_states))
+    return bool(
+        options.return_dict_in_generate
+        and (options.output_attentions or options.output_hidden_states)
+    )
 
 
 def _marginal(logits: tf.Tensor, log_priors: tf.Tensor | None) -> tf.Tensor:
@@ -41,7 +45,10 @@ def _marginal(logits: tf.Tensor, log_priors: tf.Tensor | None) -> tf.Tensor:
 def _step(
     generator: Any, fed: tf.Tensor, state: DecodeState, log_priors: tf.Tensor | None
 ) -> tuple[tf.Tensor, Sequence[Any] | None]:
-    """One step as one graph: new tokens (Q*N, K, T) -> scores (Q, K, V), and the cache that they have been added to."""
+    """One step as one graph.
+
+    New tokens (Q*N, K, T) -> scores (Q, K, V), and the cache that they have been added to.
+    """
     return _marginal(generator.decode(fed, state), log_priors), state.cache
 
 
@@ -58,8 +65,10 @@ class Decoder:
         encoder_mask: (Q*N, S) bool.
         beams: K.
         options: `max_length`, `use_cache`, `guidance_scale` and what to trace are read.
-        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain generator.
-        without: scores the same searches without their documents; what these add is then weighed by `guidance_scale`.
+        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain
+            generator.
+        without: scores the same searches without their documents; what these add is then weighed by
+            `guidance_scale`.
         traced: whether to note attentions and hidden states.
     """
 
@@ -86,8 +95,11 @@ class Decoder:
         self.state = generator.start(encoder_hidden, encoder_mask, beams=beams, max_length=length)
 
     def scores(self, tokens: np.ndarray) -> tf.Tensor:
-        """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
-        fed = tokens[self.running][..., self.fed :].repeat(self.docs, axis=0)  # (Q*N, K, t or new ones)
+        """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for
+        searches let go of.
+        """
+        # (Q*N, K, t or new ones)
+        fed = tokens[self.running][..., self.fed :].repeat(self.docs, axis=0)
         if self.options.use_cache:
             self.fed = tokens.shape[2]
         scores = self._decode(tf.constant(fed))  # (Q, K, V)
@@ -126,7 +138,10 @@ class Decoder:
             self.without.reorder(sources)
 
     def drop(self, finished: np.ndarray) -> None:
-        """Lets go of finished searches (Q,) once they are half of what is computed; a trace keeps all its rows."""
+        """Lets go of finished searches (Q,) once they are half of what is computed.
+
+        A trace keeps all its rows.
+        """
         if self.without is not None:
             self.without.drop(finished)
         alive = ~finished[self.running]
@@ -144,7 +159,9 @@ class Decoder:
         """The decoder's fields of `GenerateOutput`: for each step a tuple, one a layer."""
         names = ("decoder_hidden_states", "decoder_attentions", "cross_attentions")
         parts = zip(*self.traces, strict=True) if self.traces else ()
-        return {name: steps for name, steps in zip(names, parts, strict=False) if steps[0] is not None}
+        return {
+            name: steps for name, steps in zip(names, parts, strict=False) if steps[0] is not None
+        }
 
 
 def in_graphs(generator: Any, state: Any) -> bool:
@@ -158,7 +175,9 @@ def placed(generator: Any) -> Any:
 
 
 def trim(input_ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Contexts (R, S) and their bool mask, without the columns at the end that are padding in every row."""
+    """Contexts (R, S) and their bool mask, without the columns at the end that are padding in
+    every row.
+    """
     used = np.flatnonzero(mask.numpy().any(axis=0))
     width = int(used[-1]) + 1 if len(used) else 1
     return input_ids[:, :width], mask[:, :width]
@@ -170,34 +189,50 @@ def encode_distinct(generator: Any, input_ids: tf.Tensor, mask: tf.Tensor) -> tf
     _, first, place = np.unique(both, axis=0, return_index=True, return_inverse=True)
     if len(first) == len(both):
         return generator.encode(input_ids, mask)
-    return tf.gather(generator.encode(tf.gather(input_ids, first), tf.gather(mask, first)), place.reshape(-1))
+    return tf.gather(
+        generator.encode(tf.gather(input_ids, first), tf.gather(mask, first)), place.reshape(-1)
+    )
 
 
 def encode_seen(
     generator: Any, input_ids: tf.Tensor, mask: tf.Tensor, options: GenerationConfig
 ) -> tuple[tf.Tensor, dict[str, Any]]:
-    """Encoder states (R, S, d) and, where the options ask, the encoder's fields of `GenerateOutput`.
+    """Encoder states (R, S, d) and, where the options ask, the encoder's fields of
+    `GenerateOutput`.
 
     Raises:
         ValueError: a generator of one's own that cannot be traced.
     """
     if not is_traced(options):
         return encode_distinct(generator, input_ids, mask), {}
-    if not hasattr(generator, "get_encoder") or "trace" not in inspect.signature(generator.decode).parameters:
+    if (
+        not hasattr(generator, "get_encoder")
+        or "trace" not in inspect.signature(generator.decode).parameters
+    ):
         raise ValueError(
-            "output_attentions and output_hidden_states need a generator that has get_encoder() and whose "
-            f"decode(tokens, state, trace) notes them; {type(generator).__name__} lacks one of the two"
+            "output_attentions and output_hidden_states need a generator that has get_encoder() "
+            f"and whose decode(tokens, state, trace) notes them; {type(generator).__name__} lacks "
+            "one of the two"
         )
-    wanted = {"output_attentions": options.output_attentions, "output_hidden_states": options.output_hidden_states}
-    outputs = as_encoder_output(generator.get_encoder()(input_ids=input_ids, attention_mask=mask, **wanted))
-    seen = {"encoder_attentions": outputs.attentions, "encoder_hidden_states": outputs.hidden_states}
+    wanted = {
+        "output_attentions": options.output_attentions,
+        "output_hidden_states": options.output_hidden_states,
+    }
+    outputs = as_encoder_output(
+        generator.get_encoder()(input_ids=input_ids, attention_mask=mask, **wanted)
+    )
+    seen = {
+        "encoder_attentions": outputs.attentions,
+        "encoder_hidden_states": outputs.hidden_states,
+    }
     return outputs.last_hidden_state, seen
 
 
 def without_documents(
     generator: Any, options: GenerationConfig, negative_prompt: tuple[Any, Any], questions: int
 ) -> tuple[tf.Tensor, tf.Tensor] | None:
-    """Encoder states (B, S', d) and mask of the contexts that guidance contrasts the documents with.
+    """Encoder states (B, S', d) and mask of the contexts that guidance contrasts the documents
+    with.
 
     Args:
         generator: the generator.
@@ -217,8 +252,9 @@ def without_documents(
     fits = ids.shape.rank == 2 and len(ids) == questions and ids.shape[1]
     if not fits or (mask is not None and mask.shape != ids.shape):
         raise ValueError(
-            f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a row for each question;"
-            f" got {tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
+            f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a "
+            f"row for each question; got {tuple(ids.shape)} and "
+            f"{None if mask is None else tuple(mask.shape)}"
         )
     checked_mask("negative_prompt_attention_mask", mask, tuple(ids.shape), "negative_prompt_ids")
     mask = tf.ones_like(ids, tf.bool) if mask is None else tf.cast(mask, tf.bool)

@@ -1,7 +1,8 @@
-"""The step loop: feeds rag_core.generation.beam, which decides, with scores that a generator computes on the device.
+"""The step loop: feeds rag_core.generation.beam, which decides, with scores that a generator
+computes on the device.
 
-Letters: N documents of a search, Q searches, K beams, R = Q * K rows, S context length, t tokens so far, C candidates,
-d width, V vocabulary.
+Letters: N documents of a search, Q searches, K beams, R = Q * K rows, S context length, t tokens so
+far, C candidates, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ _MakeRules = Callable[[int], StepRules]
 
 
 def run_search(
-    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: tf.Tensor | None, starts: np.ndarray
+    decoder: Decoder,
+    options: GenerationConfig,
+    hooks: Hooks,
+    context_ids: tf.Tensor | None,
+    starts: np.ndarray,
 ) -> tuple[Finished, tuple[tf.Tensor, ...] | None]:
     """Runs all searches to their end.
 
@@ -48,15 +53,24 @@ def run_search(
         options: as `resolve_options` returns them.
         hooks: the caller's functions.
         context_ids: (Q*N, S) what the searches read, for the `encoder_*` options; None = not known.
-        starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin` returns them.
+        starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin`
+            returns them.
 
     Returns:
-        What rag_core.generation.beam hands back, and with `output_scores` the (R, V) scores of each step.
+        What rag_core.generation.beam hands back, and with `output_scores` the (R, V) scores of each
+        step.
     """
-    checked_ids("decoder_start_token_id, or decoder_input_ids,", starts, table_size(decoder.generator))
+    checked_ids(
+        "decoder_start_token_id, or decoder_input_ids,", starts, table_size(decoder.generator)
+    )
     group = decoder.searches // len(starts)
     starts = starts.repeat(group, axis=0)  # (Q, P)
-    plugged = hooks.logits_processor, hooks.stopping_criteria, hooks.prefix_allowed_tokens_fn, hooks.streamer
+    plugged = (
+        hooks.logits_processor,
+        hooks.stopping_criteria,
+        hooks.prefix_allowed_tokens_fn,
+        hooks.streamer,
+    )
     with placed(decoder.generator):
         found = None if any(plugged) else searched(decoder, options, starts)
     if found is not None:
@@ -68,16 +82,25 @@ def run_search(
 
 
 def _chosen_tokens(scores: tf.Tensor, noise: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """The tokens (R,) of the largest (noisy) scores (R, V), the lowest index of equals, and their log-probabilities."""
+    """The tokens (R,) of the largest (noisy) scores (R, V), the lowest index of equals, and
+    their log-probabilities.
+    """
     drawn = scores if noise is None else scores + tf.cast(noise, scores.dtype)
     tokens = best_candidates(drawn, 1)[1][:, 0]
     return tokens, tf.gather(scores, tokens, batch_dims=1) - logsumexp(scores, 1)
 
 
 def _chosen_candidates(
-    scores: tf.Tensor, running: tf.Tensor, alive: tf.Tensor, noise: tf.Tensor | None, count: tf.Tensor
+    scores: tf.Tensor,
+    running: tf.Tensor,
+    alive: tf.Tensor,
+    noise: tf.Tensor | None,
+    count: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The candidates of the searches still alive (Q',): values and places in their K * V scores, (Q', C) each."""
+    """The candidates of the searches still alive (Q',).
+
+    Values and places in their K * V scores, (Q', C) each.
+    """
     total = scores + tf.reshape(running, [-1, 1])  # (R, V)
     searches = tf.shape(running)[0]
 
@@ -97,7 +120,9 @@ _TOKENS, _CANDIDATES = Graph(_chosen_tokens), Graph(_chosen_candidates)
 class _Loop(ABC):
     search: BeamSearch | RowSearch
 
-    def __init__(self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules) -> None:
+    def __init__(
+        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules
+    ) -> None:
         self.decoder, self.options, self.hooks, self.make = decoder, options, hooks, make
         self.rules: StepRules | None = None
         self.warps, self.least = sampling_warps(options), least_kept(options)
@@ -109,7 +134,9 @@ class _Loop(ABC):
     def run(self) -> tuple[Finished, tuple[tf.Tensor, ...] | None]:
         while not self.search.done:
             rows = self.search.tokens.reshape(-1, self.search.length)
-            scores = self.decoder.scores(rows.reshape(self.decoder.searches, -1, self.search.length))
+            scores = self.decoder.scores(
+                rows.reshape(self.decoder.searches, -1, self.search.length)
+            )
             self.advance(rows, tf.reshape(scores, [len(rows), -1]))
             if self.stopped():
                 break
@@ -129,7 +156,9 @@ class _Loop(ABC):
         for processor in self.hooks.logits_processor:
             changed = processor(tf.constant(rows), scores)
             if not isinstance(changed, tf.Tensor):
-                raise TypeError(f"a logits_processor must return scores, got {type(changed).__name__}")
+                raise TypeError(
+                    f"a logits_processor must return scores, got {type(changed).__name__}"
+                )
             check_processed(facts("a logits_processor", changed), tuple(scores.shape))
             if bool(tf.reduce_any(tf.math.is_nan(changed))):
                 refuse_nan("a logits_processor")
@@ -141,7 +170,9 @@ class _Loop(ABC):
         """What makes the largest score a draw, (R, V) float32; None without sampling."""
         if not self.options.do_sample:
             return None
-        return tf.constant(gumbel_noise(self.seed or 0, int(scores.shape[0]), step, int(scores.shape[1])))
+        return tf.constant(
+            gumbel_noise(self.seed or 0, int(scores.shape[0]), step, int(scores.shape[1]))
+        )
 
     def stream(self, tokens: np.ndarray) -> None:
         if self.hooks.streamer is not None:
@@ -168,11 +199,17 @@ class _RowLoop(_Loop):
     """Greedy search and sampling."""
 
     def __init__(
-        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules, starts: np.ndarray
+        self,
+        decoder: Decoder,
+        options: GenerationConfig,
+        hooks: Hooks,
+        make: _MakeRules,
+        starts: np.ndarray,
     ) -> None:
         super().__init__(decoder, options, hooks, make)
         self.search: RowSearch = RowSearch(
-            rows=decoder.searches * decoder.beams, **_limits(options, starts.repeat(decoder.beams, axis=0))
+            rows=decoder.searches * decoder.beams,
+            **_limits(options, starts.repeat(decoder.beams, axis=0)),
         )
         self.stream(starts)
 
@@ -189,7 +226,12 @@ class _BeamLoop(_Loop):
     """Beam search and beam sampling."""
 
     def __init__(
-        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules, starts: np.ndarray
+        self,
+        decoder: Decoder,
+        options: GenerationConfig,
+        hooks: Hooks,
+        make: _MakeRules,
+        starts: np.ndarray,
     ) -> None:
         super().__init__(decoder, options, hooks, make)
         self.search: BeamSearch = BeamSearch(
@@ -211,7 +253,9 @@ class _BeamLoop(_Loop):
         running = tf.constant(search.scores, scores.dtype)
         alive = np.flatnonzero(~search.finished)
         noise = self.noise(scores, search.length - 1)
-        values, flat = _CANDIDATES(scores, running, tf.constant(alive), noise, tf.constant(search.candidates))
+        values, flat = _CANDIDATES(
+            scores, running, tf.constant(alive), noise, tf.constant(search.candidates)
+        )
         best, where = order_candidates(values.numpy(), flat.numpy(), search.candidates)  # (Q', C)
         candidates = np.zeros((search.searches, best.shape[1]), dtype=best.dtype)
         places = np.zeros((search.searches, best.shape[1]), dtype=np.int64)
@@ -241,7 +285,10 @@ def _rules(
     vocab_size: int,
 ) -> StepRules:
     encoder_ids = None
-    asked = options.encoder_repetition_penalty not in (None, 1.0) or options.encoder_no_repeat_ngram_size
+    asked = (
+        options.encoder_repetition_penalty not in (None, 1.0)
+        or options.encoder_no_repeat_ngram_size
+    )
     if asked and context_ids is not None:
         ids, docs = context_ids.numpy(), decoder.docs
         encoder_ids = [list(ids[i : i + docs]) for i in range(0, len(ids), docs)]

@@ -1,6 +1,7 @@
 """The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
 
-What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V vocabulary,
+What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V
+vocabulary,
 W = K * V scores of a search's K beams, M pairs of a row and an id.
 """
 
@@ -22,7 +23,8 @@ _SAFE = 1e-30
 def marginal_scores(logits: tf.Tensor, log_priors: tf.Tensor) -> tf.Tensor:
     """`token_log_probs` of a step, of logits (Q, N, K, V) and log p(z|x) (Q, N): (Q, K, V).
 
-    By probabilities, in a third of the passes over the numbers, unless one is so small that its logarithm would be off.
+    By probabilities, in a third of the passes over the numbers, unless one is so small that its
+    logarithm would be off.
     """
     logits, log_priors = together(logits, log_priors)
     shape = [size(logits, axis) for axis in range(4)]
@@ -46,7 +48,9 @@ def _shut(scores: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
 def _rank(scores: tf.Tensor) -> tf.Tensor:
     """What to sort by: NaN above all numbers, as in torch; TensorFlow promises no place for it."""
     largest = tf.cast(scores.dtype.max, scores.dtype)
-    return tf.where(tf.math.is_nan(scores), tf.cast(np.inf, scores.dtype), tf.minimum(scores, largest))
+    return tf.where(
+        tf.math.is_nan(scores), tf.cast(np.inf, scores.dtype), tf.minimum(scores, largest)
+    )
 
 
 def _log_softmax(scores: tf.Tensor) -> tf.Tensor:
@@ -61,7 +65,10 @@ def _softmax(scores: tf.Tensor) -> tf.Tensor:
 
 
 def normalised(scores: tf.Tensor) -> tf.Tensor:
-    """log_softmax of (R, V); -inf stays -inf where a row holds nothing else: NaN would count as largest."""
+    """log_softmax of (R, V); -inf stays -inf where a row holds nothing else.
+
+    NaN would count as largest.
+    """
     return tf.where(tf.equal(scores, -np.inf), scores, _log_softmax(scores))
 
 
@@ -77,12 +84,16 @@ def apply_edits(scores: tf.Tensor, edits: Sequence[Edit]) -> tf.Tensor:
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), scores)
             scores = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
         elif edit.kind == "keep":
-            scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, tf.gather_nd(scores, at))
+            scores = tf.tensor_scatter_nd_update(
+                _filled(scores, -np.inf), at, tf.gather_nd(scores, at)
+            )
         elif edit.kind == "force":
             zeros = tf.zeros(len(rows), scores.dtype)
             scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, zeros)
         else:
-            scores = tf.tensor_scatter_nd_update(scores, at, _changed(tf.gather_nd(scores, at), edit))
+            scores = tf.tensor_scatter_nd_update(
+                scores, at, _changed(tf.gather_nd(scores, at), edit)
+            )
     return scores
 
 
@@ -100,7 +111,9 @@ def _changed(old: tf.Tensor, edit: Edit) -> tf.Tensor:
 
 
 def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], least: int) -> tf.Tensor:
-    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least` tokens or more a row."""
+    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least`
+    tokens or more a row.
+    """
     vocab_size = int(scores.shape[-1])
     least = min(least, vocab_size)
     for warp in warps:
@@ -132,7 +145,10 @@ def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], least: int) -> tf.Tens
 
 
 def _largest(scores: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The `count` largest of each row and their indices, best first; of equals the lowest index first."""
+    """The `count` largest of each row and their indices, best first.
+
+    Of equals the lowest index first.
+    """
     indices = tf.math.top_k(_rank(scores), count, index_type=tf.int64).indices
     return tf.gather(scores, indices, batch_dims=1), indices
 
@@ -149,7 +165,10 @@ def _entropy(scores: tf.Tensor) -> tf.Tensor:
 
 
 def _typical(scores: tf.Tensor, mass: float, least: int) -> tf.Tensor:
-    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al. 2022, https://arxiv.org/abs/2202.00666)."""
+    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al.
+
+    2022, https://arxiv.org/abs/2202.00666).
+    """
     distance = tf.abs(-_log_softmax(scores) - _entropy(scores)[:, None])
     order = tf.argsort(_rank(distance), axis=-1, stable=True)
     ordered = tf.gather(distance, order, batch_dims=1)

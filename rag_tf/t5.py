@@ -1,8 +1,9 @@
-"""T5 v1.0 (ReLU, tied head) and v1.1 (gated, untied head): encoder, decoder with cache, language-model head.
+"""T5 v1.0 (ReLU, tied head) and v1.1 (gated, untied head): encoder, decoder with cache,
+language-model head.
 
 Raffel et al. 2019, arXiv 1910.10683. Attribute names are the weights' names in public checkpoints.
-Letters: R rows (contexts), K beams of a row, T target positions now, L key positions, S context length, d width,
-H heads, V vocabulary.
+Letters: R rows (contexts), K beams of a row, T target positions now, L key positions, S context
+length, d width, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class T5LayerNorm(Module):
     def __call__(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
         wide = widen(x)
-        wide = wide * tf.math.rsqrt(tf.reduce_mean(tf.square(wide), -1, keepdims=True) + self.epsilon)
+        wide = wide * tf.math.rsqrt(
+            tf.reduce_mean(tf.square(wide), -1, keepdims=True) + self.epsilon
+        )
         half = (compute_dtype() or self.weight.dtype) == tf.float16
         kind = tf.float16 if half else x.dtype  # in float16 the way back from float32
         return tf.cast(self.weight, kind) * tf.cast(wide, kind)
@@ -73,7 +76,9 @@ class T5Attention(Module):
         self.v = Linear(config.d_model, inner, bias=False)
         self.o = Linear(inner, config.d_model, bias=False)
         if has_bias:
-            self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
+            self.relative_attention_bias = Embedding(
+                config.relative_attention_num_buckets, config.num_heads
+            )
 
     def keys_values(self, x: Tensor, packing: Packing | None = None) -> KeysValues:
         """(R, L, d), or (P, d) packed -> keys and values (R, H, L, h)."""
@@ -93,21 +98,28 @@ class T5Attention(Module):
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q(x), self.heads)
         rate = self.dropout if training else 0.0
-        out, weights = attend(query, *keys_values, mask, dropout=rate, scale=1.0, need_weights=need_weights)
+        out, weights = attend(
+            query, *keys_values, mask, dropout=rate, scale=1.0, need_weights=need_weights
+        )
         return self.o(merge_heads(out)), weights
 
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
         """Real tokens (P, d) attending to those of their row -> (P, d)."""
-        query, keys_values = split_heads(packing.spread(self.q(x)), self.heads), self.keys_values(x, packing)
-        out, _ = attend(query, *keys_values, mask, dropout=self.dropout if training else 0.0, scale=1.0)
+        query, keys_values = (
+            split_heads(packing.spread(self.q(x)), self.heads),
+            self.keys_values(x, packing),
+        )
+        out, _ = attend(
+            query, *keys_values, mask, dropout=self.dropout if training else 0.0, scale=1.0
+        )
         return self.o(packing.pack(merge_heads(out)))
 
 
 class T5FeedForward(Module):
     """Two projections, or three with a gate.
 
-    The sums of the last one pass float16's range in public models. So its weights stay float32 in a model in float16,
-    and it computes in float32 where the others compute in float16.
+    The sums of the last one pass float16's range in public models. So its weights stay float32 in a
+    model in float16, and it computes in float32 where the others compute in float16.
     """
 
     wi: Linear
@@ -169,7 +181,10 @@ class T5Block(Module):
         riding: tuple[Any, Any] | None = None,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted; `riding` is (R, K*T)."""
+        """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted.
+
+        `riding` is (R, K*T).
+        """
         first = self.layer[0]
         normed = first.layer_norm(x)
         keys_values = first.SelfAttention.keys_values(normed)
@@ -180,7 +195,9 @@ class T5Block(Module):
         cross_weights = None
         if cross is not None and cross_mask is not None:
             second, given = self.layer[1], (cross, cross_mask, need_weights, training)
-            update, cross_weights = asked(second.EncDecAttention, second.layer_norm(x), riding, *given)
+            update, cross_weights = asked(
+                second.EncDecAttention, second.layer_norm(x), riding, *given
+            )
             x = second.add(x, update, training)
         return self._feed_forward(x, training), weights, cross_weights
 
@@ -211,11 +228,17 @@ class T5Stack(Module):
         self.decoder = decoder
         # From this distance on there is one bucket only, so that one table serves all lengths.
         self.farthest = config.relative_attention_max_distance
-        table = (self.farthest + 1, config.relative_attention_num_buckets, self.farthest, not decoder)
+        table = (
+            self.farthest + 1,
+            config.relative_attention_num_buckets,
+            self.farthest,
+            not decoder,
+        )
         self._buckets = t5_distance_buckets(*table)
 
     def position_bias(self, length: Any, keys: Any, first: Any = 0) -> Tensor | None:
-        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`.
+        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from
+        position `first`.
 
         None where there are no blocks.
         """
@@ -230,7 +253,9 @@ class T5Stack(Module):
     def _finish(self, x: Tensor, training: bool) -> Tensor:
         return dropout(self.final_layer_norm(x), self.dropout, training)
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool) -> Tensor:
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool
+    ) -> Tensor:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # All that the layers add up is float32 in a model in float16, whose range it passes.
         return dropout(_out_of_half(x), self.dropout, training)
@@ -252,7 +277,8 @@ class T5Encoder(T5Stack):
         return_dict: bool | None = None,
         training: bool = False,
     ) -> EncoderOutput | tuple[Any, ...]:
-        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state`
+        (R, S, d).
 
         `return_dict=False` asks for a plain tuple.
         """
@@ -270,7 +296,9 @@ class T5Encoder(T5Stack):
         x = self._finish(x, training)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(
+            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
+        )
         return output.to_tuple() if return_dict is False else output
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
@@ -295,12 +323,16 @@ class T5Decoder(Decoder, T5Stack):
         super().__init__(config, True)
 
     def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[KeysValues]:
-        """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S, h) or (R, H, L, h)."""
+        """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S,
+        h) or (R, H, L, h).
+        """
         if not self.block:
             return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
         return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.block))]
 
-    def cross_of(self, index: int, encoder_hidden: Tensor, packing: Packing | None = None) -> KeysValues:
+    def cross_of(
+        self, index: int, encoder_hidden: Tensor, packing: Packing | None = None
+    ) -> KeysValues:
         """As `cross`, of one block."""
         return self.block[index].layer[1].EncDecAttention.keys_values(encoder_hidden, packing)
 
@@ -309,7 +341,10 @@ class T5Decoder(Decoder, T5Stack):
             return None
         if cache.tree is not None:
             at, longest = cache.tree.positions, cache.tree.positions[-1] + 1
-            return tf.gather(tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3)  # (1, H, T, T)
+            # (1, H, T, T)
+            return tf.gather(
+                tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3
+            )
         return self.position_bias(length, cache.position + length, cache.position)
 
     def advance(
@@ -320,7 +355,10 @@ class T5Decoder(Decoder, T5Stack):
         inputs_embeds: Tensor | None,
         training: bool,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
+
+        New keys and values go into the cache.
+        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds, training)
@@ -333,16 +371,24 @@ class T5Decoder(Decoder, T5Stack):
             mask.alive = None  # every position sees itself
 
         def run(
-            index: int, x: Tensor, hidden: Tensor | None, mask: AttentionMask, cross_mask: AttentionMask
+            index: int,
+            x: Tensor,
+            hidden: Tensor | None,
+            mask: AttentionMask,
+            cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
             asked = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
             seen = trace.want_attentions
-            return self.block[index](x, mask, seen, cache, index, asked, cross_mask, riding, training)
+            return self.block[index](
+                x, mask, seen, cache, index, asked, cross_mask, riding, training
+            )
 
         options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)
         for index in range(len(self.block)):
             trace.hidden(x)
-            x, weights, cross_weights = checkpointed(options, partial(run, index), x, hidden, mask, cross_mask)
+            x, weights, cross_weights = checkpointed(
+                options, partial(run, index), x, hidden, mask, cross_mask
+            )
             trace.attentions(weights, cross_weights)
         x = self._finish(x, training)
         trace.hidden(x)
@@ -368,10 +414,18 @@ class T5ForConditionalGeneration(Generator):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was trained."""
+        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was
+        trained.
+        """
         config, factor = self.config, self.config.initializer_factor
         wide, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
-        scales = {"q": wide * config.d_kv**-0.5, "o": inner, "wo": config.d_ff**-0.5, "shared": 1.0, "lm_head": 1.0}
+        scales = {
+            "q": wide * config.d_kv**-0.5,
+            "o": inner,
+            "wo": config.d_ff**-0.5,
+            "shared": 1.0,
+            "lm_head": 1.0,
+        }
         for name, variable in self.named_parameters():
             if variable.shape.rank == 2:
                 std = factor * scales.get(name.split(".")[-2], wide)
@@ -384,7 +438,10 @@ class T5ForConditionalGeneration(Generator):
         return self.shared
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table in place, of the same size.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         self.shared = check_table("value", value, self.shared)
         self.tie_weights()
         self.reset_graphs()
@@ -403,4 +460,6 @@ class T5ForConditionalGeneration(Generator):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.
-        return self.lm_head(hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden)
+        return self.lm_head(
+            hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden
+        )

@@ -1,4 +1,5 @@
-"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity.trace` to record its stages.
+"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity.trace` to record
+its stages.
 
 Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
 """
@@ -32,7 +33,10 @@ class Tracer:
         self.model = model.eval()
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes arrays over the weights of these names, in the model's dtype; tied copies and graphs follow."""
+        """Writes arrays over the weights of these names, in the model's dtype.
+
+        Tied copies and graphs follow.
+        """
         ties, state = tied_names(self.model), dict(named_tensors(self.model))
         for name, array in arrays.items():
             if name not in ties:
@@ -56,8 +60,9 @@ class Tracer:
             gradients: whether to differentiate the summed loss.
 
         Returns:
-            The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N), `marginal` and
-            `losses`; and the gradient of every parameter, by name, zeros where the loss does not depend on it.
+            The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N),
+            `marginal` and `losses`; and the gradient of every parameter, by name, zeros where the
+            loss does not depend on it.
         """
         model, target = self.model, tf.constant(labels)
         named = {name: each for name, each in named_tensors(model) if gradients and each.trainable}
@@ -75,10 +80,14 @@ class Tracer:
         found = {name: _arrays(value) for name, value in out.items() if name != "past_key_values"}
         found["doc_log_probs"] = to_numpy(marginal.doc_log_probs(out.doc_scores))
         # -100 may not reach a gather
-        target = tf.where(target == -100, tf.cast(model.config.generator.pad_token_id, target.dtype), target)
+        target = tf.where(
+            target == -100, tf.cast(model.config.generator.pad_token_id, target.dtype), target
+        )
         found["marginal"] = to_numpy(self._marginal(out, target, n_docs))
         given = (out.logits, out.doc_scores, target)
-        found["losses"] = tuple(to_numpy(model.get_nll(*given, n_docs=n_docs, **each)) for each in switches)
+        found["losses"] = tuple(
+            to_numpy(model.get_nll(*given, n_docs=n_docs, **each)) for each in switches
+        )
         return found, self._gradients(tape, loss, named) if gradients else {}
 
     def _marginal(self, out: Any, target: tf.Tensor, n_docs: int) -> tf.Tensor:
@@ -91,19 +100,30 @@ class Tracer:
         each = marginal.target_log_probs(logits, target)  # (B, N, T)
         return marginal.sequence_joint(each, marginal.doc_log_probs(out.doc_scores), target == pad)
 
-    def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor, named: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _gradients(
+        self, tape: tf.GradientTape, loss: tf.Tensor, named: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
         found = tape.gradient(loss, named, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return {name: to_numpy(tf.convert_to_tensor(each)) for name, each in found.items()}
 
-    def generate(self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a `GenerateOutput` as arrays; `scores` (a tuple, one (rows, V) a step) with `output_scores`."""
+    def generate(
+        self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The fields of a `GenerateOutput` as arrays.
+
+        `scores` (a tuple, one (rows, V) a step) with `output_scores`.
+        """
         given = self._tensors(inputs)
         out = self.model.generate(**given, n_docs=n_docs, **options, return_dict_in_generate=True)
         return {name: _arrays(value) for name, value in out.items()}
 
     def options(self, options: Mapping[str, Any]) -> GenerationConfig:
         """The options that the searches of such a `generate` call run with."""
-        known = {name: value for name, value in options.items() if name in GenerationConfig.__dataclass_fields__}
+        known = {
+            name: value
+            for name, value in options.items()
+            if name in GenerationConfig.__dataclass_fields__
+        }
         if self.model.head == "token":
             return decoding.token_options(self.model, **known)
         known.pop("num_return_sequences", None)
@@ -111,7 +131,10 @@ class Tracer:
 
     def _tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         tensors = {name: tf.constant(array) for name, array in inputs.items()}
-        return {name: tf.cast(x, self.model.dtype) if x.dtype.is_floating else x for name, x in tensors.items()}
+        return {
+            name: tf.cast(x, self.model.dtype) if x.dtype.is_floating else x
+            for name, x in tensors.items()
+        }
 
 
 def _arrays(value: Any) -> Any:

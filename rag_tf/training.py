@@ -1,4 +1,5 @@
-"""Joint fine-tuning of question encoder and generator with frozen document vectors (paper, section 2.4).
+"""Joint fine-tuning of question encoder and generator with frozen document vectors (paper, section
+2.4).
 
 Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
 """
@@ -49,8 +50,9 @@ def train(
 ) -> TrainingReport:
     """Fine-tune a RAG model in place on questions and answers, through the documents it retrieves.
 
-    Labels are fed as they are and predicted one to the left, as transformers does (compatibility Q10), so what the
-    generator's tokenizer puts in front of an answer is what decoding should start with.
+    Labels are fed as they are and predicted one to the left, as transformers does (compatibility
+    Q10), so what the generator's tokenizer puts in front of an answer is what decoding should start
+    with.
 
     Args:
         model: `RagTokenForGeneration` or `RagSequenceForGeneration` with float32 weights.
@@ -58,19 +60,23 @@ def train(
         examples: questions with answers; either all or none bring their own passage.
         config: settings; None = the defaults.
         validation: questions to measure exact match on.
-        out: folder for checkpoints while training and for the finished model; a run that was killed goes on from the
-            last checkpoint there, and ends bit for bit where it would have ended (but for dropout in another library's
-            modules, whose random numbers are not kept). None keeps nothing on disk.
+        out: folder for checkpoints while training and for the finished model; a run that was killed
+            goes on from the last checkpoint there, and ends bit for bit where it would have ended
+            (but for dropout in another library's modules, whose random numbers are not kept). None
+            keeps nothing on disk.
         progress: draw a progress bar on stderr.
 
     Returns:
         What happened. The model is left in eval mode.
 
     Raises:
-        ValueError: no examples, half-precision weights, no projection to train, or a checkpoint of another run.
+        ValueError: no examples, half-precision weights, no projection to train, or a checkpoint of
+            another run.
         FloatingPointError: the loss became infinite or NaN.
     """
-    return _Run(model, retriever, list(examples), config or TrainingConfig(), list(validation), out).go(progress)
+    return _Run(
+        model, retriever, list(examples), config or TrainingConfig(), list(validation), out
+    ).go(progress)
 
 
 class _Run(RunFiles):
@@ -90,7 +96,10 @@ class _Run(RunFiles):
         if len({example.passage is None for example in examples}) > 1:
             raise ValueError("examples must either all bring a passage or none, got both kinds")
         if config.mixed_precision == "fp16" and "GPU" not in model.device:
-            raise ValueError(f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' or None")
+            raise ValueError(
+                f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' "
+                "or None"
+            )
         self.model, self.retriever, self.config = model, retriever, config
         self.tokenizer = RagTokenizer(
             retriever.question_encoder_tokenizer,
@@ -102,7 +111,11 @@ class _Run(RunFiles):
         self.out = None if out is None else Path(out)
         self.total = config.total_steps(len(examples))
         self.pad = model.config.generator.pad_token_id
-        self.epsilon = model.config.label_smoothing if config.label_smoothing is None else config.label_smoothing
+        self.epsilon = (
+            model.config.label_smoothing
+            if config.label_smoothing is None
+            else config.label_smoothing
+        )
         self.report = TrainingReport()
         self.scaler = LossScale(config.mixed_precision == "fp16")
         self.parameters = trainable(model, config.question_encoder)
@@ -111,7 +124,13 @@ class _Run(RunFiles):
     def go(self, progress: bool) -> TrainingReport:
         before = self.resume()
         start = time.monotonic()
-        bar = tqdm(total=self.total, initial=self.report.steps, desc="training", unit="step", disable=not progress)
+        bar = tqdm(
+            total=self.total,
+            initial=self.report.steps,
+            desc="training",
+            unit="step",
+            disable=not progress,
+        )
         try:
             with bar:
                 run_steps(self, bar, lambda: before + time.monotonic() - start)
@@ -126,13 +145,17 @@ class _Run(RunFiles):
     save_state = staticmethod(save_state)
 
     def step(self, examples: list[Example], seen: Window, logs: bool) -> None:
-        """One optimizer step over `accumulation` forward passes; the loss is a mean over all their tokens."""
+        """One optimizer step over `accumulation` forward passes.
+
+        The loss is a mean over all their tokens.
+        """
         parts = [(part, *self._encode(part)) for part in batches(examples, self.config.batch_size)]
         tokens = sum(int((labels[:, 1:].numpy() != self.pad).sum()) for *_, labels in parts)
         variables = list(self.parameters.values())
         sums: dict[str, tf.Tensor] = {}
         for number, (part, ids, mask, labels) in enumerate(parts):
-            # A function of settings and step alone, so that a resumed run drops what an uninterrupted one does.
+            # A function of settings and step alone, so that a resumed run drops what an
+            # uninterrupted one does.
             noise = np.random.default_rng((self.config.seed, self.report.steps, number))
             half = computing_in(_HALF[self.config.mixed_precision])
             with tf.GradientTape(watch_accessed_variables=False) as tape, seeded_by(noise), half:
@@ -141,7 +164,12 @@ class _Run(RunFiles):
                 logits = self._logits(contexts, labels)
                 target = self._target(part, labels)
                 nll = self.model.get_nll(
-                    logits, contexts.doc_scores, target, reduce_loss=True, epsilon=self.epsilon, n_docs=contexts.n_docs
+                    logits,
+                    contexts.doc_scores,
+                    target,
+                    reduce_loss=True,
+                    epsilon=self.epsilon,
+                    n_docs=contexts.n_docs,
                 )
                 loss = nll * (self.scaler.value / max(1, tokens))
             add_gradients(sums, self.parameters, tape.gradient(loss, variables))
@@ -152,7 +180,9 @@ class _Run(RunFiles):
         if factor is not None:
             self.optimizer.step(sums, factor)
         elif not self.scaler.enabled:
-            raise FloatingPointError("a gradient became infinite or NaN: lower the learning rate, or check the data")
+            raise FloatingPointError(
+                "a gradient became infinite or NaN: lower the learning rate, or check the data"
+            )
         self.scaler.update(factor is not None)
 
     def _encode(self, examples: Sequence[Example]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -163,31 +193,49 @@ class _Run(RunFiles):
             [e.question for e in examples], max_length=config.max_question_length, **common
         )
         answers = [e.answers[0] for e in examples]
-        labels = self.tokenizer.encode_targets(answers, max_length=config.max_target_length, **common)["input_ids"]
+        labels = self.tokenizer.encode_targets(
+            answers, max_length=config.max_target_length, **common
+        )["input_ids"]
         if self.tokenizer.generator.bos_token_id is None:
             # T5's tokenizer puts nothing in front, and the first label is fed but never predicted.
-            start = tf.fill((len(examples), 1), tf.cast(self.model.config.generator.decoder_start_token_id, tf.int64))
+            start = tf.fill(
+                (len(examples), 1),
+                tf.cast(self.model.config.generator.decoder_start_token_id, tf.int64),
+            )
             labels = tf.concat([start, labels], 1)
         return questions["input_ids"], questions["attention_mask"], labels
 
     def _target(self, examples: Sequence[Example], labels: tf.Tensor) -> tf.Tensor:
-        """What is to be predicted (B, T), where a passage does not hold the answer the mask token all along."""
+        """What is to be predicted (B, T), where a passage does not hold the answer the mask
+        token all along.
+        """
         silent = np.array([not example.answerable for example in examples])
         mask = self.tokenizer.generator.mask_token_id
         if not silent.any():
             return labels
         if mask is None:
-            raise ValueError("examples with answerable=False need a generator tokenizer with a mask token")
+            raise ValueError(
+                "examples with answerable=False need a generator tokenizer with a mask token"
+            )
         return masked_fill(labels, silent[:, None] & (labels != self.pad), mask)
 
-    def _contexts(self, examples: Sequence[Example], ids: tf.Tensor, mask: tf.Tensor, training: bool) -> Contexts:
-        """Contexts; `training` is about the question encoder: one that does not learn is not shaken by dropout."""
+    def _contexts(
+        self, examples: Sequence[Example], ids: tf.Tensor, mask: tf.Tensor, training: bool
+    ) -> Contexts:
+        """Contexts; `training` is about the question encoder.
+
+        One that does not learn is not shaken by dropout.
+        """
         if examples[0].passage is None:
-            return self.model._contexts(ids, mask, n_docs=self.config.n_docs, training=training).trimmed()
+            return self.model._contexts(
+                ids, mask, n_docs=self.config.n_docs, training=training
+            ).trimmed()
         docs = [{"title": [e.passage[0]], "text": [e.passage[1]]} for e in examples if e.passage]
         questions = self.retriever.decode_questions(ids.numpy().tolist())
         prefix = getattr(self.model.config.generator, "prefix", None)
-        context_ids, context_mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="tf")
+        context_ids, context_mask = self.retriever.postprocess_docs(
+            docs, questions, prefix, 1, return_tensors="tf"
+        )
         fitting = within_table(context_ids, self.tokenizer.tables[1], self.tokenizer.generator)
         context_ids = to_tensor(fitting, "tf")
         return Contexts(context_ids, context_mask, tf.zeros((len(docs), 1)), 1).trimmed()
@@ -208,7 +256,9 @@ class _Run(RunFiles):
 
     def validate(self) -> float:
         texts = self.answers(self.validation)
-        hits = [exact_match(text, e.answers) for text, e in zip(texts, self.validation, strict=True)]
+        hits = [
+            exact_match(text, e.answers) for text, e in zip(texts, self.validation, strict=True)
+        ]
         return sum(hits) / len(hits)
 
     def answers(self, examples: Sequence[Example]) -> list[str]:
@@ -241,14 +291,15 @@ def train_files(
     device: str | None = None,
     progress: bool = True,
 ) -> TrainingReport:
-    """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on questions and a knowledge base.
+    """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on questions
+    and a knowledge base.
 
     Args:
         questions: a qa.jsonl, see `rag_core.training.read_examples`.
         model: RAG folder or repository.
         kb: the knowledge base's folder.
-        out: folder for the tuned model; a run that was killed is continued from what it left there, and one that is
-            finished is found so.
+        out: folder for the tuned model; a run that was killed is continued from what it left there,
+            and one that is finished is found so.
         config: settings.
         validation: a qa.jsonl to measure exact match on.
         device: None = a GPU if there is one.

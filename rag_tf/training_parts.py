@@ -1,4 +1,5 @@
-"""Parts of a training run: which parameters learn, their optimizer, and the sums between two log lines.
+"""Parts of a training run: which parameters learn, their optimizer, and the sums between two log
+lines.
 
 Letters: B questions, N documents a question, T target length, V vocabulary.
 """
@@ -31,26 +32,34 @@ def trainable(model: Any, part: str) -> dict[str, tf.Variable]:
     chosen: dict[str, tf.Variable] = {}
     for name, parameter in named_tensors(model):
         in_question = ".question_encoder." in f".{name}"
-        wanted = {"all": True, "frozen": not in_question, "projection": not in_question or "encode_proj." in name}[part]
+        wanted = {
+            "all": True,
+            "frozen": not in_question,
+            "projection": not in_question or "encode_proj." in name,
+        }[part]
         if wanted and parameter.trainable and ".ctx_encoder." not in f".{name}":
             chosen[name] = parameter
     if part == "projection" and not any("encode_proj." in name for name in chosen):
         raise ValueError(
-            "question_encoder='projection', but this question encoder has none: give its config a projection_dim, "
-            "or train 'all' of it"
+            "question_encoder='projection', but this question encoder has none: give its config a "
+            "projection_dim, or train 'all' of it"
         )
     half = sorted({p.dtype.name for p in chosen.values() if p.dtype in (tf.float16, tf.bfloat16)})
     if half:
-        raise ValueError(f"weights to train must be float32, got {', '.join(half)}: load the model without dtype=")
+        raise ValueError(
+            f"weights to train must be float32, got {', '.join(half)}: load the model without "
+            "dtype="
+        )
     return chosen
 
 
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101), in PyTorch's arithmetic.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101), in PyTorch's
+    arithmetic.
 
     Args:
-        groups: `{"params": {name: variable}, "peak": ..., "weight_decay": ...}` each; `group["lr"]` is set before each
-            step, from `peak`.
+        groups: `{"params": {name: variable}, "peak": ..., "weight_decay": ...}` each; `group["lr"]`
+            is set before each step, from `peak`.
         lr: learning rate of groups without one.
         betas: decay of the first and second moments.
 
@@ -66,15 +75,23 @@ class AdamW:
         self.parameters = {name: p for group in groups for name, p in group["params"].items()}
         self.steps = dict.fromkeys(self.parameters, 0)
         self.exp_avg, self.exp_avg_sq = (
-            {name: tf.Variable(tf.zeros_like(p), trainable=False) for name, p in self.parameters.items()}
+            {
+                name: tf.Variable(tf.zeros_like(p), trainable=False)
+                for name, p in self.parameters.items()
+            }
             for _ in range(2)
         )
-        self._decaying = {name for group in groups if group["weight_decay"] for name in group["params"]}
+        self._decaying = {
+            name for group in groups if group["weight_decay"] for name in group["params"]
+        }
         self._update = tf.function(self._updated, autograph=False)
         self._square = tf.function(_square_sum, autograph=False)
 
-    def clip_factor(self, gradients: dict[str, tf.Tensor], max_norm: float, scale: float = 1.0) -> float | None:
-        """What `step` is to multiply by: 1 / `scale`, and less where the gradients' norm is then above `max_norm`.
+    def clip_factor(
+        self, gradients: dict[str, tf.Tensor], max_norm: float, scale: float = 1.0
+    ) -> float | None:
+        """What `step` is to multiply by: 1 / `scale`, and less where the gradients' norm is then
+        above `max_norm`.
 
         Returns:
             The factor, or None where a gradient is infinite or NaN.
@@ -95,13 +112,23 @@ class AdamW:
                 self.steps[name] += 1
                 first, second = (1.0 - beta ** self.steps[name] for beta in self.betas)
                 pace, root = group["lr"] / first, math.sqrt(second)
-                # The second moment's correction, on both sides of the quotient instead of under its root.
-                numbers[name] = (1.0 - group["lr"] * group["weight_decay"], pace * root, _EPSILON * root, factor)
+                # The second moment's correction, on both sides of the quotient instead of under its
+                # root.
+                numbers[name] = (
+                    1.0 - group["lr"] * group["weight_decay"],
+                    pace * root,
+                    _EPSILON * root,
+                    factor,
+                )
         if numbers:
-            self._update(gradients, tf.constant([numbers[name] for name in sorted(gradients)], tf.float64))
+            self._update(
+                gradients, tf.constant([numbers[name] for name in sorted(gradients)], tf.float64)
+            )
 
     def _updated(self, gradients: dict[str, tf.Tensor], numbers: tf.Tensor) -> None:
-        """In one graph: `numbers` (parameters, 4) are what decay leaves, the pace, epsilon, the gradient's factor."""
+        """In one graph: `numbers` (parameters, 4) are what decay leaves, the pace, epsilon, the
+        gradient's factor.
+        """
         beta1, beta2 = self.betas
         for row, name in enumerate(sorted(gradients)):
             parameter = self.parameters[name]
@@ -136,22 +163,32 @@ def make_optimizer(parameters: dict[str, tf.Variable], config: TrainingConfig) -
         plain = parameter.shape.rank < 2 or any(word in name.lower() for word in _NO_DECAY)
         groups.setdefault((peak, 0.0 if plain else config.weight_decay), {})[name] = parameter
     return AdamW(
-        [{"params": members, "peak": peak, "weight_decay": decay} for (peak, decay), members in groups.items()],
+        [
+            {"params": members, "peak": peak, "weight_decay": decay}
+            for (peak, decay), members in groups.items()
+        ],
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
     )
 
 
-def add_gradients(sums: dict[str, tf.Tensor], names: Iterable[str], gradients: Iterable[Any]) -> None:
-    """Add a forward pass's gradients to the sums by name, dense; None = the parameter had no part in it."""
+def add_gradients(
+    sums: dict[str, tf.Tensor], names: Iterable[str], gradients: Iterable[Any]
+) -> None:
+    """Add a forward pass's gradients to the sums by name, dense.
+
+    None = the parameter had no part in it.
+    """
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is not None:
-            dense = tf.convert_to_tensor(gradient)  # a table's gradient may come as the rows that were looked up
+            # a table's gradient may come as the rows that were looked up
+            dense = tf.convert_to_tensor(gradient)
             sums[name] = sums[name] + dense if name in sums else dense
 
 
 class LossScale:
-    """Keeps float16's gradients in range: the loss is multiplied by a number that adapts (as torch's GradScaler).
+    """Keeps float16's gradients in range: the loss is multiplied by a number that adapts (as
+    torch's GradScaler).
 
     Args:
         enabled: False leaves the loss alone.
@@ -190,7 +227,9 @@ class Window:
     def add(self, nll: float, tokens: int, contexts: Contexts) -> None:
         """Count a forward pass; refuses a loss that is no number."""
         if not math.isfinite(nll):
-            raise FloatingPointError(f"the loss became {nll}: lower the learning rate, or check the data")
+            raise FloatingPointError(
+                f"the loss became {nll}: lower the learning rate, or check the data"
+            )
         self.nll, self.tokens = self.nll + nll, self.tokens + tokens
         self.prior.append(mean_posterior_entropy(contexts.doc_scores.numpy()))
         if contexts.retrieved is not None:
@@ -202,12 +241,17 @@ class Window:
         shape = tf.concat([tf.shape(contexts.doc_scores), tf.shape(logits)[1:]], 0)
         each = marginal.target_log_probs(tf.reshape(logits, shape), target)  # (B, N, T)
         each = marginal.masked_fill(each, (target == pad)[:, None], 0.0)
-        likelihood, prior = marginal.together(tf.reduce_sum(each, -1), marginal.doc_log_probs(contexts.doc_scores))
+        likelihood, prior = marginal.together(
+            tf.reduce_sum(each, -1), marginal.doc_log_probs(contexts.doc_scores)
+        )
         self.posteriors.append(mean_posterior_entropy((likelihood + prior).numpy()))  # (B, N)
 
     def line(self) -> dict[str, float]:
         """The means."""
-        line = {"loss": self.nll / max(1, self.tokens), "prior_entropy": sum(self.prior) / len(self.prior)}
+        line = {
+            "loss": self.nll / max(1, self.tokens),
+            "prior_entropy": sum(self.prior) / len(self.prior),
+        }
         if self.posteriors:
             line["posterior_entropy"] = sum(self.posteriors) / len(self.posteriors)
         if self.ids:

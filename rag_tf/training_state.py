@@ -1,6 +1,7 @@
 """A training run's state in one safetensors file, exact to the bit: weights, optimizer, log.
 
-Random numbers are no part of it: those of a step are a function of the settings and the step's number.
+Random numbers are no part of it: those of a step are a function of the settings and the step's
+number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from rag_tf.training_parts import AdamW
 _WRITER = "rag_tf"
 
 
-def save_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW, scaler: Any, state: dict) -> None:
+def save_state(
+    path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW, scaler: Any, state: dict
+) -> None:
     """Write what is needed to go on, whole or not at all.
 
     Args:
@@ -45,10 +48,14 @@ def save_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW,
         try:
             save_file(tensors, draft, metadata={"state": json.dumps(kept)})
         except SafetensorError as error:
-            raise OSError(f"the checkpoint {path} can't be written ({error}). Make room and run it again.") from error
+            raise OSError(
+                f"the checkpoint {path} can't be written ({error}). Make room and run it again."
+            ) from error
 
 
-def load_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW, scaler: Any) -> dict[str, Any]:
+def load_state(
+    path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW, scaler: Any
+) -> dict[str, Any]:
     """Put a saved state back into model, optimizer and scaler.
 
     Returns:
@@ -64,12 +71,23 @@ def load_state(path: Path, parameters: dict[str, tf.Variable], optimizer: AdamW,
             tensors = {name: file.get_tensor(name) for name in names}
         state = checked_state(parse_json(metadata["state"], path, advice="Remove it."), path)
     if state.pop("writer", None) != _WRITER:
-        raise ValueError(f"{path} belongs to a run of the torch backend. Go on with that one, or remove it.")
-    wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}
+        raise ValueError(
+            f"{path} belongs to a run of the torch backend. Go on with that one, or remove it."
+        )
+    wanted = {
+        f"{kind}.{name}": p
+        for name, p in parameters.items()
+        for kind in ("model", "exp_avg", "exp_avg_sq")
+    }
     wrong = [n for n, p in wanted.items() if n not in tensors or tensors[n].shape != tuple(p.shape)]
-    wrong = sorted([*wrong, *(f"step.{n}" for n in parameters if not _is_count(tensors.get(f"step.{n}")))])
+    wrong = sorted(
+        [*wrong, *(f"step.{n}" for n in parameters if not _is_count(tensors.get(f"step.{n}")))]
+    )
     if wrong:
-        raise ValueError(f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. Remove it.")
+        raise ValueError(
+            f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. "
+            "Remove it."
+        )
     for name, parameter in parameters.items():
         parameter.assign(tensors[f"model.{name}"])
         optimizer.exp_avg[name].assign(tensors[f"exp_avg.{name}"])

@@ -1,4 +1,7 @@
-"""All weights in one file, as Keras' save_weights promises: safetensors or HDF5, under Hugging Face's names."""
+"""All weights in one file, as Keras' save_weights promises.
+
+Safetensors or HDF5, under Hugging Face's names.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,12 @@ def write(filepath: str | Path, variables: Mapping[str, Any], overwrite: bool = 
     """
     path = _checked(filepath)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already: pass overwrite=True, or choose another name")
-    arrays = {name: np.ascontiguousarray(to_array(variable)) for name, variable in variables.items()}
+        raise FileExistsError(
+            f"{path} is there already: pass overwrite=True, or choose another name"
+        )
+    arrays = {
+        name: np.ascontiguousarray(to_array(variable)) for name, variable in variables.items()
+    }
     with atomic_write(path) as draft:
         if path.suffix == ".h5":
             _write_h5(draft, arrays)
@@ -44,7 +51,9 @@ def _write_h5(path: Path, arrays: dict[str, np.ndarray]) -> None:
             file[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def read_into(filepath: str | Path, variables: Mapping[str, Any], skip_mismatch: bool = False) -> None:
+def read_into(
+    filepath: str | Path, variables: Mapping[str, Any], skip_mismatch: bool = False
+) -> None:
     """Read a file that `write` wrote into variables, all or an error.
 
     Args:
@@ -60,13 +69,17 @@ def read_into(filepath: str | Path, variables: Mapping[str, Any], skip_mismatch:
 
     path = _checked(filepath)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: load_weights reads a file that save_weights wrote")
+        raise FileNotFoundError(
+            f"{path} is not there: load_weights reads a file that save_weights wrote"
+        )
     arrays = _read_h5(path) if path.suffix == ".h5" else dict(read_weights(path.absolute()))
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     if skip_mismatch:
         arrays = {name: array for name, array in arrays.items() if shapes.get(name) == array.shape}
     else:
-        check_weights(shapes, {name: array.shape for name, array in arrays.items()}, source=str(path))
+        check_weights(
+            shapes, {name: array.shape for name, array in arrays.items()}, source=str(path)
+        )
     for name, array in arrays.items():
         variables[name].assign(tf.cast(array, variables[name].dtype))
 
@@ -81,5 +94,7 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
 def _checked(filepath: str | Path) -> Path:
     path = Path(filepath)
     if path.suffix not in _ENDINGS:
-        raise ValueError(f"filepath must end with .safetensors, .weights.h5 or .h5, got {str(filepath)!r}")
+        raise ValueError(
+            f"filepath must end with .safetensors, .weights.h5 or .h5, got {str(filepath)!r}"
+        )
     return path

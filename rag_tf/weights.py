@@ -1,6 +1,8 @@
-"""{name: ndarray} <-> variables, strictly: every name accounted for, ties kept, nothing half loaded.
+"""{name: ndarray} <-> variables, strictly: every name accounted for, ties kept, nothing half
+loaded.
 
-A `model` here has `named_parameters()` and `get_submodule(path)`, as `modules.Module` and every public class has.
+A `model` here has `named_parameters()` and `get_submodule(path)`, as `modules.Module` and every
+public class has.
 """
 
 from __future__ import annotations
@@ -15,11 +17,16 @@ import tensorflow as tf
 from rag_core.checkpoint import chosen_weights, needs_float32
 from rag_tf.modules import Hollow, Module
 
-_DEVICE = re.compile(r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?")
+_DEVICE = re.compile(
+    r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?"
+)
 
 
 def named_variables(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, variable) of a part of a model: ours, or another library's tf.Module or Keras model."""
+    """(name, variable) of a part of a model.
+
+    Ours, or another library's tf.Module or Keras model.
+    """
     if part is None:
         return
     if hasattr(part, "named_parameters"):
@@ -57,7 +64,8 @@ def tied_names(model: Any) -> dict[str, str]:
 def to_arrays(model: Any, state_dict: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
     """The weights as read-only NumPy arrays, tied ones once; bfloat16 stays bfloat16.
 
-    On the CPU the arrays share the variables' memory until those change, so that saving takes no copy.
+    On the CPU the arrays share the variables' memory until those change, so that saving takes no
+    copy.
 
     Args:
         model: whose weights, or whose names.
@@ -100,13 +108,16 @@ def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any
     Args:
         model: whose names these are.
         arrays: name -> values of the right shape; the caller has checked both.
-        dtype: of floating-point weights; None keeps the arrays'. What needs float32 has that in place of float16.
+        dtype: of floating-point weights; None keeps the arrays'. What needs float32 has that in
+            place of float16.
         device: where to put them.
     """
     assign_each(model, arrays.items(), dtype, device)
 
 
-def assign_each(model: Any, pairs: Iterable[tuple[str, np.ndarray]], dtype: Any, device: Any) -> None:
+def assign_each(
+    model: Any, pairs: Iterable[tuple[str, np.ndarray]], dtype: Any, device: Any
+) -> None:
     """As `assign`, from (name, array) pairs that are read one at a time."""
     place = resolve_device(device)
     olds = dict(model.named_parameters())
@@ -118,7 +129,8 @@ def assign_each(model: Any, pairs: Iterable[tuple[str, np.ndarray]], dtype: Any,
 
 
 def replace(model: Any, name: str, old: Any, value: tf.Tensor, device: str | None = None) -> Any:
-    """Put a new variable in the place of `old`; within another library's module, the new value into `old`.
+    """Put a new variable in the place of `old`; within another library's module, the new value into
+    `old`.
 
     Args:
         model: whose name it is.
@@ -146,10 +158,14 @@ def replace(model: Any, name: str, old: Any, value: tf.Tensor, device: str | Non
 
 
 def name_variable(variable: Any, name: str) -> None:
-    """Give a variable the name of its weight: Keras and TensorFlow tell variables apart by `path` and `name`."""
+    """Give a variable the name of its weight.
+
+    Keras and TensorFlow tell variables apart by `path` and `name`.
+    """
     if getattr(variable, "path", None) != name:
         variable.path = name
-        variable._handle_name = f"{name}:0"  # outside of graphs its name and nothing else; only a constructor sets it
+        # outside of graphs its name and nothing else; only a constructor sets it
+        variable._handle_name = f"{name}:0"
 
 
 def name_new_variables(model: Any) -> None:
@@ -159,8 +175,13 @@ def name_new_variables(model: Any) -> None:
             name_variable(variable, name)
 
 
-def replace_all(model: Any, change: Callable[[str, Any], tf.Tensor], device: str | None = None) -> None:
-    """Replace every variable by `change(name, variable)`; what was one variable under several names stays one."""
+def replace_all(
+    model: Any, change: Callable[[str, Any], tf.Tensor], device: str | None = None
+) -> None:
+    """Replace every variable by `change(name, variable)`.
+
+    What was one variable under several names stays one.
+    """
     done: dict[int, tuple[Any, Any]] = {}
     for name, old in list(model.named_parameters()):
         if id(old) in done:
@@ -180,7 +201,9 @@ def _forget_graphs(model: Any) -> None:
 
 def hollow_names(model: Any) -> list[str]:
     """Names without values yet, sorted."""
-    return sorted(name for name, variable in model.named_parameters() if isinstance(variable, Hollow))
+    return sorted(
+        name for name, variable in model.named_parameters() if isinstance(variable, Hollow)
+    )
 
 
 def resized(weight: tf.Variable, rows: int, std: float) -> tf.Tensor:
@@ -191,12 +214,16 @@ def resized(weight: tf.Variable, rows: int, std: float) -> tf.Tensor:
 
 
 def is_device(value: Any) -> bool:
-    """Whether this names a device: "cpu", "cuda", "cuda:0", "gpu", "/GPU:0", another framework's device object."""
+    """Whether this names a device.
+
+    "cpu", "cuda", "cuda:0", "gpu", "/GPU:0", another framework's device object.
+    """
     return _DEVICE.fullmatch(str(value).lower()) is not None
 
 
 def resolve_device(device: Any) -> str | None:
-    """A device as TensorFlow names it, "/GPU:0"; None leaves the place to TensorFlow (a GPU where there is one).
+    """A device as TensorFlow names it, "/GPU:0"; None leaves the place to TensorFlow (a GPU where
+    there is one).
 
     Raises:
         ValueError: not the name of a device, or no such device here.
@@ -205,9 +232,14 @@ def resolve_device(device: Any) -> str | None:
         return None
     match = _DEVICE.fullmatch(str(device).lower())
     if match is None:
-        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:0', 'gpu', '/GPU:0' or None, got {device!r}")
+        raise ValueError(
+            f"device must be 'cpu', 'cuda', 'cuda:0', 'gpu', '/GPU:0' or None, got {device!r}"
+        )
     kind, number = "CPU" if match[1] == "cpu" else "GPU", int(match[2] or 0)
     count = len(tf.config.list_logical_devices(kind))
     if number >= count:
-        raise ValueError(f"device must be one that TensorFlow sees; got {device!r}, and there are {count} {kind}s")
+        raise ValueError(
+            f"device must be one that TensorFlow sees; got {device!r}, and there are {count} "
+            f"{kind}s"
+        )
     return f"/{kind}:{number}"

@@ -1,4 +1,5 @@
-"""The PyTorch half of dualrag. `from rag_torch import AutoTokenizer, RagRetriever, RagTokenForGeneration`.
+"""The PyTorch half of dualrag. `from rag_torch import AutoTokenizer, RagRetriever,
+RagTokenForGeneration`.
 
 Names load on first use; `rag_tf` is its mirror image and offers the same names.
 """
@@ -32,7 +33,10 @@ __all__ = ["__version__", "as_tensor", *sorted([*_HOME, *_CORE])]
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A torch tensor of the same dtype and values; a NumPy array's memory is shared where torch can."""
+    """A torch tensor of the same dtype and values.
+
+    A NumPy array's memory is shared where torch can.
+    """
     import torch
 
     return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)

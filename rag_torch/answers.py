@@ -1,6 +1,8 @@
-"""From questions to answers that name the passages they come from, with probabilities (paper, sections 2.1 and 2.2).
+"""From questions to answers that name the passages they come from, with probabilities (paper,
+sections 2.1 and 2.2).
 
-Letters: B questions, N documents a question, n answers a question, S context length, L tokens of a generated row.
+Letters: B questions, N documents a question, n answers a question, S context length, L tokens of a
+generated row.
 """
 
 from __future__ import annotations
@@ -37,24 +39,26 @@ def answer(
     question_text: bool | Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> list[Answer]:
-    """Answers questions, each answer with its passages, their prior p(z|x) and their posterior p(z|x, y).
+    """Answers questions, each answer with its passages, their prior p(z|x) and their posterior
+    p(z|x, y).
 
-    RAG-Sequence draws one passage for the whole answer, so the posterior is p(z) p(y|x, z) / sum. RAG-Token draws one
-    for every token: `token_posteriors` holds p(z_i|x, y_i, y_<i) for each token, and a passage's posterior is their
-    mean, the share of the answer that it wrote.
+    RAG-Sequence draws one passage for the whole answer, so the posterior is p(z) p(y|x, z) / sum.
+    RAG-Token draws one for every token: `token_posteriors` holds p(z_i|x, y_i, y_<i) for each
+    token, and a passage's posterior is their mean, the share of the answer that it wrote.
 
     Args:
         model: a RagTokenForGeneration or RagSequenceForGeneration with a retriever.
         questions: one question or several, in a list, an array or a column of a table.
         n_docs: N, documents read for each question; by default the config's.
         tokenizer: a RagTokenizer; by default the retriever's two tokenizers.
-        question_text: the questions as the prompt should hold them; True for as they were asked. By default they are
-            decoded from the question encoder's ids, as 4.37.2 does.
+        question_text: the questions as the prompt should hold them; True for as they were asked. By
+            default they are decoded from the question encoder's ids, as 4.37.2 does.
         **generate_kwargs: options of `generate`.
 
     Returns:
-        `num_return_sequences` answers for each question, best first, question after question; fewer where RAG-Sequence
-        found fewer. `log_probability` is log p(y|x) of all tokens after the start token, the end token
+        `num_return_sequences` answers for each question, best first, question after question; fewer
+        where RAG-Sequence found fewer. `log_probability` is log p(y|x) of all tokens after the
+        start token, the end token
         and those of a `decoder_input_ids` included.
 
     Raises:
@@ -63,7 +67,9 @@ def answer(
     """
     questions = checked_questions(questions, model.retriever)
     retriever = model.retriever if tokenizer is None else None
-    encoder = tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
+    encoder = (
+        tokenizer.question_encoder if retriever is None else retriever.question_encoder_tokenizer
+    )
     decoder = tokenizer.generator if retriever is None else retriever.generator_tokenizer
     device = next(model.parameters()).device
     tables = table_size(model.question_encoder), table_size(model.generator)
@@ -95,7 +101,9 @@ def answer(
                     question=question,
                     text=decoder.decode(row.tolist(), skip_special_tokens=True).strip(),
                     log_probability=log_probability,
-                    passages=_passages(contexts, docs[b], b, log_priors[b].exp().tolist(), posterior),
+                    passages=_passages(
+                        contexts, docs[b], b, log_priors[b].exp().tolist(), posterior
+                    ),
                     tokens=[decoder.decode([token]) for token in tokens.tolist()],
                     token_posteriors=by_token,
                 )
@@ -107,14 +115,20 @@ def _is_sequence(model: Any) -> bool:
     return "Sequence" in type(model).__name__ or getattr(model, "head", "") == "sequence"
 
 
-def _generated(model: Any, contexts: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, dict[str, Any]]:
-    """Generated rows (B, n, L), the options they were made with, and encoder states that can serve again."""
+def _generated(
+    model: Any, contexts: Any, kwargs: dict[str, Any]
+) -> tuple[Tensor, Any, dict[str, Any]]:
+    """Generated rows (B, n, L), the options they were made with, and encoder states that can
+    serve again.
+    """
     kwargs, states = dict(kwargs), dict[str, Any]()
     hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS), **plugged(kwargs))
     if _is_sequence(model):
         weighing = {name: kwargs.pop(name) for name in _WEIGHING if kwargs.get(name) is not None}
         weighing.setdefault("do_deduplication", model.config.do_deduplication)
-        wanted = returned_sequences(model, kwargs.pop("num_return_sequences", None), kwargs.get("generation_config"))
+        wanted = returned_sequences(
+            model, kwargs.pop("num_return_sequences", None), kwargs.get("generation_config")
+        )
         options = sequence_options(model, kwargs.pop("num_beams", None), **kwargs)
         output = generate_sequence(
             model, contexts, options, hooks, num_return_sequences=wanted, states=states, **weighing
@@ -125,8 +139,12 @@ def _generated(model: Any, contexts: Any, kwargs: dict[str, Any]) -> tuple[Tenso
     return output.sequences.unflatten(0, (contexts.doc_scores.shape[0], -1)), options, states
 
 
-def _scored(model: Any, contexts: Any, options: Any, states: dict[str, Any], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(y_i|x, z, y_<i) of every generated token, (B, N, n, L-1), and which of them count, (B, n, L-1)."""
+def _scored(
+    model: Any, contexts: Any, options: Any, states: dict[str, Any], rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log p(y_i|x, z, y_<i) of every generated token, (B, N, n, L-1), and which of them count,
+    (B, n, L-1).
+    """
     if "given" not in states:
         ids, mask = trim(contexts.context_input_ids, contexts.context_attention_mask.bool())
         states["given"] = (encode_distinct(model.generator, ids, mask), mask)
@@ -149,18 +167,27 @@ def _scored(model: Any, contexts: Any, options: Any, states: dict[str, Any], row
     return joint, kept
 
 
-def _posterior(model: Any, each: Tensor, log_priors: Tensor) -> tuple[float, list[float], list[list[float]] | None]:
+def _posterior(
+    model: Any, each: Tensor, log_priors: Tensor
+) -> tuple[float, list[float], list[list[float]] | None]:
     """log p(y|x), p(z|x, y) of the N passages, and for RAG-Token the same of each token."""
     if _is_sequence(model):
         whole = each.sum(dim=1) + log_priors  # (N,)
         whole = whole.masked_fill(log_priors.isneginf(), -torch.inf)
         return float(whole.logsumexp(dim=0)), whole.softmax(dim=0).tolist(), None
-    tokens = (each + log_priors[:, None]).masked_fill(log_priors.isneginf()[:, None], -torch.inf)  # (N, tokens)
+    # (N, tokens)
+    tokens = (each + log_priors[:, None]).masked_fill(log_priors.isneginf()[:, None], -torch.inf)
     shares = tokens.softmax(dim=0)
-    return float(tokens.logsumexp(dim=0).sum()), shares.mean(dim=1).tolist(), shares[~log_priors.isneginf()].T.tolist()
+    return (
+        float(tokens.logsumexp(dim=0).sum()),
+        shares.mean(dim=1).tolist(),
+        shares[~log_priors.isneginf()].T.tolist(),
+    )
 
 
-def _passages(contexts: Any, docs: dict[str, Any], b: int, prior: list[float], posterior: list[float]) -> list[Passage]:
+def _passages(
+    contexts: Any, docs: dict[str, Any], b: int, prior: list[float], posterior: list[float]
+) -> list[Passage]:
     ids, scores = contexts.retrieved["doc_ids"][b].tolist(), contexts.doc_scores[b].tolist()
     return [
         Passage(ids[d], docs["title"][d], docs["text"][d], scores[d], prior[d], posterior[d])

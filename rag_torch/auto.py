@@ -12,7 +12,10 @@ from rag_torch.t5 import T5ForConditionalGeneration
 
 
 class AutoModel(AutoClass):
-    """The encoder or RAG model of a folder or repository: DPR, BERT (whose element 0 is its pooled vector), RAG."""
+    """The encoder or RAG model of a folder or repository.
+
+    DPR, BERT (whose element 0 is its pooled vector), RAG.
+    """
 
     classes: ClassVar = {
         "bert": (BertEncoder,),
@@ -22,7 +25,10 @@ class AutoModel(AutoClass):
 
 
 class AutoModelForSeq2SeqLM(AutoClass):
-    """The generator of a folder or repository: BART, T5, or a RAG head (RAG-Token where none is named)."""
+    """The generator of a folder or repository.
+
+    BART, T5, or a RAG head (RAG-Token where none is named).
+    """
 
     classes: ClassVar = {
         "bart": (BartForConditionalGeneration,),

@@ -1,7 +1,8 @@
 """BART: encoder, decoder with cache, language-model head (Lewis et al. 2019, arXiv 1910.13461).
 
 Attribute names are the weights' names in public checkpoints.
-Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ class BartAttention(nn.Module):
         return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)
 
     def forward(
-        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: AttentionMask, need_weights: bool = False
+        self,
+        x: Tensor,
+        keys_values: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q_proj(x), self.heads)
@@ -94,7 +99,9 @@ class BartEncoderLayer(_BartLayer):
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
 
-    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """(R, S, d) -> (R, S, d) and the attention weights if wanted."""
         update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights)
         x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm))
@@ -108,7 +115,9 @@ class BartDecoderLayer(_BartLayer):
 
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config, config.decoder_attention_heads, config.decoder_ffn_dim)
-        self.encoder_attn = BartAttention(config.d_model, config.decoder_attention_heads, config.attention_dropout)
+        self.encoder_attn = BartAttention(
+            config.d_model, config.decoder_attention_heads, config.attention_dropout
+        )
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(
@@ -120,7 +129,9 @@ class BartDecoderLayer(_BartLayer):
         cross_mask: AttentionMask,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) or (R, K*T, d) -> the same shape, self- and cross-attention weights if wanted."""
+        """(R*K, T, d) or (R, K*T, d) -> the same shape, self- and cross-attention weights if
+        wanted.
+        """
         update, weights = self.self_attn(x, keys_values, mask, need_weights)
         x = self._add(x, update, self.self_attn_layer_norm)
         # The beams of a context ride on the query axis, so its keys and values are never repeated.
@@ -139,7 +150,9 @@ class _BartStack(nn.Module):
     def __init__(self, config: BartConfig, layers: nn.ModuleList, layerdrop: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
-        self.embed_positions = nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, config.d_model)
+        self.embed_positions = nn.Embedding(
+            config.max_position_embeddings + POSITION_OFFSET, config.d_model
+        )
         self.layers = layers
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
         self.scale = embedding_scale(config)
@@ -147,14 +160,21 @@ class _BartStack(nn.Module):
         self.layerdrop = layerdrop
 
     def _embed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, start: int, positions: Tensor | None = None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        start: int,
+        positions: Tensor | None = None,
     ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * self.scale
         length = inputs_embeds.shape[1] if positions is None else int(positions[-1]) + 1
         limit = self.embed_positions.num_embeddings - POSITION_OFFSET
         if start + length > limit:
-            raise ValueError(f"this BART has {limit} positions (max_position_embeddings), got {start + length} tokens")
+            raise ValueError(
+                f"this BART has {limit} positions (max_position_embeddings), got {start + length} "
+                "tokens"
+            )
         first = start + POSITION_OFFSET
         at = slice(first, first + length) if positions is None else first + positions
         x = inputs_embeds + self.embed_positions.weight[at]
@@ -181,7 +201,8 @@ class BartEncoder(_BartStack):
         return_dict: bool | None = None,
         skip_padding: bool = False,
     ) -> EncoderOutput | tuple[Any, ...]:
-        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state`
+        (R, S, d).
 
         `return_dict=False` asks for a plain tuple.
         With `skip_padding`, which goes without traces, the states of padding may be zeros.
@@ -197,12 +218,16 @@ class BartEncoder(_BartStack):
             trace.hidden(x)
             if self._dropped():
                 continue
-            x, weights = checkpointed(options, partial(layer, need_weights=output_attentions), x, mask)
+            x, weights = checkpointed(
+                options, partial(layer, need_weights=output_attentions), x, mask
+            )
             trace.attentions(weights)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(
+            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
+        )
         return output.to_tuple() if return_dict is False else output
 
 
@@ -215,21 +240,32 @@ class BartDecoder(Decoder, _BartStack):
 
     def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
-        return [self.cross_of(index, encoder_hidden) for index in range(len(self.layers))] or unasked(encoder_hidden)
+        return [
+            self.cross_of(index, encoder_hidden) for index in range(len(self.layers))
+        ] or unasked(encoder_hidden)
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(R, S, d) -> one layer's cross-attention keys and values, (R, H, S, h)."""
         return self.layers[index].encoder_attn.keys_values(encoder_hidden)
 
     def advance(
-        self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        steps: Steps,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
+
+        New keys and values go into the cache.
+        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         options = self.checkpointing if self.training else None
         tree = getattr(cache, "tree", None)
-        x = self._embed(input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions)
+        x = self._embed(
+            input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions
+        )
         shape = x.shape
         mask = AttentionMask(cache.allowed(x.shape[1], x.device, attention_mask))
         if attention_mask is None:
@@ -247,7 +283,9 @@ class BartDecoder(Decoder, _BartStack):
             x = noted(trace, x, shape)
             if self._dropped():
                 continue
-            x, weights, cross_weights = checkpointed(options, partial(run, index), x, mask, cross_mask)
+            x, weights, cross_weights = checkpointed(
+                options, partial(run, index), x, mask, cross_mask
+            )
             trace.attentions(cache.own(weights), cross_weights)
         x = x.reshape(shape)
         trace.hidden(x)
@@ -290,7 +328,10 @@ class BartForConditionalGeneration(Generator):
         return self.model.shared
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table in place, of the same size.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         self.model.shared = check_table("value", value, self.model.shared)
         self.tie_weights()
 

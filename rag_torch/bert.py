@@ -1,7 +1,8 @@
 """BERT as an encoder of questions and passages: DPR's two encoders and pooled sentence encoders.
 
 BERT: Devlin et al. 2018, arXiv 1810.04805; DPR: Karpukhin et al. 2020, arXiv 2004.04906.
-Attribute names are the weights' names in public checkpoints. Letters: B texts, S tokens, D vector size, d width.
+Attribute names are the weights' names in public checkpoints. Letters: B texts, S tokens, D vector
+size, d width.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from rag_torch.pretrained import PretrainedModel
 
 
 class PooledEncoder(PretrainedModel, ABC):
-    """What DPR's encoders and the sentence encoders share: ids in, one vector a text out (element 0 of the output)."""
+    """What DPR's encoders and the sentence encoders share.
+
+    Ids in, one vector a text out (element 0 of the output).
+    """
 
     def init_weights(self) -> None:
         """Fresh weights: normal with the config's `initializer_range`."""
@@ -45,7 +49,10 @@ class PooledEncoder(PretrainedModel, ABC):
         return self._body.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table in place, of the same size.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         embeddings = self._body.embeddings
         embeddings.word_embeddings = check_table("value", value, embeddings.word_embeddings)
 
@@ -77,14 +84,21 @@ class PooledEncoder(PretrainedModel, ABC):
             `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
         """
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
-        _, attentions, hidden, return_dict = self.switches(False, output_attentions, output_hidden_states, return_dict)
+        _, attentions, hidden, return_dict = self.switches(
+            False, output_attentions, output_hidden_states, return_dict
+        )
         check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
         if inputs_embeds is not None:
             check_embeds("inputs_embeds", inputs_embeds.shape, self.config.hidden_size)
-        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+        if (
+            attention_mask is None
+            and input_ids is not None
+            and self.config.pad_token_id is not None
+        ):
             attention_mask = input_ids != self.config.pad_token_id
         x = self._body.embeddings(input_ids, token_type_ids, inputs_embeds)
-        if attention_mask is not None and not (attentions or hidden):  # those are handed back with all columns
+        # those are handed back with all columns
+        if attention_mask is not None and not (attentions or hidden):
             length = used_length(attention_mask)
             x, attention_mask = x[:, :length].contiguous(), attention_mask[:, :length]
         states = self._body.encoder(x, attention_mask, attentions, hidden)
@@ -165,7 +179,8 @@ class DPRContextEncoder(_DPR):
 class BertEncoder(PooledEncoder):
     """A pooled BERT: sentence encoders, and any BERT as question or passage encoder.
 
-    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if `normalize`) -> times `scale`.
+    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if
+    `normalize`) -> times `scale`.
 
     Args:
         config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
@@ -176,7 +191,9 @@ class BertEncoder(PooledEncoder):
     base_model_prefix = "bert"
 
     @classmethod
-    def read_config(cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> BertConfig:
+    def read_config(
+        cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]
+    ) -> BertConfig:
         """The config; of a sentence-transformers folder with all that changes its vectors."""
         found = sentence_settings(name_or_path, **hub)
         settings = {} if found is None else found.config_fields()

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from rag_core.outputs import EncoderOutput
 from rag_torch.contexts import checked_ids
-from rag_torch.layers import AttentionMask, Trace, activation, attend, checkpointed, key_mask, merge_heads, split_heads
+from rag_torch.layers import (
+    AttentionMask,
+    Trace,
+    activation,
+    attend,
+    checkpointed,
+    key_mask,
+    merge_heads,
+    split_heads,
+)
 from rag_torch.packing import Packing
 
 
@@ -24,13 +33,17 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, config.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None
+    ) -> Tensor:
         """(B, S) ids -> (B, S, d)."""
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(
@@ -44,7 +57,9 @@ class BertEmbeddings(nn.Module):
                 f"cut texts when they are tokenized: truncation=True, max_length={limit}"
             )
         if token_type_ids is not None:
-            checked_ids("token_type_ids", token_type_ids, self.token_type_embeddings.weight.shape[0])
+            checked_ids(
+                "token_type_ids", token_type_ids, self.token_type_embeddings.weight.shape[0]
+            )
         types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
         x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
         x = x + self.position_embeddings.weight[:length]
@@ -62,9 +77,13 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
-        query, key, value = (split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value))
+        query, key, value = (
+            split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value)
+        )
         dropout = self.dropout if self.training else 0.0
         out, weights = attend(query, key, value, mask, dropout=dropout, need_weights=need_weights)
         return merge_heads(out), weights
@@ -115,7 +134,9 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertAddNorm(config, config.intermediate_size)
 
-    def forward(self, x: Tensor, mask: AttentionMask, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: AttentionMask, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
         hidden, weights = self.attention.self(x, mask, need_weights)
         x = self.attention.output(hidden, x)
@@ -139,19 +160,25 @@ class BertStack(nn.Module):
 
         Without traces the states of padding may be zeros.
         """
-        packing = None if output_attentions or output_hidden_states else Packing.of(mask, x.shape[2])
+        packing = (
+            None if output_attentions or output_hidden_states else Packing.of(mask, x.shape[2])
+        )
         x = x if packing is None else packing.pack(x)
         attention_mask = key_mask(mask) if packing is None else packing.mask()
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if self.training else None
         for layer in self.layer:
             trace.hidden(x)
-            x, weights = checkpointed(options, partial(layer, need_weights=output_attentions), x, attention_mask)
+            x, weights = checkpointed(
+                options, partial(layer, need_weights=output_attentions), x, attention_mask
+            )
             trace.attentions(weights)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        return EncoderOutput(
+            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
+        )
 
 
 class BertPooler(nn.Module):

@@ -22,7 +22,10 @@ from rag_torch.t5 import T5ForConditionalGeneration
 
 QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
 CONTEXT_ENCODERS: dict[str, Any] = {"dpr": DPRContextEncoder, "bert": BertEncoder}
-GENERATORS: dict[str, Any] = {"bart": BartForConditionalGeneration, "t5": T5ForConditionalGeneration}
+GENERATORS: dict[str, Any] = {
+    "bart": BartForConditionalGeneration,
+    "t5": T5ForConditionalGeneration,
+}
 _PARTS = ("question_encoder", "generator")
 
 Rag = TypeVar("Rag", bound="RagPretrained")
@@ -32,8 +35,8 @@ def _class(table: dict[str, Any], config: Any, role: str) -> Any:
     kind = getattr(config, "model_type", None)
     if kind not in table:
         raise ValueError(
-            f"no {role} is known for model_type {kind!r}, only for {', '.join(table)}: build the module yourself and "
-            f"pass it as {role}= (see rag_torch.foreign)"
+            f"no {role} is known for model_type {kind!r}, only for {', '.join(table)}: build the "
+            f"module yourself and pass it as {role}= (see rag_torch.foreign)"
         )
     return table[kind]
 
@@ -53,7 +56,9 @@ def build_generator(config: Any) -> PretrainedModel:
     return _class(GENERATORS, config, "generator")(config)
 
 
-def rag_config(config: Any, question_encoder: Any, generator: Any, fields: dict[str, Any]) -> RagConfig:
+def rag_config(
+    config: Any, question_encoder: Any, generator: Any, fields: dict[str, Any]
+) -> RagConfig:
     """The config of a RAG model from what its constructor was given.
 
     Raises:
@@ -103,12 +108,14 @@ class RagPretrained(PretrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Rag:
-        """A RAG model from a folder or a repository of the hub, in eval mode; any head's checkpoint fits any class.
+        """A RAG model from a folder or a repository of the hub, in eval mode; any head's checkpoint
+        fits any class.
 
         Args:
             pretrained_model_name_or_path: folder, or repository id.
             retriever: as in the constructor.
-            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or repository.
+            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or
+                repository.
             question_encoder: a module of one's own, to be filled from the checkpoint.
             generator: the same.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
@@ -146,17 +153,20 @@ class RagPretrained(PretrainedModel):
         retriever: Any = None,
         **kwargs: Any,
     ) -> Rag:
-        """Put a RAG model together from a pretrained question encoder and a pretrained generator, in eval mode.
+        """Put a RAG model together from a pretrained question encoder and a pretrained generator,
+        in eval mode.
 
         Args:
-            question_encoder_pretrained_model_name_or_path: folder or repository of a DPR question encoder, a BERT or a
-                sentence encoder; not needed with `question_encoder_model=`.
-            generator_pretrained_model_name_or_path: the same for BART or T5, and `generator_model=`.
+            question_encoder_pretrained_model_name_or_path: folder or repository of a DPR question
+                encoder, a BERT or a sentence encoder; not needed with `question_encoder_model=`.
+            generator_pretrained_model_name_or_path: the same for BART or T5, and
+                `generator_model=`.
             retriever: as in the constructor.
-            **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading (hub options, `config`,
-                fields of its config); hub options, `dtype`, `torch_dtype`, `device` and `device_map` to both; `config`
-                is a `RagConfig`, or where to read one, of which all counts but its descriptions of the two parts; all
-                others are fields of the `RagConfig`.
+            **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading
+                (hub options, `config`, fields of its config); hub options, `dtype`, `torch_dtype`,
+                `device` and `device_map` to both; `config` is a `RagConfig`, or where to read one,
+                of which all counts but its descriptions of the two parts; all others are fields of
+                the `RagConfig`.
 
         Raises:
             ValueError: a part is neither named nor given.
@@ -174,10 +184,18 @@ class RagPretrained(PretrainedModel):
             generator_pretrained_model_name_or_path,
         )
         modules = []
-        for part, table, name in zip(_PARTS, (QUESTION_ENCODERS, GENERATORS), names_or_paths, strict=True):
+        for part, table, name in zip(
+            _PARTS, (QUESTION_ENCODERS, GENERATORS), names_or_paths, strict=True
+        ):
             module = options[part].pop("model", None)
-            modules.append(_load_part(part, table, name, {**common, **options[part]}) if module is None else module)
-        config = RagConfig.from_question_encoder_generator_configs(*(module_config(each) for each in modules), **kwargs)
+            modules.append(
+                _load_part(part, table, name, {**common, **options[part]})
+                if module is None
+                else module
+            )
+        config = RagConfig.from_question_encoder_generator_configs(
+            *(module_config(each) for each in modules), **kwargs
+        )
         return cls(config, *modules, retriever).eval()  # type: ignore[call-arg]
 
     def tie_weights(self) -> None:
@@ -195,17 +213,30 @@ class RagPretrained(PretrainedModel):
         return self.rag.generator.get_output_embeddings()
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table into the generator; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table into the generator.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         self.rag.generator.set_input_embeddings(value)
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Put another language-model head into the generator; see `PretrainedModel.set_output_embeddings`."""
+        """Put another language-model head into the generator.
+
+        See `PretrainedModel.set_output_embeddings`.
+        """
         self.rag.generator.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None) -> Any:
-        """Cut or lengthen the generator's token table and head; see `PretrainedModel.resize_token_embeddings`."""
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> Any:
+        """Cut or lengthen the generator's token table and head.
+
+        See `PretrainedModel.resize_token_embeddings`.
+        """
         generator_model = self.rag.generator
-        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, len(generator_model.get_input_embeddings().weight))
+        rows = rows_wanted(
+            new_num_tokens, pad_to_multiple_of, len(generator_model.get_input_embeddings().weight)
+        )
         table = generator_model.resize_token_embeddings(rows)
         if (new_num_tokens, pad_to_multiple_of) != (None, None):
             generator = {**self.config.generator.to_dict(), "vocab_size": rows}
@@ -220,11 +251,17 @@ class RagPretrained(PretrainedModel):
         ours = all(isinstance(getattr(self.rag, part), PretrainedModel) for part in _PARTS)
         if ours:
             context_config = None if context is None else module_config(context)
-            return fit_weights(self.config, found, self.head, context_encoder=context_config, source=source)
+            return fit_weights(
+                self.config, found, self.head, context_encoder=context_config, source=source
+            )
         shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         fitted = fit_names(found, shapes)
         ties = tensors.tied_names(self)
-        fitted |= {name: fitted[first] for name, first in ties.items() if first in fitted and name not in fitted}
+        fitted |= {
+            name: fitted[first]
+            for name, first in ties.items()
+            if first in fitted and name not in fitted
+        }
         have = {name: found[old].shape for name, old in fitted.items()}
         have |= {name: found[name].shape for name in set(found) - set(fitted.values())}
         check_weights(shapes, have, source=source)
@@ -238,11 +275,14 @@ class RagPretrained(PretrainedModel):
         return config
 
 
-def _load_part(part: str, table: dict[str, Any], name: str | Path | None, options: dict[str, Any]) -> PretrainedModel:
+def _load_part(
+    part: str, table: dict[str, Any], name: str | Path | None, options: dict[str, Any]
+) -> PretrainedModel:
     """One part from its own folder or repository."""
     if name is None:
         raise ValueError(
-            f"{part}_pretrained_model_name_or_path must be given, or {part}_model= with a module that is already built"
+            f"{part}_pretrained_model_name_or_path must be given, or {part}_model= with a module "
+            "that is already built"
         )
     hub, _ = split_hub_kwargs(options)
     config = options.get("config") or AutoConfig.from_pretrained(name, **hub)

@@ -1,4 +1,5 @@
-"""What a RAG model reads: documents joined with questions and their scores, given or retrieved, and checked.
+"""What a RAG model reads: documents joined with questions and their scores, given or retrieved, and
+checked.
 
 Letters: B questions, N documents a question, Q question length, S context length, D vector size.
 """
@@ -39,18 +40,22 @@ class Contexts:
     question_outputs: Any = None
 
     def trimmed(self) -> Contexts:
-        """The same without the columns on the right that are padding in every row (they change no result)."""
+        """The same without the columns on the right that are padding in every row (they change
+        no result).
+        """
         if self.context_attention_mask is None:
             return self
         length = used_length(self.context_attention_mask)
         ids, mask = (
-            None if each is None else each[:, :length] for each in (self.context_input_ids, self.context_attention_mask)
+            None if each is None else each[:, :length]
+            for each in (self.context_input_ids, self.context_attention_mask)
         )
         return replace(self, context_input_ids=ids, context_attention_mask=mask)
 
 
 def used_length(mask: Tensor) -> int:
-    """How many columns of a mask (R, S) are left without those on the right that are padding in every row; 1 or more.
+    """How many columns of a mask (R, S) are left without those on the right that are padding in
+    every row; 1 or more.
 
     Where a value can't be read (torch.compile, the meta device), all of them.
     """
@@ -67,7 +72,9 @@ def facts(name: str, value: Any) -> Given:
         TypeError: not a tensor.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use return_tensors='pt'")
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}: use return_tensors='pt'"
+        )
     kind = "i"
     if value.is_floating_point():
         kind = "f"
@@ -90,8 +97,9 @@ def given_contexts(
 
     Raises:
         TypeError: something other than tensors, or ids that are no integers.
-        ValueError: only some of the three are given, none and there is no retriever, their shapes disagree, an id is
-            outside the generator's `vocabulary`, or the mask holds other numbers than 0 and 1.
+        ValueError: only some of the three are given, none and there is no retriever, their shapes
+            disagree, an id is outside the generator's `vocabulary`, or the mask holds other numbers
+            than 0 and 1.
     """
     parts = {
         "context_input_ids": context_input_ids,
@@ -105,21 +113,32 @@ def given_contexts(
     ids = facts("context_input_ids", context_input_ids)
     arguments.check_integers(ids)
     arguments.check_context_rows(ids, facts("doc_scores", scores), n_docs)
-    arguments.check_mask(facts("context_attention_mask", context_attention_mask), ids.shape, ids.name)
-    check_values(ids.name, context_input_ids, vocabulary, "context_attention_mask", context_attention_mask)
+    arguments.check_mask(
+        facts("context_attention_mask", context_attention_mask), ids.shape, ids.name
+    )
+    check_values(
+        ids.name, context_input_ids, vocabulary, "context_attention_mask", context_attention_mask
+    )
     return Contexts(context_input_ids, context_attention_mask, scores, n_docs)
 
 
 def check_places(**tensors: Any) -> None:
     """Refuses tensors on the meta device among others; see `rag_core.arguments.check_places`."""
     devices = {name: getattr(value, "device", None) for name, value in tensors.items()}
-    arguments.check_places(**{name: None if at is None else torch.device(at).type for name, at in devices.items()})
+    arguments.check_places(
+        **{name: None if at is None else torch.device(at).type for name, at in devices.items()}
+    )
 
 
 def check_values(
-    name: str, ids: Tensor | None, size: int | None, mask_name: str = "attention_mask", mask: Tensor | None = None
+    name: str,
+    ids: Tensor | None,
+    size: int | None,
+    mask_name: str = "attention_mask",
+    mask: Tensor | None = None,
 ) -> None:
-    """Looks at ids, which a table of `size` rows must have, and at their mask, in one wait for the device.
+    """Looks at ids, which a table of `size` rows must have, and at their mask, in one wait for the
+    device.
 
     Not where values can't be read: torch.compile, the meta device.
 
@@ -147,7 +166,8 @@ def check_values(
 
 
 def checked_mask(name: str, mask: Tensor | None, shape: tuple[int, ...], of: str) -> None:
-    """Refuses a mask that is not of a shape, or where looking is free (on a CPU) holds other numbers than 0 and 1.
+    """Refuses a mask that is not of a shape, or where looking is free (on a CPU) holds other
+    numbers than 0 and 1.
 
     Raises:
         TypeError: not a tensor of numbers.
@@ -165,10 +185,14 @@ def given_scores(doc_scores: Tensor | None, n_docs: int) -> Tensor:
 
     Raises:
         TypeError: not a tensor of real numbers.
-        ValueError: missing, not (B, n_docs), NaN or plus infinity, or a question without a single document.
+        ValueError: missing, not (B, n_docs), NaN or plus infinity, or a question without a single
+            document.
     """
     if doc_scores is None:
-        raise ValueError("doc_scores must be given with encoder_outputs: pass the (B, n_docs) scores of those contexts")
+        raise ValueError(
+            "doc_scores must be given with encoder_outputs: pass the (B, n_docs) scores of those "
+            "contexts"
+        )
     arguments.check_scores(facts("doc_scores", doc_scores), n_docs)
     scores = widen(doc_scores)
     # torch.compile can't branch on a value. The largest of a row is NaN where any is.
@@ -180,7 +204,8 @@ def given_scores(doc_scores: Tensor | None, n_docs: int) -> Tensor:
 
 
 def check_loss(logits: Any, scores: Any, n_docs: int, target: Any = None) -> None:
-    """Refuses tensors of a loss that do not fit; numbers are looked at where that is free, on a CPU.
+    """Refuses tensors of a loss that do not fit; numbers are looked at where that is free, on a
+    CPU.
 
     Raises:
         TypeError, ValueError: see `rag_core.arguments.check_loss`.
@@ -190,7 +215,9 @@ def check_loss(logits: Any, scores: Any, n_docs: int, target: Any = None) -> Non
     if scores.device.type == "cpu":
         given_scores(scores, n_docs)
     if target is not None and target.device.type == "cpu":
-        check_values("target (but for -100)", target.masked_fill(target == -100, 0), logits.shape[-1])
+        check_values(
+            "target (but for -100)", target.masked_fill(target == -100, 0), logits.shape[-1]
+        )
 
 
 def table_size(module: Any) -> int | None:
@@ -213,32 +240,41 @@ def checked_ids(name: str, ids: Any, size: int | None = None) -> Tensor:
     return ids
 
 
-def checked_labels(labels: Any, decoder_input_ids: Any, pad_token_id: int, vocabulary: int | None) -> Tensor:
+def checked_labels(
+    labels: Any, decoder_input_ids: Any, pad_token_id: int, vocabulary: int | None
+) -> Tensor:
     """Labels (B, T) with pads for -100.
 
     Raises:
         TypeError: not a tensor of integers.
-        ValueError: an id that is neither in the vocabulary nor -100, or another shape than that of the decoder's input.
+        ValueError: an id that is neither in the vocabulary nor -100, or another shape than that of
+            the decoder's input.
     """
     labels = checked_ids("labels", labels)
     labels = labels.masked_fill(labels == -100, pad_token_id)
     checked_ids("labels (but for -100)", labels, vocabulary)
     fed = tuple(getattr(decoder_input_ids, "shape", labels.shape))
     if fed != tuple(labels.shape):
-        raise ValueError(f"labels must have the shape of decoder_input_ids, {fed}, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have the shape of decoder_input_ids, {fed}, got {tuple(labels.shape)}"
+        )
     return labels
 
 
-def checked_questions(input_ids: Tensor | None, attention_mask: Tensor | None, vocabulary: int | None = None) -> Tensor:
+def checked_questions(
+    input_ids: Tensor | None, attention_mask: Tensor | None, vocabulary: int | None = None
+) -> Tensor:
     """The questions' ids (B, Q), if they can be encoded.
 
     Raises:
         TypeError: something other than tensors, or ids that are no integers.
-        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of another shape or with
-            other numbers than 0 and 1.
+        ValueError: no ids, not (B, Q), empty, outside the encoder's `vocabulary`, or a mask of
+            another shape or with other numbers than 0 and 1.
     """
     if input_ids is None:
-        raise ValueError("input_ids must be given to retrieve documents (or pass the three context arguments)")
+        raise ValueError(
+            "input_ids must be given to retrieve documents (or pass the three context arguments)"
+        )
     ids = facts("input_ids", input_ids)
     arguments.check_integers(ids)
     arguments.check_questions(ids)

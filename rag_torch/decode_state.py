@@ -1,7 +1,8 @@
-"""What decoding keeps: each context's cross-attention, and the self-attention of what was written so far.
+"""What decoding keeps: each context's cross-attention, and the self-attention of what was written
+so far.
 
-Letters: R rows (contexts), K beams of a row, k of them decoded now, T target positions now, L positions so far and
-now, S context length, H heads, h width of a head, d width of the model.
+Letters: R rows (contexts), K beams of a row, k of them decoded now, T target positions now, L
+positions so far and now, S context length, H heads, h width of a head, d width of the model.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ def noted(trace: Trace, x: Tensor, shape: torch.Size) -> Tensor:
     """Note a hidden state in that shape.
 
     Returns:
-        What to go on with in place of `x`: a view of what was noted, not the other way round, or that would have no
-        gradient.
+        What to go on with in place of `x`: a view of what was noted, not the other way round, or
+        that would have no gradient.
     """
     if not trace.want_hidden:
         return x
@@ -47,7 +48,9 @@ class GrowingCache:
         """(R, T, d) as it is: every row attends to its own past."""
         return x
 
-    def allowed(self, length: int, device: torch.device, attention_mask: Tensor | None) -> Tensor | None:
+    def allowed(
+        self, length: int, device: torch.device, attention_mask: Tensor | None
+    ) -> Tensor | None:
         """Which positions each of `length` new ones sees; see `causal_allowed`."""
         return causal_allowed(length, self.position, device, attention_mask)
 
@@ -65,13 +68,16 @@ class GrowingCache:
         return key, value
 
     def past_with(self, cross: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
-        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next time."""
+        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next
+        time.
+        """
         return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
 
 
 @dataclass
 class Tree:
-    """Targets of a context that share their beginnings, each prefix once: a position attends to those it continues.
+    """Targets of a context that share their beginnings, each prefix once: a position attends to
+    those it continues.
 
     Attributes:
         positions: (T,) long, the place of each in its target.
@@ -84,22 +90,30 @@ class Tree:
 
 @dataclass
 class DecodeState:
-    """What decoding keeps between steps: each context's cross-attention, and the beams' self-attention.
+    """What decoding keeps between steps: each context's cross-attention, and the beams'
+    self-attention.
 
-    What the beams of a row write lies side by side and stays there; a mask says what of it is a beam's own past. So a
-    beam that continues another one changes its mask, and no key or value is moved.
+    What the beams of a row write lies side by side and stays there; a mask says what of it is a
+    beam's own past. So a beam that continues another one changes its mask, and no key or value is
+    moved.
 
     Attributes:
-        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all beams of a row.
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all
+            beams of a row.
         cross_mask: which context positions are real.
         beams: K.
-        cache: (layers, 2, R, H, max_length, K, h) or None: without it, every call decodes a whole prefix.
-        lineage: (R, K, max_length, K) bool with a cache of several beams: whose tokens each beam continues.
+        cache: (layers, 2, R, H, max_length, K, h) or None: without it, every call decodes a whole
+            prefix.
+        lineage: (R, K, max_length, K) bool with a cache of several beams: whose tokens each beam
+            continues.
         position: number of positions in the cache.
         rows: R.
-        position_bias: (1, H, max_length, max_length) where the network adds one to its self-attention scores (T5).
-        tree: without a cache: how the positions decoded at once hang together, where they are no sequence.
-        riding: k, beams that are decoded now: K, or 1 that stands for all of them as long as they are equal.
+        position_bias: (1, H, max_length, max_length) where the network adds one to its
+            self-attention scores (T5).
+        tree: without a cache: how the positions decoded at once hang together, where they are no
+            sequence.
+        riding: k, beams that are decoded now: K, or 1 that stands for all of them as long as they
+            are equal.
     """
 
     cross: list[tuple[Tensor, Tensor]]
@@ -115,7 +129,11 @@ class DecodeState:
 
     @classmethod
     def allocate(
-        cls, cross: list[tuple[Tensor, Tensor]], mask: AttentionMask, beams: int, max_length: int | None
+        cls,
+        cross: list[tuple[Tensor, Tensor]],
+        mask: AttentionMask,
+        beams: int,
+        max_length: int | None,
     ) -> DecodeState:
         """A fresh state; the self-attention cache is made iff `max_length` is given."""
         key, cache, lineage = cross[0][0], None, None
@@ -123,7 +141,8 @@ class DecodeState:
         if max_length is not None:
             cache = key.new_empty(len(cross), 2, rows, heads, max_length, beams, width)
             if beams > 1:
-                own = torch.eye(beams, dtype=torch.bool, device=key.device)[None, :, None]  # (1, K, 1, K)
+                # (1, K, 1, K)
+                own = torch.eye(beams, dtype=torch.bool, device=key.device)[None, :, None]
                 lineage = own.repeat(rows, 1, max_length, 1)
         return cls(cross, mask.by_row(2 * heads * width), beams, cache, lineage, 0, rows)
 
@@ -131,8 +150,13 @@ class DecodeState:
         """(R*k, T, d) -> (R, k*T, d): with a cache the beams of a row share its keys and values."""
         return x if self.cache is None else x.reshape(self.rows, -1, x.shape[-1])
 
-    def allowed(self, length: int, device: torch.device, attention_mask: Tensor | None = None) -> Tensor | None:
-        """Which positions each of `length` new ones sees: (R, 1, k*T, L*K), or as `causal_allowed`."""
+    def allowed(
+        self, length: int, device: torch.device, attention_mask: Tensor | None = None
+    ) -> Tensor | None:
+        """Which positions each of `length` new ones sees.
+
+        (R, 1, k*T, L*K), or as `causal_allowed`.
+        """
         if self.tree is not None:
             return self.tree.allowed[None, None]
         if self.lineage is None:
@@ -145,20 +169,26 @@ class DecodeState:
         return seen.flatten(3, 4).flatten(1, 2)[:, None]
 
     def own(self, weights: Tensor | None) -> Tensor | None:
-        """Attention weights over all that a row's beams wrote, (R, H, k*T, L*K), as each beam's own, (R*k, H, T, L)."""
+        """Attention weights over all that a row's beams wrote, (R, H, k*T, L*K), as each beam's
+        own, (R*k, H, T, L).
+        """
         if weights is None or self.lineage is None:
             return weights
         weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, k*T, L)
         return weights.unflatten(2, (self.riding, -1)).transpose(1, 2).flatten(0, 1)
 
     def biased(self, bias: Tensor) -> Tensor:
-        """A bias of T positions on L, (1, H, T, L), for all beams side by side: (1, H, k*T, L*K)."""
+        """A bias of T positions on L, (1, H, T, L), for all beams side by side.
+
+        (1, H, k*T, L*K).
+        """
         if self.lineage is None:
             return bias
         return bias.repeat(1, 1, self.riding, 1).repeat_interleave(self.beams, dim=3)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new (R, H, k*T, h) into the layer's cache; everything up to the new end comes back, (R, H, L*K, h).
+        """Write the new (R, H, k*T, h) into the layer's cache; everything up to the new end comes
+        back, (R, H, L*K, h).
 
         Without a cache (R*K, H, T, h) come back as they are.
         """
@@ -167,7 +197,8 @@ class DecodeState:
         end = self.position + key.shape[2] // self.riding
         if end > self.cache.shape[4]:
             raise ValueError(
-                f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a larger max_length to start"
+                f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a "
+                "larger max_length to start"
             )
         store = self.cache[layer]
         for place, new in zip(store, (key, value), strict=True):
@@ -181,7 +212,8 @@ class DecodeState:
             self.position += length
 
     def reorder(self, source: Tensor) -> None:
-        """Beam k of row r continues beam `source[r, k]` of the same row; in place, self-attention cache only.
+        """Beam k of row r continues beam `source[r, k]` of the same row; in place, self-attention
+        cache only.
 
         Args:
             source: (R, K) long.
@@ -193,7 +225,10 @@ class DecodeState:
         self.lineage[:, :, : self.position] = past[row, source.to(past.device)]
 
     def part(self, rows: slice, width: int) -> DecodeState:
-        """A fresh state without a cache for some contexts, cut to `width` columns; it copies nothing."""
+        """A fresh state without a cache for some contexts, cut to `width` columns.
+
+        It copies nothing.
+        """
         cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
         allowed = self.cross_mask.allowed
         mask = AttentionMask(None if allowed is None else allowed[rows, ..., :width])
@@ -210,4 +245,6 @@ class DecodeState:
         lineage = None if self.lineage is None else self.lineage[rows]
         key = cross[0][0]
         mask = self.cross_mask.rows(rows).by_row(2 * key.shape[1] * key.shape[3])
-        return DecodeState(cross, mask, self.beams, cache, lineage, self.position, len(rows), self.position_bias)
+        return DecodeState(
+            cross, mask, self.beams, cache, lineage, self.position, len(rows), self.position_bias
+        )

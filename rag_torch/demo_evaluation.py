@@ -1,7 +1,8 @@
-"""What the demo's model gets right, on articles it was never trained on and on questions written by hand.
+"""What the demo's model gets right, on articles it was never trained on and on questions written by
+hand.
 
-The paper's claims in miniature: the answer comes from the retrieved passage, so without passages (closed book), or with
-an index that lacks the articles, little should be left.
+The paper's claims in miniature: the answer comes from the retrieved passage, so without passages
+(closed book), or with an index that lacks the articles, little should be left.
 """
 
 from __future__ import annotations
@@ -58,13 +59,17 @@ class IndexWithout:
         """Load the whole index."""
         self.index.init_index()
 
-    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    def get_top_docs(
+        self, question_hidden_states: np.ndarray, n_docs: int = 5
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The nearest rows that are left, ids (B, N) and vectors (B, N, D)."""
         ids, vectors = self.index.get_top_docs(question_hidden_states, 20 * n_docs)
         left = ~np.isin(ids, self.rows)
         order = np.argsort(~left, axis=1, kind="stable")[:, :n_docs]
         if not np.take_along_axis(left, order, 1).all():
-            raise ValueError(f"fewer than {n_docs} of the {20 * n_docs} nearest rows are left of a question")
+            raise ValueError(
+                f"fewer than {n_docs} of the {20 * n_docs} nearest rows are left of a question"
+            )
         return np.take_along_axis(ids, order, 1), np.take_along_axis(vectors, order[:, :, None], 1)
 
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
@@ -73,7 +78,8 @@ class IndexWithout:
 
 
 def evaluate_demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the model whose shipped parts are in `out`; writes evaluation.json and the model card there.
+    """Measure the model whose shipped parts are in `out`; writes evaluation.json and the model card
+    there.
 
     Returns:
         The figures: shares between 0 and 1.
@@ -97,7 +103,9 @@ def evaluate_demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         "natural_held_out": [pair for pair in natural if pair[1] in held_out],
     }
     titles = base.dataset()["title"]
-    lacking = IndexWithout(retriever.index, [row for row, title in enumerate(titles) if title in held_out])
+    lacking = IndexWithout(
+        retriever.index, [row for row, title in enumerate(titles) if title in held_out]
+    )
     for name, pairs in sets.items():
         found = {"questions": len(pairs), **_retrieval(model, stock, retriever, pairs)}
         found["rag_token_exact_match"] = _exact(model, retriever, pairs)
@@ -120,16 +128,23 @@ def _retrieval(model: Any, stock: Any, retriever: RagRetriever, pairs: Pairs) ->
     """Recall of the article with the tuned projection and with the stock question vector."""
     found: dict[str, float] = {}
     tuned = np.concatenate([_vectors(model, retriever, part) for part in batches(pairs, BATCH)])
-    for name, vectors in (("", tuned), ("stock_", stock.embed_texts([question for question, _ in pairs]))):
+    for name, vectors in (
+        ("", tuned),
+        ("stock_", stock.embed_texts([question for question, _ in pairs])),
+    ):
         _, _, docs = retriever.retrieve(vectors, 5)
         for k in (1, 5):
             titles = [doc["title"] for doc in docs]
-            found[f"{name}recall_at_{k}"] = recall_at_k(titles, [[answer] for _, answer in pairs], k)
+            found[f"{name}recall_at_{k}"] = recall_at_k(
+                titles, [[answer] for _, answer in pairs], k
+            )
     return found
 
 
 def _encoded(retriever: RagRetriever, pairs: Pairs) -> Any:
-    return retriever.question_encoder_tokenizer([question for question, _ in pairs], padding=True, return_tensors="pt")
+    return retriever.question_encoder_tokenizer(
+        [question for question, _ in pairs], padding=True, return_tensors="pt"
+    )
 
 
 @torch.inference_mode()
@@ -144,14 +159,23 @@ def _exact(model: Any, retriever: RagRetriever, pairs: Pairs, closed_book: bool 
     for part in batches(pairs, BATCH):
         ids = _encoded(retriever, part)
         if closed_book:
-            asked = retriever.question_encoder_tokenizer.batch_decode(ids["input_ids"], skip_special_tokens=True)
+            asked = retriever.question_encoder_tokenizer.batch_decode(
+                ids["input_ids"], skip_special_tokens=True
+            )
             empty = [{"title": [""], "text": [""]}] * len(part)
             contexts, mask = retriever.postprocess_docs(empty, asked, None, 1, return_tensors="pt")
             scores = torch.zeros(len(part), 1)
-            given = {"context_input_ids": contexts, "context_attention_mask": mask, "doc_scores": scores, "n_docs": 1}
+            given = {
+                "context_input_ids": contexts,
+                "context_attention_mask": mask,
+                "doc_scores": scores,
+                "n_docs": 1,
+            }
             rows = model.generate(**given)
         else:
             rows = model.generate(ids["input_ids"], ids["attention_mask"])
         texts = retriever.generator_tokenizer.batch_decode(rows, skip_special_tokens=True)
-        hits += sum(exact_match(text, [answer]) for text, (_, answer) in zip(texts, part, strict=True))
+        hits += sum(
+            exact_match(text, [answer]) for text, (_, answer) in zip(texts, part, strict=True)
+        )
     return hits / len(pairs)

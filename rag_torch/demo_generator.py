@@ -1,9 +1,10 @@
 """The demo's small BART before training: weights drawn so that copying is easy to learn.
 
-Drawn in the customary way, such a network learns no copying in a thousand steps. Here the first half of the width holds
-sinusoidal positions, cross-attention starts as "look at the position with my number and pass on what is there", and two
-heads of the lower encoder layers start as "look at my other occurrences". All of it is trained further like any other
-weight. The idea is that of mimetic initialisation (Trockman & Kolter 2023, arXiv 2305.09828).
+Drawn in the customary way, such a network learns no copying in a thousand steps. Here the first
+half of the width holds sinusoidal positions, cross-attention starts as "look at the position with
+my number and pass on what is there", and two heads of the lower encoder layers start as "look at my
+other occurrences". All of it is trained further like any other weight. The idea is that of mimetic
+initialisation (Trockman & Kolter 2023, arXiv 2305.09828).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ FREQUENCIES = (2.5, 0.05)
 
 
 def demo_generator_config(vocab_size: int) -> BartConfig:
-    """3 + 2 layers of width 256. Decoding starts with `<s>`, the token in front of every label (compatibility Q18)."""
+    """3 + 2 layers of width 256.
+
+    Decoding starts with `<s>`, the token in front of every label (compatibility Q18).
+    """
     return BartConfig(
         vocab_size=vocab_size,
         d_model=256,
@@ -61,7 +65,8 @@ def demo_generator(config: BartConfig, seed: int = 0) -> BartForConditionalGener
         places = width // 2
         table = _positions(config.max_position_embeddings + 1, places) * TOKEN_STD * POSITION_GAIN
         for position, part in ((0, model.model.encoder), (1, model.model.decoder)):
-            # The decoder's place t carries the encoder's t + 1: what it reads there is its next token.
+            # The decoder's place t carries the encoder's t + 1: what it reads there is its next
+            # token.
             part.embed_positions.weight.zero_()
             rows = table[position : position + config.max_position_embeddings]
             part.embed_positions.weight[POSITION_OFFSET:, :places] = rows
@@ -82,7 +87,10 @@ def demo_generator(config: BartConfig, seed: int = 0) -> BartForConditionalGener
 
 
 def _positions(count: int, size: int) -> Tensor:
-    """Sines and cosines (count, size) of variance 1; each half of the columns spans all frequencies."""
+    """Sines and cosines (count, size) of variance 1.
+
+    Each half of the columns spans all frequencies.
+    """
     high, low = FREQUENCIES
     pairs = torch.arange(size // 2)
     order = pairs % (size // 4) * 2 + pairs // (size // 4)

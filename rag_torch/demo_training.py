@@ -1,8 +1,10 @@
-"""Train the demo's model from scratch and measure it: `python -m rag_torch.demo_training [--evaluate]`.
+"""Train the demo's model from scratch and measure it: `python -m rag_torch.demo_training
+[--evaluate]`.
 
-Runs of `rag_torch.training.train`, each of which goes on where it was stopped: copying random words out of a given
-passage; telling a passage that answers the clue from a near miss, to which the answer is `<mask>` (two rounds); then
-RAG proper, generator and projection of the question vector together through retrieved passages.
+Runs of `rag_torch.training.train`, each of which goes on where it was stopped: copying random words
+out of a given passage; telling a passage that answers the clue from a near miss, to which the
+answer is `<mask>` (two rounds); then RAG proper, generator and projection of the question vector
+together through retrieved passages.
 """
 
 from __future__ import annotations
@@ -41,21 +43,38 @@ from rag_torch.training import train
 
 VOCABULARY = 8000
 N_DOCS = 5
-# Inner products of unit vectors differ by tenths; times 20 the prior over passages is about as sure as it is right.
+# Inner products of unit vectors differ by tenths; times 20 the prior over passages is about as sure
+# as it is right.
 SCALE = 20.0
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-_COMMON: dict[str, Any] = {"weight_decay": 0.01, "save_every": 25, "log_every": 10, "max_target_length": 32}
+_COMMON: dict[str, Any] = {
+    "weight_decay": 0.01,
+    "save_every": 25,
+    "log_every": 10,
+    "max_target_length": 32,
+}
 COPYING = TrainingConfig(
-    steps=60, batch_size=32, learning_rate=1e-3, warmup_steps=20, question_encoder="frozen", **_COMMON
+    steps=60,
+    batch_size=32,
+    learning_rate=1e-3,
+    warmup_steps=20,
+    question_encoder="frozen",
+    **_COMMON,
 )
 READING = TrainingConfig(
-    steps=300, batch_size=64, learning_rate=5e-4, warmup_steps=30, question_encoder="frozen", **_COMMON
+    steps=300,
+    batch_size=64,
+    learning_rate=5e-4,
+    warmup_steps=30,
+    question_encoder="frozen",
+    **_COMMON,
 )
 JOINT = TrainingConfig(
     steps=40,
     batch_size=16,
-    # Tiny for the generator: this loss calls for the title even where no retrieved passage holds it, and so wears off
-    # the silence on passages that do not (at 5e-5 for 160 steps exact match fell from 0.77 to 0.62).
+    # Tiny for the generator: this loss calls for the title even where no retrieved passage holds
+    # it, and so wears off the silence on passages that do not (at 5e-5 for 160 steps exact match
+    # fell from 0.77 to 0.62).
     learning_rate=2e-6,
     question_encoder_learning_rate=3e-4,
     warmup_steps=20,
@@ -72,9 +91,13 @@ def train_tokenizer(articles: Sequence[Article], folder: Path) -> Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     bpe = ByteLevelBPETokenizer()
     texts = (f"{article.title} / {article.text}" for article in articles)
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False
+    )
     bpe.save_model(str(folder))
-    tokenizer = Tokenizer.from_pretrained(folder, tokenizer_class="BartTokenizer", model_max_length=256)
+    tokenizer = Tokenizer.from_pretrained(
+        folder, tokenizer_class="BartTokenizer", model_max_length=256
+    )
     tokenizer.save_pretrained(folder)
     return Tokenizer.from_pretrained(folder)
 
@@ -109,21 +132,34 @@ def copying_examples(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[Ex
     """Passages of random tokens, to be answered with their title."""
     rng = random.Random(seed)
     pieces = [tokenizer.decode([token]) for token in range(len(SPECIAL), len(tokenizer))]
-    pieces = [piece for piece in pieces if "\ufffd" not in piece and "/" not in piece and piece.strip()]
+    pieces = [
+        piece for piece in pieces if "\ufffd" not in piece and "/" not in piece and piece.strip()
+    ]
 
     def text(least: int, most: int) -> str:
         return " ".join("".join(rng.choices(pieces, k=rng.randint(least, most))).split())
 
-    return [Example(text(3, 8), (title,), (title, text(8, 30))) for title in (text(1, 12) for _ in range(count))]
+    return [
+        Example(text(3, 8), (title,), (title, text(8, 30)))
+        for title in (text(1, 12) for _ in range(count))
+    ]
 
 
 def reading_examples(
-    model: Any, retriever: RagRetriever, asked: Sequence[Example], texts: dict[str, str], seed: int = 0
+    model: Any,
+    retriever: RagRetriever,
+    asked: Sequence[Example],
+    texts: dict[str, str],
+    seed: int = 0,
 ) -> Iterator[Example]:
-    """Each clue with the article's own text, which answers it, and with a near miss, which does not."""
+    """Each clue with the article's own text, which answers it, and with a near miss, which does
+    not.
+    """
     rng = random.Random(seed)
     for part in batches(asked, 64):
-        ids = retriever.question_encoder_tokenizer([e.question for e in part], padding=True, return_tensors="pt")
+        ids = retriever.question_encoder_tokenizer(
+            [e.question for e in part], padding=True, return_tensors="pt"
+        )
         with torch.inference_mode():
             vectors = model.question_encoder(ids["input_ids"], ids["attention_mask"])[0]
         _, _, docs = retriever.retrieve(vectors, 2 * N_DOCS)
@@ -133,7 +169,9 @@ def reading_examples(
             others = [n for n, name in enumerate(found["title"]) if name != title]
             # Nearer misses are likelier: they are what the model will meet.
             n = others[min(rng.randrange(len(others)), rng.randrange(len(others)))]
-            yield Example(example.question, (title,), (found["title"][n], found["text"][n]), answerable=False)
+            yield Example(
+                example.question, (title,), (found["title"][n], found["text"][n]), answerable=False
+            )
 
 
 def train_demo(work: Path) -> Path:
@@ -143,12 +181,16 @@ def train_demo(work: Path) -> Path:
     base = demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
     held_out = held_out_titles(articles)
     taught = [article for article in articles if article.title not in held_out]
-    tokenizer = RagTokenizer(Tokenizer.from_pretrained(encoder), train_tokenizer(taught, work / "tokenizer"))
+    tokenizer = RagTokenizer(
+        Tokenizer.from_pretrained(encoder), train_tokenizer(taught, work / "tokenizer")
+    )
     asked = [Example(each["question"], (each["answer"],)) for each in questions(articles, held_out)]
     texts = {article.title: article.text for article in taught}
 
     model = untrained_model(encoder, tokenizer)
-    retriever = RagRetriever(model.config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
+    retriever = RagRetriever(
+        model.config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
+    )
     model.set_retriever(retriever)
     read = _needed(READING) // 2  # a clue makes two examples
     validation = asked[-JOINT.validation_size :]
@@ -185,9 +227,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m rag_torch.demo_training`."""
     from rag_torch.demo_evaluation import evaluate_demo
 
-    parser = argparse.ArgumentParser(prog="python -m rag_torch.demo_training", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, help="folder of the runs (default: demo-training in the cache)")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="where the shipped parts and figures go")
+    parser = argparse.ArgumentParser(
+        prog="python -m rag_torch.demo_training", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder of the runs (default: demo-training in the cache)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=SHIPPED, help="where the shipped parts and figures go"
+    )
     parser.add_argument("--evaluate", action="store_true", help="only measure the model in --out")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(arguments)

@@ -25,8 +25,13 @@ class PassageEncoder(PassageEncoderBase):
         return self.model(**placed)[0].float().cpu().numpy()
 
 
-def load_encoder(name_or_path: str | Path, *, dtype: Any = None, device: Any = None, **hub: Any) -> PassageEncoder:
-    """The document encoder of a folder or repository; see `rag_core.knowledge.PassageEncoderBase.from_pretrained`."""
+def load_encoder(
+    name_or_path: str | Path, *, dtype: Any = None, device: Any = None, **hub: Any
+) -> PassageEncoder:
+    """The document encoder of a folder or repository.
+
+    See `rag_core.knowledge.PassageEncoderBase.from_pretrained`.
+    """
     return PassageEncoder.from_pretrained(
         name_or_path, DPRContextEncoder, BertEncoder, dtype=dtype, device=device, **hub
     )

@@ -1,7 +1,7 @@
 """Parts that every network here shares: activations, masks, attention.
 
-Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S context length,
-H heads, h width of a head, d width of the model.
+Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S
+context length, H heads, h width of a head, d width of the model.
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ class AttentionMask:
         self.allowed = allowed
         self.position_bias = position_bias
         self.alive = None if allowed is None else allowed.any(-1, keepdim=True)
-        if allowed is not None and allowed.device.type == "cpu" and not torch.compiler.is_compiling():
-            # most often every query sees some key: known here at no cost, on a GPU only by waiting for it
+        if (
+            allowed is not None
+            and allowed.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
+            # most often every query sees some key: known here at no cost, on a GPU only by waiting
+            # for it
             self.alive = None if bool(self.alive.all()) else self.alive  # type: ignore[union-attr]
         self.lengths: list[int] | None = None
         self.packed: list[int] | None = None
@@ -73,7 +78,11 @@ class AttentionMask:
         Args:
             numbers: how many there are in a key and its value, over all heads.
         """
-        if self.allowed is not None and self.allowed.device.type == "cpu" and not torch.compiler.is_compiling():
+        if (
+            self.allowed is not None
+            and self.allowed.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
             seen = self.allowed[:, 0, 0]  # (R, S)
             lengths = seen.sum(-1)
             trailing = bool((seen == (torch.arange(seen.shape[1]) < lengths[:, None])).all())
@@ -84,7 +93,10 @@ class AttentionMask:
         return self
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """The mask as finite numbers to add to the scores; made once per dtype, None when nothing is to be added."""
+        """The mask as finite numbers to add to the scores.
+
+        Made once per dtype, None when nothing is to be added.
+        """
         if dtype in self._bias:
             return self._bias[dtype]
         bias = None if self.position_bias is None else self.position_bias.to(dtype)
@@ -98,7 +110,10 @@ class AttentionMask:
         return bias
 
     def unused(self) -> AttentionMask:
-        """The same mask without the numbers that an earlier use has left: a layer computed twice makes them twice."""
+        """The same mask without the numbers that an earlier use has left.
+
+        A layer computed twice makes them twice.
+        """
         mask = copy.copy(self)
         mask._bias = {}
         return mask
@@ -110,10 +125,14 @@ class AttentionMask:
 
 def key_mask(attention_mask: Tensor | None) -> AttentionMask:
     """(R, S) of 0/1 or bool, 1 = a real token -> a mask over keys, (R, 1, 1, S)."""
-    return AttentionMask(None if attention_mask is None else attention_mask.bool()[:, None, None, :])
+    return AttentionMask(
+        None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+    )
 
 
-def causal_allowed(length: int, past: int, device: torch.device, attention_mask: Tensor | None = None) -> Tensor | None:
+def causal_allowed(
+    length: int, past: int, device: torch.device, attention_mask: Tensor | None = None
+) -> Tensor | None:
     """Which keys each of `length` new positions sees after `past` earlier ones.
 
     Args:
@@ -123,12 +142,14 @@ def causal_allowed(length: int, past: int, device: torch.device, attention_mask:
         attention_mask: (R, past + T), 1 = a real token, or None.
 
     Returns:
-        bool (1 or R, 1, T, past + T); None where everything is visible (one new position, no padding).
+        bool (1 or R, 1, T, past + T); None where everything is visible (one new position, no
+        padding).
     """
     if length == 1 and attention_mask is None:
         return None
     query = torch.arange(past, past + length, device=device)
-    allowed = (torch.arange(past + length, device=device) <= query[:, None])[None, None]  # (1, 1, T, L)
+    # (1, 1, T, L)
+    allowed = (torch.arange(past + length, device=device) <= query[:, None])[None, None]
     if attention_mask is not None:
         allowed = allowed & attention_mask.bool()[:, None, None, :]  # (R, 1, T, L)
     return allowed
@@ -169,7 +190,9 @@ def attend(
         (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
     """
     if mask.packed is not None:
-        return _attend_packed(query, key, value, mask.packed, mask.position_bias, dropout, scale), None
+        return _attend_packed(
+            query, key, value, mask.packed, mask.position_bias, dropout, scale
+        ), None
     if mask.lengths is not None and not (need_weights or dropout):
         parts = [x.split(1) for x in (query, key, value)]
         rows = [
@@ -180,15 +203,21 @@ def attend(
     bias = mask.bias(query.dtype)
     weights = None
     if need_weights:
-        scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (R, H, T, L)
+        # (R, H, T, L)
+        scores = (
+            query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        )
         scores = scores if bias is None else scores + bias
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.softmax(-1, dtype=wide).to(value.dtype)
         if mask.alive is not None:
-            weights = weights * mask.alive  # before they are used: those returned then have the gradient
+            # before they are used: those returned then have the gradient
+            weights = weights * mask.alive
         out = F.dropout(weights, dropout) @ value if dropout else weights @ value
     else:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale
+        )
     return (out if mask.alive is None else out * mask.alive), weights
 
 
@@ -201,18 +230,23 @@ def _attend_packed(
     dropout: float,
     scale: float | None,
 ) -> Tensor:
-    """Self-attention of rows that lie side by side, (1, H, P, h) -> (1, H, P, h), each on its own."""
+    """Self-attention of rows that lie side by side, (1, H, P, h) -> (1, H, P, h), each on its
+    own.
+    """
     rows = []
     for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
         length = q.shape[2]
         bias = None if position_bias is None else position_bias[:, :, :length, :length].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
+        )
         rows.append(out.transpose(1, 2))  # (1, n, H, h), as `merge_heads` wants it
     return torch.cat(rows, dim=1).transpose(1, 2)
 
 
 def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given: Any) -> Any:
-    """run(*given), of which only what is given is kept for the gradient; what lies between is computed once more then.
+    """run(*given), of which only what is given is kept for the gradient; what lies between is
+    computed once more then.
 
     Args:
         options: of `torch.utils.checkpoint.checkpoint`; None = keep everything.
@@ -230,7 +264,10 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given
 
 
 class Trace:
-    """Hidden states and attentions gathered on the way, as tuples at the end; None for what nobody asked."""
+    """Hidden states and attentions gathered on the way, as tuples at the end.
+
+    None for what nobody asked.
+    """
 
     def __init__(self, hidden: bool, attentions: bool) -> None:
         self.want_attentions, self.want_hidden = attentions, hidden
@@ -251,17 +288,28 @@ class Trace:
             self._cross.append(cross)
 
     def separate(self, beams: int) -> None:
-        """Cross-attention weights (R, H, K*T, S) of beams that rode on the query axis -> (R*K, H, T, S)."""
-        apart = (each.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1) for each in self._cross or ())
+        """Cross-attention weights (R, H, K*T, S) of beams that rode on the query axis -> (R*K,
+        H, T, S).
+        """
+        apart = (
+            each.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
+            for each in self._cross or ()
+        )
         self._cross = None if self._cross is None else list(apart)
 
     def result(self) -> list[tuple[Tensor, ...] | None]:
         """[hidden_states, attentions, cross_attentions]."""
-        return [None if part is None else tuple(part) for part in (self._hidden, self._attentions, self._cross)]
+        return [
+            None if part is None else tuple(part)
+            for part in (self._hidden, self._attentions, self._cross)
+        ]
 
 
 def outside_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function that torch.compile must not trace: NumPy tables whose last bit counts, searches of an index."""
+    """Call a function that torch.compile must not trace.
+
+    NumPy tables whose last bit counts, searches of an index.
+    """
     if torch.compiler.is_compiling():
         # As a decorator it would import all of torch.compile with this module: seconds.
         return torch.compiler.disable(function)(*args, **kwargs)
@@ -269,16 +317,24 @@ def outside_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 
 
 def as_encoder_output(value: Any) -> EncoderOutput:
-    """An earlier call's encoder output in any shape users keep it: our record, another library's, a tuple, a tensor."""
+    """An earlier call's encoder output in any shape users keep it.
+
+    Our record, another library's, a tuple, a tensor.
+    """
     if isinstance(value, EncoderOutput):
         return value
     if isinstance(value, Tensor):
         return EncoderOutput(last_hidden_state=value)
     if isinstance(value, tuple | list):
         hidden, attentions = (*value[1:3], None, None)[:2]
-        return EncoderOutput(last_hidden_state=value[0], hidden_states=hidden, attentions=attentions)
+        return EncoderOutput(
+            last_hidden_state=value[0], hidden_states=hidden, attentions=attentions
+        )
     if not hasattr(value, "last_hidden_state"):
-        raise TypeError(f"encoder_outputs must be an encoder's output, a tuple or a tensor, got {type(value).__name__}")
+        raise TypeError(
+            "encoder_outputs must be an encoder's output, a tuple or a tensor, got "
+            f"{type(value).__name__}"
+        )
     return EncoderOutput(
         last_hidden_state=value.last_hidden_state,
         hidden_states=getattr(value, "hidden_states", None),
@@ -287,14 +343,20 @@ def as_encoder_output(value: Any) -> EncoderOutput:
 
 
 def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
-    """Labels (R, T) -> decoder inputs: a start token in front, the last column gone, -100 as pad."""
+    """Labels (R, T) -> decoder inputs.
+
+    A start token in front, the last column gone, -100 as pad.
+    """
     start = input_ids.new_full((input_ids.shape[0], 1), decoder_start_token_id)
     shifted = torch.cat([start, input_ids[:, :-1]], 1)
     return shifted.masked_fill(shifted == -100, pad_token_id)
 
 
 def unasked(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What a decoder without layers has in place of cross-attention keys and values: (R, S, d) -> (R, 1, S, d)."""
+    """What a decoder without layers has in place of cross-attention keys and values.
+
+    (R, S, d) -> (R, 1, S, d).
+    """
     return [(encoder_hidden[:, None], encoder_hidden[:, None])]
 
 

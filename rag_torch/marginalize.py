@@ -1,7 +1,8 @@
-"""RAG's marginalisation as pure functions (paper, section 2.1). All in float32 or wider, also under autocast.
+"""RAG's marginalisation as pure functions (paper, section 2.1). All in float32 or wider, also under
+autocast.
 
-Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..." any axes in between,
-such as the candidates or beams of a question.
+Letters: B questions, N documents a question, T target length, V vocabulary, D vector size; "..."
+any axes in between, such as the candidates or beams of a question.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Numbers of a piece that a loss works on at a time: what a CPU's cache holds, what keeps a GPU busy.
+# Numbers of a piece that a loss works on at a time: what a CPU's cache holds, what keeps a GPU
+# busy.
 _PIECE_CPU, _PIECE = 2**19, 2**25
 
 
@@ -27,7 +29,8 @@ def doc_scores(question: Tensor, docs: Tensor, doc_mask: Tensor | None = None) -
     Args:
         question: question vectors (B, D).
         docs: document vectors (B, N, D).
-        doc_mask: (B, N) bool, False where the search found no document: score -inf, posterior exactly 0.
+        doc_mask: (B, N) bool, False where the search found no document: score -inf, posterior
+            exactly 0.
 
     Returns:
         (B, N) in float32 or wider: half precision could not tell scores near 75 apart.
@@ -63,7 +66,8 @@ def token_log_probs(logits: Tensor, log_probs: Tensor) -> Tensor:
 
 
 def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
-    """log p of each target token, without a normalised copy of the logits, nor one for the gradient.
+    """log p of each target token, without a normalised copy of the logits, nor one for the
+    gradient.
 
     Args:
         logits: (B, N, ..., T, V).
@@ -79,9 +83,11 @@ def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class _TargetLogProbs(torch.autograd.Function):
-    """(..., V) logits, (..., 1) ids -> (...) log-probabilities and normalisers (the latter without a gradient).
+    """(..., V) logits, (..., 1) ids -> (...) log-probabilities and normalisers (the latter without
+    a gradient).
 
-    Both ways go through the logits in pieces, so that besides the logits only their gradient is ever as large.
+    Both ways go through the logits in pieces, so that besides the logits only their gradient is
+    ever as large.
     """
 
     @staticmethod
@@ -99,11 +105,16 @@ class _TargetLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Gradient at a logit: (1 if it is the target's, else 0) - its probability, times the target's gradient."""
+        """Gradient at a logit.
+
+        (1 if it is the target's, else 0) - its probability, times the target's gradient.
+        """
         logits, index, normaliser = ctx.saved_tensors
         grad = grads[0][..., None]  # (..., 1)
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            return (-grad * widen(logits).softmax(-1)).scatter_add(-1, index, grad).to(logits.dtype), None
+            return (-grad * widen(logits).softmax(-1)).scatter_add(-1, index, grad).to(
+                logits.dtype
+            ), None
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
         columns = (normaliser[..., None], -grad)
         for out, piece, shift, factor in zip(
@@ -123,7 +134,10 @@ def _pieces(x: Tensor, logits: Tensor) -> Iterator[Tensor]:
 
 
 def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
-    """Labels (B, T) -> what each position should predict: one to the left, a pad at the end, -100 as pad."""
+    """Labels (B, T) -> what each position should predict.
+
+    One to the left, a pad at the end, -100 as pad.
+    """
     end = labels.new_full((labels.shape[0], 1), pad_token_id)
     shifted = torch.cat([labels[:, 1:], end], 1)
     return shifted.masked_fill(shifted == -100, pad_token_id)
@@ -132,7 +146,8 @@ def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
 def token_joint(logits: Tensor, log_probs: Tensor, target: Tensor) -> Tensor:
     """RAG-Token: log p(z|x) p(y_i|x, z, y_<i) of each target token and document.
 
-    Its logsumexp over axis 1 is the marginal; normalised over axis 1 it is the posterior of each token.
+    Its logsumexp over axis 1 is the marginal; normalised over axis 1 it is the posterior of each
+    token.
 
     Args:
         logits: (B, N, ..., T, V).
@@ -146,11 +161,13 @@ def token_joint(logits: Tensor, log_probs: Tensor, target: Tensor) -> Tensor:
     return each + _beside(log_probs, each)
 
 
-def sequence_joint(each: Tensor, log_probs: Tensor, pad_mask: Tensor, drop_first: Tensor | bool = False) -> Tensor:
+def sequence_joint(
+    each: Tensor, log_probs: Tensor, pad_mask: Tensor, drop_first: Tensor | bool = False
+) -> Tensor:
     """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
 
-    The document's log-probability is added to the target's second token, so a target without a second token goes
-    without (kept: compatibility Q12). A document of score -inf never counts.
+    The document's log-probability is added to the target's second token, so a target without a
+    second token goes without (kept: compatibility Q12). A document of score -inf never counts.
 
     Args:
         each: log-probability of each target token, (B, N, ..., T).
@@ -175,8 +192,12 @@ def sequence_joint(each: Tensor, log_probs: Tensor, pad_mask: Tensor, drop_first
     return joint.masked_fill(prior.isneginf(), -torch.inf)
 
 
-def smoothed(nll: Tensor, smooth: Tensor | None, epsilon: float, vocab_size: int, reduce_loss: bool) -> Tensor:
-    """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss` (never a mean)."""
+def smoothed(
+    nll: Tensor, smooth: Tensor | None, epsilon: float, vocab_size: int, reduce_loss: bool
+) -> Tensor:
+    """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss`
+    (never a mean).
+    """
     loss = nll if smooth is None else (1.0 - epsilon) * nll + epsilon / vocab_size * smooth
     return loss.sum() if reduce_loss else loss
 
@@ -234,7 +255,8 @@ def sequence_nll(
         logits, scores, labels, pad_token_id, reduce_loss: as in `token_nll`.
         bos_token_id: what `exclude_bos_score` looks for.
         exclude_bos_score: leave out the first scored token if it is BOS in every row.
-        epsilon: label smoothing; the smoothing term counts the document's log-probability V times (Q14).
+        epsilon: label smoothing; the smoothing term counts the document's log-probability V times
+            (Q14).
 
     Returns:
         (B,), or a scalar with `reduce_loss`.

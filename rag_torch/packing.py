@@ -1,4 +1,5 @@
-"""Real tokens side by side, without the padding between them: what an encoder computes token by token needs no padding.
+"""Real tokens side by side, without the padding between them: what an encoder computes token by
+token needs no padding.
 
 Only attention wants rows: it is called for each of them (`AttentionMask.packed`).
 Letters: R rows, S positions, P real tokens, H heads, d width.
@@ -28,12 +29,18 @@ class Packing:
 
     @classmethod
     def of(cls, mask: Tensor | None, width: int) -> Packing | None:
-        """How rows with this mask (R, S) are packed for an encoder; None where a layer of that width gains nothing."""
+        """How rows with this mask (R, S) are packed for an encoder.
+
+        None where a layer of that width gains nothing.
+        """
         if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         mask = mask.bool()
         lengths = mask.sum(1)
-        trailing = bool((mask == (torch.arange(mask.shape[1]) < lengths[:, None])).all()) and int(lengths.min()) > 0
+        trailing = (
+            bool((mask == (torch.arange(mask.shape[1]) < lengths[:, None])).all())
+            and int(lengths.min()) > 0
+        )
         spared = (mask.numel() - int(lengths.sum())) * width**2
         return cls(mask) if trailing and spared > _CALL * len(mask) else None
 
@@ -43,7 +50,11 @@ class Packing:
 
     def padded(self, x: Tensor) -> Tensor:
         """(1, P, d) -> (R, S, d), with zeros for padding."""
-        return x.new_zeros(self._shape.numel(), x.shape[2]).index_copy(0, self._real, x[0]).unflatten(0, self._shape)
+        return (
+            x.new_zeros(self._shape.numel(), x.shape[2])
+            .index_copy(0, self._real, x[0])
+            .unflatten(0, self._shape)
+        )
 
     def mask(self, position_bias: Tensor | None = None) -> AttentionMask:
         """Lets tokens attend to their own row, with a learned bias (1, H, S, S) or without.

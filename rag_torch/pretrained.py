@@ -31,14 +31,23 @@ class PretrainedModel(nn.Module, PretrainedBase):
     """
 
     framework = "pt"
-    checkpoint_keywords = ("use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug")
+    checkpoint_keywords = (
+        "use_reentrant",
+        "preserve_rng_state",
+        "determinism_check",
+        "context_fn",
+        "debug",
+    )
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
 
     def post_init(self) -> None:
-        """Call at the end of a constructor: fresh weights (unless on the meta device), then ties."""
+        """Call at the end of a constructor.
+
+        Fresh weights (unless on the meta device), then ties.
+        """
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.init_weights()
         self.tie_weights()
@@ -62,7 +71,8 @@ class PretrainedModel(nn.Module, PretrainedBase):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
     ) -> nn.Embedding:
-        """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn like fresh weights.
+        """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn
+        like fresh weights.
 
         Args:
             new_num_tokens: how many rows; None leaves the number.
@@ -75,11 +85,17 @@ class PretrainedModel(nn.Module, PretrainedBase):
         rows = rows_wanted(new_num_tokens, pad_to_multiple_of, table.num_embeddings)
         if rows == table.num_embeddings:
             return table
-        std = getattr(self.config, "init_std", None) or getattr(self.config, "initializer_range", None) or 1.0
+        std = (
+            getattr(self.config, "init_std", None)
+            or getattr(self.config, "initializer_range", None)
+            or 1.0
+        )
         old = table.weight
 
         def grown(weight: nn.Parameter) -> nn.Parameter:
-            return nn.Parameter(tensors.resized(weight, rows, std), requires_grad=weight.requires_grad)
+            return nn.Parameter(
+                tensors.resized(weight, rows, std), requires_grad=weight.requires_grad
+            )
 
         fresh = grown(old)
         for module in self.modules():
@@ -87,7 +103,10 @@ class PretrainedModel(nn.Module, PretrainedBase):
                 module.weight, module.num_embeddings = fresh, rows
         output = self.get_output_embeddings()
         if output is not None:
-            output.weight, output.out_features = fresh if output.weight is old else grown(output.weight), rows
+            output.weight, output.out_features = (
+                fresh if output.weight is old else grown(output.weight),
+                rows,
+            )
         bias = getattr(self, "final_logits_bias", None)
         if bias is not None:
             self.final_logits_bias = tensors.resized(bias.T, rows, 0.0).T.contiguous()
@@ -95,7 +114,9 @@ class PretrainedModel(nn.Module, PretrainedBase):
         return table
 
     def enable_input_require_grads(self) -> None:
-        """Let token vectors have gradients though their table is frozen, as adapters under checkpointing need it."""
+        """Let token vectors have gradients though their table is frozen, as adapters under
+        checkpointing need it.
+        """
         self.disable_input_require_grads()
         self._input_hook = self.get_input_embeddings().register_forward_hook(_require_grad)
 
@@ -108,8 +129,11 @@ class PretrainedModel(nn.Module, PretrainedBase):
     def _learning(self) -> Any:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As `torch.nn.Module.load_state_dict`; tied weights may be there once, as in files, and stay tied.
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `torch.nn.Module.load_state_dict`; tied weights may be there once, as in files, and
+        stay tied.
 
         Args:
             state_dict: tensors by name.
@@ -129,12 +153,17 @@ class PretrainedModel(nn.Module, PretrainedBase):
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str]:
-        """What transformers' Trainer may miss in a checkpoint: names of tied weights but their first."""
+        """What transformers' Trainer may miss in a checkpoint.
+
+        Names of tied weights but their first.
+        """
         return sorted(tensors.tied_names(self))
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Classes of layers that stay on one device or in one shard, as accelerate asks for them."""
+        """Classes of layers that stay on one device or in one shard, as accelerate asks for
+        them.
+        """
         return sorted({type(module).__name__ for module in self.modules()} & _LAYERS)
 
     @classmethod
@@ -154,23 +183,28 @@ class PretrainedModel(nn.Module, PretrainedBase):
         """A model from a folder or a repository of the hub, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: folder, or repository id; None where `config` and `state_dict` are given.
-            config: instead of the stored one: a config, which is copied, or another folder or repository.
+            pretrained_model_name_or_path: folder, or repository id; None where `config` and
+                `state_dict` are given.
+            config: instead of the stored one: a config, which is copied, or another folder or
+                repository.
             dtype: of the weights; None is float32, "auto" what the checkpoint has.
             torch_dtype: another name for `dtype`.
             device: where to put the weights; None is the CPU.
-            device_map: another name for `device`: a device, {"": device}, or "auto" for a GPU where there is one.
+            device_map: another name for `device`: a device, {"": device}, or "auto" for a GPU where
+                there is one.
             state_dict: weights by name in place of the stored ones.
-            output_loading_info: return a pair, the model and a dictionary of `missing_keys`, `unexpected_keys`,
-                `mismatched_keys` and `error_msgs`, all empty: weights that do not fit are an error.
-            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`),
-                fields of the config to override, and what transformers takes besides (see `rag_core.hub.keywords`).
+            output_loading_info: return a pair, the model and a dictionary of `missing_keys`,
+                `unexpected_keys`, `mismatched_keys` and `error_msgs`, all empty: weights that do
+                not fit are an error.
+            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
+                `force_download`, `subfolder`), fields of the config to override, and what
+                transformers takes besides (see `rag_core.hub.keywords`).
 
         Raises:
             OSError: files are missing.
             TypeError: an unknown keyword.
-            ValueError: the weights do not fit; the message lists every missing, unexpected and misshapen name. Or a
-                keyword asks for something that is not done here.
+            ValueError: the weights do not fit; the message lists every missing, unexpected and
+                misshapen name. Or a keyword asks for something that is not done here.
         """
         config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
         device = resolve_device_map(device, device_map)
@@ -215,7 +249,8 @@ class PretrainedModel(nn.Module, PretrainedBase):
                 array = arrays[name]
                 tensors.assign(self, {name: array}, dtype, device)
                 read += array.nbytes
-                if read > _HELD:  # the file's pages count as memory of this process, beside the copies
+                # the file's pages count as memory of this process, beside the copies
+                if read > _HELD:
                     found.free()
                     read = 0
         self.tie_weights()
@@ -263,12 +298,17 @@ class PretrainedModel(nn.Module, PretrainedBase):
         """
         saving = Saving.of(is_main_process, push_to_hub, **kwargs)
         self._write(
-            save_directory, saving, lambda: tensors.to_arrays(self, state_dict), max_shard_size, safe_serialization
+            save_directory,
+            saving,
+            lambda: tensors.to_arrays(self, state_dict),
+            max_shard_size,
+            safe_serialization,
         )
 
 
 def resolve_device_map(device: Any, device_map: Any) -> Any:
-    """The device that `device` or `device_map` names; "auto" is a GPU where there is one, else None.
+    """The device that `device` or `device_map` names; "auto" is a GPU where there is one, else
+    None.
 
     Raises:
         ValueError: several devices, or both arguments.
@@ -284,7 +324,8 @@ def _require_grad(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, config: Any) -> torch.dtype | None:
-    """None is float32; "auto" the config's, or None (as stored) without one; a name or a dtype is itself.
+    """None is float32; "auto" the config's, or None (as stored) without one; a name or a dtype is
+    itself.
 
     Raises:
         ValueError: not a floating-point type.
@@ -297,5 +338,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, config: Any) -> torch.dtype |
             return None
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point torch dtype, its name or 'auto', got {dtype!r}")
+        raise ValueError(
+            f"dtype must be a floating-point torch dtype, its name or 'auto', got {dtype!r}"
+        )
     return found

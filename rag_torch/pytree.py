@@ -1,4 +1,5 @@
-"""Output records as PyTorch's trees of tensors, which torch.export, DDP and functions over trees take apart.
+"""Output records as PyTorch's trees of tensors, which torch.export, DDP and functions over trees
+take apart.
 
 TensorFlow asks the records themselves (`ModelOutput.__tf_flatten__`).
 """

@@ -1,7 +1,9 @@
-"""int8 linear maps for answers on a CPU: weights rounded once, what goes in at each call, both row by row.
+"""int8 linear maps for answers on a CPU: weights rounded once, what goes in at each call, both row
+by row.
 
-Rounded are the networks' linear maps, the vocabulary's included; tables, norms and attention stay as they are. A row's
-result does not depend on the rows beside it. Letters: R rows, I inputs, O outputs.
+Rounded are the networks' linear maps, the vocabulary's included; tables, norms and attention stay
+as they are. A row's result does not depend on the rows beside it. Letters: R rows, I inputs, O
+outputs.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 _MIDDLE = 128  # of uint8, which stands for 0: oneDNN is fast for unsigned inputs only
 _TINY = torch.finfo(torch.float32).tiny  # a row of zeros has a scale, too
 _NO_INT8 = (
-    "this processor and build of PyTorch have no exact int8 products (oneDNN's, with AVX-512 VNNI or AMX): leave the "
-    "model in float32"
+    "this processor and build of PyTorch have no exact int8 products (oneDNN's, with AVX-512 VNNI "
+    "or AMX): leave the model in float32"
 )
 
 
@@ -43,17 +45,22 @@ class Int8Linear(nn.Module):
         """
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             raise RuntimeError(
-                "int8 layers compute on the CPU and cannot be trained: load the model again without them, or call it "
-                "under torch.no_grad()"
+                "int8 layers compute on the CPU and cannot be trained: load the model again "
+                "without them, or call it under torch.no_grad()"
             )
         rows = x.reshape(-1, self.in_features).float()  # (R, I)
         if not len(rows):
             return x.new_zeros(*x.shape[:-1], self.out_features)
-        scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / 127).clamp_min_(_TINY)  # (R, 1)
+        # (R, 1)
+        scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / 127).clamp_min_(
+            _TINY
+        )
         # The conversion cuts off, so that half more makes it round.
         whole = (rows / scale).add_(_MIDDLE + 0.5).to(torch.uint8)
         output = self.product(whole)  # (R, O)
-        output = output.mul_(scale) if self.bias is None else torch.addcmul(self.bias, output, scale)
+        output = (
+            output.mul_(scale) if self.bias is None else torch.addcmul(self.bias, output, scale)
+        )
         return output.reshape(*x.shape[:-1], self.out_features).to(x.dtype)  # (..., O)
 
 
@@ -79,7 +86,10 @@ class Product:
 
 @functools.cache
 def has_int8() -> bool:
-    """Whether int8 products exist here and are exact: without VNNI they go through 16 bits, and large sums are cut."""
+    """Whether int8 products exist here and are exact.
+
+    Without VNNI they go through 16 bits, and large sums are cut.
+    """
     try:
         most = torch.full((1, 64), 255, dtype=torch.uint8)
         found = Product(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(most)
@@ -89,7 +99,8 @@ def has_int8() -> bool:
 
 
 def quantized(model: Any) -> Any:
-    """The same model with its linear maps in int8, changed in place; it can answer, and not be trained or saved.
+    """The same model with its linear maps in int8, changed in place; it can answer, and not be
+    trained or saved.
 
     Args:
         model: any model on the CPU; of a RAG model question encoder and generator are rounded.
@@ -99,7 +110,9 @@ def quantized(model: Any) -> Any:
         RuntimeError: no int8 products here.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        raise ValueError("int8 layers compute on the CPU, and the model is elsewhere: load it with device='cpu'")
+        raise ValueError(
+            "int8 layers compute on the CPU, and the model is elsewhere: load it with device='cpu'"
+        )
     if not has_int8():
         raise RuntimeError(_NO_INT8)
     for module in list(model.modules()):

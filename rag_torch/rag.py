@@ -1,8 +1,9 @@
-"""The RAG models; the two heads that marginalise over documents (Lewis et al. 2020, arXiv 2005.11401, section 2.1).
+"""The RAG models; the two heads that marginalise over documents (Lewis et al. 2020, arXiv
+2005.11401, section 2.1).
 
-Names, arguments and defaults are those of transformers 4.37.2. `docs/compatibility.md` lists where results differ.
-Letters: B questions, N documents a question, S context length, T target length, V vocabulary. Row b * N + d of
-everything with B*N rows belongs to document d of question b.
+Names, arguments and defaults are those of transformers 4.37.2. `docs/compatibility.md` lists where
+results differ. Letters: B questions, N documents a question, S context length, T target length, V
+vocabulary. Row b * N + d of everything with B*N rows belongs to document d of question b.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from rag_core.generation import next_inputs
 from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
 from rag_torch import marginalize as marginal
 from rag_torch.components import RagPretrained
-from rag_torch.contexts import Contexts, check_loss, check_places, checked_ids, checked_labels, table_size
+from rag_torch.contexts import (
+    Contexts,
+    check_loss,
+    check_places,
+    checked_ids,
+    checked_labels,
+    table_size,
+)
 from rag_torch.rag_model import RagModel
 
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
 # in the order of `RagModel.forward`
 _MODEL_ARGUMENTS = (
-    "input_ids attention_mask encoder_outputs decoder_input_ids decoder_attention_mask past_key_values doc_scores "
-    "context_input_ids context_attention_mask use_cache output_attentions output_hidden_states output_retrieved n_docs"
+    "input_ids attention_mask encoder_outputs decoder_input_ids decoder_attention_mask "
+    "past_key_values doc_scores context_input_ids context_attention_mask use_cache "
+    "output_attentions output_hidden_states output_retrieved n_docs"
 ).split()
 
 
@@ -77,7 +86,8 @@ class _RagHead(RagPretrained):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has no next token to prepare for: it scores whole answers. Call generate()"
+            f"{type(self).__name__} has no next token to prepare for: it scores whole answers. "
+            "Call generate()"
         )
 
     def answer(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,18 +103,25 @@ class _RagHead(RagPretrained):
     def _pad_token_id(self) -> int:
         pad = self.config.generator.pad_token_id
         if pad is None:
-            raise ValueError("config.generator.pad_token_id must be set: it says which labels are not scored")
+            raise ValueError(
+                "config.generator.pad_token_id must be set: it says which labels are not scored"
+            )
         return pad
 
-    def _run(self, labels: Tensor | None, inputs: dict[str, Any], kwargs: dict[str, Any]) -> tuple[Any, Tensor | None]:
+    def _run(
+        self, labels: Tensor | None, inputs: dict[str, Any], kwargs: dict[str, Any]
+    ) -> tuple[Any, Tensor | None]:
         """RagModel's output, and the labels with pads for -100."""
         question_text = kwargs.pop("question_text", None)
         kwargs.pop("token_type_ids", None)
-        kwargs.pop("exclude_bos_score", None)  # what is left of it is RAG-Token's, which scores every token
+        # what is left of it is RAG-Token's, which scores every token
+        kwargs.pop("exclude_bos_score", None)
         # None asks for nothing: PEFT hands on every argument that a transformers model may have.
         unknown = sorted(name for name, value in kwargs.items() if value is not None)
         if unknown:
-            raise TypeError(f"{type(self).__name__}.forward got unknown arguments: {', '.join(unknown)}")
+            raise TypeError(
+                f"{type(self).__name__}.forward got unknown arguments: {', '.join(unknown)}"
+            )
         if labels is not None:
             fed = inputs["decoder_input_ids"]
             check_places(model=next(self.parameters()), labels=labels)
@@ -114,14 +131,19 @@ class _RagHead(RagPretrained):
             inputs["use_cache"] = False
         return self.rag(**inputs, question_text=question_text, return_dict=True), labels
 
-    def _result(self, outputs: RetrievAugLMOutput, loss: Tensor | None, return_dict: bool | None) -> Any:
+    def _result(
+        self, outputs: RetrievAugLMOutput, loss: Tensor | None, return_dict: bool | None
+    ) -> Any:
         output = RetrievAugLMMarginOutput(**{**vars(outputs), "loss": loss})
         wanted = checked_switch("return_dict", return_dict, self.config.use_return_dict)
         return output if wanted else output.to_tuple()
 
 
 class RagSequenceForGeneration(_RagHead):
-    """RAG-Sequence: one document explains the whole answer (paper, section 2.1). Arguments as `RagModel`."""
+    """RAG-Sequence: one document explains the whole answer (paper, section 2.1).
+
+    Arguments as `RagModel`.
+    """
 
     head = "sequence"
 
@@ -151,18 +173,28 @@ class RagSequenceForGeneration(_RagHead):
 
         Args:
             input_ids: see `RagModel.forward` for this and every argument not named here.
-            exclude_bos_score: leave the first scored token out of the loss if it is BOS in every row.
+            exclude_bos_score: leave the first scored token out of the loss if it is BOS in every
+                row.
             reduce_loss: sum the loss over the batch.
-            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored. The loss is that of
-                `decoder_input_ids` where both are given (kept: compatibility Q16).
+            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored.
+                The loss is that of `decoder_input_ids` where both are given (kept: compatibility
+                Q16).
             return_dict: False for a plain tuple.
             **kwargs: `question_text`, see `RagModel.forward`.
 
         Returns:
-            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`, and `logits` (B*N, T, V).
+            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`, and
+            `logits` (B*N, T, V).
         """
         config = self.config
-        given = (input_ids, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask, past_key_values)
+        given = (
+            input_ids,
+            attention_mask,
+            encoder_outputs,
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values,
+        )
         contexts = (doc_scores, context_input_ids, context_attention_mask)
         switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
         inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
@@ -190,7 +222,10 @@ class RagSequenceForGeneration(_RagHead):
         exclude_bos_score: bool = False,
         n_docs: int | None = None,
     ) -> Tensor:
-        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `sequence_nll`."""
+        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N).
+
+        See `sequence_nll`.
+        """
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
         check_loss(seq_logits, doc_scores, n_docs, target)
         return marginal.sequence_nll(
@@ -227,7 +262,10 @@ class RagSequenceForGeneration(_RagHead):
 
 
 class RagTokenForGeneration(_RagHead):
-    """RAG-Token: each token may come from another document (paper, section 2.1). Arguments as `RagModel`."""
+    """RAG-Token: each token may come from another document (paper, section 2.1).
+
+    Arguments as `RagModel`.
+    """
 
     head = "token"
 
@@ -267,7 +305,14 @@ class RagTokenForGeneration(_RagHead):
             `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`.
         """
         config = self.config
-        given = (input_ids, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask, past_key_values)
+        given = (
+            input_ids,
+            attention_mask,
+            encoder_outputs,
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values,
+        )
         contexts = (doc_scores, context_input_ids, context_attention_mask)
         switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
         inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
@@ -276,13 +321,20 @@ class RagTokenForGeneration(_RagHead):
         if labels is not None:
             reduce_loss = checked_switch("reduce_loss", reduce_loss, config.reduce_loss)
             epsilon = config.label_smoothing
-            loss = self.get_nll(outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs)
+            loss = self.get_nll(
+                outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs
+            )
         if checked_switch("do_marginalize", do_marginalize, config.do_marginalize):
             outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
         return self._result(outputs, loss, return_dict)
 
-    def marginalize(self, seq_logits: Tensor, doc_scores: Tensor, n_docs: int | None = None) -> Tensor:
-        """log p(y_i|x, y_<i) over the vocabulary: logits (B*N, T, V) and scores (B, N) -> (B, T, V)."""
+    def marginalize(
+        self, seq_logits: Tensor, doc_scores: Tensor, n_docs: int | None = None
+    ) -> Tensor:
+        """log p(y_i|x, y_<i) over the vocabulary.
+
+        Logits (B*N, T, V) and scores (B, N) -> (B, T, V).
+        """
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
         check_loss(seq_logits, doc_scores, n_docs)
         log_probs = marginal.doc_log_probs(doc_scores)
@@ -297,13 +349,21 @@ class RagTokenForGeneration(_RagHead):
         epsilon: float = 0.0,
         n_docs: int | None = None,
     ) -> Tensor:
-        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N); see `token_nll`."""
+        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N).
+
+        See `token_nll`.
+        """
         n_docs = checked_n_docs(n_docs, self.config.n_docs)
         check_loss(seq_logits, doc_scores, n_docs, target)
         logits = seq_logits.unflatten(0, (-1, n_docs))
-        epsilon, reduce_loss = checked_epsilon(epsilon), checked_switch("reduce_loss", reduce_loss, False)
+        epsilon, reduce_loss = (
+            checked_epsilon(epsilon),
+            checked_switch("reduce_loss", reduce_loss, False),
+        )
         pad = self._pad_token_id
-        return marginal.token_nll(logits, doc_scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss)
+        return marginal.token_nll(
+            logits, doc_scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss
+        )
 
     def prepare_inputs_for_generation(
         self,
@@ -316,7 +376,8 @@ class RagTokenForGeneration(_RagHead):
         n_docs: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Arguments of the forward pass that scores the token after `decoder_input_ids` (B, t), marginalised.
+        """Arguments of the forward pass that scores the token after `decoder_input_ids` (B, t),
+        marginalised.
 
         For loops of other libraries: `generate` here keeps its own state.
 
@@ -342,7 +403,9 @@ class RagTokenForGeneration(_RagHead):
         )
 
     def shift_tokens_right(self, input_ids: Tensor, start_token_id: int | None = None) -> Tensor:
-        """(B, T) ids with a start token (the config's decoder start) in front and the last column gone."""
+        """(B, T) ids with a start token (the config's decoder start) in front and the last
+        column gone.
+        """
         start = checked_start(start_token_id, self.config.decoder_start_token_id)
         checked_ids("input_ids", input_ids)
         return torch.cat([input_ids.new_full((input_ids.shape[0], 1), start), input_ids[:, :-1]], 1)
@@ -365,6 +428,13 @@ class RagTokenForGeneration(_RagHead):
         """Generate answers; see `rag_torch.decoding.rag_token_generate`."""
         from rag_torch.decoding import rag_token_generate
 
-        given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores, n_docs)
+        given = (
+            input_ids,
+            attention_mask,
+            context_input_ids,
+            context_attention_mask,
+            doc_scores,
+            n_docs,
+        )
         rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
         return rag_token_generate(self, *given, *rules, **kwargs)

@@ -1,8 +1,9 @@
 """RagModel: question encoder, retriever and generator as one (Lewis et al. 2020, arXiv 2005.11401).
 
-Names, arguments and defaults are those of transformers 4.37.2. `docs/compatibility.md` lists where results differ.
-Letters: B questions, N documents a question, Q question length, S context length, T target length, V vocabulary,
-D vector size. Row b * N + d of everything with B*N rows belongs to document d of question b.
+Names, arguments and defaults are those of transformers 4.37.2. `docs/compatibility.md` lists where
+results differ. Letters: B questions, N documents a question, Q question length, S context length, T
+target length, V vocabulary, D vector size. Row b * N + d of everything with B*N rows belongs to
+document d of question b.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class RagModel(RagPretrained):
 
     Args:
         config: a `RagConfig`; None = made from the two parts' configs and `kwargs`.
-        question_encoder: a module returning a vector (B, D) as element 0; None = built from `config`.
-        generator: a sequence-to-sequence module (see `rag_torch.foreign`); None = built from `config`.
+        question_encoder: a module returning a vector (B, D) as element 0; None = built from
+            `config`.
+        generator: a sequence-to-sequence module (see `rag_torch.foreign`); None = built from
+            `config`.
         retriever: a `RagRetriever`, or any callable like it; None = contexts come with each call.
         **kwargs: fields of the config.
 
@@ -72,7 +75,9 @@ class RagModel(RagPretrained):
 
     @property
     def generator(self) -> Any:
-        """The generator; a module of another library comes wrapped in `rag_torch.foreign.ForeignGenerator`."""
+        """The generator; a module of another library comes wrapped in
+        `rag_torch.foreign.ForeignGenerator`.
+        """
         module = self._modules["generator"]
         adapter = self.__dict__.get("_adapter")
         if adapter is None or getattr(adapter, "module", adapter) is not module:
@@ -95,24 +100,28 @@ class RagModel(RagPretrained):
         self.retriever = retriever
 
     def set_context_encoder_for_training(self, ctx_encoder: nn.Module) -> None:
-        """Score documents with a live document encoder instead of the index's vectors, in forward and generate alike.
+        """Score documents with a live document encoder instead of the index's vectors, in forward
+        and generate alike.
 
-        The retriever must return tokenized documents: `retriever.set_ctx_encoder_tokenizer(...)`. The encoder is saved
-        and loaded with the model.
+        The retriever must return tokenized documents: `retriever.set_ctx_encoder_tokenizer(...)`.
+        The encoder is saved and loaded with the model.
 
         Args:
-            ctx_encoder: a module returning a vector for each document as element 0, e.g. `DPRContextEncoder`.
+            ctx_encoder: a module returning a vector for each document as element 0, e.g.
+                `DPRContextEncoder`.
         """
         self.ctx_encoder = ctx_encoder
         self.context_encoder_training = True
 
     def score_documents(self, question_hidden_states: Tensor, retrieved: Any) -> Tensor:
-        """Inner products of question vectors and retrieved documents; the one place where documents are scored.
+        """Inner products of question vectors and retrieved documents; the one place where documents
+        are scored.
 
         Args:
             question_hidden_states: (B, D).
-            retrieved: what the retriever returned: `retrieved_doc_embeds` (B, N, D), optionally `doc_mask` (B, N), and
-                with a live document encoder `tokenized_doc_ids` and `tokenized_doc_attention_mask` (B*N, L).
+            retrieved: what the retriever returned: `retrieved_doc_embeds` (B, N, D), optionally
+                `doc_mask` (B, N), and with a live document encoder `tokenized_doc_ids` and
+                `tokenized_doc_attention_mask` (B*N, L).
 
         Returns:
             (B, N) in float32 or wider, -inf where `doc_mask` is False.
@@ -122,16 +131,20 @@ class RagModel(RagPretrained):
         if self.context_encoder_training:
             if self.ctx_encoder is None or "tokenized_doc_ids" not in retrieved:
                 raise ValueError(
-                    "a context encoder is set, but the retriever returned no tokenized_doc_ids: call "
-                    "retriever.set_ctx_encoder_tokenizer(tokenizer), or set context_encoder_training = False to use "
-                    "the index's vectors"
+                    "a context encoder is set, but the retriever returned no tokenized_doc_ids: "
+                    "call retriever.set_ctx_encoder_tokenizer(tokenizer), or set "
+                    "context_encoder_training = False to use the index's vectors"
                 )
             ids, mask = (
-                to_device(retrieved[key], device) for key in ("tokenized_doc_ids", "tokenized_doc_attention_mask")
+                to_device(retrieved[key], device)
+                for key in ("tokenized_doc_ids", "tokenized_doc_attention_mask")
             )
-            embeds = encode_questions(self.ctx_encoder, ids, mask)[0].unflatten(0, embeds.shape[:2])  # (B, N, D)
+            # (B, N, D)
+            embeds = encode_questions(self.ctx_encoder, ids, mask)[0].unflatten(0, embeds.shape[:2])
         mask = retrieved.get("doc_mask")
-        return marginal.doc_scores(question_hidden_states, embeds, None if mask is None else to_device(mask, device))
+        return marginal.doc_scores(
+            question_hidden_states, embeds, None if mask is None else to_device(mask, device)
+        )
 
     def _contexts(
         self,
@@ -161,18 +174,28 @@ class RagModel(RagPretrained):
         )
         vocabulary = table_size(self.generator)
         given = given_contexts(
-            context_input_ids, context_attention_mask, doc_scores, n_docs, self.retriever is not None, vocabulary
+            context_input_ids,
+            context_attention_mask,
+            doc_scores,
+            n_docs,
+            self.retriever is not None,
+            vocabulary,
         )
         if given is not None:
             if question_text is not None:
                 raise ValueError(
-                    "question_text is for contexts that are retrieved; those given hold their questions already. Leave "
-                    "it out, or leave out context_input_ids, context_attention_mask and doc_scores"
+                    "question_text is for contexts that are retrieved; those given hold their "
+                    "questions already. Leave it out, or leave out context_input_ids, "
+                    "context_attention_mask and doc_scores"
                 )
             return given
         questions = checked_questions(input_ids, attention_mask, table_size(self.question_encoder))
         outputs = encode_questions(
-            self.question_encoder, questions, attention_mask, output_attentions, output_hidden_states
+            self.question_encoder,
+            questions,
+            attention_mask,
+            output_attentions,
+            output_hidden_states,
         )
         vectors = outputs[0]
         extra = {} if question_text is None else {"question_text": question_text}
@@ -187,7 +210,8 @@ class RagModel(RagPretrained):
         )
         scores = self.score_documents(vectors, retrieved)
         ids, mask = (
-            to_device(retrieved[key], vectors.device) for key in ("context_input_ids", "context_attention_mask")
+            to_device(retrieved[key], vectors.device)
+            for key in ("context_input_ids", "context_attention_mask")
         )
         checked_ids("context_input_ids of the retriever's generator_tokenizer", ids, vocabulary)
         return Contexts(ids, mask, scores, n_docs, vectors, retrieved, outputs)
@@ -217,9 +241,10 @@ class RagModel(RagPretrained):
         Args:
             input_ids: question ids (B, Q) of the question encoder's tokenizer.
             attention_mask: (B, Q), 1 = a real token.
-            encoder_outputs: the generator's encoder output of these contexts, (B*N, S, d) as element 0, to spare it;
-                then `doc_scores` must be given too.
-            decoder_input_ids: target ids (B, T); None leaves it to the generator (BART shifts its context).
+            encoder_outputs: the generator's encoder output of these contexts, (B*N, S, d) as
+                element 0, to spare it; then `doc_scores` must be given too.
+            decoder_input_ids: target ids (B, T); None leaves it to the generator (BART shifts its
+                context).
             decoder_attention_mask: (B, T), 1 = a real token.
             past_key_values: an earlier call's, to continue from it.
             doc_scores: (B, N); with the two context arguments instead of retrieval.
@@ -237,12 +262,15 @@ class RagModel(RagPretrained):
             `RetrievAugLMOutput` with `logits` (B*N, T, V).
 
         Raises:
-            ValueError: no contexts and no retriever, only some context arguments, or shapes that disagree.
+            ValueError: no contexts and no retriever, only some context arguments, or shapes that
+                disagree.
         """
         use_cache, attentions, hidden, return_dict = self.switches(
             use_cache, output_attentions, output_hidden_states, return_dict
         )
-        output_retrieved = checked_switch("output_retrieved", output_retrieved, self.config.output_retrieved)
+        output_retrieved = checked_switch(
+            "output_retrieved", output_retrieved, self.config.output_retrieved
+        )
         if encoder_outputs is None:
             contexts = self._contexts(
                 input_ids,
@@ -267,7 +295,9 @@ class RagModel(RagPretrained):
             attention_mask=contexts.context_attention_mask,
             encoder_outputs=encoder_outputs,
             decoder_input_ids=_repeat("decoder_input_ids", decoder_input_ids, contexts, vocabulary),
-            decoder_attention_mask=_repeat("decoder_attention_mask", decoder_attention_mask, contexts),
+            decoder_attention_mask=_repeat(
+                "decoder_attention_mask", decoder_attention_mask, contexts
+            ),
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_attentions=attentions,
@@ -301,10 +331,14 @@ def _check_states(states: Any, contexts: Contexts, width: int | None) -> None:
     given, scores = facts("encoder_outputs", states), facts("doc_scores", contexts.doc_scores)
     arguments.check_states(given, scores, contexts.n_docs, width)
     of = "encoder_outputs, (B * n_docs, S)"
-    checked_mask("context_attention_mask", contexts.context_attention_mask, tuple(states.shape[:2]), of)
+    checked_mask(
+        "context_attention_mask", contexts.context_attention_mask, tuple(states.shape[:2]), of
+    )
 
 
-def _repeat(name: str, value: Tensor | None, contexts: Contexts, vocabulary: int | None = None) -> Tensor | None:
+def _repeat(
+    name: str, value: Tensor | None, contexts: Contexts, vocabulary: int | None = None
+) -> Tensor | None:
     """(B, T) -> (B*N, T): each question's target beside each of its documents."""
     if value is None:
         return None
@@ -315,7 +349,7 @@ def _repeat(name: str, value: Tensor | None, contexts: Contexts, vocabulary: int
     if value.dim() != 2 or value.shape[0] != contexts.doc_scores.shape[0] or not value.shape[1]:
         raise ValueError(
             f"{name} must be (B, T) with B = {contexts.doc_scores.shape[0]} (doc_scores are "
-            f"{tuple(contexts.doc_scores.shape)}) and one token or more, got shape {tuple(value.shape)}; labels take "
-            "their place where they are not given"
+            f"{tuple(contexts.doc_scores.shape)}) and one token or more, got shape "
+            f"{tuple(value.shape)}; labels take their place where they are not given"
         )
     return value.repeat_interleave(contexts.n_docs, 0)

@@ -1,7 +1,8 @@
-"""RAG-Sequence's weighing of candidates (paper, section 2.5): against every document, or by the searches' own scores.
+"""RAG-Sequence's weighing of candidates (paper, section 2.5): against every document, or by the
+searches' own scores.
 
-Letters: B questions, N documents a question, K beams, C candidates of a question, L their length, S context length,
-P distinct beginnings of candidates, d width, V vocabulary.
+Letters: B questions, N documents a question, K beams, C candidates of a question, L their length, S
+context length, P distinct beginnings of candidates, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from rag_torch.decode_state import DecodeState, Tree
 from rag_torch.marginalize import sequence_joint, target_log_probs, widen
 from rag_torch.seq2seq import Generator
 
-# numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a GPU busy
+# numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a
+# GPU busy
 _BLOCK, _BLOCK_GPU = 2**23, 2**27
 # positions of a tree at most: their attention mask is quadratic
 _PREFIXES = 1024
 
 
-def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int) -> np.ndarray:
+def fast_scores(
+    found: Candidates, finished: Finished, log_priors: np.ndarray, beams: int
+) -> np.ndarray:
     """log of the sum of p(z|x) p(y|x, z) over the documents whose search found y, (B, C)."""
     questions, docs = log_priors.shape
     each = finished.sum_log_probs.reshape(questions, docs, beams) + log_priors[:, :, None]
@@ -33,9 +37,15 @@ def fast_scores(found: Candidates, finished: Finished, log_priors: np.ndarray, b
 
 
 def thorough_scores(
-    model: Any, hidden: Tensor, mask: Tensor, log_priors: Tensor, found: Candidates, state: Any = None
+    model: Any,
+    hidden: Tensor,
+    mask: Tensor,
+    log_priors: Tensor,
+    found: Candidates,
+    state: Any = None,
 ) -> Tensor:
-    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13, Q16), (B, C).
+    """-NLL of every candidate as 4.37.2's forward computes it with `exclude_bos_score` (Q10-Q13,
+    Q16), (B, C).
 
     Args:
         model: a RagSequenceForGeneration.
@@ -56,14 +66,17 @@ def thorough_scores(
     docs, smooth = log_priors.shape[1], epsilon > 0
     if isinstance(generator, Generator):
         state = generator.start(hidden, mask) if state is None else state
-        each, total = _scored_by_prefix(generator, state, mask, tokens, target, pad_mask, docs, smooth)
+        each, total = _scored_by_prefix(
+            generator, state, mask, tokens, target, pad_mask, docs, smooth
+        )
     else:
         each, total = _scored(generator, hidden, mask, tokens, target, pad_mask, docs, smooth)
     bos = config.bos_token_id or config.generator.bos_token_id
     drop: Tensor | bool = False
     if bos is not None:
         exists = torch.as_tensor(found.exists, device=hidden.device)
-        drop = ((target[..., 0] == bos) | ~exists).all(dim=1)[:, None, None]  # one answer a question, (B, 1, 1)
+        # one answer a question, (B, 1, 1)
+        drop = ((target[..., 0] == bos) | ~exists).all(dim=1)[:, None, None]
     score = sequence_joint(each, log_priors, pad_mask, drop).logsumexp(dim=1)  # (B, C)
     if total is None:
         return score
@@ -82,7 +95,8 @@ def _scored_by_prefix(
     docs: int,
     smooth: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_scored`, each distinct beginning of a question's candidates decoded once: P positions in place of C * L.
+    """As `_scored`, each distinct beginning of a question's candidates decoded once: P positions in
+    place of C * L.
 
     Positions that the `pad_mask` (B, C, L) leaves out at the end are not decoded at all.
     """
@@ -110,11 +124,20 @@ def _scored_by_prefix(
 
 
 def _tree_scores(
-    generator: Generator, state: DecodeState, tree: PrefixTree, target: Tensor, block: int, smooth: bool
+    generator: Generator,
+    state: DecodeState,
+    tree: PrefixTree,
+    target: Tensor,
+    block: int,
+    smooth: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As `_scored` for a question's targets (C, L) and some of its documents, (N, C, L); zeros if not `smooth`."""
+    """As `_scored` for a question's targets (C, L) and some of its documents, (N, C, L).
+
+    Zeros if not `smooth`.
+    """
     prefixes, positions, allowed = (
-        torch.as_tensor(x, device=target.device) for x in (tree.tokens, tree.positions, tree.continues)
+        torch.as_tensor(x, device=target.device)
+        for x in (tree.tokens, tree.positions, tree.continues)
     )
     state.tree = Tree(positions, allowed)
     x = generator._decoded(prefixes.expand(state.rows, 1, -1), state)  # (N, P, d)
@@ -143,11 +166,14 @@ def _scored(
     docs: int,
     smooth: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each target token, (B, N, C, L), and with `smooth` the sum over the vocabulary beside it.
+    """Log-probability of each target token, (B, N, C, L), and with `smooth` the sum over the
+    vocabulary beside it.
 
-    Candidates ride on the beams' axis of the contexts whose encoder states exist; blocks bound the logits held at once.
+    Candidates ride on the beams' axis of the contexts whose encoder states exist; blocks bound the
+    logits held at once.
     """
-    rest = tokens.shape[2] - used_length(~pad_mask.flatten(0, 1))  # places at the end that no candidate is scored at
+    # places at the end that no candidate is scored at
+    rest = tokens.shape[2] - used_length(~pad_mask.flatten(0, 1))
     tokens, target = (x[..., : x.shape[2] - rest] for x in (tokens, target))
     count, length = tokens.shape[1:]
     rows = hidden.shape[0]
@@ -177,6 +203,11 @@ def _scored(
 
 
 def _normalisers(logits: Tensor) -> Tensor:
-    """logsumexp of (N, p, V) over the vocabulary, a few rows at a time: on a CPU its copies stay in the cache."""
+    """logsumexp of (N, p, V) over the vocabulary, a few rows at a time.
+
+    On a CPU its copies stay in the cache.
+    """
     rows = 8 if logits.device.type == "cpu" else logits.shape[0] * logits.shape[1]
-    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, 1).split(rows)]).view(logits.shape[:2])
+    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, 1).split(rows)]).view(
+        logits.shape[:2]
+    )

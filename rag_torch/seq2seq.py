@@ -1,6 +1,8 @@
-"""What the two sequence-to-sequence networks share: the forward pass around encoder and decoder, and stepwise decoding.
+"""What the two sequence-to-sequence networks share: the forward pass around encoder and decoder,
+and stepwise decoding.
 
-Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V vocabulary.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, d width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from rag_torch.marginalize import target_log_probs
 from rag_torch.packing import Packing
 from rag_torch.pretrained import PretrainedModel
 
-# tokens that a call of the encoder should hold at least: without padding a CPU gains by more, a GPU wants to be filled
+# tokens that a call of the encoder should hold at least: without padding a CPU gains by more, a GPU
+# wants to be filled
 _BUCKET_CPU, _BUCKET = 2**12, 2**14
 
 
@@ -71,9 +74,16 @@ class Decoder(ABC):
 
     @abstractmethod
     def advance(
-        self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        steps: Steps,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
+
+        New keys and values go into the cache.
+        """
 
     def forward(
         self,
@@ -90,7 +100,8 @@ class Decoder(ABC):
         *,
         steps: Steps | None = None,
     ) -> Any:
-        """States of a target given the encoder's: what a decoder is to its users; generators come in by `steps`.
+        """States of a target given the encoder's: what a decoder is to its users; generators come
+        in by `steps`.
 
         Args:
             input_ids: (R, T) target ids.
@@ -103,8 +114,8 @@ class Decoder(ABC):
             output_attentions: whether to return attentions.
             output_hidden_states: whether to return hidden states.
             return_dict: False for a plain tuple.
-            steps: where a generator stands in its decoding, in place of the encoder's states and the cache; then the
-                states alone come back, (R*K, T, d).
+            steps: where a generator stands in its decoding, in place of the encoder's states and
+                the cache; then the states alone come back, (R*K, T, d).
 
         Returns:
             `DecoderOutput`.
@@ -120,7 +131,10 @@ class Decoder(ABC):
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         else:
             cross = self.cross(encoder_hidden_states)  # type: ignore[arg-type]
-        cache, trace = GrowingCache(past_key_values), Trace(bool(output_hidden_states), bool(output_attentions))
+        cache, trace = (
+            GrowingCache(past_key_values),
+            Trace(bool(output_hidden_states), bool(output_attentions)),
+        )
         steps = Steps(cache, cross, key_mask(encoder_attention_mask), trace)
         x = self.advance(input_ids, steps, attention_mask, inputs_embeds)
         hidden, attentions, cross_attentions = trace.result()
@@ -130,7 +144,9 @@ class Decoder(ABC):
 
 
 class _Anew:
-    """Cross-attention keys and values of states (R, S, d), computed whenever a layer asks for its own, and not kept."""
+    """Cross-attention keys and values of states (R, S, d), computed whenever a layer asks for
+    its own, and not kept.
+    """
 
     def __init__(self, decoder: Decoder, hidden: Tensor) -> None:
         self._decoder, self._hidden = decoder, hidden
@@ -140,7 +156,9 @@ class _Anew:
 
 
 class Generator(PretrainedModel, ABC):
-    """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with them."""
+    """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
+    them.
+    """
 
     lm_head: nn.Linear
 
@@ -169,9 +187,12 @@ class Generator(PretrainedModel, ABC):
         self.lm_head = check_table("new_embeddings", new_embeddings, self.lm_head)
 
     def tie_weights(self) -> None:
-        """Make the encoder's, the decoder's and (if the config ties them) the head's table one parameter."""
+        """Make the encoder's, the decoder's and (if the config ties them) the head's table one
+        parameter.
+        """
         shared = self.get_input_embeddings().weight
-        # Past PyTorch's setter: accelerate's init_empty_weights makes another parameter of what is set.
+        # Past PyTorch's setter: accelerate's init_empty_weights makes another parameter of what is
+        # set.
         for part in (self.get_encoder(), self.get_decoder()):
             part.embed_tokens._parameters["weight"] = shared
         if self.config.tie_word_embeddings:
@@ -201,30 +222,37 @@ class Generator(PretrainedModel, ABC):
         Args:
             input_ids: (R, S) context ids.
             attention_mask: (R, S), 1 = a real token; None = all are.
-            decoder_input_ids: (R, T) target ids; None = the labels shifted right, or without labels what
-                `decoder_inputs` makes of `input_ids` (BART only).
+            decoder_input_ids: (R, T) target ids; None = the labels shifted right, or without labels
+                what `decoder_inputs` makes of `input_ids` (BART only).
             decoder_attention_mask: (R, past + T), 1 = a real token.
-            head_mask, decoder_head_mask, cross_attn_head_mask: must be None: heads cannot be masked.
-            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the encoder.
+            head_mask, decoder_head_mask, cross_attn_head_mask: must be None: heads cannot be
+                masked.
+            encoder_outputs: an earlier call's encoder output (element 0 = (R, S, d)), to spare the
+                encoder.
             past_key_values: an earlier call's, to continue from it.
-            inputs_embeds: (R, S, d) in place of `input_ids`, as they enter the encoder (already scaled).
+            inputs_embeds: (R, S, d) in place of `input_ids`, as they enter the encoder (already
+                scaled).
             decoder_inputs_embeds: (R, T, d) in place of `decoder_input_ids`.
-            labels: (R, T) what each position should predict; -100 is not scored, everything else is, pads too.
-            use_cache: whether to return `past_key_values`; None = the config's, and without labels only.
+            labels: (R, T) what each position should predict; -100 is not scored, everything else
+                is, pads too.
+            use_cache: whether to return `past_key_values`; None = the config's, and without labels
+                only.
             output_attentions: whether to return attentions; None = the config's.
             output_hidden_states: whether to return hidden states; None = the config's.
             return_dict: False for a plain tuple; None = the config's.
 
         Returns:
-            `Seq2SeqLMOutput` with `logits` (R, T, V), and with labels `loss`: the mean of -log p over the labels scored
-            (NaN where none is), in float32 or wider.
+            `Seq2SeqLMOutput` with `logits` (R, T, V), and with labels `loss`: the mean of -log p
+            over the labels scored (NaN where none is), in float32 or wider.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: ids or embeddings that are missing, given twice, or do not fit.
         """
         check_head_masks(
-            head_mask=head_mask, decoder_head_mask=decoder_head_mask, cross_attn_head_mask=cross_attn_head_mask
+            head_mask=head_mask,
+            decoder_head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
         )
         use_cache = False if use_cache is None and labels is not None else use_cache
         use_cache, attentions, hidden, return_dict = self.switches(
@@ -235,7 +263,9 @@ class Generator(PretrainedModel, ABC):
             checked_ids("labels (but for -100)", _scored(checked_ids("labels", labels)), table)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._decoder_inputs(input_ids, labels)
-        check_one_of("decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds)
+        check_one_of(
+            "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds
+        )
         target = self._fed("decoder_input", decoder_input_ids, decoder_inputs_embeds)
         if labels is not None:
             check_label_shape(labels.shape, target.shape)
@@ -249,19 +279,27 @@ class Generator(PretrainedModel, ABC):
                     input_ids, attention_mask, attentions, hidden, inputs_embeds=inputs_embeds
                 )
             else:
-                encoder_outputs = EncoderOutput(last_hidden_state=self.encode(given, attention_mask))
+                encoder_outputs = EncoderOutput(
+                    last_hidden_state=self.encode(given, attention_mask)
+                )
         encoder_outputs = as_encoder_output(encoder_outputs)
         decoder = self.get_decoder()
         if context_given:
             of = "encoder_outputs, (R, S)"
-            checked_mask("attention_mask", attention_mask, encoder_outputs.last_hidden_state.shape[:2], of)
-        check_rows(facts("the decoder's input", target), facts("the context", encoder_outputs.last_hidden_state))
+            checked_mask(
+                "attention_mask", attention_mask, encoder_outputs.last_hidden_state.shape[:2], of
+            )
+        check_rows(
+            facts("the decoder's input", target),
+            facts("the context", encoder_outputs.last_hidden_state),
+        )
         _check_past(past_key_values, target, decoder_attention_mask)
         cross: Any
         if past_key_values is None:
             states = encoder_outputs.last_hidden_state
             anew = decoder.checkpointing is not None and decoder.training and not use_cache
-            if use_cache or attentions or attention_mask is None:  # what is handed back has all columns
+            # what is handed back has all columns
+            if use_cache or attentions or attention_mask is None:
                 cross = _Anew(decoder, states) if anew else decoder.cross(states)
             else:
                 width = used_length(attention_mask)
@@ -271,7 +309,12 @@ class Generator(PretrainedModel, ABC):
             cross = [(layer[2], layer[3]) for layer in past_key_values]
         cache, trace = GrowingCache(past_key_values, bool(use_cache)), Trace(hidden, attentions)
         steps = Steps(cache, cross, key_mask(attention_mask), trace)
-        x = decoder(decoder_input_ids, decoder_attention_mask, inputs_embeds=decoder_inputs_embeds, steps=steps)
+        x = decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            steps=steps,
+        )
         decoder_hidden, decoder_attentions, cross_attentions = trace.result()
         logits = self._logits(x)
         output = Seq2SeqLMOutput(
@@ -293,8 +336,8 @@ class Generator(PretrainedModel, ABC):
             return self.prepare_decoder_input_ids_from_labels(labels)
         if input_ids is None:
             raise ValueError(
-                "decoder_input_ids must be given when input_ids is None: pass one of the two, or labels, or "
-                "decoder_inputs_embeds"
+                "decoder_input_ids must be given when input_ids is None: pass one of the two, or "
+                "labels, or decoder_inputs_embeds"
             )
         return self.decoder_inputs(input_ids)
 
@@ -310,7 +353,8 @@ class Generator(PretrainedModel, ABC):
         return embeds
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels (R, T) -> decoder inputs: the start token in front, the last column gone, pads for -100.
+        """Labels (R, T) -> decoder inputs: the start token in front, the last column gone, pads for
+        -100.
 
         Raises:
             ValueError: the config has no start token or no pad token.
@@ -330,7 +374,8 @@ class Generator(PretrainedModel, ABC):
     ) -> dict[str, Any]:
         """Arguments of the forward pass that scores the token after `decoder_input_ids` (R, t).
 
-        For loops of other libraries: `generate` here keeps its own state (see `start` and `decode`).
+        For loops of other libraries: `generate` here keeps its own state (see `start` and
+        `decode`).
         """
         return next_inputs(
             decoder_input_ids,
@@ -356,7 +401,10 @@ class Generator(PretrainedModel, ABC):
         negative_prompt_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate texts from contexts alone, without documents; see `rag_torch.decoding.plain_generate`."""
+        """Generate texts from contexts alone, without documents.
+
+        See `rag_torch.decoding.plain_generate`.
+        """
         from rag_torch.decoding import plain_generate
 
         return plain_generate(
@@ -375,7 +423,8 @@ class Generator(PretrainedModel, ABC):
         )
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Contexts (R, S) -> encoder states (R, S, d), the long ones apart from the short ones where that saves work.
+        """Contexts (R, S) -> encoder states (R, S, d), the long ones apart from the short ones
+        where that saves work.
 
         Then the states of padding on the right are zeros.
         """
@@ -388,7 +437,11 @@ class Generator(PretrainedModel, ABC):
         return by_length(encoded, input_ids, attention_mask, size)
 
     def start(
-        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+        self,
+        encoder_hidden: Tensor,
+        encoder_mask: Tensor | None,
+        beams: int = 1,
+        max_length: int | None = None,
     ) -> DecodeState:
         """Prepare decoding: cross-attention keys and values, computed once for each context.
 
@@ -405,7 +458,9 @@ class Generator(PretrainedModel, ABC):
         return DecodeState.allocate(cross, key_mask(encoder_mask), beams, max_length)
 
     def _cross(self, hidden: Tensor, mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """The decoder's cross-attention keys and values of states (R, S, d), zeros where the mask (R, S) is."""
+        """The decoder's cross-attention keys and values of states (R, S, d), zeros where the
+        mask (R, S) is.
+        """
         project = self.get_decoder().cross
         if mask is None or mask.is_meta or torch.compiler.is_compiling():
             return project(hidden)
@@ -415,16 +470,21 @@ class Generator(PretrainedModel, ABC):
 
         def spread(x: Tensor) -> Tensor:
             """(1, H, P, h) -> (R, H, S, h)."""
-            return packing.padded(x.transpose(1, 2).flatten(2)).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+            return (
+                packing.padded(x.transpose(1, 2).flatten(2))
+                .unflatten(2, (x.shape[1], -1))
+                .transpose(1, 2)
+            )
 
         return [(spread(key), spread(value)) for key, value in project(packing.pack(hidden))]
 
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """Tokens (R, K, T) -> logits (R, K, T, V).
 
-        With a cache the positions continue at `state.position`, which advances by T; without, the tokens are whole
-        prefixes. The first call may give tokens (R, 1, T), which all beams begin with. `trace` is given what it asks
-        for: attentions (R*K, H, T, .) and hidden states (R*K, T, d).
+        With a cache the positions continue at `state.position`, which advances by T; without, the
+        tokens are whole prefixes. The first call may give tokens (R, 1, T), which all beams begin
+        with. `trace` is given what it asks for: attentions (R*K, H, T, .) and hidden states (R*K,
+        T, d).
         """
         return self._logits(self._decoded(tokens, state, trace)).unflatten(0, tokens.shape[:2])
 
@@ -440,7 +500,10 @@ class Generator(PretrainedModel, ABC):
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of -log p(label) over the labels (R, T) other than -100, given logits (R, T, V); float32 or wider."""
+    """The mean of -log p(label) over the labels (R, T) other than -100, given logits (R, T, V).
+
+    Float32 or wider.
+    """
     scored = labels != -100
     log_probs = target_log_probs(logits[:, None], _scored(labels))[:, 0]  # (R, T)
     return -(log_probs * scored).sum() / scored.sum()
@@ -452,9 +515,13 @@ def _scored(labels: Tensor) -> Tensor:
 
 
 def by_length(
-    function: Callable[[Tensor, Tensor | None], Tensor], input_ids: Tensor, mask: Tensor | None, tokens: int
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    input_ids: Tensor,
+    mask: Tensor | None,
+    tokens: int,
 ) -> Tensor:
-    """`function(input_ids, mask)`, (R, S) -> (R, S, d), of rows of like length at a time, trimmed to them each time.
+    """`function(input_ids, mask)`, (R, S) -> (R, S, d), of rows of like length at a time, trimmed
+    to them each time.
 
     Args:
         function: computes each row by itself, and what the mask leaves out does not count.
@@ -469,10 +536,12 @@ def by_length(
     if mask is None or rows * width <= tokens or mask.is_meta or torch.compiler.is_compiling():
         return function(input_ids, mask)
     place = torch.arange(1, width + 1, device=mask.device)
-    lengths = (mask.bool() * place).amax(dim=1).clamp(min=1).cpu().numpy()  # (R,), up to the last real token
+    # (R,), up to the last real token
+    lengths = (mask.bool() * place).amax(dim=1).clamp(min=1).cpu().numpy()
     order = np.argsort(lengths, kind="stable")
     each = lengths.sum() / max(1, lengths.sum() // tokens)  # tokens of a call
-    number = ((np.cumsum(lengths[order]) - lengths[order] / 2) // each).astype(np.int64)  # (R,), the call of each row
+    # (R,), the call of each row
+    number = ((np.cumsum(lengths[order]) - lengths[order] / 2) // each).astype(np.int64)
     parts = []
     for rows_of in np.split(order, np.flatnonzero(np.diff(number)) + 1):
         chosen, length = torch.as_tensor(rows_of, device=mask.device), int(lengths[rows_of[-1]])
@@ -482,26 +551,32 @@ def by_length(
 
 
 def _check_past(past: Any, ids: Tensor, mask: Tensor | None) -> None:
-    """Refuses a cache that an earlier call with as many rows did not return, or a mask that does not cover it."""
+    """Refuses a cache that an earlier call with as many rows did not return, or a mask that does
+    not cover it.
+    """
     length = 0
     if past is not None:
         shapes: list[list[tuple[int, ...]]] = []
         if isinstance(past, Iterable) and not isinstance(past, str) and not hasattr(past, "shape"):
             layers = [layer if isinstance(layer, Iterable) else () for layer in past]
             shapes = [[tuple(getattr(part, "shape", ())) for part in layer] for layer in layers]
-        if not shapes or any(len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes):
+        if not shapes or any(
+            len(layer) != 4 or any(len(shape) != 4 for shape in layer) for layer in shapes
+        ):
             raise TypeError(
-                "past_key_values must be what an earlier call returned, four tensors (R, H, length, h) for each layer, "
-                f"got {type(past).__name__}"
+                "past_key_values must be what an earlier call returned, four tensors (R, H, "
+                f"length, h) for each layer, got {type(past).__name__}"
             )
         if shapes[0][0][0] != ids.shape[0]:
             raise ValueError(
-                f"past_key_values must have as many rows as the decoder's input, {ids.shape[0]}, got {shapes[0][0][0]}"
+                f"past_key_values must have as many rows as the decoder's input, {ids.shape[0]}, "
+                f"got {shapes[0][0][0]}"
             )
         length = shapes[0][0][2]
     wanted = (ids.shape[0], length + ids.shape[1])
     if mask is not None and tuple(mask.shape) != wanted:
         raise ValueError(
-            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, got {tuple(mask.shape)}"
+            f"decoder_attention_mask must be (rows, length of past_key_values + T) = {wanted}, "
+            f"got {tuple(mask.shape)}"
         )
     checked_mask("decoder_attention_mask", mask, wanted, "the decoder's input")

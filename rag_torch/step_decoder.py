@@ -1,7 +1,8 @@
-"""Scores of the next token, with what the networks saw on the way: contexts encoded once, beams riding on them.
+"""Scores of the next token, with what the networks saw on the way: contexts encoded once, beams
+riding on them.
 
-Letters: N documents of a search, Q searches, K beams, R contexts, S context length, t tokens so far, d width,
-V vocabulary.
+Letters: N documents of a search, Q searches, K beams, R contexts, S context length, t tokens so
+far, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from rag_torch.step_scores import marginal_scores
 
 def is_traced(options: GenerationConfig) -> bool:
     """Whether a call hands back attentions or hidden states."""
-    return bool(options.return_dict_in_generate and (options.output_attentions or options.output_hidden_states))
+    return bool(
+        options.return_dict_in_generate
+        and (options.output_attentions or options.output_hidden_states)
+    )
 
 
 class Decoder:
@@ -35,8 +39,10 @@ class Decoder:
         encoder_mask: (Q*N, S) bool.
         beams: K.
         options: `max_length`, `use_cache`, `guidance_scale` and what to trace are read.
-        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain generator.
-        without: scores the same searches without their documents; what these add is then weighed by `guidance_scale`.
+        log_priors: (Q, N) log p(z|x), over which the scores are marginalised; None for a plain
+            generator.
+        without: scores the same searches without their documents; what these add is then weighed by
+            `guidance_scale`.
         traced: whether to note attentions and hidden states.
     """
 
@@ -58,19 +64,30 @@ class Decoder:
         self.searches, self.beams = encoder_hidden.shape[0] // self.docs, beams
         self.device = encoder_hidden.device
         self._keep(np.arange(self.searches))
-        # whether a step's scores are new memory; a module of one's own may hand out something that it keeps
-        self.owned = log_priors is not None or without is not None or isinstance(generator, Generator)
+        # whether a step's scores are new memory; a module of one's own may hand out something that
+        # it keeps
+        self.owned = (
+            log_priors is not None or without is not None or isinstance(generator, Generator)
+        )
         self.fed = 0  # positions that the cache holds
         self.traces: list[list[Any]] = []
         length = options.max_length if options.use_cache else None
         self.state = generator.start(encoder_hidden, encoder_mask, beams=beams, max_length=length)
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for searches let go of."""
+        """Tokens so far (Q, K, t) -> logits or marginal log-probabilities (Q, K, V), zeros for
+        searches let go of.
+        """
         some = len(self.running) < self.searches
         # the beams of a search begin alike: one is decoded for all
-        alike = self.options.use_cache and not self.fed and not self.traced and isinstance(self.generator, Generator)
-        fed = (tokens[self.at] if some else tokens)[:, : 1 if alike else None, self.fed :]  # (Q, K, t or new ones)
+        alike = (
+            self.options.use_cache
+            and not self.fed
+            and not self.traced
+            and isinstance(self.generator, Generator)
+        )
+        # (Q, K, t or new ones)
+        fed = (tokens[self.at] if some else tokens)[:, : 1 if alike else None, self.fed :]
         fed = fed.repeat_interleave(self.docs, dim=0)  # (Q*N, K, t or new ones)
         if self.options.use_cache:
             self.fed = tokens.shape[2]
@@ -81,7 +98,9 @@ class Decoder:
         if alike and self.beams > 1:
             logits = logits.repeat(1, self.beams, 1)
         if some:
-            logits = logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(0, self.at, logits)
+            logits = logits.new_zeros(self.searches, *logits.shape[1:]).index_copy(
+                0, self.at, logits
+            )
         return logits if self.without is None else self._guided(logits, self.without.scores(tokens))
 
     def _decode(self, fed: Tensor) -> Tensor:
@@ -104,7 +123,10 @@ class Decoder:
             self.without.reorder(sources)
 
     def drop(self, finished: np.ndarray) -> None:
-        """Lets go of finished searches (Q,) once they are half of what is computed; a trace keeps all its rows."""
+        """Lets go of finished searches (Q,) once they are half of what is computed.
+
+        A trace keeps all its rows.
+        """
         if self.without is not None:
             self.without.drop(finished)
         alive = ~finished[self.running]
@@ -123,11 +145,15 @@ class Decoder:
         """The decoder's fields of `GenerateOutput`: for each step a tuple, one a layer."""
         names = ("decoder_hidden_states", "decoder_attentions", "cross_attentions")
         parts = zip(*self.traces, strict=True) if self.traces else ()
-        return {name: steps for name, steps in zip(names, parts, strict=False) if steps[0] is not None}
+        return {
+            name: steps for name, steps in zip(names, parts, strict=False) if steps[0] is not None
+        }
 
 
 def trim(input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Contexts (R, S) and their bool mask, without the columns at the end that are padding in every row."""
+    """Contexts (R, S) and their bool mask, without the columns at the end that are padding in
+    every row.
+    """
     width = used_length(mask)
     return input_ids[:, :width], mask[:, :width]
 
@@ -145,28 +171,45 @@ def encode_distinct(generator: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
 def encode_seen(
     generator: Any, input_ids: Tensor, mask: Tensor, options: GenerationConfig
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Encoder states (R, S, d) and, where the options ask, the encoder's fields of `GenerateOutput`.
+    """Encoder states (R, S, d) and, where the options ask, the encoder's fields of
+    `GenerateOutput`.
 
     Raises:
         ValueError: a generator of one's own that cannot be traced.
     """
     if not is_traced(options):
         return encode_distinct(generator, input_ids, mask), {}
-    if not hasattr(generator, "get_encoder") or "trace" not in inspect.signature(generator.decode).parameters:
+    if (
+        not hasattr(generator, "get_encoder")
+        or "trace" not in inspect.signature(generator.decode).parameters
+    ):
         raise ValueError(
-            "output_attentions and output_hidden_states need a generator that has get_encoder() and whose "
-            f"decode(tokens, state, trace) notes them; {type(generator).__name__} lacks one of the two"
+            "output_attentions and output_hidden_states need a generator that has get_encoder() "
+            f"and whose decode(tokens, state, trace) notes them; {type(generator).__name__} lacks "
+            "one of the two"
         )
-    wanted = {"output_attentions": options.output_attentions, "output_hidden_states": options.output_hidden_states}
-    outputs = as_encoder_output(generator.get_encoder()(input_ids=input_ids, attention_mask=mask, **wanted))
-    seen = {"encoder_attentions": outputs.attentions, "encoder_hidden_states": outputs.hidden_states}
+    wanted = {
+        "output_attentions": options.output_attentions,
+        "output_hidden_states": options.output_hidden_states,
+    }
+    outputs = as_encoder_output(
+        generator.get_encoder()(input_ids=input_ids, attention_mask=mask, **wanted)
+    )
+    seen = {
+        "encoder_attentions": outputs.attentions,
+        "encoder_hidden_states": outputs.hidden_states,
+    }
     return outputs.last_hidden_state, seen
 
 
 def without_documents(
-    generator: Any, options: GenerationConfig, negative_prompt: tuple[Tensor | None, Tensor | None], questions: int
+    generator: Any,
+    options: GenerationConfig,
+    negative_prompt: tuple[Tensor | None, Tensor | None],
+    questions: int,
 ) -> tuple[Tensor, Tensor] | None:
-    """Encoder states (B, S', d) and mask of the contexts that guidance contrasts the documents with.
+    """Encoder states (B, S', d) and mask of the contexts that guidance contrasts the documents
+    with.
 
     Args:
         generator: the generator.
@@ -183,11 +226,19 @@ def without_documents(
         empty = [i for i in (config.bos_token_id, config.eos_token_id) if isinstance(i, int)]
         ids, mask = torch.tensor([empty], device=device).expand(questions, -1), None
     checked_ids("negative_prompt_ids", ids, table_size(generator))
-    if ids.dim() != 2 or len(ids) != questions or not ids.shape[1] or (mask is not None and mask.shape != ids.shape):
+    if (
+        ids.dim() != 2
+        or len(ids) != questions
+        or not ids.shape[1]
+        or (mask is not None and mask.shape != ids.shape)
+    ):
         raise ValueError(
-            f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a row for each question;"
-            f" got {tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
+            f"negative_prompt_ids and negative_prompt_attention_mask must be ({questions}, S), a "
+            f"row for each question; got {tuple(ids.shape)} and "
+            f"{None if mask is None else tuple(mask.shape)}"
         )
     checked_mask("negative_prompt_attention_mask", mask, tuple(ids.shape), "negative_prompt_ids")
     mask = torch.ones_like(ids) if mask is None else mask
-    return encode_distinct(generator, ids.to(device), mask.to(device).bool()), mask.to(device).bool()
+    return encode_distinct(generator, ids.to(device), mask.to(device).bool()), mask.to(
+        device
+    ).bool()

@@ -1,6 +1,8 @@
-"""The step loop: feeds rag_core.generation.beam, which decides, with scores that a generator computes on the device.
+"""The step loop: feeds rag_core.generation.beam, which decides, with scores that a generator
+computes on the device.
 
-Letters: N documents of a search, Q searches, K beams, R = Q * K rows, S context length, t tokens so far,
+Letters: N documents of a search, Q searches, K beams, R = Q * K rows, S context length, t tokens so
+far,
 d width, V vocabulary.
 """
 
@@ -36,7 +38,11 @@ _MakeRules = Callable[[int], StepRules]
 
 
 def run_search(
-    decoder: Decoder, options: GenerationConfig, hooks: Hooks, context_ids: Tensor | None, starts: np.ndarray
+    decoder: Decoder,
+    options: GenerationConfig,
+    hooks: Hooks,
+    context_ids: Tensor | None,
+    starts: np.ndarray,
 ) -> tuple[Finished, tuple[Tensor, ...] | None]:
     """Runs all searches to their end.
 
@@ -45,12 +51,18 @@ def run_search(
         options: as `resolve_options` returns them.
         hooks: the caller's functions.
         context_ids: (Q*N, S) what the searches read, for the `encoder_*` options; None = not known.
-        starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin` returns them.
+        starts: (B, P) the tokens that all searches of a question start from, as `Hooks.begin`
+            returns them.
 
     Returns:
-        What rag_core.generation.beam hands back, and with `output_scores` the (R, V) scores of each step.
+        What rag_core.generation.beam hands back, and with `output_scores` the (R, V) scores of each
+        step.
     """
-    checked_ids("decoder_start_token_id, or decoder_input_ids,", torch.as_tensor(starts), table_size(decoder.generator))
+    checked_ids(
+        "decoder_start_token_id, or decoder_input_ids,",
+        torch.as_tensor(starts),
+        table_size(decoder.generator),
+    )
     group = decoder.searches // len(starts)
     starts = starts.repeat(group, axis=0)  # (Q, P)
     rules = partial(_rules, decoder, options, hooks, context_ids, group, starts.shape[1])
@@ -61,7 +73,9 @@ def run_search(
 class _Loop(ABC):
     search: BeamSearch | RowSearch
 
-    def __init__(self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules) -> None:
+    def __init__(
+        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules
+    ) -> None:
         self.decoder, self.options, self.hooks, self.make = decoder, options, hooks, make
         self.rules: StepRules | None = None
         self.device = decoder.device
@@ -95,7 +109,9 @@ class _Loop(ABC):
         for processor in self.hooks.logits_processor:
             changed = processor(input_ids, scores)
             if not isinstance(changed, Tensor):
-                raise TypeError(f"a logits_processor must return scores, got {type(changed).__name__}")
+                raise TypeError(
+                    f"a logits_processor must return scores, got {type(changed).__name__}"
+                )
             check_processed(facts("a logits_processor", changed), tuple(scores.shape))
             if bool(changed.isnan().any()):
                 refuse_nan("a logits_processor")
@@ -133,16 +149,24 @@ class _RowLoop(_Loop):
     """Greedy search and sampling."""
 
     def __init__(
-        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules, starts: np.ndarray
+        self,
+        decoder: Decoder,
+        options: GenerationConfig,
+        hooks: Hooks,
+        make: _MakeRules,
+        starts: np.ndarray,
     ) -> None:
         super().__init__(decoder, options, hooks, make)
         self.search: RowSearch = RowSearch(
-            rows=decoder.searches * decoder.beams, **_limits(options, starts.repeat(decoder.beams, axis=0))
+            rows=decoder.searches * decoder.beams,
+            **_limits(options, starts.repeat(decoder.beams, axis=0)),
         )
         self.stream(starts)
 
     def advance(self, rows: np.ndarray, input_ids: Tensor, scores: Tensor) -> None:
-        scores = apply_warps(self.processed(rows, input_ids, scores, self.decoder.owned), self.warps, self.least)
+        scores = apply_warps(
+            self.processed(rows, input_ids, scores, self.decoder.owned), self.warps, self.least
+        )
         self.keep(scores)
         drawn = self.noisy(scores, self.search.length - 1) if self.options.do_sample else scores
         tokens = drawn.argmax(dim=-1)  # (R,); the lowest index of equals
@@ -156,7 +180,12 @@ class _BeamLoop(_Loop):
     """Beam search and beam sampling."""
 
     def __init__(
-        self, decoder: Decoder, options: GenerationConfig, hooks: Hooks, make: _MakeRules, starts: np.ndarray
+        self,
+        decoder: Decoder,
+        options: GenerationConfig,
+        hooks: Hooks,
+        make: _MakeRules,
+        starts: np.ndarray,
     ) -> None:
         super().__init__(decoder, options, hooks, make)
         self.search: BeamSearch = BeamSearch(
@@ -186,7 +215,9 @@ class _BeamLoop(_Loop):
             return x if len(alive) == len(x) else x[torch.as_tensor(alive, device=self.device)]
 
         if self.options.do_sample:
-            _, flat = best_candidates(of_alive(self.noisy(total, search.length - 1)), search.candidates)
+            _, flat = best_candidates(
+                of_alive(self.noisy(total, search.length - 1)), search.candidates
+            )
             values = of_alive(total).gather(1, flat)
         else:
             values, flat = best_candidates(of_alive(total), search.candidates)
@@ -219,7 +250,10 @@ def _rules(
     vocab_size: int,
 ) -> StepRules:
     encoder_ids = None
-    asked = options.encoder_repetition_penalty not in (None, 1.0) or options.encoder_no_repeat_ngram_size
+    asked = (
+        options.encoder_repetition_penalty not in (None, 1.0)
+        or options.encoder_no_repeat_ngram_size
+    )
     if asked and context_ids is not None:
         ids, docs = context_ids.cpu().numpy(), decoder.docs
         encoder_ids = [list(ids[i : i + docs]) for i in range(0, len(ids), docs)]

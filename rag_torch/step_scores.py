@@ -1,6 +1,7 @@
 """The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
 
-What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V vocabulary,
+What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V
+vocabulary,
 W = K * V scores of a search's K beams.
 """
 
@@ -15,15 +16,17 @@ from rag_core.generation import Edit, Warp
 from rag_torch.marginalize import token_log_probs
 
 _LOWEST = float("-inf")
-# scores looked through at a time for the best, a CPU's way; probabilities that a product of two may still have
+# scores looked through at a time for the best, a CPU's way; probabilities that a product of two may
+# still have
 _RUN, _SAFE = 256, 1e-30
 
 
 def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
-    """`token_log_probs` of a step, of logits (Q, N, K, V) and log p(z|x) (Q, N), in new memory: (Q, K, V).
+    """`token_log_probs` of a step, of logits (Q, N, K, V) and log p(z|x) (Q, N), in new memory: (Q,
+    K, V).
 
-    On a CPU by probabilities, three passes over the numbers in place of nine, unless one is so small that its logarithm
-    would be off.
+    On a CPU by probabilities, three passes over the numbers in place of nine, unless one is so
+    small that its logarithm would be off.
     """
     if logits.device.type == "cpu":
         probs = torch.empty_like(logits[0])  # (N, K, V): one question's, for a cache to hold
@@ -37,19 +40,28 @@ def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
 
 
 def log_softmax(scores: Tensor, own: bool) -> Tensor:
-    """log_softmax of (R, V); on a CPU in place where the scores are nobody else's, which spares it new memory."""
+    """log_softmax of (R, V).
+
+    On a CPU in place where the scores are nobody else's, which spares it new memory.
+    """
     if own and scores.device.type == "cpu" and scores.is_contiguous():
         return torch.log_softmax(scores, dim=-1, out=scores)
     return scores.log_softmax(dim=-1)
 
 
 def normalised(scores: Tensor) -> Tensor:
-    """log_softmax of (R, V); -inf stays -inf where a row holds nothing else: NaN would count as largest."""
+    """log_softmax of (R, V); -inf stays -inf where a row holds nothing else.
+
+    NaN would count as largest.
+    """
     return torch.where(scores == _LOWEST, scores, scores.log_softmax(dim=-1))
 
 
 def apply_edits(scores: Tensor, edits: Sequence[Edit], own: bool = False) -> Tensor:
-    """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V), or with `own` the same ones."""
+    """Carries out `edits`, in order, on `scores` (R, V).
+
+    Returns new scores (R, V), or with `own` the same ones.
+    """
     if not edits:
         return scores
     everyone = torch.arange(scores.shape[0], device=scores.device)[:, None]
@@ -89,7 +101,9 @@ def _changed(old: Tensor, edit: Edit) -> Tensor | float:
 
 
 def apply_warps(scores: Tensor, warps: Sequence[Warp], least: int) -> Tensor:
-    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least` tokens or more a row."""
+    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least`
+    tokens or more a row.
+    """
     vocab_size = scores.shape[-1]
     least = min(least, vocab_size)
     for warp in warps:
@@ -112,7 +126,9 @@ def apply_warps(scores: Tensor, warps: Sequence[Warp], least: int) -> Tensor:
             probs = scores.softmax(dim=-1)
             cut: Tensor | float = warp.value
             if warp.kind == "eta_cutoff":
-                cut = (warp.value**0.5 * torch.exp(-_entropy(scores))).clamp(max=warp.value)[:, None]
+                cut = (warp.value**0.5 * torch.exp(-_entropy(scores))).clamp(max=warp.value)[
+                    :, None
+                ]
             best = scores.topk(least, dim=-1).values[:, -1:]
             scores = scores.masked_fill((probs < cut) & (scores < best), _LOWEST)
         else:
@@ -126,7 +142,10 @@ def _entropy(scores: Tensor) -> Tensor:
 
 
 def _typical(scores: Tensor, mass: float, least: int) -> Tensor:
-    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al. 2022, https://arxiv.org/abs/2202.00666)."""
+    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al.
+
+    2022, https://arxiv.org/abs/2202.00666).
+    """
     distance = (-scores.log_softmax(dim=-1) - _entropy(scores)[:, None]).abs()
     ordered, order = distance.sort(dim=-1, stable=True)
     total = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
@@ -137,10 +156,12 @@ def _typical(scores: Tensor, mass: float, least: int) -> Tensor:
 
 
 def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of `scores` (Q, W) and their indices; of equals the lowest index, which topk doesn't promise.
+    """The `count` largest of `scores` (Q, W) and their indices; of equals the lowest index, which
+    topk doesn't promise.
 
     Returns:
-        (Q, count) values and (Q, count) indices, in no particular order (`order_candidates` sorts them).
+        (Q, count) values and (Q, count) indices, in no particular order (`order_candidates` sorts
+        them).
     """
     count = min(count, scores.shape[-1])
     values, indices = _largest(scores, min(count + 1, scores.shape[-1]))
@@ -150,14 +171,18 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         # a tie across the border: the larger ones by value, then the tied ones by index
         least = values[:, -1:]
         place = torch.arange(scores.shape[-1], device=scores.device)
-        rank = torch.where(scores > least, -1, torch.where(scores == least, place, scores.shape[-1]))
+        rank = torch.where(
+            scores > least, -1, torch.where(scores == least, place, scores.shape[-1])
+        )
         indices = rank.topk(count, dim=-1, largest=False).indices
         values = scores.gather(-1, indices)
     return values, indices
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """topk; on a CPU over the largest of each run of scores first, and then over the runs where those are."""
+    """topk; on a CPU over the largest of each run of scores first, and then over the runs where
+    those are.
+    """
     runs = scores.shape[-1] // _RUN
     if scores.device.type != "cpu" or runs <= 4 * count:
         return scores.topk(count, dim=-1)

@@ -1,8 +1,9 @@
-"""T5 v1.0 (ReLU, tied head) and v1.1 (gated, untied head): encoder, decoder with cache, language-model head.
+"""T5 v1.0 (ReLU, tied head) and v1.1 (gated, untied head): encoder, decoder with cache,
+language-model head.
 
 Raffel et al. 2019, arXiv 1910.10683. Attribute names are the weights' names in public checkpoints.
-Letters: R rows (contexts), K beams of a row, T target positions now, L key positions, S context length, d width,
-H heads, V vocabulary.
+Letters: R rows (contexts), K beams of a row, T target positions now, L key positions, S context
+length, d width, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class T5LayerNorm(nn.Module):
         """(..., d) -> (..., d)."""
         wide = widen(x)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * wide.to(self.weight.dtype)  # in a model in float16 the way back from float32
+        # in a model in float16 the way back from float32
+        return self.weight * wide.to(self.weight.dtype)
 
 
 class T5Attention(nn.Module):
@@ -72,7 +74,9 @@ class T5Attention(nn.Module):
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
         if has_bias:
-            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+            self.relative_attention_bias = nn.Embedding(
+                config.relative_attention_num_buckets, config.num_heads
+            )
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """(R, L, d) -> keys and values (R, H, L, h)."""
@@ -84,15 +88,17 @@ class T5Attention(nn.Module):
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q(x), self.heads)
         dropout = self.dropout if self.training else 0.0
-        out, weights = attend(query, *keys_values, mask, dropout=dropout, scale=1.0, need_weights=need_weights)
+        out, weights = attend(
+            query, *keys_values, mask, dropout=dropout, scale=1.0, need_weights=need_weights
+        )
         return self.o(merge_heads(out)), weights
 
 
 class T5FeedForward(nn.Module):
     """Two projections, or three with a gate.
 
-    The sums of the last one pass float16's range in public models. So its weights stay float32 in a model in float16,
-    and it computes in float32 where the others compute in float16.
+    The sums of the last one pass float16's range in public models. So its weights stay float32 in a
+    model in float16, and it computes in float32 where the others compute in float16.
     """
 
     wi: nn.Linear
@@ -174,7 +180,9 @@ class T5Block(nn.Module):
         cross: KeysValues | None = None,
         cross_mask: AttentionMask | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(R*K, T, d) or (R, K*T, d) -> the same shape, self- and cross-attention weights if wanted."""
+        """(R*K, T, d) or (R, K*T, d) -> the same shape, self- and cross-attention weights if
+        wanted.
+        """
         first = self.layer[0]
         normed = first.layer_norm(x)
         keys_values = first.SelfAttention.keys_values(normed)
@@ -185,7 +193,8 @@ class T5Block(nn.Module):
         cross_weights = None
         if cross is not None and cross_mask is not None:
             second = self.layer[1]
-            # The beams of a context ride on the query axis, so its keys and values are never repeated.
+            # The beams of a context ride on the query axis, so its keys and values are never
+            # repeated.
             riding = second.layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
             update, cross_weights = second.EncDecAttention(riding, cross, cross_mask, need_weights)
             x = second.add(x, update.reshape(x.shape))
@@ -203,21 +212,29 @@ class T5Stack(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         count = config.num_decoder_layers if decoder else config.num_layers
-        self.block = nn.ModuleList(T5Block(config, decoder, number == 0) for number in range(count or 0))
+        self.block = nn.ModuleList(
+            T5Block(config, decoder, number == 0) for number in range(count or 0)
+        )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = config.dropout_rate
         self.decoder = decoder
-        self.buckets = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
+        self.buckets = (
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        )
 
     def position_bias(self, length: int, keys: int, first: int = 0) -> Tensor | None:
-        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from position `first`.
+        """The first block's learned bias on every block's scores, (1, H, T, L), for queries from
+        position `first`.
 
         None where there are no blocks.
         """
         if not self.block:
             return None
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        buckets = outside_graph(_bucket_tensor, length, keys, *self.buckets, not self.decoder, first)
+        buckets = outside_graph(
+            _bucket_tensor, length, keys, *self.buckets, not self.decoder, first
+        )
         return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -246,7 +263,8 @@ class T5Encoder(T5Stack):
         return_dict: bool | None = None,
         skip_padding: bool = False,
     ) -> EncoderOutput | tuple[Any, ...]:
-        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state` (R, S, d).
+        """(R, S) ids, or embeddings (R, S, d), and mask -> `EncoderOutput` with `last_hidden_state`
+        (R, S, d).
 
         `return_dict=False` asks for a plain tuple.
         With `skip_padding`, which goes without traces, the states of padding may be zeros.
@@ -256,18 +274,26 @@ class T5Encoder(T5Stack):
         bias = self.position_bias(x.shape[1], x.shape[1])
         packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
         x = x if packing is None else packing.pack(x)
-        mask = AttentionMask(key_mask(attention_mask).allowed, bias) if packing is None else packing.mask(bias)
+        mask = (
+            AttentionMask(key_mask(attention_mask).allowed, bias)
+            if packing is None
+            else packing.mask(bias)
+        )
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if self.training else None
         for block in self.block:
             trace.hidden(x)
-            x, weights, _ = checkpointed(options, partial(block, need_weights=output_attentions), x, mask)
+            x, weights, _ = checkpointed(
+                options, partial(block, need_weights=output_attentions), x, mask
+            )
             trace.attentions(weights)
         x = self._finish(x)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
         hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(last_hidden_state=x, hidden_states=hidden_states, attentions=attentions)
+        output = EncoderOutput(
+            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
+        )
         return output.to_tuple() if return_dict is False else output
 
 
@@ -279,7 +305,9 @@ class T5Decoder(Decoder, T5Stack):
 
     def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
         """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
-        return [self.cross_of(index, encoder_hidden) for index in range(len(self.block))] or unasked(encoder_hidden)
+        return [
+            self.cross_of(index, encoder_hidden) for index in range(len(self.block))
+        ] or unasked(encoder_hidden)
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> KeysValues:
         """(R, S, d) -> one block's cross-attention keys and values, (R, H, S, h)."""
@@ -299,15 +327,24 @@ class T5Decoder(Decoder, T5Stack):
         return cache.biased(cache.position_bias[:, :, past : past + length, : past + length])
 
     def advance(
-        self, input_ids: Tensor | None, steps: Steps, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        steps: Steps,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d); new keys and values go into the cache."""
+        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
+
+        New keys and values go into the cache.
+        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         options = self.checkpointing if self.training else None
         x = self._embed(input_ids, inputs_embeds)
         shape = x.shape
-        mask = AttentionMask(cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1]))
+        mask = AttentionMask(
+            cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1])
+        )
         if attention_mask is None:
             mask.alive = None  # every position sees itself
         x = cache.ride(x)
@@ -315,11 +352,15 @@ class T5Decoder(Decoder, T5Stack):
         def run(
             index: int, x: Tensor, mask: AttentionMask, cross_mask: AttentionMask
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            return self.block[index](x, mask, trace.want_attentions, cache, index, cross[index], cross_mask)
+            return self.block[index](
+                x, mask, trace.want_attentions, cache, index, cross[index], cross_mask
+            )
 
         for index in range(len(self.block)):
             x = noted(trace, x, shape)
-            x, weights, cross_weights = checkpointed(options, partial(run, index), x, mask, cross_mask)
+            x, weights, cross_weights = checkpointed(
+                options, partial(run, index), x, mask, cross_mask
+            )
             trace.attentions(cache.own(weights), cross_weights)
         x = self._finish(x).reshape(shape)
         trace.hidden(x)
@@ -345,10 +386,18 @@ class T5ForConditionalGeneration(Generator):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was trained."""
+        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was
+        trained.
+        """
         config, factor = self.config, self.config.initializer_factor
         wide, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
-        scales = {"q": wide * config.d_kv**-0.5, "o": inner, "wo": config.d_ff**-0.5, "shared": 1.0, "lm_head": 1.0}
+        scales = {
+            "q": wide * config.d_kv**-0.5,
+            "o": inner,
+            "wo": config.d_ff**-0.5,
+            "shared": 1.0,
+            "lm_head": 1.0,
+        }
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, 0.0, factor * scales.get(name.split(".")[-2], wide))
@@ -358,7 +407,10 @@ class T5ForConditionalGeneration(Generator):
         return self.shared
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size; see `PretrainedModel.set_input_embeddings`."""
+        """Put another token table in place, of the same size.
+
+        See `PretrainedModel.set_input_embeddings`.
+        """
         self.shared = check_table("value", value, self.shared)
         self.tie_weights()
 
@@ -376,10 +428,16 @@ class T5ForConditionalGeneration(Generator):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.
-        return self.lm_head(hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden)
+        return self.lm_head(
+            hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden
+        )
 
     def start(
-        self, encoder_hidden: Tensor, encoder_mask: Tensor | None, beams: int = 1, max_length: int | None = None
+        self,
+        encoder_hidden: Tensor,
+        encoder_mask: Tensor | None,
+        beams: int = 1,
+        max_length: int | None = None,
     ) -> DecodeState:
         """Prepare decoding; see `Generator.start`."""
         state = super().start(encoder_hidden, encoder_mask, beams, max_length)

@@ -1,4 +1,5 @@
-"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity.trace` to record its stages.
+"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity.trace` to record
+its stages.
 
 Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
 """
@@ -33,7 +34,10 @@ class Tracer:
         self.model = model.eval()
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes arrays over the weights of these names, in the model's dtype; tied copies follow."""
+        """Writes arrays over the weights of these names, in the model's dtype.
+
+        Tied copies follow.
+        """
         ties, state = tied_names(self.model), self.model.state_dict()
         with torch.no_grad():
             for name, array in arrays.items():
@@ -58,8 +62,9 @@ class Tracer:
             gradients: whether to differentiate the summed loss.
 
         Returns:
-            The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N), `marginal` and
-            `losses`; and the gradient of every parameter, by name, zeros where the loss does not depend on it.
+            The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N),
+            `marginal` and `losses`; and the gradient of every parameter, by name, zeros where the
+            loss does not depend on it.
         """
         model, target = self.model, torch.from_numpy(labels)
         with torch.set_grad_enabled(gradients):
@@ -76,7 +81,9 @@ class Tracer:
             found["doc_log_probs"] = to_numpy(marginal.doc_log_probs(out.doc_scores))
             found["marginal"] = to_numpy(self._marginal(out, target, n_docs))
             given = (out.logits, out.doc_scores, target)
-            found["losses"] = tuple(to_numpy(model.get_nll(*given, n_docs=n_docs, **each)) for each in switches)
+            found["losses"] = tuple(
+                to_numpy(model.get_nll(*given, n_docs=n_docs, **each)) for each in switches
+            )
         return found, self._gradients(out.loss.sum()) if gradients else {}
 
     def _marginal(self, out: Any, target: Tensor, n_docs: int) -> Tensor:
@@ -92,17 +99,29 @@ class Tracer:
         named = {name: tensor for name, tensor in named_tensors(self.model) if tensor.requires_grad}
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         pairs = zip(named.items(), found, strict=True)
-        return {name: to_numpy(torch.zeros_like(x) if each is None else each) for (name, x), each in pairs}
+        return {
+            name: to_numpy(torch.zeros_like(x) if each is None else each)
+            for (name, x), each in pairs
+        }
 
-    def generate(self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a `GenerateOutput` as arrays; `scores` (a tuple, one (rows, V) a step) with `output_scores`."""
+    def generate(
+        self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The fields of a `GenerateOutput` as arrays.
+
+        `scores` (a tuple, one (rows, V) a step) with `output_scores`.
+        """
         given = self._tensors(inputs)
         out = self.model.generate(**given, n_docs=n_docs, **options, return_dict_in_generate=True)
         return {name: _arrays(value) for name, value in out.items()}
 
     def options(self, options: Mapping[str, Any]) -> GenerationConfig:
         """The options that the searches of such a `generate` call run with."""
-        known = {name: value for name, value in options.items() if name in GenerationConfig.__dataclass_fields__}
+        known = {
+            name: value
+            for name, value in options.items()
+            if name in GenerationConfig.__dataclass_fields__
+        }
         if self.model.head == "token":
             return decoding.token_options(self.model, **known)
         known.pop("num_return_sequences", None)
@@ -110,7 +129,10 @@ class Tracer:
 
     def _tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-        return {name: x.to(self.model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+        return {
+            name: x.to(self.model.dtype) if x.is_floating_point() else x
+            for name, x in tensors.items()
+        }
 
 
 def _arrays(value: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What transformers' Trainer needs to save models that are not its own; nothing of it is imported here.
+"""What transformers' Trainer needs to save models that are not its own; nothing of it is imported
+here.
 
 class RagTrainer(RagTrainerMixin, Seq2SeqTrainer):
     pass
@@ -17,11 +18,13 @@ from rag_torch.pretrained import PretrainedModel
 
 
 class RagTrainerMixin:
-    """Put in front of `Trainer` or `Seq2SeqTrainer`: checkpoints of a model of this package, whole and resumable.
+    """Put in front of `Trainer` or `Seq2SeqTrainer`: checkpoints of a model of this package, whole
+    and resumable.
 
-    Trainer saves models that are not transformers' without their config, and stops at tied weights. With this, every
-    checkpoint opens with `from_pretrained`, and `train(resume_from_checkpoint=True)` goes on from it. A loss for each
-    question (`reduce_loss=False`) is averaged. Other models, as PEFT's, are saved as Trainer does.
+    Trainer saves models that are not transformers' without their config, and stops at tied weights.
+    With this, every checkpoint opens with `from_pretrained`, and
+    `train(resume_from_checkpoint=True)` goes on from it. A loss for each question
+    (`reduce_loss=False`) is averaged. Other models, as PEFT's, are saved as Trainer does.
     """
 
     accelerator: Any
@@ -29,7 +32,9 @@ class RagTrainerMixin:
     label_smoother: Any
     model: Any
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         model = self._ours()
         if model is None:
             super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
@@ -44,26 +49,34 @@ class RagTrainerMixin:
             if options is not None:
                 options.save_pretrained(folder)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
         """As Trainer's; a loss for each question is averaged.
 
         Raises:
-            ValueError: `label_smoothing_factor` is set for a RAG model, whose tokens it would score against their own
-                place.
+            ValueError: `label_smoothing_factor` is set for a RAG model, whose tokens it would score
+                against their own place.
         """
         ours = self._ours()
-        if self.label_smoother is not None and hasattr(getattr(ours, "config", None), "label_smoothing"):
+        if self.label_smoother is not None and hasattr(
+            getattr(ours, "config", None), "label_smoothing"
+        ):
             given = self.args.label_smoothing_factor
             raise ValueError(
-                f"label_smoothing_factor must be 0, got {given}. The model has its own loss: set config.label_smoothing"
+                f"label_smoothing_factor must be 0, got {given}. The model has its own loss: set "
+                "config.label_smoothing"
             )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)  # type: ignore[misc]
         return (loss.mean(), outputs) if return_outputs else loss.mean()
 
     def _pad_tensors_to_max_len(self, tensor: Tensor, max_length: int) -> Tensor:
-        # Seq2SeqTrainer asks the model's config for a pad token, which a RAG config keeps in the generator's.
+        # Seq2SeqTrainer asks the model's config for a pad token, which a RAG config keeps in the
+        # generator's.
         model = self._ours()
-        pad = None if model is None else getattr(model.config, "generator", model.config).pad_token_id
+        pad = (
+            None if model is None else getattr(model.config, "generator", model.config).pad_token_id
+        )
         if pad is None:
             return super()._pad_tensors_to_max_len(tensor, max_length)  # type: ignore[misc]
         return F.pad(tensor, (0, max(0, max_length - tensor.shape[-1])), value=pad)

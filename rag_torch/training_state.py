@@ -1,4 +1,7 @@
-"""A training run's state in one safetensors file, exact to the bit: weights, optimizer, random numbers, log."""
+"""A training run's state in one safetensors file, exact to the bit.
+
+Weights, optimizer, random numbers, log.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save_state(
-    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any, state: dict
+    path: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    state: dict,
 ) -> None:
     """Write what is needed to go on, whole or not at all.
 
@@ -40,9 +47,15 @@ def save_state(
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as draft:
         try:
-            save_file(tensors, draft, metadata={"state": json.dumps({**state, "scaler": scaler.state_dict()})})
+            save_file(
+                tensors,
+                draft,
+                metadata={"state": json.dumps({**state, "scaler": scaler.state_dict()})},
+            )
         except SafetensorError as error:
-            raise OSError(f"the checkpoint {path} can't be written ({error}). Make room and run it again.") from error
+            raise OSError(
+                f"the checkpoint {path} can't be written ({error}). Make room and run it again."
+            ) from error
 
 
 def load_state(
@@ -63,21 +76,41 @@ def load_state(
             tensors = {name: file.get_tensor(name) for name in names}
         state = checked_state(parse_json(metadata["state"], path, advice="Remove it."), path)
     if "rng.cpu" not in tensors:
-        raise ValueError(f"{path} belongs to a run of the tf backend. Go on with that one, or remove it.")
-    wanted = {f"{kind}.{name}": p for name, p in parameters.items() for kind in ("model", "exp_avg", "exp_avg_sq")}
+        raise ValueError(
+            f"{path} belongs to a run of the tf backend. Go on with that one, or remove it."
+        )
+    wanted = {
+        f"{kind}.{name}": p
+        for name, p in parameters.items()
+        for kind in ("model", "exp_avg", "exp_avg_sq")
+    }
     wrong = sorted(n for n, p in wanted.items() if n not in tensors or tensors[n].shape != p.shape)
-    wrong += sorted(name for name in (f"step.{n}" for n in parameters) if name not in tensors or tensors[name].ndim)
+    wrong += sorted(
+        name
+        for name in (f"step.{n}" for n in parameters)
+        if name not in tensors or tensors[name].ndim
+    )
     random = {name: tensor for name, tensor in tensors.items() if name.startswith("rng.")}
-    wrong += [name for name, tensor in random.items() if tensor.dtype != torch.uint8 or tensor.ndim != 1]
+    wrong += [
+        name for name, tensor in random.items() if tensor.dtype != torch.uint8 or tensor.ndim != 1
+    ]
     if random["rng.cpu"].shape != torch.get_rng_state().shape:
         wrong.append("rng.cpu")
     if wrong:
-        raise ValueError(f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. Remove it.")
-    counted_there = optimizer.defaults["fused"]  # the fused kernel reads the step count where the weights are
+        raise ValueError(
+            f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. "
+            "Remove it."
+        )
+    # the fused kernel reads the step count where the weights are
+    counted_there = optimizer.defaults["fused"]
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"model.{name}"])
-            moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _MOMENTS if m != "step" or counted_there}
+            moments = {
+                m: tensors[f"{m}.{name}"].to(parameter.device)
+                for m in _MOMENTS
+                if m != "step" or counted_there
+            }
             optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():

@@ -1,4 +1,7 @@
-"""{name: ndarray} <-> parameters, strictly: every name accounted for, ties kept, nothing half loaded."""
+"""{name: ndarray} <-> parameters, strictly.
+
+Every name accounted for, ties kept, nothing half loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
 
 class Hollow(TorchFunctionMode):
-    """Within it modules are built on the meta device, without memory and without drawing fresh weights.
+    """Within it modules are built on the meta device, without memory and without drawing fresh
+    weights.
 
     Drawing on the meta device would do nothing, but import all of torch.compile first: seconds.
     """
@@ -59,7 +63,9 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return ties
 
 
-def to_arrays(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
+def to_arrays(
+    model: nn.Module, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, np.ndarray]:
     """The weights as NumPy arrays, tied ones once; bfloat16 stays bfloat16.
 
     Args:
@@ -67,10 +73,14 @@ def to_arrays(model: nn.Module, state_dict: Mapping[str, Tensor] | None = None) 
         state_dict: values in place of the model's own, tied ones under any of their names.
 
     Raises:
-        ValueError: the model's weights were rounded to int8, or `state_dict` has other names or shapes.
+        ValueError: the model's weights were rounded to int8, or `state_dict` has other names or
+            shapes.
     """
     if any(type(module).__name__ == "Int8Linear" for module in model.modules()):
-        raise ValueError("a model in int8 cannot be saved: its weights are rounded. Save the model it was made from")
+        raise ValueError(
+            "a model in int8 cannot be saved: its weights are rounded. Save the model it was made "
+            "from"
+        )
     weights = dict(named_tensors(model))
     if state_dict is not None:
         weights = chosen_weights(weights, tied_names(model), state_dict)
@@ -100,13 +110,19 @@ def resolve_device(device: Any) -> torch.device | None:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'cpu', 'cuda', 'cuda:0', 'mps' or None, got {device!r}") from error
+        raise ValueError(
+            f"device must be 'cpu', 'cuda', 'cuda:0', 'mps' or None, got {device!r}"
+        ) from error
     kind, number = found.type, found.index or 0
-    count = torch.cuda.device_count() if kind == "cuda" else int(kind != "mps" or torch.backends.mps.is_available())
+    count = (
+        torch.cuda.device_count()
+        if kind == "cuda"
+        else int(kind != "mps" or torch.backends.mps.is_available())
+    )
     if kind in ("cuda", "mps") and number >= count:
         raise ValueError(
-            f"device must be one that PyTorch sees; got {device!r}, and it sees {count} of {kind!r}: use 'cpu', or "
-            "install a build of PyTorch for this GPU"
+            f"device must be one that PyTorch sees; got {device!r}, and it sees {count} of "
+            f"{kind!r}: use 'cpu', or install a build of PyTorch for this GPU"
         )
     return found
 
@@ -129,23 +145,30 @@ def from_array(array: np.ndarray, dtype: torch.dtype | None = None, device: Any 
     return tensor.to(device=device, dtype=dtype)
 
 
-def assign(model: nn.Module, arrays: Mapping[str, np.ndarray], dtype: torch.dtype | None, device: Any) -> None:
+def assign(
+    model: nn.Module, arrays: Mapping[str, np.ndarray], dtype: torch.dtype | None, device: Any
+) -> None:
     """Replace the named parameters and buffers by new ones (the model may be on the meta device).
 
     Args:
         model: whose names these are.
         arrays: name -> values of the right shape; the caller has checked both.
-        dtype: of floating-point weights; None keeps the arrays'. What needs float32 has that in place of float16.
+        dtype: of floating-point weights; None keeps the arrays'. What needs float32 has that in
+            place of float16.
         device: where to put them.
     """
     for name, array in arrays.items():
         in_half = dtype is torch.float16 or (dtype is None and array.dtype == np.float16)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        tensor = from_array(array, torch.float32 if in_half and needs_float32(name) else dtype, device)
+        tensor = from_array(
+            array, torch.float32 if in_half and needs_float32(name) else dtype, device
+        )
         if leaf in module._parameters:
             old = module._parameters[leaf]
-            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
+            module._parameters[leaf] = nn.Parameter(
+                tensor, requires_grad=old is None or old.requires_grad
+            )
         else:
             module._buffers[leaf] = tensor
 
@@ -153,5 +176,7 @@ def assign(model: nn.Module, arrays: Mapping[str, np.ndarray], dtype: torch.dtyp
 def resized(weight: Tensor, rows: int, std: float) -> Tensor:
     """The table with `rows` rows: cut, or lengthened by normal(0, std)."""
     kept = weight.detach()[:rows]
-    fresh = torch.randn(max(0, rows - weight.shape[0]), *weight.shape[1:], device=weight.device) * std
+    fresh = (
+        torch.randn(max(0, rows - weight.shape[0]), *weight.shape[1:], device=weight.device) * std
+    )
     return torch.cat([kept, fresh.to(weight.dtype)])

@@ -3,7 +3,9 @@
 import os
 
 # One thread each for the workers of pytest-xdist, read by the libraries when they are loaded.
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
+os.environ |= dict.fromkeys(
+    ("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS"), "1"
+)
 
 import pytest
 from frameworks import INSTALLED, left_out
@@ -22,7 +24,9 @@ collect_ignore = left_out()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "backend(name): needs torch or tf, and is left out where it is not installed")
+    config.addinivalue_line(
+        "markers", "backend(name): needs torch or tf, and is left out where it is not installed"
+    )
 
 
 def pytest_report_header(config):
@@ -30,7 +34,10 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    needs = {item: {name for mark in item.iter_markers("backend") for name in mark.args} for item in items}
+    needs = {
+        item: {name for mark in item.iter_markers("backend") for name in mark.args}
+        for item in items
+    }
     config.hook.pytest_deselected(items=[item for item in items if not needs[item] <= INSTALLED])
     items[:] = [item for item in items if needs[item] <= INSTALLED]
 
@@ -41,7 +48,10 @@ MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequ
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A working directory in which `facebook/...` are folders: tiny models, a tiny wiki_dpr, a DPR repository."""
+    """A working directory in which `facebook/...` are folders.
+
+    Tiny models, a tiny wiki_dpr, a DPR repository.
+    """
     from rag_core import DPRConfig, RagConfig, RagTokenizer, Tokenizer
     from rag_core.backends import load_backend
 
@@ -97,11 +107,16 @@ def world(tmp_path_factory):
         head(config).save_pretrained(root / name)
         RagTokenizer(question, target).save_pretrained(root / name)
     write_wiki_dpr(root / "facebook" / "wiki_dpr", dummy_rows=ROWS, size=SIZE)
-    for name, kind in (("ctx_encoder", rag.DPRContextEncoder), ("question_encoder", rag.DPRQuestionEncoder)):
+    for name, kind in (
+        ("ctx_encoder", rag.DPRContextEncoder),
+        ("question_encoder", rag.DPRQuestionEncoder),
+    ):
         part = root / "facebook" / f"dpr-{name}-single-nq-base"
         kind(DPRConfig.from_dict(encoder)).save_pretrained(part)
         question.save_pretrained(part)
-    rag.BartForConditionalGeneration(config.generator).save_pretrained(root / "facebook" / "bart-large")
+    rag.BartForConditionalGeneration(config.generator).save_pretrained(
+        root / "facebook" / "bart-large"
+    )
     target.save_pretrained(root / "facebook" / "bart-large")
     return root
 

@@ -2,8 +2,8 @@
 
     python tests/damaged_readers.py READER COUNT [SEED]
 
-tries COUNT mutants in processes of their own, and prints each that ends in anything but a result or an OSError,
-ValueError or TypeError that names a file of the folder.
+tries COUNT mutants in processes of their own, and prints each that ends in anything but a result or
+an OSError, ValueError or TypeError that names a file of the folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def write_tokenizer(name: str, *lacking: str) -> Callable[[Path], None]:
         for each in lacking:
             (folder / each).unlink(missing_ok=True)
         (folder / "added_tokens.json").write_text("{}")
-        special = {"unk_token": {"content": "<unk>" if name != "question" else "[UNK]", "lstrip": False}}
+        special = {
+            "unk_token": {"content": "<unk>" if name != "question" else "[UNK]", "lstrip": False}
+        }
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
 
     return write
@@ -75,7 +77,9 @@ def read_config(folder: Path) -> None:
 def write_options(folder: Path) -> None:
     from rag_core.generation.config import GenerationConfig
 
-    options = GenerationConfig(bad_words_ids=[[5, 6]], num_beams=4, num_beam_groups=2, eos_token_id=[1, 2])
+    options = GenerationConfig(
+        bad_words_ids=[[5, 6]], num_beams=4, num_beam_groups=2, eos_token_id=[1, 2]
+    )
     options.sequence_bias = {(3,): 1.0}
     options.save_pretrained(folder)
 
@@ -90,7 +94,12 @@ def write_sentence_folder(folder: Path) -> None:
     (folder / "1_Pooling").mkdir(parents=True)
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
     modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": number,
+            "name": str(number),
+            "path": path,
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for number, (kind, path) in enumerate(kinds)
     ]
     files = {
@@ -133,7 +142,10 @@ def write_knowledge_base(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as other:
         (Path(other) / "a.tsv").write_text("title\ttext\nParis\tA city.\nRome\tAnother city.\n")
         build_knowledge_base(Path(other) / "a.tsv", folder, encode, progress=False)
-    write_notes(folder / "x.faiss", {"kind": "hnsw", "settings": {"efSearch": 3, "rerank": 2}, "recall_at_5": 0.5})
+    write_notes(
+        folder / "x.faiss",
+        {"kind": "hnsw", "settings": {"efSearch": 3, "rerank": 2}, "recall_at_5": 0.5},
+    )
     plan = {"keys": {"name": "x", "words": 100}, "probe": [0.5, 1.0]}
     (folder / "plan.json").write_text(json.dumps(plan))
 
@@ -158,7 +170,10 @@ def write_index(folder: Path) -> None:
 
     found = passages()
     write_passages(found, folder / "hf_dataset")
-    write_faiss(build_faiss([np.array(found["embeddings"][:], np.float32)], 12, SIZE, "hnsw"), folder / "x.faiss")
+    write_faiss(
+        build_faiss([np.array(found["embeddings"][:], np.float32)], 12, SIZE, "hnsw"),
+        folder / "x.faiss",
+    )
 
 
 def read_index(folder: Path) -> None:
@@ -212,7 +227,9 @@ def write_trace(folder: Path) -> None:
     from rag_core.parity.trace_files import TraceWriter
 
     path = folder / "trace.npz"
-    with TraceWriter(path, backend="x", framework="x", dtype="float64", seed=0, about={"a": 1}) as writer:
+    with TraceWriter(
+        path, backend="x", framework="x", dtype="float64", seed=0, about={"a": 1}
+    ) as writer:
         writer.add("case", {"weights": "w"}, {"logits": np.ones((2, 3)), "tokens": np.arange(4)})
 
 
@@ -257,7 +274,10 @@ def write_parquet(folder: Path) -> None:
 
     vectors = pa.array([[1.0, 2.0]] * 5, pa.list_(pa.float32()))
     texts = [f"text {row}" for row in range(5)]
-    pq.write_table(pa.table({"id": texts, "title": texts, "text": texts, "embeddings": vectors}), folder / "a.parquet")
+    pq.write_table(
+        pa.table({"id": texts, "title": texts, "text": texts, "embeddings": vectors}),
+        folder / "a.parquet",
+    )
 
 
 def read_parquet(folder: Path) -> None:
@@ -271,7 +291,9 @@ def read_parquet(folder: Path) -> None:
 
 
 def write_questions(folder: Path) -> None:
-    lines = [{"question": "Who?", "answer": ["Paris", "Rome"], "passage": {"title": "a", "text": "b"}}] * 2
+    lines = [
+        {"question": "Who?", "answer": ["Paris", "Rome"], "passage": {"title": "a", "text": "b"}}
+    ] * 2
     (folder / "qa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -290,10 +312,20 @@ def write_model(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as other:
         write_tokenizers(Path(other))
         parts = [Tokenizer.from_pretrained(Path(other) / name) for name in ("question", "bart")]
-    small = {"d_model": 8, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 300}
+    small = {
+        "d_model": 8,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "vocab_size": 300,
+    }
     layers = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
     wide = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 8)
-    bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     config = RagConfig(
         question_encoder={"model_type": "dpr", "vocab_size": 300, **bert},
         generator={"model_type": "bart", "max_position_embeddings": 64, **small, **layers, **wide},
@@ -341,7 +373,9 @@ class Damage:
         folder.mkdir(parents=True, exist_ok=True)
         reader.write(folder)
         self.read(folder)
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        names = sorted(
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        )
         self._good = {name: (folder / name).read_bytes() for name in names}
 
     def read(self, folder: Path) -> None:
@@ -389,8 +423,17 @@ def campaign(name: str, count: int, start: int = 0) -> Counter[str]:
     found: Counter[str] = Counter()
     seed, stop = start, start + count
     while seed < stop:
-        command = [sys.executable, __file__, "--worker", name, str(seed), str(min(stop, seed + 2000))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            name,
+            str(seed),
+            str(min(stop, seed + 2000)),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, errors="replace"
+        )
         lines = [line for line in done.stdout.splitlines() if line]
         if not lines:
             raise RuntimeError(f"the good files are not read: {done.stderr[-500:]}")
@@ -413,4 +456,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "--worker":
         worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        print(sys.argv[1], dict(campaign(sys.argv[1], int(sys.argv[2]), int((sys.argv[3:] or ["0"])[0]))))
+        print(
+            sys.argv[1],
+            dict(campaign(sys.argv[1], int(sys.argv[2]), int((sys.argv[3:] or ["0"])[0]))),
+        )

@@ -1,7 +1,8 @@
-"""Which tests concern which framework, so that an installation with one of the two runs all that it can.
+"""Which tests concern which framework, so that an installation with one of the two runs all that it
+can.
 
-A test file concerns a framework if it imports it at the top, or imports a module of tests or conformance that does; a
-single test if it is marked `@pytest.mark.backend("torch")`.
+A test file concerns a framework if it imports it at the top, or imports a module of tests or
+conformance that does; a single test if it is marked `@pytest.mark.backend("torch")`.
 """
 
 import ast
@@ -10,8 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"torch": "torch", "rag_torch": "torch", "tensorflow": "tf", "keras": "tf", "rag_tf": "tf"}
-INSTALLED = {name for name, package in {"torch": "torch", "tf": "tensorflow"}.items() if find_spec(package)}
+PACKAGES = {
+    "torch": "torch",
+    "rag_torch": "torch",
+    "tensorflow": "tf",
+    "keras": "tf",
+    "rag_tf": "tf",
+}
+INSTALLED = {
+    name for name, package in {"torch": "torch", "tf": "tensorflow"}.items() if find_spec(package)
+}
 
 
 @cache
@@ -32,4 +41,6 @@ def frameworks_of(path: Path) -> frozenset[str]:
 
 def left_out(folder: Path = ROOT / "tests") -> list[str]:
     """Test files that need a framework which is not installed."""
-    return sorted(path.name for path in folder.glob("test_*.py") if not frameworks_of(path) <= INSTALLED)
+    return sorted(
+        path.name for path in folder.glob("test_*.py") if not frameworks_of(path) <= INSTALLED
+    )

@@ -1,8 +1,9 @@
-"""The catalogue's models in TensorFlow, filled with the seeded weights; shared by the tests that hold golden arrays.
+"""The catalogue's models in TensorFlow, filled with the seeded weights; shared by the tests that
+hold golden arrays.
 
-The networks of one name and precision are built once, so that their graphs are traced once: a model here is a shell
-around them, and `build` writes the weights of its seed into them. What an earlier `build` of that name gave has
-these weights then, too.
+The networks of one name and precision are built once, so that their graphs are traced once: a model
+here is a shell around them, and `build` writes the weights of its seed into them. What an earlier
+`build` of that name gave has these weights then, too.
 """
 
 from functools import cache
@@ -61,7 +62,11 @@ def build(model_name: str, head: str, seed: int, dtype: str, n_docs: int, **conf
 @cache
 def context_encoder(model_name: str, dtype: str) -> Any:
     """The document encoder of the context-encoder cases."""
-    settings = {key: value for key, value in MODELS[model_name]["question_encoder"].items() if key != "model_type"}
+    settings = {
+        key: value
+        for key, value in MODELS[model_name]["question_encoder"].items()
+        if key != "model_type"
+    }
     encoder = DPRContextEncoder(DPRConfig(**settings)).to(dtype)
     fill(encoder, seeded_weights(shapes(encoder), 7))
     return encoder
@@ -70,14 +75,17 @@ def context_encoder(model_name: str, dtype: str) -> Any:
 def tensors(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, tf.Tensor]:
     """numpy to TensorFlow, floats in the given dtype."""
     return {
-        name: tf.constant(array.astype(dtype) if array.dtype.kind == "f" else array) for name, array in arrays.items()
+        name: tf.constant(array.astype(dtype) if array.dtype.kind == "f" else array)
+        for name, array in arrays.items()
     }
 
 
 def toy_retriever(model_name: str, dtype: str) -> Any:
     """The catalogue's toy index as a retriever: any callable will do."""
 
-    def retrieve(question_input_ids: Any, vectors: np.ndarray, **options: Any) -> dict[str, tf.Tensor]:
+    def retrieve(
+        question_input_ids: Any, vectors: np.ndarray, **options: Any
+    ) -> dict[str, tf.Tensor]:
         found = toy_retrieve(model_name, np.asarray(question_input_ids), vectors, options["n_docs"])
         return tensors(found, dtype)
 

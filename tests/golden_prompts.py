@@ -1,4 +1,7 @@
-"""The recorded prompts' passages, questions and tokenizers, and an index of one's own; shared by tests of retrieval."""
+"""The recorded prompts' passages, questions and tokenizers, and an index of one's own.
+
+Shared by tests of retrieval.
+"""
 
 import json
 from pathlib import Path
@@ -31,7 +34,13 @@ class OwnIndex:
     """An index of plain numpy; it finds `hits[b]` documents for question b and none after."""
 
     def __init__(self, vectors, hits=None, ragged=False):
-        self.vectors, self.hits, self.ragged, self.asked, self.ready = vectors, hits, ragged, [], False
+        self.vectors, self.hits, self.ragged, self.asked, self.ready = (
+            vectors,
+            hits,
+            ragged,
+            [],
+            False,
+        )
 
     def __len__(self):
         return len(self.vectors)
@@ -56,4 +65,6 @@ class OwnIndex:
     def get_doc_dicts(self, doc_ids):
         if np.min(doc_ids) < 0:
             raise IndexError("asked for a missing hit")
-        return [{"title": [f"t{i}" for i in row], "text": [f"x{i}" for i in row]} for row in doc_ids]
+        return [
+            {"title": [f"t{i}" for i in row], "text": [f"x{i}" for i in row]} for row in doc_ids
+        ]

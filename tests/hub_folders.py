@@ -1,4 +1,7 @@
-"""Folders laid out as repositories of the public hub are: their file names and configurations, small contents."""
+"""Folders laid out as repositories of the public hub are.
+
+Their file names and configurations, small contents.
+"""
 
 import json
 import shutil
@@ -13,11 +16,15 @@ KINDS = {"exact": "HNSW128_SQ8", "compressed": "IVF4096_HNSW128_PQ128"}
 FACTORIES = {"exact": "HNSW16,SQ8", "compressed": "IVF4_HNSW8,PQ8np"}
 
 
-def write_wiki_dpr(folder: Path, rows: int = 628, dummy_rows: int = 40, size: int = 16) -> dict[str, np.ndarray]:
-    """Write `facebook/wiki_dpr` as of March 2024: 345 parquet files and four faiss files, none of them a dummy.
+def write_wiki_dpr(
+    folder: Path, rows: int = 628, dummy_rows: int = 40, size: int = 16
+) -> dict[str, np.ndarray]:
+    """Write `facebook/wiki_dpr` as of March 2024: 345 parquet files and four faiss files, none of
+    them a dummy.
 
     Returns:
-        The vectors of "nq" and "multiset", (rows, size); the dummy data set is their first `dummy_rows` rows.
+        The vectors of "nq" and "multiset", (rows, size); the dummy data set is their first
+        `dummy_rows` rows.
     """
     folder.mkdir(parents=True)
     for name in ("README.md", "wiki_dpr.py"):
@@ -33,7 +40,9 @@ def write_wiki_dpr(folder: Path, rows: int = 628, dummy_rows: int = 40, size: in
     del vectors["no_embeddings"]
     for name, kind in ((name, kind) for name in vectors for kind in KINDS):
         write_faiss_file(
-            vectors[name], FACTORIES[kind], folder / "index" / f"psgs_w100.{name}.{KINDS[kind]}-IP-train.faiss"
+            vectors[name],
+            FACTORIES[kind],
+            folder / "index" / f"psgs_w100.{name}.{KINDS[kind]}-IP-train.faiss",
         )
     return vectors
 
@@ -122,7 +131,10 @@ BART = {
 
 
 def write_rag_base(folder: Path, **changes) -> None:
-    """Write `facebook/rag-token-base`: config.json, pytorch_model.bin and both tokenizers' vocabularies."""
+    """Write `facebook/rag-token-base`.
+
+    Config.json, pytorch_model.bin and both tokenizers' vocabularies.
+    """
     import torch
 
     from rag_core import RagConfig
@@ -133,7 +145,9 @@ def write_rag_base(folder: Path, **changes) -> None:
     shutil.copytree(TOKENIZERS / "bart", target)
     write_json(question / "tokenizer_config.json", {"model_max_length": 512, "do_lower_case": True})
     write_json(target / "tokenizer_config.json", {"model_max_length": 1024})
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")
+    }
     write_json(question / "special_tokens_map.json", special)
     special = {
         "bos": "<s>",
@@ -144,10 +158,16 @@ def write_rag_base(folder: Path, **changes) -> None:
         "cls": "<s>",
         "mask": "<mask>",
     }
-    write_json(target / "special_tokens_map.json", {f"{name}_token": token for name, token in special.items()})
+    write_json(
+        target / "special_tokens_map.json",
+        {f"{name}_token": token for name, token in special.items()},
+    )
     words = len((question / "vocab.txt").read_text("utf-8").splitlines())
     pieces = len(json.loads((target / "vocab.json").read_text("utf-8")))
-    parts = {"question_encoder": ENCODER | {"vocab_size": words}, "generator": BART | {"vocab_size": pieces}}
+    parts = {
+        "question_encoder": ENCODER | {"vocab_size": words},
+        "generator": BART | {"vocab_size": pieces},
+    }
     write_json(folder / "config.json", RAG_BASE | {"retrieval_vector_size": 16} | parts | changes)
     weights = random_weights(RagTokenForGeneration(RagConfig.from_pretrained(folder)))
     bert = "rag.question_encoder.question_encoder.bert_model"
@@ -156,7 +176,9 @@ def write_rag_base(folder: Path, **changes) -> None:
 
 
 def write_parts(folder: Path) -> None:
-    """Write `dpr-question_encoder-single-nq-base` with its pooler and `bart-large` in half precision into `folder`."""
+    """Write `dpr-question_encoder-single-nq-base` with its pooler and `bart-large` in half
+    precision into `folder`.
+    """
     import torch
 
     from rag_core.config.rag import BartConfig, DPRConfig
@@ -173,14 +195,20 @@ def write_parts(folder: Path) -> None:
     write_json(bart / "config.json", BART | {"vocab_size": pieces})
     weights = random_weights(DPRQuestionEncoder(DPRConfig.from_pretrained(encoder)))
     pooler = {"weight": torch.ones(16, 16), "bias": torch.ones(16)}
-    weights |= {f"question_encoder.bert_model.pooler.dense.{name}": value for name, value in pooler.items()}
+    weights |= {
+        f"question_encoder.bert_model.pooler.dense.{name}": value for name, value in pooler.items()
+    }
     torch.save(weights, encoder / "pytorch_model.bin")
     weights = random_weights(BartForConditionalGeneration(BartConfig.from_pretrained(bart)))
-    torch.save({name: tensor.half() for name, tensor in weights.items()}, bart / "pytorch_model.bin")
+    torch.save(
+        {name: tensor.half() for name, tensor in weights.items()}, bart / "pytorch_model.bin"
+    )
 
 
 def random_weights(model) -> dict:
-    """Its state dictionary, filled so that no rounding decides a token and no release of torch another."""
+    """Its state dictionary, filled so that no rounding decides a token and no release of torch
+    another.
+    """
     import torch
 
     rng = np.random.default_rng(0)
@@ -191,7 +219,9 @@ def random_weights(model) -> dict:
     ties = ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
     for name in weights:
         if name.endswith(tuple(f"{tied}.weight" for tied in ties)):
-            weights[name] = next(value for other, value in weights.items() if other.endswith("shared.weight"))
+            weights[name] = next(
+                value for other, value in weights.items() if other.endswith("shared.weight")
+            )
     return weights
 
 

@@ -1,4 +1,7 @@
-"""Kills a writer at each thing it does to the disk: a forked child that ends within the n-th of them."""
+"""Kills a writer at each thing it does to the disk.
+
+A forked child that ends within the n-th of them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate")
+_WRITES = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+)
 KILLED = 9
 
 
@@ -29,7 +41,8 @@ def _dies(left: int) -> Callable[[str, tuple], None]:
 
 
 def killed_at(step: int, work: Callable[[], object]) -> bool:
-    """Runs `work` in a child that dies, handlers and all, as it begins write number `step`; False if it has fewer.
+    """Runs `work` in a child that dies, handlers and all, as it begins write number `step`; False
+    if it has fewer.
 
     Errors of `work` itself fail the test.
     """
@@ -48,8 +61,13 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return status == KILLED
 
 
-def kills(prepare: Callable[[], None], work: Callable[[], object], *, every: int = 1) -> Iterator[int]:
-    """Prepares and kills at every write (or every so many); yields after each, until the writer comes through."""
+def kills(
+    prepare: Callable[[], None], work: Callable[[], object], *, every: int = 1
+) -> Iterator[int]:
+    """Prepares and kills at every write (or every so many).
+
+    Yields after each, until the writer comes through.
+    """
     step = 0
     while True:
         prepare()

@@ -1,6 +1,8 @@
-"""Files damaged at random, with a seed: bits, ends and stretches of bytes; values, keys and nesting of JSON.
+"""Files damaged at random, with a seed: bits, ends and stretches of bytes; values, keys and nesting
+of JSON.
 
-python tests/mutations.py READER COUNT [SEED]     tries COUNT mutants of a reader of `damaged_readers.READERS`
+python tests/mutations.py READER COUNT [SEED]     tries COUNT mutants of a reader of
+`damaged_readers.READERS`
 """
 
 from __future__ import annotations
@@ -12,15 +14,49 @@ from typing import Any
 
 _NUMBERS = (0, -1, 1, 255, 2**31 - 1, 2**31, 2**63 - 1, 2**64 - 1)
 _VALUES: tuple[str, ...] = (
-    *("null", "true", "false", "0", "-1", "1.5", "1e999", "-1e999", "NaN", "1e15", "1000000000", "9" * 400),
-    *('""', '"x"', r'"\u0000"', r'"\ud800"', r'"../../x"', '"/etc/passwd"', '"é文"', "[]", "{}", "[null]", "[[]]"),
-    *('{"": null}', '{"content": 5}', "[" * 90 + "]" * 90, "[" * 5000 + "]" * 5000, '{"a":' * 200 + "1" + "}" * 200),
+    *(
+        "null",
+        "true",
+        "false",
+        "0",
+        "-1",
+        "1.5",
+        "1e999",
+        "-1e999",
+        "NaN",
+        "1e15",
+        "1000000000",
+        "9" * 400,
+    ),
+    *(
+        '""',
+        '"x"',
+        r'"\u0000"',
+        r'"\ud800"',
+        r'"../../x"',
+        '"/etc/passwd"',
+        '"é文"',
+        "[]",
+        "{}",
+        "[null]",
+        "[[]]",
+    ),
+    *(
+        '{"": null}',
+        '{"content": 5}',
+        "[" * 90 + "]" * 90,
+        "[" * 5000 + "]" * 5000,
+        '{"a":' * 200 + "1" + "}" * 200,
+    ),
 )
 _SWAP = "\x01swap\x01"
 
 
 def damaged_bytes(content: bytes, chance: random.Random) -> bytes:
-    """The content with one to three faults: a bit, a byte, a cut, a hole, a doubled stretch, a number."""
+    """The content with one to three faults.
+
+    A bit, a byte, a cut, a hole, a doubled stretch, a number.
+    """
     data = bytearray(content)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         if not data:
@@ -28,7 +64,11 @@ def damaged_bytes(content: bytes, chance: random.Random) -> bytes:
         at = chance.randrange(len(data))
         # Headers stand in front or at the end; there most can go wrong.
         if chance.random() < 0.5:
-            at = min(at, chance.randrange(1, 257)) if chance.random() < 0.7 else max(at, len(data) - 256)
+            at = (
+                min(at, chance.randrange(1, 257))
+                if chance.random() < 0.7
+                else max(at, len(data) - 256)
+            )
         kind = chance.randrange(7)
         size = min(len(data) - at, chance.choice((1, 4, 16, 64, 1000)))
         if kind <= 1:
@@ -49,7 +89,10 @@ def damaged_bytes(content: bytes, chance: random.Random) -> bytes:
 
 
 def damaged_json(content: bytes, chance: random.Random) -> bytes:
-    """The JSON with one to three values replaced, or keys removed or renamed; now and then its bytes damaged."""
+    """The JSON with one to three values replaced, or keys removed or renamed.
+
+    Now and then its bytes damaged.
+    """
     if chance.random() < 0.15:
         return damaged_bytes(content, chance)
     values = json.loads(content)
@@ -67,7 +110,9 @@ def damaged_json(content: bytes, chance: random.Random) -> bytes:
         elif kind < 0.85:
             del holder[key]
         elif isinstance(holder, dict):
-            holder[chance.choice(("", "x", "-1", "0", "99999999999", "content", "model_type"))] = holder.pop(key)
+            holder[chance.choice(("", "x", "-1", "0", "99999999999", "content", "model_type"))] = (
+                holder.pop(key)
+            )
         else:
             holder *= 2
     if chance.random() < 0.02:

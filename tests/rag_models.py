@@ -1,4 +1,7 @@
-"""Tiny RAG models with strong seeded weights, contexts and a retriever; shared by tests of RagModel and its heads."""
+"""Tiny RAG models with strong seeded weights, contexts and a retriever.
+
+Shared by tests of RagModel and its heads.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,16 @@ def config(generator="bart", **fields):
     return RagConfig.from_question_encoder_generator_configs(DPRConfig(**BERT), part, **fields)
 
 
-def build(kind=RagTokenForGeneration, generator="bart", dtype=torch.float64, retriever=None, **fields):
+def build(
+    kind=RagTokenForGeneration, generator="bart", dtype=torch.float64, retriever=None, **fields
+):
     """A model with strong seeded weights, in eval mode."""
     model = kind(config(generator, **fields), retriever=retriever).to(dtype)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = model.config.generator.tie_word_embeddings
-    weights = seeded_weights({n: s for n, s in shapes.items() if not (tied and n.endswith("lm_head.weight"))}, 5)
+    weights = seeded_weights(
+        {n: s for n, s in shapes.items() if not (tied and n.endswith("lm_head.weight"))}, 5
+    )
     model.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=False)
     return model.eval()
 
@@ -63,7 +70,14 @@ class Retriever:
         self.extra = extra
         self.embeds = torch.randn(B, N, D, generator=torch.Generator().manual_seed(4))
 
-    def __call__(self, question_input_ids, question_hidden_states, prefix=None, n_docs=None, return_tensors=None):
+    def __call__(
+        self,
+        question_input_ids,
+        question_hidden_states,
+        prefix=None,
+        n_docs=None,
+        return_tensors=None,
+    ):
         self.asked = (question_input_ids, question_hidden_states, prefix, n_docs, return_tensors)
         found = {k: v for k, v in given_contexts().items() if k != "doc_scores"}
         ids = torch.arange(B * N).view(B, N)

@@ -12,14 +12,19 @@ from rag_models import N, Retriever
 from rag_core.backends import to_numpy
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
-TWINS = {kind.__name__: kind for kind in (RagModel, RagTokenForGeneration, RagSequenceForGeneration)}
+TWINS = {
+    kind.__name__: kind for kind in (RagModel, RagTokenForGeneration, RagSequenceForGeneration)
+}
 LABELS, QUESTIONS = rag_models.LABELS.numpy(), rag_models.QUESTIONS.numpy()
 MASK = (QUESTIONS != 0).astype(np.int64)
 
 
 @cache
 def pair(kind, generator="bart", **fields):
-    """(PyTorch's model, TensorFlow's) in float64 with one retriever; made once, so leave them as they are."""
+    """(PyTorch's model, TensorFlow's) in float64 with one retriever.
+
+    Made once, so leave them as they are.
+    """
     model = rag_models.build(getattr(rag_models, kind), generator, retriever=Retriever(), **fields)
     return model, twin(model)
 
@@ -33,12 +38,19 @@ def twin(model):
 
 
 def contexts(n_docs=N, seed=0):
-    """Contexts and scores of two questions as arrays; rows of other lengths, one of them a pad altogether."""
+    """Contexts and scores of two questions as arrays.
+
+    Rows of other lengths, one of them a pad altogether.
+    """
     draw = np.random.default_rng(seed)
     ids = draw.integers(3, rag_models.V, (2 * n_docs, rag_models.S))
     mask = np.ones_like(ids)
     mask[1, 4:] = 0
-    return {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": draw.normal(size=(2, n_docs))}
+    return {
+        "context_input_ids": ids,
+        "context_attention_mask": mask,
+        "doc_scores": draw.normal(size=(2, n_docs)),
+    }
 
 
 def to_torch(values):
@@ -57,7 +69,12 @@ def error_of(function):
     try:
         function()
     except (TypeError, ValueError) as error:
-        text = str(error).replace("torch.long", "tf.int64").replace("torch.", "tf.").replace("'pt'", "'tf'")
+        text = (
+            str(error)
+            .replace("torch.long", "tf.int64")
+            .replace("torch.", "tf.")
+            .replace("'pt'", "'tf'")
+        )
         return type(error), text.replace(".forward got", ".call got").replace("rag_torch", "rag_tf")
     return None
 
@@ -81,5 +98,7 @@ def assert_same(got, want, name="", tolerance=1e-10):
 def traces(model):
     """How many graphs a model, its parts and heads have been compiled to."""
     parts = [model, model.rag, model.question_encoder, model.generator]
-    graphs = {id(graph): graph for part in parts for graph in part.__dict__.get("_graphs", {}).values()}
+    graphs = {
+        id(graph): graph for part in parts for graph in part.__dict__.get("_graphs", {}).values()
+    }
     return sum(len(graph.traces) for graph in graphs.values())

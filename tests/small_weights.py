@@ -1,11 +1,20 @@
-"""Small configurations and random weights for them; shared by the tests of weight names and of checkpoints."""
+"""Small configurations and random weights for them.
+
+Shared by the tests of weight names and of checkpoints.
+"""
 
 import numpy as np
 
 from rag_core.checkpoint.weights import expected_shapes, tied_names
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig, T5Config
 
-BERT = {"vocab_size": 11, "hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 6}
+BERT = {
+    "vocab_size": 11,
+    "hidden_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 6,
+}
 DPR = DPRConfig(**BERT, max_position_embeddings=8, projection_dim=3)
 BART = BartConfig(
     vocab_size=13,
@@ -30,7 +39,10 @@ def rag(generator=BART):
 def some_weights(config, head=None):
     """Random weights, tied names sharing one array."""
     rng = np.random.default_rng(0)
-    weights = {name: rng.normal(size=size).astype(np.float32) for name, size in expected_shapes(config, head).items()}
+    weights = {
+        name: rng.normal(size=size).astype(np.float32)
+        for name, size in expected_shapes(config, head).items()
+    }
     for group in tied_names(config, head):
         weights |= dict.fromkeys(group, weights[group[0]])
     return weights

@@ -1,4 +1,7 @@
-"""Folders of several files, whatever moment their writer dies at: wholly old or wholly new, and no trace in the end."""
+"""Folders of several files, whatever moment their writer dies at.
+
+Wholly old or wholly new, and no trace in the end.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,18 @@ from killing import contents, kills, quick_folder
 from rag_core.hub import atomic
 from rag_core.hub.atomic import COMMIT, atomic_folder, atomic_write, clear, is_draft, recover
 
-OLD = {"config.json": "old", "model.safetensors": "old", "sub/tokenizer.json": "old", "sub/gone": "old"}
-NEW = {"config.json": "new", "model-1.safetensors": "new", "model-2.safetensors": "new", "sub/tokenizer.json": "new"}
+OLD = {
+    "config.json": "old",
+    "model.safetensors": "old",
+    "sub/tokenizer.json": "old",
+    "sub/gone": "old",
+}
+NEW = {
+    "config.json": "new",
+    "model-1.safetensors": "new",
+    "model-2.safetensors": "new",
+    "sub/tokenizer.json": "new",
+}
 OTHERS = {"README.md": "mine", "sub/notes": "mine"}
 
 
@@ -45,10 +58,16 @@ def texts(folder: Path) -> dict[str, str]:
 
 def seen(folder: Path) -> dict[str, str]:
     """What a program that knows nothing of drafts finds."""
-    return {name: text for name, text in texts(folder).items() if not any(map(is_draft, Path(name).parts))}
+    return {
+        name: text
+        for name, text in texts(folder).items()
+        if not any(map(is_draft, Path(name).parts))
+    }
 
 
-def test_a_save_over_another_is_old_or_new_at_every_kill_and_asking_again_ends_alike(tmp_path) -> None:
+def test_a_save_over_another_is_old_or_new_at_every_kill_and_asking_again_ends_alike(
+    tmp_path,
+) -> None:
     target = tmp_path / "model"
 
     def prepare() -> None:
@@ -57,11 +76,16 @@ def test_a_save_over_another_is_old_or_new_at_every_kill_and_asking_again_ends_a
 
     states = set()
     for _ in kills(prepare, lambda: save(target)):
-        # No program, not even one that knows no journal, meets files of both; without its config.json it is no model.
+        # No program, not even one that knows no journal, meets files of both; without its
+        # config.json it is no model.
         mine = {text for name, text in seen(target).items() if name not in OTHERS}
         assert len(mine) <= 1
         whole = [files | OTHERS for files in (OLD, NEW)]
-        assert seen(target) in whole or "config.json" not in seen(target) or seen(target).items() <= whole[0].items()
+        assert (
+            seen(target) in whole
+            or "config.json" not in seen(target)
+            or seen(target).items() <= whole[0].items()
+        )
         recover(target)
         assert seen(target) in whole
         states.add(seen(target)["config.json"])
@@ -84,7 +108,10 @@ def test_a_new_folder_and_a_new_file_are_there_or_not_at_every_kill(tmp_path) ->
         assert not target.exists() or texts(target) == NEW
         assert not single.exists() or single.read_text() == "new"
         work()
-        assert sorted(path.name for path in target.parent.iterdir()) == ["model", "single"] and texts(target) == NEW
+        assert (
+            sorted(path.name for path in target.parent.iterdir()) == ["model", "single"]
+            and texts(target) == NEW
+        )
 
 
 def test_a_save_that_fails_midway_is_undone(tmp_path, monkeypatch) -> None:
@@ -133,7 +160,9 @@ def test_drafts_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path) -> No
     assert inside.wait(20)
     save(target)
     clear(target)
-    assert not any(folder.exists() for folder in dead) and all(folder.exists() for folder in foreign)
+    assert not any(folder.exists() for folder in dead) and all(
+        folder.exists() for folder in foreign
+    )
     go_on.set()
     thread.join()
     shutil.rmtree(foreign[1])
@@ -146,7 +175,10 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path) -> None:
     lay(target, {"config.json": "old", "model-1.safetensors/mine": "x"})
     with pytest.raises(IsADirectoryError, match=r"model-1\.safetensors"):
         save(target)
-    with pytest.raises(IsADirectoryError, match=r"model-1\.safetensors"), atomic_write(target / "model-1.safetensors"):
+    with (
+        pytest.raises(IsADirectoryError, match=r"model-1\.safetensors"),
+        atomic_write(target / "model-1.safetensors"),
+    ):
         pass
     shutil.rmtree(target / "model-1.safetensors")
     (target / "sub").write_text("a file")
@@ -156,7 +188,10 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path) -> None:
     (target / "sub").symlink_to(elsewhere)
     with pytest.raises(OSError, match="is a link that leads out of"):
         save(target)
-    assert texts(elsewhere) == {"tokenizer.json": "theirs"} and (target / "config.json").read_text() == "old"
+    assert (
+        texts(elsewhere) == {"tokenizer.json": "theirs"}
+        and (target / "config.json").read_text() == "old"
+    )
     (target / "sub").unlink()
     # A file that is a link, as in the hub's cache, is replaced itself.
     (target / "config.json").unlink()
@@ -169,7 +204,12 @@ def test_what_is_in_the_way_is_named_and_kept(tmp_path) -> None:
 def waiting(folder: Path, **journal) -> Path:
     """A folder in which a save waits to be finished."""
     lay(folder, {"config.json": "old", f"{COMMIT}/new/config.json": "new"})
-    values = {"format": "dualrag commit 1", "files": ["config.json"], "folders": [], "removed": []} | journal
+    values = {
+        "format": "dualrag commit 1",
+        "files": ["config.json"],
+        "folders": [],
+        "removed": [],
+    } | journal
     (folder / COMMIT / "journal.json").write_text(json.dumps(values))
     return folder
 
@@ -192,19 +232,28 @@ def test_a_journal_from_elsewhere_cannot_reach_out_of_its_folder(tmp_path, journ
     folder = waiting(tmp_path / "model", **journal)
     (folder / "linked").symlink_to(tmp_path)
     before = contents(tmp_path / "model" / COMMIT)
-    with pytest.raises(OSError, match=r"journal\.json' is no journal .* Remove the folder \.dualrag-commit"):
+    with pytest.raises(
+        OSError, match=r"journal\.json' is no journal .* Remove the folder \.dualrag-commit"
+    ):
         recover(folder)
     assert (tmp_path / "outside").read_text() == "mine" and contents(folder / COMMIT) == before
 
 
-def test_what_waits_is_finished_from_a_folder_within_and_refused_on_a_read_only_place(tmp_path, monkeypatch) -> None:
+def test_what_waits_is_finished_from_a_folder_within_and_refused_on_a_read_only_place(
+    tmp_path, monkeypatch
+) -> None:
     folder = waiting(tmp_path / "model")
     (folder / "sub" / "deep").mkdir(parents=True)
     recover(folder / "sub" / "deep")
     assert texts(folder) == {"config.json": "new"}
     waiting(tmp_path / "other")
-    monkeypatch.setattr(atomic, "_move", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "denied")))
-    with pytest.raises(OSError, match=r"other' was being saved when .*denied\). Open it once where it can be written"):
+    monkeypatch.setattr(
+        atomic, "_move", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "denied"))
+    )
+    with pytest.raises(
+        OSError,
+        match=r"other' was being saved when .*denied\). Open it once where it can be written",
+    ):
         recover(tmp_path / "other")
 
 
@@ -228,7 +277,9 @@ def test_neither_another_users_journal_is_followed_nor_a_lock_waited_for_that_is
     assert texts(folder) == NEW
 
 
-def test_everything_is_on_the_disk_before_it_counts_and_readable_as_the_umask_says(tmp_path, monkeypatch) -> None:
+def test_everything_is_on_the_disk_before_it_counts_and_readable_as_the_umask_says(
+    tmp_path, monkeypatch
+) -> None:
     target, synced = tmp_path / "model", []
     lay(target, OLD)
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
@@ -236,7 +287,9 @@ def test_everything_is_on_the_disk_before_it_counts_and_readable_as_the_umask_sa
 
     def checked(source: Path, place: Path) -> Path:
         if Path(place).name == COMMIT:
-            assert {path.stat().st_ino for path in source.rglob("*") if path != source / "old"} <= set(synced)
+            assert {
+                path.stat().st_ino for path in source.rglob("*") if path != source / "old"
+            } <= set(synced)
         return replace(source, place)
 
     monkeypatch.setattr(Path, "replace", checked)

@@ -1,6 +1,8 @@
-"""Files that are missing, damaged or do not belong together, and disks that fill up, through the command and the saves.
+"""Files that are missing, damaged or do not belong together, and disks that fill up, through the
+command and the saves.
 
-What a single room refuses is tested with that room; here is the whole way: one line, exit code 2, nothing half-written.
+What a single room refuses is tested with that room; here is the whole way: one line, exit code 2,
+nothing half-written.
 """
 
 import json
@@ -41,7 +43,9 @@ def made(world):
     notes = world / "notes.tsv"
     notes.write_text("title\ttext\nParis\tA city of 2 people.\nRome\tA city of 3.\n")
     encoder = load_encoder(str(world / ENCODER))
-    base = build_knowledge_base(notes, world / "base", encoder.embed, encoder_name="tiny", progress=False)
+    base = build_knowledge_base(
+        notes, world / "base", encoder.embed, encoder_name="tiny", progress=False
+    )
     shutil.copytree(world / MODEL, world / "whole")
     RagRetriever.from_pretrained(world / MODEL, index=base.index()).save_pretrained(world / "whole")
     return world
@@ -64,7 +68,9 @@ def dualrag(made, tmp_path, monkeypatch):
 
 def refused(result, says):
     lines = result.stderr.replace("\r", "\n").strip().splitlines()
-    assert result.exit_code == 2 and result.stdout == "" and lines[-1].startswith("dualrag: error: "), result.output
+    assert (
+        result.exit_code == 2 and result.stdout == "" and lines[-1].startswith("dualrag: error: ")
+    ), result.output
     assert "Traceback" not in result.stderr and says in lines[-1]
 
 
@@ -85,12 +91,17 @@ def entries(name, **values):
 
 
 def gone(name):
-    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    return lambda folder: (
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    )
 
 
 def as_bin(folder, share=0.5):
     weights = read_weights(folder)
-    torch.save({name: torch.tensor(np.asarray(weights[name])) for name in weights}, folder / "pytorch_model.bin")
+    torch.save(
+        {name: torch.tensor(np.asarray(weights[name])) for name in weights},
+        folder / "pytorch_model.bin",
+    )
     (folder / "model.safetensors").unlink()
     cut("pytorch_model.bin", share)(folder)
 
@@ -134,22 +145,40 @@ def swapped_tokenizers(folder):
         (gone("config.json"), "No config.json in folder"),
         (cut("config.json"), "config.json is not valid json"),
         (entries("config.json", model_type="gpt9"), "'gpt9'"),
-        (entries("config.json", generator={"model_type": "gpt9"}), "no generator is known for model_type 'gpt9'"),
-        (entries("config.json", question_encoder={"model_type": "gpt9"}), "is known for model_type 'gpt9'"),
+        (
+            entries("config.json", generator={"model_type": "gpt9"}),
+            "no generator is known for model_type 'gpt9'",
+        ),
+        (
+            entries("config.json", question_encoder={"model_type": "gpt9"}),
+            "is known for model_type 'gpt9'",
+        ),
         (entries("config.json", index_name="legacy"), "CVE-2023-6730"),
-        (entries("config.json", index_name="custom", index_path="x.index.dpr", passages_path="p.pkl"), "CVE-2023-6730"),
+        (
+            entries(
+                "config.json", index_name="custom", index_path="x.index.dpr", passages_path="p.pkl"
+            ),
+            "CVE-2023-6730",
+        ),
         (gone("model.safetensors"), "No weights in folder"),
         (cut("model.safetensors"), "model.safetensors is truncated or not a safetensors file"),
         (cut("model.safetensors", 0), "model.safetensors is truncated or not a safetensors file"),
         (as_bin, "pytorch_model.bin is truncated or corrupt"),
-        (as_shards("model-00002-of-00002.safetensors"), "No model-00002-of-00002.safetensors in folder"),
+        (
+            as_shards("model-00002-of-00002.safetensors"),
+            "No model-00002-of-00002.safetensors in folder",
+        ),
         (as_shards("../model.safetensors"), "names a shard outside its folder"),
         (gone("generator_tokenizer"), "generator_tokenizer: no tokenizer found"),
         (cut("question_encoder_tokenizer/tokenizer.json"), "tokenizer.json can't be read"),
         (swapped_tokenizers, "input_ids must lie in the model's vocabulary, 0 to 287"),
         (cut("hf_dataset_index.faiss"), "can't be read as a faiss index"),
         (with_ids_from_one, "but row 0 has the id 1: each document found would be another row's"),
-        (without_vectors, "can't give its vectors back, and documents are weighed by them: add a column 'embeddings'"),
+        (
+            without_vectors,
+            "can't give its vectors back, and documents are weighed by them: add a column "
+            "'embeddings'",
+        ),
         (gone("hf_dataset_index.faiss"), "hf_dataset_index.faiss': there is no such file"),
         (cut("hf_dataset/data-00000-of-00001.arrow"), "can't be opened as a saved data set"),
         (cut("hf_dataset/state.json"), "can't be opened as a saved data set"),
@@ -185,7 +214,10 @@ def unnoticed(damage):
         (gone("manifest.json"), "no knowledge base here"),
         (entries("manifest.json", dimension=8), "are not from one build"),
         (entries("manifest.json", encoder={}), "encoder must have a name and a probe"),
-        (entries("manifest.json", files={"index.faiss": 5, "passages/state.json": 5}), "must have bytes and sha256"),
+        (
+            entries("manifest.json", files={"index.faiss": 5, "passages/state.json": 5}),
+            "must have bytes and sha256",
+        ),
     ],
 )
 def test_a_damaged_knowledge_base_is_one_line(dualrag, made, tmp_path, damage, says):
@@ -204,7 +236,10 @@ def test_names_that_are_wrong_unusual_or_short(dualrag, made, tmp_path, monkeypa
     ):
         refused(dualrag("ask", "Who?", *words), says)
     refused(dualrag("ask", "\udcff", "--model", model, "--kb", made / "base"), "must be UTF-8 text")
-    model, base = shutil.copytree(model, tmp_path / "mödel 文"), shutil.copytree(made / "base", tmp_path / "bäse 文")
+    model, base = (
+        shutil.copytree(model, tmp_path / "mödel 文"),
+        shutil.copytree(made / "base", tmp_path / "bäse 文"),
+    )
     monkeypatch.chdir(base)
     asked = dualrag("ask", "Who lives in Zürich?", "--model", model, "--kb", ".", "--json")
     assert asked.exit_code == 0 and json.loads(asked.stdout)["question"] == "Who lives in Zürich?"
@@ -217,8 +252,16 @@ def test_an_index_that_can_not_be_built_leaves_nothing(dualrag, made, tmp_path):
     for paths, options, says in (
         (["one.tsv"], [], "it has one column, 'name'"),
         (["empty.txt"], [], "the file is empty"),
-        ([made / "notes.tsv"], ["--index", "ivfpq"], "at least 256 passages to train its codes, there are 2"),
-        ([made / "notes.tsv"], ["--encoder", made / MODEL], "is a 'rag' model, not an encoder of documents"),
+        (
+            [made / "notes.tsv"],
+            ["--index", "ivfpq"],
+            "at least 256 passages to train its codes, there are 2",
+        ),
+        (
+            [made / "notes.tsv"],
+            ["--encoder", made / MODEL],
+            "is a 'rag' model, not an encoder of documents",
+        ),
     ):
         refused(dualrag("index", *paths, "--out", "kb", *encoder, *options), says)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "one.tsv"]
@@ -231,12 +274,23 @@ def test_training_that_can_not_end_well_does_not_begin(dualrag, made, tmp_path):
     rest = ["--model", made / MODEL, "--kb", made / "base"]
     refused(dualrag("train", "absent.jsonl", *rest, "--out", "tuned"), "absent.jsonl: no such file")
     refused(dualrag("train", "qa.jsonl", *rest, "--out", "file"), "file is a file: name a folder")
-    refused(dualrag("train", "qa.jsonl", *rest, "--out", "b\udcff"), "out must be a name that is text in this locale")
-    refused(dualrag("train", "qa.jsonl", *rest, "--out", "file/tuned"), "'file/tuned' can't be written")
+    refused(
+        dualrag("train", "qa.jsonl", *rest, "--out", "b\udcff"),
+        "out must be a name that is text in this locale",
+    )
+    refused(
+        dualrag("train", "qa.jsonl", *rest, "--out", "file/tuned"), "'file/tuned' can't be written"
+    )
     parity = ["parity", "--model", made / MODEL]
-    refused(dualrag(*parity, "--questions", "qa.jsonl", "--out", "file/report"), "'file/report' can't be written")
+    refused(
+        dualrag(*parity, "--questions", "qa.jsonl", "--out", "file/report"),
+        "'file/report' can't be written",
+    )
     refused(dualrag(*parity, "--questions", "absent"), "absent")
-    refused(dualrag("train", "qa.jsonl", *rest[:3], made / MODEL, "--out", "tuned"), "no knowledge base here")
+    refused(
+        dualrag("train", "qa.jsonl", *rest[:3], made / MODEL, "--out", "tuned"),
+        "no knowledge base here",
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "qa.jsonl"]
 
 
@@ -281,14 +335,21 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(made, tmp_path, name, si
         "options": GenerationConfig(bad_words_ids=[[i] for i in range(2000)]).save_pretrained,
         "checkpoint": lambda folder: tune(folder, 1),
         "tuned": lambda folder: tune(folder, 0),
-        "new base": lambda folder: build_knowledge_base(made / "notes.tsv", folder, embed, progress=False),
-        "base": lambda folder: KnowledgeBase.open(folder).add(made / "notes.tsv", embed, progress=False),
+        "new base": lambda folder: build_knowledge_base(
+            made / "notes.tsv", folder, embed, progress=False
+        ),
+        "base": lambda folder: KnowledgeBase.open(folder).add(
+            made / "notes.tsv", embed, progress=False
+        ),
     }[name]
     old = {"model": MODEL, "tokenizers": MODEL, "retriever": MODEL, "base": "base"}.get(name)
     if old:
         shutil.copytree(made / old, tmp_path / name)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(OSError, match=f"(?s)({name}|model.safetensors).*Make room"), full_after(size):
+    with (
+        pytest.raises(OSError, match=f"(?s)({name}|model.safetensors).*Make room"),
+        full_after(size),
+    ):
         save(tmp_path / name)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == [name] * bool(old)

@@ -40,7 +40,9 @@ def test_equal_to_the_reference(case):
     )
     for table in case["tables"]:
         assert not search.done
-        advance(search, (np.array(table, np.float32) / np.float32(1000)).reshape(questions, beams, -1))
+        advance(
+            search, (np.array(table, np.float32) / np.float32(1000)).reshape(questions, beams, -1)
+        )
     assert search.done
     finished = search.finish()
     assert finished.sequences.tolist() == case["sequences"]
@@ -48,7 +50,9 @@ def test_equal_to_the_reference(case):
     np.testing.assert_allclose(finished.scores, case["scores"], atol=1e-5)
 
 
-def every_sequence(table: np.ndarray, max_length: int, length_penalty: float) -> list[tuple[float, list[int]]]:
+def every_sequence(
+    table: np.ndarray, max_length: int, length_penalty: float
+) -> list[tuple[float, list[int]]]:
     """All sequences a chain of log-probabilities (steps, V, V) can write, best first."""
     found = []
     size = table.shape[1]
@@ -81,7 +85,9 @@ def test_beams_wide_enough_find_what_enumeration_finds(seed, length_penalty, max
     finished = search.finish()
     best = every_sequence(table, max_length, length_penalty)[:3]
     np.testing.assert_allclose(finished.scores, [score for score, _ in best], atol=1e-9)
-    written = [row[:n].tolist() for row, n in zip(finished.sequences, finished.lengths, strict=True)]
+    written = [
+        row[:n].tolist() for row, n in zip(finished.sequences, finished.lengths, strict=True)
+    ]
     assert written == [tokens for _, tokens in best]
 
 
@@ -136,13 +142,17 @@ def test_of_equals_the_lowest_index_goes_first():
 
 
 def test_too_few_candidates_that_go_on_are_an_error():
-    search = BeamSearch(searches=1, beams=2, start_token_id=0, max_length=5, eos_token_ids=(EOS,), pad_token_id=PAD)
+    search = BeamSearch(
+        searches=1, beams=2, start_token_id=0, max_length=5, eos_token_ids=(EOS,), pad_token_id=PAD
+    )
     with pytest.raises(ValueError, match="for 2 beams"):
         search.step(np.zeros((1, 4)), np.array([[2, 2, 2, 5]]), np.zeros((1, 4), int))
 
 
 def test_rows_end_one_by_one():
-    rows = RowSearch(rows=3, start_token_id=0, max_length=4, eos_token_ids=(EOS, 3), pad_token_id=PAD)
+    rows = RowSearch(
+        rows=3, start_token_id=0, max_length=4, eos_token_ids=(EOS, 3), pad_token_id=PAD
+    )
     rows.step(np.array([2, 5, 6]), np.array([-1.0, -2.0, -3.0]))
     assert rows.step(np.array([7, 3, 6]), np.array([-1.0, -2.0, -3.0])).tolist() == [PAD, 3, 6]
     assert rows.finished.tolist() == [True, True, False] and not rows.done
@@ -162,7 +172,9 @@ def test_candidates_are_distinct_and_keep_the_first_place():
     c = collect_candidates(finished, 3, pad_token_id=9, do_deduplication=True)
     assert c.tokens.tolist() == [[[0, 5, 2, 9], [0, 6, 2, 9]], [[0, 7, 7, 2], [9, 9, 9, 9]]]
     assert c.exists.tolist() == [[True, True], [True, False]]
-    np.testing.assert_allclose(np.exp(c.pooled(np.log([[0.1, 0.3, 0.2], [0.1, 0.1, 0.4]])))[:, 0], [0.3, 0.6])
+    np.testing.assert_allclose(
+        np.exp(c.pooled(np.log([[0.1, 0.3, 0.2], [0.1, 0.1, 0.4]])))[:, 0], [0.3, 0.6]
+    )
     tokens, scores = c.best(np.array([[-2.0, -1.0], [-5.0, 0.0]]), 2)
     assert tokens.tolist() == [[0, 6, 2, 9], [0, 5, 2, 9], [0, 7, 7, 2], [9, 9, 9, 9]]
     assert scores.tolist() == [-1.0, -2.0, -5.0, -np.inf]

@@ -1,4 +1,7 @@
-"""The benchmarks' arithmetic, and the check that keeps wrong figures out of the table. Nothing is timed here."""
+"""The benchmarks' arithmetic, and the check that keeps wrong figures out of the table.
+
+Nothing is timed here.
+"""
 
 import copy
 
@@ -44,7 +47,9 @@ def test_padding_and_the_order_of_lesser_candidates_do_not_count():
 def test_other_losses_are_found(wrong):
     assert agreement.difference({"numbers": [1.0]}, {"numbers": [1.00005]}) == ""
     assert "number 0" in agreement.difference({"numbers": [1.0]}, {"numbers": [wrong]})
-    assert agreement.difference({"numbers": [1.0]}, {"numbers": []}) and agreement.difference({"numbers": [1.0]}, {})
+    assert agreement.difference({"numbers": [1.0]}, {"numbers": []}) and agreement.difference(
+        {"numbers": [1.0]}, {}
+    )
 
 
 def test_a_candidate_that_comes_twice_is_found():
@@ -53,14 +58,18 @@ def test_a_candidate_that_comes_twice_is_found():
 
 
 def test_who_disagrees_is_marked_and_compared_with_4_37_2():
-    some = [contestant(name) for name in ("dualrag-torch", "transformers4-torch", "transformers5-torch")]
+    some = [
+        contestant(name) for name in ("dualrag-torch", "transformers4-torch", "transformers5-torch")
+    ]
     found = {one.name: copy.deepcopy(ROWS) for one in some}
     found["dualrag-torch"]["tokens"][0][1] = 99
     entries = {one.name: {} for one in some}
     said = []
     judge(JOB["token_beam4"], some, found, entries, said.append)
     assert [entries[one.name]["agrees"] for one in some] == [False, True, True]
-    assert "transformers4-torch" in entries["dualrag-torch"]["difference"] and "DISAGREES" in said[0]
+    assert (
+        "transformers4-torch" in entries["dualrag-torch"]["difference"] and "DISAGREES" in said[0]
+    )
     assert entries["dualrag-torch"]["equal_rows"] == 0.75
 
 
@@ -94,7 +103,10 @@ def results():
             "python": "3.11",
             "gflops": {"torch": 100.0},
         },
-        "jobs": {"token_beam4": beams, "retrieve": {"title": "retrieve", "operations": None, "contestants": calls}},
+        "jobs": {
+            "token_beam4": beams,
+            "retrieve": {"title": "retrieve", "operations": None, "contestants": calls},
+        },
     }
 
 
@@ -119,7 +131,10 @@ def test_the_tables_say_what_was_not_reached_and_what_was_not_measured():
 
 
 def test_the_floors_are_those_of_the_operation_count():
-    """1.1 s to encode, 2.9 s to search, 10.7 s to weigh all candidates at 178 GFLOP/s; written out once by hand."""
+    """1.1 s to encode, 2.9 s to search, 10.7 s to weigh all candidates at 178 GFLOP/s.
+
+    Written out once by hand.
+    """
     lengths = np.linspace(60, 190, 20).round()
     shape = floor.Shape(768, 3072, 6, 6, 50_265)
     one = floor.Shape(2, 8, 1, 1, 10)
@@ -127,7 +142,9 @@ def test_the_floors_are_those_of_the_operation_count():
     assert floor.row(one, 3, 1) == 2 * (24 + 32) + 8 * 4 + 40
     rate = 178.0
     assert floor.seconds(floor.search(shape, lengths, 4, 20), rate) == pytest.approx(2.9, abs=0.15)
-    assert floor.seconds(floor.thorough(shape, lengths, 4, 20, 4), rate) == pytest.approx(10.8, abs=0.3)
+    assert floor.seconds(floor.thorough(shape, lengths, 4, 20, 4), rate) == pytest.approx(
+        10.8, abs=0.3
+    )
     assert floor.search(shape, lengths, 1, 20) < floor.search(shape, lengths, 4, 20)
 
 
@@ -146,9 +163,16 @@ def test_who_does_what():
     names = {job.name: [one.name for one in CONTESTANTS if takes_part(one, job)] for job in JOBS}
     assert "transformers4-tf" not in names["training"] and "dualrag-tf" in names["training"]
     assert "ctranslate2@int8" in names["plain_beam4"] and "ctranslate2" not in names["token_beam4"]
-    assert contestant("dualrag-torch@bf16").dtype == "bf16" and not contestant("dualrag-torch@bf16").exact
+    assert (
+        contestant("dualrag-torch@bf16").dtype == "bf16"
+        and not contestant("dualrag-torch@bf16").exact
+    )
     assert {goal.job for goal in GOALS} <= {*JOB, "inference"}
-    assert JOB["token_greedy"].generate_options(BASE) == {"num_beams": 1, "min_length": 21, "max_length": 21}
+    assert JOB["token_greedy"].generate_options(BASE) == {
+        "num_beams": 1,
+        "min_length": 21,
+        "max_length": 21,
+    }
     with pytest.raises(ValueError, match="no job nothing"):
         selected("nothing")
     with pytest.raises(ValueError, match="no contestant 'nobody'"):

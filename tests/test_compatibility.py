@@ -1,4 +1,7 @@
-"""Entries of docs/compatibility.md that no other test shows; what 4.37.2 does was seen by running it."""
+"""Entries of docs/compatibility.md that no other test shows.
+
+What 4.37.2 does was seen by running it.
+"""
 
 import inspect
 import warnings
@@ -7,7 +10,15 @@ import pytest
 import torch
 
 from conformance.cases import contexts, questions, targets
-from rag_core import BartConfig, BertConfig, DPRConfig, GenerationConfig, RagConfig, RagRetriever, RagTokenizer
+from rag_core import (
+    BartConfig,
+    BertConfig,
+    DPRConfig,
+    GenerationConfig,
+    RagConfig,
+    RagRetriever,
+    RagTokenizer,
+)
 from rag_core.tokenization.rag import Tokenizer
 from rag_torch import BertEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from tests.golden_models import build, tensors, toy_retriever
@@ -30,7 +41,13 @@ def given(n_docs=3, batch=2):
 
 
 def asked():
-    return dict(zip(("input_ids", "attention_mask"), map(torch.tensor, questions("bart", "x", 2)), strict=True))
+    return dict(
+        zip(
+            ("input_ids", "attention_mask"),
+            map(torch.tensor, questions("bart", "x", 2)),
+            strict=True,
+        )
+    )
 
 
 def labels(kind="plain"):
@@ -43,7 +60,9 @@ def test_q13_a_rag_level_bos_of_0_falls_through_to_the_generators():
     for second, excluded in ((7, True), (0, False)):
         target = labels()
         target[:, 1] = second
-        kept, dropped = (model(**given(), labels=target, exclude_bos_score=x).loss for x in (False, True))
+        kept, dropped = (
+            model(**given(), labels=target, exclude_bos_score=x).loss for x in (False, True)
+        )
         assert torch.equal(kept, dropped) != excluded
 
 
@@ -70,7 +89,10 @@ def test_q18_training_starts_with_bos_and_decoding_with_the_start_token(world):
     ids = tokenizer(text_target="Paris")["input_ids"]
     assert (ids[0], ids[-1]) == (tokenizer.generator.bos_token_id, tokenizer.generator.eos_token_id)
     model = RagTokenForGeneration.from_pretrained(world / "facebook/rag-token-nq")
-    filled = {"context_input_ids": torch.tensor([ids, ids]), "context_attention_mask": torch.ones(2, len(ids))}
+    filled = {
+        "context_input_ids": torch.tensor([ids, ids]),
+        "context_attention_mask": torch.ones(2, len(ids)),
+    }
     made = model.generate(**filled, doc_scores=torch.zeros(1, 2), max_length=4)
     assert made[0, 0] == config.generator.decoder_start_token_id == tokenizer.generator.eos_token_id
 
@@ -87,11 +109,18 @@ def test_q20_beams_asked_for_in_a_generation_config_are_heard(given_beams):
 def test_q23_rag_sequence_searches_by_pads_and_not_by_the_mask_given():
     model, contexts = bart("sequence", 1), given(1, 4)
     assert (contexts["context_attention_mask"] == 0).any()
-    full = {**contexts, "context_attention_mask": torch.ones_like(contexts["context_attention_mask"])}
+    full = {
+        **contexts,
+        "context_attention_mask": torch.ones_like(contexts["context_attention_mask"]),
+    }
     by_pads, by_mask = (model.generate(**each, max_length=9) for each in (contexts, full))
-    assert torch.equal(by_pads, by_mask), "one document and one beam leave nothing for rescoring to choose"
+    assert torch.equal(by_pads, by_mask), (
+        "one document and one beam leave nothing for rescoring to choose"
+    )
     ids = labels().repeat(2, 1)
-    assert not torch.equal(*(model(**each, decoder_input_ids=ids).logits for each in (contexts, full)))
+    assert not torch.equal(
+        *(model(**each, decoder_input_ids=ids).logits for each in (contexts, full))
+    )
 
 
 def test_d3_rag_sequence_rescores_with_the_contexts_it_was_given():
@@ -112,7 +141,12 @@ def test_d4_n_docs_of_the_call_counts_to_the_end(head):
 
 def test_d4_padded_questions_are_answered_as_alone():
     """A mean-pooled encoder does not guess its mask as DPR does."""
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     torch.manual_seed(0)
     encoder = BertEncoder(BertConfig(**size, vocab_size=80, pooling="mean", scale=3.0))
     model = RagSequenceForGeneration(
@@ -122,11 +156,16 @@ def test_d4_padded_questions_are_answered_as_alone():
         n_docs=3,
     ).eval()
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 0, 0, 0]])
-    together = model.generate(ids, (ids != 0).long(), num_beams=2, max_length=9, return_dict_in_generate=True)
+    together = model.generate(
+        ids, (ids != 0).long(), num_beams=2, max_length=9, return_dict_in_generate=True
+    )
     for row, length in enumerate((7, 4)):
-        alone = model.generate(ids[row : row + 1, :length], num_beams=2, max_length=9, return_dict_in_generate=True)
+        alone = model.generate(
+            ids[row : row + 1, :length], num_beams=2, max_length=9, return_dict_in_generate=True
+        )
         ours, other = (
-            [t for t in ids if t != 1] for ids in (together.sequences[row].tolist(), *alone.sequences.tolist())
+            [t for t in ids if t != 1]
+            for ids in (together.sequences[row].tolist(), *alone.sequences.tolist())
         )
         assert ours == other
         torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0])
@@ -137,34 +176,54 @@ def test_d9_options_that_rag_token_used_to_ignore_act():
     plain = model.generate(**given(), max_length=12)
     assert model.generate(**given(), max_new_tokens=3).shape == (2, 4)
     assert torch.equal(model.generate(**given(), max_length=12, use_cache=False), plain)
-    assert not torch.equal(model.generate(**given(), max_length=12, do_sample=True, temperature=5.0, seed=1), plain)
-    stopped = model.generate(**given(), max_length=12, stopping_criteria=[lambda ids, scores: ids.shape[1] >= 3])
+    assert not torch.equal(
+        model.generate(**given(), max_length=12, do_sample=True, temperature=5.0, seed=1), plain
+    )
+    stopped = model.generate(
+        **given(), max_length=12, stopping_criteria=[lambda ids, scores: ids.shape[1] >= 3]
+    )
     assert torch.equal(stopped, plain[:, :3])
-    begun = model.generate(**given(), max_length=12, decoder_input_ids=torch.tensor([[2, 9], [2, 9]]))
+    begun = model.generate(
+        **given(), max_length=12, decoder_input_ids=torch.tensor([[2, 9], [2, 9]])
+    )
     assert begun[:, :2].tolist() == [[2, 9], [2, 9]] and begun.shape[1] <= 12
     out = model.generate(**given(), max_length=12, output_scores=True, return_dict_in_generate=True)
     assert torch.equal(out.sequences, plain) and len(out.scores) == plain.shape[1] - 1
-    for refused in ({"max_time": 1.0}, {"penalty_alpha": 0.6}, {"num_beams": 4, "num_beam_groups": 2}):
+    for refused in (
+        {"max_time": 1.0},
+        {"penalty_alpha": 0.6},
+        {"num_beams": 4, "num_beam_groups": 2},
+    ):
         with pytest.raises(ValueError, match="not supported"):
             model.generate(**given(), **refused)
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3])
 def test_d10_no_repeat_over_all_documents_of_a_question(beams):
-    """4.37.2 divides by zero with fewer beams than documents, and its encoder penalty has the wrong number of rows."""
+    """4.37.2 divides by zero with fewer beams than documents, and its encoder penalty has the
+    wrong number of rows.
+    """
     model, found = bart("token"), given()
     rows = model.generate(**found, encoder_no_repeat_ngram_size=1, num_beams=beams, max_length=9)
     read = found["context_input_ids"].view(2, -1)
     for row, ids in zip(rows.tolist(), read.tolist(), strict=True):
         assert not (set(row[1:]) - {1, 2}) & set(ids)
-    assert model.generate(**found, encoder_repetition_penalty=1.5, num_beams=beams, max_length=5).shape[0] == 2
+    assert (
+        model.generate(
+            **found, encoder_repetition_penalty=1.5, num_beams=beams, max_length=5
+        ).shape[0]
+        == 2
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_d12_generate_without_contexts_names_all_three(head):
     some = given()
     some.pop("doc_scores")
-    with pytest.raises(ValueError, match="context_input_ids, context_attention_mask and doc_scores must all be given"):
+    with pytest.raises(
+        ValueError,
+        match="context_input_ids, context_attention_mask and doc_scores must all be given",
+    ):
         bart(head).generate(**asked())
     with pytest.raises(ValueError, match="without doc_scores"):
         bart(head).generate(**some)
@@ -178,8 +237,13 @@ def test_d17_rag_tokenizer_hands_its_keywords_to_both(world, monkeypatch):
         return load(cls, name, **kwargs)
 
     monkeypatch.setattr(Tokenizer, "from_pretrained", classmethod(spy))
-    RagTokenizer.from_pretrained(world / "facebook/rag-token-nq", revision="main", local_files_only=True)
-    assert [call.pop("subfolder") for call in seen] == ["question_encoder_tokenizer", "generator_tokenizer"]
+    RagTokenizer.from_pretrained(
+        world / "facebook/rag-token-nq", revision="main", local_files_only=True
+    )
+    assert [call.pop("subfolder") for call in seen] == [
+        "question_encoder_tokenizer",
+        "generator_tokenizer",
+    ]
     assert seen == [{"revision": "main", "local_files_only": True}] * 2
 
 
@@ -209,7 +273,12 @@ def test_d24_an_index_that_holds_nothing_is_still_the_index():
         init_index = get_top_docs = get_doc_dicts = lambda self, *args: None
 
     own, tokenizer = Empty(), object()
-    config = RagConfig(question_encoder=DPRConfig(), generator=BartConfig(), index_name="custom", index_path="nowhere")
+    config = RagConfig(
+        question_encoder=DPRConfig(),
+        generator=BartConfig(),
+        index_name="custom",
+        index_path="nowhere",
+    )
     assert RagRetriever(config, tokenizer, tokenizer, index=own).index is own
 
 
@@ -251,7 +320,9 @@ def test_return_dict_false_gives_a_tuple():
 
 
 def test_a_part_of_unknown_type_can_be_described_but_not_built():
-    config = RagConfig(question_encoder=DPRConfig(), generator={"model_type": "pegasus", "d_model": 8})
+    config = RagConfig(
+        question_encoder=DPRConfig(), generator={"model_type": "pegasus", "d_model": 8}
+    )
     assert RagConfig.from_dict(config.to_dict()).generator.d_model == 8
     with pytest.raises(ValueError, match="no generator is known for model_type 'pegasus'"):
         RagModel(config)

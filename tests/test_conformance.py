@@ -1,4 +1,7 @@
-"""The comparison of the backends: every stage of a hundred cases, faults that are planted and found, traces refused."""
+"""The comparison of the backends.
+
+Every stage of a hundred cases, faults that are planted and found, traces refused.
+"""
 
 import json
 import subprocess
@@ -21,7 +24,14 @@ BOUNDS = load_tolerances("float64")
 
 def compared(expected, actual):
     result = Comparison()
-    compare_case("case", expected, actual, {name: array.shape for name, array in expected.items()}, BOUNDS, result)
+    compare_case(
+        "case",
+        expected,
+        actual,
+        {name: array.shape for name, array in expected.items()},
+        BOUNDS,
+        result,
+    )
     return result
 
 
@@ -45,15 +55,23 @@ def test_the_catalogue_has_every_switch():
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The quick cases on every backend at hand, side by side, each in a process of its own; of one alone a few."""
+    """The quick cases on every backend at hand, side by side, each in a process of its own.
+
+    Of one alone a few.
+    """
     names = [case["name"] for case in quick_cases()][:: 1 if len(HERE) > 1 else 8]
     folder = tmp_path_factory.mktemp("traces")
     commands = [
-        [sys.executable, *f"-m conformance run --backend {name} --out".split(), str(folder / f"{name}.npz")]
+        [
+            sys.executable,
+            *f"-m conformance run --backend {name} --out".split(),
+            str(folder / f"{name}.npz"),
+        ]
         for name in HERE
     ]
     running = [
-        subprocess.Popen([*each, "--cases", *names], cwd=ROOT, stderr=subprocess.PIPE, text=True) for each in commands
+        subprocess.Popen([*each, "--cases", *names], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for each in commands
     ]
     for process in running:
         _, errors = process.communicate()
@@ -68,16 +86,17 @@ def test_the_backends_agree_at_every_stage_of_the_quick_cases(recorded):
     assert found.agrees and not found.turned
     assert len(HERE) == 1 or (found.cases == len(quick_cases()) and found.generations >= 190)
     wanted = (
-        "question_encoder question_vector doc_scores doc_ids context_ids encoder decoder logits marginal loss gradient"
+        "question_encoder question_vector doc_scores doc_ids context_ids encoder decoder logits "
+        "marginal loss gradient"
     )
     assert set(wanted.split()) <= set(found.stages)
 
 
 def test_the_comparison_loads_no_framework_and_reports(recorded, tmp_path):
     code = (
-        "import sys, runpy; sys.argv = ['conformance', *sys.argv[1:]]\n"
-        "try: runpy.run_module('conformance', run_name='__main__')\n"
-        "except SystemExit as end: assert not {'torch', 'tensorflow', 'keras'} & set(sys.modules); sys.exit(end.code)"
+        "import sys, runpy; sys.argv = ['conformance', *sys.argv[1:]]\ntry: "
+        "runpy.run_module('conformance', run_name='__main__')\nexcept SystemExit as end: assert "
+        "not {'torch', 'tensorflow', 'keras'} & set(sys.modules); sys.exit(end.code)"
     )
     pair = [str(recorded[0]), str(recorded[-1])]
     done = subprocess.run(
@@ -105,7 +124,9 @@ def healthy():
 
 
 def traced(models, fault):
-    first = next(c for c in quick_cases() if c["structure"] == fault.structure and c["head"] == fault.head)
+    first = next(
+        c for c in quick_cases() if c["structure"] == fault.structure and c["head"] == fault.head
+    )
     case = {**first, **fault.case, "n_docs": 3, "seed": 1, "label_smoothing": 0.0, "modes": {}}
     return run_case(models, case, gradients=False)
 
@@ -115,7 +136,9 @@ def traced(models, fault):
 def test_a_planted_fault_is_found_where_it_is(name, backend, healthy, monkeypatch):
     fault, expected, models = FAULTS[name], healthy(name), Models(backend, "float64")
     if backend == "tf":  # a graph used once costs more than it saves
-        monkeypatch.setattr(room("rag_tf")("graphs").Graph, "__call__", lambda graph, *args: graph.function(*args))
+        monkeypatch.setattr(
+            room("rag_tf")("graphs").Graph, "__call__", lambda graph, *args: graph.function(*args)
+        )
     tracer = models.tracer(fault.structure, fault.head)
 
     def fill(arrays, fill=tracer.fill):  # the run fills in the weights first; then comes the fault

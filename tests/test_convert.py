@@ -1,4 +1,6 @@
-"""`dualrag convert`: every readable layout becomes the one that is written, whole and unchanged, or nothing."""
+"""`dualrag convert`: every readable layout becomes the one that is written, whole and unchanged,
+or nothing.
+"""
 
 import json
 import os
@@ -30,7 +32,9 @@ CLASSES = {"token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
 
 
 def files_of(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 @pytest.mark.parametrize("name", exchange.CHECKPOINTS)
@@ -49,9 +53,15 @@ def test_converted_checkpoints_of_pytorch_give_the_references_outputs(name, tmp_
 def test_converted_checkpoints_of_tensorflow_give_the_references_outputs(name, tmp_path):
     head = name.split("_")[1]
     convert_checkpoint(GOLDEN / name, tmp_path / "out")
-    assert files_of(tmp_path / "out") == ["config.json", "generation_config.json", "model.safetensors"]
+    assert files_of(tmp_path / "out") == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     values = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert values["architectures"] == [CLASSES[head].__name__] and values["torch_dtype"] == "float32"
+    assert (
+        values["architectures"] == [CLASSES[head].__name__] and values["torch_dtype"] == "float32"
+    )
     with safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert "rag.generator.model.shared.weight" in file.keys()
@@ -59,7 +69,10 @@ def test_converted_checkpoints_of_tensorflow_give_the_references_outputs(name, t
     labels = inputs.pop("labels")
     with torch.no_grad():
         output = CLASSES[head].from_pretrained(tmp_path / "out")(**inputs, decoder_input_ids=labels)
-    assert relative_error(np.load(GOLDEN / name / "expected.npz")["logits"], output.logits.numpy()) < 1e-5
+    assert (
+        relative_error(np.load(GOLDEN / name / "expected.npz")["logits"], output.logits.numpy())
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])
@@ -74,17 +87,22 @@ def test_half_precision_survives_and_can_be_asked_for(dtype, tmp_path):
     assert json.loads((tmp_path / "kept" / "config.json").read_text())["torch_dtype"] == kind
     convert_checkpoint(tmp_path / "half", tmp_path / "single", dtype="float32")
     same(
-        read_weights(tmp_path / "single"), {k: v.astype(np.float32) for k, v in read_weights(tmp_path / "half").items()}
+        read_weights(tmp_path / "single"),
+        {k: v.astype(np.float32) for k, v in read_weights(tmp_path / "half").items()},
     )
     convert_checkpoint(tmp_path / "single", tmp_path / "again", dtype=kind)
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "kept/model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "kept/model.safetensors"
+    ).read_bytes()
 
 
 def test_numbers_too_large_for_half_precision_are_refused(tmp_path):
     weights = some_weights(BART)
     weights["model.decoder.layers.0.fc1.bias"] = np.full(6, 1e5, np.float32)
     write_checkpoint(tmp_path / "a", weights, BART)
-    with pytest.raises(ValueError, match=r"layers\.0\.fc1\.bias holds 100000, too large for float16"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.fc1\.bias holds 100000, too large for float16"
+    ):
         convert_checkpoint(tmp_path / "a", tmp_path / "b", dtype="float16")
     assert not (tmp_path / "b").exists()
     convert_checkpoint(tmp_path / "a", tmp_path / "b", dtype="bfloat16")
@@ -92,26 +110,48 @@ def test_numbers_too_large_for_half_precision_are_refused(tmp_path):
 
 def test_parts_alone_and_what_they_bring_along(tmp_path):
     bert = BertConfig(**BERT)
-    weights = {f"bert.{name}": value for name, value in some_weights(BertConfig(**BERT, pooling="pooler")).items()}
+    weights = {
+        f"bert.{name}": value
+        for name, value in some_weights(BertConfig(**BERT, pooling="pooler")).items()
+    }
     weights |= {"cls.predictions.bias": np.zeros(11, np.float32)}
     folder = tmp_path / "bert"
     bert.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name in ("vocab.txt", "tokenizer_config.json", "1_Pooling/config.json", "pytorch_model.bin.old", "notes.md"):
+    for name in (
+        "vocab.txt",
+        "tokenizer_config.json",
+        "1_Pooling/config.json",
+        "pytorch_model.bin.old",
+        "notes.md",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
     done = convert_checkpoint(folder, tmp_path / "out")
     assert done.left_out == ["cls.predictions.bias"] and "1 (cls.predictions.bias)" in str(done)
     assert done.copied == ["1_Pooling/config.json", "tokenizer_config.json", "vocab.txt"]
-    assert files_of(tmp_path / "out") == ["1_Pooling/config.json", "config.json", "model.safetensors", *done.copied[1:]]
-    assert sorted(read_weights(tmp_path / "out")) == sorted(some_weights(BertConfig(**BERT, pooling="pooler")))
+    assert files_of(tmp_path / "out") == [
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        *done.copied[1:],
+    ]
+    assert sorted(read_weights(tmp_path / "out")) == sorted(
+        some_weights(BertConfig(**BERT, pooling="pooler"))
+    )
     assert AutoConfig.from_pretrained(tmp_path / "out").architectures == ["BertModel"]
-    for head, architecture in (("question", "DPRQuestionEncoder"), ("context", "DPRContextEncoder")):
+    for head, architecture in (
+        ("question", "DPRQuestionEncoder"),
+        ("context", "DPRContextEncoder"),
+    ):
         write_checkpoint(tmp_path / head, some_weights(DPR, head), DPR)
         convert_checkpoint(tmp_path / head, tmp_path / f"{head}_out")
         config = AutoConfig.from_pretrained(tmp_path / f"{head}_out")
         assert config.architectures == [architecture]
-        same(fit_weights(config, read_weights(tmp_path / f"{head}_out"), head), some_weights(DPR, head))
+        same(
+            fit_weights(config, read_weights(tmp_path / f"{head}_out"), head),
+            some_weights(DPR, head),
+        )
 
 
 def test_nothing_is_written_where_anything_is_wrong(tmp_path):
@@ -123,30 +163,50 @@ def test_nothing_is_written_where_anything_is_wrong(tmp_path):
     (broken / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"broken.* doesn't fit the configuration") as caught:
         convert_checkpoint(broken, tmp_path / "new" / "out")
-    assert "missing: rag.generator.model.decoder.layers.1.encoder_attn.k_proj.bias" in str(caught.value)
+    assert "missing: rag.generator.model.decoder.layers.1.encoder_attn.k_proj.bias" in str(
+        caught.value
+    )
     with pytest.raises(ValueError, match="max_shard_size"):
         convert_checkpoint(source, tmp_path / "new" / "out", max_shard_size="big")
     with pytest.raises(ValueError, match="dtype must be one of keep"):
         convert_checkpoint(source, tmp_path / "new" / "out", dtype="int8")
     with pytest.raises(TypeError, match="got colour"):
         convert_checkpoint(source, tmp_path / "new" / "out", colour=1)
-    assert files_of(tmp_path) == [f"broken/{name}" for name in files_of(broken)] and not (tmp_path / "new").exists()
+    assert (
+        files_of(tmp_path) == [f"broken/{name}" for name in files_of(broken)]
+        and not (tmp_path / "new").exists()
+    )
     before = (broken / "tf_model.h5").read_bytes()
-    with pytest.raises(OSError, match=r"broken' holds a model already \(config\.json, tf_model\.h5\)"):
+    with pytest.raises(
+        OSError, match=r"broken' holds a model already \(config\.json, tf_model\.h5\)"
+    ):
         convert_checkpoint(source, broken)
     assert (broken / "tf_model.h5").read_bytes() == before
 
 
 def test_the_command_tells_what_it_did_in_one_line(tmp_path):
     out = tmp_path / "out"
-    words = ["convert", str(GOLDEN / "tf_token_bart"), str(out), "--max-shard-size", "80KB", "--dtype", "bfloat16"]
+    words = [
+        "convert",
+        str(GOLDEN / "tf_token_bart"),
+        str(out),
+        "--max-shard-size",
+        "80KB",
+        "--dtype",
+        "bfloat16",
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert done.stderr == f"{out}: 87 weights, 0.1 MB of bfloat16, in 2 file(s), 1 other file(s) copied.\n"
+    assert (
+        done.stderr
+        == f"{out}: 87 weights, 0.1 MB of bfloat16, in 2 file(s), 1 other file(s) copied.\n"
+    )
     assert CliRunner().invoke(app, words).stderr == done.stderr  # found done
     again = CliRunner().invoke(app, [*words[:-1], "float16"])
     assert (
-        again.exit_code == 2 and again.stderr.startswith("dualrag: error: ") and "holds a model already" in again.stderr
+        again.exit_code == 2
+        and again.stderr.startswith("dualrag: error: ")
+        and "holds a model already" in again.stderr
     )
     assert again.stderr.count("\n") == 1
 
@@ -182,7 +242,11 @@ print(done.size / 1e6, peak() - before)
 
 def test_memory_holds_single_tensors_not_the_checkpoint(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", LARGE, tmp_path], capture_output=True, text=True, env={**os.environ}, check=True
+        [sys.executable, "-c", LARGE, tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+        check=True,
     )
     size, grown = map(float, done.stdout.split())
     assert size > 300 and grown < 100, (size, grown)

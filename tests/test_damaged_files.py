@@ -1,4 +1,5 @@
-"""Damaged and hostile files: whatever is wrong with one is an error that names it, in every reader; nothing crashes.
+"""Damaged and hostile files: whatever is wrong with one is an error that names it, in every reader;
+nothing crashes.
 
 The mutants are seeded. `python tests/damaged_readers.py READER COUNT` tries more of them.
 """
@@ -45,7 +46,10 @@ def test_a_mutant_of_a_whole_model_is_read_or_refused_by_its_name(tmp_path):
 
 @pytest.mark.parametrize("kind", ["h5", "arrow-full"])
 def test_mutants_that_a_child_finds_sound_are_read_here(kind, tmp_path):
-    """One child for 150 files; what it lets through is opened, searched and read in this process."""
+    """One child for 150 files.
+
+    What it lets through is opened, searched and read in this process.
+    """
     write = write_h5 if kind == "h5" else write_index
     write(tmp_path)
     [good] = tmp_path.rglob("*.h5" if kind == "h5" else "*.arrow")
@@ -55,7 +59,10 @@ def test_mutants_that_a_child_finds_sound_are_read_here(kind, tmp_path):
         path.write_bytes(damaged_bytes(content, random.Random(seed)))
     found = dict(zip(paths, file_checks.outcomes(kind, paths), strict=True))
     refused = {path: error for path, error in found.items() if isinstance(error, Exception)}
-    assert all(isinstance(error, DamagedFileError) and str(path) in str(error) for path, error in refused.items())
+    assert all(
+        isinstance(error, DamagedFileError) and str(path) in str(error)
+        for path, error in refused.items()
+    )
     assert 30 < len(refused) < 150
     for path in set(paths) - set(refused):
         good.unlink()
@@ -71,7 +78,9 @@ def test_mutants_that_a_child_finds_sound_are_read_here(kind, tmp_path):
 
 @pytest.fixture
 def crashing(monkeypatch):
-    """A library that ends the process at files called bad, and never comes to an end at files called slow."""
+    """A library that ends the process at files called bad, and never comes to an end at files
+    called slow.
+    """
     code = """
 import os, sys, time
 def read(path):
@@ -81,12 +90,15 @@ def read(path):
 import rag_core.checkpoint.file_checks
 """
     source = file_checks._CHILD.replace(
-        "from rag_core", code + "rag_core.checkpoint.file_checks._READERS['h5'] = read\nfrom rag_core"
+        "from rag_core",
+        code + "rag_core.checkpoint.file_checks._READERS['h5'] = read\nfrom rag_core",
     )
     monkeypatch.setattr(file_checks, "_CHILD", source)
 
 
-def test_a_crash_and_an_endless_loop_of_a_library_are_errors_that_name_the_file(crashing, tmp_path, monkeypatch):
+def test_a_crash_and_an_endless_loop_of_a_library_are_errors_that_name_the_file(
+    crashing, tmp_path, monkeypatch
+):
     paths = [tmp_path / name for name in ("good", "bad", "fine")]
     for path in paths:
         path.touch()
@@ -97,14 +109,19 @@ def test_a_crash_and_an_endless_loop_of_a_library_are_errors_that_name_the_file(
     )
     (tmp_path / "slow").touch()
     monkeypatch.setattr(file_checks, "SECONDS", 1)
-    with pytest.raises(DamagedFileError, match=r"slow can't be read: .* did not come to an end within 1 s"):
+    with pytest.raises(
+        DamagedFileError, match=r"slow can't be read: .* did not come to an end within 1 s"
+    ):
         file_checks.h5_structure(tmp_path / "slow")
 
 
 def test_where_no_child_starts_a_file_is_read_here_and_that_is_said(tmp_path, monkeypatch):
     write_h5(tmp_path)
     monkeypatch.setattr(file_checks, "_CHILD", "raise SystemExit(1)")
-    with pytest.warns(UserWarning, match=r"no process could be started to look at .*tf_model\.h5 first \(.*status 1\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"no process could be started to look at .*tf_model\.h5 first \(.*status 1\)",
+    ):
         assert len(read_weights(tmp_path)) == 3
 
 
@@ -122,7 +139,11 @@ def test_nothing_is_imported_from_where_one_stands(tmp_path, monkeypatch):
 def test_files_are_looked_at_once_and_those_of_a_manifest_on_request(tmp_path, monkeypatch):
     asked = []
     ask = file_checks._ask
-    monkeypatch.setattr(file_checks, "_ask", lambda kind, names: asked.append((kind, len(names))) or ask(kind, names))
+    monkeypatch.setattr(
+        file_checks,
+        "_ask",
+        lambda kind, names: asked.append((kind, len(names))) or ask(kind, names),
+    )
     READERS["saved data set"].write(tmp_path)
     for _ in range(2):
         read_passages(tmp_path / "data")
@@ -146,7 +167,9 @@ def test_files_are_looked_at_once_and_those_of_a_manifest_on_request(tmp_path, m
     manifest = json.loads((tmp_path / "kb/manifest.json").read_text())
     manifest["files"]["passages/" + data.name] = describe(data)
     (tmp_path / "kb/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DamagedFileError, match=rf"can't be opened as a saved data set.*{data.name}"):
+    with pytest.raises(
+        DamagedFileError, match=rf"can't be opened as a saved data set.*{data.name}"
+    ):
         KnowledgeBase.open(tmp_path / "kb", verify=True)
     assert asked[2:] == [("arrow-full", 1)]
 
@@ -175,10 +198,23 @@ def test_one_error_for_all_that_is_raised_at_a_file_and_none_for_a_wish_to_stop(
     class PanicException(BaseException):
         """As Rust's: no Exception."""
 
-    for error in (KeyError("k"), RecursionError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), PanicException()):
-        with pytest.raises(DamagedFileError, match=f"^a.json can't be read .{type(error).__name__}"), reading("a.json"):
+    for error in (
+        KeyError("k"),
+        RecursionError(),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        PanicException(),
+    ):
+        with (
+            pytest.raises(DamagedFileError, match=f"^a.json can't be read .{type(error).__name__}"),
+            reading("a.json"),
+        ):
             raise error
-    for error in (KeyboardInterrupt(), ImportError("pip install"), ValueError("a.json: no"), FileNotFoundError("gone")):
+    for error in (
+        KeyboardInterrupt(),
+        ImportError("pip install"),
+        ValueError("a.json: no"),
+        FileNotFoundError("gone"),
+    ):
         with pytest.raises(type(error)) as caught, reading("a.json"):
             raise error
         assert caught.value is error
@@ -194,12 +230,21 @@ def test_one_error_for_all_that_is_raised_at_a_file_and_none_for_a_wish_to_stop(
 def test_layers_and_sizes_beyond_the_file_are_refused_before_anything_is_built(tmp_path):
     for name, values in {"encoder_layers": 10**9, "d_model": 10**15, "vocab_size": 2**31}.items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", name: values}))
-        with pytest.raises(ValueError, match=rf"config\.json of .*BartConfig\.{name} must be at most"):
+        with pytest.raises(
+            ValueError, match=rf"config\.json of .*BartConfig\.{name} must be at most"
+        ):
             AutoConfig.from_pretrained(tmp_path)
-    few = LazyWeights({"a": (3, 4)}, lambda name: np.ones((3, 4)), dtypes={"a": np.dtype(np.float32)})
-    with pytest.raises(ValueError, match=r"DPRConfig\.num_hidden_layers must be at most the number of weights, 1, got"):
+    few = LazyWeights(
+        {"a": (3, 4)}, lambda name: np.ones((3, 4)), dtypes={"a": np.dtype(np.float32)}
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"DPRConfig\.num_hidden_layers must be at most the number of weights, 1, got",
+    ):
         check_sizes(DPRConfig(num_hidden_layers=9_999), few, "x")
-    with pytest.raises(ValueError, match=r"model\.shared\.weight would have the shape \(2000000000, 1600\)"):
+    with pytest.raises(
+        ValueError, match=r"model\.shared\.weight would have the shape \(2000000000, 1600\)"
+    ):
         check_sizes(BartConfig(vocab_size=2 * 10**9, d_model=1600), few, "x")
     check_sizes(BartConfig(), few, "x")  # the weights are compared one by one later
 
@@ -221,7 +266,10 @@ def test_a_tokenizers_settings_are_of_their_kind(tmp_path):
     path.write_text(json.dumps(good))
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\n")
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(OSError, match=r"vocab\.txt and the settings beside it make no tokenizer \(UnicodeDecodeError"):
+    with pytest.raises(
+        OSError,
+        match=r"vocab\.txt and the settings beside it make no tokenizer \(UnicodeDecodeError",
+    ):
         Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="no tokenizer found"):
         RagTokenizer.from_pretrained(tmp_path)

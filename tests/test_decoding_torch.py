@@ -1,4 +1,6 @@
-"""The step loop and both heads over a toy generator whose numbers depend on the context and all earlier tokens."""
+"""The step loop and both heads over a toy generator whose numbers depend on the context and all
+earlier tokens.
+"""
 
 from types import SimpleNamespace
 
@@ -32,9 +34,17 @@ class Toy(torch.nn.Module):
     def __init__(self, seed=2):
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
-        self.tables = torch.nn.ParameterList(torch.randn(n, D, generator=draw) for n in (V, V, D, V))
-        self.config = SimpleNamespace(vocab_size=V, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)
-        self.config.to_dict = lambda: {"eos_token_id": EOS, "pad_token_id": PAD, "decoder_start_token_id": START}
+        self.tables = torch.nn.ParameterList(
+            torch.randn(n, D, generator=draw) for n in (V, V, D, V)
+        )
+        self.config = SimpleNamespace(
+            vocab_size=V, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None
+        )
+        self.config.to_dict = lambda: {
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            "decoder_start_token_id": START,
+        }
         self.encoded = 0
 
     def encode(self, input_ids, attention_mask):
@@ -49,7 +59,9 @@ class Toy(torch.nn.Module):
         h = state.h if state.cached else torch.zeros(*tokens.shape[:2], D)
         steps = []
         for t in range(tokens.shape[2]):
-            h = torch.tanh(self.tables[1][tokens[..., t]] + h @ self.tables[2] + state.context[:, None])
+            h = torch.tanh(
+                self.tables[1][tokens[..., t]] + h @ self.tables[2] + state.context[:, None]
+            )
             steps.append(h)
         if state.cached:
             state.h = h
@@ -62,13 +74,22 @@ class Head(torch.nn.Module):
     def __init__(self, n_docs=3, **config):
         super().__init__()
         self.question_encoder, self.generator, self.retriever = Toy(), Toy(), None
-        defaults = {"n_docs": n_docs, "bos_token_id": None, "label_smoothing": 0.0, "do_deduplication": True}
+        defaults = {
+            "n_docs": n_docs,
+            "bos_token_id": None,
+            "label_smoothing": 0.0,
+            "do_deduplication": True,
+        }
         self.config = SimpleNamespace(generator=self.generator.config, **{**defaults, **config})
         self.config.to_dict = lambda: {"generator": self.generator.config.to_dict()}
 
     def _contexts(self, ids, mask, context_ids, context_mask, scores, n_docs, question_text=None):
         return Contexts(
-            context_ids, context_mask, scores, n_docs or self.config.n_docs, retrieved=self.__dict__.get("found")
+            context_ids,
+            context_mask,
+            scores,
+            n_docs or self.config.n_docs,
+            retrieved=self.__dict__.get("found"),
         )
 
     def token(self, inputs, **kwargs):
@@ -83,7 +104,11 @@ def contexts(questions=3, n_docs=3, seed=0, length=5):
     ids = torch.randint(3, V, (questions * n_docs, length), generator=draw)
     ids[::2, -2:] = PAD
     scores = torch.randn(questions, n_docs, generator=draw)
-    return {"context_input_ids": ids, "context_attention_mask": (ids != PAD).long(), "doc_scores": scores}
+    return {
+        "context_input_ids": ids,
+        "context_attention_mask": (ids != PAD).long(),
+        "doc_scores": scores,
+    }
 
 
 def only(inputs, b, n_docs=3):
@@ -109,7 +134,9 @@ def test_questions_of_a_batch_are_alone_with_and_without_cache(head, kwargs):
     generate = getattr(model, head)
     together = generate(inputs, max_length=9, **kwargs)
     assert len({len(row) for row in unpadded(together)}) > 2
-    apart = [row for b in range(5) for row in unpadded(generate(only(inputs, b), max_length=9, **kwargs))]
+    apart = [
+        row for b in range(5) for row in unpadded(generate(only(inputs, b), max_length=9, **kwargs))
+    ]
     assert unpadded(together) == apart
     assert torch.equal(generate(inputs, max_length=9, use_cache=False, **kwargs), together)
 
@@ -129,7 +156,12 @@ def test_rag_token_greedy_takes_the_largest_marginal():
 def test_beam_scores_are_the_marginal_log_probability():
     model, inputs = Head(), contexts(2)
     out = model.token(
-        inputs, max_length=7, num_beams=3, length_penalty=0.0, return_dict_in_generate=True, output_scores=True
+        inputs,
+        max_length=7,
+        num_beams=3,
+        length_penalty=0.0,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     assert out.beam_indices.shape == out.sequences.shape and out.scores[0].shape == (6, V)
     for b, row in enumerate(unpadded(out.sequences)):
@@ -137,7 +169,9 @@ def test_beam_scores_are_the_marginal_log_probability():
         mask = part["context_attention_mask"].bool()
         state = model.generator.start(model.generator.encode(part["context_input_ids"], mask), mask)
         logits = model.generator.decode(torch.tensor(row[:-1]).expand(3, 1, -1), state)[:, 0]
-        marginal = (part["doc_scores"][0].softmax(0)[:, None, None] * logits.softmax(-1)).sum(0).log()
+        marginal = (
+            (part["doc_scores"][0].softmax(0)[:, None, None] * logits.softmax(-1)).sum(0).log()
+        )
         total = marginal[torch.arange(len(row) - 1), row[1:]].sum()
         torch.testing.assert_close(out.sequences_scores[b], total, rtol=1e-5, atol=1e-5)
 
@@ -147,17 +181,22 @@ def test_beam_scores_are_the_marginal_log_probability():
 def test_thorough_decoding_ranks_by_the_loss_and_encodes_once(monkeypatch, block, smoothing):
     monkeypatch.setattr(rescoring, "_BLOCK", block)
     model, inputs = Head(label_smoothing=smoothing), contexts(2)
-    out = model.sequence(inputs, num_beams=3, num_return_sequences=4, max_length=7, return_dict_in_generate=True)
+    out = model.sequence(
+        inputs, num_beams=3, num_return_sequences=4, max_length=7, return_dict_in_generate=True
+    )
     assert model.generator.encoded == 6
     for b in range(2):
         part, rows = only(inputs, b), out.sequences[4 * b : 4 * b + 4]
         assert len({tuple(row) for row in rows.tolist()}) == 4
         mask = part["context_attention_mask"].bool()
         state = model.generator.start(model.generator.encode(part["context_input_ids"], mask), mask)
-        logits = model.generator.decode(rows.expand(3, -1, -1), state).transpose(0, 1)  # (4, N, L, V)
+        # (4, N, L, V)
+        logits = model.generator.decode(rows.expand(3, -1, -1), state).transpose(0, 1)
         scores = part["doc_scores"].expand(4, -1)
         loss = sequence_nll(logits, scores, rows, PAD, exclude_bos_score=True, epsilon=smoothing)
-        torch.testing.assert_close(-loss, out.sequences_scores[4 * b : 4 * b + 4], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            -loss, out.sequences_scores[4 * b : 4 * b + 4], rtol=1e-5, atol=1e-5
+        )
         assert (loss.diff() >= 0).all()
 
 
@@ -173,13 +212,24 @@ def test_fast_decoding_counts_a_document_where_its_search_found_the_answer():
                 "context_attention_mask": part["context_attention_mask"][d : d + 1],
                 "doc_scores": torch.zeros(1, 1),
             }
-            found = model.token(one, n_docs=1, return_dict_in_generate=True, **{**options, "num_return_sequences": 2})
-            for row, score in zip(unpadded(found.sequences), found.sequences_scores.tolist(), strict=True):
-                weight = np.exp(score * (len(row) - 1) ** 0.3) * float(part["doc_scores"][0].softmax(0)[d])
+            found = model.token(
+                one,
+                n_docs=1,
+                return_dict_in_generate=True,
+                **{**options, "num_return_sequences": 2},
+            )
+            for row, score in zip(
+                unpadded(found.sequences), found.sequences_scores.tolist(), strict=True
+            ):
+                weight = np.exp(score * (len(row) - 1) ** 0.3) * float(
+                    part["doc_scores"][0].softmax(0)[d]
+                )
                 sums[tuple(row)] = sums.get(tuple(row), 0.0) + weight
         best = sorted(sums.items(), key=lambda item: -item[1])[:3]
         assert unpadded(out.sequences[3 * b : 3 * b + 3]) == [list(row) for row, _ in best]
-        np.testing.assert_allclose(out.sequences_scores[3 * b : 3 * b + 3].exp(), [w for _, w in best], rtol=1e-4)
+        np.testing.assert_allclose(
+            out.sequences_scores[3 * b : 3 * b + 3].exp(), [w for _, w in best], rtol=1e-4
+        )
 
 
 def test_fewer_candidates_than_wanted_leave_rows_of_pads():
@@ -187,7 +237,10 @@ def test_fewer_candidates_than_wanted_leave_rows_of_pads():
     out = model.sequence(inputs, num_return_sequences=4, max_length=6, return_dict_in_generate=True)
     real = out.sequences_scores.isfinite()
     assert 1 <= int(real.sum()) <= 2 and (out.sequences[~real] == PAD).all()
-    twice = {k: v.repeat_interleave(2, 0) if k != "doc_scores" else v for k, v in only(inputs, 0, 2).items()}
+    twice = {
+        k: v.repeat_interleave(2, 0) if k != "doc_scores" else v
+        for k, v in only(inputs, 0, 2).items()
+    }
     twice["context_input_ids"], twice["context_attention_mask"] = (
         twice[k][:2] for k in ("context_input_ids", "context_attention_mask")
     )
@@ -209,7 +262,9 @@ def test_a_missing_document_changes_nothing(head):
         full = model.token(inputs, num_beams=3, max_length=7)
         assert torch.equal(full, model.token(short, n_docs=2, num_beams=3, max_length=7))
     else:
-        out = model.sequence(inputs, num_return_sequences=1, max_length=7, return_dict_in_generate=True)
+        out = model.sequence(
+            inputs, num_return_sequences=1, max_length=7, return_dict_in_generate=True
+        )
         assert out.sequences_scores.isfinite().all()
 
 
@@ -220,7 +275,8 @@ def test_the_same_seed_draws_the_same_text():
     assert torch.equal(first, model.token(inputs, seed=5, **options))
     assert not torch.equal(first, model.token(inputs, seed=6, **options))
     assert len({tuple(row) for row in first.tolist()}) > 2
-    # a row's noise depends on its place: the first question's is that of the question alone, the second's is not
+    # a row's noise depends on its place: the first question's is that of the question alone, the
+    # second's is not
     assert unpadded(model.token(only(inputs, 0), seed=5, **options)) == unpadded(first[:3])
     assert unpadded(model.token(only(inputs, 1), seed=5, **options)) != unpadded(first[3:])
 
@@ -232,7 +288,9 @@ def test_torchs_seed_repeats_a_draw(head, num_beams):
     drawn = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        drawn.append(getattr(model, head)(inputs, num_beams=num_beams, do_sample=True, max_length=8).tolist())
+        drawn.append(
+            getattr(model, head)(inputs, num_beams=num_beams, do_sample=True, max_length=8).tolist()
+        )
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -246,13 +304,20 @@ def test_the_callers_functions_are_heard(head):
         asked.add(batch_id)
         return [3 + batch_id] if len(ids) < 4 else [EOS]
 
-    assert unpadded(generate(inputs, prefix_allowed_tokens_fn=allowed)) == [[0, 3, 3, 3, 2], [0, 4, 4, 4, 2]]
+    assert unpadded(generate(inputs, prefix_allowed_tokens_fn=allowed)) == [
+        [0, 3, 3, 3, 2],
+        [0, 4, 4, 4, 2],
+    ]
     assert asked == {0, 1}
 
     def only_five(ids, scores):
         return torch.where(torch.arange(V) == 5, 0.0, -torch.inf).expand_as(scores)
 
-    stopped = generate(inputs, logits_processor=[only_five], stopping_criteria=lambda ids, scores: ids.shape[1] == 4)
+    stopped = generate(
+        inputs,
+        logits_processor=[only_five],
+        stopping_criteria=lambda ids, scores: ids.shape[1] == 4,
+    )
     assert stopped.tolist() == [[0, 5, 5, 5]] * 2
     with pytest.raises(ValueError, match="shape"):
         generate(inputs, logits_processor=[lambda ids, scores: scores[:1, :3]])
@@ -272,7 +337,9 @@ def test_a_beam_without_hope_is_asked_for_nothing(head, num_beams):
         return TRIE[tuple(ids.tolist())]
 
     options = {"num_beams": num_beams, "max_length": 8, "renormalize_logits": True}
-    answers = unpadded(getattr(Head(), head)(contexts(3), prefix_allowed_tokens_fn=allowed, **options))
+    answers = unpadded(
+        getattr(Head(), head)(contexts(3), prefix_allowed_tokens_fn=allowed, **options)
+    )
     assert len(answers) == 3 and all(each in ([0, 3, 2], [0, 4, 5, 2]) for each in answers)
 
 
@@ -285,9 +352,16 @@ def test_options_of_rag_sequence_come_from_the_rag_config_and_the_generator():
     model = Head(num_beams=3)
     assert decoding.sequence_options(model, None).num_beams == 3
     assert decoding.sequence_options(model, 2).num_return_sequences == 2
-    own = SimpleNamespace(num_beams=4, to_dict=lambda: {"num_beams": 4, "decoder_start_token_id": 0})
+    own = SimpleNamespace(
+        num_beams=4, to_dict=lambda: {"num_beams": 4, "decoder_start_token_id": 0}
+    )
     assert decoding.sequence_options(model, None, own).num_beams == 4
-    assert decoding.sequence_options(model, None, {"length_penalty": 2.0, "decoder_start_token_id": 0}).num_beams == 3
+    assert (
+        decoding.sequence_options(
+            model, None, {"length_penalty": 2.0, "decoder_start_token_id": 0}
+        ).num_beams
+        == 3
+    )
     assert decoding.returned_sequences(model, None, {"num_return_sequences": 2}) == 2
 
 
@@ -329,7 +403,9 @@ class Words:
 
 class ManyTexts:
     def get_doc_dicts(self, doc_ids):
-        return [{"title": [f"t{i}" for i in row], "text": [f"x{i}" for i in row]} for row in doc_ids]
+        return [
+            {"title": [f"t{i}" for i in row], "text": [f"x{i}" for i in row]} for row in doc_ids
+        ]
 
 
 class SequenceHead(Head):
@@ -351,7 +427,9 @@ def test_answers_carry_passages_and_probabilities(kind):
     assert [[p.title for p in a.passages] for a in answers] == [["t7", "t3", "t5"], ["t2", "t9"]]
     for b, a in enumerate(answers):
         np.testing.assert_allclose(sum(p.posterior for p in a.passages), 1.0, rtol=1e-5)
-        np.testing.assert_allclose([p.prior for p in a.passages], inputs["doc_scores"][b].softmax(0)[: len(a.passages)])
+        np.testing.assert_allclose(
+            [p.prior for p in a.passages], inputs["doc_scores"][b].softmax(0)[: len(a.passages)]
+        )
         assert a.log_probability < 0 and a.text == " ".join(t for t in a.tokens if t != "2")
         if kind is Head:
             shares = np.array(a.token_posteriors)

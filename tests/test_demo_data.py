@@ -1,4 +1,6 @@
-"""The demo's clues give no title away, the held-out articles stay out, and the shipped checkpoint is whole."""
+"""The demo's clues give no title away, the held-out articles stay out, and the shipped
+checkpoint is whole.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ from rag_core.demo.clues import (
 
 DANUBE = Article(
     "Danube",
-    "The Danube is a river in Europe, the second-longest after the Volga. It flows through Central and Southeastern "
-    "Europe into the Black Sea. The Danubian plain was once a frontier of the Roman Empire.",
+    "The Danube is a river in Europe, the second-longest after the Volga. It flows through "
+    "Central and Southeastern Europe into the Black Sea. The Danubian plain was once a frontier "
+    "of the Roman Empire.",
     "River in Europe, on whose Danube-side Romans lived",
     "Geography",
 )
 TOLSTOY = Article(
     "War and Peace",
-    "War and Peace is an epic novel by L. N. Tolstoy. Set during the Napoleonic Wars, it was rewritten c. 1869.",
+    "War and Peace is an epic novel by L. N. Tolstoy. Set during the Napoleonic Wars, it was "
+    "rewritten c. 1869.",
     "1869 novel by Tolstoy",
     "Arts",
 )
@@ -127,9 +131,14 @@ def test_shipped_parts_and_stock_encoder_make_a_folder_that_loads(tmp_path):
     assert model.config.question_encoder.projection_dim == 384
     assert model.config.generator.decoder_start_token_id == model.config.generator.bos_token_id
     package_model(first, tmp_path / "again")
-    shipped, again = (load_file(folder / "model.safetensors") for folder in (SHIPPED, tmp_path / "again"))
+    shipped, again = (
+        load_file(folder / "model.safetensors") for folder in (SHIPPED, tmp_path / "again")
+    )
     assert shipped.keys() == again.keys()
-    assert all(np.array_equal(shipped[name], again[name]) and shipped[name].dtype == np.float16 for name in shipped)
+    assert all(
+        np.array_equal(shipped[name], again[name]) and shipped[name].dtype == np.float16
+        for name in shipped
+    )
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= 15_000_000
     with pytest.raises(FileNotFoundError, match="make demo-model"):
         assemble_model(encoder, tmp_path / "other", tmp_path)

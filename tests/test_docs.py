@@ -1,4 +1,7 @@
-"""The documentation is true: its Python runs, its links lead somewhere, the tests and files it names exist."""
+"""The documentation is true.
+
+Its Python runs, its links lead somewhere, the tests and files it names exist.
+"""
 
 import json
 import re
@@ -30,8 +33,12 @@ def reader(world, tmp_path, monkeypatch):
     """The working directory of someone who copies from the documentation."""
     shutil.copytree(world / "facebook", tmp_path / "facebook")
     (tmp_path / "wiki.tsv").write_text(WIKI, "utf-8")
-    (tmp_path / "notes.md").write_text("# Paris\n\nHow many people live in Paris? About two million.\n", "utf-8")
-    (tmp_path / "more.txt").write_text("Mount Everest is the highest mountain of the Earth.\n", "utf-8")
+    (tmp_path / "notes.md").write_text(
+        "# Paris\n\nHow many people live in Paris? About two million.\n", "utf-8"
+    )
+    (tmp_path / "more.txt").write_text(
+        "Mount Everest is the highest mountain of the Earth.\n", "utf-8"
+    )
     (tmp_path / "qa.jsonl").write_text(QUESTIONS, "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -42,7 +49,11 @@ def reader(world, tmp_path, monkeypatch):
     "page",
     [
         pytest.param(page, marks=pytest.mark.backend(framework))
-        for page, framework in (("docs/quickstart.md", "torch"), ("README.md", "torch"), ("docs/tensorflow.md", "tf"))
+        for page, framework in (
+            ("docs/quickstart.md", "torch"),
+            ("README.md", "torch"),
+            ("docs/tensorflow.md", "tf"),
+        )
     ],
 )
 def test_python_blocks_run_in_order(page, reader, capsys):
@@ -54,7 +65,9 @@ def test_python_blocks_run_in_order(page, reader, capsys):
     if page == "docs/quickstart.md":
         printed = capsys.readouterr().out
         assert "Who wrote War and Peace? ->" in printed
-        assert (reader / "tuned" / "model.safetensors").exists() and (reader / "kb" / "manifest.json").exists()
+        assert (reader / "tuned" / "model.safetensors").exists() and (
+            reader / "kb" / "manifest.json"
+        ).exists()
         assert names["again"].config.n_docs == names["new"].config.n_docs == 5
 
 
@@ -84,7 +97,10 @@ def test_links_lead_somewhere(page):
 
 def test_dead_links_are_noticed(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# A Title!\n[a](#a-title) [b](#b) [c](page.md#a-title) [d](none.md) [e](https://x.org)\n", "utf-8")
+    page.write_text(
+        "# A Title!\n[a](#a-title) [b](#b) [c](page.md#a-title) [d](none.md) [e](https://x.org)\n",
+        "utf-8",
+    )
     assert dead_links(page) == ["#b", "none.md"]
 
 
@@ -111,10 +127,17 @@ def test_the_rooms_described_are_the_rooms_there_are(package):
 
 def test_figures_are_those_of_the_files():
     recorded = json.loads((ROOT / "conformance" / "golden" / "generations.json").read_text("utf-8"))
-    assert f"and {len(recorded)} generations token by token" in (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+    assert f"and {len(recorded)} generations token by token" in (
+        ROOT / "docs" / "compatibility.md"
+    ).read_text("utf-8")
 
 
 def test_the_index_of_names_is_whole():
     text = (ROOT / "docs" / "api.md").read_text("utf-8")
-    names = [name for rag in map(load_backend, available_backends()) for name in rag.__all__ if name != "__version__"]
+    names = [
+        name
+        for rag in map(load_backend, available_backends())
+        for name in rag.__all__
+        if name != "__version__"
+    ]
     assert names and [name for name in names if f"`{name}`" not in text] == []

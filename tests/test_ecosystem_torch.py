@@ -1,6 +1,8 @@
-"""rag_torch's models under transformers' Trainer, accelerate and PEFT, as these are documented to be used.
+"""rag_torch's models under transformers' Trainer, accelerate and PEFT, as these are documented to
+be used.
 
-Needs `pip install "dualrag[torch,ecosystem]"`. `DUALRAG_ECOSYSTEM=1` says that it is installed: nothing is left out.
+Needs `pip install "dualrag[torch,ecosystem]"`. `DUALRAG_ECOSYSTEM=1` says that it is installed:
+nothing is left out.
 """
 
 import copy
@@ -46,7 +48,9 @@ class RagSeq2SeqTrainer(RagTrainerMixin, Seq2SeqTrainer):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return RagTokenForGeneration(RagConfig.from_question_encoder_generator_configs(DPR, BART, n_docs=2))
+    return RagTokenForGeneration(
+        RagConfig.from_question_encoder_generator_configs(DPR, BART, n_docs=2)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,18 @@ def batch(rows):
 
 
 def arguments(kind, folder, **options):
-    common = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.01, "use_cpu": True}
-    quiet = {"report_to": [], "disable_tqdm": True, "remove_unused_columns": False, "logging_steps": 5}
+    common = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 0.01,
+        "use_cpu": True,
+    }
+    quiet = {
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "logging_steps": 5,
+    }
     return kind(str(folder), **common, **quiet, **options)
 
 
@@ -103,7 +117,9 @@ def test_trainer_trains_saves_resumes_evaluates_and_predicts(model, data, tmp_pa
 def test_seq2seq_trainer_predicts_what_generate_writes(model, data, tmp_path):
     options = arguments(Seq2SeqTrainingArguments, tmp_path, max_steps=2, predict_with_generate=True, eval_steps=2,
                         eval_strategy="steps", save_strategy="no")  # fmt: skip
-    trainer = RagSeq2SeqTrainer(model, options, train_dataset=data, eval_dataset=data, data_collator=batch)
+    trainer = RagSeq2SeqTrainer(
+        model, options, train_dataset=data, eval_dataset=data, data_collator=batch
+    )
     trainer.train()
     predicted = trainer.predict(data[:4], max_length=6, num_beams=2).predictions
     given = {name: value for name, value in batch(data[:4]).items() if name != "labels"}
@@ -115,7 +131,9 @@ def test_seq2seq_trainer_predicts_what_generate_writes(model, data, tmp_path):
 def test_accelerates_documented_loop_saves_and_loads(model, data, tmp_path):
     accelerator = accelerate.Accelerator(cpu=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, 4, collate_fn=batch))
+    model, optimizer, loader = accelerator.prepare(
+        model, optimizer, DataLoader(data, 4, collate_fn=batch)
+    )
     for inputs in loader:
         outputs = model(**inputs, reduce_loss=True)
         accelerator.backward(outputs.loss)
@@ -153,7 +171,9 @@ def test_lora_around_the_model_trains_merges_and_is_saved(model, data, tmp_path)
     learning = [name for name, each in adapted.named_parameters() if each.requires_grad]
     assert learning and all("lora_" in name and "generator" in name for name in learning)
     inputs = batch(data)
-    optimizer = torch.optim.AdamW([each for each in adapted.parameters() if each.requires_grad], lr=0.1)
+    optimizer = torch.optim.AdamW(
+        [each for each in adapted.parameters() if each.requires_grad], lr=0.1
+    )
     losses = []
     for _ in range(5):
         loss = adapted(**inputs, reduce_loss=True).loss
@@ -178,31 +198,53 @@ def test_a_generators_labels_are_smoothed_by_trainer(model, data, tmp_path):
     def collate(rows):
         labels = torch.stack([row["labels"] for row in rows])
         fed = generator.prepare_decoder_input_ids_from_labels(labels)
-        return {"input_ids": rows[0]["context_input_ids"], "labels": labels, "decoder_input_ids": fed}
+        return {
+            "input_ids": rows[0]["context_input_ids"],
+            "labels": labels,
+            "decoder_input_ids": fed,
+        }
 
-    options = arguments(Seq2SeqTrainingArguments, tmp_path, max_steps=1, label_smoothing_factor=0.1, save_strategy="no")
-    trainer = RagSeq2SeqTrainer(generator.eval(), options, train_dataset=data, data_collator=collate)
+    options = arguments(
+        Seq2SeqTrainingArguments,
+        tmp_path,
+        max_steps=1,
+        label_smoothing_factor=0.1,
+        save_strategy="no",
+    )
+    trainer = RagSeq2SeqTrainer(
+        generator.eval(), options, train_dataset=data, data_collator=collate
+    )
     inputs = collate(data[:2])
     got = trainer.compute_loss(generator, dict(inputs))
     logits = generator(**inputs).logits
-    want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), label_smoothing=0.1)
+    want = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), inputs["labels"].flatten(), label_smoothing=0.1
+    )
     torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("table", ["shared", "embed_tokens", "word_embeddings"])
 def test_token_tables_take_adapters(table, model, data):
     model = model.eval()
-    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["q_proj", table])).eval()
+    adapted = peft.get_peft_model(
+        copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["q_proj", table])
+    ).eval()
     question = {"input_ids": torch.tensor([[4, 5, 6], [7, 8, 1]])}
     encoder = adapted.get_base_model().question_encoder
     torch.testing.assert_close(encoder(**question)[0], model.question_encoder(**question)[0])
     torch.testing.assert_close(adapted(**batch(data)).loss, model(**batch(data)).loss)
-    assert torch.equal(adapted.generate(**batch(data), max_length=5), model.generate(**batch(data), max_length=5))
+    assert torch.equal(
+        adapted.generate(**batch(data), max_length=5), model.generate(**batch(data), max_length=5)
+    )
 
 
 def test_prompts_are_tuned_and_layers_stay_whole(model, data):
     generator = model.generator
-    options = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 3, "num_transformer_submodules": 2}
+    options = {
+        "task_type": "SEQ_2_SEQ_LM",
+        "num_virtual_tokens": 3,
+        "num_transformer_submodules": 2,
+    }
     tuned = peft.get_peft_model(copy.deepcopy(generator), peft.PromptTuningConfig(**options))
     ids = data[0]["context_input_ids"]
     tuned(input_ids=ids, labels=ids[:, :4]).loss.backward()
@@ -219,7 +261,9 @@ def test_peft_knows_the_heads_as_sequence_to_sequence_models(kind, model, data):
     ).eval()
     inputs = batch(data[:2])
     assert torch.equal(adapted(**inputs).loss, head(**inputs).loss)
-    assert torch.equal(adapted.generate(**inputs, max_length=5), head.generate(**inputs, max_length=5))
+    assert torch.equal(
+        adapted.generate(**inputs, max_length=5), head.generate(**inputs, max_length=5)
+    )
 
 
 def test_transformers_generation_config_is_taken(model, data):
@@ -240,4 +284,7 @@ def test_the_documented_snippets_run(world, tmp_path, monkeypatch):
         exec(block, names)
     for folder in ("run/checkpoint-4", "accelerated", "merged"):
         RagTokenForGeneration.from_pretrained(tmp_path / folder)
-    assert type(names["AutoTokenizer"].from_pretrained(tmp_path / "run/checkpoint-4")).__name__ == "RagTokenizer"
+    assert (
+        type(names["AutoTokenizer"].from_pretrained(tmp_path / "run/checkpoint-4")).__name__
+        == "RagTokenizer"
+    )

@@ -1,4 +1,7 @@
-"""What `generate` takes and gives beside tokens: decoder prompts, streams, guidance, attentions, hidden states."""
+"""What `generate` takes and gives beside tokens.
+
+Decoder prompts, streams, guidance, attentions, hidden states.
+"""
 
 import json
 from pathlib import Path
@@ -12,7 +15,9 @@ from conformance.cases import contexts
 from rag_torch.foreign import ForeignGenerator
 from tests.golden_models import build, tensors
 
-TOKENS = json.loads((Path(recorded.__file__).parent / "golden" / "decoder_prompts.json").read_text("utf-8"))
+TOKENS = json.loads(
+    (Path(recorded.__file__).parent / "golden" / "decoder_prompts.json").read_text("utf-8")
+)
 
 
 def head(kind, name="bart_scaled", n_docs=3, batch=2):
@@ -26,26 +31,35 @@ def test_prompts_for_the_decoder_count_as_in_transformers(name, use_cache):
     model, given = head("token", name, 1, recorded.BATCH)
     for kind, prompt in recorded.prompts(model.generator.config.decoder_start_token_id).items():
         for i, options in enumerate(recorded.CASES):
-            made = model.generate(**given, decoder_input_ids=torch.tensor(prompt), use_cache=use_cache, **options)
+            made = model.generate(
+                **given, decoder_input_ids=torch.tensor(prompt), use_cache=use_cache, **options
+            )
             assert made.tolist() == TOKENS[f"{name}/{kind}/{i}"], (kind, options)
 
 
 def test_a_prompt_is_given_to_the_search_of_every_document():
     model, given = head("sequence", n_docs=2, batch=1)
     prompt = recorded.prompts(2)["none"][:1]
-    assert model.generate(**given, decoder_input_ids=prompt, **recorded.SEQUENCE_CASE).tolist() == TOKENS["sequence"]
+    assert (
+        model.generate(**given, decoder_input_ids=prompt, **recorded.SEQUENCE_CASE).tolist()
+        == TOKENS["sequence"]
+    )
 
 
 def test_a_prompt_that_was_written_anyway_changes_nothing():
     for kind in ("token", "sequence"):
         model, given = head(kind)
         plain = model.generate(**given, max_length=9)
-        assert torch.equal(model.generate(**given, max_length=9, decoder_input_ids=plain[:, :1]), plain)
+        assert torch.equal(
+            model.generate(**given, max_length=9, decoder_input_ids=plain[:, :1]), plain
+        )
     model, given = head("token")
     plain = model.generate(**given, max_length=9)
     assert torch.equal(model.generate(**given, max_length=9, decoder_input_ids=plain[:, :4]), plain)
     for wrong in (plain[:1, :4], plain[0], plain[:, :4].float(), plain[:, :0]):
-        with pytest.raises(ValueError, match=r"decoder_input_ids must be whole numbers of shape \(2, P\)"):
+        with pytest.raises(
+            ValueError, match=r"decoder_input_ids must be whole numbers of shape \(2, P\)"
+        ):
             model.generate(**given, decoder_input_ids=wrong)
     with pytest.raises(ValueError, match="above the 4 tokens"):
         model.generate(**given, decoder_input_ids=plain[:, :4], max_length=4)
@@ -62,7 +76,9 @@ class Stream:
         self.heard.append("end")
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 3}, {"decoder_input_ids": torch.tensor([[2, 9]])}])
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True, "seed": 3}, {"decoder_input_ids": torch.tensor([[2, 9]])}]
+)
 def test_a_stream_hears_the_start_tokens_then_each_token(options):
     for kind, n_docs in (("token", 3), ("sequence", 1)):
         model, given = head(kind, n_docs=n_docs, batch=1)
@@ -99,7 +115,9 @@ SEEN = {"return_dict_in_generate": True, "output_attentions": True, "output_hidd
 def test_what_the_networks_saw_is_what_a_forward_pass_sees(name, foreign):
     model, given = head("token", name)
     plain = model.generate(**given, max_length=7)
-    whole = model(**given, decoder_input_ids=plain[:, :-1], output_attentions=True, output_hidden_states=True)
+    whole = model(
+        **given, decoder_input_ids=plain[:, :-1], output_attentions=True, output_hidden_states=True
+    )
     if foreign:
         model.rag.generator = ForeignGenerator(model.generator)
     out = model.generate(**given, max_length=7, **SEEN)
@@ -112,7 +130,8 @@ def test_what_the_networks_saw_is_what_a_forward_pass_sees(name, foreign):
         for a, b in zip(mine, theirs, strict=True):
             real = given["context_attention_mask"][:, :width].bool()
             a, b = (
-                x.transpose(1, -2)[real] for x in (a, b[..., :width, :] if b.dim() == 3 else b[..., :width, :width])
+                x.transpose(1, -2)[real]
+                for x in (a, b[..., :width, :] if b.dim() == 3 else b[..., :width, :width])
             )
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     for mine, theirs in (
@@ -124,7 +143,9 @@ def test_what_the_networks_saw_is_what_a_forward_pass_sees(name, foreign):
         for layer, expected in enumerate(theirs):
             for step, each in enumerate(mine):
                 last = each[layer][..., -1, :]
-                torch.testing.assert_close(last, expected[..., step, : last.shape[-1]], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    last, expected[..., step, : last.shape[-1]], rtol=1e-4, atol=1e-5
+                )
 
 
 @pytest.mark.parametrize("kind", ["token", "sequence"])
@@ -132,7 +153,12 @@ def test_what_the_networks_saw_is_what_a_forward_pass_sees(name, foreign):
 def test_traces_of_beams_have_transformers_shapes(kind, use_cache):
     model, given = head(kind)
     prompt = torch.tensor([[2, 5, 6], [2, 7, 8]])
-    options = {"num_beams": 4, "max_new_tokens": 5, "decoder_input_ids": prompt, "use_cache": use_cache}
+    options = {
+        "num_beams": 4,
+        "max_new_tokens": 5,
+        "decoder_input_ids": prompt,
+        "use_cache": use_cache,
+    }
     out = model.generate(**given, **options, **SEEN)
     assert torch.equal(out.sequences, model.generate(**given, **options))
     config, rows = model.generator.config, 2 * 3 * 4
@@ -143,9 +169,13 @@ def test_traces_of_beams_have_transformers_shapes(kind, use_cache):
         zip(out.decoder_attentions, out.cross_attentions, out.decoder_hidden_states, strict=True)
     ):
         new = 3 if step == 0 else 1 if use_cache else 3 + step
-        assert {x.shape for x in own} == {(rows, heads, new, 3 + step)} and len(own) == config.decoder_layers
+        assert {x.shape for x in own} == {(rows, heads, new, 3 + step)} and len(
+            own
+        ) == config.decoder_layers
         assert {x.shape for x in cross} == {(rows, heads, new, context)}
-        assert {x.shape for x in hidden} == {(rows, new, config.d_model)} and len(hidden) == config.decoder_layers + 1
+        assert {x.shape for x in hidden} == {(rows, new, config.d_model)} and len(
+            hidden
+        ) == config.decoder_layers + 1
         torch.testing.assert_close(cross[0].sum(-1), torch.ones(rows, heads, new))
 
 
@@ -166,7 +196,10 @@ def test_a_generator_that_shows_nothing_is_named():
             return inner(**{**kwargs, "output_attentions": False})
 
     plain = model.generate(**given, max_length=5)
-    for generator, words in ((Blind(), "Blind lacks"), (ForeignGenerator(Shy()), "Shy hands back no attentions")):
+    for generator, words in (
+        (Blind(), "Blind lacks"),
+        (ForeignGenerator(Shy()), "Shy hands back no attentions"),
+    ):
         model.rag.generator = generator
         assert torch.equal(model.generate(**given, max_length=5), plain)
         with pytest.raises(ValueError, match=words):
@@ -177,7 +210,9 @@ def test_what_is_not_returned_is_said():
     model, given = head("token")
     with pytest.warns(UserWarning, match="output_attentions need.*return_dict_in_generate"):
         model.generate(**given, max_length=3, output_attentions=True)
-    out = model.generate(**given, max_length=3, return_dict_in_generate=True, output_hidden_states=True)
+    out = model.generate(
+        **given, max_length=3, return_dict_in_generate=True, output_hidden_states=True
+    )
     assert out.decoder_attentions is None and out.decoder_hidden_states is not None
 
 
@@ -189,7 +224,11 @@ def test_guidance_weighs_what_the_documents_add(kind, options):
     mask = (ids != 1).long()
     negative = {"negative_prompt_ids": ids, "negative_prompt_attention_mask": mask}
     made = model.generate(**given, **options, **negative, guidance_scale=3.0, max_length=8)
-    other = {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": given["doc_scores"]}
+    other = {
+        "context_input_ids": ids,
+        "context_attention_mask": mask,
+        "doc_scores": given["doc_scores"],
+    }
 
     def contrast(input_ids, scores):
         k = len(input_ids) // 2
@@ -198,10 +237,14 @@ def test_guidance_weighs_what_the_documents_add(kind, options):
         return without + 3.0 * (scores.log_softmax(-1) - without)
 
     plain = model.generate(**given, **options, max_length=8)
-    assert torch.equal(made, model.generate(**given, **options, logits_processor=[contrast], max_length=8))
+    assert torch.equal(
+        made, model.generate(**given, **options, logits_processor=[contrast], max_length=8)
+    )
     assert not torch.equal(made, plain)
     assert torch.equal(model.generate(**given, **options, guidance_scale=1.0, max_length=8), plain)
-    assert not torch.equal(model.generate(**given, **options, guidance_scale=3.0, max_length=8), plain)
+    assert not torch.equal(
+        model.generate(**given, **options, guidance_scale=3.0, max_length=8), plain
+    )
 
 
 def test_guidance_is_refused_where_it_can_mean_nothing():
@@ -210,7 +253,10 @@ def test_guidance_is_refused_where_it_can_mean_nothing():
     for wrong, words in (
         ({"negative_prompt_ids": ids}, "guidance_scale other than 1"),
         ({"negative_prompt_ids": ids[:1], "guidance_scale": 2.0}, r"must be \(2, S\)"),
-        ({"negative_prompt_attention_mask": ids, "guidance_scale": 2.0}, "needs negative_prompt_ids"),
+        (
+            {"negative_prompt_attention_mask": ids, "guidance_scale": 2.0},
+            "needs negative_prompt_ids",
+        ),
         ({"guidance_scale": 0.0}, "above 0"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -220,9 +266,20 @@ def test_guidance_is_refused_where_it_can_mean_nothing():
 @pytest.mark.parametrize("kind", ["token", "sequence"])
 def test_numbers_of_numpy_are_numbers(kind):
     model, given = head(kind)
-    lengths = {"num_beams": 2, "num_return_sequences": 2, "max_length": 7, "no_repeat_ngram_size": 2, "n_docs": 3}
+    lengths = {
+        "num_beams": 2,
+        "num_return_sequences": 2,
+        "max_length": 7,
+        "no_repeat_ngram_size": 2,
+        "n_docs": 3,
+    }
     lists = {"bad_words_ids": [[5], [6]], "suppress_tokens": [8]}
     options, wrapped = lengths | lists, {name: np.int64(value) for name, value in lengths.items()}
     wrapped |= {name: np.array(value) for name, value in lists.items()}
-    for more, seed in (({}, {}), ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)})):
-        assert torch.equal(model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more))
+    for more, seed in (
+        ({}, {}),
+        ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)}),
+    ):
+        assert torch.equal(
+            model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more)
+        )

@@ -17,9 +17,15 @@ def options(**kwargs) -> GenerationConfig:
     return resolve_options(base, **{"max_length": 8, **kwargs})
 
 
-def edited(tokens: list[list[int]], scores: np.ndarray | None = None, beams: int = 1, **kwargs) -> np.ndarray:
+def edited(
+    tokens: list[list[int]], scores: np.ndarray | None = None, beams: int = 1, **kwargs
+) -> np.ndarray:
     """The rules applied by a plain numpy backend: what rag_torch and rag_tf must each do."""
-    named = {k: kwargs.pop(k) for k in ("encoder_ids", "prefix_allowed_tokens_fn", "batch_ids") if k in kwargs}
+    named = {
+        k: kwargs.pop(k)
+        for k in ("encoder_ids", "prefix_allowed_tokens_fn", "batch_ids")
+        if k in kwargs
+    }
     rules = StepRules(options(**kwargs), beams=beams, vocab_size=V, **named)
     scores = np.full((len(tokens), V), -2.0) if scores is None else scores.copy()
     everyone = np.arange(len(tokens))[:, None]
@@ -47,7 +53,13 @@ def banned(row: np.ndarray) -> set[int]:
 
 
 def test_options_still_at_their_default_come_from_the_nested_generator():
-    generator = {"num_beams": 4, "min_length": 5, "length_penalty": 0.5, "eos_token_id": 2, "forced_eos_token_id": 2}
+    generator = {
+        "num_beams": 4,
+        "min_length": 5,
+        "length_penalty": 0.5,
+        "eos_token_id": 2,
+        "forced_eos_token_id": 2,
+    }
     rag = {"num_beams": 2, "min_length": 0, "eos_token_id": 77, "n_docs": 3, "generator": generator}
     config = GenerationConfig.from_model_config(rag)
     assert (config.num_beams, config.min_length, config.eos_token_id) == (2, 5, 77)
@@ -56,10 +68,16 @@ def test_options_still_at_their_default_come_from_the_nested_generator():
 
 
 def test_json_keeps_foreign_keys_and_writes_what_is_off_its_default(tmp_path):
-    config = GenerationConfig(num_beams=3, sequence_bias={(4, 5): 1.5}, transformers_version="4.37.2")
+    config = GenerationConfig(
+        num_beams=3, sequence_bias={(4, 5): 1.5}, transformers_version="4.37.2"
+    )
     path = config.save_pretrained(tmp_path)
     written = json.loads(path.read_text())
-    assert written == {"num_beams": 3, "sequence_bias": [[[4, 5], 1.5]], "transformers_version": "4.37.2"}
+    assert written == {
+        "num_beams": 3,
+        "sequence_bias": [[[4, 5], 1.5]],
+        "transformers_version": "4.37.2",
+    }
     assert GenerationConfig.from_pretrained(tmp_path) == config
     assert GenerationConfig.from_pretrained(tmp_path, num_beams=1).num_beams == 1
     path.write_text("{")
@@ -68,11 +86,18 @@ def test_json_keeps_foreign_keys_and_writes_what_is_off_its_default(tmp_path):
 
 
 def test_keyword_beats_generation_config_beats_the_models_own():
-    own = GenerationConfig(num_beams=4, max_length=9, eos_token_id=2, pad_token_id=1, decoder_start_token_id=0)
+    own = GenerationConfig(
+        num_beams=4, max_length=9, eos_token_id=2, pad_token_id=1, decoder_start_token_id=0
+    )
     given = GenerationConfig(num_beams=3, length_penalty=2.0)
     assert resolve_options(own).num_beams == 4
     both = resolve_options(own, given, num_beams=2, max_new_tokens=6)
-    assert (both.num_beams, both.length_penalty, both.max_length, both.eos_token_id) == (2, 2.0, 7, 2)
+    assert (both.num_beams, both.length_penalty, both.max_length, both.eos_token_id) == (
+        2,
+        2.0,
+        7,
+        2,
+    )
     assert (given.num_beams, given.eos_token_id, own.max_length) == (3, None, 9)
     assert resolve_options(own, num_beams=None).num_beams == 1
 
@@ -113,12 +138,24 @@ def test_what_cannot_be_done_is_refused_by_name(kwargs, error, words):
 
 
 SETS = [
-    ({"num_beams": None, "early_stopping": None, "length_penalty": None, "max_length": None}, GenerationConfig()),
-    ({"num_beams": np.int64(2), "length_penalty": np.float32(0.5)}, GenerationConfig(num_beams=2, length_penalty=0.5)),
+    (
+        {"num_beams": None, "early_stopping": None, "length_penalty": None, "max_length": None},
+        GenerationConfig(),
+    ),
+    (
+        {"num_beams": np.int64(2), "length_penalty": np.float32(0.5)},
+        GenerationConfig(num_beams=2, length_penalty=0.5),
+    ),
     ({"bad_words_ids": np.array([[4, 5]])}, GenerationConfig(bad_words_ids=[[4, 5]])),
     ({"eos_token_id": np.array([2, 3])}, GenerationConfig(eos_token_id=[2, 3])),
-    ({"sequence_bias": {(np.int64(4),): np.float64(1.0)}}, GenerationConfig(sequence_bias={(4,): 1.0})),
-    ({"max_length": 9.0, "do_sample": np.bool_(True)}, GenerationConfig(max_length=9, do_sample=True)),
+    (
+        {"sequence_bias": {(np.int64(4),): np.float64(1.0)}},
+        GenerationConfig(sequence_bias={(4,): 1.0}),
+    ),
+    (
+        {"max_length": 9.0, "do_sample": np.bool_(True)},
+        GenerationConfig(max_length=9, do_sample=True),
+    ),
 ]
 
 
@@ -139,7 +176,9 @@ def test_none_is_the_default_and_arrays_are_plain_wherever_they_come_from(said, 
     config = GenerationConfig()
     for name, value in said.items():
         setattr(config, name, value)
-    assert config == meant and GenerationConfig.from_dict(json.loads(config.to_json_string())) == meant
+    assert (
+        config == meant and GenerationConfig.from_dict(json.loads(config.to_json_string())) == meant
+    )
     nulls = {name: None for name, value in said.items() if value is None}
     (tmp_path / "generation_config.json").write_text(json.dumps(nulls))
     assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig()
@@ -150,22 +189,58 @@ def test_none_is_the_default_and_arrays_are_plain_wherever_they_come_from(said, 
     [
         ({"num_beam": 3}, TypeError, "'num_beam': did you mean 'num_beams'"),
         ({"temprature": 0.5}, TypeError, "did you mean 'temperature'"),
-        ({"logits_processor": "x"}, ValueError, r"logits_processor is no option .* Pass it to generate\(\) itself"),
+        (
+            {"logits_processor": "x"},
+            ValueError,
+            r"logits_processor is no option .* Pass it to generate\(\) itself",
+        ),
         ({"num_return_sequences": 2}, ValueError, "do_sample=True"),
         ({"num_beams": 2, "num_return_sequences": 3}, ValueError, "must not be above num_beams"),
-        ({"length_penalty": float("nan")}, ValueError, "length_penalty must be a finite number, got nan"),
+        (
+            {"length_penalty": float("nan")},
+            ValueError,
+            "length_penalty must be a finite number, got nan",
+        ),
         ({"num_beams": 1.5}, ValueError, "num_beams must be a whole number of at least 1, got 1.5"),
-        ({"num_beams": True}, TypeError, "num_beams must be a whole number of at least 1, got True"),
-        ({"max_length": float("inf")}, ValueError, "max_length must be a whole number of at least 1, got inf"),
+        (
+            {"num_beams": True},
+            TypeError,
+            "num_beams must be a whole number of at least 1, got True",
+        ),
+        (
+            {"max_length": float("inf")},
+            ValueError,
+            "max_length must be a whole number of at least 1, got inf",
+        ),
         ({"top_k": -1}, ValueError, "top_k must be a whole number of at least 0, got -1"),
-        ({"epsilon_cutoff": 1}, ValueError, "epsilon_cutoff must be a number of at least 0 and below 1, got 1"),
+        (
+            {"epsilon_cutoff": 1},
+            ValueError,
+            "epsilon_cutoff must be a number of at least 0 and below 1, got 1",
+        ),
         ({"do_sample": "yes"}, TypeError, "do_sample must be True or False, got 'yes'"),
-        ({"eos_token_id": 2.0}, TypeError, "eos_token_id must be a token id .* or a list of token ids, got 2.0"),
-        ({"decoder_start_token_id": [0]}, TypeError, r"decoder_start_token_id must be a token id .*, got \[0\]"),
-        ({"bad_words_ids": [4, 5]}, TypeError, r"bad_words_ids must hold non-empty sequences of token ids, .* got \["),
+        (
+            {"eos_token_id": 2.0},
+            TypeError,
+            "eos_token_id must be a token id .* or a list of token ids, got 2.0",
+        ),
+        (
+            {"decoder_start_token_id": [0]},
+            TypeError,
+            r"decoder_start_token_id must be a token id .*, got \[0\]",
+        ),
+        (
+            {"bad_words_ids": [4, 5]},
+            TypeError,
+            r"bad_words_ids must hold non-empty sequences of token ids, .* got \[",
+        ),
         ({"bad_words_ids": [[]]}, ValueError, "bad_words_ids must hold non-empty sequences"),
         ({"sequence_bias": {(4,): float("nan")}}, ValueError, "sequence_bias must hold"),
-        ({"exponential_decay_length_penalty": (1, 2, 3)}, ValueError, r"must be a pair \(start, factor\)"),
+        (
+            {"exponential_decay_length_penalty": (1, 2, 3)},
+            ValueError,
+            r"must be a pair \(start, factor\)",
+        ),
         ({"forced_decoder_ids": [[1, "a"]]}, TypeError, "forced_decoder_ids must hold pairs"),
     ],
 )
@@ -177,9 +252,15 @@ def test_a_config_is_refused_where_it_is_made(said, error, words):
 
 
 def test_files_keep_what_looks_misspelt_and_later_options_are_refused_by_generate(tmp_path):
-    (tmp_path / "g.json").write_text('{"num_beam": 3, "min_p": 0.1, "top_h": null, "num_assistant_tokens": 20}')
-    with pytest.warns(UserWarning, match=r"g\.json: 'num_beam' \(did you mean 'num_beams'\?\): no option, kept"):
-        config = GenerationConfig.from_pretrained(tmp_path, "g.json", eos_token_id=2, decoder_start_token_id=0)
+    (tmp_path / "g.json").write_text(
+        '{"num_beam": 3, "min_p": 0.1, "top_h": null, "num_assistant_tokens": 20}'
+    )
+    with pytest.warns(
+        UserWarning, match=r"g\.json: 'num_beam' \(did you mean 'num_beams'\?\): no option, kept"
+    ):
+        config = GenerationConfig.from_pretrained(
+            tmp_path, "g.json", eos_token_id=2, decoder_start_token_id=0
+        )
     assert (config.num_beam, config.min_p, config.num_assistant_tokens) == (3, 0.1, 20)
     with pytest.raises(ValueError, match=r"min_p=0.1 \(min-p sampling\) is not supported"):
         resolve_options(config)
@@ -188,7 +269,9 @@ def test_files_keep_what_looks_misspelt_and_later_options_are_refused_by_generat
     with pytest.raises(AttributeError, match="did you mean 'num_beams'"):
         GenerationConfig().num_beam = 3
     (tmp_path / "g.json").write_text('{"top_p": 2}')
-    with pytest.raises(ValueError, match=r"g.json of .*: top_p must be a number from 0 to 1, got 2"):
+    with pytest.raises(
+        ValueError, match=r"g.json of .*: top_p must be a number from 0 to 1, got 2"
+    ):
         GenerationConfig.from_pretrained(tmp_path, config_file_name="g.json")
     with pytest.raises(ValueError, match="max_length must be at most 65536, got 1000000000"):
         options(max_length=10**9)
@@ -205,7 +288,9 @@ def test_what_generate_would_refuse_is_not_saved(tmp_path):
     config.save_pretrained(tmp_path, config_file_name="g.json")
     config.to_json_file(tmp_path / "whole.json", use_diff=False)
     assert json.loads((tmp_path / "whole.json").read_text())["top_k"] == 50
-    pair = GenerationConfig.from_pretrained(tmp_path, "g.json", return_unused_kwargs=True, num_beams=2)
+    pair = GenerationConfig.from_pretrained(
+        tmp_path, "g.json", return_unused_kwargs=True, num_beams=2
+    )
     assert pair == (GenerationConfig(num_beams=2, foo=4), {})
 
 
@@ -217,11 +302,23 @@ def test_a_short_file_leaves_the_rest_to_the_model():
         "decoder_start_token_id": 2,
         "forced_eos_token_id": 2,
     }
-    model = SimpleNamespace(generator=generator, to_dict=lambda: {"eos_token_id": 2, "generator": generator})
+    model = SimpleNamespace(
+        generator=generator, to_dict=lambda: {"eos_token_id": 2, "generator": generator}
+    )
     short = GenerationConfig.from_dict({"num_beams": 2, "min_length": 0})
     token, sequence = (own_options(short, model, head) for head in ("token", "sequence"))
-    assert (token.eos_token_id, token.decoder_start_token_id, token.max_length, token.num_beams) == (2, 2, 20, 2)
-    assert (sequence.max_length, sequence.min_length, sequence.forced_eos_token_id, sequence.num_beams) == (9, 0, 2, 2)
+    assert (
+        token.eos_token_id,
+        token.decoder_start_token_id,
+        token.max_length,
+        token.num_beams,
+    ) == (2, 2, 20, 2)
+    assert (
+        sequence.max_length,
+        sequence.min_length,
+        sequence.forced_eos_token_id,
+        sequence.num_beams,
+    ) == (9, 0, 2, 2)
     assert short.eos_token_id is None
 
 
@@ -259,14 +356,18 @@ def test_lengths_and_forced_tokens():
     last = edited([[0] + [5] * 6], forced_eos_token_id=[2, 3])[0]
     assert banned(last) == set(range(V)) - {2, 3} and (last[[2, 3]] == 0).all()
     assert edited([[0, 9]], forced_decoder_ids=[[1, 4], [2, 6]])[0].argmax() == 6
-    np.testing.assert_allclose(edited([[0, 5, 5, 5]], exponential_decay_length_penalty=(1, 1.5))[0, 2], 0.5)
+    np.testing.assert_allclose(
+        edited([[0, 5, 5, 5]], exponential_decay_length_penalty=(1, 1.5))[0, 2], 0.5
+    )
 
 
 def test_repetition():
     assert banned(edited([[0, 5, 6, 5]], no_repeat_ngram_size=2)[0]) == {6}
     assert banned(edited([[0, 5, 6]], no_repeat_ngram_size=1)[0]) == {0, 5, 6}
     scores = np.array([[4.0] * 5 + [-4.0] * 5])
-    np.testing.assert_allclose(edited([[0, 7]], scores, repetition_penalty=2.0)[0, [0, 1, 7, 8]], [2, 4, -8, -4])
+    np.testing.assert_allclose(
+        edited([[0, 7]], scores, repetition_penalty=2.0)[0, [0, 1, 7, 8]], [2, 4, -8, -4]
+    )
     assert banned(edited([[0, 5, 6]], bad_words_ids=[[6, 7], [8], [2], [5, 9]])[0]) == {7, 8}
     biased = edited([[0, 5, 6]], sequence_bias={(7,): 1.0, (6, 7): 2.0, (3, 6, 7): 4.0})
     np.testing.assert_allclose(biased[0, 7], 1.0)
@@ -303,7 +404,9 @@ def test_prefix_function_is_told_the_question_and_must_allow_something():
 
 
 def test_narrowings_are_listed_in_order():
-    wanted = options(do_sample=True, num_beams=2, temperature=0.5, top_p=0.9, eta_cutoff=0.1, eos_token_id=[2, 3])
+    wanted = options(
+        do_sample=True, num_beams=2, temperature=0.5, top_p=0.9, eta_cutoff=0.1, eos_token_id=[2, 3]
+    )
     assert [(w.kind, w.value) for w in sampling_warps(wanted)] == [
         ("temperature", 0.5),
         ("top_k", 50),
@@ -320,8 +423,12 @@ def test_noise_depends_on_seed_row_and_step_alone():
     for other in (gumbel_noise(4, 4, 5, V), gumbel_noise(3, 4, 6, V)):
         assert not np.isclose(noise, other).any()
     assert len(np.unique(noise)) == noise.size
-    draws = np.stack([gumbel_noise(0, 1, step, 3)[0] for step in range(4000)]) + np.log([0.6, 0.3, 0.1])
+    draws = np.stack([gumbel_noise(0, 1, step, 3)[0] for step in range(4000)]) + np.log(
+        [0.6, 0.3, 0.1]
+    )
     share = np.bincount(draws.argmax(axis=1), minlength=3) / 4000
     np.testing.assert_allclose(share, [0.6, 0.3, 0.1], atol=0.03)
     # pinned: both backends, on every machine, must draw the same
-    np.testing.assert_allclose(gumbel_noise(1, 1, 0, 3)[0], [-0.1757580, 1.8076499, -0.6189815], rtol=1e-6)
+    np.testing.assert_allclose(
+        gumbel_noise(1, 1, 0, 3)[0], [-0.1757580, 1.8076499, -0.6189815], rtol=1e-6
+    )

@@ -1,4 +1,7 @@
-"""rag_torch gives what transformers 4.37.2 gave: forward passes, losses, the tokens of every recorded generation."""
+"""rag_torch gives what transformers 4.37.2 gave.
+
+Forward passes, losses, the tokens of every recorded generation.
+"""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +37,9 @@ def no_grad() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def check(expected: dict[str, np.ndarray], actual: dict[str, Any], prefix: str, tolerance: float) -> None:
+def check(
+    expected: dict[str, np.ndarray], actual: dict[str, Any], prefix: str, tolerance: float
+) -> None:
     wanted = {key: array for key, array in expected.items() if key.startswith(prefix)}
     found = {key: np.asarray(array) for key, array in actual.items() if key in wanted}
     assert wanted
@@ -54,7 +59,9 @@ def test_losses(model_name: str, head: str, precision: str, recorded: Any) -> No
         arguments["n_docs"] = case["n_docs"]
         if head == "sequence":
             arguments["exclude_bos_score"] = case["exclude_bos_score"]
-        each, total = (model(**arguments, reduce_loss=reduce_loss).loss for reduce_loss in (False, True))
+        each, total = (
+            model(**arguments, reduce_loss=reduce_loss).loss for reduce_loss in (False, True)
+        )
         rows.append([*each.tolist(), total.item()])
     name = f"loss/{model_name}/{head}"
     check(recorded[precision], {name: np.array(rows, dtype=precision)}, name, tolerance)
@@ -67,7 +74,9 @@ def forward(case: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     if case["source"] == "retriever":
         model.set_retriever(toy_retriever(case["model"], dtype))
         question = questions(case["model"], "forward", BATCH)
-        arguments.update(input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1]))
+        arguments.update(
+            input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1])
+        )
         if case["context_encoder"]:
             model.set_context_encoder_for_training(context_encoder(case["model"], dtype))
     else:
@@ -81,19 +90,25 @@ def forward(case: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     for field, value in outputs.items():
         if field != "past_key_values":
             values = (
-                {f".{place}": item for place, item in enumerate(value)} if isinstance(value, tuple) else {"": value}
+                {f".{place}": item for place, item in enumerate(value)}
+                if isinstance(value, tuple)
+                else {"": value}
             )
             found.update({f"{case['name']}:{field}{place}": item for place, item in values.items()})
     return found
 
 
-def reused(model: Any, case: dict[str, Any], arguments: dict[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+def reused(
+    model: Any, case: dict[str, Any], arguments: dict[str, Any], ids: torch.Tensor
+) -> dict[str, Any]:
     """Encoder states, and for steps the cache, of a first call handed to later ones."""
     first = model(**arguments, decoder_input_ids=ids[:, :2], use_cache=True)
     arguments.pop("context_input_ids")
     arguments["encoder_outputs"] = (first.generator_enc_last_hidden_state,)
     found, past = {f"{case['name']}:logits0": first.logits}, first.past_key_values
-    for step, piece in enumerate([ids[:, 2:3], ids[:, 3:4]] if case["steps"] else [ids[:, :4]], start=1):
+    for step, piece in enumerate(
+        [ids[:, 2:3], ids[:, 3:4]] if case["steps"] else [ids[:, :4]], start=1
+    ):
         cache = {"past_key_values": past} if case["steps"] else {}
         out = model(**arguments, **cache, decoder_input_ids=piece, use_cache=True)
         found[f"{case['name']}:logits{step}"], past = out.logits, out.past_key_values
@@ -115,16 +130,22 @@ def generator(model_name: str, head: str, seed: int, n_docs: int, config: str) -
 
 def generate(case: dict[str, Any]) -> list[list[int]]:
     model_name, dtype, options = case["model"], torch.float32, dict(case["options"])
-    model = generator(model_name, case["head"], case["seed"], case["n_docs"], json.dumps(case["config"]))
+    model = generator(
+        model_name, case["head"], case["seed"], case["n_docs"], json.dumps(case["config"])
+    )
     model.set_retriever(toy_retriever(model_name, dtype) if case["source"] == "retriever" else None)
     if "prefix_allowed_tokens_fn" in options:
         vocabulary = model.config.generator.vocab_size
-        options["prefix_allowed_tokens_fn"] = allowed_tokens(options["prefix_allowed_tokens_fn"], vocabulary)
+        options["prefix_allowed_tokens_fn"] = allowed_tokens(
+            options["prefix_allowed_tokens_fn"], vocabulary
+        )
     if "logits_processor" in options:
         options["logits_processor"] = [raise_every_third]
     if case["source"] == "retriever":
         question = questions(model_name, case["name"], BATCH)
-        options.update(input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1]))
+        options.update(
+            input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1])
+        )
     else:
         options.update(tensors(contexts(model_name, case["name"], BATCH, case["n_docs"]), dtype))
     return model.generate(**options).tolist()

@@ -1,4 +1,7 @@
-"""tf_model.h5 and TensorFlow's safetensors: the reference's files read right, hostile ones are refused."""
+"""tf_model.h5 and TensorFlow's safetensors.
+
+The reference's files read right, hostile ones are refused.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +25,10 @@ from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 
 GOLDEN = Path(__file__).parent.parent / "conformance" / "golden" / "checkpoints"
 H5 = GOLDEN / "tf_token_bart" / "tf_model.h5"
-CLASSES = {"TFRagTokenForGeneration": RagTokenForGeneration, "TFRagSequenceForGeneration": RagSequenceForGeneration}
+CLASSES = {
+    "TFRagTokenForGeneration": RagTokenForGeneration,
+    "TFRagSequenceForGeneration": RagSequenceForGeneration,
+}
 
 
 @pytest.mark.parametrize("name", tf_exchange.TF_CHECKPOINTS)
@@ -48,15 +54,24 @@ def test_every_array_of_the_references_files_is_read_once_and_turned_where_it_mu
             with h5py.File(GOLDEN / name / "tf_model.h5") as file:
                 found = []
                 file.visit(found.append)
-                held = {path: file[path][()] for path in found if isinstance(file[path], h5py.Dataset)}
+                held = {
+                    path: file[path][()] for path in found if isinstance(file[path], h5py.Dataset)
+                }
         unseen = set(fitted)
         for path, array in held.items():
             ours = next(
-                each for each in sorted(fitted) if torch_name(path).endswith(each.removeprefix("rag.generator."))
+                each
+                for each in sorted(fitted)
+                if torch_name(path).endswith(each.removeprefix("rag.generator."))
             )
-            np.testing.assert_array_equal(fitted[ours], array.T if path.endswith("kernel:0") else array)
+            np.testing.assert_array_equal(
+                fitted[ours], array.T if path.endswith("kernel:0") else array
+            )
             unseen.discard(ours)
-        assert {each.rpartition(".")[0].rpartition(".")[2] for each in unseen} == {"embed_tokens", "lm_head"}
+        assert {each.rpartition(".")[0].rpartition(".")[2] for each in unseen} == {
+            "embed_tokens",
+            "lm_head",
+        }
 
 
 @pytest.mark.parametrize(
@@ -64,8 +79,14 @@ def test_every_array_of_the_references_files_is_read_once_and_turned_where_it_mu
     [
         ("decoder/shared/shared/embeddings:0", "decoder.shared.shared.weight"),
         ("rag/final_logits_bias:0", "rag.final_logits_bias"),
-        ("model/tf_bart_model/model.shared/embeddings:0", "model.tf_bart_model.model.shared.weight"),
-        ("t/encoder/block_._1/layer_._0/SelfAttention/q/kernel:0", "t.encoder.block.1.layer.0.SelfAttention.q.weight"),
+        (
+            "model/tf_bart_model/model.shared/embeddings:0",
+            "model.tf_bart_model.model.shared.weight",
+        ),
+        (
+            "t/encoder/block_._1/layer_._0/SelfAttention/q/kernel:0",
+            "t.encoder.block.1.layer.0.SelfAttention.q.weight",
+        ),
         ("x/bert/embeddings/LayerNorm/gamma:0", "x.bert.embeddings.LayerNorm.weight"),
         ("x/bert/embeddings/LayerNorm/beta", "x.bert.embeddings.LayerNorm.bias"),
         ("mlm___cls/x/mlm___cls/predictions/bias:0", "cls.x.cls.predictions.bias"),
@@ -78,14 +99,21 @@ def test_names_are_spelled_as_pytorch_spells_them(name, spelled):
 def test_a_name_is_known_by_its_end_and_never_by_another_component():
     bert = expected_shapes(DPR, "question")
     inner = "bert_model.encoder.layer.0.output.dense.weight"
-    assert list(by_end([f"a.tfdpr.question_encoder.{inner}"], bert)) == [f"question_encoder.{inner}"]
+    assert list(by_end([f"a.tfdpr.question_encoder.{inner}"], bert)) == [
+        f"question_encoder.{inner}"
+    ]
     assert by_end([f"a.tfdpr.ctx_encoder.{inner}"], bert) == {}
-    assert list(by_end([f"a.tfdpr.ctx_encoder.{inner}"], expected_shapes(BertConfig(**BERT)))) == [inner[11:]]
+    assert list(by_end([f"a.tfdpr.ctx_encoder.{inner}"], expected_shapes(BertConfig(**BERT)))) == [
+        inner[11:]
+    ]
     assert by_end([f"rag.generator.{inner}"], expected_shapes(rag(), "token")) == {}
     # A layer that only the other stack has.
     assert by_end(["tf_x.model.encoder.layers.1.fc1.weight"], expected_shapes(BART)) == {}
     shared = {"shared.weight": ["encoder.shared.shared.weight", "shared.weight"]}
-    assert by_end(["encoder.shared.shared.weight", "shared.weight", "x.weight"], expected_shapes(T5)) == shared
+    assert (
+        by_end(["encoder.shared.shared.weight", "shared.weight", "x.weight"], expected_shapes(T5))
+        == shared
+    )
 
 
 def tensorflow_files(config, head, folder, *, shards=False, changed=None):
@@ -93,15 +121,23 @@ def tensorflow_files(config, head, folder, *, shards=False, changed=None):
     weights = some_weights(config, head)
     arrays = {}
     for name, value in weights.items():
-        if "embed_tokens" in name or (config.tie_word_embeddings and name.endswith("lm_head.weight")):
+        if "embed_tokens" in name or (
+            config.tie_word_embeddings and name.endswith("lm_head.weight")
+        ):
             continue
         parts = name.split(".")
-        kernel = parts[-1] == "weight" and value.ndim == 2 and not {"shared", "relative_attention_bias"} & set(parts)
-        arrays["/".join(["decoder/tf_x_1", *parts[:-1], "kernel:0" if kernel else f"{parts[-1]}:0"])] = (
-            value.T if kernel else value
+        kernel = (
+            parts[-1] == "weight"
+            and value.ndim == 2
+            and not {"shared", "relative_attention_bias"} & set(parts)
         )
+        arrays[
+            "/".join(["decoder/tf_x_1", *parts[:-1], "kernel:0" if kernel else f"{parts[-1]}:0"])
+        ] = value.T if kernel else value
     if not shards:
-        arrays["encoder/shared/shared/embeddings:0"] = weights["shared.weight"] if changed is None else changed
+        arrays["encoder/shared/shared/embeddings:0"] = (
+            weights["shared.weight"] if changed is None else changed
+        )
     names = sorted(arrays)
     rows = [names[::2], names[1::2]] if shards else [names]
     files = ["a.h5", "b.h5"] if shards else ["tf_model.h5"]
@@ -137,28 +173,52 @@ def test_another_models_file_and_copies_that_differ_are_one_error(tmp_path):
         and "encoder.block.0.layer.0.layer_norm.weight" in text
         and "tf_rag" not in text
     )
-    assert "rag.generator.model.decoder.layers.0.fc1.weight" in text and "bert_model.encoder.layer.0.output" in text
+    assert (
+        "rag.generator.model.decoder.layers.0.fc1.weight" in text
+        and "bert_model.encoder.layer.0.output" in text
+    )
     config = AutoConfig.from_pretrained(H5.parent)
     config.generator.vocab_size += 1
-    with pytest.raises(ValueError, match=r"of another shape: .*shared\.weight \(96, 32\), needed \(97, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"of another shape: .*shared\.weight \(96, 32\), needed \(97, 32\)"
+    ):
         fit_weights(config, read_weights(H5), "token")
     tensorflow_files(T5, None, tmp_path, changed=np.zeros((13, 4), np.float32))
-    with pytest.raises(ValueError, match=r"different values for shared\.weight: as .* and as encoder\.shared"):
+    with pytest.raises(
+        ValueError, match=r"different values for shared\.weight: as .* and as encoder\.shared"
+    ):
         fit_weights(T5, read_weights(tmp_path))
     with pytest.raises(ValueError, match="39 missing"):
-        save_file({"tf_x/ctx_encoder/a": np.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "tf"})
+        save_file(
+            {"tf_x/ctx_encoder/a": np.zeros(1)},
+            tmp_path / "model.safetensors",
+            metadata={"format": "tf"},
+        )
         fit_weights(DPRConfig(**BERT, projection_dim=3), read_weights(tmp_path), "question")
 
 
 def test_every_kind_of_number_reads_equal(tmp_path):
-    kinds = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int64, np.int32, np.uint8, ">f4", ">f8", ">i4"]
+    kinds = [
+        np.float16,
+        np.float32,
+        np.float64,
+        ml_dtypes.bfloat16,
+        np.int64,
+        np.int32,
+        np.uint8,
+        ">f4",
+        ">f8",
+        ">i4",
+    ]
     arrays = {str(i): (np.arange(6).reshape(2, 3) / 3).astype(kind) for i, kind in enumerate(kinds)}
     arrays |= {"scalar": np.float32(3), "empty": np.zeros((0, 3), np.float32)}
     with h5py.File(tmp_path / "a.h5", "w", userblock_size=512) as file:
         for name, array in arrays.items():
             file[name] = array
     found = H5File(tmp_path / "a.h5")
-    assert found.dtypes == {name: np.asarray(array).dtype.newbyteorder("=") for name, array in arrays.items()}
+    assert found.dtypes == {
+        name: np.asarray(array).dtype.newbyteorder("=") for name, array in arrays.items()
+    }
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == found.dtypes[name] and found.shapes[name] == np.shape(array)
@@ -196,20 +256,38 @@ def claimed(file):
     [
         (lambda file: file.update(a=h5py.SoftLink("/b"), b=ONES), "'a' is a link"),
         (lambda file: file.update(a=h5py.ExternalLink("/etc/passwd", "/b")), "'a' is a link"),
-        (lambda file: file.create_dataset("a", (9,), "u1", external=[("/etc/passwd", 0, 9)]), "'a' doesn't lie in one"),
+        (
+            lambda file: file.create_dataset("a", (9,), "u1", external=[("/etc/passwd", 0, 9)]),
+            "'a' doesn't lie in one",
+        ),
         (virtual, "'a' doesn't lie in one piece"),
-        (lambda file: file.create_dataset("a", data=ONES, chunks=(5, 30)), "'a' doesn't lie in one piece"),
+        (
+            lambda file: file.create_dataset("a", data=ONES, chunks=(5, 30)),
+            "'a' doesn't lie in one piece",
+        ),
         (lambda file: file.create_dataset("a", data=ONES, compression="gzip"), "'a' is compressed"),
         (
             lambda file: file.create_dataset("a", data=ONES, chunks=True, fletcher32=True),
             "'a' is compressed or filtered",
         ),
-        (lambda file: file.create_dataset("a", data=["text"], dtype=h5py.string_dtype()), "'a' holds TypeStringID"),
+        (
+            lambda file: file.create_dataset("a", data=["text"], dtype=h5py.string_dtype()),
+            "'a' holds TypeStringID",
+        ),
         (lambda file: file.create_dataset("a", data=np.zeros(2, "S9")), "'a' holds TypeStringID"),
-        (lambda file: file.create_dataset("a", (2,), h5py.vlen_dtype(np.float32)), "'a' holds TypeVlenID"),
+        (
+            lambda file: file.create_dataset("a", (2,), h5py.vlen_dtype(np.float32)),
+            "'a' holds TypeVlenID",
+        ),
         (lambda file: file.create_dataset("a", (2,), h5py.ref_dtype), "'a' holds TypeReferenceID"),
-        (lambda file: file.create_dataset("a", data=np.zeros(2, "i4,f4")), "'a' holds TypeCompoundID"),
-        (lambda file: file.create_dataset("a", data=np.zeros(2, "V7")), "'a' holds TypeOpaqueID of 7"),
+        (
+            lambda file: file.create_dataset("a", data=np.zeros(2, "i4,f4")),
+            "'a' holds TypeCompoundID",
+        ),
+        (
+            lambda file: file.create_dataset("a", data=np.zeros(2, "V7")),
+            "'a' holds TypeOpaqueID of 7",
+        ),
         (lambda file: file.create_dataset("a", data=h5py.Empty("f4")), "'a' has no shape"),
         (lambda file: file.update(a=np.dtype("f4")), "'a' is neither a group nor an array"),
         (claimed, "'a' was made but never filled"),
@@ -238,10 +316,18 @@ def test_a_size_above_the_files_own_is_refused_before_anything_is_allocated(tmp_
     with pytest.raises(OSError, match=r"tf_model\.h5 is truncated or not a HDF5 file"):
         read_weights(tmp_path)
     header = {"a": {"dtype": "F32", "shape": [2**30, 2**31], "data_offsets": [0, 2**63]}}
-    for entry in (header, {"a": {**header["a"], "data_offsets": [0, 8]}}, {"a": {**header["a"], "shape": [-1, -2]}}):
+    for entry in (
+        header,
+        {"a": {**header["a"], "data_offsets": [0, 8]}},
+        {"a": {**header["a"], "shape": [-1, -2]}},
+    ):
         text = json.dumps(entry).encode()
-        (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 8)
-        with pytest.raises(OSError, match=r"model\.safetensors is truncated or not a safetensors file"):
+        (tmp_path / "model.safetensors").write_bytes(
+            len(text).to_bytes(8, "little") + text + b"\0" * 8
+        )
+        with pytest.raises(
+            OSError, match=r"model\.safetensors is truncated or not a safetensors file"
+        ):
             read_weights(tmp_path)
     for length in (2**63, 2**20):
         (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")

@@ -1,4 +1,6 @@
-"""T5 in float16: its feed-forward sums pass float16's range, so these maps and what the layers add up are float32."""
+"""T5 in float16: its feed-forward sums pass float16's range, so these maps and what the layers
+add up are float32.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def logits(model):
     if not isinstance(model, torch.nn.Module):
         return tf.cast(model(**given, labels=LABELS.numpy()).logits, tf.float32).numpy()
     with torch.no_grad():
-        return model(**{n: torch.tensor(v) for n, v in given.items()}, labels=LABELS).logits.float().numpy()
+        return (
+            model(**{n: torch.tensor(v) for n, v in given.items()}, labels=LABELS)
+            .logits.float()
+            .numpy()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,9 @@ def want(folders):
     model, sums = RagTokenForGeneration.from_pretrained(folders[0]), []
     for name, module in model.named_modules():
         if name.endswith("DenseReluDense"):
-            module.register_forward_hook(lambda _, given, made: sums.append(float(made.abs().max())))
+            module.register_forward_hook(
+                lambda _, given, made: sums.append(float(made.abs().max()))
+            )
     found = logits(model)
     assert max(sums) > 2 * 65504  # or the tests below would show nothing
     return found
@@ -69,11 +77,17 @@ def wide(model):
 def test_float16_stays_near_in_pytorch_however_it_comes(folders, want):
     load = RagTokenForGeneration.from_pretrained
     once = load(folders[0], dtype="float16")
-    models = [once, load(folders[1], dtype="auto"), load(folders[0]).half(), load(folders[0]).to("cpu", torch.float16)]
+    models = [
+        once,
+        load(folders[1], dtype="auto"),
+        load(folders[0]).half(),
+        load(folders[0]).to("cpu", torch.float16),
+    ]
     for model in models:
         assert model.generator.dtype == torch.float16 and wide(model) == {"float32"}
         assert relative_error(want, logits(model)) < 0.02
-        assert np.array_equal(logits(model), logits(once)) == (model is not models[1])  # where `wo` itself was rounded
+        # where `wo` itself was rounded
+        assert np.array_equal(logits(model), logits(once)) == (model is not models[1])
     assert wide(once.double()) == {"float64"} and wide(once.bfloat16()) == {"bfloat16"}
     with torch.autocast("cpu", torch.float16):
         assert relative_error(want, logits(load(folders[0]))) < 0.02
@@ -87,13 +101,16 @@ def test_float16_learns_in_pytorch(folders):
         loss = model(**given_contexts(torch.float32), labels=LABELS).loss.mean()
     (loss * 2.0**-4).backward()
     gradients = [parameter.grad for parameter in model.generator.parameters()]
-    assert all(each.isfinite().all() for each in gradients) and any(each.abs().max() > 0 for each in gradients)
+    assert all(each.isfinite().all() for each in gradients) and any(
+        each.abs().max() > 0 for each in gradients
+    )
 
 
 def test_float16_stays_near_in_tensorflow_however_it_comes(folders, want):
     load = TFRagTokenForGeneration.from_pretrained
     model = load(folders[0])
-    with computing_in("float16"):  # as the Keras policy mixed_float16 and mixed_precision="fp16" have it
+    # as the Keras policy mixed_float16 and mixed_precision="fp16" have it
+    with computing_in("float16"):
         assert relative_error(want, logits(model)) < 0.02
     for half in (model.to("float16"), load(folders[1], dtype="auto")):
         assert half.generator.dtype == tf.float16 and wide(half) == {"float32"}
@@ -102,7 +119,9 @@ def test_float16_stays_near_in_tensorflow_however_it_comes(folders, want):
 
 def test_what_is_written_in_float16(folders, tmp_path):
     RagTokenForGeneration.from_pretrained(folders[0], dtype="float16").save_pretrained(tmp_path)
-    saved, converted, whole = (read_weights(folder) for folder in (tmp_path, folders[1], folders[0]))
+    saved, converted, whole = (
+        read_weights(folder) for folder in (tmp_path, folders[1], folders[0])
+    )
     for name in saved:
         assert converted[name].dtype == "float16"
         assert np.array_equal(saved[name], whole[name] if WIDE in name else converted[name])

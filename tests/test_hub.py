@@ -47,13 +47,30 @@ def cache(tmp_path):
 def test_split_keeps_everything_once(kwargs):
     before = dict(kwargs)
     hub, rest = split_hub_kwargs(kwargs)
-    assert {**hub, **rest} == kwargs == before and set(hub) <= set(HUB_KWARGS) and not set(rest) & set(HUB_KWARGS)
+    assert (
+        {**hub, **rest} == kwargs == before
+        and set(hub) <= set(HUB_KWARGS)
+        and not set(rest) & set(HUB_KWARGS)
+    )
 
 
 def test_names_and_paths_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    local = ["models", "./x", "../x", "/x", "~/x", "models/x", "a/b/c", "x/", "a\\b", ".", "", Path("x")]
+    local = [
+        "models",
+        "./x",
+        "../x",
+        "/x",
+        "~/x",
+        "models/x",
+        "a/b/c",
+        "x/",
+        "a\\b",
+        ".",
+        "",
+        Path("x"),
+    ]
     assert [name for name in local if not is_local(name)] == []
     assert [name for name in ("bert-base-uncased", "facebook/rag-token-nq") if is_local(name)] == []
 
@@ -64,7 +81,9 @@ def test_local_files_are_found_and_missing_ones_explained(tmp_path):
     assert resolve_file(tmp_path, "a.txt", subfolder="sub") == tmp_path / "sub" / "a.txt"
     assert resolve_file(str(tmp_path), "sub/a.txt", cache_dir=None) == tmp_path / "sub" / "a.txt"
     assert resolve_file(tmp_path, "b.txt", required=False) is None
-    assert list_files(tmp_path) == ["sub/a.txt"] and list_files(tmp_path, subfolder="sub") == ["a.txt"]
+    assert list_files(tmp_path) == ["sub/a.txt"] and list_files(tmp_path, subfolder="sub") == [
+        "a.txt"
+    ]
     with pytest.raises(OSError, match=r"No b\.txt in folder .*it holds sub"):
         resolve_file(tmp_path, "b.txt")
     with pytest.raises(OSError, match=r"No folder .*nowhere.*config\.json"):
@@ -94,9 +113,13 @@ def test_offline_what_was_fetched_is_found(cache):
 
 
 def test_files_that_belong_together_are_fetched_at_one_commit(tmp_path, monkeypatch):
-    """Shards follow their index and passages their faiss file, though the branch has moved in between."""
+    """Shards follow their index and passages their faiss file, though the branch has moved in
+    between.
+    """
     root = tmp_path / "models--owner--name" / "snapshots" / COMMIT
-    write_checkpoint(root, {f"w{i}": np.full(9, i, np.float32) for i in range(4)}, DPRConfig(), max_shard_size=60)
+    write_checkpoint(
+        root, {f"w{i}": np.full(9, i, np.float32) for i in range(4)}, DPRConfig(), max_shard_size=60
+    )
     folder = root / "passages"
     data = datasets.Dataset.from_dict({"title": ["a"], "text": ["b"], "embeddings": [[1.0]]})
     data.save_to_disk(folder)
@@ -157,7 +180,10 @@ def test_options_reach_huggingface_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     given_options = {"token": "t", "revision": "r", "force_download": True, "cache_dir": tmp_path}
-    assert resolve_file("o/n", "f", repo_type="dataset", subfolder="s", **given_options) == tmp_path / "got"
+    assert (
+        resolve_file("o/n", "f", repo_type="dataset", subfolder="s", **given_options)
+        == tmp_path / "got"
+    )
     assert calls == [(("o/n", "s/f"), {"repo_type": "dataset", **given_options})]
 
 
@@ -186,7 +212,11 @@ def test_failures_say_what_was_looked_for(error, words, monkeypatch):
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_folder_is_made_or_merged_on_success(tmp_path):
@@ -201,11 +231,15 @@ def test_folder_is_made_or_merged_on_success(tmp_path):
     (target / "mine").write_text("x")
     with atomic_folder(target) as draft:
         (draft / "b").write_text("b")
-    assert contents(tmp_path) == {f"deep/model/{name}": text for name, text in contents(target).items()}
+    assert contents(tmp_path) == {
+        f"deep/model/{name}": text for name, text in contents(target).items()
+    }
     assert contents(target) == {"sub/a": "2", "old-2": "2", "mine": "x", "b": "b"}
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 def test_failure_leaves_nothing_new_and_everything_old(error, tmp_path, monkeypatch):
     with atomic_folder(tmp_path / "old") as draft:
         (draft / "a").write_text("1")
@@ -221,7 +255,9 @@ def test_failure_leaves_nothing_new_and_everything_old(error, tmp_path, monkeypa
         with pytest.raises(type(error)), atomic_write(target / "config.json") as path:
             path.write_text("2")
         monkeypatch.undo()
-    assert contents(tmp_path) == {"old/a": "1"} and [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert contents(tmp_path) == {"old/a": "1"} and [path.name for path in tmp_path.iterdir()] == [
+        "old"
+    ]
 
 
 def test_single_files_are_replaced_whole(tmp_path):
@@ -275,13 +311,30 @@ def api(monkeypatch):
 
 def test_pushing_uploads_the_folder_and_a_card(api, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    address = push_folder(tmp_path, "o/n", token="t", private=True, revision="r", commit_message="m")
+    address = push_folder(
+        tmp_path, "o/n", token="t", private=True, revision="r", commit_message="m"
+    )
     assert address == "https://huggingface.co/o/n"
-    assert [call[0] for call in api.calls] == ["token", "create_repo", "create_branch", "upload_folder", "upload_file"]
+    assert [call[0] for call in api.calls] == [
+        "token",
+        "create_repo",
+        "create_branch",
+        "upload_folder",
+        "upload_file",
+    ]
     assert api.calls[0] == ("token", "t") and api.calls[1][2] == {"private": True, "exist_ok": True}
-    assert api.calls[3][1] == {"repo_id": "o/n", "folder_path": tmp_path, "revision": "r", "commit_message": "m"}
+    assert api.calls[3][1] == {
+        "repo_id": "o/n",
+        "folder_path": tmp_path,
+        "revision": "r",
+        "commit_message": "m",
+    }
     card = api.calls[4][1]["path_or_fileobj"].decode()
-    assert card.startswith("---\nlibrary_name: dualrag\n") and '\n- "rag"\n' in card and "\n# n\n" in card
+    assert (
+        card.startswith("---\nlibrary_name: dualrag\n")
+        and '\n- "rag"\n' in card
+        and "\n# n\n" in card
+    )
     assert contents(tmp_path) == {"config.json": "{}"}
 
 
@@ -334,7 +387,9 @@ def test_a_card_names_what_saved_the_folder(package, api, tmp_path, monkeypatch)
 
 def test_failed_pushes_are_explained(api, tmp_path):
     api.fail = ConnectionError("no route")
-    with pytest.raises(OSError, match=r"Pushing .* to 'o/n' failed: ConnectionError: no route.*token="):
+    with pytest.raises(
+        OSError, match=r"Pushing .* to 'o/n' failed: ConnectionError: no route.*token="
+    ):
         push_folder(tmp_path, "o/n")
     with pytest.raises(OSError, match="no folder"):
         push_folder(tmp_path / "nowhere", "o/n")
@@ -342,7 +397,13 @@ def test_failed_pushes_are_explained(api, tmp_path):
 
 def test_card_front_matter():
     card = model_card(
-        "T", summary="S.", license="apache-2.0", tags=["x"], base_models=["a/b"], datasets=["d"], figures={"EM": 0.9}
+        "T",
+        summary="S.",
+        license="apache-2.0",
+        tags=["x"],
+        base_models=["a/b"],
+        datasets=["d"],
+        figures={"EM": 0.9},
     )
     head, body = card.split("\n---\n", 1)
     assert head.splitlines()[1:] == [
@@ -369,7 +430,9 @@ def test_how_weights_are_split_is_heard_when_pushing(api):
         def save_pretrained(self, folder, **kwargs):
             given.update(kwargs)
 
-    Model().push_to_hub("o/n", max_shard_size="1GB", safe_serialization=True, use_temp_dir=True, use_auth_token="t")
+    Model().push_to_hub(
+        "o/n", max_shard_size="1GB", safe_serialization=True, use_temp_dir=True, use_auth_token="t"
+    )
     assert given == {"max_shard_size": "1GB", "safe_serialization": True}
     assert api.calls[0] == ("token", "t")
 
@@ -393,7 +456,9 @@ def test_options_of_the_hub_are_of_their_kinds(name, value, tmp_path):
 
 @pytest.mark.parametrize("name", [5, ["me/model"], b"me/model"])
 def test_what_is_loaded_has_a_name(name):
-    with pytest.raises(TypeError, match=r"^pretrained_model_name_or_path must be a folder or a repository id, got"):
+    with pytest.raises(
+        TypeError, match=r"^pretrained_model_name_or_path must be a folder or a repository id, got"
+    ):
         AutoConfig.from_pretrained(name)
     with pytest.raises(TypeError, match=r"^pretrained_model_name_or_path must be"):
         RagTokenizer.from_pretrained(name)

@@ -1,4 +1,5 @@
-"""Folders with the files and configurations of the public checkpoints: they load, retrieve and answer.
+"""Folders with the files and configurations of the public checkpoints: they load, retrieve and
+answer.
 
 The tokens were recorded from transformers 4.37.2 on the same folders.
 """
@@ -81,12 +82,16 @@ def test_the_first_example_of_the_readme_runs_on_the_public_files(here, monkeypa
 
     monkeypatch.setenv("HF_HOME", str(here / "cache"))
     tokenizer = AutoTokenizer.from_pretrained("facebook/rag-token-base")
-    retriever = RagRetriever.from_pretrained("facebook/rag-token-base", index_name="exact", use_dummy_dataset=True)
+    retriever = RagRetriever.from_pretrained(
+        "facebook/rag-token-base", index_name="exact", use_dummy_dataset=True
+    )
     model = RagTokenForGeneration.from_pretrained("facebook/rag-token-base", retriever=retriever)
     inputs = tokenizer("how many people live in paris?", return_tensors="pt")
     assert model.generate(**inputs).shape == (1, 50)
     [answer] = model.answer("how many people live in paris?")
-    assert len(answer.passages) == 5 and all(passage.text.startswith("text ") for passage in answer.passages)
+    assert len(answer.passages) == 5 and all(
+        passage.text.startswith("text ") for passage in answer.passages
+    )
     # The bases name the index that loses most; a word of it comes with the first use.
     with pytest.warns(UserWarning, match="'compressed' index of wiki_dpr misses"):
         RagRetriever.from_pretrained("facebook/rag-token-base", cache_dir=here / "cache")
@@ -98,7 +103,9 @@ def test_revisions_of_2020_load_and_say_which_index_to_name(here):
     write_rag_base(here / "of-2020", **RAG_2020)
     model = RagTokenForGeneration.from_pretrained("of-2020")
     assert (model.config.index_name, model.config.retriever_type) == ("embeddings", "hf_retriever")
-    with pytest.raises(ValueError, match=r"index_name must be.*got 'embeddings'.*2020.*index_name='exact'"):
+    with pytest.raises(
+        ValueError, match=r"index_name must be.*got 'embeddings'.*2020.*index_name='exact'"
+    ):
         RagRetriever.from_pretrained("of-2020")
     retriever = RagRetriever.from_pretrained(
         "of-2020", index_name="exact", use_dummy_dataset=True, cache_dir=here / "cache"
@@ -125,7 +132,12 @@ def test_bart_in_half_precision_and_dpr_with_its_pooler_become_a_model(here):
         )
         vector = model.question_encoder(array(ids))[0]
         hidden = model.generator.get_encoder()(array(ids), array(np.ones_like(ids)))[0]
-        states.append([np.asarray(each.detach() if package is rag_torch else each) for each in (vector, hidden)])
+        states.append(
+            [
+                np.asarray(each.detach() if package is rag_torch else each)
+                for each in (vector, hidden)
+            ]
+        )
         if package is rag_torch:
             shared = model.generator.get_input_embeddings().weight
             assert shared.dtype == torch.float32 and torch.equal(shared, stored.float())

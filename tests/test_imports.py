@@ -1,4 +1,7 @@
-"""Which package loads which framework, and what a user reads when none is installed. Each claim in a fresh process."""
+"""Which package loads which framework, and what a user reads when none is installed.
+
+Each claim in a fresh process.
+"""
 
 import ast
 import subprocess
@@ -8,12 +11,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ["torch", "tensorflow", "keras", "transformers", "faiss", "datasets", "huggingface_hub", "tokenizers", "pandas"]
+HEAVY = [
+    "torch",
+    "tensorflow",
+    "keras",
+    "transformers",
+    "faiss",
+    "datasets",
+    "huggingface_hub",
+    "tokenizers",
+    "pandas",
+]
 
 
 def run(code: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -51,7 +68,10 @@ def test_every_name_rag_torch_offers_loads_and_tensorflow_stays_out():
 def test_every_name_and_file_of_rag_tf_loads_and_torch_stays_out():
     """The names of transformers' TensorFlow classes are the same objects."""
     rooms = ", ".join(f"rag_tf.{path.stem}" for path in sorted((ROOT / "rag_tf").glob("[a-z]*.py")))
-    same = "[name for name in rag_tf.__all__ if name[:2] == 'TF' and found[name] is not found[name[2:]]]"
+    same = (
+        "[name for name in rag_tf.__all__ if name[:2] == 'TF' and found[name] is not "
+        "found[name[2:]]]"
+    )
     found = "found = {name: getattr(rag_tf, name) for name in rag_tf.__all__}"
     loaded = loaded_by(f"import {rooms}\n{found}\nassert 'TFRagModel' in found and not {same}")
     assert "tensorflow" in loaded
@@ -76,7 +96,11 @@ def test_no_source_file_imports_what_its_package_must_not(package, forbidden):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
-            found += [f"{path.name}:{node.lineno} {name}" for name in names if name.split(".")[0] in forbidden]
+            found += [
+                f"{path.name}:{node.lineno} {name}"
+                for name in names
+                if name.split(".")[0] in forbidden
+            ]
     # The restricted reader interprets the pickle format; it uses opcode tables and never unpickles.
     assert [line for line in found if "pickletools" not in line] == []
 
@@ -104,9 +128,16 @@ sys.meta_path.insert(0, Refuse())
     ],
 )
 def test_with_no_backend_every_command_gives_the_pip_line(arguments):
-    code = WITHOUT_FRAMEWORKS + "from rag_core.cli.commands import main\nsys.argv = ['dualrag', *sys.argv[1:]]\nmain()"
+    code = (
+        WITHOUT_FRAMEWORKS
+        + "from rag_core.cli.commands import main\nsys.argv = ['dualrag', *sys.argv[1:]]\nmain()"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode != 0
     assert "pip install 'dualrag[torch]'" in done.stderr

@@ -1,5 +1,6 @@
-"""Every writer, killed at everything it does to the disk: what is opened is wholly old or wholly new, and the same
-command asked again ends where an undisturbed one ends, byte for byte."""
+"""Every writer, killed at everything it does to the disk: what is opened is wholly old or wholly
+new, and the same command asked again ends where an undisturbed one ends, byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def lay(folder: Path, files: dict[str, bytes | None]) -> None:
 
 def same_weights(folder: Path, weights: dict[str, np.ndarray]) -> bool:
     found = read_weights(folder)
-    return set(found) == set(weights) and all(np.array_equal(found[name], weights[name]) for name in weights)
+    return set(found) == set(weights) and all(
+        np.array_equal(found[name], weights[name]) for name in weights
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [("1KB", "5GB"), ("5GB", "1KB"), ("5GB", "5GB")])
@@ -87,7 +90,9 @@ def test_both_tokenizers_over_others(tmp_path) -> None:
     end = contents(target)
     for _ in kills(lambda: lay(target, start), lambda: pairs[1].save_pretrained(target), every=3):
         found = RagTokenizer.from_pretrained(target)
-        assert ("kraken" in found.question_encoder.get_vocab()) is ("kraken" in found.generator.get_vocab())
+        assert ("kraken" in found.question_encoder.get_vocab()) is (
+            "kraken" in found.generator.get_vocab()
+        )
         pairs[1].save_pretrained(target)
         assert contents(target) == end
 
@@ -117,7 +122,10 @@ def test_retriever_over_another(tmp_path) -> None:
         vectors = np.asarray(index.dataset["embeddings"], np.float32)
         ids, _ = index.get_top_docs(10 * vectors, 1)
         titles = {title.split("-")[0] for title in index.dataset["title"]}
-        assert (len(vectors), titles) in ((6, {"0"}), (9, {"1"})) and index.faiss_index.ntotal == len(vectors)
+        assert (len(vectors), titles) in (
+            (6, {"0"}),
+            (9, {"1"}),
+        ) and index.faiss_index.ntotal == len(vectors)
         assert ids.max() < len(vectors)
         new.save_pretrained(target)
         assert contents(target) == end
@@ -144,7 +152,11 @@ def test_conversion_into_a_folder_with_other_files(tmp_path) -> None:
 def test_knowledge_base(tmp_path, change) -> None:
     kb = build(tmp_path, rows=9).path
     more = write_corpus(tmp_path / "more.jsonl", rows=5, seed=7)
-    start = contents(tmp_path) if change != "build" else {"corpus.jsonl": (tmp_path / "corpus.jsonl").read_bytes()}
+    start = (
+        contents(tmp_path)
+        if change != "build"
+        else {"corpus.jsonl": (tmp_path / "corpus.jsonl").read_bytes()}
+    )
     start["more.jsonl"] = more.read_bytes()
 
     def work() -> object:
@@ -201,10 +213,14 @@ def test_training(tmp_path) -> None:
     words = train_command(tmp_path, RagTokenForGeneration(small_config(tokenizers)), tokenizers)
     questions, model, kb, tuned = (Path(words[place]) for place in (1, 3, 5, 7))
     # Checkpoints lie between log lines, which are to come out alike all the same.
-    config = TrainingConfig(steps=6, batch_size=2, save_every=2, log_every=3, learning_rate=3e-3, on_collapse="warn")
+    config = TrainingConfig(
+        steps=6, batch_size=2, save_every=2, log_every=3, learning_rate=3e-3, on_collapse="warn"
+    )
 
     def work() -> object:
-        return train_files(questions, model, kb, tuned, config, validation=questions, device="cpu", progress=False)
+        return train_files(
+            questions, model, kb, tuned, config, validation=questions, device="cpu", progress=False
+        )
 
     def read() -> dict[str, bytes | None]:
         found = contents(tuned)

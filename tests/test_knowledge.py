@@ -1,4 +1,6 @@
-"""Knowledge bases: what is built is what was read, kills lose nothing, damage is noticed, changes are whole."""
+"""Knowledge bases: what is built is what was read, kills lose nothing, damage is noticed,
+changes are whole.
+"""
 
 import importlib.metadata
 import json
@@ -35,14 +37,22 @@ def hashed(titles: list[str], texts: list[str], delay: float = 0.0) -> np.ndarra
 def write_corpus(path: Path, rows: int = 60, seed: int = 0) -> Path:
     rng = random.Random(seed)
     words = [f"w{i}" for i in range(400)]
-    lines = [{"title": f"T{seed}-{i}", "text": " ".join(rng.choices(words, k=rng.randint(3, 30)))} for i in range(rows)]
+    lines = [
+        {"title": f"T{seed}-{i}", "text": " ".join(rng.choices(words, k=rng.randint(3, 30)))}
+        for i in range(rows)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 def build(tmp_path: Path, rows: int = 60, **options) -> KnowledgeBase:
     corpus = write_corpus(tmp_path / "corpus.jsonl", rows)
-    options = {"encoder_name": "hashed", "progress": False, "shard_rows": 16, "batch_size": 4} | options
+    options = {
+        "encoder_name": "hashed",
+        "progress": False,
+        "shard_rows": 16,
+        "batch_size": 4,
+    } | options
     return build_knowledge_base(corpus, tmp_path / "kb", hashed, **options)
 
 
@@ -101,8 +111,16 @@ def test_a_build_killed_at_random_moments_resumes_to_the_same_vectors(tmp_path) 
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole = build(tmp_path / "whole")
-    command = [sys.executable, "-c", CHILD.format(tests=str(Path(__file__).parent)), str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-c",
+        CHILD.format(tests=str(Path(__file__).parent)),
+        str(tmp_path / "killed"),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "OMP_NUM_THREADS": "1",
+    }
     write_corpus(tmp_path / "killed" / "corpus.jsonl")
     work = tmp_path / "killed" / "kb.work"
     for round_ in range(2):
@@ -130,7 +148,8 @@ def test_a_build_killed_at_random_moments_resumes_to_the_same_vectors(tmp_path) 
         shard_rows=16,
         batch_size=4,
     )
-    assert len(done) >= 2 and len(encoded) == 1 + 60 - 16 * len(done)  # the probe, and what was not yet done
+    # the probe, and what was not yet done
+    assert len(done) >= 2 and len(encoded) == 1 + 60 - 16 * len(done)
     assert not work.exists()
     for column in ("title", "text", "embeddings"):
         assert list(kb.dataset()[column]) == list(whole.dataset()[column])
@@ -142,17 +161,23 @@ def test_asking_again_is_done_at_once_and_anything_else_is_refused(tmp_path) -> 
     stamp = (first.path / "index.faiss").stat().st_mtime_ns
     build(tmp_path)
     assert (first.path / "index.faiss").stat().st_mtime_ns == stamp
-    with pytest.raises(FileExistsError, match=r"another knowledge base \(60 passages by 'hashed'\)"):
+    with pytest.raises(
+        FileExistsError, match=r"another knowledge base \(60 passages by 'hashed'\)"
+    ):
         build(tmp_path, words=5)
     assert len(build(tmp_path, words=5, overwrite=True)) > 60
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="is no knowledge base"):
-        build_knowledge_base(tmp_path / "corpus.jsonl", tmp_path / "mine", hashed, overwrite=True, progress=False)
+        build_knowledge_base(
+            tmp_path / "corpus.jsonl", tmp_path / "mine", hashed, overwrite=True, progress=False
+        )
 
 
 @pytest.mark.parametrize(("kind", "knob"), [("hnsw", "efSearch"), ("ivfpq", "nprobe")])
-def test_approximate_indexes_are_measured_against_exact_search(tmp_path, kind: str, knob: str) -> None:
+def test_approximate_indexes_are_measured_against_exact_search(
+    tmp_path, kind: str, knob: str
+) -> None:
     import warnings
 
     with warnings.catch_warnings(record=True) as caught:
@@ -160,7 +185,10 @@ def test_approximate_indexes_are_measured_against_exact_search(tmp_path, kind: s
         kb = build(tmp_path, rows=300, index=kind, shard_rows=128)
     recall = kb.manifest.index["recall_at_5"]
     assert knob in kb.manifest.index["settings"] and 0 < recall <= 1
-    expected = {"hnsw": {"M", "efConstruction", "efSearch"}, "ivfpq": {"nlist", "nprobe", "m", "bits", "rerank"}}[kind]
+    expected = {
+        "hnsw": {"M", "efConstruction", "efSearch"},
+        "ivfpq": {"nlist", "nprobe", "m", "bits", "rerank"},
+    }[kind]
     assert set(kb.manifest.index["settings"]) == expected
     assert any(f"recall@5 of the {kind} index" in str(w.message) for w in caught) == (recall < 0.95)
     if kind == "hnsw":
@@ -185,14 +213,19 @@ def test_added_and_removed_passages_leave_index_and_texts_in_step(tmp_path, kind
     assert kb.remove(title="T1-0") == 1
     kb = KnowledgeBase.open(kb.path)
     data = kb.dataset()
-    titles = [f"T0-{i}" for i in range(1, 60) if not f"{i}".startswith("1")] + [f"T1-{i}" for i in range(1, 19)]
+    titles = [f"T0-{i}" for i in range(1, 60) if not f"{i}".startswith("1")] + [
+        f"T1-{i}" for i in range(1, 19)
+    ]
     assert list(data["title"]) == titles and len(kb) == 66
     vectors = np.array(data["embeddings"], np.float32)
     np.testing.assert_array_equal(vectors, hashed(titles, list(data["text"])))
     ids, _ = kb.index().get_top_docs(vectors, 1)
-    np.testing.assert_allclose((vectors @ vectors.T).max(axis=1), (vectors * vectors[ids[:, 0]]).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        (vectors @ vectors.T).max(axis=1), (vectors * vectors[ids[:, 0]]).sum(axis=1), rtol=1e-5
+    )
     assert [source["path"] for source in kb.manifest.sources] == ["corpus.jsonl", "more.jsonl"]
-    assert before.get_doc_dicts(np.array([[0]]))[0]["title"] == ["T0-0"]  # an index in use stays what it was
+    # an index in use stays what it was
+    assert before.get_doc_dicts(np.array([[0]]))[0]["title"] == ["T0-0"]
 
 
 def test_wrong_changes_change_nothing(tmp_path) -> None:
@@ -224,7 +257,9 @@ def damage_flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_cut, damage_flip, Path.unlink])
-@pytest.mark.parametrize("name", ["index.faiss", "passages/data-00000-of-00001.arrow", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["index.faiss", "passages/data-00000-of-00001.arrow", "manifest.json"]
+)
 def test_damaged_files_are_noticed(tmp_path, damage, name: str) -> None:
     kb = build(tmp_path, rows=8)
     if name == "manifest.json" and damage is damage_flip:
@@ -232,7 +267,10 @@ def test_damaged_files_are_noticed(tmp_path, damage, name: str) -> None:
         (kb.path / name).write_text(text.replace('"rows": 8', '"rows": 9'))
     else:
         damage(kb.path / name)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"damaged|missing|no knowledge base|not from one build"):
+    with pytest.raises(
+        (ValueError, FileNotFoundError),
+        match=r"damaged|missing|no knowledge base|not from one build",
+    ):
         KnowledgeBase.open(kb.path)
 
 
@@ -242,14 +280,19 @@ def test_a_base_without_stored_vectors_can_be_asked_but_not_changed(tmp_path) ->
     from rag_core.retrieval.passage_files import write_passages
 
     kb = build(tmp_path)
-    passages, vectors = Dataset.from_dict(kb.dataset().to_dict()), np.array(kb.dataset()["embeddings"], np.float32)
+    passages, vectors = (
+        Dataset.from_dict(kb.dataset().to_dict()),
+        np.array(kb.dataset()["embeddings"], np.float32),
+    )
     shutil.rmtree(kb.path / "passages")
     write_passages(passages.remove_columns("embeddings"), kb.path / "passages")
     kb.manifest.write(kb.path)
     kb = KnowledgeBase.open(kb.path)
     np.testing.assert_array_equal(kb.index().get_top_docs(vectors[:3], 1)[1][:, 0], vectors[:3])
     for change in (lambda: kb.remove([1]), lambda: kb.add(tmp_path / "corpus.jsonl", hashed)):
-        with pytest.raises(ValueError, match=r"must have columns title, text and embeddings, \['embeddings'\]"):
+        with pytest.raises(
+            ValueError, match=r"must have columns title, text and embeddings, \['embeddings'\]"
+        ):
             change()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "kb"]
 
@@ -278,7 +321,10 @@ def test_models_that_do_not_fit_are_refused_naming_both_sides(tmp_path) -> None:
         (lambda titles, texts: hashed(titles, texts)[0], r"\(1, D\), got shape \(16,\)"),
         (lambda titles, texts: hashed(titles, texts) * np.nan, "NaN or infinity"),
         ("some/encoder", "encode must be a function of titles and texts, got 'some/encoder'"),
-        (lambda titles, texts: hashed(titles, texts)[:, : 16 if len(texts) == 1 else 8], "D=8 after D=16"),
+        (
+            lambda titles, texts: hashed(titles, texts)[:, : 16 if len(texts) == 1 else 8],
+            "D=8 after D=16",
+        ),
     ],
 )
 def test_bad_encoders_leave_nothing_at_the_goal(tmp_path, encode, says: str) -> None:
@@ -288,7 +334,9 @@ def test_bad_encoders_leave_nothing_at_the_goal(tmp_path, encode, says: str) -> 
     assert not (tmp_path / "kb").exists()
 
 
-def test_a_full_disk_leaves_nothing_at_the_goal_and_the_work_to_go_on_from(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_leaves_nothing_at_the_goal_and_the_work_to_go_on_from(
+    tmp_path, monkeypatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -303,7 +351,10 @@ def test_two_builds_of_one_base_do_not_mix_and_bad_lines_leave_no_trace(tmp_path
     from filelock import FileLock
 
     (tmp_path / "kb.work").mkdir()
-    with FileLock(tmp_path / "kb.work" / "lock"), pytest.raises(OSError, match="being written by another process"):
+    with (
+        FileLock(tmp_path / "kb.work" / "lock"),
+        pytest.raises(OSError, match="being written by another process"),
+    ):
         build(tmp_path, rows=8)
     shutil.rmtree(tmp_path / "kb.work")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{\n')

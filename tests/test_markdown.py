@@ -65,7 +65,9 @@ def test_text_is_what_a_reader_sees(text, expected) -> None:
 
 
 def test_headings_of_both_kinds_make_titles_and_none_is_lost() -> None:
-    assert read("Top [x](y) <!-- c -->\n=====\n\nintro\n\nSub\n---\nbody\n### `a[b](c)` ###\nmore\n#hash\n") == [
+    assert read(
+        "Top [x](y) <!-- c -->\n=====\n\nintro\n\nSub\n---\nbody\n### `a[b](c)` ###\nmore\n#hash\n"
+    ) == [
         ("Top x", "intro"),
         ("Top x — Sub", "body"),
         ("Top x — `a[b](c)`", "more #hash"),
@@ -86,7 +88,9 @@ def test_sources_are_lines_of_the_file(tmp_path) -> None:
     (tmp_path / "a.md").write_bytes(
         b"\xef\xbb\xbf---\r\nt: x\r\n---\r\nlead\r\n\r\nTop\r\n===\r\ntext\r\r## Two\rmore\r"
     )
-    assert [(d.title, d.text, d.source.rpartition(":")[2]) for d in read_documents(tmp_path / "a.md")] == [
+    assert [
+        (d.title, d.text, d.source.rpartition(":")[2]) for d in read_documents(tmp_path / "a.md")
+    ] == [
         ("a", "lead", "1"),
         ("Top", "text", "6"),
         ("Top — Two", "more", "10"),
@@ -130,9 +134,18 @@ def test_no_word_is_lost_or_comes_twice_and_pieces_change_nothing_of_that(blocks
 def test_large_files_are_read_in_pieces_with_the_same_words(monkeypatch) -> None:
     monkeypatch.setattr(markdown, "PIECE_CHARS", 2000)
     monkeypatch.setattr(markdown, "BLOCK_LIMIT", 8000)
-    text = "# T\n\n" + "- a [link](http://x.y)\n" * 500 + "\n```\n" + "code[a](b) # c\n# d\n" * 900 + "```\n\nend\n"
+    text = (
+        "# T\n\n"
+        + "- a [link](http://x.y)\n" * 500
+        + "\n```\n"
+        + "code[a](b) # c\n# d\n" * 900
+        + "```\n\nend\n"
+    )
     found = list(sections(text.splitlines(keepends=True), "doc", 1000))
     assert len(found) > 5 and {section.title for section in found} == {"T"}
     joined = " ".join(" ".join(section.text for section in found).split())
-    assert joined.startswith("- a link " * 500) and joined.count("code[a](b) # c ") == joined.count("# d") == 900
+    assert (
+        joined.startswith("- a link " * 500)
+        and joined.count("code[a](b) # c ") == joined.count("# d") == 900
+    )
     assert joined.endswith("# d ``` end")

@@ -50,6 +50,8 @@ def test_collapse_shows() -> None:
     assert metrics.distinct_document_ratio([[7, -1], [7, -1]]) == 0.5
     assert metrics.distinct_document_ratio([[-1, -1]]) == 0.0
     assert metrics.mean_posterior_entropy(np.zeros((3, 4))) == pytest.approx(math.log(4))
-    assert metrics.mean_posterior_entropy(np.array([[0.0, -np.inf], [5.0, 5.0]])) == pytest.approx(math.log(2) / 2)
+    assert metrics.mean_posterior_entropy(np.array([[0.0, -np.inf], [5.0, 5.0]])) == pytest.approx(
+        math.log(2) / 2
+    )
     with pytest.raises(ValueError, match="finite value in every row"):
         metrics.mean_posterior_entropy(np.full((1, 2), -np.inf))

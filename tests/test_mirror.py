@@ -1,4 +1,7 @@
-"""rag_tf is rag_torch's mirror image: the same files, and in them the same names with the same arguments."""
+"""rag_tf is rag_torch's mirror image.
+
+The same files, and in them the same names with the same arguments.
+"""
 
 import ast
 from pathlib import Path
@@ -8,8 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Tools that made the shipped model, once.
 TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
-TORCH_ONLY |= {"quantize.py"}  # TensorFlow has no int8 products outside its converter for small devices
-TORCH_ONLY |= {"decode_state.py"}  # layers.py of rag_tf has its own: graphs move caches where PyTorch changes a mask
+# TensorFlow has no int8 products outside its converter for small devices
+TORCH_ONLY |= {"quantize.py"}
+# layers.py of rag_tf has its own: graphs move caches where PyTorch changes a mask
+TORCH_ONLY |= {"decode_state.py"}
 TORCH_ONLY |= {"pytree.py"}  # TensorFlow asks the records themselves
 TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
@@ -18,7 +23,8 @@ WITHOUT_TWIN: dict[str, set[str]] = {
     "weights.py": {"Hollow"},  # modules.hollow, a function
     # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
     "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
-    "contexts.py": {"used_length", "check_places"},  # a length is a tensor in a graph; no meta device
+    # a length is a tensor in a graph; no meta device
+    "contexts.py": {"used_length", "check_places"},
     # a hook of autograd's, for adapters around a frozen table; tensors taken as they are (`assign`)
     "pretrained.py": {
         "PretrainedModel.enable_input_require_grads",
@@ -40,7 +46,8 @@ SPECIAL = {"__init__", "__call__"}
 def signatures(path: Path, follow: bool = False) -> dict[str, list[str]]:
     """Each public function, method and class of a file -> its arguments in order.
 
-    With `follow`, what it imports from files beside it counts as its own, and what its classes inherit from there.
+    With `follow`, what it imports from files beside it counts as its own, and what its classes
+    inherit from there.
     """
     found: dict[str, list[str]] = {}
     for node in ast.parse(path.read_text("utf-8")).body:
@@ -51,14 +58,23 @@ def signatures(path: Path, follow: bool = False) -> dict[str, list[str]]:
             if package == path.parent.name and (path.parent / f"{room}.py").is_file():
                 names = {each.name for each in node.names}
                 beside = signatures(path.parent / f"{room}.py", follow)
-                found |= {name: given for name, given in beside.items() if name.split(".")[0] in names}
+                found |= {
+                    name: given for name, given in beside.items() if name.split(".")[0] in names
+                }
         elif isinstance(node, ast.ClassDef):
             found[node.name] = []
             for base in [each.id for each in reversed(node.bases) if isinstance(each, ast.Name)]:
-                inherited = {name: given for name, given in found.items() if name.startswith(f"{base}.")}
-                found |= {f"{node.name}{name.removeprefix(base)}": given for name, given in inherited.items()}
+                inherited = {
+                    name: given for name, given in found.items() if name.startswith(f"{base}.")
+                }
+                found |= {
+                    f"{node.name}{name.removeprefix(base)}": given
+                    for name, given in inherited.items()
+                }
             for each in node.body:
-                public = isinstance(each, ast.FunctionDef) and (not each.name.startswith("_") or each.name in SPECIAL)
+                public = isinstance(each, ast.FunctionDef) and (
+                    not each.name.startswith("_") or each.name in SPECIAL
+                )
                 if public:
                     found[f"{node.name}.{each.name}"] = arguments(each)
     return {name: given for name, given in found.items() if not name.startswith("_")}
@@ -70,7 +86,10 @@ def arguments(node: ast.FunctionDef) -> list[str]:
 
 
 def normalised(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """`forward` and `__call__` as `call`; where a class has several of them, the one that names its arguments."""
+    """`forward` and `__call__` as `call`.
+
+    Where a class has several of them, the one that names its arguments.
+    """
     result: dict[str, list[str]] = {}
     for name, given in found.items():
         for other in (".forward", ".__call__"):
@@ -92,11 +111,20 @@ def test_every_public_name_has_its_twin_with_the_same_arguments(room):
             continue
         twin = theirs.get(name)
         wanted = [each for each in given if each not in DROPPED]
-        if twin is None or [each for each in twin if each in wanted or each not in ADDED | DROPPED] != wanted:
+        if (
+            twin is None
+            or [each for each in twin if each in wanted or each not in ADDED | DROPPED] != wanted
+        ):
             differing[name] = (given, twin)
     assert differing == {}
 
 
 def test_a_missing_name_and_another_argument_are_noticed(tmp_path):
-    (tmp_path / "a.py").write_text("class A:\n    def forward(self, x, y): ...\ndef f(a, *, b): ...\ndef _g(): ...\n")
-    assert signatures(tmp_path / "a.py") == {"A": [], "A.forward": ["self", "x", "y"], "f": ["a", "b"]}
+    (tmp_path / "a.py").write_text(
+        "class A:\n    def forward(self, x, y): ...\ndef f(a, *, b): ...\ndef _g(): ...\n"
+    )
+    assert signatures(tmp_path / "a.py") == {
+        "A": [],
+        "A.forward": ["self", "x", "y"],
+        "f": ["a", "b"],
+    }

@@ -1,4 +1,7 @@
-"""What scripts written for transformers ask of a model besides calling it; the same of both frameworks."""
+"""What scripts written for transformers ask of a model besides calling it.
+
+The same of both frameworks.
+"""
 
 import importlib
 
@@ -18,7 +21,8 @@ BART = BartConfig(
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")],
 )
 def rag(request):
     return importlib.import_module(f"rag_{request.param}")
@@ -27,7 +31,9 @@ def rag(request):
 @pytest.fixture(scope="module")
 def folder(rag, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "rag"
-    model = rag.RagTokenForGeneration(RagConfig.from_question_encoder_generator_configs(DPR, BART, n_docs=2))
+    model = rag.RagTokenForGeneration(
+        RagConfig.from_question_encoder_generator_configs(DPR, BART, n_docs=2)
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -38,7 +44,9 @@ def arrays(model):
 
 def same(one, other):
     one, other = arrays(one), arrays(other)
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) for name in one
+    )
 
 
 def test_loading_keywords_change_nothing_or_are_refused(rag, folder):
@@ -47,7 +55,12 @@ def test_loading_keywords_change_nothing_or_are_refused(rag, folder):
         folder, **HARMLESS, device_map={"": "cpu"}, output_loading_info=True
     )
     assert same(loaded, plain)
-    assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+    assert info == {
+        "missing_keys": [],
+        "unexpected_keys": [],
+        "mismatched_keys": [],
+        "error_msgs": [],
+    }
     assert not loaded.config.extra.keys() & HARMLESS.keys()
     for name, value in REFUSED.items():
         with pytest.raises(ValueError, match=f"^{name} must be"):
@@ -55,7 +68,9 @@ def test_loading_keywords_change_nothing_or_are_refused(rag, folder):
     with pytest.raises(TypeError, match="low_cpu_mem_usagee"):
         rag.RagTokenForGeneration.from_pretrained(folder, low_cpu_mem_usagee=True)
     with pytest.raises(ValueError, match="device_map must name one device"):
-        rag.RagTokenForGeneration.from_pretrained(folder, device_map={"rag.generator": 0, "rag.question_encoder": 1})
+        rag.RagTokenForGeneration.from_pretrained(
+            folder, device_map={"rag.generator": 0, "rag.question_encoder": 1}
+        )
 
 
 def test_config_and_weights_come_from_elsewhere(rag, folder, tmp_path):
@@ -65,13 +80,26 @@ def test_config_and_weights_come_from_elsewhere(rag, folder, tmp_path):
     given = other.state_dict()
     assert not same(plain, other)
     assert same(rag.RagTokenForGeneration.from_pretrained(folder, state_dict=given), other)
-    assert same(rag.RagTokenForGeneration.from_pretrained(None, config=plain.config, state_dict=given), other)
-    with pytest.raises(ValueError, match="config must be given where pretrained_model_name_or_path is None"):
+    assert same(
+        rag.RagTokenForGeneration.from_pretrained(None, config=plain.config, state_dict=given),
+        other,
+    )
+    with pytest.raises(
+        ValueError, match="config must be given where pretrained_model_name_or_path is None"
+    ):
         rag.RagTokenForGeneration.from_pretrained(None, state_dict=given)
-    with pytest.raises(TypeError, match="config must be a RagConfig or the name of a folder or repository, got dict"):
+    with pytest.raises(
+        TypeError,
+        match="config must be a RagConfig or the name of a folder or repository, got dict",
+    ):
         rag.RagTokenForGeneration.from_pretrained(folder, config={})
-    del given["rag.generator.final_logits_bias"], given["rag.generator.model.encoder.layers.0.fc1.bias"]
-    with pytest.raises(ValueError, match=r"state_dict doesn't fit(.|\n)*1 missing: .*layers\.0\.fc1\.bias"):
+    del (
+        given["rag.generator.final_logits_bias"],
+        given["rag.generator.model.encoder.layers.0.fc1.bias"],
+    )
+    with pytest.raises(
+        ValueError, match=r"state_dict doesn't fit(.|\n)*1 missing: .*layers\.0\.fc1\.bias"
+    ):
         rag.RagTokenForGeneration.from_pretrained(folder, state_dict=given)
 
 
@@ -83,13 +111,20 @@ def test_saving_heeds_the_process_and_the_weights_given(rag, folder, tmp_path):
     given = other.state_dict()
     for name in ("rag.generator.model.shared.weight", "rag.generator.lm_head.weight"):
         del given[name]  # tied: one name is enough
-    plain.save_pretrained(tmp_path / "x", is_main_process=True, save_function=print, state_dict=given)
+    plain.save_pretrained(
+        tmp_path / "x", is_main_process=True, save_function=print, state_dict=given
+    )
     assert same(rag.RagTokenForGeneration.from_pretrained(tmp_path / "x"), other)
     with pytest.raises(ValueError, match=r"state_dict doesn't fit(.|\n)*1 unexpected: nonsense"):
         plain.save_pretrained(
-            tmp_path / "y", state_dict={**given, "nonsense": given["rag.generator.final_logits_bias"]}
+            tmp_path / "y",
+            state_dict={**given, "nonsense": given["rag.generator.final_logits_bias"]},
         )
-    for name, value in {"state_dict": 5, "safe_serialization": "yes", "push_to_hub": "me/model"}.items():
+    for name, value in {
+        "state_dict": 5,
+        "safe_serialization": "yes",
+        "push_to_hub": "me/model",
+    }.items():
         with pytest.raises(TypeError, match=rf"^{name} must "):
             plain.save_pretrained(tmp_path / "y", **{name: value})
     assert not (tmp_path / "y").exists()
@@ -127,10 +162,14 @@ def test_hub_options_reach_both_parts_and_not_the_config(rag, folder, tmp_path):
     whole.generator.dropout = 0.9
     whole.save_pretrained(tmp_path / "whole")
     for config in (whole, tmp_path / "whole"):
-        model = rag.RagModel.from_pretrained_question_encoder_generator(*parts, config=config, n_docs=3)
+        model = rag.RagModel.from_pretrained_question_encoder_generator(
+            *parts, config=config, n_docs=3
+        )
         assert (model.config.n_docs, model.config.title_sep, whole.n_docs) == (3, " | ", 7)
         assert model.config.generator.dropout == BART.dropout and "config" not in model.config
-    with pytest.raises(TypeError, match="config must be a RagConfig or where to read one, got dict"):
+    with pytest.raises(
+        TypeError, match="config must be a RagConfig or where to read one, got dict"
+    ):
         rag.RagModel.from_pretrained_question_encoder_generator(*parts, config={})
 
 
@@ -164,27 +203,39 @@ def test_token_tables_are_replaced_and_resized(rag, folder):
     model.set_input_embeddings(table)
     assert model.get_input_embeddings() is table
     generator = model.generator
-    weights = (generator.model.encoder.embed_tokens.weight, generator.model.decoder.embed_tokens.weight)
+    weights = (
+        generator.model.encoder.embed_tokens.weight,
+        generator.model.decoder.embed_tokens.weight,
+    )
     assert all(each is table.weight for each in (*weights, model.get_output_embeddings().weight))
     model.set_output_embeddings(other.get_output_embeddings())
     assert model.get_output_embeddings() is other.get_output_embeddings()
     encoder = model.question_encoder
-    with pytest.raises(ValueError, match=r"value must be a layer whose weight has the shape \(13, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"value must be a layer whose weight has the shape \(13, 8\)"
+    ):
         encoder.set_input_embeddings(table)
     assert model.resize_token_embeddings(pad_to_multiple_of=8).num_embeddings == 16
     assert model.resize_token_embeddings(17, pad_to_multiple_of=8).num_embeddings == 24
     assert (model.config.vocab_size, model.config.generator.vocab_size) == (24, 24)
-    with pytest.raises(ValueError, match="pad_to_multiple_of must be a whole number from 1 to 2147483647, got 0"):
+    with pytest.raises(
+        ValueError, match="pad_to_multiple_of must be a whole number from 1 to 2147483647, got 0"
+    ):
         model.resize_token_embeddings(pad_to_multiple_of=0)
     for wrong in (0, 1.5, "many", True, 10**12):
-        with pytest.raises((TypeError, ValueError), match=r"^new_num_tokens must be a whole number from 1 to"):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^new_num_tokens must be a whole number from 1 to"
+        ):
             model.resize_token_embeddings(wrong)
 
 
 def test_inputs_for_a_loop_of_ones_own_give_the_whole_passs_scores(rag, folder):
     model = rag.RagTokenForGeneration.from_pretrained(folder)
     ids, scores = np.array([[4, 5, 6], [7, 8, 1]]), np.array([[0.5, -0.5]], np.float32)
-    contexts = {"context_attention_mask": rag.as_tensor((ids != 1).astype(int)), "doc_scores": rag.as_tensor(scores)}
+    contexts = {
+        "context_attention_mask": rag.as_tensor((ids != 1).astype(int)),
+        "doc_scores": rag.as_tensor(scores),
+    }
     answer = np.array([[2, 5, 7, 9]])
     whole = model(context_input_ids=rag.as_tensor(ids), decoder_input_ids=rag.as_tensor(answer), do_marginalize=True,
                   **contexts)  # fmt: skip
@@ -207,9 +258,16 @@ def test_inputs_for_a_loop_of_ones_own_give_the_whole_passs_scores(rag, folder):
 def test_scores_of_the_tokens_written_add_up_to_the_sequences(rag, folder, beams):
     generator = rag.RagTokenForGeneration.from_pretrained(folder).generator
     ids = rag.as_tensor(np.array([[4, 5, 6], [7, 8, 1]]))
-    asked = {"num_beams": beams, "num_return_sequences": beams, "max_length": 7, "length_penalty": 0.5}
+    asked = {
+        "num_beams": beams,
+        "num_return_sequences": beams,
+        "max_length": 7,
+        "length_penalty": 0.5,
+    }
     out = generator.generate(ids, **asked, return_dict_in_generate=True, output_scores=True)
-    found = generator.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=True)
+    found = generator.compute_transition_scores(
+        out.sequences, out.scores, out.beam_indices, normalize_logits=True
+    )
     found, tokens = to_numpy(found), to_numpy(out.sequences)
     assert found.shape == (2 * beams, tokens.shape[1] - 1)
     if beams == 1:
@@ -218,7 +276,9 @@ def test_scores_of_the_tokens_written_add_up_to_the_sequences(rag, folder, beams
         np.testing.assert_allclose(found[:, 0], want[np.arange(2), tokens[:, 1]], rtol=1e-5)
         return
     lengths = (to_numpy(out.beam_indices) >= 0).sum(1)
-    np.testing.assert_allclose(found.sum(1) / lengths**0.5, to_numpy(out.sequences_scores), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.sum(1) / lengths**0.5, to_numpy(out.sequences_scores), rtol=1e-4
+    )
     with pytest.raises(ValueError, match="scores must hold an array for each step, got none"):
         generator.compute_transition_scores(out.sequences, None, out.beam_indices)
     with pytest.raises(ValueError, match="scores must be of the call that wrote the sequences"):
@@ -226,7 +286,9 @@ def test_scores_of_the_tokens_written_add_up_to_the_sequences(rag, folder, beams
     with pytest.raises(ValueError, match="Hand over beam_indices where there are beams"):
         generator.compute_transition_scores(out.sequences[:2], out.scores)
     with pytest.raises(ValueError, match="RagSequenceForGeneration scores whole answers"):
-        rag.RagSequenceForGeneration.from_pretrained(folder).compute_transition_scores(out.sequences, out.scores)
+        rag.RagSequenceForGeneration.from_pretrained(folder).compute_transition_scores(
+            out.sequences, out.scores
+        )
 
 
 def test_rag_token_passes_over_do_deduplication_as_scripts_for_both_heads_say_it(rag, folder):

@@ -1,4 +1,7 @@
-"""Checkpoints saved by transformers 4.37.2 load here and give its outputs. The way back: conformance/README.md."""
+"""Checkpoints saved by transformers 4.37.2 load here and give its outputs. The way back.
+
+Conformance/README.md.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +43,15 @@ def test_saved_again_it_still_gives_them(name: str, tmp_path: Path) -> None:
 
 
 def test_the_other_head_and_the_bare_model_take_the_same_weights() -> None:
-    sequence, token = (CLASSES[head].from_pretrained(FOLDER / "token_bart") for head in ("sequence", "token"))
+    sequence, token = (
+        CLASSES[head].from_pretrained(FOLDER / "token_bart") for head in ("sequence", "token")
+    )
     bare = RagModel.from_pretrained(FOLDER / "token_bart")
     expected = token.state_dict()
-    for found in (sequence.state_dict(), {f"rag.{name}": array for name, array in bare.state_dict().items()}):
+    for found in (
+        sequence.state_dict(),
+        {f"rag.{name}": array for name, array in bare.state_dict().items()},
+    ):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], array) for name, array in expected.items())
 

@@ -80,7 +80,10 @@ SHAPES = {
 
 
 def test_weights_depend_on_name_and_seed_alone():
-    first, again = seeded_weights(SHAPES, 3), seeded_weights(dict(reversed(list(SHAPES.items()))), 3)
+    first, again = (
+        seeded_weights(SHAPES, 3),
+        seeded_weights(dict(reversed(list(SHAPES.items()))), 3),
+    )
     assert all(np.array_equal(first[name], again[name]) for name in SHAPES)
     other = seeded_weights(SHAPES, 4)
     assert not any(np.array_equal(first[name], other[name]) for name in SHAPES)

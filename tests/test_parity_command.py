@@ -1,4 +1,7 @@
-"""`dualrag parity`: a checkpoint's trace recorded, compared, refused; traces that are not what they say."""
+"""`dualrag parity`: a checkpoint's trace recorded, compared, refused.
+
+Traces that are not what they say.
+"""
 
 import json
 import shutil
@@ -26,7 +29,10 @@ def dualrag(*arguments):
 
 def save(folder, seed):
     write_checkpoint(
-        folder, weights("bart_scaled", seed), config("bart_scaled"), architecture="RagSequenceForGeneration"
+        folder,
+        weights("bart_scaled", seed),
+        config("bart_scaled"),
+        architecture="RagSequenceForGeneration",
     )
     return folder
 
@@ -38,9 +44,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recorded(model, tmp_path_factory):
-    """A checkpoint's trace from the first backend, and what the command said of all that are here."""
+    """A checkpoint's trace from the first backend, and what the command said of all that are
+    here.
+    """
     folder = tmp_path_factory.mktemp("traces")
-    status, said = dualrag("--model", model, "--record", folder / "trace.npz", "--out", folder / "report")
+    status, said = dualrag(
+        "--model", model, "--record", folder / "trace.npz", "--out", folder / "report"
+    )
     assert status == 0, said
     return folder
 
@@ -76,10 +86,21 @@ def test_a_difference_is_named_with_its_place_and_fails(recorded, model, tmp_pat
     changed = stages["encoder.2"].copy()
     changed[3, 5, 7] += 0.5
     other = rewritten(recorded / "trace.npz", tmp_path / "other.npz", stages={"encoder.2": changed})
-    arguments = ["--model", model, "--against", other, "--backend", HERE[0], "--out", tmp_path / "report"]
+    arguments = [
+        "--model",
+        model,
+        "--against",
+        other,
+        "--backend",
+        HERE[0],
+        "--out",
+        tmp_path / "report",
+    ]
     status, said = dualrag(*arguments)
     assert status == 1, said
-    alone = dualrag("--trace", recorded / "trace.npz", "--against", other, "--out", tmp_path / "alone")
+    alone = dualrag(
+        "--trace", recorded / "trace.npz", "--against", other, "--out", tmp_path / "alone"
+    )
     assert alone[0] == 1 and "encoder.2 at [3, 5, 7]" in alone[1]
     first = json.loads((tmp_path / "report.json").read_text())["first_differences"]
     assert [each["stage"] for each in first] == ["encoder.2", "encoder.2"]
@@ -99,7 +120,9 @@ def test_a_difference_is_named_with_its_place_and_fails(recorded, model, tmp_pat
         ({"info": {"inputs": "1" * 64}}, "other inputs in case drawn questions: 1111"),
     ],
 )
-def test_a_trace_of_something_else_is_refused_and_it_is_said_what_differs(changes, words, recorded, tmp_path):
+def test_a_trace_of_something_else_is_refused_and_it_is_said_what_differs(
+    changes, words, recorded, tmp_path
+):
     other = rewritten(recorded / "trace.npz", tmp_path / "other.npz", **changes)
     with pytest.raises(ValueError, match="not traces of the same thing") as error:
         compare_files(TraceFile(other), TraceFile(recorded / "trace.npz"))
@@ -108,14 +131,22 @@ def test_a_trace_of_something_else_is_refused_and_it_is_said_what_differs(change
 
 def test_another_checkpoint_ends_with_status_2(recorded, tmp_path):
     other = save(tmp_path / "other", 2)
-    status, said = dualrag("--model", other, "--against", recorded / "trace.npz", "--backend", HERE[0])
+    status, said = dualrag(
+        "--model", other, "--against", recorded / "trace.npz", "--backend", HERE[0]
+    )
     assert status == 2 and "other weights in case" in said
 
 
-@pytest.mark.parametrize("arguments", [["--dtype", "float16"], ["--head", "model"], ["--n-docs", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--dtype", "float16"], ["--head", "model"], ["--n-docs", "0"]]
+)
 def test_bad_options_are_one_line(arguments, model):
     status, said = dualrag("--model", model, *arguments)
-    assert status == 2 and said.startswith(f"dualrag: error: {arguments[0]} must be") and said.count("\n") == 1
+    assert (
+        status == 2
+        and said.startswith(f"dualrag: error: {arguments[0]} must be")
+        and said.count("\n") == 1
+    )
 
 
 def test_a_file_that_is_no_trace_or_declares_more_than_it_holds_is_refused(recorded, tmp_path):
@@ -151,7 +182,9 @@ def test_large_stages_are_sampled_at_the_same_places_and_located_in_the_whole(tm
     other = array.copy()
     other[place] += 9.0
     for name, what in (("a", array), ("b", other)):
-        with TraceWriter(tmp_path / name, backend="x", framework="x", dtype="float64", seed=0, about={}) as writer:
+        with TraceWriter(
+            tmp_path / name, backend="x", framework="x", dtype="float64", seed=0, about={}
+        ) as writer:
             writer.add("case", {"weights": "w"}, {"logits": what})
     found = compare_files(TraceFile(tmp_path / "a"), TraceFile(tmp_path / "b"))
     assert found.first[0].place == tuple(map(int, place)) and found.first[0].absolute == 9.0

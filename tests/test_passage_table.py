@@ -55,7 +55,9 @@ def test_what_arrow_alone_does_not_say_is_left_to_datasets(tmp_path) -> None:
     values = columns(3) | {"when": [{"year": 1869}, {"year": 1877}, {"year": 1899}]}
     datasets.Dataset.from_dict(values).save_to_disk(str(tmp_path / "nested"))
     assert isinstance(map_passages(tmp_path / "nested"), datasets.Dataset)
-    datasets.DatasetDict({"a": datasets.Dataset.from_dict(columns(3))}).save_to_disk(str(tmp_path / "splits"))
+    datasets.DatasetDict({"a": datasets.Dataset.from_dict(columns(3))}).save_to_disk(
+        str(tmp_path / "splits")
+    )
     with pytest.raises(OSError, match="several splits"):
         map_passages(tmp_path / "splits")
     with pytest.raises(OSError, match="there is no such folder"):

@@ -16,7 +16,10 @@ from rag_core.knowledge.documents import BadFilesError, PassedByWarning, find_fi
 from rag_core.knowledge.passages import Document, read_documents, split_passages, split_text
 
 
-@given(st.text(alphabet=st.sampled_from("ab.!? \n\t\u3042\u6f22\u3002é"), max_size=600), st.integers(1, 20))
+@given(
+    st.text(alphabet=st.sampled_from("ab.!? \n\t\u3042\u6f22\u3002é"), max_size=600),
+    st.integers(1, 20),
+)
 def test_passages_hold_every_word_once_and_in_order(text: str, words: int) -> None:
     passages = list(split_text(text, words))
     assert "".join("".join(passages).split()) == "".join(text.split())
@@ -53,7 +56,9 @@ MIXED = f"ab. \u200b{THAI}{LAO}{KHMER}{BURMESE}{TIBETAN}{KANA}\u6f22\U00020000"
         ("e\u0301\u0302", 2000, 1000, 2400),
     ],
 )
-def test_text_without_blanks_is_cut_between_letters_and_stays_whole(unit, times, least, most) -> None:
+def test_text_without_blanks_is_cut_between_letters_and_stays_whole(
+    unit, times, least, most
+) -> None:
     text = unit * times
     passages = list(split_text(text))
     assert "".join(passages) == text
@@ -65,9 +70,13 @@ def test_text_without_blanks_is_cut_between_letters_and_stays_whole(unit, times,
 
 def test_scripts_without_blanks_are_cut_at_the_blanks_they_have() -> None:
     phrase = THAI * 6
-    assert {word for passage in split_text(f"{phrase} " * 30) for word in passage.split()} == {phrase}
+    assert {word for passage in split_text(f"{phrase} " * 30) for word in passage.split()} == {
+        phrase
+    }
     marked = "\u200b".join([THAI] * 100)  # zero-width spaces between words
-    assert all(passage.strip("\u200b").count(THAI) * len(THAI) >= 50 for passage in split_text(marked, 40))
+    assert all(
+        passage.strip("\u200b").count(THAI) * len(THAI) >= 50 for passage in split_text(marked, 40)
+    )
     assert all(passage.endswith("\u17d4") for passage in split_text(f"{KHMER * 5}\u17d4" * 30))
 
 
@@ -115,7 +124,9 @@ def test_every_kind_of_file_and_a_folder_of_them(tmp_path) -> None:
         "## Install ##\n```sh\n# no heading\n```\nDone.\n"
     )
     with (folder / "c.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([["Title", "text"], ["Q", 'said "hi",\nthen left'], ["blank", " "]])
+        csv.writer(stream).writerows(
+            [["Title", "text"], ["Q", 'said "hi",\nthen left'], ["blank", " "]]
+        )
     (folder / "d.tsv").write_text('id\ttext\ttitle\n1\t"Aaron ""the"" prophet"\tAaron\n')
     (folder / "sub" / "e.jsonl").write_text('{"text": "j", "title": "J"}\n\n{"text": "k"}\n')
     pq.write_table(pa.table({"title": ["P"], "text": ["parquet"]}), folder / "sub" / "f.parquet")
@@ -152,20 +163,50 @@ def test_a_field_and_a_file_larger_than_the_limits_stream_through(tmp_path, monk
         ("empty.txt", b"", r"empty\.txt: the file is empty"),
         ("blank.txt", b" \n ", r"blank\.txt: the file holds no text"),
         ("notes.docx", b"x", r"cannot read \.docx; use \.txt"),
-        ("latin.txt", b"ok\nna\xefve\n", r"latin\.txt:2: text must be UTF-8, but byte 0xef at column 3"),
+        (
+            "latin.txt",
+            b"ok\nna\xefve\n",
+            r"latin\.txt:2: text must be UTF-8, but byte 0xef at column 3",
+        ),
         ("wide.txt", "x".encode("utf-16-le"), r"wide\.txt:1: NUL bytes, and no byte order mark"),
-        ("one.csv", b"words\nhello\n", r"one\.csv: a table needs .* 'text' .*; it has one column, 'words'"),
-        ("wrong.tsv", b"text;title\na;b\n", r"wrong\.tsv: .* check that the suffix fits the separator"),
+        (
+            "one.csv",
+            b"words\nhello\n",
+            r"one\.csv: a table needs .* 'text' .*; it has one column, 'words'",
+        ),
+        (
+            "wrong.tsv",
+            b"text;title\na;b\n",
+            r"wrong\.tsv: .* check that the suffix fits the separator",
+        ),
         ("names.csv", b"a,b\n1,2\n", r"names\.csv: .*its columns are \['a', 'b'\]"),
-        ("ragged.csv", b"text,title\na,b\nc,d,e\n", r"ragged\.csv:3: .*names 2 columns, this row has 3"),
-        ("quote.tsv", b'text\ttitle\n"Hi" he said\tT\n', r"quote\.tsv:2: .*must stand in double quotes"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', r"bad\.jsonl:2: every line must be one JSON object"),
+        (
+            "ragged.csv",
+            b"text,title\na,b\nc,d,e\n",
+            r"ragged\.csv:3: .*names 2 columns, this row has 3",
+        ),
+        (
+            "quote.tsv",
+            b'text\ttitle\n"Hi" he said\tT\n',
+            r"quote\.tsv:2: .*must stand in double quotes",
+        ),
+        (
+            "bad.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            r"bad\.jsonl:2: every line must be one JSON object",
+        ),
         ("keys.jsonl", b'{"body": "a"}\n', r"keys\.jsonl:1: .*string 'text', got keys \['body'\]"),
-        ("title.jsonl", b'{"text": "a", "title": 3}\n', r"title\.jsonl:1: 'title' must be a string, got 3"),
+        (
+            "title.jsonl",
+            b'{"text": "a", "title": 3}\n',
+            r"title\.jsonl:1: 'title' must be a string, got 3",
+        ),
         ("cut.parquet", b"PAR1 not really", r"cut\.parquet: not a readable parquet file"),
     ],
 )
-def test_bad_files_give_one_clear_error(tmp_path, name: str, content: bytes | None, says: str) -> None:
+def test_bad_files_give_one_clear_error(
+    tmp_path, name: str, content: bytes | None, says: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -185,9 +226,9 @@ def test_a_folder_passes_by_empty_files_with_a_warning_and_refuses_to_be_bare(tm
     with pytest.warns(PassedByWarning) as warned:
         assert [d.text for d in read_documents([tmp_path])] == ["b"]
     assert [str(each.message) for each in warned] == [
-        f"passed by: 4 .rst ({here}/c.rst, {here}/d.rst, {here}/e.rst, ...), 1 .pdf ({here}/g.pdf), "
-        f"1 empty ({here}/a.txt), 1 links to nothing ({here}/gone.md), 1 without suffix ({here}/Makefile), "
-        f"1 hidden ({here}/.hidden)."
+        f"passed by: 4 .rst ({here}/c.rst, {here}/d.rst, {here}/e.rst, ...), 1 .pdf "
+        f"({here}/g.pdf), 1 empty ({here}/a.txt), 1 links to nothing ({here}/gone.md), 1 without "
+        f"suffix ({here}/Makefile), 1 hidden ({here}/.hidden)."
     ]
 
 
@@ -205,7 +246,11 @@ def test_links_are_followed_and_nothing_is_read_twice(tmp_path) -> None:
     names = [name for _, name in find_files([base, base / "own.txt", base / "again.txt"])]
     assert names == ["base/again.txt", "base/folder/deep/far.md", "base/linked.txt"]
     found = [(d.title, d.text) for d in read_documents([base / "linked.txt", base])]
-    assert found == [("linked", "blobs/0123"), ("again", "base/own.txt"), ("far", "elsewhere/deep/far.md")]
+    assert found == [
+        ("linked", "blobs/0123"),
+        ("again", "base/own.txt"),
+        ("far", "elsewhere/deep/far.md"),
+    ]
 
 
 def test_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch) -> None:
@@ -215,7 +260,9 @@ def test_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch) -> No
         onerror(PermissionError(13, "Permission denied", f"{root}/private"))
 
     monkeypatch.setattr("os.walk", walk)
-    with pytest.raises(OSError, match=r"private: the folder cannot be opened \(Permission denied\)"):
+    with pytest.raises(
+        OSError, match=r"private: the folder cannot be opened \(Permission denied\)"
+    ):
         find_files(tmp_path)
 
 
@@ -227,7 +274,11 @@ def test_bad_files_are_named_together(tmp_path) -> None:
     (tmp_path / "e.parquet").write_text("no")
     with pytest.raises(BadFilesError) as error:
         list(read_documents(tmp_path))
-    assert [fault.split(":")[0].rpartition("/")[2] for fault in error.value.faults] == ["b.csv", "c.jsonl", "e.parquet"]
+    assert [fault.split(":")[0].rpartition("/")[2] for fault in error.value.faults] == [
+        "b.csv",
+        "c.jsonl",
+        "e.parquet",
+    ]
     assert str(error.value).startswith("3 files cannot be read:\n")
     with pytest.raises(BadFilesError, match="2 files cannot be read"):
         find_files([tmp_path / "none.txt", tmp_path / "a.txt", tmp_path / "x.docx"])
@@ -239,15 +290,24 @@ MERGED = '1\t"To be\tHamlet\n2\tor not"\tHamlet\n'
 def test_rows_that_quotes_may_have_merged_are_not_merged_in_silence(tmp_path) -> None:
     head = "id\ttext\ttitle\n0\tfine\tF\n"
     (tmp_path / "a.tsv").write_text(head + MERGED)
-    with pytest.raises(ValueError, match=r"a\.tsv:3 to 4: quotes make one row of 2 lines.*tsv_quotes=False"):
+    with pytest.raises(
+        ValueError, match=r"a\.tsv:3 to 4: quotes make one row of 2 lines.*tsv_quotes=False"
+    ):
         list(read_documents(tmp_path / "a.tsv"))
-    found = [(d.title, d.text, d.source[-2:]) for d in read_documents(tmp_path / "a.tsv", tsv_quotes=False)]
+    found = [
+        (d.title, d.text, d.source[-2:])
+        for d in read_documents(tmp_path / "a.tsv", tsv_quotes=False)
+    ]
     assert found == [("F", "fine", ":2"), ("Hamlet", '"To be', ":3"), ("Hamlet", 'or not"', ":4")]
     (tmp_path / "a.tsv").write_text(head + '1\t"two\nlines"\tT\n')  # meant so
-    assert [(d.text, d.source[-2:]) for d in read_documents(tmp_path / "a.tsv")][1] == ("two\nlines", ":3")
+    assert [(d.text, d.source[-2:]) for d in read_documents(tmp_path / "a.tsv")][1] == (
+        "two\nlines",
+        ":3",
+    )
     (tmp_path / "a.csv").write_text((head + MERGED).replace("\t", ","))
     with pytest.warns(
-        UserWarning, match=r"a\.csv:3 to 4: quotes make one row of 2 lines, each of which looks like a row"
+        UserWarning,
+        match=r"a\.csv:3 to 4: quotes make one row of 2 lines, each of which looks like a row",
     ):
         list(read_documents(tmp_path / "a.csv"))
     (tmp_path / "a.csv").write_text('text,title\n"Prose, with commas,\nand lines",T\n')
@@ -262,7 +322,10 @@ def test_tables_of_old_machines_and_null_cells(tmp_path) -> None:
     import pyarrow.parquet as pq
 
     (tmp_path / "a.csv").write_bytes(b'text,title\r"one\rtwo",A\rthree,B\r')
-    assert [(d.text, d.title) for d in read_documents(tmp_path / "a.csv")] == [("one\rtwo", "A"), ("three", "B")]
+    assert [(d.text, d.title) for d in read_documents(tmp_path / "a.csv")] == [
+        ("one\rtwo", "A"),
+        ("three", "B"),
+    ]
     (tmp_path / "b.jsonl").write_text('{"text": "a", "title": null}\n{"text": null}\n')
     with pytest.warns(PassedByWarning, match=r"b\.jsonl:2: passed by, its text is blank \(1 row"):
         assert [d.title for d in read_documents(tmp_path / "b.jsonl")] == ["b"]

@@ -1,4 +1,7 @@
-"""int8 linear maps: what integers give, row by row; near float32 in a model; what they cannot do is refused."""
+"""int8 linear maps: what integers give, row by row; near float32 in a model.
+
+What they cannot do is refused.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,8 @@ def test_a_model_stays_near_float32_and_its_table_stays_as_it_is(kind, generator
 @needs_int8
 def test_saving_training_and_other_devices_are_refused(tmp_path):
     model = build(dtype=torch.float32)
-    model.generator.adapter = nn.modules.linear.NonDynamicallyQuantizableLinear(4, 4)  # what it computes is unknown
+    # what it computes is unknown
+    model.generator.adapter = nn.modules.linear.NonDynamicallyQuantizableLinear(4, 4)
     quantized(model)
     assert type(model.generator.adapter) is not Int8Linear
     with pytest.raises(ValueError, match="int8 cannot be saved"):
@@ -78,19 +82,25 @@ def test_saving_training_and_other_devices_are_refused(tmp_path):
 
 
 def test_without_exact_products_it_is_refused():
-    """Processors before VNNI add pairs of products in 16 bits, which cut off large ones without a word."""
+    """Processors before VNNI add pairs of products in 16 bits, which cut off large ones without
+    a word.
+    """
     code = (
         "import torch; from rag_torch.quantize import quantized\n"
         "try: quantized(torch.nn.Sequential(torch.nn.Linear(4, 4)))\n"
         "except RuntimeError as error: print(error)"
     )
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
+    )
     assert "no exact int8 products" in done.stdout
 
 
 @needs_int8
-@pytest.mark.skipif(not (demo.home() / "demo-kb" / "manifest.json").is_file(), reason="the demo was not built here")
+@pytest.mark.skipif(
+    not (demo.home() / "demo-kb" / "manifest.json").is_file(), reason="the demo was not built here"
+)
 def test_the_demo_answers_as_in_float32():
     import rag_torch
     from rag_core.cli.models import open_model

@@ -1,4 +1,6 @@
-"""RagRetriever: prompts as transformers 4.37.2 builds them, layout, missing hits, foreign indexes."""
+"""RagRetriever: prompts as transformers 4.37.2 builds them, layout, missing hits, foreign
+indexes.
+"""
 
 import subprocess
 import sys
@@ -23,14 +25,22 @@ from rag_core.retrieval.retriever import RagRetriever
 def test_prompts_equal_the_recorded_ones(tokenizers, index, number):
     case = GOLDEN["cases"][number]
     values = {key: case[key] for key in ("title_sep", "doc_sep") if key in case}
-    rag = config(case["generator"], case.get("generator_prefix"), max_combined_length=case["max_length"], **values)
+    rag = config(
+        case["generator"],
+        case.get("generator_prefix"),
+        max_combined_length=case["max_length"],
+        **values,
+    )
     generator = tokenizers[case["generator"]]
     found = RagRetriever(rag, tokenizers["question"], generator, index=index)(
         GOLDEN["question_ids"], QUERIES, prefix=case.get("prefix"), n_docs=case["n_docs"]
     )
     assert found["doc_ids"].tolist() == case["doc_ids"]
     np.testing.assert_array_equal(found["retrieved_doc_embeds"], VECTORS[case["doc_ids"]])
-    padded = [row + [generator.pad_token_id] * (case["max_length"] - len(row)) for row in case["input_ids"]]
+    padded = [
+        row + [generator.pad_token_id] * (case["max_length"] - len(row))
+        for row in case["input_ids"]
+    ]
     assert found["context_input_ids"] == padded
     assert found["context_attention_mask"] == [
         [1] * len(row) + [0] * (case["max_length"] - len(row)) for row in case["input_ids"]
@@ -76,7 +86,9 @@ def test_layout_masks_and_chunks(tokenizers, data):
     hits = data.draw(st.lists(st.integers(1, n_docs), min_size=questions, max_size=questions))
     chunk = data.draw(st.integers(1, 12))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    own = OwnIndex(rng.standard_normal((rows, 4)).astype(np.float32), hits, data.draw(st.booleans()))
+    own = OwnIndex(
+        rng.standard_normal((rows, 4)).astype(np.float32), hits, data.draw(st.booleans())
+    )
     queries = rng.standard_normal((questions, 4)).astype(np.float32)
     queries[:, 0] = np.arange(questions)
     texts = [f"question {b}" for b in range(questions)]
@@ -93,7 +105,9 @@ def test_layout_masks_and_chunks(tokenizers, data):
             vector = own.vectors[order[b, d]] if hit else np.zeros(4)
             np.testing.assert_array_equal(out["retrieved_doc_embeds"][b, d], vector)
             document = f"t{order[b, d]} / x{order[b, d]}" if hit else " / "
-            prompt = tokenizers["bart"].decode(out["context_input_ids"][b * n_docs + d], skip_special_tokens=True)
+            prompt = tokenizers["bart"].decode(
+                out["context_input_ids"][b * n_docs + d], skip_special_tokens=True
+            )
             assert prompt == f"{document} // {texts[b]}".replace("  ", " ")
 
 
@@ -114,7 +128,9 @@ def test_what_cannot_be_searched_is_refused(retriever, tokenizers, passages):
         RagRetriever(config(), *parts, index=empty).retrieve(QUERIES[:2], 3)
     with pytest.raises(ValueError, match=r"question vectors have size 5.*index have size 8"):
         retriever.retrieve(np.ones((2, 5)), 1)
-    with pytest.raises(ValueError, match=r"vectors of shape \(2, 1, 8\).*question vectors of size 4"):
+    with pytest.raises(
+        ValueError, match=r"vectors of shape \(2, 1, 8\).*question vectors of size 4"
+    ):
         own = OwnIndex(VECTORS)
         own.get_top_docs = lambda queries, n_docs: (np.zeros((2, 1), int), np.zeros((2, 1, 8)))
         RagRetriever(config(), *parts, index=own).retrieve(np.ones((2, 4)), 1)
@@ -151,7 +167,11 @@ def test_what_cannot_be_searched_is_refused(retriever, tokenizers, passages):
 def test_documents_are_cut_between_words_of_any_script(document, kept):
     question = " // question"
     prompts = shorten_documents(
-        [f"pre{document}{question}"], [len(question)], 3, 120, lambda texts: [len(text) for text in texts]
+        [f"pre{document}{question}"],
+        [len(question)],
+        3,
+        120,
+        lambda texts: [len(text) for text in texts],
     )
     assert prompts[0].startswith("pre") and prompts[0].endswith(question)
     body = prompts[0][3 : -len(question)]
@@ -162,8 +182,12 @@ def test_the_document_is_cut_and_the_question_kept(tokenizers, index):
     rag = config(max_combined_length=64, n_docs=12, prompt_truncation="document")
     retriever = RagRetriever(rag, tokenizers["question"], tokenizers["bart"], index=index)
     raw = GOLDEN["questions"][:3]
-    rows = retriever(GOLDEN["question_ids"][:3], QUERIES[:3], "Q: ", question_text=raw)["context_input_ids"]
-    texts = tokenizers["bart"].batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    rows = retriever(GOLDEN["question_ids"][:3], QUERIES[:3], "Q: ", question_text=raw)[
+        "context_input_ids"
+    ]
+    texts = tokenizers["bart"].batch_decode(
+        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     for number, text in enumerate(texts):
         question = f" // {raw[number // 12]}".replace("  ", " ")
         assert text.startswith("Q: ") and text.endswith(question), text
@@ -175,7 +199,10 @@ def test_the_document_is_cut_and_the_question_kept(tokenizers, index):
     only = tight(None, QUERIES[:1], n_docs=1, question_text=[raw[2]])["context_input_ids"][0]
     assert tokenizers["bart"].decode(only, skip_special_tokens=True).startswith(" // Call me — who")
     lossy = retriever(GOLDEN["question_ids"], QUERIES, truncate="compatible")
-    assert lossy["context_input_ids"] != retriever(GOLDEN["question_ids"], QUERIES)["context_input_ids"]
+    assert (
+        lossy["context_input_ids"]
+        != retriever(GOLDEN["question_ids"], QUERIES)["context_input_ids"]
+    )
     rag.max_combined_length = 300
     wide = RagRetriever(rag, tokenizers["question"], tokenizers["bart"], index=index)
     assert (
@@ -210,14 +237,20 @@ print(sorted({"faiss", "datasets", "torch", "tensorflow", "transformers", "pyarr
 
 
 def test_protocol(index):
-    assert isinstance(index, Index) and isinstance(OwnIndex(VECTORS), Index) and not isinstance([], Index)
+    assert (
+        isinstance(index, Index)
+        and isinstance(OwnIndex(VECTORS), Index)
+        and not isinstance([], Index)
+    )
 
 
 def test_a_question_reads_its_vectors_once_and_its_texts_without_them(retriever, monkeypatch):
     """P5: 4.37.2 reads every column again, vectors included, to get at titles and texts."""
     index, gathered, read = retriever.index, [], []
     gather, get = index._vectors.gather, index.get_doc_dicts
-    monkeypatch.setattr(index._vectors, "gather", lambda rows: gathered.append(rows.size) or gather(rows))
+    monkeypatch.setattr(
+        index._vectors, "gather", lambda rows: gathered.append(rows.size) or gather(rows)
+    )
     monkeypatch.setattr(index, "get_doc_dicts", lambda ids: read.append(get(ids)) or read[-1])
     found = retriever(GOLDEN["question_ids"], QUERIES, n_docs=2)
     assert found["retrieved_doc_embeds"].shape == (len(QUERIES), 2, QUERIES.shape[1])
@@ -256,7 +289,9 @@ def test_ids_of_a_faiss_index_must_be_row_numbers(passages, tmp_path, factory, b
         ([*range(11), 50], "holds ids from . to 50" if listed else "row 11 has the id 50"),
         ([-3] * 12, "holds ids from -3 to -3" if listed else "row 0 has the id -3"),
     ):
-        with pytest.raises(ValueError, match=rf"faiss_index must number.*rows are, 0 to 11, but .*{says}"):
+        with pytest.raises(
+            ValueError, match=rf"faiss_index must number.*rows are, 0 to 11, but .*{says}"
+        ):
             FaissIndex(data, indexed(factory, ids))
 
 
@@ -273,15 +308,21 @@ def test_ids_given_in_another_order_are_compared_with_the_stored_vectors(factory
     inner.add_with_ids(vectors[order], order)  # the rows' numbers, though not in their order
     FaissIndex(data, inner)
     wrong.add_with_ids(vectors, order)
-    with pytest.raises(ValueError, match="the stored vectors of the rows belong into other inverted lists"):
+    with pytest.raises(
+        ValueError, match="the stored vectors of the rows belong into other inverted lists"
+    ):
         FaissIndex(data, wrong)
-    with pytest.warns(UserWarning, match=r"was given its ids \(add_with_ids\).*index\.add\(vectors\)"):
+    with pytest.warns(
+        UserWarning, match=r"was given its ids \(add_with_ids\).*index\.add\(vectors\)"
+    ):
         FaissIndex(data.remove_columns("embeddings"), wrong)
 
 
 @pytest.mark.parametrize("kind", [faiss.IndexBinaryFlat(8), VECTORS, "index.faiss"])
 def test_what_is_no_faiss_index_is_refused(passages, kind):
-    with pytest.raises(TypeError, match=rf"faiss_index must be a faiss\.Index of .*, got {type(kind).__name__}"):
+    with pytest.raises(
+        TypeError, match=rf"faiss_index must be a faiss\.Index of .*, got {type(kind).__name__}"
+    ):
         FaissIndex(passages, kind)
 
 
@@ -291,12 +332,17 @@ def test_counts_are_whole_numbers_of_any_library(passages, retriever):
     found, _ = FaissIndex(passages, index).get_top_docs(QUERIES, count(2))
     assert found.shape == (len(QUERIES), 2)
     assert list(split_text("a b c d", count(2))) == ["a b", "c d"]
-    for ask in (FaissIndex(passages, index).get_top_docs, lambda vectors, n: retriever.retrieve(vectors, n)):
+    for ask in (
+        FaissIndex(passages, index).get_top_docs,
+        lambda vectors, n: retriever.retrieve(vectors, n),
+    ):
         for wrong in (0, -1, 2.5, "2", True):
             with pytest.raises(ValueError, match="n_docs must be a positive integer, got"):
                 ask(QUERIES, wrong)
     for wrong, kind in ((0, ValueError), (2.5, ValueError), (True, TypeError), ("2", TypeError)):
-        with pytest.raises(kind, match=r"words must be a whole number of at least 1, got .*None makes one passage"):
+        with pytest.raises(
+            kind, match=r"words must be a whole number of at least 1, got .*None makes one passage"
+        ):
             list(split_text("a", wrong))
         with pytest.raises(kind, match="n_lists must be a whole number of at least 1, got"):
             build_faiss([VECTORS], 12, 8, "ivfpq", n_lists=wrong)
@@ -318,7 +364,9 @@ def test_another_metric_than_the_inner_product_is_said(passages, recwarn):
     indexes[0].add(VECTORS)
     indexes.append(indexed("L2norm,Flat"))  # cosines
     for index in indexes:
-        with pytest.warns(UserWarning, match=r"another measure than the inner product.*METRIC_INNER_PRODUCT"):
+        with pytest.warns(
+            UserWarning, match=r"another measure than the inner product.*METRIC_INNER_PRODUCT"
+        ):
             FaissIndex(passages, index)
     own = passages.select(range(12))
     own.add_faiss_index("embeddings")
@@ -330,7 +378,9 @@ def test_an_index_that_keeps_no_vectors_needs_the_stored_ones(passages):
     codes = faiss.index_factory(8, "IVF1,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
     codes.train(np.tile(VECTORS, (2, 1)))
     codes.add(VECTORS)
-    with pytest.raises(ValueError, match=r"IVFPQFastScan\) can't give its vectors back.*add a column 'embeddings'"):
+    with pytest.raises(
+        ValueError, match=r"IVFPQFastScan\) can't give its vectors back.*add a column 'embeddings'"
+    ):
         FaissIndex(passages.remove_columns("embeddings"), codes)
     assert (FaissIndex(passages, codes).get_top_docs(QUERIES, 2)[0] >= 0).all()
 
@@ -344,7 +394,11 @@ def test_an_index_that_keeps_no_vectors_needs_the_stored_ones(passages):
         ([[0], [1, 2]], VECTORS[None, :2], "doc_ids of integers, got list of 2"),
         ([[0, 1]], [[b"x", b"y"]], r"vectors of real numbers, got \|S1"),
         ([[0, 1]], VECTORS[None, :2] * 1j, "vectors of real numbers, got complex"),
-        ([[0, 1]], np.full((1, 2, 8), np.nan), r"finite vectors, got NaN or infinity for rows \[0, 1\]"),
+        (
+            [[0, 1]],
+            np.full((1, 2, 8), np.nan),
+            r"finite vectors, got NaN or infinity for rows \[0, 1\]",
+        ),
         ([[0, 1]], VECTORS[:2], r"vectors of shape \(2, 8\)"),
         ([[0, 1, 2]], VECTORS[None, :3], r"doc_ids of shape \(1, 3\) for 1 questions, n_docs=2"),
         (None, None, "must return doc_ids and vectors, got NoneType"),
@@ -380,7 +434,10 @@ def test_texts_of_an_index_of_ones_own_must_be_texts(retriever, docs, words):
 
 def test_what_retrievers_for_several_processes_call(retriever):
     class Distributed(RagRetriever):
-        """As transformers' research projects write theirs: the main process searches, texts are read by each."""
+        """As transformers' research projects write theirs.
+
+        The main process searches, texts are read by each.
+        """
 
         def retrieve(self, question_hidden_states, n_docs):
             parts = self._chunk_tensor(question_hidden_states, 2)
@@ -390,8 +447,14 @@ def test_what_retrievers_for_several_processes_call(retriever):
 
     parts = retriever.question_encoder_tokenizer, retriever.generator_tokenizer
     other = Distributed(retriever.config, *parts, index=retriever.index, init_retrieval=False)
-    expected, found = retriever(GOLDEN["question_ids"], QUERIES), other(GOLDEN["question_ids"], QUERIES)
-    assert list(found) == list(expected) and found["context_input_ids"] == expected["context_input_ids"]
+    expected, found = (
+        retriever(GOLDEN["question_ids"], QUERIES),
+        other(GOLDEN["question_ids"], QUERIES),
+    )
+    assert (
+        list(found) == list(expected)
+        and found["context_input_ids"] == expected["context_input_ids"]
+    )
     np.testing.assert_array_equal(found["doc_ids"], expected["doc_ids"])
     assert [len(part) for part in other._chunk_tensor(np.arange(7), 3)] == [3, 3, 1]
     custom = config(index_path="x.faiss", passages_path="x")

@@ -1,4 +1,7 @@
-"""A retriever's files: saved, moved, loaded with overrides; damaged and hostile ones; passages and vectors on disk."""
+"""A retriever's files: saved, moved, loaded with overrides; damaged and hostile ones.
+
+Passages and vectors on disk.
+"""
 
 import json
 import pickle
@@ -34,18 +37,27 @@ def test_saving_twice_and_moving(retriever, tmp_path, monkeypatch):
             again = RagRetriever.from_pretrained(folder, memory_map=memory_map)
             found = again(GOLDEN["question_ids"], QUERIES)
             assert found["context_input_ids"] == expected["context_input_ids"]
-            np.testing.assert_array_equal(found["retrieved_doc_embeds"], expected["retrieved_doc_embeds"])
+            np.testing.assert_array_equal(
+                found["retrieved_doc_embeds"], expected["retrieved_doc_embeds"]
+            )
     again.save_pretrained(second)
     assert len(RagRetriever.from_pretrained(second).index) == 12
-    # A model saved into the same folder afterwards writes a config.json that knows nothing of the index.
+    # A model saved into the same folder afterwards writes a config.json that knows nothing of the
+    # index.
     config(index_name="compressed").save_pretrained(second)
     assert len(RagRetriever.from_pretrained(second).index) == 12
-    (second / "config.json").write_text(json.dumps(written | {"index_path": "/gone/hf_dataset_index.faiss"}))
+    (second / "config.json").write_text(
+        json.dumps(written | {"index_path": "/gone/hf_dataset_index.faiss"})
+    )
     assert len(RagRetriever.from_pretrained(second).index) == 12
 
 
 def test_a_failed_save_leaves_nothing(retriever, tmp_path, monkeypatch):
-    monkeypatch.setattr(faiss, "write_index", lambda *_: (_ for _ in ()).throw(RuntimeError("No space left on device")))
+    monkeypatch.setattr(
+        faiss,
+        "write_index",
+        lambda *_: (_ for _ in ()).throw(RuntimeError("No space left on device")),
+    )
     with pytest.raises(OSError, match="No space left"):
         retriever.save_pretrained(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -75,10 +87,18 @@ def test_overrides_and_other_indexes(retriever, tmp_path, passages):
     with pytest.raises(ValueError, match="not both"):
         RagRetriever.from_pretrained(tmp_path, indexed_dataset=indexed, index=own)
     wiki = RagRetriever.from_pretrained(
-        tmp_path, dataset="wiki_dpr", index_name="exact", use_dummy_dataset=True, init_retrieval=False
+        tmp_path,
+        dataset="wiki_dpr",
+        index_name="exact",
+        use_dummy_dataset=True,
+        init_retrieval=False,
     )
     named = wiki.index
-    assert (named.source, named.index_name, named.use_dummy_dataset) == ("facebook/wiki_dpr", "exact", True)
+    assert (named.source, named.index_name, named.use_dummy_dataset) == (
+        "facebook/wiki_dpr",
+        "exact",
+        True,
+    )
 
 
 def test_nothing_is_unpickled(retriever, tmp_path):
@@ -95,7 +115,11 @@ def test_nothing_is_unpickled(retriever, tmp_path):
     disguised.write_bytes(pickle.dumps(Bomb()))
     asks = [
         {"index_name": "legacy"},
-        {"index_name": "legacy", "index_path": str(legacy), "passages_path": str(legacy / "psgs_w100.tsv.pkl")},
+        {
+            "index_name": "legacy",
+            "index_path": str(legacy),
+            "passages_path": str(legacy / "psgs_w100.tsv.pkl"),
+        },
         {"index_name": "custom", "index_path": str(legacy / "index_meta.dpr")},
         {"index_name": "exact", "index_path": str(legacy)},
     ]
@@ -109,7 +133,9 @@ def test_nothing_is_unpickled(retriever, tmp_path):
 
 def test_a_folder_that_is_not_rag_is_explained(tmp_path):
     DPRConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"type 'dpr', not a RAG folder.*from_pretrained\('facebook/rag-token-nq'"):
+    with pytest.raises(
+        ValueError, match=r"type 'dpr', not a RAG folder.*from_pretrained\('facebook/rag-token-nq'"
+    ):
         RagRetriever.from_pretrained(tmp_path, index_name="legacy")
     with pytest.raises(OSError, match="nowhere"):
         RagRetriever.from_pretrained(tmp_path / "nowhere")
@@ -121,7 +147,9 @@ def test_damaged_files_are_named(retriever, tmp_path):
     whole = file.read_bytes()
     for damaged in (whole[:-7], whole[:30], b"", b"#" + whole[1:]):
         file.write_bytes(damaged)
-        with pytest.raises(OSError, match=r"hf_dataset_index\.faiss.*can't be read as a faiss index"):
+        with pytest.raises(
+            OSError, match=r"hf_dataset_index\.faiss.*can't be read as a faiss index"
+        ):
             RagRetriever.from_pretrained(tmp_path)
     file.write_bytes(whole)
     data = next((tmp_path / "hf_dataset").glob("*.arrow"))
@@ -137,7 +165,9 @@ def test_damaged_files_are_named(retriever, tmp_path):
 
 
 def test_numbers_of_a_faiss_file_that_lead_out_of_it_are_refused(tmp_path):
-    """What faiss reads without a word, and then searches beyond its memory, or asks for all of the machine's."""
+    """What faiss reads without a word, and then searches beyond its memory, or asks for all of
+    the machine's.
+    """
 
     def refused(index, says, change=lambda content: content):
         faiss.write_index(index, str(tmp_path / "x.faiss"))
@@ -194,11 +224,17 @@ def test_passages_are_written_for_old_and_new_readers(passages, tmp_path):
 
 
 def test_vectors_are_views_in_any_order(passages):
-    odd = datasets.concatenate_datasets([passages, passages.select(range(3, 9)), passages.shuffle(seed=2)])
+    odd = datasets.concatenate_datasets(
+        [passages, passages.select(range(3, 9)), passages.shuffle(seed=2)]
+    )
     rows = np.array([[0, 29, -1], [13, 12, 17]])
     expected = np.array(odd["embeddings"][:], np.float32)
     for data in (odd, odd.select(range(30))):
-        np.testing.assert_array_equal(ArrowVectors(data).gather(rows), np.where(rows[..., None] < 0, 0, expected[rows]))
+        np.testing.assert_array_equal(
+            ArrowVectors(data).gather(rows), np.where(rows[..., None] < 0, 0, expected[rows])
+        )
     assert ArrowVectors(passages)._chunks[0].base is not None
     with pytest.raises(ValueError, match="different sizes"):
-        ArrowVectors(datasets.Dataset.from_dict({"embeddings": [[1.0, 2.0], [3.0], [1.0, 2.0, 3.0]]}))
+        ArrowVectors(
+            datasets.Dataset.from_dict({"embeddings": [[1.0, 2.0], [3.0], [1.0, 2.0, 3.0]]})
+        )

@@ -22,7 +22,9 @@ def test_a_planted_quadratic_is_found_and_flagged_though_it_starts_flat():
     assert not too_fast(found, 2.0)
     beyond = growth_beyond(DOCS, noisy([0.5 + 1e-3 * n**2 for n in DOCS]))
     assert beyond is None  # it rises only at its end
-    assert growth_beyond(DOCS, noisy([0.2 + 1e-3 * n**2 for n in DOCS])) == pytest.approx(2.0, abs=0.15)
+    assert growth_beyond(DOCS, noisy([0.2 + 1e-3 * n**2 for n in DOCS])) == pytest.approx(
+        2.0, abs=0.15
+    )
 
 
 def test_a_line_above_a_constant_is_no_quadratic():
@@ -68,18 +70,29 @@ def test_a_contestant_that_grows_too_fast_is_found_and_one_that_breaks_is_left_o
     assert (entry["growth"], entry["expected"]) == (2.0, 1.0)
     assert entry["seconds"][-1] == 0.25 and entry["peak_mb"] == [7] * 6
     results = {"curves": {curve.name: found}}
-    assert faster_than_expected(results) == ["docs, dualrag-torch: n^2.00 (2.01) where n^1.00 (1.05) is expected"]
+    assert faster_than_expected(results) == [
+        "docs, dualrag-torch: n^2.00 (2.01) where n^1.00 (1.05) is expected"
+    ]
     assert "100 µs to 250 ms, n^2.00 (2.01) **faster than expected**" in table(results)
 
 
 def test_operations_grow_as_theory_says():
     expected = {
-        curve.name: growth(curve.values, [curve.operations(curve.job(n)) for n in curve.values]) for curve in CURVES
+        curve.name: growth(curve.values, [curve.operations(curve.job(n)) for n in curve.values])
+        for curve in CURVES
     }
     assert expected["docs"] == pytest.approx(1.0) and expected["batch"] == pytest.approx(1.0)
-    assert 0.4 < expected["beams"] < 1.0 and 0.5 < expected["length"] < 1.2 and 0.8 < expected["tokens"] < 1.2
+    assert (
+        0.4 < expected["beams"] < 1.0
+        and 0.5 < expected["length"] < 1.2
+        and 0.8 < expected["tokens"] < 1.2
+    )
     assert 1.6 < expected["thorough"] <= 2.0
-    assert expected["embedding"] == 0 and expected["flat"] == pytest.approx(1.0) and expected["hnsw"] < 0.2
+    assert (
+        expected["embedding"] == 0
+        and expected["flat"] == pytest.approx(1.0)
+        and expected["hnsw"] < 0.2
+    )
 
 
 def test_a_page_keeps_what_is_outside_of_its_markers():

@@ -1,4 +1,6 @@
-"""The examples of the transformers 4.37.2 RAG page, their import line changed, on local folders of the same names."""
+"""The examples of the transformers 4.37.2 RAG page, their import line changed, on local folders
+of the same names.
+"""
 
 import shutil
 
@@ -21,7 +23,9 @@ def test_rag_model_example(here):
     from rag_torch import AutoTokenizer, RagModel, RagRetriever
 
     tokenizer = AutoTokenizer.from_pretrained("facebook/rag-token-base")
-    retriever = RagRetriever.from_pretrained("facebook/rag-token-base", index_name="exact", use_dummy_dataset=True)
+    retriever = RagRetriever.from_pretrained(
+        "facebook/rag-token-base", index_name="exact", use_dummy_dataset=True
+    )
     model = RagModel.from_pretrained("facebook/rag-token-base", retriever=retriever)
     inputs = tokenizer("How many people live in Paris?", return_tensors="pt")
     outputs = model(input_ids=inputs["input_ids"])
@@ -40,7 +44,8 @@ def test_head_examples(here, name):
     folder = "facebook/rag-sequence-nq" if "Sequence" in name else "facebook/rag-token-nq"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     retriever = RagRetriever.from_pretrained(folder, index_name="exact", use_dummy_dataset=True)
-    # initialize with RagRetriever to do everything in one forward call; a token checkpoint loads into either head
+    # initialize with RagRetriever to do everything in one forward call; a token checkpoint loads
+    # into either head
     model = head.from_pretrained("facebook/rag-token-nq", retriever=retriever)
 
     inputs = tokenizer("How many people live in Paris?", return_tensors="pt")
@@ -56,9 +61,12 @@ def test_head_examples(here, name):
     # 1. Encode
     question_hidden_states = model.question_encoder(input_ids)[0]
     # 2. Retrieve
-    docs_dict = retriever(input_ids.numpy(), question_hidden_states.detach().numpy(), return_tensors="pt")
+    docs_dict = retriever(
+        input_ids.numpy(), question_hidden_states.detach().numpy(), return_tensors="pt"
+    )
     doc_scores = torch.bmm(
-        question_hidden_states.unsqueeze(1), docs_dict["retrieved_doc_embeds"].float().transpose(1, 2)
+        question_hidden_states.unsqueeze(1),
+        docs_dict["retrieved_doc_embeds"].float().transpose(1, 2),
     ).squeeze(1)
     # 3. Forward to generator
     separate = model(
@@ -76,7 +84,8 @@ def test_head_examples(here, name):
     )
     [generated_string] = tokenizer.batch_decode(generated, skip_special_tokens=True)
     assert isinstance(generated_string, str)
-    if folder == "facebook/rag-token-nq":  # the same weights and documents as the one-call forward above
+    # the same weights and documents as the one-call forward above
+    if folder == "facebook/rag-token-nq":
         torch.testing.assert_close(separate.logits, outputs.logits, rtol=1e-4, atol=1e-5)
 
 
@@ -84,7 +93,9 @@ def test_own_data_set_in_memory_and_on_disk(here, tmp_path):
     from rag_core import RagRetriever
 
     vectors = np.random.default_rng(1).standard_normal((5, SIZE)).astype(np.float32)
-    dataset = datasets.Dataset.from_dict({"title": list("abcde"), "text": list("ABCDE"), "embeddings": list(vectors)})
+    dataset = datasets.Dataset.from_dict(
+        {"title": list("abcde"), "text": list("ABCDE"), "embeddings": list(vectors)}
+    )
     dataset.save_to_disk(tmp_path / "dataset")
     dataset.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
     dataset.get_index("embeddings").save(str(tmp_path / "index.faiss"))
@@ -106,7 +117,9 @@ def test_examples_that_cannot_work_say_what_to_write(here):
     from rag_core import RagRetriever
 
     with pytest.raises((ValueError, OSError), match=r"(?s)dpr.*(rag|RAG)"):
-        RagRetriever.from_pretrained("facebook/dpr-ctx_encoder-single-nq-base", dataset="wiki_dpr", index_name="exact")
+        RagRetriever.from_pretrained(
+            "facebook/dpr-ctx_encoder-single-nq-base", dataset="wiki_dpr", index_name="exact"
+        )
     with pytest.raises(ValueError, match=r"(?s)legacy.*pickle"):
         RagRetriever.from_pretrained("facebook/rag-token-nq", index_name="legacy")
     shutil.copytree("facebook/rag-token-nq", "no-tokenizers", dirs_exist_ok=True)

@@ -1,4 +1,6 @@
-"""The TensorFlow examples of transformers' RAG page, with the import line changed and nothing else."""
+"""The TensorFlow examples of transformers' RAG page, with the import line changed and nothing
+else.
+"""
 
 import pytest
 import tensorflow as tf
@@ -14,12 +16,16 @@ def test_model_example(here):
     from rag_tf import AutoTokenizer, RagRetriever, TFRagModel
 
     tokenizer = AutoTokenizer.from_pretrained("facebook/rag-token-base")
-    retriever = RagRetriever.from_pretrained("facebook/rag-token-base", index_name="exact", use_dummy_dataset=True)
+    retriever = RagRetriever.from_pretrained(
+        "facebook/rag-token-base", index_name="exact", use_dummy_dataset=True
+    )
     # initialize with RagRetriever to do everything in one forward call
     model = TFRagModel.from_pretrained("facebook/rag-token-base", retriever=retriever, from_pt=True)
 
     input_dict = tokenizer.prepare_seq2seq_batch(
-        "How many people live in Paris?", "In Paris, there are 10 million people.", return_tensors="tf"
+        "How many people live in Paris?",
+        "In Paris, there are 10 million people.",
+        return_tensors="tf",
     )
     input_ids = input_dict["input_ids"]
     outputs = model(input_ids)
@@ -40,7 +46,9 @@ def test_head_examples(here, name):
     model = head.from_pretrained(folder, retriever=retriever, from_pt=True)
 
     input_dict = tokenizer.prepare_seq2seq_batch(
-        "How many people live in Paris?", "In Paris, there are 10 million people.", return_tensors="tf"
+        "How many people live in Paris?",
+        "In Paris, there are 10 million people.",
+        return_tensors="tf",
     )
     outputs = model(input_dict, output_retrieved=True)
     assert outputs.loss.shape == (1,) and bool(tf.math.is_finite(outputs.loss)[0])
@@ -54,7 +62,11 @@ def test_head_examples(here, name):
     # 2. Retrieve
     docs_dict = retriever(input_ids.numpy(), question_hidden_states.numpy(), return_tensors="tf")
     doc_scores = tf.squeeze(
-        tf.matmul(tf.expand_dims(question_hidden_states, axis=1), docs_dict["retrieved_doc_embeds"], transpose_b=True),
+        tf.matmul(
+            tf.expand_dims(question_hidden_states, axis=1),
+            docs_dict["retrieved_doc_embeds"],
+            transpose_b=True,
+        ),
         axis=1,
     )
     # 3. Forward to generator

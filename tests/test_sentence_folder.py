@@ -1,4 +1,6 @@
-"""Sentence encoders: every setting of their folder that changes a vector is carried out or refused by name."""
+"""Sentence encoders: every setting of their folder that changes a vector is carried out or
+refused by name.
+"""
 
 import json
 
@@ -22,11 +24,24 @@ def write(folder, name, values):
 
 
 def write_folder(
-    folder, transformer=None, model=None, pooling=None, modules=KINDS, package="sentence_transformers.models"
+    folder,
+    transformer=None,
+    model=None,
+    pooling=None,
+    modules=KINDS,
+    package="sentence_transformers.models",
 ):
     """The files of a cased sentence encoder around whatever network is saved in `folder`."""
-    write(folder, "modules.json", [{"path": path, "type": f"{package}.{kind}"} for path, kind in modules])
-    write(folder, "1_Pooling/config.json", pooling or {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True})
+    write(
+        folder,
+        "modules.json",
+        [{"path": path, "type": f"{package}.{kind}"} for path, kind in modules],
+    )
+    write(
+        folder,
+        "1_Pooling/config.json",
+        pooling or {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True},
+    )
     if transformer is not None:
         write(folder, "sentence_bert_config.json", transformer)
     if model is not None:
@@ -44,7 +59,12 @@ def network(rag, tmp_path):
     """A folder with a small cased BERT, and the vectors of texts as its tokenizer sees them."""
     from rag_core import BertConfig
 
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     model = rag.BertEncoder(BertConfig(**sizes, vocab_size=len(WORDS), pooling="mean"))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -52,7 +72,11 @@ def network(rag, tmp_path):
         config.pop(name, None)
     write(tmp_path, "config.json", config)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
+    write(
+        tmp_path,
+        "tokenizer_config.json",
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": False},
+    )
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     kind = "pt" if rag.__name__ == "rag_torch" else "tf"
 
@@ -70,21 +94,31 @@ def unit(vectors):
 
 def test_passages_are_embedded_as_the_folder_says(rag, network):
     folder, vectors = network
-    write_folder(folder, {"max_seq_length": 5, "do_lower_case": True}, {**PROMPTS, "similarity_fn_name": "cosine"})
+    write_folder(
+        folder,
+        {"max_seq_length": 5, "do_lower_case": True},
+        {**PROMPTS, "similarity_fn_name": "cosine"},
+    )
     found = rag.load_encoder(folder).embed(["Who", ""], ["wrote it", "Who is a text about nothing"])
     seen = ["passage: who wrote it", "passage: who is a text about nothing"]
     expected = unit(vectors(seen, truncation=True, max_length=5))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert not np.allclose(found, unit(vectors(["Who wrote it", "Who is a text about nothing"])), atol=1e-3)
+    assert not np.allclose(
+        found, unit(vectors(["Who wrote it", "Who is a text about nothing"])), atol=1e-3
+    )
 
 
 def test_a_plain_folder_and_the_tokenizers_limit(rag, network):
     folder, vectors = network
     texts = ["Who wrote it", "a text about nothing ."]
     write_folder(
-        folder, {"max_seq_length": None, "do_lower_case": False}, modules=(*KINDS, ("2_Normalize", "Normalize"))
+        folder,
+        {"max_seq_length": None, "do_lower_case": False},
+        modules=(*KINDS, ("2_Normalize", "Normalize")),
     )
-    np.testing.assert_allclose(rag.load_encoder(folder).embed_texts(texts), unit(vectors(texts)), atol=1e-6)
+    np.testing.assert_allclose(
+        rag.load_encoder(folder).embed_texts(texts), unit(vectors(texts)), atol=1e-6
+    )
     write(
         folder,
         "tokenizer_config.json",
@@ -94,18 +128,28 @@ def test_a_plain_folder_and_the_tokenizers_limit(rag, network):
     np.testing.assert_allclose(rag.load_encoder(folder).embed_texts(texts), cut, atol=1e-6)
 
 
-def test_questions_are_asked_as_the_folder_says_and_prompts_hold_what_was_asked(rag, network, world, tmp_path):
+def test_questions_are_asked_as_the_folder_says_and_prompts_hold_what_was_asked(
+    rag, network, world, tmp_path
+):
     folder, _ = network
     write_folder(folder, {"max_seq_length": 7, "do_lower_case": True}, PROMPTS)
     generator = world / "facebook" / "bart-large"
     target = Tokenizer.from_pretrained(generator)
-    model = rag.RagTokenForGeneration.from_pretrained_question_encoder_generator(folder, generator, n_docs=1)
+    model = rag.RagTokenForGeneration.from_pretrained_question_encoder_generator(
+        folder, generator, n_docs=1
+    )
     question = Tokenizer.from_pretrained(folder)
     RagTokenizer(question, target).save_pretrained(tmp_path / "rag")
     model.save_pretrained(tmp_path / "rag")
-    for tokenizer in (RagTokenizer(question, target, model.config), RagTokenizer.from_pretrained(tmp_path / "rag")):
+    for tokenizer in (
+        RagTokenizer(question, target, model.config),
+        RagTokenizer.from_pretrained(tmp_path / "rag"),
+    ):
         ids = tokenizer(["Who wrote it", "Who wrote it . it . it"], truncation=True)["input_ids"]
-        assert question.batch_decode(ids) == ["[CLS] query : who wrote it [SEP]", "[CLS] query : who wrote it [SEP]"]
+        assert question.batch_decode(ids) == [
+            "[CLS] query : who wrote it [SEP]",
+            "[CLS] query : who wrote it [SEP]",
+        ]
         assert question.decode(tokenizer("Who")["input_ids"]) == "[CLS] query : who [SEP]"
         assert tokenizer(text_target="Who")["input_ids"] == target("Who")["input_ids"]
 
@@ -122,10 +166,16 @@ def test_questions_are_asked_as_the_folder_says_and_prompts_hold_what_was_asked(
         def get_doc_dicts(self, ids):
             return [{"title": ["a"], "text": ["b"]} for _ in ids]
 
-    retriever = rag.RagRetriever(RagConfig.from_pretrained(tmp_path / "rag"), question, target, index=OnePassage())
-    assert retriever.decode_questions(retriever.tokenizer(["Who wrote it"])["input_ids"]) == ["who wrote it"]
+    retriever = rag.RagRetriever(
+        RagConfig.from_pretrained(tmp_path / "rag"), question, target, index=OnePassage()
+    )
+    assert retriever.decode_questions(retriever.tokenizer(["Who wrote it"])["input_ids"]) == [
+        "who wrote it"
+    ]
     with pytest.warns(UserWarning, match="do not begin with 'query: '"):
-        assert retriever.decode_questions(question(["who wrote it"])["input_ids"]) == ["who wrote it"]
+        assert retriever.decode_questions(question(["who wrote it"])["input_ids"]) == [
+            "who wrote it"
+        ]
     seen = []
     retriever.postprocess_docs = lambda *args: (
         seen.append(args[1]) or type(retriever).postprocess_docs(retriever, *args)
@@ -172,13 +222,19 @@ def test_which_prompt_counts(tmp_path, values, query, passage):
         ("pooling", {"pooling_mode": ["mean", "cls"]}, "mean, cls"),
         ("pooling", {"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
         ("modules", (*KINDS, ("2_Dense", "Dense")), "Dense"),
-        ("modules", (("", "Transformer"), ("2_Normalize", "Normalize"), ("1_Pooling", "Pooling")), "in this order"),
+        (
+            "modules",
+            (("", "Transformer"), ("2_Normalize", "Normalize"), ("1_Pooling", "Pooling")),
+            "in this order",
+        ),
         ("modules", (*KINDS, ("1_Pooling", "Pooling")), "one Pooling"),
         ("modules", KINDS[:1], "one Pooling"),
         ("package", "custom_code", "custom_code.Transformer"),
     ],
 )
-def test_what_would_change_vectors_and_is_not_computed_is_refused_by_name(tmp_path, part, values, named):
+def test_what_would_change_vectors_and_is_not_computed_is_refused_by_name(
+    tmp_path, part, values, named
+):
     with pytest.raises(ValueError, match=named):
         sentence_settings(write_folder(tmp_path, **{part: values}))
 

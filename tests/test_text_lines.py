@@ -1,4 +1,7 @@
-"""The reader of text lines: encodings, line ends and numbers; JSON lines; the three readers built on it."""
+"""The reader of text lines: encodings, line ends and numbers; JSON lines.
+
+The three readers built on it.
+"""
 
 import io
 import json
@@ -13,7 +16,13 @@ from rag_core.parity.command import read_questions
 from rag_core.training.data import Example, read_examples
 
 TEXT = "na\u00efve \u6f22\u5b57\r\nsecond \U0001f600\rthird\n\nlast"
-LINES = [(1, "na\u00efve \u6f22\u5b57\r\n"), (2, "second \U0001f600\r"), (3, "third\n"), (4, "\n"), (5, "last")]
+LINES = [
+    (1, "na\u00efve \u6f22\u5b57\r\n"),
+    (2, "second \U0001f600\r"),
+    (3, "third\n"),
+    (4, "\n"),
+    (5, "last"),
+]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +43,10 @@ def test_encodings_and_line_ends_give_the_same_lines(tmp_path, data) -> None:
 
 def test_marks_of_joined_files_go_and_no_character_else() -> None:
     data = "\ufeffa\n\ufeffb\ufeffc\x0b\u2028d\x85\n".encode()
-    assert [line.text for line in scan_lines(io.BytesIO(data), "a")] == ["a\n", "b\ufeffc\x0b\u2028d\x85\n"]
+    assert [line.text for line in scan_lines(io.BytesIO(data), "a")] == [
+        "a\n",
+        "b\ufeffc\x0b\u2028d\x85\n",
+    ]
 
 
 @given(st.binary(max_size=60))
@@ -42,17 +54,24 @@ def test_any_bytes_give_lines_or_faults_and_none_is_lost(data: bytes) -> None:
     lines = list(scan_lines(io.BytesIO(data), "x"))
     assert [line.number for line in lines] == list(range(1, len(lines) + 1))
     assert all(line.fault.startswith(f"x:{line.number}: ") for line in lines if line.fault)
-    if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not any(line.fault for line in lines):
-        assert "".join(line.text for line in lines) == data.decode().lstrip("\ufeff").replace("\n\ufeff", "\n").replace(
-            "\r\ufeff", "\r"
-        )
+    if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not any(
+        line.fault for line in lines
+    ):
+        assert "".join(line.text for line in lines) == data.decode().lstrip("\ufeff").replace(
+            "\n\ufeff", "\n"
+        ).replace("\r\ufeff", "\r")
 
 
 @pytest.mark.parametrize(
     ("data", "number", "says"),
     [
-        (b"a\n" * 3000 + b"b\nx\xe9y\n", 3002, "text must be UTF-8, but byte 0xe9 at column 2 is not.*WINDOWS-1252"),
-        (b"a\r\xed\xa0\x80\r", 2, "byte 0xed at column 1"),  # half a surrogate pair, written as UTF-8
+        (
+            b"a\n" * 3000 + b"b\nx\xe9y\n",
+            3002,
+            "text must be UTF-8, but byte 0xe9 at column 2 is not.*WINDOWS-1252",
+        ),
+        # half a surrogate pair, written as UTF-8
+        (b"a\r\xed\xa0\x80\r", 2, "byte 0xed at column 1"),
         (b"a\nb\xc3", 2, "byte 0xc3 at column 2"),
         (b"ab\ncd\0e\n", 2, "a NUL byte, so this is no text file"),
         ("hello\n".encode("utf-16-le"), 1, "looks like UTF-16.*iconv -f UTF-16LE -t UTF-8 q.jsonl"),
@@ -62,7 +81,11 @@ def test_any_bytes_give_lines_or_faults_and_none_is_lost(data: bytes) -> None:
             1,
             "looks like UTF-16.*iconv -f UTF-16LE",
         ),  # NUL in blanks alone
-        ("\u0434\u0430, \u0434\u0430 \u0434\u0430\n".encode("utf-16-be"), 1, "looks like UTF-16.*iconv -f UTF-16BE"),
+        (
+            "\u0434\u0430, \u0434\u0430 \u0434\u0430\n".encode("utf-16-be"),
+            1,
+            "looks like UTF-16.*iconv -f UTF-16BE",
+        ),
         ("a\nb".encode("utf-16") + b"\0", 2, "not UTF-16 as its first bytes say"),
         (
             "\ufeffa\nb\ud800c".encode("utf-16-le", "surrogatepass"),
@@ -71,9 +94,15 @@ def test_any_bytes_give_lines_or_faults_and_none_is_lost(data: bytes) -> None:
         ),
     ],
 )
-def test_what_is_no_text_is_named_with_its_line_by_every_reader(tmp_path, data, number, says) -> None:
+def test_what_is_no_text_is_named_with_its_line_by_every_reader(
+    tmp_path, data, number, says
+) -> None:
     path = tmp_path / "q.jsonl"
-    for read in (lambda path: list(read_documents(path.rename(path.with_suffix(".txt")))), read_questions, read_lines):
+    for read in (
+        lambda path: list(read_documents(path.rename(path.with_suffix(".txt")))),
+        read_questions,
+        read_lines,
+    ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=says.replace("q.jsonl", "q")) as error:
             list(read(path))
@@ -85,7 +114,10 @@ def test_what_is_no_text_is_named_with_its_line_by_every_reader(tmp_path, data, 
 
 
 JSON_FAULTS = [
-    (r'{"text": "broken \ud83d", "question": "broken \ud83d", "answer": "a"}', r"half of a surrogate pair \(\\ud83d\)"),
+    (
+        r'{"text": "broken \ud83d", "question": "broken \ud83d", "answer": "a"}',
+        r"half of a surrogate pair \(\\ud83d\)",
+    ),
     (r'{"text": "a\u0000b", "question": "a\u0000b", "answer": "a"}', "a NUL at character 2"),
     ('{"text": NaN, "question": NaN, "answer": "a"}', "got nan|'text' nan"),
     ('{"text": "a", "text": "b", "question": "a"}', "the key 'text' comes twice"),
@@ -108,11 +140,16 @@ def test_json_that_holds_no_text_is_refused_where_it_stands(tmp_path, line, says
 
 
 @pytest.mark.parametrize(
-    "field", ['"answer": ["ok", "\\ud83d"]', '"answer": "a", "passage": {"title": "\\u0000", "text": ""}']
+    "field",
+    ['"answer": ["ok", "\\ud83d"]', '"answer": "a", "passage": {"title": "\\u0000", "text": ""}'],
 )
 def test_answers_and_passages_are_looked_at_too(tmp_path, field) -> None:
-    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a", "passage": {"title": NaN, "text": "t"}}\n')
-    with pytest.raises(ValueError, match=r'a\.jsonl:1: "title" of "passage" must be a text, got nan'):
+    (tmp_path / "a.jsonl").write_text(
+        '{"question": "q", "answer": "a", "passage": {"title": NaN, "text": "t"}}\n'
+    )
+    with pytest.raises(
+        ValueError, match=r'a\.jsonl:1: "title" of "passage" must be a text, got nan'
+    ):
         read_examples(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text('{"question": "q", ' + field + "}\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:1: .* must be text, but holds"):

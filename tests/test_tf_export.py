@@ -1,4 +1,6 @@
-"""Decoding inside a graph decides as rag_core does, and as a SavedModel it needs TensorFlow alone."""
+"""Decoding inside a graph decides as rag_core does, and as a SavedModel it needs TensorFlow
+alone.
+"""
 
 import json
 import os
@@ -33,20 +35,39 @@ CASES = [
     {"num_beams": 4, "num_return_sequences": 4, "length_penalty": -1.0, **NEVER},
     {"num_beams": 3, "eos_token_id": None, "num_return_sequences": 2},
     {"num_beams": 2, "min_length": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
-    {"num_beams": 3, "forced_bos_token_id": 4, "forced_eos_token_id": 2, "suppress_tokens": [3], "min_new_tokens": 2},
+    {
+        "num_beams": 3,
+        "forced_bos_token_id": 4,
+        "forced_eos_token_id": 2,
+        "suppress_tokens": [3],
+        "min_new_tokens": 2,
+    },
     {
         "num_beams": 2,
         "bad_words_ids": [[4], [3, 5]],
         "sequence_bias": {(3,): -1.5, (5, 3): 2.0},
         "early_stopping": True,
     },
-    {"num_beams": 2, "begin_suppress_tokens": [2, 4], "forced_decoder_ids": [[2, 3]], "renormalize_logits": True},
-    {"num_beams": 1, "no_repeat_ngram_size": 1, "exponential_decay_length_penalty": (2, 1.5), "eos_token_id": [2, 3]},
+    {
+        "num_beams": 2,
+        "begin_suppress_tokens": [2, 4],
+        "forced_decoder_ids": [[2, 3]],
+        "renormalize_logits": True,
+    },
+    {
+        "num_beams": 1,
+        "no_repeat_ngram_size": 1,
+        "exponential_decay_length_penalty": (2, 1.5),
+        "eos_token_id": [2, 3],
+    },
 ]
 
 
 class Table:
-    """Scores that depend on the search and on everything written; some are -inf, and of the rounded ones many equal."""
+    """Scores that depend on the search and on everything written.
+
+    Some are -inf, and of the rounded ones many equal.
+    """
 
     def __init__(self, seed, searches, dtype, ties=True):
         rng = np.random.default_rng(seed)
@@ -77,7 +98,9 @@ def edited(scores, edits):
         elif edit.kind == "add":
             scores[at] = old[at] + edit.value
         else:
-            scores[at] = np.where(np.isinf(old[at]), old[at], old[at] + np.abs(old[at]) * edit.value)
+            scores[at] = np.where(
+                np.isinf(old[at]), old[at], old[at] + np.abs(old[at]) * edit.value
+            )
     return scores
 
 
@@ -94,7 +117,10 @@ def by_rag_core(table, options, starts):
         "eos_token_ids": options.eos_token_ids,
         "pad_token_id": options.pad_token_id,
     }
-    shape = {name: getattr(options, name) for name in ("length_penalty", "early_stopping", "num_return_sequences")}
+    shape = {
+        name: getattr(options, name)
+        for name in ("length_penalty", "early_stopping", "num_return_sequences")
+    }
     if beams == 1:
         found = RowSearch(rows=searches, **limits)
     else:
@@ -108,7 +134,9 @@ def by_rag_core(table, options, starts):
             chosen = scores.argmax(axis=1)
             found.step(chosen, log_softmax(scores)[np.arange(len(rows)), chosen])
         else:
-            total = (scores + found.scores.astype(scores.dtype).reshape(-1, 1)).reshape(searches, -1)
+            total = (scores + found.scores.astype(scores.dtype).reshape(-1, 1)).reshape(
+                searches, -1
+            )
             places = np.broadcast_to(np.arange(total.shape[1]), total.shape)
             best, flat = order_candidates(total, places, min(found.candidates, total.shape[1]))
             found.step(best, flat % V, flat // V)
@@ -116,7 +144,9 @@ def by_rag_core(table, options, starts):
 
 
 def by_graph(scores, starts, options):
-    """The same scores; the state is the hash of what was written, so that a beam in another's place shows."""
+    """The same scores; the state is the hash of what was written, so that a beam in another's
+    place shows.
+    """
     rows = tf.repeat(tf.range(tf.shape(starts, tf.int64)[0])[:, None], options.num_beams, axis=1)
 
     def after(places, tokens):
@@ -141,15 +171,25 @@ def by_graph(scores, starts, options):
 
 
 def options_of(case, prompt=1, max_length=8):
-    given = {"eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0, "max_length": max_length, **case}
-    return resolve_options(GenerationConfig(), **{**given, "max_length": given["max_length"] + prompt - 1})
+    given = {
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 0,
+        "max_length": max_length,
+        **case,
+    }
+    return resolve_options(
+        GenerationConfig(), **{**given, "max_length": given["max_length"] + prompt - 1}
+    )
 
 
 def assert_equal(found, want, tolerance):
     width = int(found.width)
     np.testing.assert_array_equal(found.sequences[:, :width], want.sequences)
     np.testing.assert_array_equal(found.lengths, want.lengths)
-    np.testing.assert_allclose(found.sum_log_probs, want.sum_log_probs, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        found.sum_log_probs, want.sum_log_probs, rtol=tolerance, atol=tolerance
+    )
     if want.scores is not None:
         np.testing.assert_allclose(found.scores, want.scores, rtol=tolerance)
         np.testing.assert_array_equal(found.beam_indices[:, :width], want.beam_indices)
@@ -169,10 +209,16 @@ def test_searches_in_a_graph_end_as_those_of_rag_core(number):
 
 
 def test_the_loop_is_one_graph_and_xla_compiles_it():
-    options, table, starts = options_of(CASES[3], max_length=5), Table(3, 20, "float32"), np.zeros((20, 1), np.int64)
+    options, table, starts = (
+        options_of(CASES[3], max_length=5),
+        Table(3, 20, "float32"),
+        np.zeros((20, 1), np.int64),
+    )
     want = by_rag_core(table, options, starts)
     for compiled in (False, True):
-        graph = tf.function(lambda scores, starts: by_graph(scores, starts, options), jit_compile=compiled)
+        graph = tf.function(
+            lambda scores, starts: by_graph(scores, starts, options), jit_compile=compiled
+        )
         assert_equal(graph(tf.constant(table.scores), tf.constant(starts)), want, 1e-5)
 
 
@@ -182,11 +228,20 @@ def test_candidates_in_a_graph_are_those_of_rag_core(deduplicate):
     for questions, docs, beams in ((1, 2, 3), (4, 3, 1), (2, 2, 2)):
         searches, longest = questions * docs * beams, 5
         lengths = rng.integers(2, longest + 1, size=searches)
-        rows = rng.integers(3, 5, size=(searches, longest)) * (np.arange(longest) < lengths[:, None])
-        core = Found(tf.constant(rows), tf.constant(lengths, tf.int32), tf.zeros(searches), tf.constant(longest))
+        rows = rng.integers(3, 5, size=(searches, longest)) * (
+            np.arange(longest) < lengths[:, None]
+        )
+        core = Found(
+            tf.constant(rows),
+            tf.constant(lengths, tf.int32),
+            tf.zeros(searches),
+            tf.constant(longest),
+        )
         tokens, exists = _candidates(core, tf.constant(questions), 1, deduplicate)
         finished = type("Finished", (), {"sequences": rows, "lengths": lengths})()
-        want = collect_candidates(finished, docs * beams, pad_token_id=1, do_deduplication=deduplicate)
+        want = collect_candidates(
+            finished, docs * beams, pad_token_id=1, do_deduplication=deduplicate
+        )
         np.testing.assert_array_equal(tokens, want.tokens)
         np.testing.assert_array_equal(exists, want.exists)
 
@@ -199,12 +254,30 @@ T5 = {
     "vocab_size": 23, "d_model": 12, "d_kv": 5, "d_ff": 16, "num_layers": 1, "num_heads": 2,
     "relative_attention_num_buckets": 8, "decoder_start_token_id": 0,
 }  # fmt: skip
-BERT = {"vocab_size": 19, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+BERT = {
+    "vocab_size": 19,
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 # head, generator, options of the export and of generate alike
 MODELS = {
-    "token-bart-beams": (RagTokenForGeneration, BartConfig(**BART), {"num_beams": 4, "num_return_sequences": 2}),
-    "token-t5-greedy": (RagTokenForGeneration, T5Config(**T5), {"min_length": 4, "no_repeat_ngram_size": 2}),
-    "sequence-t5-beams": (RagSequenceForGeneration, T5Config(**T5), {"num_beams": 4, "num_return_sequences": 3}),
+    "token-bart-beams": (
+        RagTokenForGeneration,
+        BartConfig(**BART),
+        {"num_beams": 4, "num_return_sequences": 2},
+    ),
+    "token-t5-greedy": (
+        RagTokenForGeneration,
+        T5Config(**T5),
+        {"min_length": 4, "no_repeat_ngram_size": 2},
+    ),
+    "sequence-t5-beams": (
+        RagSequenceForGeneration,
+        T5Config(**T5),
+        {"num_beams": 4, "num_return_sequences": 3},
+    ),
 }
 SHAPES = [(1, 1, 4), (3, 2, 7), (2, 3, 5)]  # questions, documents, length
 ALONE = """
@@ -229,7 +302,9 @@ def build(kind, generator, **fields):
     question = DPRConfig(**BERT, max_position_embeddings=16)
     model = kind(RagConfig.from_question_encoder_generator_configs(question, generator, **fields))
     weights = dict(model.generator.named_parameters())
-    for name, values in seeded_weights({name: tuple(each.shape) for name, each in weights.items()}, 5).items():
+    for name, values in seeded_weights(
+        {name: tuple(each.shape) for name, each in weights.items()}, 5
+    ).items():
         weights[name].assign(values)
     return model
 
@@ -242,7 +317,11 @@ def contexts(number):
     # in one batch the mask lets pads through: searches then read another one than the weighing
     ids, mask = np.where(mask, ids, 1), mask if number else np.ones_like(mask)
     scores = rng.normal(size=(questions, docs)).astype(np.float32)
-    return {"context_input_ids": ids, "context_attention_mask": mask.astype(np.int64), "doc_scores": scores}
+    return {
+        "context_input_ids": ids,
+        "context_attention_mask": mask.astype(np.int64),
+        "doc_scores": scores,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +331,17 @@ def exported(tmp_path_factory):
     models = {}
     for name, (kind, generator, options) in MODELS.items():
         models[name] = build(kind, generator)
-        assert export_saved_model(models[name], folder / name, max_length=7, **options) == folder / name
+        assert (
+            export_saved_model(models[name], folder / name, max_length=7, **options)
+            == folder / name
+        )
     (folder / "names.json").write_text(json.dumps(list(MODELS)))
     for number in range(len(SHAPES)):
         np.savez(folder / f"contexts{number}.npz", **contexts(number))
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE], cwd=folder, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return models, dict(np.load(folder / "results.npz"))
 
@@ -274,17 +358,25 @@ def test_tensorflow_alone_writes_what_generate_writes(exported, name):
             **MODELS[name][2],
         )
         for signature in ("serving_default", "serving_int32"):
-            got = {key: results.get(f"{name} {number} {signature} {key}") for key in ("sequences", "sequences_scores")}
+            got = {
+                key: results.get(f"{name} {number} {signature} {key}")
+                for key in ("sequences", "sequences_scores")
+            }
             np.testing.assert_array_equal(got["sequences"], want.sequences)
             assert got["sequences"].dtype == np.int64
             if want.sequences_scores is None:
                 assert got["sequences_scores"] is None
             else:
-                np.testing.assert_allclose(got["sequences_scores"], want.sequences_scores, rtol=1e-4)
+                np.testing.assert_allclose(
+                    got["sequences_scores"], want.sequences_scores, rtol=1e-4
+                )
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
-    token, sequence = build(*MODELS["token-bart-beams"][:2]), build(*MODELS["sequence-t5-beams"][:2])
+    token, sequence = (
+        build(*MODELS["token-bart-beams"][:2]),
+        build(*MODELS["sequence-t5-beams"][:2]),
+    )
     for options, error, says in (
         ({"do_sample": True}, ValueError, "do_sample=True is not offered in a graph"),
         ({"guidance_scale": 2.0}, ValueError, "guidance_scale"),
@@ -300,7 +392,9 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
             export_saved_model(token, tmp_path / "out", **options)
     with pytest.raises(ValueError, match="decoding must be 'thorough'"):
         export_saved_model(sequence, tmp_path / "out", decoding="fast")
-    with pytest.raises(TypeError, match=r"RagTokenForGeneration or RagSequenceForGeneration; got RagModel"):
+    with pytest.raises(
+        TypeError, match=r"RagTokenForGeneration or RagSequenceForGeneration; got RagModel"
+    ):
         export_saved_model(build(RagModel, BartConfig(**BART)), tmp_path / "out")
     foreign = build(RagTokenForGeneration, BartConfig(**BART))
     foreign.rag.generator = ForeignGenerator(foreign.generator)

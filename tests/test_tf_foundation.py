@@ -1,4 +1,7 @@
-"""rag_tf's foundation against rag_torch's: encoders in float64, files byte for byte, types, ties, graphs, errors."""
+"""rag_tf's foundation against rag_torch's.
+
+Encoders in float64, files byte for byte, types, ties, graphs, errors.
+"""
 
 from __future__ import annotations
 
@@ -52,24 +55,40 @@ def both(kind, dtype="float64"):
     """The same encoder in both frameworks, with the same strong weights."""
     name, config = ENCODERS[kind]
     theirs, ours = getattr(rag_torch.bert, name)(config), getattr(rag_tf.bert, name)(config)
-    weights = seeded_weights({each: tuple(tensor.shape) for each, tensor in theirs.state_dict().items()}, 7)
-    theirs.to(getattr(torch, dtype)).eval().load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
+    weights = seeded_weights(
+        {each: tuple(tensor.shape) for each, tensor in theirs.state_dict().items()}, 7
+    )
+    theirs.to(getattr(torch, dtype)).eval().load_state_dict(
+        {n: torch.tensor(w) for n, w in weights.items()}
+    )
     ours.to(dtype).load_state_dict(weights)
     return theirs, ours
 
 
 def far(got, want):
-    return max(np.abs(np.asarray(a) - b.detach().numpy()).max() for a, b in zip(got, want, strict=True))
+    return max(
+        np.abs(np.asarray(a) - b.detach().numpy()).max() for a, b in zip(got, want, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_encoders_equal_torchs_in_float64(kind):
     theirs, ours = both(kind)
-    assert list(ours.state_dict()) == list(theirs.state_dict()) == list(expected_shapes(ours.config, ours.head))
+    assert (
+        list(ours.state_dict())
+        == list(theirs.state_dict())
+        == list(expected_shapes(ours.config, ours.head))
+    )
     want = theirs(torch.tensor(IDS), output_hidden_states=True, output_attentions=True)
     got = ours(tf.constant(IDS), output_hidden_states=True, output_attentions=True)
     assert type(got) is PooledEncoderOutput
-    assert far([got[0], *got.hidden_states, *got.attentions], [want[0], *want.hidden_states, *want.attentions]) < 1e-12
+    assert (
+        far(
+            [got[0], *got.hidden_states, *got.attentions],
+            [want[0], *want.hidden_states, *want.attentions],
+        )
+        < 1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["question", "pooler"])
@@ -98,7 +117,12 @@ def test_one_graph_serves_all_lengths_arrays_lists_and_dictionaries(encoder):
     ours.reset_graphs()
     for ids in (IDS, IDS[:1, :2], np.full((5, 16), 7), IDS.astype(np.int32)):
         want = theirs(torch.tensor(ids).long())[0].detach()
-        for given in (ids, ids.tolist(), tf.constant(ids), {"input_ids": ids, "attention_mask": (ids != 0) * 1}):
+        for given in (
+            ids,
+            ids.tolist(),
+            tf.constant(ids),
+            {"input_ids": ids, "attention_mask": (ids != 0) * 1},
+        ):
             np.testing.assert_allclose(ours(given)[0], want, atol=2e-6)
     assert [len(ours._graphs[name].traces) for name in ("body", "pool")] == [1, 1]
     vector, hidden = ours(IDS, output_hidden_states=True, return_dict=False)
@@ -138,7 +162,10 @@ def test_replaced_weights_are_those_that_graphs_use():
     assert (ours.dtype, wide.dtype, before.dtype) == (tf.float64, tf.float64, tf.float32)
     np.testing.assert_allclose(wide, before, atol=2e-6)
     assert ours.resize_token_embeddings(21) is ours.get_input_embeddings()
-    assert (ours.config.vocab_size, ours.num_parameters()) == (21, ours.num_parameters(only_trainable=True))
+    assert (ours.config.vocab_size, ours.num_parameters()) == (
+        21,
+        ours.num_parameters(only_trainable=True),
+    )
     np.testing.assert_allclose(ours(IDS)[0], wide, atol=1e-12)
     ours([[20]])
     ours.resize_token_embeddings(10)
@@ -159,7 +186,9 @@ def test_files_of_both_frameworks_are_the_same_bytes(dtype, tmp_path):
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "tf" / name).read_bytes() == (tmp_path / "torch" / name).read_bytes()
     back = rag_torch.bert.BertEncoder.from_pretrained(tmp_path / "tf", dtype="auto")
-    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(back.parameters(), theirs.parameters(), strict=True)
+    )
     assert rag_tf.bert.BertEncoder.from_pretrained(tmp_path / "tf").dtype == tf.float32
 
 
@@ -170,14 +199,24 @@ def test_loading_draws_nothing_keeps_ties_and_splits_files(tmp_path, monkeypatch
     monkeypatch.undo()
     tables = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
     tied = {"lm_head.weight", *(f"model.{table}.weight" for table in tables)}
-    for change in (lambda: None, lambda: model.to("float64"), lambda: model.resize_token_embeddings(25)):
+    for change in (
+        lambda: None,
+        lambda: model.to("float64"),
+        lambda: model.resize_token_embeddings(25),
+    ):
         change()
         named = dict(model.named_parameters())
-        assert {name for name, variable in named.items() if variable is named["lm_head.weight"]} == tied
-        assert len(model.trainable_variables) == len(named) - 4  # three copies, and the bias that is no parameter
+        assert {
+            name for name, variable in named.items() if variable is named["lm_head.weight"]
+        } == tied
+        # three copies, and the bias that is no parameter
+        assert len(model.trainable_variables) == len(named) - 4
     assert named["model.shared.weight"].shape == (25, 12)
     assert named["final_logits_bias"].shape == (1, 25)
-    assert (named["lm_head.weight"].dtype, model.state_dict()["lm_head.weight"].dtype) == (tf.float64, np.float64)
+    assert (named["lm_head.weight"].dtype, model.state_dict()["lm_head.weight"].dtype) == (
+        tf.float64,
+        np.float64,
+    )
     model.save_pretrained(tmp_path / "split", max_shard_size="2KB")
     assert len(list((tmp_path / "split").glob("model-*.safetensors"))) > 2
     again = rag_torch.BartForConditionalGeneration.from_pretrained(tmp_path / "split", dtype="auto")
@@ -196,7 +235,9 @@ def test_weights_that_do_not_fit_give_torchs_error(tmp_path):
     with pytest.raises(TypeError, match="unknown keywords retreiver"):
         rag_tf.bert.DPRQuestionEncoder.from_pretrained(tmp_path, retreiver=None)
     with pytest.warns(DeprecationWarning, match="load_weight_prefix is ignored"):
-        rag_tf.bert.DPRQuestionEncoder.from_pretrained(tmp_path, load_weight_prefix="tf_dpr", device="cpu")
+        rag_tf.bert.DPRQuestionEncoder.from_pretrained(
+            tmp_path, load_weight_prefix="tf_dpr", device="cpu"
+        )
     model = rag_tf.bert.DPRQuestionEncoder(DPRConfig(**SMALL))
     state = dict(read_weights(tmp_path))
     first = next(iter(state))
@@ -234,9 +275,10 @@ def test_types_and_places_by_every_name():
     for bad in ("int8", tf.int32, "float33", 3.5):
         with pytest.raises(ValueError, match="dtype must be a floating-point TensorFlow dtype"):
             resolve_dtype(bad, config)
-    assert {resolve_device(each) for each in ("cpu", "CPU:0", "/CPU:0", "/device:CPU:0", torch.device("cpu"))} == {
-        "/CPU:0"
-    }
+    assert {
+        resolve_device(each)
+        for each in ("cpu", "CPU:0", "/CPU:0", "/device:CPU:0", torch.device("cpu"))
+    } == {"/CPU:0"}
     assert resolve_device(None) is None
     with pytest.raises(ValueError, match="device must be 'cpu'"):
         resolve_device("tpu")
@@ -248,7 +290,9 @@ def test_types_and_places_by_every_name():
 
 
 def test_records_cross_a_graph_with_their_absent_fields():
-    record = RetrievAugLMOutput(logits=tf.ones((2, 3)), past_key_values=((tf.zeros(1), tf.ones(1)),))
+    record = RetrievAugLMOutput(
+        logits=tf.ones((2, 3)), past_key_values=((tf.zeros(1), tf.ones(1)),)
+    )
 
     @tf.function
     def doubled(given):
@@ -274,7 +318,9 @@ def test_passage_encoder_equals_torchs_in_batches_with_one_graph(encoder):
 
     titles, texts = ["a", "", "long title", "b"], ["words", "x", "text", "some more words here"]
     vectors = [
-        package.encoders.PassageEncoder(model, tokenizer, "tiny", max_length=16).embed(titles, texts, batch_size=3)
+        package.encoders.PassageEncoder(model, tokenizer, "tiny", max_length=16).embed(
+            titles, texts, batch_size=3
+        )
         for package, model in ((rag_torch, theirs), (rag_tf, ours))
     ]
     assert vectors[1].dtype == np.float32
@@ -287,18 +333,31 @@ def test_hollow_modules_take_no_memory_and_say_so():
 
     with hollow():
         layer = Linear(10**6, 10**6)
-    assert dict(layer.named_parameters()) == {"weight": Hollow((10**6, 10**6)), "bias": Hollow((10**6,))}
+    assert dict(layer.named_parameters()) == {
+        "weight": Hollow((10**6, 10**6)),
+        "bias": Hollow((10**6,)),
+    }
 
 
 @pytest.mark.parametrize("said_by", ["environment", "file"])
 def test_another_keras_backend_is_refused_before_keras_is_imported(said_by, tmp_path):
-    (tmp_path / "keras.json").write_text('{"backend": "torch"}' if said_by == "file" else '{"backend": "tensorflow"}')
+    (tmp_path / "keras.json").write_text(
+        '{"backend": "torch"}' if said_by == "file" else '{"backend": "tensorflow"}'
+    )
     environment = {**os.environ, "KERAS_HOME": str(tmp_path), "KERAS_BACKEND": ""}
     if said_by == "environment":
         environment["KERAS_BACKEND"] = "torch"
-    code = "import sys\ntry:\n    import rag_tf\nexcept ImportError as e:\n    print(e, 'keras' in sys.modules)"
+    code = (
+        "import sys\ntry:\n    import rag_tf\nexcept ImportError as e:\n    print(e, 'keras' in "
+        "sys.modules)"
+    )
     run = [sys.executable, "-c", code]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
-    where = {"environment": "the environment variable KERAS_BACKEND", "file": str(tmp_path / "keras.json")}[said_by]
+    done = subprocess.run(
+        run, capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+    )
+    where = {
+        "environment": "the environment variable KERAS_BACKEND",
+        "file": str(tmp_path / "keras.json"),
+    }[said_by]
     assert f"use 'torch' ({where}). Set KERAS_BACKEND=tensorflow" in done.stdout
     assert done.stdout.rstrip().endswith("False")

@@ -1,4 +1,7 @@
-"""How `generate` runs in TensorFlow, and what it takes beside options: functions, streams, generators of one's own."""
+"""How `generate` runs in TensorFlow, and what it takes beside options.
+
+Functions, streams, generators of one's own.
+"""
 
 from types import SimpleNamespace
 
@@ -18,7 +21,12 @@ NEGATIVE = {
 
 def test_blocks_of_candidates_weigh_the_same(monkeypatch):
     model, given = with_contexts("sequence")
-    options = {"num_beams": 3, "num_return_sequences": 4, "max_length": 6, "return_dict_in_generate": True}
+    options = {
+        "num_beams": 3,
+        "num_return_sequences": 4,
+        "max_length": 6,
+        "return_dict_in_generate": True,
+    }
     whole = model.generate(**given, **options)
     monkeypatch.setattr(rescoring, "_BLOCK", 1)
     pieces = model.generate(**given, **options)
@@ -79,7 +87,11 @@ def test_a_beam_without_hope_is_asked_for_nothing(kind):
     answers = {(2,): [5, 6], (2, 5): [EOS], (2, 6): [7], (2, 6, 7): [EOS]}
     model, given = with_contexts(kind)
     asked = {"prefix_allowed_tokens_fn": lambda batch_id, ids: answers[tuple(ids.numpy().tolist())]}
-    made = model.generate(**given, **asked, num_beams=4, max_length=7, renormalize_logits=True).numpy().tolist()
+    made = (
+        model.generate(**given, **asked, num_beams=4, max_length=7, renormalize_logits=True)
+        .numpy()
+        .tolist()
+    )
     assert all(row[:3] == [2, 5, 2] or row[:4] == [2, 6, 7, 2] for row in made)
 
 
@@ -97,7 +109,11 @@ def test_the_callers_functions_are_heard(kind):
     assert made.numpy().tolist() == [[2, 5, 5, 5, 2], [2, 6, 6, 6, 2]] and asked == {0, 1}
 
     def only_five(ids, scores):
-        assert isinstance(ids, tf.Tensor) and isinstance(scores, tf.Tensor) and ids.shape[0] == scores.shape[0]
+        assert (
+            isinstance(ids, tf.Tensor)
+            and isinstance(scores, tf.Tensor)
+            and ids.shape[0] == scores.shape[0]
+        )
         return tf.broadcast_to(tf.where(tf.range(scores.shape[1]) == 5, 0.0, -np.inf), scores.shape)
 
     stop = {"stopping_criteria": lambda ids, scores: ids.shape[1] == 4}
@@ -111,9 +127,21 @@ def test_the_callers_functions_are_heard(kind):
         ({"stopping_criteria": ["soon"]}, TypeError, "callable"),
         ({"assistant_model": model}, ValueError, "assisted decoding"),
         ({"seed": 1.5}, ValueError, "whole number"),
-        ({"negative_prompt_ids": NEGATIVE["negative_prompt_ids"]}, ValueError, "guidance_scale other than 1"),
-        ({**NEGATIVE, "negative_prompt_ids": [[5, 6]], "guidance_scale": 2.0}, ValueError, r"must be \(2, S\)"),
-        ({"decoder_input_ids": [[2, 4]]}, ValueError, r"decoder_input_ids must be whole numbers of shape \(2, P\)"),
+        (
+            {"negative_prompt_ids": NEGATIVE["negative_prompt_ids"]},
+            ValueError,
+            "guidance_scale other than 1",
+        ),
+        (
+            {**NEGATIVE, "negative_prompt_ids": [[5, 6]], "guidance_scale": 2.0},
+            ValueError,
+            r"must be \(2, S\)",
+        ),
+        (
+            {"decoder_input_ids": [[2, 4]]},
+            ValueError,
+            r"decoder_input_ids must be whole numbers of shape \(2, P\)",
+        ),
         ({"decoder_input_ids": [[2, 400]] * 2}, ValueError, "vocabulary"),
     ):
         with pytest.raises(error, match=words):
@@ -163,7 +191,8 @@ V, D, PAD = 12, 6, 1
 
 
 def times(x, matrix):
-    # Not x @ matrix: TensorFlow 2.21's broadcast product of a batch and one matrix writes out of bounds on some CPUs.
+    # Not x @ matrix: TensorFlow 2.21's broadcast product of a batch and one matrix writes out of
+    # bounds on some CPUs.
     return tf.tensordot(x, matrix, 1)
 
 
@@ -182,9 +211,17 @@ class ToyState:
 class Toy:
     def __init__(self):
         draw = np.random.default_rng(2)
-        self.tables = [tf.constant(draw.normal(size=(n, D)).astype(np.float32)) for n in (V, V, D, V)]
-        self.config = SimpleNamespace(vocab_size=V, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)
-        self.config.to_dict = lambda: {"eos_token_id": EOS, "pad_token_id": PAD, "decoder_start_token_id": 0}
+        self.tables = [
+            tf.constant(draw.normal(size=(n, D)).astype(np.float32)) for n in (V, V, D, V)
+        ]
+        self.config = SimpleNamespace(
+            vocab_size=V, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None
+        )
+        self.config.to_dict = lambda: {
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            "decoder_start_token_id": 0,
+        }
 
     def encode(self, input_ids, attention_mask):
         return tf.gather(self.tables[0], input_ids)
@@ -198,18 +235,28 @@ class Toy:
         h = state.h if state.cached else tf.zeros((*tokens.shape[:2], D))
         steps = []
         for t in range(tokens.shape[2]):
-            h = tf.tanh(tf.gather(self.tables[1], tokens[..., t]) + times(h, self.tables[2]) + state.context[:, None])
+            h = tf.tanh(
+                tf.gather(self.tables[1], tokens[..., t])
+                + times(h, self.tables[2])
+                + state.context[:, None]
+            )
             steps.append(h)
         if state.cached:
             state.h = h
-        return tf.where(tf.range(V) == PAD, -1e4, times(tf.stack(steps, 2), tf.transpose(self.tables[3])))
+        return tf.where(
+            tf.range(V) == PAD, -1e4, times(tf.stack(steps, 2), tf.transpose(self.tables[3]))
+        )
 
 
 class ToyHead:
     def __init__(self):
         self.generator, self.retriever = Toy(), None
         self.config = SimpleNamespace(
-            generator=self.generator.config, n_docs=3, bos_token_id=None, label_smoothing=0.1, do_deduplication=True
+            generator=self.generator.config,
+            n_docs=3,
+            bos_token_id=None,
+            label_smoothing=0.1,
+            do_deduplication=True,
         )
         self.config.to_dict = lambda: {"generator": self.generator.config.to_dict()}
 
@@ -219,7 +266,9 @@ class ToyHead:
         return Contexts(context_ids, context_mask, scores, 3)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}]
+)
 @pytest.mark.parametrize("kind", ["token", "sequence"])
 def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, options):
     from rag_tf import decoding
@@ -234,7 +283,11 @@ def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, opti
         rows = slice(questions.start * 3, questions.stop * 3)
         part = tf.constant(ids[rows])
         mask = tf.cast(part != PAD, tf.int64)
-        return {"context_input_ids": part, "context_attention_mask": mask, "doc_scores": scores[questions]}
+        return {
+            "context_input_ids": part,
+            "context_attention_mask": mask,
+            "doc_scores": scores[questions],
+        }
 
     def unpadded(made):
         return [[t for t in row if t != PAD] for row in made.numpy().tolist()]
@@ -242,7 +295,9 @@ def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, opti
     together = generate(model, **given(slice(0, 5)), max_length=9, **options)
     assert len({len(row) for row in unpadded(together)}) > 1
     apart = [
-        row for b in range(5) for row in unpadded(generate(model, **given(slice(b, b + 1)), max_length=9, **options))
+        row
+        for b in range(5)
+        for row in unpadded(generate(model, **given(slice(b, b + 1)), max_length=9, **options))
     ]
     assert unpadded(together) == apart
     whole = generate(model, **given(slice(0, 5)), max_length=9, use_cache=False, **options)
@@ -252,9 +307,20 @@ def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, opti
 @pytest.mark.parametrize("kind", ["token", "sequence"])
 def test_numbers_of_numpy_are_numbers(kind):
     model, given = with_contexts(kind)
-    lengths = {"num_beams": 2, "num_return_sequences": 2, "max_length": 7, "no_repeat_ngram_size": 2, "n_docs": 3}
+    lengths = {
+        "num_beams": 2,
+        "num_return_sequences": 2,
+        "max_length": 7,
+        "no_repeat_ngram_size": 2,
+        "n_docs": 3,
+    }
     lists = {"bad_words_ids": [[5], [6]], "suppress_tokens": [8]}
     options, wrapped = lengths | lists, {name: np.int64(value) for name, value in lengths.items()}
     wrapped |= {name: np.array(value) for name, value in lists.items()}
-    for more, seed in (({}, {}), ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)})):
-        assert np.array_equal(model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more))
+    for more, seed in (
+        ({}, {}),
+        ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)}),
+    ):
+        assert np.array_equal(
+            model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more)
+        )

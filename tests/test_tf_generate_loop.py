@@ -1,4 +1,7 @@
-"""`generate` with its whole loop in one graph: what the loop in Python finds, at any size, and only where it may be."""
+"""`generate` with its whole loop in one graph.
+
+What the loop in Python finds, at any size, and only where it may be.
+"""
 
 import gc
 import math
@@ -17,16 +20,38 @@ BART = {
     "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 40,
     "forced_eos_token_id": None,
 }  # fmt: skip
-BERT = {"vocab_size": 19, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+BERT = {
+    "vocab_size": 19,
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 HEADS = {"token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
 # the sizes below are asked for with each of these
 OPTIONS = {
     "greedy": {"num_beams": 1, "eos_token_id": [2, 7, 9]},
-    "rules": {"num_beams": 1, "repetition_penalty": 1.4, "no_repeat_ngram_size": 3, "forced_eos_token_id": 2},
-    "beams": {"num_beams": 3, "eos_token_id": [2, 5], "length_penalty": 0.4, "early_stopping": "never"},
-    "more": {"num_beams": 4, "num_return_sequences": 2, "early_stopping": True, "eos_token_id": [2, 4, 8, 11, 17]},
+    "rules": {
+        "num_beams": 1,
+        "repetition_penalty": 1.4,
+        "no_repeat_ngram_size": 3,
+        "forced_eos_token_id": 2,
+    },
+    "beams": {
+        "num_beams": 3,
+        "eos_token_id": [2, 5],
+        "length_penalty": 0.4,
+        "early_stopping": "never",
+    },
+    "more": {
+        "num_beams": 4,
+        "num_return_sequences": 2,
+        "early_stopping": True,
+        "eos_token_id": [2, 4, 8, 11, 17],
+    },
 }
-# questions, documents, length of a context, most tokens; ends come early or late, and the cache grows once
+# questions, documents, length of a context, most tokens; ends come early or late, and the cache
+# grows once
 SIZES = [(2, 2, 6, 21), (1, 3, 4, 5), (8, 1, 9, 38), (6, 2, 5, 12)]
 
 
@@ -42,7 +67,9 @@ def models():
 
 def fill(generator, seed):
     weights = dict(generator.named_parameters())
-    for name, values in seeded_weights({name: tuple(each.shape) for name, each in weights.items()}, seed).items():
+    for name, values in seeded_weights(
+        {name: tuple(each.shape) for name, each in weights.items()}, seed
+    ).items():
         # loud, so that texts differ and some end
         weights[name].assign(values * (3.0 if name.endswith("shared.weight") else 1.0))
 
@@ -96,7 +123,9 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("head", HEADS)
-def test_the_graph_finds_what_python_finds_at_all_sizes_without_another_trace(head, name, models, monkeypatch):
+def test_the_graph_finds_what_python_finds_at_all_sizes_without_another_trace(
+    head, name, models, monkeypatch
+):
     model, lengths, made = models[head], set(), []
     both(model, monkeypatch, **contexts(1, 1, 4), **OPTIONS[name], max_length=4)
     for seed, (questions, docs, length, most) in enumerate(SIZES):
@@ -119,7 +148,8 @@ def test_new_weights_are_seen_and_new_variables(models, monkeypatch):
         found, wanted, ran = both(model, monkeypatch, **options)
         assert ran and found.sequences.numpy().tolist() != before[0]
         assert_same(found, wanted)
-        model.generator.to("float64")  # other variables: their graph, too, comes with the second call
+        # other variables: their graph, too, comes with the second call
+        model.generator.to("float64")
         model.generate(**options)
         found, wanted, ran = both(model, monkeypatch, **options)
         assert ran and found.sequences_scores.dtype == tf.float64
@@ -135,7 +165,9 @@ def test_scores_that_are_no_numbers_are_left_to_python(models, monkeypatch):
     for num_beams in (1, 1, 3, 3):
         table.assign(np.where(np.arange(old.shape[-1]) == 6, np.nan, old))
         try:
-            found, wanted, ran = both(model, monkeypatch, **contexts(2, 2, 6), num_beams=num_beams, max_length=5)
+            found, wanted, ran = both(
+                model, monkeypatch, **contexts(2, 2, 6), num_beams=num_beams, max_length=5
+            )
         finally:
             table.assign(old)
         assert not ran
@@ -164,7 +196,9 @@ def test_what_asks_for_python_gets_it(models, monkeypatch):
     assert traces(model) == 0
 
 
-def test_graphs_take_no_more_memory_than_allowed_and_none_is_made_for_more_options_in_rotation(models, monkeypatch):
+def test_graphs_take_no_more_memory_than_allowed_and_none_is_made_for_more_options_in_rotation(
+    models, monkeypatch
+):
     model, given = models["token"], contexts(1, 1, 4)
     clear_graphs()
     monkeypatch.setattr(graphs._KEPT, "limit", math.inf)
@@ -174,7 +208,12 @@ def test_graphs_take_no_more_memory_than_allowed_and_none_is_made_for_more_optio
             model.generate(**given, num_beams=1, max_length=3, suppress_tokens=[ban])
         graph = model.generator._graphs["search"]
         assert sum(trace.size for trace in graphs._KEPT.traces) == graphs._KEPT.size
-        return {plan.options.suppress_tokens[0] for key in graph.traces for plan in key if hasattr(plan, "prompt")}
+        return {
+            plan.options.suppress_tokens[0]
+            for key in graph.traces
+            for plan in key
+            if hasattr(plan, "prompt")
+        }
 
     assert kept(3, 3) == {3}
     one = graph_memory()

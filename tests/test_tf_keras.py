@@ -1,4 +1,7 @@
-"""What users of Keras do with rag_tf's models: fit, callbacks, policies, their own loop, weights in files, summary."""
+"""What users of Keras do with rag_tf's models.
+
+Fit, callbacks, policies, their own loop, weights in files, summary.
+"""
 
 import copy
 import pickle
@@ -44,7 +47,9 @@ def build(kind=RagTokenForGeneration):
         DPRConfig(**BERT), BartConfig(**BART), n_docs=N, retrieval_vector_size=D
     )
     model = kind(config, retriever=retrieve)
-    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if "lm_head" not in name}
+    shapes = {
+        name: tuple(each.shape) for name, each in model.named_parameters() if "lm_head" not in name
+    }
     model.load_state_dict(seeded_weights(shapes, 5), strict=False)
     return model
 
@@ -65,20 +70,28 @@ def test_fit_learns_through_the_search_with_callbacks(tmp_path):
     before = {name: each.numpy() for name, each in model.named_parameters()}
     first = model(**EXAMPLES).loss.numpy().sum() / 6  # scored tokens: four and two
     asked = []
-    model.set_retriever(lambda ids, vectors, **options: asked.append(vectors) or retrieve(ids, vectors, **options))
+    model.set_retriever(
+        lambda ids, vectors, **options: asked.append(vectors) or retrieve(ids, vectors, **options)
+    )
     callbacks = [
         keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True),
         keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate if epoch < 2 else 0.0),
     ]
-    history = model.fit(data(), epochs=3, validation_data=data(), callbacks=callbacks, verbose=0).history
+    history = model.fit(
+        data(), epochs=3, validation_data=data(), callbacks=callbacks, verbose=0
+    ).history
     assert history["learning_rate"][-1] == 0.0
     losses = history["val_loss"]
     assert losses[1] < losses[0] < first
     assert history["loss"][0] == pytest.approx((first + losses_after_one_step()) / 2, rel=1e-3)
     assert losses[2] == pytest.approx(losses[1])
     assert len(asked) == 3 * 4  # a search in every step
-    moved = [name for name, each in model.named_parameters() if np.abs(each.numpy() - before[name]).max() > 1e-4]
+    moved = [
+        name
+        for name, each in model.named_parameters()
+        if np.abs(each.numpy() - before[name]).max() > 1e-4
+    ]
     assert sum(name.startswith("rag.question_encoder") for name in moved) > 10
     assert model.evaluate(data(), verbose=0) == pytest.approx(losses[2])
     other = build()
@@ -90,7 +103,9 @@ def test_fit_learns_through_the_search_with_callbacks(tmp_path):
         "logits": (8, 5, V),
         "doc_scores": (4, N),
     }
-    pairs = model.fit({"input_ids": QUESTIONS, "attention_mask": MASK}, LABELS, batch_size=1, verbose=0).history
+    pairs = model.fit(
+        {"input_ids": QUESTIONS, "attention_mask": MASK}, LABELS, batch_size=1, verbose=0
+    ).history
     assert pairs["loss"][0] == pytest.approx(losses[2], rel=1e-3)
 
 
@@ -102,13 +117,22 @@ def losses_after_one_step():
         nll = model(**EXAMPLES, training=True).loss
         loss = tf.reduce_sum(nll) / 6
     gradients = tape.gradient(loss, model.trainable_variables)
-    question = dict(zip((name for name, v in model._named() if v.trainable), gradients, strict=True))
-    assert np.abs(tf.convert_to_tensor(question[next(n for n in question if "query.weight" in n)])).max() > 0
+    question = dict(
+        zip((name for name, v in model._named() if v.trainable), gradients, strict=True)
+    )
+    assert (
+        np.abs(
+            tf.convert_to_tensor(question[next(n for n in question if "query.weight" in n)])
+        ).max()
+        > 0
+    )
     optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
     return float(model(**EXAMPLES).loss.numpy().sum() / 6)
 
 
-@pytest.mark.parametrize("policy, optimizer", [("mixed_bfloat16", "Adam"), ("mixed_float16", "LossScaleOptimizer")])
+@pytest.mark.parametrize(
+    "policy, optimizer", [("mixed_bfloat16", "Adam"), ("mixed_float16", "LossScaleOptimizer")]
+)
 def test_mixed_precision_policies(policy, optimizer):
     keras.mixed_precision.set_global_policy(policy)
     try:
@@ -133,7 +157,8 @@ def test_weights_in_one_file_hold_the_whole_net(tmp_path, name):
     model.save_weights(tmp_path / name)
     assert (tmp_path / name).stat().st_size > 4 * model.count_params()
     (tmp_path / "plain").touch()
-    assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode  # not its owner's alone
+    # not its owner's alone
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
     other = RagSequenceForGeneration(model.config, retriever=retrieve)
     other.load_weights(tmp_path / name)
     for (_, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
@@ -147,7 +172,13 @@ def test_weights_in_one_file_hold_the_whole_net(tmp_path, name):
         RagTokenForGeneration(larger).load_weights(tmp_path / name)
     partly = RagTokenForGeneration(larger)
     partly.load_weights(tmp_path / name, skip_mismatch=True)
-    assert all(map(np.array_equal, partly.question_encoder.parameters(), model.question_encoder.parameters()))
+    assert all(
+        map(
+            np.array_equal,
+            partly.question_encoder.parameters(),
+            model.question_encoder.parameters(),
+        )
+    )
     for wrong in ("w", "w.keras"):
         with pytest.raises(ValueError, match="must end with"):
             model.save_weights(tmp_path / wrong)
@@ -159,7 +190,11 @@ def test_weights_as_lists_and_checkpoints(tmp_path):
     model, other = untouched(), RagTokenForGeneration(untouched().config)
     assert len(model.weights) == len(model.get_weights()) == len(model.variables)
     assert len(model.trainable_weights) + len(model.non_trainable_weights) == len(model.weights)
-    assert model.count_params() == model.num_parameters() == sum(each.size for each in model.get_weights())
+    assert (
+        model.count_params()
+        == model.num_parameters()
+        == sum(each.size for each in model.get_weights())
+    )
     other.set_weights(model.get_weights())
     assert all(map(np.array_equal, model.get_weights(), other.get_weights()))
     with pytest.raises(ValueError, match=r"in the order of model\.weights, got 1"):
@@ -208,8 +243,13 @@ def test_what_is_told_not_to_learn_does_not():
     model = build()
     everything, names = len(model.trainable_variables), [name for name, _ in model._named()]
     model.trainable = False
-    assert model.trainable_variables == model.trainable_weights == [] and not model.generator.trainable
-    assert len(model.non_trainable_variables) == len(names) and model.num_parameters(only_trainable=True) == 0
+    assert (
+        model.trainable_variables == model.trainable_weights == [] and not model.generator.trainable
+    )
+    assert (
+        len(model.non_trainable_variables) == len(names)
+        and model.num_parameters(only_trainable=True) == 0
+    )
     before = model.get_weights()
     model.compile(keras.optimizers.AdamW(1e-2))
     with pytest.warns(UserWarning, match="no trainable weights"):
@@ -220,7 +260,11 @@ def test_what_is_told_not_to_learn_does_not():
     model.question_encoder.trainable = model.generator.model.encoder.trainable = False
     model.compile(keras.optimizers.AdamW(1e-2))
     model.fit(data(), verbose=0)
-    moved = {name for name, old, new in zip(names, before, model.get_weights(), strict=True) if (old != new).any()}
+    moved = {
+        name
+        for name, old, new in zip(names, before, model.get_weights(), strict=True)
+        if (old != new).any()
+    }
     assert any("decoder" in name for name in moved) and "rag.generator.model.shared.weight" in moved
     assert not any("question_encoder" in name or ".encoder." in name for name in moved)
 
@@ -228,10 +272,13 @@ def test_what_is_told_not_to_learn_does_not():
 def test_variables_are_told_apart_by_the_names_of_checkpoints():
     model = build()
     named = dict(model.named_parameters())
-    assert all(named[each.path] is each and each.name == f"{each.path}:0" for each in model.variables)
-    assert {"rag.generator.model.shared.weight", "rag.generator.model.encoder.layers.0.fc1.bias"} <= {
-        each.path for each in model.trainable_variables
-    }
+    assert all(
+        named[each.path] is each and each.name == f"{each.path}:0" for each in model.variables
+    )
+    assert {
+        "rag.generator.model.shared.weight",
+        "rag.generator.model.encoder.layers.0.fc1.bias",
+    } <= {each.path for each in model.trainable_variables}
     optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_names=["bias", "norm"])
     model.compile(optimizer)
@@ -241,13 +288,16 @@ def test_variables_are_told_apart_by_the_names_of_checkpoints():
     assert "rag.generator.model.shared.weight" in decays
     model.resize_token_embeddings(V + 3)
     tied = ("embed_tokens.weight", "lm_head.weight")
-    assert {each.path for each in model.variables} == {name for name in named if not name.endswith(tied)}
+    assert {each.path for each in model.variables} == {
+        name for name in named if not name.endswith(tied)
+    }
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_have_weights_and_graphs_of_their_own(again):
     model = untouched()
-    model.generate(input_ids=QUESTIONS, attention_mask=MASK, max_length=4)  # there are graphs to leave behind
+    # there are graphs to leave behind
+    model.generate(input_ids=QUESTIONS, attention_mask=MASK, max_length=4)
     other = again(model)
     assert type(other) is type(model) and other.retriever is retrieve
     np.testing.assert_array_equal(other(**EXAMPLES).loss, model(**EXAMPLES).loss)
@@ -256,7 +306,9 @@ def test_copies_have_weights_and_graphs_of_their_own(again):
     other.generator.model.shared.weight.assign(3 * other.generator.model.shared.weight)
     assert not np.allclose(other(**EXAMPLES).loss, model(**EXAMPLES).loss)
     encoder = again(model.question_encoder)
-    np.testing.assert_array_equal(encoder(QUESTIONS, MASK)[0], model.question_encoder(QUESTIONS, MASK)[0])
+    np.testing.assert_array_equal(
+        encoder(QUESTIONS, MASK)[0], model.question_encoder(QUESTIONS, MASK)[0]
+    )
 
 
 def test_a_loop_of_ones_own_may_add_the_models_losses():

@@ -1,4 +1,7 @@
-"""The generators in TensorFlow against PyTorch's in float64: outputs, caches, beams, gradients; one graph for all."""
+"""The generators in TensorFlow against PyTorch's in float64: outputs, caches, beams, gradients.
+
+One graph for all.
+"""
 
 from functools import cache
 
@@ -21,7 +24,9 @@ from rag_tf.modules import computing_in, seeded_by
 
 import tensorflow as tf  # isort: skip  (torch first where both are loaded)
 
-LOPSIDED = {key: value for key, value in MODELS["bart_scaled"]["generator"].items() if key != "model_type"}
+LOPSIDED = {
+    key: value for key, value in MODELS["bart_scaled"]["generator"].items() if key != "model_type"
+}
 CONFIGS = {"bart": BART, "bart_relu": BartConfig(**LOPSIDED), "t5": T5_TIED, "t5v11": T5_UNTIED}
 EVERYTHING = {"use_cache": True, "output_attentions": True, "output_hidden_states": True}
 
@@ -30,7 +35,11 @@ EVERYTHING = {"use_cache": True, "output_attentions": True, "output_hidden_state
 def pair(kind, dtype="float64"):
     """The same network with the same weights in both."""
     config = CONFIGS[kind] if kind in CONFIGS else NO_LAYERS[kind.removesuffix("_bare")]
-    name = "BartForConditionalGeneration" if isinstance(config, BartConfig) else "T5ForConditionalGeneration"
+    name = (
+        "BartForConditionalGeneration"
+        if isinstance(config, BartConfig)
+        else "T5ForConditionalGeneration"
+    )
     room = "bart" if isinstance(config, BartConfig) else "t5"
     theirs = seeded(getattr(getattr(rag_torch, room), name)(config), getattr(torch, dtype))
     ours = getattr(getattr(rag_tf, room), name)(config).to(dtype)
@@ -52,7 +61,11 @@ def leaves(value):
     """Arrays of nested tuples of tensors of either framework."""
     if isinstance(value, tuple | list):
         return [leaf for item in value for leaf in leaves(item)]
-    return [] if value is None else [value.detach().numpy() if isinstance(value, torch.Tensor) else value.numpy()]
+    return (
+        []
+        if value is None
+        else [value.detach().numpy() if isinstance(value, torch.Tensor) else value.numpy()]
+    )
 
 
 def assert_same(theirs, ours, tolerance=1e-12):
@@ -88,7 +101,9 @@ def test_every_output_is_pytorchs(kind):
         assert_same(want[field], got[field])
     if kind in ("bart", "t5"):
         last = {"decoder_input_ids": target[:, 3:], "attention_mask": mask}
-        more = ours(**last, encoder_outputs=got.to_tuple()[-3:], past_key_values=got.past_key_values)
+        more = ours(
+            **last, encoder_outputs=got.to_tuple()[-3:], past_key_values=got.past_key_values
+        )
         with torch.no_grad():
             whole = theirs(*torch_of(ids, mask, target), use_cache=True)
         assert_same(whole.logits[:, 3:], more.logits)
@@ -106,7 +121,8 @@ def test_every_returned_state_lies_on_the_way_to_the_logits(kind):
         target = tf.reduce_sum(tf.tanh(got.logits))
     want = theirs(*torch_of(ids, mask, ids[:, :4]), **wanted)
     states = [
-        [each for part in output.to_tuple()[1:] if isinstance(part, tuple) for each in part] for output in (want, got)
+        [each for part in output.to_tuple()[1:] if isinstance(part, tuple) for each in part]
+        for output in (want, got)
     ]
     slopes = torch.autograd.grad(want.logits.tanh().sum(), states[0])
     assert len(states[1]) == 12
@@ -125,7 +141,9 @@ def test_the_bias_of_the_logits():
     assert bart.get_lm_head() is bart.lm_head and t5.get_bias() is None
     with pytest.raises(ValueError, match=r"must have the shape \(1, 23\), got \(1, 7\)"):
         bart.set_bias({"final_logits_bias": np.ones((1, 7))})
-    with pytest.raises(ValueError, match="must hold nothing for T5ForConditionalGeneration, got final_logits_bias"):
+    with pytest.raises(
+        ValueError, match="must hold nothing for T5ForConditionalGeneration, got final_logits_bias"
+    ):
         t5.set_bias({"final_logits_bias": old})
 
 
@@ -161,9 +179,13 @@ def test_several_targets_of_a_context_ride_on_it(kind):
 
 
 def test_no_rows_are_gathered_of_a_variable():
-    table = pair("bart")[1].get_input_embeddings()  # or TensorFlow copies it whole whenever it is read
+    # or TensorFlow copies it whole whenever it is read
+    table = pair("bart")[1].get_input_embeddings()
     graph = tf.function(table).get_concrete_function(tf.TensorSpec((None, None), tf.int64)).graph
-    assert "GatherV2" in (kinds := {each.type for each in graph.get_operations()}) and "ResourceGather" not in kinds
+    assert (
+        "GatherV2" in (kinds := {each.type for each in graph.get_operations()})
+        and "ResourceGather" not in kinds
+    )
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5", "t5v11"])
@@ -171,15 +193,23 @@ def test_every_gradient_is_pytorchs(kind):
     theirs, ours = pair(kind)
     ids, mask = contexts()
     mask[2] = 0  # nothing to attend to at all
-    target, weigh = draw(3, 4, seed=1), np.linspace(-1, 1, 3 * 4 * CONFIGS[kind].vocab_size).reshape(3, 4, -1)
+    target, weigh = (
+        draw(3, 4, seed=1),
+        np.linspace(-1, 1, 3 * 4 * CONFIGS[kind].vocab_size).reshape(3, 4, -1),
+    )
     theirs.zero_grad()
     (theirs(*torch_of(ids, mask, target)).logits * torch.tensor(weigh)).tanh().sum().backward()
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.tanh(ours(ids, mask, target).logits * weigh))
     variables = ours.trainable_variables
-    gradients = {id(v): tf.convert_to_tensor(g) for v, g in zip(variables, tape.gradient(loss, variables), strict=True)}
+    gradients = {
+        id(v): tf.convert_to_tensor(g)
+        for v, g in zip(variables, tape.gradient(loss, variables), strict=True)
+    }
     want = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    got = {name: gradients[id(variable)] for name, variable in ours.named_parameters() if name in want}
+    got = {
+        name: gradients[id(variable)] for name, variable in ours.named_parameters() if name in want
+    }
     assert got.keys() == want.keys()
     scale = float(np.median([np.abs(leaf).max() for leaf in leaves(list(want.values()))]))
     for name in want:
@@ -190,14 +220,22 @@ def test_every_gradient_is_pytorchs(kind):
 
 @pytest.mark.parametrize("kind", ["bart", "t5v11"])
 def test_checkpointing_changes_memory_alone(kind, monkeypatch):
-    fewer = {"encoder_layers": 1, "decoder_layers": 1} if kind == "bart" else {"num_layers": 1, "num_decoder_layers": 1}
+    fewer = (
+        {"encoder_layers": 1, "decoder_layers": 1}
+        if kind == "bart"
+        else {"num_layers": 1, "num_decoder_layers": 1}
+    )
     rates = DROPPING if kind == "bart" else {"dropout_rate": 0.2}
-    ours = type(pair(kind)[1])(type(CONFIGS[kind]).from_dict(CONFIGS[kind].to_dict(), **rates, **fewer)).to("float64")
+    ours = type(pair(kind)[1])(
+        type(CONFIGS[kind]).from_dict(CONFIGS[kind].to_dict(), **rates, **fewer)
+    ).to("float64")
     weights = {name: tensor.numpy() for name, tensor in pair(kind)[0].state_dict().items()}
     ours.train().load_state_dict(weights, strict=False)
     room, counted = (rag_tf.bart if kind == "bart" else rag_tf.t5), []
     attend = room.attend
-    monkeypatch.setattr(room, "attend", lambda *args, **kwargs: counted.append(1) or attend(*args, **kwargs))
+    monkeypatch.setattr(
+        room, "attend", lambda *args, **kwargs: counted.append(1) or attend(*args, **kwargs)
+    )
     ids, mask = np.tile(draw(3, 7), (1, 15)), np.zeros((3, 105), np.int64)
     ids, mask = (ids[:, :20], mask[:, :20]) if kind == "bart" else (ids, mask)
     mask[:, :5] = 1  # so much padding that rag_tf packs T5's rows
@@ -214,7 +252,8 @@ def test_checkpointing_changes_memory_alone(kind, monkeypatch):
     for one, other in zip(*runs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
     first = counted.index(-1)
-    assert len(counted) - first - 2 == 2 * first  # every layer's attention once more for the gradient
+    # every layer's attention once more for the gradient
+    assert len(counted) - first - 2 == 2 * first
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5v11"])
@@ -243,7 +282,9 @@ def test_beams_step_as_in_pytorch(kind):
     assert len(ours._graphs["decode"].traces) == 1
     tokens = draw(3, 3, 4)
     with torch.no_grad():
-        prefixes = theirs.decode(torch.tensor(tokens), theirs.start(theirs.encode(*torch_of(ids, mask)), None, 3))
+        prefixes = theirs.decode(
+            torch.tensor(tokens), theirs.start(theirs.encode(*torch_of(ids, mask)), None, 3)
+        )
     assert_same(prefixes, ours.decode(tokens, ours.start(ours.encode(ids, mask), None, 3)))
 
 
@@ -258,7 +299,9 @@ def test_another_shape_is_no_other_graph():
         for new in (2, 1, 1):
             ours.decode(draw(rows, beams, new), state)
             state.reorder(np.zeros((rows, beams), np.int64))
-    assert {name: len(graph.traces) for name, graph in ours._graphs.items()} == dict.fromkeys(ours._graphs, 1)
+    assert {name: len(graph.traces) for name, graph in ours._graphs.items()} == dict.fromkeys(
+        ours._graphs, 1
+    )
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5v11"])
@@ -293,7 +336,12 @@ def test_too_many_positions():
 
 
 def test_dropout_and_layerdrop_act_in_training_only():
-    rates = {"attention_dropout": 0.1, "activation_dropout": 0.1, "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}
+    rates = {
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "encoder_layerdrop": 0.5,
+        "decoder_layerdrop": 0.5,
+    }
     ours = rag_tf.bart.BartForConditionalGeneration(BartConfig.from_dict(BART.to_dict(), **rates))
     ids, mask = contexts()
     still = ours(ids, mask, ids).logits

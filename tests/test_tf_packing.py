@@ -1,4 +1,7 @@
-"""Without padding a generator gives what it gives with it: losses, states of real tokens, every gradient."""
+"""Without padding a generator gives what it gives with it.
+
+Losses, states of real tokens, every gradient.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ BART = BartConfig(
     vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
     encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64,
 )  # fmt: skip
-T5 = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=2)
+T5 = T5Config(
+    vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=2
+)
 LENGTHS = np.array([3, 0, 40, 7, 11, 5, 9, 21])  # a row without a single token, too
 
 
@@ -27,7 +32,10 @@ def case(request):
     ids = tf.constant(np.where(mask, rng.integers(4, 40, mask.shape), 1))
     targets = tf.constant(rng.integers(4, 40, (len(ids), 5)))
     weights = tf.constant(rng.standard_normal((8, 5, 40)))
-    kind, config = {"bart": (BartForConditionalGeneration, BART), "t5": (T5ForConditionalGeneration, T5)}[request.param]
+    kind, config = {
+        "bart": (BartForConditionalGeneration, BART),
+        "t5": (T5ForConditionalGeneration, T5),
+    }[request.param]
     return kind(config).to("float64"), ids, tf.constant(mask), targets, weights
 
 
@@ -62,7 +70,9 @@ def test_what_is_handed_back_keeps_its_columns(case):
     cached = model(ids, mask, targets, use_cache=True)
     assert cached.past_key_values[0][2].shape[2] == 48
     assert model(ids, mask, targets, output_attentions=True).cross_attentions[0].shape[-1] == 48
-    np.testing.assert_allclose(model(ids, mask, targets, use_cache=False).logits, cached.logits, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        model(ids, mask, targets, use_cache=False).logits, cached.logits, rtol=0, atol=1e-12
+    )
     assert np.isfinite(run(case, training=True)[0]).all()
 
 

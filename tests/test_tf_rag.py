@@ -1,4 +1,7 @@
-"""rag_tf's RagModel and heads beside rag_torch's with the same weights: outputs, losses, gradients, errors, graphs."""
+"""rag_tf's RagModel and heads beside rag_torch's with the same weights.
+
+Outputs, losses, gradients, errors, graphs.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -55,8 +58,13 @@ def test_losses_of_both_heads():
     heads = {TOKEN: pair(TOKEN), SEQUENCE: pair(SEQUENCE)}
     draw = np.random.default_rng(3)
     yes_no = (False, True)
-    for n_docs, length, epsilon, reduce, bos in itertools.product((1, 3, 5), (1, 2, 5), (0.0, 0.1), yes_no, yes_no):
-        logits, scores = draw.normal(size=(B * n_docs, length, V)) * 3, draw.normal(size=(B, n_docs)) * 2
+    for n_docs, length, epsilon, reduce, bos in itertools.product(
+        (1, 3, 5), (1, 2, 5), (0.0, 0.1), yes_no, yes_no
+    ):
+        logits, scores = (
+            draw.normal(size=(B * n_docs, length, V)) * 3,
+            draw.normal(size=(B, n_docs)) * 2,
+        )
         scores[0, 1:2] = -np.inf
         labels = draw.integers(2, V, (B, length))
         labels[:, 1:2], labels[1, -1:] = 0, -100
@@ -64,7 +72,11 @@ def test_losses_of_both_heads():
             options = {"exclude_bos_score": bos} if kind == SEQUENCE else {}
             options |= {"reduce_loss": reduce, "epsilon": epsilon, "n_docs": n_docs}
             given = {"seq_logits": logits, "doc_scores": scores, "target": labels}
-            assert_same(ours.get_nll(**given, **options), theirs.get_nll(**to_torch(given), **options), str(options))
+            assert_same(
+                ours.get_nll(**given, **options),
+                theirs.get_nll(**to_torch(given), **options),
+                str(options),
+            )
     assert traces(ours) < 40  # lengths and numbers of documents share graphs, switches do not
 
 
@@ -86,7 +98,10 @@ def test_loss_of_a_call_and_switches_of_the_config(kind):
 @pytest.mark.parametrize("kind", [TOKEN, SEQUENCE])
 def test_gradients_of_every_weight_with_missing_documents_and_a_live_encoder(kind):
     documents = np.random.default_rng(2).integers(1, 19, (B * N, 5))
-    tokenized = {"tokenized_doc_ids": documents, "tokenized_doc_attention_mask": np.ones_like(documents)}
+    tokenized = {
+        "tokenized_doc_ids": documents,
+        "tokenized_doc_attention_mask": np.ones_like(documents),
+    }
     mask = np.array([[True, True, False], [True, False, False]])
     theirs = rag_models.build(
         getattr(rag_models, kind), retriever=Retriever(**to_torch({**tokenized, "doc_mask": mask}))
@@ -108,17 +123,30 @@ def test_gradients_of_every_weight_with_missing_documents_and_a_live_encoder(kin
     found = dict(zip(variables, tape.gradient(loss, list(variables.values())), strict=True))
     wanted = {name: each.grad for name, each in theirs.named_parameters()}
     for name, gradient in wanted.items():
-        ours_too = np.zeros(gradient.shape) if found[name] is None else tf.convert_to_tensor(found[name])
+        ours_too = (
+            np.zeros(gradient.shape) if found[name] is None else tf.convert_to_tensor(found[name])
+        )
         assert_same(ours_too, gradient, name)
-    assert np.abs(found["rag.ctx_encoder.ctx_encoder.bert_model.embeddings.word_embeddings.weight"].values).max() > 0
+    assert (
+        np.abs(
+            found["rag.ctx_encoder.ctx_encoder.bert_model.embeddings.word_embeddings.weight"].values
+        ).max()
+        > 0
+    )
 
 
 def test_extreme_scores_have_finite_gradients():
-    logits, scores = tf.Variable(np.zeros((2, 2, 3, 4))), tf.Variable([[-np.inf, -np.inf], [1e4, -np.inf]])
+    logits, scores = (
+        tf.Variable(np.zeros((2, 2, 3, 4))),
+        tf.Variable([[-np.inf, -np.inf], [1e4, -np.inf]]),
+    )
     with tf.GradientTape() as tape:
         loss = marginal.token_nll(logits, scores, tf.constant([[1, 2, 3], [0, 0, 0]], tf.int64), 0)
     assert np.isposinf(loss[0]) and loss[1] == 0
-    assert all(np.isfinite(tf.convert_to_tensor(each)).all() for each in tape.gradient(loss, [logits, scores]))
+    assert all(
+        np.isfinite(tf.convert_to_tensor(each)).all()
+        for each in tape.gradient(loss, [logits, scores])
+    )
     for dtype in (tf.float16, tf.bfloat16):
         question, docs = np.full((1, 768), 0.3125), np.full((1, 2, 768), 0.3125)
         docs[0, 1, 0] += 0.25
@@ -159,11 +187,19 @@ BAD = [
 def test_bad_input_is_refused_in_the_same_words(kind):
     theirs, ours = pair(kind)
     for change in BAD:
-        given = {"input_ids": QUESTIONS, "attention_mask": MASK, **contexts(), "labels": LABELS, **change}
+        given = {
+            "input_ids": QUESTIONS,
+            "attention_mask": MASK,
+            **contexts(),
+            "labels": LABELS,
+            **change,
+        }
         want = error_of(lambda given=given: theirs(**to_torch(given)))
         assert want is not None, change
         assert error_of(lambda given=given: ours(**given)) == want, change
-    assert error_of(lambda: ours.set_retriever("nq")) == error_of(lambda: theirs.set_retriever("nq"))
+    assert error_of(lambda: ours.set_retriever("nq")) == error_of(
+        lambda: theirs.set_retriever("nq")
+    )
     empty = error_of(lambda: TWINS[kind]())
     assert empty == error_of(lambda: rag_torch.RagTokenForGeneration())
 
@@ -202,7 +238,9 @@ def test_inputs_in_every_shape_that_users_have():
         ((), {"inputs": QUESTIONS, "attention_mask": MASK}),
         (({**named, "labels": LABELS.astype(np.int32)},), {"labels": None}),
     ):
-        labels = {} if args and isinstance(args[0], dict) and "labels" in args[0] else {"labels": LABELS}
+        labels = (
+            {} if args and isinstance(args[0], dict) and "labels" in args[0] else {"labels": LABELS}
+        )
         assert_same(ours(*args, **{**kwargs, **labels}).loss, want)
     given = contexts()
     want = ours(**given, labels=LABELS).loss
@@ -222,22 +260,32 @@ def test_within_the_callers_own_graph():
     own = tf.function(lambda **kwargs: ours(**kwargs), autograph=False)
     assert_same(own(**given, labels=tf.constant(LABELS)), ours(**given, labels=LABELS))
     searching = tf.function(
-        lambda ids, mask, labels: ours(ids, mask, labels=labels, output_retrieved=True), autograph=False
+        lambda ids, mask, labels: ours(ids, mask, labels=labels, output_retrieved=True),
+        autograph=False,
     )
     got = searching(tf.constant(QUESTIONS), tf.constant(MASK), tf.constant(LABELS))
     assert_same(got, ours(QUESTIONS, MASK, labels=LABELS, output_retrieved=True))
-    traced = searching.get_concrete_function(*map(tf.constant, (QUESTIONS, MASK, LABELS))).structured_outputs
+    traced = searching.get_concrete_function(
+        *map(tf.constant, (QUESTIONS, MASK, LABELS))
+    ).structured_outputs
     assert traced.doc_scores.shape == (B, N)
     with pytest.raises(ValueError, match=r"rows \(doc_scores are \(2, 3\)\)"):
         own(**{**given, "context_input_ids": tf.ones((4, S), tf.int64)}, labels=tf.constant(LABELS))
 
 
 def test_special_tokens_that_the_table_lacks_are_read_as_unknown(monkeypatch, caplog):
-    """A passage may spell "<mask>" where the model was saved without it: that is no reason to stop."""
+    """A passage may spell "<mask>" where the model was saved without it.
+
+    That is no reason to stop.
+    """
     spelled = contexts()["context_input_ids"].copy()
     spelled[0, 1] = V + 1
     plain = np.where(spelled > V, 3, spelled)
-    names = {"unk_token_id": 3, "unk_token": "<unk>", "convert_ids_to_tokens": lambda ids: [f"<{i}>" for i in ids]}
+    names = {
+        "unk_token_id": 3,
+        "unk_token": "<unk>",
+        "convert_ids_to_tokens": lambda ids: [f"<{i}>" for i in ids],
+    }
     outputs = []
     for model in pair(TOKEN):
         for ids, special in ((plain, []), (spelled, [V + 1])):
@@ -245,13 +293,17 @@ def test_special_tokens_that_the_table_lacks_are_read_as_unknown(monkeypatch, ca
             retriever = Retriever(context_input_ids=kind(ids))
             retriever.generator_tokenizer = SimpleNamespace(**names, all_special_ids=special)
             monkeypatch.setattr(model.rag, "retriever", retriever)
-            given = {name: kind(value) for name, value in (("input_ids", QUESTIONS), ("attention_mask", MASK))}
+            given = {
+                name: kind(value)
+                for name, value in (("input_ids", QUESTIONS), ("attention_mask", MASK))
+            }
             outputs.append(model(**given, labels=kind(LABELS), output_retrieved=True))
             assert np.asarray(outputs[-1].context_input_ids).tolist() == plain.tolist()
             assert_same(outputs[-1], outputs[0])
         retriever.generator_tokenizer.all_special_ids = []
         with pytest.raises(
-            ValueError, match=r"must lie in the model's vocabulary.* load the tokenizer with split_special"
+            ValueError,
+            match=r"must lie in the model's vocabulary.* load the tokenizer with split_special",
         ):
             model(**given, labels=kind(LABELS))
     assert caplog.text.count(f"lacks, ['<{V + 1}>']: they are read as '<unk>'") == 1
@@ -271,13 +323,17 @@ def test_continuing_from_an_earlier_call():
         do_marginalize=True,
     )
     assert_same(np.concatenate([first.logits, rest.logits], 1), whole)
-    trimmed = ours._contexts(**{**given, "context_attention_mask": (np.arange(S) < 4) + 0 * given["context_input_ids"]})
+    trimmed = ours._contexts(
+        **{**given, "context_attention_mask": (np.arange(S) < 4) + 0 * given["context_input_ids"]}
+    )
     assert trimmed.trimmed().context_input_ids.shape == (B * N, 4)
 
 
 def test_dropout_acts_in_training_only():
     generator = BartConfig(**{**BART, "dropout": 0.5})
-    config = RagConfig.from_question_encoder_generator_configs(DPRConfig(**BERT), generator, n_docs=N)
+    config = RagConfig.from_question_encoder_generator_configs(
+        DPRConfig(**BERT), generator, n_docs=N
+    )
     model = TWINS[TOKEN](config, retriever=Retriever())
     call = {"input_ids": QUESTIONS, "attention_mask": MASK, "labels": LABELS}
     assert_same(model(**call).loss, model(**call).loss)
@@ -292,10 +348,13 @@ def test_checkpointing_reaches_every_part():
     before = model.weights_version()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert [part.is_gradient_checkpointing for part in model._networks()] == [True, True]
-    assert model.is_gradient_checkpointing and model.weights_version() != before  # graphs are made anew
+    # graphs are made anew
+    assert model.is_gradient_checkpointing and model.weights_version() != before
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs=None, every_n_layers=1, offload=False)
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs=None, every_n_layers=1, offload=False
+    )
     assert model.is_gradient_checkpointing
     with pytest.raises(TypeError, match="nothing but use_reentrant, got debug"):
         model.gradient_checkpointing_enable({"debug": True})
@@ -329,8 +388,12 @@ def test_modules_of_ones_own():
         def config(self):
             return self.settings
 
-        def call(self, input_ids=None, attention_mask=None, decoder_input_ids=None, encoder_outputs=None):
-            out = self.inner[0](input_ids, attention_mask, decoder_input_ids, encoder_outputs=encoder_outputs)
+        def call(
+            self, input_ids=None, attention_mask=None, decoder_input_ids=None, encoder_outputs=None
+        ):
+            out = self.inner[0](
+                input_ids, attention_mask, decoder_input_ids, encoder_outputs=encoder_outputs
+            )
             return PretrainedOutput(out.logits * self.scale, out.encoder_last_hidden_state)
 
     class PretrainedOutput(tuple):
@@ -341,7 +404,12 @@ def test_modules_of_ones_own():
 
     inner = TWINS[TOKEN](rag_models.config()).generator
     own, foreign = (
-        TWINS[TOKEN](question_encoder=ForeignEncoder(States(), "mean"), generator=each, n_docs=N, retriever=Retriever())
+        TWINS[TOKEN](
+            question_encoder=ForeignEncoder(States(), "mean"),
+            generator=each,
+            n_docs=N,
+            retriever=Retriever(),
+        )
         for each in (inner, Foreign(inner))
     )
     assert own.generator is inner
@@ -350,13 +418,20 @@ def test_modules_of_ones_own():
     names = [name for name, _ in foreign.named_parameters()]
     assert any(name.startswith("rag.question_encoder.module.") for name in names)
     assert any("scale" in name for name in names)
-    given = {name: value.astype(np.float32) if name == "doc_scores" else value for name, value in contexts().items()}
+    given = {
+        name: value.astype(np.float32) if name == "doc_scores" else value
+        for name, value in contexts().items()
+    }
     with tf.GradientTape() as tape:
         loss = foreign(QUESTIONS, MASK, labels=LABELS).loss
     assert_same(loss, own(QUESTIONS, MASK, labels=LABELS).loss, tolerance=1e-6)
     assert all(each is not None for each in tape.gradient(loss, foreign.trainable_variables))
-    assert_same(foreign(**given, labels=LABELS).loss, own(**given, labels=LABELS).loss, tolerance=1e-6)
-    ids, mask = (tf.constant(given[name]) for name in ("context_input_ids", "context_attention_mask"))
+    assert_same(
+        foreign(**given, labels=LABELS).loss, own(**given, labels=LABELS).loss, tolerance=1e-6
+    )
+    ids, mask = (
+        tf.constant(given[name]) for name in ("context_input_ids", "context_attention_mask")
+    )
     hidden = foreign.generator.encode(ids, mask)
     states = [each.generator.start(hidden, mask, 2, 6) for each in (own, foreign)]
     tokens = tf.constant(np.random.default_rng(1).integers(3, V, (B * N, 2, 3)))
@@ -369,6 +444,8 @@ def test_modules_of_ones_own():
         assert_same(other, one, tolerance=1e-5)
         for state in states:
             state.reorder(source)
-    unpooled = TWINS[TOKEN](question_encoder=States(), generator=inner, retriever=Retriever(), n_docs=N)
+    unpooled = TWINS[TOKEN](
+        question_encoder=States(), generator=inner, retriever=Retriever(), n_docs=N
+    )
     with pytest.raises(ValueError, match=r"ForeignEncoder\(module, pooling='mean'\)"):
         unpooled(QUESTIONS, labels=LABELS)

@@ -1,8 +1,24 @@
-"""Losses of the two heads by hand, and scores of documents: missing ones, half precision, gradients."""
+"""Losses of the two heads by hand, and scores of documents.
+
+Missing ones, half precision, gradients.
+"""
 
 import pytest
 import torch
-from rag_models import BERT, GENERATING, LABELS, QUESTIONS, B, D, N, Retriever, V, build, close, given_contexts
+from rag_models import (
+    BERT,
+    GENERATING,
+    LABELS,
+    QUESTIONS,
+    B,
+    D,
+    N,
+    Retriever,
+    V,
+    build,
+    close,
+    given_contexts,
+)
 
 from rag_core.config.rag import DPRConfig
 from rag_torch import marginalize as marginal
@@ -11,7 +27,9 @@ from rag_torch.rag import RagModel, RagSequenceForGeneration, RagTokenForGenerat
 
 
 def by_hand(logits, scores, labels, pad, kind):
-    """The losses in loops over probabilities (paper, section 2.1), with the reference's place of p(z|x)."""
+    """The losses in loops over probabilities (paper, section 2.1), with the reference's place of
+    p(z|x).
+    """
     priors = torch.softmax(scores, 1)
     probs = torch.softmax(logits.view(B, N, *logits.shape[1:]), -1)
     losses = []
@@ -19,12 +37,18 @@ def by_hand(logits, scores, labels, pad, kind):
         target = [*labels[b, 1:].tolist(), pad]
         scored = [(t, token) for t, token in enumerate(target) if token not in (pad, -100)]
         if kind is RagTokenForGeneration:
-            steps = [sum(priors[b, d] * probs[b, d, t, token] for d in range(N)) for t, token in scored]
+            steps = [
+                sum(priors[b, d] * probs[b, d, t, token] for d in range(N)) for t, token in scored
+            ]
             losses.append(-sum(torch.log(step) for step in steps))
         else:
-            whole = [torch.stack([probs[b, d, t, token] for t, token in scored]).prod() for d in range(N)]
+            whole = [
+                torch.stack([probs[b, d, t, token] for t, token in scored]).prod() for d in range(N)
+            ]
             seconds = any(t == 1 for t, _ in scored)
-            losses.append(-torch.log(sum((priors[b, d] if seconds else 1) * whole[d] for d in range(N))))
+            losses.append(
+                -torch.log(sum((priors[b, d] if seconds else 1) * whole[d] for d in range(N)))
+            )
     return torch.stack(losses)
 
 
@@ -54,14 +78,21 @@ def test_minus_100_counts_as_pad(kind):
 
 @torch.no_grad()
 def test_target_of_one_token_leaves_the_documents_out():
-    """Kept from the reference (Q12): without a second scored token RAG-Sequence's loss ignores p(z|x)."""
+    """Kept from the reference (Q12).
+
+    Without a second scored token RAG-Sequence's loss ignores p(z|x).
+    """
     model = build(RagSequenceForGeneration)
     contexts = given_contexts()
     losses = [
-        model(**{**contexts, "doc_scores": contexts["doc_scores"] * f}, labels=LABELS[:, :2]).loss for f in (1, 9)
+        model(**{**contexts, "doc_scores": contexts["doc_scores"] * f}, labels=LABELS[:, :2]).loss
+        for f in (1, 9)
     ]
     close(losses[0], losses[1])
-    longer = [model(**{**contexts, "doc_scores": contexts["doc_scores"] * f}, labels=LABELS).loss for f in (1, 9)]
+    longer = [
+        model(**{**contexts, "doc_scores": contexts["doc_scores"] * f}, labels=LABELS).loss
+        for f in (1, 9)
+    ]
     assert (longer[0] - longer[1]).abs().min() > 1e-3
 
 
@@ -85,7 +116,9 @@ def test_label_smoothing(kind):
     priors = out.doc_scores.log_softmax(1)
     mask = torch.cat([LABELS[:, 1:], torch.ones(B, 1, dtype=torch.long)], 1) == 1
     if kind is RagTokenForGeneration:
-        total = (log_probs + priors[:, :, None, None]).logsumexp(1).sum(-1).masked_fill(mask, 0).sum(1)
+        total = (
+            (log_probs + priors[:, :, None, None]).logsumexp(1).sum(-1).masked_fill(mask, 0).sum(1)
+        )
     else:
         log_probs[:, :, 1] += priors[:, :, None]
         total = log_probs.sum(-1).masked_fill(mask[:, None], 0).sum(2).logsumexp(1)
@@ -136,14 +169,19 @@ def test_half_precision_scores_are_float32(dtype):
     assert scores.tolist() == [[75.0, 75.078125]]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert marginal.doc_scores(question.float(), docs.float()).tolist() == [[75.0, 75.078125]]
-    assert marginal.token_log_probs(torch.zeros(1, 2, 3, 5, dtype=dtype), scores).dtype == torch.float32
+    assert (
+        marginal.token_log_probs(torch.zeros(1, 2, 3, 5, dtype=dtype), scores).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("kind", GENERATING)
 def test_gradients_reach_question_encoder_and_generator(kind):
     model = build(kind, retriever=Retriever()).train()
     model(QUESTIONS, labels=LABELS, reduce_loss=True).loss.backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
+    without = {
+        name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0
+    }
     # A key bias moves all scores of a query alike.
     assert all(name.endswith(("k_proj.bias", "key.bias")) for name in without), without
 
@@ -156,16 +194,23 @@ def test_a_live_document_encoder_scores_and_learns(tmp_path):
     model.set_context_encoder_for_training(encoder)
     with pytest.raises(ValueError, match="returned no tokenized_doc_ids"):
         model(QUESTIONS, labels=LABELS)
-    tokenized = {"tokenized_doc_ids": documents, "tokenized_doc_attention_mask": torch.ones_like(documents)}
+    tokenized = {
+        "tokenized_doc_ids": documents,
+        "tokenized_doc_attention_mask": torch.ones_like(documents),
+    }
     retriever.extra = tokenized
     out = model(QUESTIONS, labels=LABELS)
     vectors = encoder(documents)[0].view(B, N, D)
-    close(out.doc_scores, torch.einsum("bd,bnd->bn", out.question_encoder_last_hidden_state, vectors))
+    close(
+        out.doc_scores, torch.einsum("bd,bnd->bn", out.question_encoder_last_hidden_state, vectors)
+    )
     close(model._contexts(QUESTIONS).doc_scores, out.doc_scores)
     out.loss.sum().backward()
     assert encoder.ctx_encoder.bert_model.embeddings.word_embeddings.weight.grad.abs().max() > 0
     model.save_pretrained(tmp_path)
-    again = RagSequenceForGeneration.from_pretrained(tmp_path, dtype=torch.float64, retriever=retriever)
+    again = RagSequenceForGeneration.from_pretrained(
+        tmp_path, dtype=torch.float64, retriever=retriever
+    )
     close(again(QUESTIONS, labels=LABELS).doc_scores, out.doc_scores)
 
 
@@ -178,11 +223,18 @@ def test_log_probs_in_pieces_have_the_gradients_of_the_plain_formula(dtype, monk
     found = marginal.target_log_probs(logits, target)
     index = target[:, None, :, None].expand(2, 3, 4, 1)
     wanted = marginal.widen(logits).log_softmax(-1).gather(-1, index)[..., 0]
-    tolerance = {"atol": 1e-12 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else 1e-2, "rtol": 1e-6}
+    tolerance = {
+        "atol": 1e-12 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else 1e-2,
+        "rtol": 1e-6,
+    }
     torch.testing.assert_close(found, wanted, **tolerance)
     gradients = [
         torch.autograd.grad(each.sin().sum(), logits, create_graph=twice)[0]
-        for each, twice in ((wanted, False), (marginal.target_log_probs(logits, target), False), (found, True))
+        for each, twice in (
+            (wanted, False),
+            (marginal.target_log_probs(logits, target), False),
+            (found, True),
+        )
     ]
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, gradients[0], **tolerance)

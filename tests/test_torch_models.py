@@ -1,4 +1,7 @@
-"""The networks by themselves: two ways to the same numbers, masks, caches, types, files. No reference is needed."""
+"""The networks by themselves: two ways to the same numbers, masks, caches, types, files.
+
+No reference is needed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ T5_TIED = T5Config(
     vocab_size=23, d_model=12, d_kv=5, d_ff=20, num_layers=2, num_decoder_layers=2, num_heads=2,
     relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0,
 )  # fmt: skip
-T5_UNTIED = T5Config.from_dict(T5_TIED.to_dict(), feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+T5_UNTIED = T5Config.from_dict(
+    T5_TIED.to_dict(), feed_forward_proj="gated-gelu", tie_word_embeddings=False
+)
 BERT = {
     "vocab_size": 19, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20,
     "max_position_embeddings": 16,
@@ -39,14 +44,21 @@ def seeded(model, dtype=torch.float64):
     """The model with strong seeded weights, in eval mode."""
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     tied = getattr(model.config, "tie_word_embeddings", False)
-    weights = seeded_weights({n: s for n, s in shapes.items() if not (tied and n.endswith("lm_head.weight"))}, 7)
-    model.to(dtype).load_state_dict({n: torch.tensor(w, dtype=dtype) for n, w in weights.items()}, strict=False)
+    weights = seeded_weights(
+        {n: s for n, s in shapes.items() if not (tied and n.endswith("lm_head.weight"))}, 7
+    )
+    model.to(dtype).load_state_dict(
+        {n: torch.tensor(w, dtype=dtype) for n, w in weights.items()}, strict=False
+    )
     return model.eval()
 
 
 def generator(kind, dtype=torch.float64):
     config = GENERATORS[kind]
-    return seeded((BartForConditionalGeneration if kind == "bart" else T5ForConditionalGeneration)(config), dtype)
+    return seeded(
+        (BartForConditionalGeneration if kind == "bart" else T5ForConditionalGeneration)(config),
+        dtype,
+    )
 
 
 def contexts(rows=3, length=7):
@@ -74,7 +86,9 @@ def test_encoder_weights_are_named_as_the_table_says():
         (BertEncoder(BertConfig(**BERT, pooling="pooler", projection_dim=5)), None),
     ):
         found = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        assert found == {name: tuple(shape) for name, shape in expected_shapes(model.config, head).items()}
+        assert found == {
+            name: tuple(shape) for name, shape in expected_shapes(model.config, head).items()
+        }
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
@@ -87,7 +101,9 @@ def test_fused_and_explicit_attention_agree(kind):
     fused, explicit = model(**inputs), model(**inputs, output_attentions=True)
     close(fused.logits, explicit.logits)
     assert len(explicit.cross_attentions) == len(explicit.decoder_attentions) == 2
-    close(explicit.cross_attentions[0].sum(-1), torch.ones_like(explicit.cross_attentions[0][..., 0]))
+    close(
+        explicit.cross_attentions[0].sum(-1), torch.ones_like(explicit.cross_attentions[0][..., 0])
+    )
     assert explicit.encoder_attentions[0][1, :, :, 4:].abs().max() == 0
     assert explicit.decoder_attentions[0].triu(1).abs().max() == 0
 
@@ -105,17 +121,27 @@ def test_every_returned_state_lies_on_the_way_to_the_result(kind):
     result, *states = output.to_tuple()
     states, pending = [], states
     for each in pending:
-        (pending if isinstance(each, tuple) else states).extend(each if isinstance(each, tuple) else [each])
-    gradients = torch.autograd.grad(result.tanh().sum(), states, allow_unused=True, retain_graph=True)
+        (pending if isinstance(each, tuple) else states).extend(
+            each if isinstance(each, tuple) else [each]
+        )
+    gradients = torch.autograd.grad(
+        result.tanh().sum(), states, allow_unused=True, retain_graph=True
+    )
     assert len(states) == (5 if kind == "dpr" else 21)
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     if kind != "dpr":
         first = output.decoder_hidden_states[0]
         slope = torch.autograd.grad(output.logits[0, 4, 3], first)[0]
-        assert slope[0].abs().min() > 0 and slope[1:].abs().max() == 0  # all positions up to the fifth, of one row
+        # all positions up to the fifth, of one row
+        assert slope[0].abs().min() > 0 and slope[1:].abs().max() == 0
 
 
-DROPPING = {"dropout": 0.2, "attention_dropout": 0.1, "encoder_layerdrop": 0.3, "decoder_layerdrop": 0.3}
+DROPPING = {
+    "dropout": 0.2,
+    "attention_dropout": 0.1,
+    "encoder_layerdrop": 0.3,
+    "decoder_layerdrop": 0.3,
+}
 
 
 def forgetful(kind):
@@ -130,7 +156,9 @@ def forgetful(kind):
 
 
 @pytest.mark.parametrize("kind", ["bart", "t5v11", "dpr"])
-@pytest.mark.parametrize("switches", [{}, {"output_attentions": True, "output_hidden_states": True}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"output_attentions": True, "output_hidden_states": True}]
+)
 def test_checkpointing_changes_memory_alone(kind, switches):
     model, args = forgetful(kind)
     others = [{}, {"use_cache": True}] if kind != "dpr" else [{}]
@@ -166,7 +194,9 @@ def test_checkpointing_is_for_training():
     model.gradient_checkpointing_enable()
     held = [[], []]
     for mode, into in zip((False, True), held, strict=True):
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, into=into: into.append(x) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, into=into: into.append(x) or x, lambda x: x
+        ):
             model.train(mode)(*args, use_cache=False)
     assert len(held[0]) > 2 * len(held[1])
     with pytest.raises(TypeError, match=r"use_reentrant, preserve_rng_state, .* got reentrant"):
@@ -183,9 +213,15 @@ NO_LAYERS = {
 @pytest.mark.parametrize("kind", NO_LAYERS)
 @torch.no_grad()
 def test_networks_without_layers(kind):
-    model = seeded((BartForConditionalGeneration if kind == "bart" else T5ForConditionalGeneration)(NO_LAYERS[kind]))
+    model = seeded(
+        (BartForConditionalGeneration if kind == "bart" else T5ForConditionalGeneration)(
+            NO_LAYERS[kind]
+        )
+    )
     ids, mask = contexts()
-    output = model(ids, mask, ids[:, :4], use_cache=True, output_attentions=True, output_hidden_states=True)
+    output = model(
+        ids, mask, ids[:, :4], use_cache=True, output_attentions=True, output_hidden_states=True
+    )
     assert output.past_key_values == output.decoder_attentions == output.cross_attentions == ()
     assert len(output.decoder_hidden_states) == 1
     state = model.start(model.encode(ids, mask), mask.bool(), beams=2, max_length=4)
@@ -194,7 +230,9 @@ def test_networks_without_layers(kind):
         state.reorder(torch.tensor([[1, 0]] * 3))
         close(logits[:, 1, 0], output.logits[:, step])
     chosen = torch.tensor([2, 0])
-    logits = model.decode(ids[chosen, None, :3], model.start(model.encode(ids, mask), mask.bool()).select(chosen))
+    logits = model.decode(
+        ids[chosen, None, :3], model.start(model.encode(ids, mask), mask.bool()).select(chosen)
+    )
     close(logits[:, 0], output.logits[chosen, :3])
 
 
@@ -207,14 +245,19 @@ def test_stepping_equals_the_whole_forward(kind):
     whole = model(ids, mask, target)
     first = model(ids, mask, target[:, :2], use_cache=True)
     states = (first.encoder_last_hidden_state,)
-    second = model(None, mask, target[:, 2:], encoder_outputs=states, past_key_values=first.past_key_values)
+    second = model(
+        None, mask, target[:, 2:], encoder_outputs=states, past_key_values=first.past_key_values
+    )
     close(torch.cat([first.logits, second.logits], 1), whole.logits)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @torch.no_grad()
 def test_decoding_contract_equals_forward(kind):
-    """Beams on the query axis, reordered, narrowed to some contexts: always what forward says of the same prefix."""
+    """Beams on the query axis, reordered, narrowed to some contexts.
+
+    Always what forward says of the same prefix.
+    """
     model = generator(kind)
     ids, mask = contexts()
     hidden = model.encode(ids, mask)
@@ -242,11 +285,16 @@ def test_decoding_contract_equals_forward(kind):
 @pytest.mark.parametrize("kind", GENERATORS)
 @torch.no_grad()
 def test_foreign_adapter_decodes_like_the_contract(kind):
-    """The same network behind the adapter for other libraries, which has no cache it could reorder."""
+    """The same network behind the adapter for other libraries, which has no cache it could
+    reorder.
+    """
     model = generator(kind)
     ids, mask = contexts()
     ours, foreign = model, ForeignGenerator(model)
-    states = [each.start(each.encode(ids, mask), mask.bool(), beams=2, max_length=5) for each in (ours, foreign)]
+    states = [
+        each.start(each.encode(ids, mask), mask.bool(), beams=2, max_length=5)
+        for each in (ours, foreign)
+    ]
     source = torch.tensor([[1, 0], [0, 0], [1, 1]])
     for step in range(3):
         tokens = torch.randint(3, 23, (3, 2, 1), generator=torch.Generator().manual_seed(step))
@@ -284,7 +332,10 @@ def test_padding_changes_nothing(kind):
     model = generator(kind)
     ids, mask = contexts()
     target = torch.randint(3, 23, (3, 4))
-    longer = torch.cat([ids, torch.full((3, 3), 9)], 1), torch.cat([mask, torch.zeros(3, 3, dtype=mask.dtype)], 1)
+    longer = (
+        torch.cat([ids, torch.full((3, 3), 9)], 1),
+        torch.cat([mask, torch.zeros(3, 3, dtype=mask.dtype)], 1),
+    )
     close(model(*longer, target).logits, model(ids, mask, target).logits)
 
 
@@ -331,7 +382,9 @@ def test_dropout_and_layerdrop_act_in_training_only():
     close(model.encode(ids, mask), model.encode(ids, mask))
     model.train()
     assert not torch.equal(model.encode(ids, mask), model.encode(ids, mask))
-    config = BartConfig.from_dict(BART.to_dict(), dropout=0.0, encoder_layerdrop=0.999, decoder_layerdrop=0.999)
+    config = BartConfig.from_dict(
+        BART.to_dict(), dropout=0.0, encoder_layerdrop=0.999, decoder_layerdrop=0.999
+    )
     dropped = BartForConditionalGeneration(config).train()
     assert dropped(ids, mask, ids[:, :3]).logits.shape == (3, 3, 23)
 
@@ -360,7 +413,9 @@ def test_dpr_masks_pads_when_no_mask_is_given():
     ids = torch.tensor([[5, 6, 7, 8], [9, 4, 0, 0]])
     close(model(ids)[0], model(ids, attention_mask=ids != 0)[0])
     close(model(ids)[0][1:], model(ids[1:, :2])[0])
-    vector, hidden, attentions = model(ids, output_hidden_states=True, output_attentions=True, return_dict=False)
+    vector, hidden, attentions = model(
+        ids, output_hidden_states=True, output_attentions=True, return_dict=False
+    )
     assert (vector.shape, len(hidden), len(attentions)) == ((2, 12), 3, 2)
     with pytest.raises(ValueError, match="exactly one of input_ids"):
         model()
@@ -406,7 +461,10 @@ def test_t5_buckets_are_the_rows_of_one_table(buckets, distance, bidirectional, 
 
 
 def test_t5_buckets_on_the_border():
-    """Recorded from transformers 4.37.2: the default table at the distances where arithmetic decides."""
+    """Recorded from transformers 4.37.2.
+
+    The default table at the distances where arithmetic decides.
+    """
     line = t5_distance_buckets(200, 32, 128, True)
     assert [int(line[199 - d]) for d in (7, 8, 11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 127, 128)] == [
         7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 15

@@ -1,11 +1,27 @@
-"""RagModel and its heads: contexts, outputs, switches, bad input. Losses and files have tests of their own."""
+"""RagModel and its heads: contexts, outputs, switches, bad input.
+
+Losses and files have tests of their own.
+"""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from rag_models import HEADS, LABELS, QUESTIONS, B, N, Retriever, S, V, build, close, config, given_contexts
+from rag_models import (
+    HEADS,
+    LABELS,
+    QUESTIONS,
+    B,
+    N,
+    Retriever,
+    S,
+    V,
+    build,
+    close,
+    config,
+    given_contexts,
+)
 
 from rag_torch.rag import RagModel, RagTokenForGeneration
 
@@ -25,7 +41,12 @@ def test_outputs_of_retrieval():
     present = set(out.keys())
     assert present == set(vars(out)) - {"loss"}
     plain = model(QUESTIONS, mask, decoder_input_ids=LABELS)
-    gone = ["retrieved_doc_embeds", "retrieved_doc_ids", "context_input_ids", "context_attention_mask"]
+    gone = [
+        "retrieved_doc_embeds",
+        "retrieved_doc_ids",
+        "context_input_ids",
+        "context_attention_mask",
+    ]
     assert not set(gone) & set(plain.keys())
     assert [len(out.question_enc_hidden_states), len(out.generator_enc_hidden_states)] == [2, 2]
     assert len(out.generator_dec_hidden_states) == 3
@@ -34,7 +55,9 @@ def test_outputs_of_retrieval():
 @pytest.mark.parametrize("kind", HEADS)
 @torch.no_grad()
 def test_switches_of_config_and_call(kind):
-    model = build(kind, return_dict=False, output_attentions=True, output_hidden_states=True, use_cache=False)
+    model = build(
+        kind, return_dict=False, output_attentions=True, output_hidden_states=True, use_cache=False
+    )
     found = model(**given_contexts(), decoder_input_ids=LABELS)
     assert isinstance(found, tuple)
     out = model(**given_contexts(), decoder_input_ids=LABELS, return_dict=True)
@@ -42,7 +65,13 @@ def test_switches_of_config_and_call(kind):
     assert out.generator_cross_attentions is not None
     assert out.generator_dec_hidden_states is not None
     assert out.past_key_values is None
-    off = model(**given_contexts(), decoder_input_ids=LABELS, return_dict=True, output_attentions=False, use_cache=True)
+    off = model(
+        **given_contexts(),
+        decoder_input_ids=LABELS,
+        return_dict=True,
+        output_attentions=False,
+        use_cache=True,
+    )
     assert off.generator_cross_attentions is None
     assert len(off.past_key_values) == 2
 
@@ -55,7 +84,11 @@ def test_stepwise_forward(generator):
     whole = model(**contexts, decoder_input_ids=LABELS, do_marginalize=True).logits
     past, states, steps = None, None, []
     for column in range(5):
-        inputs = contexts if states is None else {k: v for k, v in contexts.items() if k != "context_input_ids"}
+        inputs = (
+            contexts
+            if states is None
+            else {k: v for k, v in contexts.items() if k != "context_input_ids"}
+        )
         out = model(
             **inputs, encoder_outputs=states, past_key_values=past, decoder_input_ids=LABELS[:, column : column + 1],
             do_marginalize=True,
@@ -72,7 +105,10 @@ def test_contexts_are_all_or_none():
             for names in itertools.combinations(contexts, count):
                 with pytest.raises(ValueError, match="together or not at all"):
                     model(QUESTIONS, labels=LABELS, **{name: contexts[name] for name in names})
-    with pytest.raises(ValueError, match="context_input_ids, context_attention_mask and doc_scores must all be given"):
+    with pytest.raises(
+        ValueError,
+        match="context_input_ids, context_attention_mask and doc_scores must all be given",
+    ):
         build()(QUESTIONS, labels=LABELS)
 
 
@@ -134,13 +170,19 @@ def test_trimmed_contexts_change_nothing():
     contexts["context_attention_mask"][:, 5:] = 0
     trimmed = model._contexts(**contexts).trimmed()
     assert trimmed.context_input_ids.shape == trimmed.context_attention_mask.shape == (B * N, 5)
-    shorter = {**contexts, **{k: getattr(trimmed, k) for k in ("context_input_ids", "context_attention_mask")}}
+    shorter = {
+        **contexts,
+        **{k: getattr(trimmed, k) for k in ("context_input_ids", "context_attention_mask")},
+    }
     full, short = (model(**each, decoder_input_ids=LABELS).logits for each in (contexts, shorter))
     close(full, short)
 
 
 def test_compiled_forward():
-    """BART over given contexts is one graph; T5's bucket tables stay outside, so they are NumPy's there too."""
+    """BART over given contexts is one graph.
+
+    T5's bucket tables stay outside, so they are NumPy's there too.
+    """
     torch._dynamo.reset()
     for generator, whole in (("bart", True), ("t5", False)):
         model = build(RagTokenForGeneration, generator)

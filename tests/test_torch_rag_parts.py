@@ -1,11 +1,27 @@
-"""RAG models put together, saved and loaded: checkpoints of other heads, parts from folders, modules of one's own."""
+"""RAG models put together, saved and loaded.
+
+Checkpoints of other heads, parts from folders, modules of one's own.
+"""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from rag_models import BART, BERT, HEADS, LABELS, QUESTIONS, B, D, N, Retriever, build, close, given_contexts
+from rag_models import (
+    BART,
+    BERT,
+    HEADS,
+    LABELS,
+    QUESTIONS,
+    B,
+    D,
+    N,
+    Retriever,
+    build,
+    close,
+    given_contexts,
+)
 
 from rag_core.config.rag import BartConfig, BertConfig, DPRConfig
 from rag_torch.bart import BartForConditionalGeneration
@@ -74,9 +90,13 @@ def test_from_parts(tmp_path):
 
 @torch.no_grad()
 def test_pooled_bert_as_question_encoder(tmp_path):
-    encoder = BertEncoder(BertConfig(**BERT, pooling="mean", normalize=True, scale=4.0, projection_dim=D))
+    encoder = BertEncoder(
+        BertConfig(**BERT, pooling="mean", normalize=True, scale=4.0, projection_dim=D)
+    )
     model = RagTokenForGeneration(
-        question_encoder=encoder, generator=BartForConditionalGeneration(BartConfig(**BART)), n_docs=N
+        question_encoder=encoder,
+        generator=BartForConditionalGeneration(BartConfig(**BART)),
+        n_docs=N,
     ).eval()
     model.save_pretrained(tmp_path)
     again = RagTokenForGeneration.from_pretrained(tmp_path, retriever=Retriever())
@@ -105,24 +125,35 @@ def test_modules_of_ones_own():
             super().__init__()
             self.inner, self.config = inner, inner.config
 
-        def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, encoder_outputs=None):
-            return self.inner(input_ids, attention_mask, decoder_input_ids, encoder_outputs=encoder_outputs)
+        def forward(
+            self, input_ids=None, attention_mask=None, decoder_input_ids=None, encoder_outputs=None
+        ):
+            return self.inner(
+                input_ids, attention_mask, decoder_input_ids, encoder_outputs=encoder_outputs
+            )
 
     inner = build().generator
     own, foreign = (
         RagTokenForGeneration(
-            question_encoder=ForeignEncoder(States(), "mean"), generator=each, n_docs=N, retriever=Retriever()
+            question_encoder=ForeignEncoder(States(), "mean"),
+            generator=each,
+            n_docs=N,
+            retriever=Retriever(),
         ).eval()
         for each in (inner, Foreign(inner))
     )
     assert own.generator is inner
     assert isinstance(foreign.generator, ForeignGenerator)
     assert "rag.generator.inner.model.shared.weight" in foreign.state_dict()
-    close(foreign(**given_contexts(), labels=LABELS).loss, own(**given_contexts(), labels=LABELS).loss)
+    close(
+        foreign(**given_contexts(), labels=LABELS).loss, own(**given_contexts(), labels=LABELS).loss
+    )
     hidden = foreign.generator.encode(*list(given_contexts().values())[:2])
     close(hidden, inner.encode(*list(given_contexts().values())[:2]))
     assert foreign(QUESTIONS, labels=LABELS).loss.isfinite().all()
-    unpooled = RagTokenForGeneration(question_encoder=States(), generator=inner, retriever=Retriever(), n_docs=N)
+    unpooled = RagTokenForGeneration(
+        question_encoder=States(), generator=inner, retriever=Retriever(), n_docs=N
+    )
     with pytest.raises(ValueError, match=r"ForeignEncoder\(module, pooling='mean'\)"):
         unpooled(QUESTIONS, labels=LABELS)
 
@@ -133,7 +164,10 @@ def test_checkpointing_reaches_every_part(kind):
     model.set_context_encoder_for_training(build_context_encoder(DPRConfig(**BERT)))
     assert model.supports_gradient_checkpointing and not model.is_gradient_checkpointing
     model.gradient_checkpointing_enable()
-    assert all(part.is_gradient_checkpointing for part in model._networks()) and len(model._networks()) == 3
+    assert (
+        all(part.is_gradient_checkpointing for part in model._networks())
+        and len(model._networks()) == 3
+    )
     model.gradient_checkpointing_disable()
     assert not any(part.is_gradient_checkpointing for part in (model, *model._networks()))
 

@@ -1,4 +1,7 @@
-"""Work that is left out changes no number: contexts by their length, candidates by their shared beginnings."""
+"""Work that is left out changes no number.
+
+Contexts by their length, candidates by their shared beginnings.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ from rag_torch.marginalize import token_log_probs
 from rag_torch.rag import RagSequenceForGeneration
 from rag_torch.step_scores import best_candidates, marginal_scores
 
-RAGGED = [[1] * 7, [1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0], [0] * 7, [1, 0, 1, 1, 0, 1, 0], [1] * 4 + [0] * 3]
+RAGGED = [
+    [1] * 7,
+    [1, 1, 0, 0, 0, 0, 0],
+    [0, 0, 1, 1, 1, 0, 0],
+    [0] * 7,
+    [1, 0, 1, 1, 0, 1, 0],
+    [1] * 4 + [0] * 3,
+]
 
 
 @pytest.mark.parametrize("generator", ["bart", "t5"])
@@ -35,8 +45,12 @@ def test_contexts_by_length_give_the_same_loss_gradients_and_answers(monkeypatch
         out.loss.backward()
         grads = [p.grad.clone() for p in model.generator.parameters() if p.grad is not None]
         answers = model.generate(**given, num_beams=2, max_length=6)
-        again = model.generator(given["context_input_ids"], torch.tensor(RAGGED), LABELS.repeat(3, 1), use_cache=True)
-        seen.append((out.loss, out.logits, grads, answers, again.logits, again.past_key_values[0][2].shape))
+        again = model.generator(
+            given["context_input_ids"], torch.tensor(RAGGED), LABELS.repeat(3, 1), use_cache=True
+        )
+        seen.append(
+            (out.loss, out.logits, grads, answers, again.logits, again.past_key_values[0][2].shape)
+        )
         assert out.generator_enc_last_hidden_state.shape == (6, 7, 12)
     close(*[each[:3] for each in seen])
     assert torch.equal(*[each[3] for each in seen])
@@ -48,22 +62,30 @@ def test_contexts_by_length_give_the_same_loss_gradients_and_answers(monkeypatch
 def packed(monkeypatch):
     """Has an entry for each time that an encoder computed without padding."""
     times, mask = [], packing.Packing.mask
-    monkeypatch.setattr(packing.Packing, "mask", lambda self, *bias: times.append(1) or mask(self, *bias))
+    monkeypatch.setattr(
+        packing.Packing, "mask", lambda self, *bias: times.append(1) or mask(self, *bias)
+    )
     return times
 
 
 @pytest.mark.parametrize("generator", ["bart", "t5"])
 @pytest.mark.parametrize("kind", GENERATING)
-def test_contexts_without_padding_give_the_same_loss_gradients_and_answers(monkeypatch, packed, kind, generator):
+def test_contexts_without_padding_give_the_same_loss_gradients_and_answers(
+    monkeypatch, packed, kind, generator
+):
     model, given, seen = build(kind, generator), given_contexts(), []
-    given["context_attention_mask"] = (torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]).long()
+    given["context_attention_mask"] = (
+        torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]
+    ).long()
     for call in (2**17, 0):
         monkeypatch.setattr(packing, "_CALL", call)
         model.zero_grad()
         out = model(**given, labels=LABELS, reduce_loss=True)
         out.loss.backward()
         grads = [p.grad.clone() for p in model.generator.parameters() if p.grad is not None]
-        seen.append((out.loss, out.logits, grads, model.generate(**given, num_beams=2, max_length=6)))
+        seen.append(
+            (out.loss, out.logits, grads, model.generate(**given, num_beams=2, max_length=6))
+        )
         assert bool(packed) == (call == 0)
     close(*[each[:3] for each in seen])
     assert torch.equal(*[each[3] for each in seen])
@@ -89,7 +111,9 @@ def test_texts_without_padding_give_the_same_vectors_and_gradients(monkeypatch, 
 def test_bfloat16_and_autocast_pack_contexts_too(monkeypatch, generator):
     monkeypatch.setattr(packing, "_CALL", 0)
     given, options = given_contexts(), {"num_beams": 2, "max_length": 6}
-    given["context_attention_mask"] = (torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]).long()
+    given["context_attention_mask"] = (
+        torch.arange(7) < torch.tensor([7, 2, 5, 1, 6, 4])[:, None]
+    ).long()
     given["doc_scores"] = given["doc_scores"].float()
     for kind in GENERATING:
         model = build(kind, generator, dtype=torch.float32)
@@ -121,7 +145,12 @@ def test_each_row_goes_with_rows_of_like_length():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_shared_beginnings_are_scored_as_whole_candidates(monkeypatch, generator, smoothing):
     model = build(RagSequenceForGeneration, generator, label_smoothing=smoothing)
-    options = {"num_beams": 4, "num_return_sequences": 6, "max_length": 7, "return_dict_in_generate": True}
+    options = {
+        "num_beams": 4,
+        "num_return_sequences": 6,
+        "max_length": 7,
+        "return_dict_in_generate": True,
+    }
     by_prefix = model.generate(**given_contexts(), **options)
     monkeypatch.setattr(rescoring, "_BLOCK", 1)
     monkeypatch.setattr(rescoring, "_PREFIXES", 1)
@@ -146,10 +175,14 @@ def test_a_tree_holds_each_beginning_once():
 
 def test_marginal_scores_by_probabilities_are_those_by_logarithms():
     draw = torch.Generator().manual_seed(3)
-    logits, priors = torch.randn(2, 3, 4, 50, generator=draw) * 4, torch.randn(2, 3, generator=draw).log_softmax(1)
+    logits, priors = (
+        torch.randn(2, 3, 4, 50, generator=draw) * 4,
+        torch.randn(2, 3, generator=draw).log_softmax(1),
+    )
     priors[0, 1] = -torch.inf
     close(marginal_scores(logits, priors), token_log_probs(logits, priors), 1e-5)
-    logits[..., 7], logits[0, :, 1, 8] = -200.0, -torch.inf  # too unlikely for a float32 probability; impossible
+    # too unlikely for a float32 probability; impossible
+    logits[..., 7], logits[0, :, 1, 8] = -200.0, -torch.inf
     close(marginal_scores(logits, priors), token_log_probs(logits, priors), 1e-5)
     assert marginal_scores(logits, priors)[0, 1, 8].isneginf()
 
@@ -181,7 +214,10 @@ def test_rows_read_by_themselves_attend_to_the_same():
 @pytest.mark.parametrize("generator", ["bart", "t5"])
 @pytest.mark.parametrize("kind", GENERATING)
 def test_a_shared_cache_gives_what_whole_prefixes_give(kind, generator, prompt):
-    model, options = build(kind, generator), {"num_beams": 3, "max_length": 9, "eos_token_id": [3, 7, 11, 15, 19, 2]}
+    model, options = (
+        build(kind, generator),
+        {"num_beams": 3, "max_length": 9, "eos_token_id": [3, 7, 11, 15, 19, 2]},
+    )
     options |= {"pad_token_id": 1, "early_stopping": True, "length_penalty": 0.0}
     if prompt is not None:
         options["decoder_input_ids"] = torch.tensor(prompt)
@@ -192,7 +228,10 @@ def test_a_shared_cache_gives_what_whole_prefixes_give(kind, generator, prompt):
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("kind", GENERATING)
 def test_a_step_waits_for_its_candidates_and_for_nothing_else(monkeypatch, kind, num_beams):
-    """P7: values and places of the best, one read each; any other read would be another wait for a GPU."""
+    """P7: values and places of the best, one read each.
+
+    Any other read would be another wait for a GPU.
+    """
     model, given = build(kind, "bart"), given_contexts()
     reads = []
 
@@ -205,7 +244,17 @@ def test_a_step_waits_for_its_candidates_and_for_nothing_else(monkeypatch, kind,
 
         return read
 
-    for name in ("cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "__array__"):
+    for name in (
+        "cpu",
+        "item",
+        "tolist",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "nonzero",
+        "__array__",
+    ):
         monkeypatch.setattr(torch.Tensor, name, watched(name))
 
     def read_in(tokens):

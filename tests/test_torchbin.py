@@ -1,4 +1,7 @@
-"""pytorch_model.bin without torch: every kind of tensor reads equal, hostile and damaged files are refused."""
+"""pytorch_model.bin without torch.
+
+Every kind of tensor reads equal, hostile and damaged files are refused.
+"""
 
 import io
 import os
@@ -35,14 +38,18 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}]
+)
 def test_torch_files_of_every_kind_read_equal(options, tmp_path):
     tensors = OrderedDict(TENSORS)
     tensors["tied"] = tensors["float32"]
     tensors._metadata = OrderedDict(version=1)
     torch.save(tensors, tmp_path / "a.bin", **options)
     torch.save(
-        {"state_dict": dict(tensors), "epoch": 3, "optimizer": {"lr": [0.1, (1, None)]}}, tmp_path / "b.bin", **options
+        {"state_dict": dict(tensors), "epoch": 3, "optimizer": {"lr": [0.1, (1, None)]}},
+        tmp_path / "b.bin",
+        **options,
     )
     for name in ("a.bin", "b.bin"):
         found = TorchFile(tmp_path / name)
@@ -74,11 +81,20 @@ def rebuilt(size=(4,), stride=(1,), numel=4, offset=0):
 
     class Persistent(pickle.Pickler):
         def persistent_id(self, value):
-            return ("storage", torch.FloatStorage, "0", "cpu", numel) if value == "STORAGE" else None
+            return (
+                ("storage", torch.FloatStorage, "0", "cpu", numel) if value == "STORAGE" else None
+            )
 
     class Tensor:
         def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, ("STORAGE", offset, size, stride, False, OrderedDict())
+            return torch._utils._rebuild_tensor_v2, (
+                "STORAGE",
+                offset,
+                size,
+                stride,
+                False,
+                OrderedDict(),
+            )
 
     buffer = io.BytesIO()
     Persistent(buffer, 2).dump({"w": Tensor()})
@@ -145,7 +161,9 @@ def test_damage_anywhere_is_an_error_or_harmless(whole_files, data):
     at = data.draw(st.integers(0, len(whole) - 1))
     change = data.draw(st.integers(1, 255))
     cut = data.draw(st.booleans())
-    path.write_bytes(whole[:at] if cut else whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1 :])
+    path.write_bytes(
+        whole[:at] if cut else whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1 :]
+    )
     try:
         weights = {name: array.copy() for name, array in read_weights(path).items()}
     except OSError as error:

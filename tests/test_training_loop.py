@@ -46,24 +46,31 @@ class Run:
 
 def go(steps, **settings):
     run = Run(steps, **settings)
-    run_steps(run, SimpleNamespace(update=lambda: None, set_postfix=lambda values: None), lambda: 0.0)
+    run_steps(
+        run, SimpleNamespace(update=lambda: None, set_postfix=lambda values: None), lambda: 0.0
+    )
     return run
 
 
 def test_a_collapse_stops_the_run_or_is_said_at_its_end():
     steps = [(APART, 9.0)] * 4 + [(SAME, 1.0)] * 12
     with pytest.raises(
-        RetrievalCollapse, match=r"collapsed by step 10: .*50% of them differed.*'frozen'.*another folder"
+        RetrievalCollapse,
+        match=r"collapsed by step 10: .*50% of them differed.*'frozen'.*another folder",
     ):
         go(steps)
     run = go(steps, on_collapse="warn")
     assert (run.report.steps, run.report.collapsed_at) == (16, 10)
     assert run.report.notes() == [run.report.collapse()]
-    assert go([(APART, 9.0)] * 8 + [(SAME, 9.0)] * 4 + [(APART, 1.0)] * 4).report.collapsed_at is None
+    assert (
+        go([(APART, 9.0)] * 8 + [(SAME, 9.0)] * 4 + [(APART, 1.0)] * 4).report.collapsed_at is None
+    )
 
 
 @given(st.lists(st.integers(1, 7), min_size=30, max_size=40), st.integers(2, 5))
-def test_a_small_knowledge_base_is_no_collapse_and_batches_of_any_size_are_judged_alike(sizes, n_docs):
+def test_a_small_knowledge_base_is_no_collapse_and_batches_of_any_size_are_judged_alike(
+    sizes, n_docs
+):
     few = np.arange(n_docs)  # all passages there are
     watch = CollapseWatch(TrainingReport())
     assert not any(watch.see([np.tile(few, (size, 1))]) for size in sizes)

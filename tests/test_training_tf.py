@@ -1,4 +1,7 @@
-"""Joint fine-tuning in TensorFlow: step for step as in PyTorch, and a killed run ends where it would have ended."""
+"""Joint fine-tuning in TensorFlow.
+
+Step for step as in PyTorch, and a killed run ends where it would have ended.
+"""
 
 import json
 
@@ -70,20 +73,30 @@ def torch_twin(tokenizers, state, head):
     from rag_torch import rag
 
     config = small_config(tokenizers, 0.0)
-    twin = getattr(rag, head.__name__)(config, retriever=small_retriever(config, tokenizers)).double()
+    twin = getattr(rag, head.__name__)(
+        config, retriever=small_retriever(config, tokenizers)
+    ).double()
     twin.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
     return twin
 
 
-# In float64: the gradient of a key's bias is 0 but for rounding, and in float32 Adam makes a step of that.
+# In float64: the gradient of a key's bias is 0 but for rounding, and in float32 Adam makes a step
+# of that.
 @pytest.mark.backend("torch")
-@pytest.mark.parametrize(("part", "sequence"), [("all", False), ("projection", True), ("frozen", False)])
+@pytest.mark.parametrize(
+    ("part", "sequence"), [("all", False), ("projection", True), ("frozen", False)]
+)
 def test_every_step_is_pytorchs(tokenizers, double, part, sequence):
     from rag_torch.training import train as train_torch
 
     model = double(sequence)
     twin = torch_twin(tokenizers, double.start, type(model))
-    settings = {**SETTINGS, "log_every": 1, "question_encoder_learning_rate": 1e-3, "weight_decay": 0.1}
+    settings = {
+        **SETTINGS,
+        "log_every": 1,
+        "question_encoder_learning_rate": 1e-3,
+        "weight_decay": 0.1,
+    }
     config = TrainingConfig(steps=20, question_encoder=part, label_smoothing=0.1, **settings)
     ours = train(model, double.retriever, EXAMPLES, config, progress=False)
     theirs = train_torch(twin, twin.retriever, EXAMPLES, config, progress=False)
@@ -92,13 +105,23 @@ def test_every_step_is_pytorchs(tokenizers, double, part, sequence):
     final = weights(model)
     for name, tensor in twin.state_dict().items():
         np.testing.assert_allclose(final[name], tensor.numpy(), rtol=0, atol=1e-9, err_msg=name)
-    moved = {name for name in final if "question_encoder" in name and (final[name] != double.start[name]).any()}
-    assert {"all": moved > PROJECTION, "projection": moved == PROJECTION, "frozen": moved == set()}[part]
+    moved = {
+        name
+        for name in final
+        if "question_encoder" in name and (final[name] != double.start[name]).any()
+    }
+    assert {"all": moved > PROJECTION, "projection": moved == PROJECTION, "frozen": moved == set()}[
+        part
+    ]
 
 
-def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokenizers, shaken, tmp_path, monkeypatch):
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tokenizers, shaken, tmp_path, monkeypatch
+):
     config = TrainingConfig(steps=8, accumulation=2, **SETTINGS)
-    report = train(shaken(), shaken.retriever, EXAMPLES, config, out=tmp_path / "whole", progress=False)
+    report = train(
+        shaken(), shaken.retriever, EXAMPLES, config, out=tmp_path / "whole", progress=False
+    )
     final = weights(shaken.model)
 
     search, calls = shaken.retriever.index.get_top_docs, []
@@ -117,7 +140,9 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokenize
     # With graphs of its own, as in another process.
     resumed = Fresh(tokenizers, 0.1)
     tf.random.set_seed(99)
-    again = train(resumed(), resumed.retriever, EXAMPLES, config, out=tmp_path / "tuned", progress=False)
+    again = train(
+        resumed(), resumed.retriever, EXAMPLES, config, out=tmp_path / "tuned", progress=False
+    )
     for name, array in weights(resumed.model).items():
         assert np.array_equal(array, final[name]), name
     assert again.history[-1] == report.history[-1]
@@ -132,7 +157,9 @@ def test_training_learns_and_reports_retrieval_and_leaves_random_numbers_alone(d
     tf.random.set_seed(1)
     before = float(tf.random.uniform(()))
     tf.random.set_seed(1)
-    report = train(double(), double.retriever, EXAMPLES, config, validation=EXAMPLES, progress=False)
+    report = train(
+        double(), double.retriever, EXAMPLES, config, validation=EXAMPLES, progress=False
+    )
     first, last = report.history[0], report.history[-1]
     assert last["loss"] < 0.3 * first["loss"]
     assert report.exact_match == last["exact_match"] >= 0.9
@@ -151,9 +178,13 @@ def test_accumulated_steps_equal_one_large_batch(double):
         np.testing.assert_allclose(array, final[1][name], rtol=1e-6, atol=1e-8, err_msg=name)
 
 
-def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_nothing(double, tokenizers, monkeypatch):
+def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_nothing(
+    double, tokenizers, monkeypatch
+):
     monkeypatch.setattr(double.retriever, "retrieve", None)
-    examples = [Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]]
+    examples = [
+        Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]
+    ]
     settings = {**SETTINGS, "batch_size": 16, "learning_rate": 5e-3}
     config = TrainingConfig(steps=150, question_encoder="frozen", **settings)
     report = train(double(), double.retriever, examples, config, progress=False)
@@ -171,7 +202,9 @@ def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_no
 def test_mixed_precision_and_refusals(shaken, tmp_path, monkeypatch):
     def run(model=None, out=None, **settings):
         settings = TrainingConfig(**{**SETTINGS, "steps": 2, **settings})
-        return train(model or shaken(), shaken.retriever, EXAMPLES, settings, out=out, progress=False)
+        return train(
+            model or shaken(), shaken.retriever, EXAMPLES, settings, out=out, progress=False
+        )
 
     report = run(mixed_precision="bf16", question_encoder="frozen")
     assert np.isfinite(report.history[-1]["loss"])
@@ -185,7 +218,9 @@ def test_mixed_precision_and_refusals(shaken, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no checkpoint of a training run"):
         run(out=tmp_path)
     (tmp_path / CHECKPOINT).unlink()
-    monkeypatch.setattr(shaken.model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(
+        shaken.model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed)
+    )
     with pytest.raises(Killed):
         run(out=tmp_path, steps=5)
     with pytest.raises(ValueError, match=r"another run \(learning_rate: 0.003 there, 0.1 now"):
@@ -195,7 +230,9 @@ def test_mixed_precision_and_refusals(shaken, tmp_path, monkeypatch):
 def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale():
     scale = LossScale(True)
     gradients = {"a": tf.constant([3.0, 4.0]) * scale.value}
-    optimizer = AdamW([{"params": {"a": tf.Variable([0.0, 0.0])}, "weight_decay": 0.0}], 0.1, (0.9, 0.99))
+    optimizer = AdamW(
+        [{"params": {"a": tf.Variable([0.0, 0.0])}, "weight_decay": 0.0}], 0.1, (0.9, 0.99)
+    )
     factor = optimizer.clip_factor(gradients, 1.0, scale.value)
     assert (gradients["a"] * factor).numpy() == pytest.approx([0.6, 0.8], abs=1e-6)
     assert optimizer.clip_factor({"a": tf.constant([1.0, np.inf])}, 1.0, scale.value) is None
@@ -223,9 +260,15 @@ def test_command_line_trains_a_saved_model_which_pytorch_then_reads(tokenizers, 
     assert result.exit_code == 0, result.stderr
     assert "2 steps, loss" in result.stderr
     assert json.loads((tmp_path / "tuned" / "training.json").read_text())["steps"] == 2
-    ours, theirs = (head.from_pretrained(tmp_path / "tuned") for head in (RagSequenceForGeneration, TorchSequence))
+    ours, theirs = (
+        head.from_pretrained(tmp_path / "tuned")
+        for head in (RagSequenceForGeneration, TorchSequence)
+    )
     assert ours.config.architectures == ["RagSequenceForGeneration"]
-    assert (ours.state_dict()["rag.generator.lm_head.weight"] != double.start["rag.generator.lm_head.weight"]).any()
+    assert (
+        ours.state_dict()["rag.generator.lm_head.weight"]
+        != double.start["rag.generator.lm_head.weight"]
+    ).any()
     questions = [e.question for e in EXAMPLES[:3]]
     answers = []
     for model in (ours, theirs):
@@ -257,7 +300,9 @@ def test_dropout_follows_the_seed_or_the_run():
     assert (in_run(graph, 5) != in_run(graph, 6)).any()
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-12), ("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [("float64", 1e-12), ("float32", 1e-6), ("bfloat16", 1e-2)]
+)
 def test_log_probs_have_the_gradients_of_the_plain_formula(dtype, atol):
     rng = np.random.default_rng(5)
     logits = tf.cast(tf.constant(rng.standard_normal((2, 3, 4, 17))), dtype)
@@ -279,7 +324,12 @@ def test_log_probs_have_the_gradients_of_the_plain_formula(dtype, atol):
         return found, first, outer.gradient(second, logits)
 
     wanted = both(plain)
-    for function in (marginal.target_log_probs, tf.function(marginal.target_log_probs, autograph=False)):
+    for function in (
+        marginal.target_log_probs,
+        tf.function(marginal.target_log_probs, autograph=False),
+    ):
         for got, want in zip(both(function), wanted, strict=True):
             assert got.dtype == want.dtype
-            np.testing.assert_allclose(tf.cast(got, tf.float64), tf.cast(want, tf.float64), rtol=0, atol=atol)
+            np.testing.assert_allclose(
+                tf.cast(got, tf.float64), tf.cast(want, tf.float64), rtol=0, atol=atol
+            )

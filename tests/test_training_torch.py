@@ -1,4 +1,6 @@
-"""Joint fine-tuning: it learns, a killed run ends where it would have ended, and its settings mean what they say."""
+"""Joint fine-tuning: it learns, a killed run ends where it would have ended, and its settings
+mean what they say.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ from training_models import (
 )
 
 from rag_core.tokenization.rag import AutoTokenizer
-from rag_core.training.data import CHECKPOINT, DataOrder, Example, TrainingConfig, learning_rate_factor, read_examples
+from rag_core.training.data import (
+    CHECKPOINT,
+    DataOrder,
+    Example,
+    TrainingConfig,
+    learning_rate_factor,
+    read_examples,
+)
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.training import train
 
@@ -39,7 +48,9 @@ def build(tokenizers, head=RagTokenForGeneration, dropout=0.1):
 
 
 @pytest.mark.parametrize("part", ["all", "projection"])
-def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokenizers, tmp_path, monkeypatch, part):
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tokenizers, tmp_path, monkeypatch, part
+):
     config = TrainingConfig(steps=8, accumulation=2, question_encoder=part, **SETTINGS)
     whole, retriever = build(tokenizers)
     report = train(whole, retriever, EXAMPLES, config, out=tmp_path / "whole", progress=False)
@@ -91,10 +102,21 @@ def test_training_learns_and_reports_retrieval(tokenizers, head):
 def test_only_the_chosen_part_of_the_question_encoder_moves(tokenizers, part):
     model, retriever = build(tokenizers)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train(model, retriever, EXAMPLES, TrainingConfig(steps=3, question_encoder=part, **SETTINGS), progress=False)
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    train(
+        model,
+        retriever,
+        EXAMPLES,
+        TrainingConfig(steps=3, question_encoder=part, **SETTINGS),
+        progress=False,
+    )
+    moved = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     question = {name for name in moved if "question_encoder" in name}
-    projection = {"rag.question_encoder.encode_proj.weight", "rag.question_encoder.encode_proj.bias"}
+    projection = {
+        "rag.question_encoder.encode_proj.weight",
+        "rag.question_encoder.encode_proj.bias",
+    }
     assert question == (projection if part == "projection" else set())
     assert any("generator" in name for name in moved)
 
@@ -104,7 +126,13 @@ def test_accumulated_steps_equal_one_large_batch(tokenizers):
     for split in ({"batch_size": 4}, {"batch_size": 1, "accumulation": 4}):
         model, retriever = build(tokenizers, dropout=0.0)
         model.double()
-        train(model, retriever, EXAMPLES, TrainingConfig(steps=3, **{**SETTINGS, **split}), progress=False)
+        train(
+            model,
+            retriever,
+            EXAMPLES,
+            TrainingConfig(steps=3, **{**SETTINGS, **split}),
+            progress=False,
+        )
         weights.append(model.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-6, atol=1e-8)
@@ -125,9 +153,13 @@ def test_given_passages_are_read_instead_of_retrieved_ones(tokenizers, monkeypat
 
 def test_a_passage_without_the_answer_is_learned_to_say_nothing(tokenizers):
     model, retriever = build(tokenizers, dropout=0.0)
-    silent = [Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]]
+    silent = [
+        Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]
+    ]
     config = TrainingConfig(
-        steps=150, question_encoder="frozen", **{**SETTINGS, "batch_size": 16, "learning_rate": 5e-3}
+        steps=150,
+        question_encoder="frozen",
+        **{**SETTINGS, "batch_size": 16, "learning_rate": 5e-3},
     )
     report = train(model, retriever, silent, config, progress=False)
     assert report.history[-1]["loss"] < 0.1
@@ -142,14 +174,20 @@ def test_a_passage_without_the_answer_is_learned_to_say_nothing(tokenizers):
 def test_mixed_precision_and_refusals(tokenizers, tmp_path):
     model, retriever = build(tokenizers)
     report = train(
-        model, retriever, EXAMPLES, TrainingConfig(steps=2, mixed_precision="bf16", **SETTINGS), progress=False
+        model,
+        retriever,
+        EXAMPLES,
+        TrainingConfig(steps=2, mixed_precision="bf16", **SETTINGS),
+        progress=False,
     )
     assert np.isfinite(report.history[-1]["loss"])
     assert model.dtype == torch.float32
     with pytest.raises(ValueError, match=r"fp16.*needs a GPU"):
         train(model, retriever, EXAMPLES, TrainingConfig(mixed_precision="fp16"), progress=False)
     with pytest.raises(ValueError, match=r"must be float32, got torch\.bfloat16"):
-        train(model.to(torch.bfloat16), retriever, EXAMPLES, TrainingConfig(steps=1), progress=False)
+        train(
+            model.to(torch.bfloat16), retriever, EXAMPLES, TrainingConfig(steps=1), progress=False
+        )
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
     model, retriever = build(tokenizers)
     with pytest.raises(OSError, match="no checkpoint of a training run"):
@@ -160,10 +198,24 @@ def test_checkpoint_of_another_run_is_refused(tokenizers, tmp_path, monkeypatch)
     model, retriever = build(tokenizers)
     monkeypatch.setattr(model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        train(model, retriever, EXAMPLES, TrainingConfig(steps=5, **SETTINGS), out=tmp_path, progress=False)
+        train(
+            model,
+            retriever,
+            EXAMPLES,
+            TrainingConfig(steps=5, **SETTINGS),
+            out=tmp_path,
+            progress=False,
+        )
     with pytest.raises(ValueError, match=r"another run \(learning_rate: 0.003 there, 0.1 now"):
         settings = {**SETTINGS, "learning_rate": 0.1}
-        train(model, retriever, EXAMPLES, TrainingConfig(steps=5, **settings), out=tmp_path, progress=False)
+        train(
+            model,
+            retriever,
+            EXAMPLES,
+            TrainingConfig(steps=5, **settings),
+            out=tmp_path,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize(
@@ -171,16 +223,31 @@ def test_checkpoint_of_another_run_is_refused(tokenizers, tmp_path, monkeypatch)
     [
         ("not json", r"qa.jsonl:2: every line must be one JSON object: Expecting value"),
         ('["q", "a"]', r"qa.jsonl:2: every line must be one JSON object, got a JSON list"),
-        ('{"question": " ", "answer": "a"}', r'qa.jsonl:2: "question" must be a text that is not empty'),
+        (
+            '{"question": " ", "answer": "a"}',
+            r'qa.jsonl:2: "question" must be a text that is not empty',
+        ),
         (
             '{"question": "q"}',
             r'qa.jsonl:2: "answer" must be a text or a list.*got an object with the keys .\'question',
         ),
-        ('{"q": "q", "a": "a"}', r'qa.jsonl:2: "question" must be .* keys .\'a\', \'q\'.*Rename one'),
-        ('{"question": "q", "answer": "a"},', r"qa.jsonl:2: every line .* Extra data at column 33\. Mend the line"),
+        (
+            '{"q": "q", "a": "a"}',
+            r'qa.jsonl:2: "question" must be .* keys .\'a\', \'q\'.*Rename one',
+        ),
+        (
+            '{"question": "q", "answer": "a"},',
+            r"qa.jsonl:2: every line .* Extra data at column 33\. Mend the line",
+        ),
         ('{"question": "q", "answer": ["a", 3]}', r'qa.jsonl:2: "answer" must be a text or a list'),
-        ('{"question": "q", "answer": "a", "passage": "p"}', r'qa.jsonl:2: "passage" must be an object'),
-        ('{"question": "q", "answer": "a", "answerable": false}', r'qa.jsonl:2: "answerable" must be true, or false'),
+        (
+            '{"question": "q", "answer": "a", "passage": "p"}',
+            r'qa.jsonl:2: "passage" must be an object',
+        ),
+        (
+            '{"question": "q", "answer": "a", "answerable": false}',
+            r'qa.jsonl:2: "answerable" must be true, or false',
+        ),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -192,14 +259,22 @@ def test_bad_lines_are_named(tmp_path, line, message):
 
 def test_examples_are_read(tmp_path):
     path = tmp_path / "qa.jsonl"
-    path.write_text('{"question": "q ", "answers": ["a", "b"]}\n\n{"question": "é", "answer": "x", "id": 7}\n', "utf-8")
+    path.write_text(
+        '{"question": "q ", "answers": ["a", "b"]}\n\n{"question": "é", "answer": "x", "id": 7}\n',
+        "utf-8",
+    )
     assert read_examples(path) == [Example("q", ("a", "b")), Example("é", ("x",))]
     path.write_text("\n")
     with pytest.raises(ValueError, match="no question in it"):
         read_examples(path)
 
 
-@given(size=st.integers(1, 40), seed=st.integers(0, 5), start=st.integers(0, 100), count=st.integers(0, 60))
+@given(
+    size=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    start=st.integers(0, 100),
+    count=st.integers(0, 60),
+)
 @settings(max_examples=60, deadline=None)
 def test_data_order_is_known_at_any_position_and_covers_every_epoch(size, seed, start, count):
     whole = DataOrder(size, seed).rows(0, start + count)
@@ -232,7 +307,10 @@ def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_p
     assert tuned.config.architectures == [head.__name__]
     assert not torch.equal(tuned.generator.lm_head.weight, model.generator.lm_head.weight)
     assert json.loads((tmp_path / "tuned" / "training.json").read_text())["steps"] == 2
-    assert CliRunner().invoke(app, words).stderr.splitlines()[-2:] == result.stderr.splitlines()[-2:]  # found done
+    # found done
+    assert (
+        CliRunner().invoke(app, words).stderr.splitlines()[-2:] == result.stderr.splitlines()[-2:]
+    )
     again = CliRunner().invoke(app, [*words, "--seed", "1"])
     assert again.exit_code == 2
     assert "holds a model already" in again.stderr

@@ -1,4 +1,6 @@
-"""Names of weights: shapes from configurations, foreign layouts fitted, one error for all that does not fit."""
+"""Names of weights: shapes from configurations, foreign layouts fitted, one error for all that
+does not fit.
+"""
 
 import numpy as np
 import pytest
@@ -7,11 +9,18 @@ from hypothesis import strategies as st
 from small_weights import BART, BERT, DPR, T5, T5_GATED, rag, same, some_weights
 
 from rag_core.checkpoint.folder import read_weights, write_checkpoint
-from rag_core.checkpoint.weights import check_weights, expected_shapes, fit_names, fit_weights, tied_names
+from rag_core.checkpoint.weights import (
+    check_weights,
+    expected_shapes,
+    fit_names,
+    fit_weights,
+    tied_names,
+)
 from rag_core.config.rag import BertConfig, DPRConfig, T5Config
 
 
-# Counts, and shapes of the names that are easy to get wrong, as transformers 4.37.2's state_dict lists them.
+# Counts, and shapes of the names that are easy to get wrong, as transformers 4.37.2's state_dict
+# lists them.
 @pytest.mark.parametrize(
     ("config", "head", "count", "facts"),
     [
@@ -24,7 +33,12 @@ from rag_core.config.rag import BertConfig, DPRConfig, T5Config
                 "question_encoder.bert_model.embeddings.LayerNorm.bias": (4,),
             },
         ),
-        (DPR, "context", 39, {"ctx_encoder.bert_model.encoder.layer.1.output.dense.weight": (4, 6)}),
+        (
+            DPR,
+            "context",
+            39,
+            {"ctx_encoder.bert_model.encoder.layer.1.output.dense.weight": (4, 6)},
+        ),
         (BertConfig(**BERT), None, 37, {"encoder.layer.0.intermediate.dense.weight": (6, 4)}),
         (BertConfig(**BERT, pooling="pooler"), None, 39, {"pooler.dense.weight": (4, 4)}),
         (
@@ -71,7 +85,9 @@ def test_what_no_network_computes_is_refused():
 
 
 @pytest.mark.parametrize("generator", [BART, T5, T5_GATED], ids=["bart", "t5", "t5-gated"])
-@pytest.mark.parametrize(("saved", "wanted"), [("model", "token"), ("token", "model"), ("sequence", "token")])
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [("model", "token"), ("token", "model"), ("sequence", "token")]
+)
 def test_heads_load_into_one_another(generator, saved, wanted, tmp_path):
     config = rag(generator)
     write_checkpoint(tmp_path, some_weights(config, saved), config)
@@ -83,17 +99,26 @@ def test_foreign_layouts_fit():
     bert = BertConfig(**BERT, max_position_embeddings=8)
     plain = DPRConfig(**BERT, max_position_embeddings=8)
     bare = some_weights(bert)
-    pretraining = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in bare.items()}
+    pretraining = {
+        f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma"): value
+        for name, value in bare.items()
+    }
     pretraining |= {"cls.predictions.bias": np.zeros(11), "bert.pooler.dense.bias": np.zeros(4)}
     pretraining["bert.embeddings.position_ids"] = np.zeros((1, 8))
     for found in (bare, pretraining):
         same(fit_weights(bert, found), bare)
-        same(fit_weights(plain, found, "context"), {f"ctx_encoder.bert_model.{name}": bare[name] for name in bare})
+        same(
+            fit_weights(plain, found, "context"),
+            {f"ctx_encoder.bert_model.{name}": bare[name] for name in bare},
+        )
     same(fit_weights(bert, some_weights(plain)), bare)
     headless = {name.removeprefix("model."): value for name, value in some_weights(BART).items()}
     del headless["final_logits_bias"], headless["lm_head.weight"]
     assert not fit_weights(BART, headless)["final_logits_bias"].any()
-    same({**fit_weights(BART, headless), "final_logits_bias": 0}, {**some_weights(BART), "final_logits_bias": 0})
+    same(
+        {**fit_weights(BART, headless), "final_logits_bias": 0},
+        {**some_weights(BART), "final_logits_bias": 0},
+    )
 
 
 def test_context_encoder_is_a_component_of_its_own():
@@ -115,7 +140,10 @@ def test_every_name_is_accounted_for_in_one_error():
         fit_weights(rag(), weights, "model", source="FILE")
     text = str(caught.value)
     assert text.startswith("FILE") and text.index("aaa.weight") < text.index("zzz")
-    assert "2 missing: generator.model.decoder.layers.1.fc1.weight, generator.model.decoder.layers.1.final_" in text
+    assert (
+        "2 missing: generator.model.decoder.layers.1.fc1.weight, "
+        "generator.model.decoder.layers.1.final_" in text
+    )
     assert "question_encoder.question_encoder.encode_proj.weight (4, 4), needed (3, 4)" in text
 
 
@@ -129,16 +157,22 @@ def test_check_weights_tells_exactly_the_differences(expected, found):
         with pytest.raises(ValueError) as caught:
             check_weights(needed, held)
         lines = str(caught.value).splitlines()[1:]
-        told = {line.split(":")[0].split()[1]: set(line.split(": ")[1].split(", ")) for line in lines}
+        told = {
+            line.split(":")[0].split()[1]: set(line.split(": ")[1].split(", ")) for line in lines
+        }
         wanted = {"missing": expected - found, "unexpected": found - expected}
         assert told == {name: names for name, names in wanted.items() if names}
 
 
 def test_tied_copies_must_agree_and_may_be_missing():
     weights = some_weights(BART)
-    only_copy = {name: value for name, value in weights.items() if name not in tied_names(BART)[0][:3]}
+    only_copy = {
+        name: value for name, value in weights.items() if name not in tied_names(BART)[0][:3]
+    }
     same(fit_weights(BART, only_copy), weights)
-    with pytest.raises(ValueError, match=r"different values for model\.shared.weight and lm_head.weight"):
+    with pytest.raises(
+        ValueError, match=r"different values for model\.shared.weight and lm_head.weight"
+    ):
         fit_weights(BART, weights | {"lm_head.weight": weights["lm_head.weight"] + 1})
     untied = some_weights(T5_GATED)
     assert "lm_head.weight" not in tied_names(T5_GATED)[0]

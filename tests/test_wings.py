@@ -1,4 +1,6 @@
-"""rag_core's wings: each says what others may use, nothing else is taken from it, and no import runs in a circle."""
+"""rag_core's wings: each says what others may use, nothing else is taken from it, and no import
+runs in a circle.
+"""
 
 import ast
 import importlib
@@ -10,7 +12,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "rag_core"
 WINGS = sorted(path.name for path in CORE.iterdir() if (path / "__init__.py").is_file())
-MODULES = sorted(path for package in ("rag_core", "rag_torch", "rag_tf") for path in (ROOT / package).rglob("*.py"))
+MODULES = sorted(
+    path
+    for package in ("rag_core", "rag_torch", "rag_tf")
+    for path in (ROOT / package).rglob("*.py")
+)
 
 
 def dotted(path):
@@ -18,7 +24,9 @@ def dotted(path):
 
 
 def imports(path):
-    """(module, name, line, whether it happens when the file is imported) of all that a file takes from rag_core."""
+    """(module, name, line, whether it happens when the file is imported) of all that a file
+    takes from rag_core.
+    """
     tree = ast.parse(path.read_text("utf-8"))
     late = {
         id(inner)
@@ -29,7 +37,9 @@ def imports(path):
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rag_core":
-            yield from ((node.module, alias.name, node.lineno, id(node) not in late) for alias in node.names)
+            yield from (
+                (node.module, alias.name, node.lineno, id(node) not in late) for alias in node.names
+            )
         if isinstance(node, ast.Import):
             taken = [alias.name for alias in node.names if alias.name.startswith("rag_core.")]
             yield from ((name, "", node.lineno, id(node) not in late) for name in taken)
@@ -62,8 +72,14 @@ def test_what_a_wing_does_not_name_nobody_else_imports():
         home = wing_of(dotted(path))
         for module, name, line, _ in imports(path):
             wing = wing_of(module)
-            if wing is not None and wing != home and (module != f"rag_core.{wing}" or name not in names[wing]):
-                wrong.append(f"{path.relative_to(ROOT)}:{line} takes {name or module} from {module}")
+            if (
+                wing is not None
+                and wing != home
+                and (module != f"rag_core.{wing}" or name not in names[wing])
+            ):
+                wrong.append(
+                    f"{path.relative_to(ROOT)}:{line} takes {name or module} from {module}"
+                )
             if module == "rag_core" and name in WINGS:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} takes the wing {name} as a whole")
     assert wrong == []

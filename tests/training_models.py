@@ -1,4 +1,7 @@
-"""What the tests of fine-tuning in both frameworks share: tokenizers, an index and the config of a tiny model."""
+"""What the tests of fine-tuning in both frameworks share.
+
+Tokenizers, an index and the config of a tiny model.
+"""
 
 import json
 
@@ -40,11 +43,16 @@ class ArrayIndex:
         pass
 
     def get_top_docs(self, question_hidden_states, n_docs=5):
-        ids = np.argsort(-(question_hidden_states @ self.vectors.T), axis=1, kind="stable")[:, :n_docs]
+        ids = np.argsort(-(question_hidden_states @ self.vectors.T), axis=1, kind="stable")[
+            :, :n_docs
+        ]
         return ids.astype(np.int64), self.vectors[ids]
 
     def get_doc_dicts(self, doc_ids):
-        return [{"title": [self.titles[i] for i in r], "text": [self.texts[i] for i in r]} for r in doc_ids]
+        return [
+            {"title": [self.titles[i] for i in r], "text": [self.texts[i] for i in r]}
+            for r in doc_ids
+        ]
 
 
 def small_tokenizers(root):
@@ -53,13 +61,21 @@ def small_tokenizers(root):
 
     bpe = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe.train_from_iterator([" ".join(WORDS)] * 5, vocab_size=330, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(
+        [" ".join(WORDS)] * 5, vocab_size=330, special_tokens=special, show_progress=False
+    )
     (root / "bart").mkdir()
     bpe.save_model(str(root / "bart"))
-    (root / "bart" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
+    (root / "bart" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BartTokenizer"})
+    )
     (root / "bert").mkdir()
-    (root / "bert" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "?"]))
-    (root / "bert" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (root / "bert" / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "?"])
+    )
+    (root / "bert" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer"})
+    )
     return Tokenizer.from_pretrained(root / "bert"), Tokenizer.from_pretrained(root / "bart")
 
 
@@ -87,10 +103,15 @@ def small_retriever(config, tokenizers):
 
 
 def train_command(folder, model, tokenizers):
-    """Writes model, knowledge base and questions; returns the words of a `dualrag train` of two steps."""
+    """Writes model, knowledge base and questions.
+
+    Returns the words of a `dualrag train` of two steps.
+    """
     model.save_pretrained(folder / "model")
     RagTokenizer(*tokenizers).save_pretrained(folder / "model")
-    (folder / "wiki.jsonl").write_text("\n".join(json.dumps({"title": w, "text": f"{w} {w}"}) for w in WORDS))
+    (folder / "wiki.jsonl").write_text(
+        "\n".join(json.dumps({"title": w, "text": f"{w} {w}"}) for w in WORDS)
+    )
     vectors = dict(zip(WORDS, VECTORS, strict=True))
 
     def encode(titles, texts):
@@ -98,6 +119,18 @@ def train_command(folder, model, tokenizers):
 
     build_knowledge_base(folder / "wiki.jsonl", folder / "kb", encode, progress=False)
     asked = folder / "qa.jsonl"
-    asked.write_text("\n".join(json.dumps({"question": e.question, "answer": e.answers[0]}) for e in EXAMPLES))
+    asked.write_text(
+        "\n".join(json.dumps({"question": e.question, "answer": e.answers[0]}) for e in EXAMPLES)
+    )
     words = ["train", str(asked), "--model", str(folder / "model"), "--kb", str(folder / "kb")]
-    return [*words, "--out", str(folder / "tuned"), "--steps", "2", "--validation", str(asked), "--warmup-steps", "0"]
+    return [
+        *words,
+        "--out",
+        str(folder / "tuned"),
+        "--steps",
+        "2",
+        "--validation",
+        str(asked),
+        "--warmup-steps",
+        "0",
+    ]

@@ -39,7 +39,13 @@ __getattr__, __dir__, __all__ = lazily(
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],
         "lazy": ["LazyWeights", "given_weights"],
-        "pretrained": ["PretrainedBase", "check_table", "chosen_weights", "rows_wanted", "with_ties"],
+        "pretrained": [
+            "PretrainedBase",
+            "check_table",
+            "chosen_weights",
+            "rows_wanted",
+            "with_ties",
+        ],
         "shapes": ["RAG_HEADS"],
         "weights": [
             "check_sizes",

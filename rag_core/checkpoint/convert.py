@@ -1,8 +1,9 @@
 """`dualrag convert`: a model in any layout that can be read -> the one layout that is written here.
 
-Read: safetensors of PyTorch and TensorFlow classes, `pytorch_model.bin`, `tf_model.h5`, each in one file or in shards,
-of whole RAG models and of their parts alone. Names and shapes are checked before anything is written, numbers pass
-through memory one tensor at a time, and the folder appears when it is whole.
+Read: safetensors of PyTorch and TensorFlow classes, `pytorch_model.bin`, `tf_model.h5`, each in one
+file or in shards, of whole RAG models and of their parts alone. Names and shapes are checked before
+anything is written, numbers pass through memory one tensor at a time, and the folder appears when
+it is whole.
 """
 
 from __future__ import annotations
@@ -20,21 +21,61 @@ import numpy as np
 from rag_core.checkpoint.folder import WEIGHT_FILES, read_weights, write_checkpoint
 from rag_core.checkpoint.lazy import LazyWeights
 from rag_core.checkpoint.weights import FLOATS, fit_weights, tied_names
-from rag_core.config import AutoConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, config_from_dict
-from rag_core.hub import atomic_folder, clear, is_local, list_commit, list_files, resolve_file, split_hub_kwargs
+from rag_core.config import (
+    AutoConfig,
+    BertConfig,
+    DPRConfig,
+    PretrainedConfig,
+    RagConfig,
+    config_from_dict,
+)
+from rag_core.hub import (
+    atomic_folder,
+    clear,
+    is_local,
+    list_commit,
+    list_files,
+    resolve_file,
+    split_hub_kwargs,
+)
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 
-_RAG_CLASSES = {"model": "RagModel", "token": "RagTokenForGeneration", "sequence": "RagSequenceForGeneration"}
-_CLASSES = {"bart": "BartForConditionalGeneration", "t5": "T5ForConditionalGeneration", "bert": "BertModel"}
+_RAG_CLASSES = {
+    "model": "RagModel",
+    "token": "RagTokenForGeneration",
+    "sequence": "RagSequenceForGeneration",
+}
+_CLASSES = {
+    "bart": "BartForConditionalGeneration",
+    "t5": "T5ForConditionalGeneration",
+    "bert": "BertModel",
+}
 _DPR_CLASSES = {"question": "DPRQuestionEncoder", "context": "DPRContextEncoder"}
 
-# What belongs to a model besides its weights: tokenizers, sentence encoders' settings, a retriever's index.
-_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+# What belongs to a model besides its weights: tokenizers, sentence encoders' settings, a
+# retriever's index.
+_TOKENIZER = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 _ALONG = (
     *_TOKENIZER,
-    *(f"{folder}/{name}" for folder in ("question_encoder_tokenizer", "generator_tokenizer") for name in _TOKENIZER),
-    *("generation_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *(
+        f"{folder}/{name}"
+        for folder in ("question_encoder_tokenizer", "generator_tokenizer")
+        for name in _TOKENIZER
+    ),
+    *(
+        "generation_config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    ),
     *("1_Pooling/config.json", "hf_dataset/*", "hf_dataset_index.faiss"),
 )
 
@@ -61,7 +102,10 @@ class Converted:
 
     def __str__(self) -> str:
         size = f"{self.size / 1e6:,.1f} MB of {' and '.join(self.dtypes)}"
-        text = f"{self.weights} weights, {size}, in {len(self.files)} file(s), {len(self.copied)} other file(s) copied"
+        text = (
+            f"{self.weights} weights, {size}, in {len(self.files)} file(s), {len(self.copied)} "
+            "other file(s) copied"
+        )
         if self.left_out:
             named = ", ".join(self.left_out[:5]) + (", ..." if len(self.left_out) > 5 else "")
             text += f"; left out, as nothing here needs them: {len(self.left_out)} ({named})"
@@ -77,28 +121,36 @@ def convert_checkpoint(
     progress: bool = False,
     **hub: Any,
 ) -> Converted:
-    """Writes the model of one folder or repository into a new folder: config, safetensors, tokenizers.
+    """Writes the model of one folder or repository into a new folder: config, safetensors,
+    tokenizers.
 
     Args:
         source: folder or repository; a RAG model, or a DPR, BERT, BART or T5 alone.
-        target: the folder to make; other files in it stay, a model in it is refused unless it is this very one.
+        target: the folder to make; other files in it stay, a model in it is refused unless it is
+            this very one.
         max_shard_size: bytes, or text such as "5GB"; larger checkpoints are split.
         dtype: of floating-point numbers: one of `DTYPES`; "keep" leaves each as it is.
         progress: show a bar.
         **hub: options of `rag_core.hub.HUB_KWARGS`.
 
     Raises:
-        OSError: files are missing, damaged or refused, `target` holds a model, or can't be written; nothing is left.
+        OSError: files are missing, damaged or refused, `target` holds a model, or can't be written;
+            nothing is left.
         TypeError: an unknown option.
-        ValueError: the weights don't fit the configuration (every name is listed), or numbers too large for `dtype`.
+        ValueError: the weights don't fit the configuration (every name is listed), or numbers too
+            large for `dtype`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     _, unknown = split_hub_kwargs(hub)
     if unknown:
-        raise TypeError(f"convert_checkpoint takes hub options besides its own, got {', '.join(sorted(unknown))}.")
+        raise TypeError(
+            "convert_checkpoint takes hub options besides its own, got "
+            f"{', '.join(sorted(unknown))}."
+        )
     clear(target)
-    if not is_local(source):  # configuration, weights and tokenizers of one commit, should the branch move meanwhile
+    # configuration, weights and tokenizers of one commit, should the branch move meanwhile
+    if not is_local(source):
         hub["revision"] = list_commit(source, **hub)[0]
     held = [name for name in ("config.json", *WEIGHT_FILES) if (Path(target) / name).exists()]
     config = AutoConfig.from_pretrained(source, **hub)
@@ -107,16 +159,32 @@ def convert_checkpoint(
     found = read_weights(source, **hub)
     head = _head(config, found)
     fitted = fit_weights(
-        _shaped(config, found), found, head, context_encoder=_context_encoder(config), source=str(source)
+        _shaped(config, found),
+        found,
+        head,
+        context_encoder=_context_encoder(config),
+        source=str(source),
     )
-    weights = _to_write(fitted, [name for group in tied_names(config, head) for name in group[1:]], dtype)
-    along = [name for name in list_files(source, **hub) if any(fnmatch(name, pattern) for pattern in _ALONG)]
+    weights = _to_write(
+        fitted, [name for group in tied_names(config, head) for name in group[1:]], dtype
+    )
+    along = [
+        name
+        for name in list_files(source, **hub)
+        if any(fnmatch(name, pattern) for pattern in _ALONG)
+    ]
 
     from tqdm import tqdm
 
     size = sum(math.prod(weights.shapes[name]) * weights.dtypes[name].itemsize for name in weights)
     with atomic_folder(target) as draft:
-        with tqdm(total=size, desc="converting", unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        with tqdm(
+            total=size,
+            desc="converting",
+            unit="B",
+            unit_scale=True,
+            disable=None if progress else True,
+        ) as bar:
             write_checkpoint(
                 draft,
                 weights,
@@ -129,7 +197,8 @@ def convert_checkpoint(
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(resolve_file(source, name, **hub), draft / name)
         files = sorted(path.name for path in draft.glob("*.safetensors"))
-        # A run that was killed at its very end leaves what it was asked for: asked again, it finds it done.
+        # A run that was killed at its very end leaves what it was asked for: asked again, it finds
+        # it done.
         if held and not _holds(Path(target), draft):
             raise _held(target, held)
     dtypes = sorted({each.name for each in weights.dtypes.values()})
@@ -137,16 +206,23 @@ def convert_checkpoint(
 
 
 def _held(folder: str | Path, held: list[str]) -> FileExistsError:
-    return FileExistsError(f"{str(folder)!r} holds a model already ({', '.join(held)}); name another folder.")
+    return FileExistsError(
+        f"{str(folder)!r} holds a model already ({', '.join(held)}); name another folder."
+    )
 
 
 def _may_be(config: PretrainedConfig, folder: Path) -> bool:
-    """Whether a model there has this configuration, but for what a conversion writes anew; cheap to ask."""
+    """Whether a model there has this configuration, but for what a conversion writes anew.
+
+    Cheap to ask.
+    """
     try:
         found = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError):
         return False
-    ours, theirs = ({**each.to_dict(), "torch_dtype": None, "architectures": None} for each in (config, found))
+    ours, theirs = (
+        {**each.to_dict(), "torch_dtype": None, "architectures": None} for each in (config, found)
+    )
     return ours == theirs
 
 
@@ -155,7 +231,8 @@ def _holds(folder: Path, draft: Path) -> bool:
     files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
     others = {path.name for path in folder.glob("*.safetensors")} - {str(name) for name in files}
     return not others and all(
-        (folder / name).is_file() and filecmp.cmp(folder / name, draft / name, shallow=False) for name in files
+        (folder / name).is_file() and filecmp.cmp(folder / name, draft / name, shallow=False)
+        for name in files
     )
 
 
@@ -166,7 +243,9 @@ def _head(config: PretrainedConfig, found: LazyWeights) -> str | None:
         return "model" if "RagModel" in saved_by else config.saved_head
     if isinstance(config, DPRConfig):
         held = {part for name in found for part in name.split(".")}
-        context = "Context" in saved_by or ("ctx_encoder" in held and "question_encoder" not in held)
+        context = "Context" in saved_by or (
+            "ctx_encoder" in held and "question_encoder" not in held
+        )
         return "context" if context else "question"
     return None
 
@@ -174,11 +253,18 @@ def _head(config: PretrainedConfig, found: LazyWeights) -> str | None:
 def _architecture(config: PretrainedConfig, head: str | None) -> str:
     if isinstance(config, DPRConfig):
         return _DPR_CLASSES[head or "question"]
-    return _RAG_CLASSES[head or "token"] if isinstance(config, RagConfig) else _CLASSES[config.model_type]
+    return (
+        _RAG_CLASSES[head or "token"]
+        if isinstance(config, RagConfig)
+        else _CLASSES[config.model_type]
+    )
 
 
 def _shaped(config: PretrainedConfig, found: LazyWeights) -> PretrainedConfig:
-    """The configuration whose network has all that is worth keeping: BERT's pooler where the checkpoint has one."""
+    """The configuration whose network has all that is worth keeping.
+
+    BERT's pooler where the checkpoint has one.
+    """
     pooler = any(name.endswith("pooler.dense.weight") for name in found)
     if isinstance(config, BertConfig) and pooler:
         return BertConfig.from_dict(config.to_dict(), pooling="pooler")
@@ -191,7 +277,10 @@ def _context_encoder(config: PretrainedConfig) -> PretrainedConfig | None:
 
 
 def _to_write(weights: LazyWeights, copies: list[str], dtype: str) -> LazyWeights:
-    """Weights without their tied copies, floats as `dtype`; memory of what was read before is given back."""
+    """Weights without their tied copies, floats as `dtype`.
+
+    Memory of what was read before is given back.
+    """
     names = [name for name in weights if name not in copies]
     kept = {name: weights.dtypes[name].newbyteorder("=") for name in names}
     if dtype != "keep":
@@ -205,9 +294,18 @@ def _to_write(weights: LazyWeights, copies: list[str], dtype: str) -> LazyWeight
         array = weights[name]
         with np.errstate(over="ignore"):
             cast = array.astype(kept[name], copy=False)
-        if kept[name].itemsize < array.dtype.itemsize and not np.isfinite(cast).all() and np.isfinite(array).all():
+        if (
+            kept[name].itemsize < array.dtype.itemsize
+            and not np.isfinite(cast).all()
+            and np.isfinite(array).all()
+        ):
             largest = float(np.abs(array).max())
-            raise ValueError(f"{name} holds {largest:.6g}, too large for {dtype}; nothing was written. Take bfloat16.")
+            raise ValueError(
+                f"{name} holds {largest:.6g}, too large for {dtype}; nothing was written. Take "
+                "bfloat16."
+            )
         return cast
 
-    return LazyWeights({name: weights.shapes[name] for name in names}, read, dtypes=kept, free=weights.free)
+    return LazyWeights(
+        {name: weights.shapes[name] for name in names}, read, dtypes=kept, free=weights.free
+    )

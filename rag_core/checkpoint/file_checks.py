@@ -1,10 +1,12 @@
-"""Files that a C library could crash on are looked at in a process of their own first, where a crash is an error.
+"""Files that a C library could crash on are looked at in a process of their own first, where a
+crash is an error.
 
-HDF5 and Arrow trust numbers inside of files, and a hostile or damaged one can end the process that opens it. Here a
-short-lived child (`python -I`, no shell, no framework, a limit on its memory and time) opens them, once for each file,
-and reports what it found.
+HDF5 and Arrow trust numbers inside of files, and a hostile or damaged one can end the process that
+opens it. Here a short-lived child (`python -I`, no shell, no framework, a limit on its memory and
+time) opens them, once for each file, and reports what it found.
 
-A file that this process wrote itself, or whose sha256 is that of a manifest, is not looked at: see `vouch`.
+A file that this process wrote itself, or whose sha256 is that of a manifest, is not looked at: see
+`vouch`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 from rag_core.checks import warn
 from rag_core.hub import AGAIN, DamagedFileError, reading
 
-FULL_BYTES = 256 << 20  # Arrow files of up to this much in all are read in full; of others the structure is
+# Arrow files of up to this much in all are read in full; of others the structure is
+FULL_BYTES = 256 << 20
 MEMORY = 4 << 30  # for the child, beside the files
 SECONDS = 120  # for a file, and for each 16 MB of it one more
 
@@ -37,7 +40,10 @@ serve(sys.argv[2:])
 
 
 def vouch(paths: Iterable[str | Path]) -> None:
-    """Notes that files are sound as they are now: just written by this process, or compared with a manifest."""
+    """Notes that files are sound as they are now.
+
+    Just written by this process, or compared with a manifest.
+    """
     _sound.update(_state(path) for path in paths)
 
 
@@ -46,8 +52,8 @@ def check_arrow(paths: Iterable[str | Path], *, full: bool | None = None) -> Non
 
     Args:
         paths: the files.
-        full: every offset and text is read, whoever vouches for the files; None does so up to 256 MB in all. False:
-            the structure alone.
+        full: every offset and text is read, whoever vouches for the files; None does so up to 256
+            MB in all. False: the structure alone.
 
     Raises:
         DamagedFileError: one is damaged, or opening it crashes; it is named.
@@ -103,9 +109,15 @@ def outcomes(kind: str, paths: Iterable[str | Path]) -> list[Any]:
         if answer is None:
             return found + [_read(kind, name) for name in names[len(found) :]]
         lines, end = answer
-        found += [value if fault is None else DamagedFileError(fault) for fault, value in map(json.loads, lines)]
+        found += [
+            value if fault is None else DamagedFileError(fault)
+            for fault, value in map(json.loads, lines)
+        ]
         if len(lines) < len(rest):
-            fault = f"{rest[len(lines)]} can't be read: the library that reads such files {end}. {AGAIN}"
+            fault = (
+                f"{rest[len(lines)]} can't be read: the library that reads such files {end}. "
+                f"{AGAIN}"
+            )
             found.append(DamagedFileError(fault))
     return found
 
@@ -130,16 +142,27 @@ def _read(kind: str, path: str) -> Any:
 
 
 def _ask(kind: str, names: list[str]) -> tuple[list[str], str] | None:
-    """The lines of one child, and how it ended where they are too few; None, with a warning, where none starts."""
+    """The lines of one child, and how it ended where they are too few.
+
+    None, with a warning, where none starts.
+    """
     import rag_core
 
     # Without what a folder that someone happens to stand in could hold.
-    places = [str(Path(rag_core.__file__).resolve().parents[1]), *(each for each in sys.path if each)]
+    places = [
+        str(Path(rag_core.__file__).resolve().parents[1]),
+        *(each for each in sys.path if each),
+    ]
     command = [sys.executable, "-I", "-c", _CHILD, json.dumps(places), kind, *names]
     seconds = sum(SECONDS + Path(name).stat().st_size / (16 << 20) for name in names)
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, close_fds=False, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            close_fds=False,
+            check=False,
         )
         output, end = done.stdout, f"crashed at it (exit status {done.returncode})"
     except subprocess.TimeoutExpired as error:
@@ -147,15 +170,18 @@ def _ask(kind: str, names: list[str]) -> tuple[list[str], str] | None:
     whole = output.decode("utf-8", "replace").replace("\r\n", "\n").splitlines(keepends=True)
     if _READY + "\n" not in whole:
         warn(
-            f"no process could be started to look at {names[0]} first ({end}): it is read here, where a crash of a "
-            "library would end this process."
+            f"no process could be started to look at {names[0]} first ({end}): it is read here, "
+            "where a crash of a library would end this process."
         )
         return None
     return [line for line in whole if line.startswith("[") and line.endswith("\n")], end
 
 
 def _can_start() -> bool:
-    """Whether this interpreter can be started again; an application frozen into one file can not."""
+    """Whether this interpreter can be started again.
+
+    An application frozen into one file can not.
+    """
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
@@ -167,12 +193,15 @@ def _limit(size: int) -> None:
         return
     for kind, most in ((resource.RLIMIT_AS, MEMORY + 2 * size), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        resource.setrlimit(
+            kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+        )
 
 
 def _state(path: str | Path) -> tuple[Any, ...]:
     found = Path(path).stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns  # renamed, it is the same file
+    # renamed, it is the same file
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _arrow(path: str, full: bool = False) -> int:

@@ -1,8 +1,10 @@
-"""Checkpoints on disk: names with arrays, read lazily from any layout of Hugging Face, written whole or not at all.
+"""Checkpoints on disk: names with arrays, read lazily from any layout of Hugging Face, written
+whole or not at all.
 
-Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size), one tensor in memory at
-a time. Read besides, also in shards: `pytorch_model.bin`, without running what it holds (see `torch_bin`);
-`tf_model.h5` and safetensors of TensorFlow classes, under PyTorch's names (see `tf_names`).
+Written: `config.json`, `generation_config.json`, `model.safetensors` (in shards above a size), one
+tensor in memory at a time. Read besides, also in shards: `pytorch_model.bin`, without running what
+it holds (see `torch_bin`); `tf_model.h5` and safetensors of TensorFlow classes, under PyTorch's
+names (see `tf_names`).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ WEIGHT_FILES = (
     "tf_model.h5.index.json",
 )
 
-# What an earlier checkpoint leaves in a folder: weights of one and options of another would be read as one model.
+# What an earlier checkpoint leaves in a folder: weights of one and options of another would be read
+# as one model.
 CHECKPOINT_PATTERNS = (
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -55,15 +58,18 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
     """The weights of a folder, a repository of the hub, or one file; safetensors are preferred.
 
     Args:
-        name_or_path: where `WEIGHT_FILES` are looked for, in that order; or a .safetensors, .bin or .h5 file.
+        name_or_path: where `WEIGHT_FILES` are looked for, in that order; or a .safetensors, .bin or
+            .h5 file.
         **hub: options of `rag_core.hub.HUB_KWARGS`.
 
     Returns:
-        Name -> array (bfloat16 through ml_dtypes), read-only and read when asked for; `.shapes` and `.dtypes` tell
-        shapes and types without reading. TensorFlow's names keep the scopes in front, which `fit_weights` understands.
+        Name -> array (bfloat16 through ml_dtypes), read-only and read when asked for; `.shapes` and
+        `.dtypes` tell shapes and types without reading. TensorFlow's names keep the scopes in
+        front, which `fit_weights` understands.
 
     Raises:
-        OSError: no weights there, or a file is missing, truncated, corrupt or refused; the file is named.
+        OSError: no weights there, or a file is missing, truncated, corrupt or refused; the file is
+            named.
         TypeError: an unknown option.
     """
     _, unknown = split_hub_kwargs(hub)
@@ -76,7 +82,8 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
         path = resolve_file(name_or_path, filename, required=False, **hub)
         if path is not None:
             if filename.endswith(".index.json"):
-                # The shards of the very commit of their index: a branch may move while gigabytes travel.
+                # The shards of the very commit of their index: a branch may move while gigabytes
+                # travel.
                 hub["revision"] = commit_of(path) or hub.get("revision")
                 return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
             return _open(path)
@@ -92,13 +99,21 @@ def weight_files(name_or_path: str | Path, **hub: Any) -> list[Path]:
     for filename in WEIGHT_FILES:
         path = resolve_file(name_or_path, filename, required=False, **hub)
         if path is not None:
-            shards = sorted(set(_shard_places(path).values())) if filename.endswith(".index.json") else []
+            shards = (
+                sorted(set(_shard_places(path).values()))
+                if filename.endswith(".index.json")
+                else []
+            )
             return [path, *(resolve_file(name_or_path, shard, **hub) for shard in shards)]
     raise OSError(_no_weights(name_or_path))
 
 
 def _no_weights(name_or_path: str | Path) -> str:
-    where = f"folder {str(name_or_path)!r}" if is_local(name_or_path) else f"repository {str(name_or_path)!r}"
+    where = (
+        f"folder {str(name_or_path)!r}"
+        if is_local(name_or_path)
+        else f"repository {str(name_or_path)!r}"
+    )
     return f"No weights in {where}: none of {', '.join(WEIGHT_FILES)}."
 
 
@@ -112,11 +127,13 @@ def write_checkpoint(
     max_shard_size: int | str = "5GB",
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Saves weights with their configuration; all files appear together or none does, other files of the folder stay.
+    """Saves weights with their configuration; all files appear together or none does, other files
+    of the folder stay.
 
     Args:
         folder: made if missing.
-        weights: name -> array, read one at a time; copies of tied weights are left out of the file (see `tied_names`).
+        weights: name -> array, read one at a time; copies of tied weights are left out of the file
+            (see `tied_names`).
         config: written as `config.json`, with the dtype of the weights.
         generation_config: an object with `to_dict()` or a dictionary, for `generation_config.json`.
         architecture: class name for `config.json`, as transformers' pipelines look it up.
@@ -138,11 +155,19 @@ def write_checkpoint(
         values["architectures"] = [architecture]
     # Options without a model beside them were put there for this one.
     is_over_another = any((Path(folder) / name).is_file() for name in WEIGHT_FILES)
-    stale = CHECKPOINT_PATTERNS if is_over_another else [each for each in CHECKPOINT_PATTERNS if "model" in each]
+    stale = (
+        CHECKPOINT_PATTERNS
+        if is_over_another
+        else [each for each in CHECKPOINT_PATTERNS if "model" in each]
+    )
     with atomic_folder(folder, stale=stale) as draft:
         _write_json(draft / "config.json", values)
         if generation_config is not None:
-            options = generation_config.to_dict() if hasattr(generation_config, "to_dict") else dict(generation_config)
+            options = (
+                generation_config.to_dict()
+                if hasattr(generation_config, "to_dict")
+                else dict(generation_config)
+            )
             _write_json(draft / "generation_config.json", options)
         _write_shards(draft, names, weights, limit, progress)
 
@@ -167,7 +192,10 @@ def _write_shards(
         room -= sizes[name]
     files = ["model.safetensors"]
     if len(shards) > 1:
-        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        files = [
+            f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            for number in range(1, len(shards) + 1)
+        ]
         places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         _write_json(folder / "model.safetensors.index.json", index)
@@ -182,7 +210,9 @@ def _write_shards(
             write_safetensors(folder / file, {name: shapes[name] for name in shard}, dtypes, read)
         except OSError as error:
             what = error.strerror or error
-            raise OSError(f"Can't write {file} ({what}); nothing was saved. Make room and save again.") from None
+            raise OSError(
+                f"Can't write {file} ({what}); nothing was saved. Make room and save again."
+            ) from None
 
 
 def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
@@ -200,7 +230,8 @@ def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
             first, other = np.asarray(weights[held[0]]), np.asarray(weights[name])
             if first.ctypes.data != other.ctypes.data and not np.array_equal(first, other):
                 raise ValueError(
-                    f"{held[0]} and {name} differ although the configuration ties them; nothing was saved."
+                    f"{held[0]} and {name} differ although the configuration ties them; nothing "
+                    "was saved."
                 )
         # transformers leaves the same copies out and ties them again.
         copies.update(held[1:])
@@ -208,13 +239,18 @@ def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _bytes(size: int | str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise ValueError(f"max_shard_size must be a positive number of bytes or a text such as '5GB', got {size!r}.")
+        raise ValueError(
+            "max_shard_size must be a positive number of bytes or a text such as '5GB', got "
+            f"{size!r}."
+        )
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -231,7 +267,10 @@ def _open(path: Path) -> LazyWeights:
 
         file = H5File(path)
     else:
-        raise OSError(f"{path} is no file of weights that can be read; those end in .safetensors, .bin or .h5.")
+        raise OSError(
+            f"{path} is no file of weights that can be read; those end in .safetensors, .bin or "
+            ".h5."
+        )
     weights = LazyWeights(file.shapes, file.__getitem__, dtypes=file.dtypes, free=file.free)
     of_tensorflow = path.suffix == ".h5" or getattr(file, "metadata", {}).get("format") == "tf"
     return torch_layout(weights, str(path)) if of_tensorflow else weights
@@ -259,7 +298,10 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
         places = _scoped_places(places, shards)
     lost = sorted(name for name, file in places.items() if name not in shards[file])
     if lost:
-        raise OSError(f"{index} names weights that their shards lack: {', '.join(lost)}; fetch all of them again.")
+        raise OSError(
+            f"{index} names weights that their shards lack: {', '.join(lost)}; fetch all of them "
+            "again."
+        )
 
     def free() -> None:
         for shard in shards.values():
@@ -267,11 +309,15 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
 
     shapes = {name: shards[file].shapes[name] for name, file in places.items()}
     dtypes = {name: shards[file].dtypes[name] for name, file in places.items()}
-    return LazyWeights(shapes, lambda name: shards[places[name]][name], dtypes=dtypes, free=free, scoped=scoped)
+    return LazyWeights(
+        shapes, lambda name: shards[places[name]][name], dtypes=dtypes, free=free, scoped=scoped
+    )
 
 
 def _scoped_places(places: dict[str, str], shards: dict[str, LazyWeights]) -> dict[str, str]:
-    """TensorFlow's index under the names of its shards, which lack some of the scopes that the index names."""
+    """TensorFlow's index under the names of its shards, which lack some of the scopes that the
+    index names.
+    """
     found = {}
     for name, file in places.items():
         parts = torch_name(name).split(".")

@@ -1,8 +1,10 @@
-"""Keras' HDF5 files (`tf_model.h5`): h5py reads where each array lies, the mapped file gives its numbers.
+"""Keras' HDF5 files (`tf_model.h5`): h5py reads where each array lies, the mapped file gives its
+numbers.
 
-Only what Keras writes is taken: groups and plain, uncompressed, contiguous arrays of numbers in the file itself. Links,
-external and virtual storage, filters (which could be plugins) and objects are refused, so that a hostile file can at
-most be unreadable. The HDF5 library itself runs in a child process, where its crash is an error.
+Only what Keras writes is taken: groups and plain, uncompressed, contiguous arrays of numbers in the
+file itself. Links, external and virtual storage, filters (which could be plugins) and objects are
+refused, so that a hostile file can at most be unreadable. The HDF5 library itself runs in a child
+process, where its crash is an error.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class H5File:
             self._file.check(name, offset, shape, dtype)
             self._places[name] = offset, shape, dtype
         self.shapes = {name: shape for name, (_, shape, _) in self._places.items()}
-        self.dtypes = {name: dtype.newbyteorder("=") for name, (_, _, dtype) in self._places.items()}
+        self.dtypes = {
+            name: dtype.newbyteorder("=") for name, (_, _, dtype) in self._places.items()
+        }
         self.free = self._file.free
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Where the arrays of an HDF5 file lie. Its library can crash at a damaged one: `file_checks` runs this in a child."""
+"""Where the arrays of an HDF5 file lie. Its library can crash at a damaged one.
+
+`file_checks` runs this in a child.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from rag_core.hub import DamagedFileError
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
 
-# (bits, first bit of sign, of exponent, its width, of mantissa, its width) of the floats that are read.
+# (bits, first bit of sign, of exponent, its width, of mantissa, its width) of the floats that are
+# read.
 _FLOATS: dict[tuple[int, ...], Any] = {
     (16, 15, 10, 5, 0, 10): np.float16,
     (16, 15, 7, 8, 0, 7): ml_dtypes.bfloat16,
@@ -30,7 +34,8 @@ class _Refused(Exception):
 def structure(path: str | Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
     """Where each array of a file lies: path inside the file -> (first byte, shape, dtype).
 
-    The HDF5 library, which this asks, can crash at a damaged file: `file_checks` calls it in a child.
+    The HDF5 library, which this asks, can crash at a damaged file: `file_checks` calls it in a
+    child.
 
     Raises:
         DamagedFileError: not such a file, truncated, corrupt, or holding what Keras doesn't write.
@@ -45,9 +50,19 @@ def structure(path: str | Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
         with h5py.File(path, "r") as opened:
             walk.through(opened.id, "", 0)
     except _Refused as error:
-        raise DamagedFileError(f"{path} is refused: {error}. Nothing was loaded; save it as safetensors.") from error
+        raise DamagedFileError(
+            f"{path} is refused: {error}. Nothing was loaded; save it as safetensors."
+        ) from error
     # What h5py raises on the way through a damaged file.
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, UnicodeError, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RuntimeError,
+        UnicodeError,
+        MemoryError,
+    ) as error:
         if str(error).startswith(str(path)):
             raise
         file.refuse(f"{type(error).__name__}: {error}", error)
@@ -70,10 +85,14 @@ class _Walk:
         for key in group:
             name = prefix + key.decode("utf-8")
             if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-                raise _Refused(f"{name!r} is a link to another place or file, which Keras doesn't write")
+                raise _Refused(
+                    f"{name!r} is a link to another place or file, which Keras doesn't write"
+                )
             info = h5py.h5o.get_info(group, key)
             if (info.fileno, info.addr) in self._seen or len(self._seen) > _MAX_OBJECTS:
-                raise _Refused(f"{name!r} stands in it twice, or it holds more than {_MAX_OBJECTS:,} objects")
+                raise _Refused(
+                    f"{name!r} stands in it twice, or it holds more than {_MAX_OBJECTS:,} objects"
+                )
             self._seen.add((info.fileno, info.addr))
             found = h5py.h5o.open(group, key)
             if isinstance(found, h5py.h5g.GroupID):
@@ -90,7 +109,10 @@ class _Walk:
         if how.get_nfilters():
             raise _Refused(f"{name!r} is compressed or filtered, which Keras doesn't write")
         if how.get_layout() != h5py.h5d.CONTIGUOUS or how.get_external_count():
-            raise _Refused(f"{name!r} doesn't lie in one piece in this file (chunks, virtual or external storage)")
+            raise _Refused(
+                f"{name!r} doesn't lie in one piece in this file (chunks, virtual or external "
+                "storage)"
+            )
         dtype = _dtype(h5py, dataset.get_type(), name)
         space = dataset.get_space()
         if space.get_simple_extent_type() not in (h5py.h5s.SIMPLE, h5py.h5s.SCALAR):
@@ -110,13 +132,19 @@ def _dtype(h5py: Any, kind: Any, name: str) -> np.dtype:
     if isinstance(kind, h5py.h5t.TypeFloatID):
         found = _FLOATS.get((kind.get_size() * 8, *kind.get_fields()))
         order = ">" if kind.get_order() == h5py.h5t.ORDER_BE else "<"
-    elif isinstance(kind, h5py.h5t.TypeIntegerID) and kind.get_precision() == kind.get_size() * 8 <= 64:
+    elif (
+        isinstance(kind, h5py.h5t.TypeIntegerID)
+        and kind.get_precision() == kind.get_size() * 8 <= 64
+    ):
         found = f"{'u' if kind.get_sign() == h5py.h5t.SGN_NONE else 'i'}{kind.get_size()}"
         order = ">" if kind.get_order() == h5py.h5t.ORDER_BE else "<"
     elif isinstance(kind, h5py.h5t.TypeOpaqueID) and kind.get_size() == 2 and not kind.get_tag():
         found = ml_dtypes.bfloat16  # what h5py writes of TensorFlow's bfloat16, for want of a type
     if found is None:
-        raise _Refused(f"{name!r} holds {type(kind).__name__} of {kind.get_size()} bytes, no numbers that are read")
+        raise _Refused(
+            f"{name!r} holds {type(kind).__name__} of {kind.get_size()} bytes, no numbers that "
+            "are read"
+        )
     dtype = np.dtype(found)
     if order == ">" and dtype.kind == "V":
         raise _Refused(f"{name!r} holds big-endian bfloat16")

@@ -51,7 +51,9 @@ class LazyWeights(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-def given_weights(state_dict: Mapping[str, Any], to_array: Callable[[Any], np.ndarray]) -> LazyWeights:
+def given_weights(
+    state_dict: Mapping[str, Any], to_array: Callable[[Any], np.ndarray]
+) -> LazyWeights:
     """Tensors or arrays by name, as a checkpoint's file would give them.
 
     Args:
@@ -65,11 +67,16 @@ def given_weights(state_dict: Mapping[str, Any], to_array: Callable[[Any], np.nd
         raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
     arrays = {name: to_array(value) for name, value in state_dict.items()}
     shapes = {name: each.shape for name, each in arrays.items()}
-    return LazyWeights(shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()})
+    return LazyWeights(
+        shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()}
+    )
 
 
-def same_numbers(one: np.ndarray, other: np.ndarray, free: Callable[[], None] | None = None) -> bool:
-    """Whether two arrays of one shape hold the same bits or equal numbers; compared in parts, `free` called after each.
+def same_numbers(
+    one: np.ndarray, other: np.ndarray, free: Callable[[], None] | None = None
+) -> bool:
+    """Whether two arrays of one shape hold the same bits or equal numbers; compared in parts,
+    `free` called after each.
 
     Args:
         one: an array, perhaps of a mapped file.

@@ -1,4 +1,7 @@
-"""A file of numbers, mapped: arrays are views of its pages, and nothing is allocated for what a header claims."""
+"""A file of numbers, mapped.
+
+Arrays are views of its pages, and nothing is allocated for what a header claims.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,12 @@ class MappedFile:
             self.refuse(f"{name} has shape {shape} at byte {offset}")
         size = math.prod(shape) * dtype.itemsize
         # An array without numbers needs no bytes, but its other sizes would still be trusted later.
-        if offset + size > len(self.data) or math.prod(number or 1 for number in shape) > len(self.data):
-            self.refuse(f"{name} of shape {shape} needs {size} bytes at byte {offset} of {len(self.data)}")
+        if offset + size > len(self.data) or math.prod(number or 1 for number in shape) > len(
+            self.data
+        ):
+            self.refuse(
+                f"{name} of shape {shape} needs {size} bytes at byte {offset} of {len(self.data)}"
+            )
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array that was checked before."""
@@ -61,7 +68,10 @@ class MappedFile:
         return np.ndarray(shape, dtype, buffer=self.data, offset=offset)
 
     def free(self) -> None:
-        """Gives the memory of pages read so far back; arrays stay valid and are read again when touched."""
+        """Gives the memory of pages read so far back.
+
+        Arrays stay valid and are read again when touched.
+        """
         free_pages(self.data)
 
 

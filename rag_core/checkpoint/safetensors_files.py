@@ -1,7 +1,7 @@
 """safetensors files: read as views of the mapped file, written one tensor at a time.
 
-The format: the length of a header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, first and last
-byte), then the numbers of all tensors without gaps.
+The format: the length of a header (8 bytes, little-endian), the header (JSON: name -> dtype, shape,
+first and last byte), then the numbers of all tensors without gaps.
 """
 
 from __future__ import annotations
@@ -61,13 +61,19 @@ class SafetensorsFile:
         try:
             header = bounded_json(data[8 : 8 + length].decode("utf-8"), _unique)
             self.metadata = dict(header.pop("__metadata__", {}))
-            self._places = {name: self._place(name, entry, 8 + length) for name, entry in header.items()}
+            self._places = {
+                name: self._place(name, entry, 8 + length) for name, entry in header.items()
+            }
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             self._file.refuse(f"{type(error).__name__}: {error}", error)
         end = 8 + length
-        for name, (start, shape, dtype) in sorted(self._places.items(), key=lambda item: item[1][0]):
+        for name, (start, shape, dtype) in sorted(
+            self._places.items(), key=lambda item: item[1][0]
+        ):
             if start != end and 0 not in shape:
-                self._file.refuse(f"the numbers of {name} start at byte {start}, where {end} is free")
+                self._file.refuse(
+                    f"the numbers of {name} start at byte {start}, where {end} is free"
+                )
             end += math.prod(shape) * dtype.itemsize
         if end != len(data):
             self._file.refuse(f"its tensors end at byte {end} of {len(data)}")
@@ -75,9 +81,13 @@ class SafetensorsFile:
         self.dtypes = {name: dtype for name, (_, _, dtype) in self._places.items()}
         self.free = self._file.free
 
-    def _place(self, name: str, entry: Mapping[str, Any], base: int) -> tuple[int, tuple[int, ...], np.dtype]:
+    def _place(
+        self, name: str, entry: Mapping[str, Any], base: int
+    ) -> tuple[int, tuple[int, ...], np.dtype]:
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{name} holds numbers of type {entry['dtype']!r}, known are {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{name} holds numbers of type {entry['dtype']!r}, known are {', '.join(DTYPES)}"
+            )
         shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
         first, last = entry["data_offsets"]
         if type(first) is not int or type(last) is not int:
@@ -92,7 +102,10 @@ class SafetensorsFile:
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype], read: Callable[[str], Any]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype],
+    read: Callable[[str], Any],
 ) -> None:
     """Writes a file of which one tensor at a time is in memory.
 
@@ -116,10 +129,15 @@ def write_safetensors(
         dtype = np.dtype(dtypes[name]).newbyteorder("=")
         if dtype not in _NAMES:
             raise TypeError(
-                f"{name} holds numbers of type {dtype}, which safetensors can't; known: {', '.join(DTYPES)}."
+                f"{name} holds numbers of type {dtype}, which safetensors can't; known: "
+                f"{', '.join(DTYPES)}."
             )
         start, end = end, end + math.prod(shapes[name]) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shapes[name]),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -128,7 +146,8 @@ def write_safetensors(
             array = np.asarray(read(name))
             if array.shape != tuple(shapes[name]) or array.dtype != dtypes[name]:
                 raise ValueError(
-                    f"{name} is {array.dtype} {array.shape}, was said to be {dtypes[name]} {shapes[name]}."
+                    f"{name} is {array.dtype} {array.shape}, was said to be {dtypes[name]} "
+                    f"{shapes[name]}."
                 )
             file.write(_bytes(array))
 

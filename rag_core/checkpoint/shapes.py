@@ -1,7 +1,8 @@
 """Every weight of every network, computed from its configuration: name -> shape.
 
-Names and layouts are those of transformers' PyTorch classes, so a file of ours loads there and back. Linear weights are
-(out, in). Letters: d model width, f feed-forward width, h heads, k width of one head, V vocabulary, P positions.
+Names and layouts are those of transformers' PyTorch classes, so a file of ours loads there and
+back. Linear weights are (out, in). Letters: d model width, f feed-forward width, h heads, k width
+of one head, V vocabulary, P positions.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ _UNSUPPORTED = {"is_decoder": False, "add_cross_attention": False, "tie_encoder_
 
 
 def expected_shapes(
-    config: PretrainedConfig, head: str | None = None, *, context_encoder: PretrainedConfig | None = None
+    config: PretrainedConfig,
+    head: str | None = None,
+    *,
+    context_encoder: PretrainedConfig | None = None,
 ) -> Shapes:
-    """Name and shape of every weight, tied copies included, as the PyTorch `state_dict` of transformers lists them.
+    """Name and shape of every weight, tied copies included, as the PyTorch `state_dict` of
+    transformers lists them.
 
     Args:
         config: what the network is.
-        head: for RAG "model" (names without prefix), "token" or "sequence" (prefix "rag."); for DPR "question" or
-            "context". None means "model" and "question".
+        head: for RAG "model" (names without prefix), "token" or "sequence" (prefix "rag."); for DPR
+            "question" or "context". None means "model" and "question".
         context_encoder: configuration of a context encoder that is trained along (RAG only).
 
     Raises:
@@ -40,14 +45,20 @@ def expected_shapes(
         if context_encoder is not None:
             context_head = "context" if isinstance(context_encoder, DPRConfig) else None
             parts["ctx_encoder."] = expected_shapes(context_encoder, context_head)
-        return {f"{prefix}{part}{name}": size for part, shapes in parts.items() for name, size in shapes.items()}
+        return {
+            f"{prefix}{part}{name}": size
+            for part, shapes in parts.items()
+            for name, size in shapes.items()
+        }
     if isinstance(config, DPRConfig):
         prefix = _prefix(DPR_HEADS, head, "question")
         _refuse_unsupported(config)
         shapes = {f"{prefix}bert_model.{name}": size for name, size in _bert(config).items()}
         return shapes | _linear(f"{prefix}encode_proj", config.projection_dim, config.hidden_size)
     if head is not None:
-        raise ValueError(f"head must be None for a {config.model_type!r} configuration, got {head!r}.")
+        raise ValueError(
+            f"head must be None for a {config.model_type!r} configuration, got {head!r}."
+        )
     _refuse_unsupported(config)
     if isinstance(config, BertConfig):
         d = config.hidden_size
@@ -57,7 +68,9 @@ def expected_shapes(
         return _bart(config)
     if isinstance(config, T5Config):
         return _t5(config)
-    raise ValueError(f"No network for model_type {config.model_type!r}; known are bart, bert, dpr, rag, t5.")
+    raise ValueError(
+        f"No network for model_type {config.model_type!r}; known are bart, bert, dpr, rag, t5."
+    )
 
 
 def tied_names(config: PretrainedConfig, head: str | None = None) -> list[tuple[str, ...]]:
@@ -68,7 +81,10 @@ def tied_names(config: PretrainedConfig, head: str | None = None) -> list[tuple[
     if not isinstance(config, BartConfig | T5Config):
         return []
     inside = "model." if isinstance(config, BartConfig) else ""
-    group = tuple(f"{inside}{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"))
+    group = tuple(
+        f"{inside}{name}.weight"
+        for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+    )
     return [(*group, "lm_head.weight") if config.tie_word_embeddings else group]
 
 
@@ -82,13 +98,19 @@ def _refuse_unsupported(config: PretrainedConfig) -> None:
     for name, value in _UNSUPPORTED.items():
         if getattr(config, name) != value:
             raise ValueError(
-                f"{type(config).__name__}.{name}={getattr(config, name)!r} is not supported; only {value!r}."
+                f"{type(config).__name__}.{name}={getattr(config, name)!r} is not supported; only "
+                f"{value!r}."
             )
     if config.pruned_heads:
-        raise ValueError(f"{type(config).__name__}.pruned_heads is not supported, got {config.pruned_heads!r}.")
+        raise ValueError(
+            f"{type(config).__name__}.pruned_heads is not supported, got {config.pruned_heads!r}."
+        )
     positions = getattr(config, "position_embedding_type", "absolute")
     if positions != "absolute":
-        raise ValueError(f"{type(config).__name__}.position_embedding_type must be 'absolute', got {positions!r}.")
+        raise ValueError(
+            f"{type(config).__name__}.position_embedding_type must be 'absolute', got "
+            f"{positions!r}."
+        )
 
 
 def _linear(name: str, out: int, width: int) -> Shapes:
@@ -113,7 +135,9 @@ def _bert(config: BertConfig | DPRConfig) -> Shapes:
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             shapes |= _linear(f"{layer}.attention.{part}", d, d)
         shapes |= _norm(f"{layer}.attention.output.LayerNorm", d)
-        shapes |= _linear(f"{layer}.intermediate.dense", f, d) | _linear(f"{layer}.output.dense", d, f)
+        shapes |= _linear(f"{layer}.intermediate.dense", f, d) | _linear(
+            f"{layer}.output.dense", d, f
+        )
         shapes |= _norm(f"{layer}.output.LayerNorm", d)
     return shapes
 

@@ -1,9 +1,10 @@
 """TensorFlow's names and layouts of weights, as transformers' TF classes write them -> PyTorch's.
 
-Keras calls a weight by the path of scopes in which it was made, "rag/tf_rag_token_for_generation_1/rag/generator/model/
-decoder/layers.0/fc1/kernel:0". Which scopes stand in front depends on the class, on how it was built and on how many
-models were built before, so that a name is known by its end: the longest end that a network needs is the weight. The
-same rule serves `tf_model.h5` and safetensors marked `format: tf`.
+Keras calls a weight by the path of scopes in which it was made,
+"rag/tf_rag_token_for_generation_1/rag/generator/model/ decoder/layers.0/fc1/kernel:0". Which scopes
+stand in front depends on the class, on how it was built and on how many models were built before,
+so that a name is known by its end: the longest end that a network needs is the weight. The same
+rule serves `tf_model.h5` and safetensors marked `format: tf`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import numpy as np
 
 from rag_core.checkpoint.lazy import LazyWeights, same_numbers
 
-# What a network may need in front of a name's end, where the file holds a part alone or left a scope out.
+# What a network may need in front of a name's end, where the file holds a part alone or left a
+# scope out.
 _PARTS = (
     *("", "model.", "generator.", "generator.model."),
     *("question_encoder.", "question_encoder.question_encoder."),
-    *("question_encoder.bert_model.", "question_encoder.question_encoder.bert_model.", "ctx_encoder.bert_model."),
+    *(
+        "question_encoder.bert_model.",
+        "question_encoder.question_encoder.bert_model.",
+        "ctx_encoder.bert_model.",
+    ),
 )
 _FRONTS = (*_PARTS, *(f"rag.{part}" for part in _PARTS))
 _COMPONENTS = {"question_encoder", "ctx_encoder", "generator"}
@@ -42,7 +48,8 @@ def torch_name(name: str) -> str:
 
 
 def torch_layout(weights: LazyWeights, source: str) -> LazyWeights:
-    """The weights of a TensorFlow file under PyTorch's spelling, matrices as (out, in), scopes still in front.
+    """The weights of a TensorFlow file under PyTorch's spelling, matrices as (out, in), scopes
+    still in front.
 
     Args:
         weights: as the file holds them.
@@ -55,9 +62,14 @@ def torch_layout(weights: LazyWeights, source: str) -> LazyWeights:
     names = {torch_name(name): name for name in weights.shapes}
     if len(names) < len(weights.shapes):
         twice = sorted(set(weights.shapes) - set(names.values()))
-        raise OSError(f"{source} holds two weights that PyTorch would call alike: {', '.join(map(torch_name, twice))}.")
+        raise OSError(
+            f"{source} holds two weights that PyTorch would call alike: "
+            f"{', '.join(map(torch_name, twice))}."
+        )
     turned = {
-        name for name, old in names.items() if re.search(r"(^|/)kernel(:\d+)?$", old) and len(weights.shapes[old]) == 2
+        name
+        for name, old in names.items()
+        if re.search(r"(^|/)kernel(:\d+)?$", old) and len(weights.shapes[old]) == 2
     }
 
     def read(name: str) -> np.ndarray:
@@ -78,7 +90,8 @@ def by_end(found: Iterable[str], expected: Iterable[str]) -> dict[str, list[str]
         expected: names needed.
 
     Returns:
-        Needed name -> names of the file, copies of tied weights among them; names that serve nothing are left out.
+        Needed name -> names of the file, copies of tied weights among them; names that serve
+        nothing are left out.
     """
     needed = set(expected)
     served: dict[str, list[str]] = {}
@@ -94,8 +107,11 @@ def _match(parts: list[str], needed: set[str]) -> str | None:
         end = ".".join(parts[start:])
         for front in _FRONTS:
             name = front + end
-            # A generator's weights never serve an encoder, nor one encoder's the other, however alike they end.
-            if name in needed and _agree(set(parts) & _COMPONENTS, set(name.split(".")) & _COMPONENTS):
+            # A generator's weights never serve an encoder, nor one encoder's the other, however
+            # alike they end.
+            if name in needed and _agree(
+                set(parts) & _COMPONENTS, set(name.split(".")) & _COMPONENTS
+            ):
                 return name
     return None
 
@@ -114,7 +130,8 @@ def unscoped(name: str) -> str:
 def under_needed_names(
     weights: LazyWeights, expected: Mapping[str, tuple[int, ...]], source: str = "The checkpoint"
 ) -> LazyWeights:
-    """The weights of `torch_layout` under the names that a network needs; those it doesn't need under their own.
+    """The weights of `torch_layout` under the names that a network needs; those it doesn't need
+    under their own.
 
     Args:
         weights: with scopes in front of their names.
@@ -130,7 +147,9 @@ def under_needed_names(
         for other in copies[1:]:
             alike = weights.shapes[copies[0]] == weights.shapes[other]
             if not alike or not same_numbers(weights[copies[0]], weights[other], weights.free):
-                raise ValueError(f"{source} holds different values for {needed}: as {copies[0]} and as {other}.")
+                raise ValueError(
+                    f"{source} holds different values for {needed}: as {copies[0]} and as {other}."
+                )
     names = {needed: copies[0] for needed, copies in served.items()}
     used = {name for copies in served.values() for name in copies}
     names |= {unscoped(name): name for name in weights if name not in used}

@@ -1,8 +1,9 @@
 """Reads `pytorch_model.bin` without PyTorch and without running anything the file says.
 
-The container is either a zip archive (PyTorch 1.6 and later) or a row of pickles followed by raw storages (before). The
-pickles are interpreted here by a small machine that knows only what a state dict needs: any other name or operation is
-refused, so a hostile file can at most be unreadable. Arrays are views of the memory-mapped file.
+The container is either a zip archive (PyTorch 1.6 and later) or a row of pickles followed by raw
+storages (before). The pickles are interpreted here by a small machine that knows only what a state
+dict needs: any other name or operation is refused, so a hostile file can at most be unreadable.
+Arrays are views of the memory-mapped file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ _PROTOCOL = 1001
 
 # What Python raises on the way through a damaged file.
 _MALFORMED = (
-    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, EOFError, MemoryError),
+    *(
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        MemoryError,
+    ),
     *(struct.error, zipfile.BadZipFile),
 )
 
@@ -42,12 +52,14 @@ class TorchFile(Mapping[str, np.ndarray]):
         dtypes: name -> dtype, likewise.
 
     Raises:
-        OSError: not such a file, truncated, corrupt, or holding anything but tensors and plain containers.
+        OSError: not such a file, truncated, corrupt, or holding anything but tensors and plain
+            containers.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._places: dict[str, tuple[int, int, int | None]] = {}  # storage -> offset, bytes, checksum
+        # storage -> offset, bytes, checksum
+        self._places: dict[str, tuple[int, int, int | None]] = {}
         self._checked: set[str] = set()
         try:
             with self.path.open("rb") as file:
@@ -69,7 +81,9 @@ class TorchFile(Mapping[str, np.ndarray]):
         except _MALFORMED as error:
             self._fail(f"is truncated or corrupt ({type(error).__name__}: {error})", error)
         self.shapes = {name: tensor.size for name, tensor in self._tensors.items()}
-        self.dtypes = {name: np.dtype(tensor.storage.dtype) for name, tensor in self._tensors.items()}
+        self.dtypes = {
+            name: np.dtype(tensor.storage.dtype) for name, tensor in self._tensors.items()
+        }
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -101,7 +115,8 @@ class TorchFile(Mapping[str, np.ndarray]):
 
     def _fail(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise OSError(
-            f"{self.path} {what}. Nothing was loaded; fetch the file again or save it as safetensors."
+            f"{self.path} {what}. Nothing was loaded; fetch the file again or save it as "
+            "safetensors."
         ) from cause
 
     def _read_zip(self) -> Any:
@@ -109,23 +124,37 @@ class TorchFile(Mapping[str, np.ndarray]):
             entries = {entry.filename: entry for entry in archive.infolist()}
             roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("data.pkl")]
             if len(roots) != 1:
-                raise Refused(f"is a zip archive with {len(roots)} files data.pkl, where torch.save writes one")
+                raise Refused(
+                    f"is a zip archive with {len(roots)} files data.pkl, where torch.save writes "
+                    "one"
+                )
             root = roots[0]
             places: dict[str, tuple[int, int, int | None]] = {}
             for name, entry in entries.items():
                 if entry.compress_type != zipfile.ZIP_STORED:
-                    raise Refused(f"holds a compressed entry {name!r}, which torch.save never writes")
+                    raise Refused(
+                        f"holds a compressed entry {name!r}, which torch.save never writes"
+                    )
                 lengths = struct.unpack_from("<HH", self._data, entry.header_offset + 26)
                 start = entry.header_offset + 30 + sum(lengths)
                 if start + entry.file_size > len(self._data):
-                    raise Refused(f"is truncated: {name} of {entry.file_size} bytes reaches past the end")
+                    raise Refused(
+                        f"is truncated: {name} of {entry.file_size} bytes reaches past the end"
+                    )
                 places[name.removeprefix(root)] = (start, entry.file_size, entry.CRC)
-        self._places = {name.removeprefix("data/"): at for name, at in places.items() if name.startswith("data/")}
+        self._places = {
+            name.removeprefix("data/"): at
+            for name, at in places.items()
+            if name.startswith("data/")
+        }
         start, size, checksum = places["data.pkl"]
         pickled = self._data[start : start + size]
         if zlib.crc32(pickled) != checksum:
             raise Refused("is corrupt: its table of contents doesn't match its checksum")
-        if "byteorder" in places and self._data[places["byteorder"][0] : places["byteorder"][0] + 6] != b"little":
+        if (
+            "byteorder" in places
+            and self._data[places["byteorder"][0] : places["byteorder"][0] + 6] != b"little"
+        ):
             raise Refused("holds big-endian numbers, which aren't supported")
         return run(_Bytes(pickled))
 
@@ -149,20 +178,29 @@ class TorchFile(Mapping[str, np.ndarray]):
         return content
 
     def _check_geometry(self, name: str, tensor: Tensor) -> None:
-        """Refuses sizes and strides that reach outside the storage, before anything is allocated."""
+        """Refuses sizes and strides that reach outside the storage, before anything is
+        allocated.
+        """
         numbers = (tensor.offset, tensor.storage.numel, *tensor.size, *tensor.stride)
-        if any(type(number) is not int or number < 0 for number in numbers) or len(tensor.size) != len(tensor.stride):
+        if any(type(number) is not int or number < 0 for number in numbers) or len(
+            tensor.size
+        ) != len(tensor.stride):
             raise Refused(f"is corrupt: {name} has size {tensor.size} and strides {tensor.stride}")
         if tensor.storage.key not in self._places:
             raise Refused(f"is truncated or corrupt: the values of {name} are missing")
         start, held, _ = self._places[tensor.storage.key]
         itemsize = np.dtype(tensor.storage.dtype).itemsize
-        last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
+        last = tensor.offset + sum(
+            (n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)
+        )
         fits = tensor.storage.numel * itemsize <= held and start + held <= len(self._data)
         # A stride of 0 lets few bytes declare any size.
         bounded = math.prod(tensor.size) * itemsize <= len(self._data) and len(tensor.size) <= 32
         if not fits or not bounded or (0 not in tensor.size and last >= tensor.storage.numel):
-            raise Refused(f"is truncated or corrupt: {name} of size {tensor.size} reaches outside its {held} bytes")
+            raise Refused(
+                f"is truncated or corrupt: {name} of size {tensor.size} reaches outside its "
+                f"{held} bytes"
+            )
 
 
 class _Bytes:
@@ -191,7 +229,9 @@ def _tensors_of(content: Any) -> dict[str, Tensor]:
     tensors = {}
     if isinstance(content, dict):
         tensors = {
-            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
+            name: value
+            for name, value in content.items()
+            if isinstance(name, str) and isinstance(value, Tensor)
         }
     if not tensors:
         raise Refused("holds no state dict (names with tensors)")

@@ -1,6 +1,8 @@
-"""A pickle interpreter that can build containers, numbers, strings and descriptions of tensors, and nothing else.
+"""A pickle interpreter that can build containers, numbers, strings and descriptions of tensors, and
+nothing else.
 
-`pickletools` only splits the stream into operations; the `pickle` module, which calls what a stream names, is not used.
+`pickletools` only splits the stream into operations; the `pickle` module, which calls what a stream
+names, is not used.
 """
 
 from __future__ import annotations
@@ -75,7 +77,15 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 _LITERALS = {
     *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *(
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+    ),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
@@ -87,8 +97,8 @@ def run(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
     """Interprets one pickle, leaving the stream behind its end.
 
     Args:
-        stream: an object with `read`, `readline` and `tell` (bytes in memory or a memory map, so that a declared length
-            can't allocate more than is there).
+        stream: an object with `read`, `readline` and `tell` (bytes in memory or a memory map, so
+            that a declared length can't allocate more than is there).
         storages: filled with every storage mentioned, by key.
 
     Returns:
@@ -145,14 +155,18 @@ def run(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
         elif operation == "STOP":
             return stack.pop()
         elif operation not in ("PROTO", "FRAME"):
-            raise Refused(f"is refused: it uses the pickle operation {operation}, which a state dict doesn't need")
+            raise Refused(
+                f"is refused: it uses the pickle operation {operation}, which a state dict "
+                "doesn't need"
+            )
     raise Refused("is truncated")
 
 
 def _global(name: str) -> Global:
     if name not in _CALLS and name not in STORAGES:
         raise Refused(
-            f"is refused: it names {name!r}, where only tensors and plain containers are read (no code is run)"
+            f"is refused: it names {name!r}, where only tensors and plain containers are read (no "
+            "code is run)"
         )
     return Global(name)
 
@@ -160,7 +174,11 @@ def _global(name: str) -> Global:
 def _storage(description: Any, known: dict[str, Storage]) -> Storage:
     """What a persistent id describes: ("storage", type, key, location, numel[, view])."""
     kind, of, key, _, numel, *view = _as(description, tuple)
-    if kind != "storage" or _as(of, Global).name not in STORAGES or any(each is not None for each in view):
+    if (
+        kind != "storage"
+        or _as(of, Global).name not in STORAGES
+        or any(each is not None for each in view)
+    ):
         raise Refused("is refused: it describes a storage in a form that isn't known")
     if type(numel) is not int or numel < 0:
         raise Refused(f"is corrupt: a storage of {numel!r} numbers")

@@ -1,4 +1,7 @@
-"""Fitting the weights that a file holds to those that a network needs: renamed, tied, every name accounted for."""
+"""Fitting the weights that a file holds to those that a network needs.
+
+Renamed, tied, every name accounted for.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ __all__ = [
     "tied_names",
 ]
 
-MANY_LAYERS = 200  # fewer are built and then compared weight by weight, so that all that is wrong is said
+# fewer are built and then compared weight by weight, so that all that is wrong is said
+MANY_LAYERS = 200
 MANY_NUMBERS = 2**31
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -63,7 +67,8 @@ UNUSED: tuple[str, ...] = (
     r"^classification_head\.",  # BART fine-tuned on MNLI
     r"(^|\.)(encoder|decoder)\.version$",  # BART converted from fairseq
     r"(^|\.)embed_positions\._float_tensor$",
-    r"(^|\.)decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",  # T5 before 4.0
+    # T5 before 4.0
+    r"(^|\.)decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
     r"^(rag\.)?ctx_encoder\.",  # a context encoder trained along, when none is asked for
 )
 
@@ -72,7 +77,8 @@ _ZEROS = re.compile(r"(^|\.)final_logits_bias$")
 
 
 def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
-    """Which name of a file serves each needed name, by `RENAMES`; needed names without one are left out.
+    """Which name of a file serves each needed name, by `RENAMES`; needed names without one are left
+    out.
 
     Args:
         found: names in the file.
@@ -90,7 +96,11 @@ def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
             if name in fitted or not name.startswith(inside):
                 continue
             renamed = outside + name[len(inside) :]
-            olds = (renamed.removesuffix(new) + old for new, old in _OLD_SUFFIXES if renamed.endswith(new))
+            olds = (
+                renamed.removesuffix(new) + old
+                for new, old in _OLD_SUFFIXES
+                if renamed.endswith(new)
+            )
             for candidate in (renamed, *olds):
                 if candidate in held and candidate not in used:
                     fitted[name] = candidate
@@ -100,7 +110,10 @@ def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
 
 
 def check_weights(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, source: str = "The checkpoint"
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    source: str = "The checkpoint",
 ) -> None:
     """Holds names and shapes against those needed.
 
@@ -114,7 +127,9 @@ def check_weights(
     """
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(name for name in set(found) - set(expected) if not _unused(name))
-    wrong = sorted(name for name in set(expected) & set(found) if tuple(expected[name]) != tuple(found[name]))
+    wrong = sorted(
+        name for name in set(expected) & set(found) if tuple(expected[name]) != tuple(found[name])
+    )
     shapes = [f"{name} {tuple(found[name])}, needed {tuple(expected[name])}" for name in wrong]
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     if any(each for _, each in lists):
@@ -123,7 +138,8 @@ def check_weights(
 
 
 def check_sizes(config: PretrainedConfig, weights: LazyWeights, source: str) -> None:
-    """Refuses a configuration far beyond what its file holds, before anything is built; `check_weights` does the rest.
+    """Refuses a configuration far beyond what its file holds, before anything is built;
+    `check_weights` does the rest.
 
     Args:
         config: what the network is to be; parts of types unknown here are passed over.
@@ -133,14 +149,19 @@ def check_sizes(config: PretrainedConfig, weights: LazyWeights, source: str) -> 
     Raises:
         ValueError: it names the number of layers or the weight that is too large.
     """
-    parts = [config.question_encoder, config.generator] if isinstance(config, RagConfig) else [config]
-    parts = [part for part in parts if isinstance(part, BartConfig | BertConfig | DPRConfig | T5Config)]
+    parts = (
+        [config.question_encoder, config.generator] if isinstance(config, RagConfig) else [config]
+    )
+    parts = [
+        part for part in parts if isinstance(part, BartConfig | BertConfig | DPRConfig | T5Config)
+    ]
     for part in parts:
         for name in part.maximum:
             if (getattr(part, name) or 0) > max(len(weights), MANY_LAYERS):
                 raise ValueError(
-                    f"{source} doesn't fit the configuration: {type(part).__name__}.{name} must be at most the number "
-                    f"of weights, {len(weights):,}, got {getattr(part, name):,}."
+                    f"{source} doesn't fit the configuration: {type(part).__name__}.{name} must "
+                    f"be at most the number of weights, {len(weights):,}, got "
+                    f"{getattr(part, name):,}."
                 )
     numbers = sum(math.prod(shape) for shape in weights.shapes.values())
     for part in parts:
@@ -177,7 +198,8 @@ def fit_weights(
         A mapping with exactly the names of `expected_shapes`; tied names give the same array.
 
     Raises:
-        ValueError: missing, unexpected or misshapen names (all of them listed), or tied copies that differ.
+        ValueError: missing, unexpected or misshapen names (all of them listed), or tied copies that
+            differ.
     """
     expected = expected_shapes(config, head, context_encoder=context_encoder)
     if isinstance(weights, LazyWeights) and weights.scoped:
@@ -214,11 +236,14 @@ def fit_weights(
         return weights[sources[name]]
 
     free = getattr(weights, "free", lambda: None)
-    return LazyWeights(expected, read, dtypes=dtypes, free=free, left_out=sorted(set(shapes) - set(expected)))
+    return LazyWeights(
+        expected, read, dtypes=dtypes, free=free, left_out=sorted(set(shapes) - set(expected))
+    )
 
 
 def needs_float32(name: str) -> bool:
-    """Whether a weight is float32 in a model in float16: T5's second feed-forward map, whose sums pass 65,504.
+    """Whether a weight is float32 in a model in float16: T5's second feed-forward map, whose sums
+    pass 65,504.
 
     transformers' T5 keeps the same one. In bfloat16, whose range is float32's, nothing is kept.
     """
@@ -250,8 +275,11 @@ def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: 
     for name in names[1:]:
         other = np.asarray(weights[copies[name]])
         same = other.ctypes.data == first.ctypes.data and other.strides == first.strides
-        if other.shape != first.shape or not (same or same_numbers(first, other, getattr(weights, "free", None))):
+        if other.shape != first.shape or not (
+            same or same_numbers(first, other, getattr(weights, "free", None))
+        ):
             raise ValueError(
-                f"{source} holds different values for {names[0]} and {name}, which the configuration ties; "
-                "set tie_word_embeddings=False in the generator's configuration if they are meant to differ."
+                f"{source} holds different values for {names[0]} and {name}, which the "
+                "configuration ties; set tie_word_embeddings=False in the generator's "
+                "configuration if they are meant to differ."
             )

@@ -1,4 +1,7 @@
-"""The `dualrag` command. Nothing heavy is imported before a command runs, so that --help answers at once."""
+"""The `dualrag` command.
+
+Nothing heavy is imported before a command runs, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Backend = Annotated[str | None, typer.Option(help="torch or tf; by default the one installed, torch first.")]
+Backend = Annotated[
+    str | None, typer.Option(help="torch or tf; by default the one installed, torch first.")
+]
 
 
 def say(text: str) -> None:
@@ -43,7 +48,10 @@ def say(text: str) -> None:
 
 @contextmanager
 def _one_line_errors(stopped: str) -> Iterator[None]:
-    """Notes once each, those on what was passed by at the end; errors in one line; `stopped` is said at Ctrl-C."""
+    """Notes once each, those on what was passed by at the end; errors in one line.
+
+    `stopped` is said at Ctrl-C.
+    """
     said: set[str] = set()
     late: list[str] = []
 
@@ -95,12 +103,16 @@ def _write_nowhere() -> None:
 
 def _error_line(error: Exception) -> str:
     if isinstance(error, BadFilesError):
-        return "\n  ".join(["dualrag: error:", *(" ".join(fault.split()) for fault in error.faults)])
+        return "\n  ".join(
+            ["dualrag: error:", *(" ".join(fault.split()) for fault in error.faults)]
+        )
     return f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def clean(command: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1 shows tracebacks)."""
+    """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1
+    shows tracebacks).
+    """
     resumed = command.__name__ in ("index", "train", "demo")
     stopped = " What was finished is kept; the same command goes on from there." if resumed else ""
 
@@ -114,15 +126,20 @@ def clean(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _check_names(arguments: dict[str, Any]) -> None:
-    """Refuses names of files and folders that are no text: pyarrow, faiss and tokenizers, which open them, take none.
+    """Refuses names of files and folders that are no text: pyarrow, faiss and tokenizers, which
+    open them, take none.
 
     Questions may be so, and files of text, which are opened here.
     """
     for name, value in arguments.items():
-        if name not in ("paths", "question") and isinstance(value, str | Path) and text_fault(str(value)):
+        if (
+            name not in ("paths", "question")
+            and isinstance(value, str | Path)
+            and text_fault(str(value))
+        ):
             raise ValueError(
-                f"{name} must be a name that is text in this locale, got {str(value)!r}. Rename it, or set another "
-                "locale, e.g. LC_ALL=C.UTF-8"
+                f"{name} must be a name that is text in this locale, got {str(value)!r}. Rename "
+                "it, or set another locale, e.g. LC_ALL=C.UTF-8"
             )
 
 
@@ -137,42 +154,73 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def dualrag(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Retrieval-augmented generation: index your text, ask it questions, see the passages behind each answer."""
+    """Retrieval-augmented generation.
+
+    Index your text, ask it questions, see the passages behind each answer.
+    """
 
 
 @app.command()
 @clean
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="txt, md, csv, tsv, jsonl or parquet files, or folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="txt, md, csv, tsv, jsonl or parquet files, or folders.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the knowledge base to create.")],
-    encoder: Annotated[str, typer.Option(help="Folder or hub name of the encoder of passages.")] = MINILM,
-    kind: Annotated[str, typer.Option("--index", help="flat (exact), hnsw, ivfpq or auto.")] = "auto",
-    nlist: Annotated[int | None, typer.Option(help="ivfpq: inverted lists; by default by number of passages.")] = None,
-    nprobe: Annotated[int | None, typer.Option(help="ivfpq: lists searched; by default tuned to 95 % recall.")] = None,
-    m: Annotated[int | None, typer.Option("--m", help="ivfpq: bytes a vector; by default D / 8.")] = None,
-    rerank: Annotated[int | None, typer.Option(help="ivfpq: candidates a passage, ranked exactly; 16.")] = None,
+    encoder: Annotated[
+        str, typer.Option(help="Folder or hub name of the encoder of passages.")
+    ] = MINILM,
+    kind: Annotated[
+        str, typer.Option("--index", help="flat (exact), hnsw, ivfpq or auto.")
+    ] = "auto",
+    nlist: Annotated[
+        int | None, typer.Option(help="ivfpq: inverted lists; by default by number of passages.")
+    ] = None,
+    nprobe: Annotated[
+        int | None, typer.Option(help="ivfpq: lists searched; by default tuned to 95 % recall.")
+    ] = None,
+    m: Annotated[
+        int | None, typer.Option("--m", help="ivfpq: bytes a vector; by default D / 8.")
+    ] = None,
+    rerank: Annotated[
+        int | None, typer.Option(help="ivfpq: candidates a passage, ranked exactly; 16.")
+    ] = None,
     words: Annotated[int, typer.Option(help="Words a passage; 0 keeps documents whole.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Passages the encoder sees at once.")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another knowledge base there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another knowledge base there.")
+    ] = False,
     tsv_quotes: Annotated[
-        bool, typer.Option("--tsv-quotes/--no-tsv-quotes", help="Quotes in .tsv enclose fields, or are letters.")
+        bool,
+        typer.Option(
+            "--tsv-quotes/--no-tsv-quotes", help="Quotes in .tsv enclose fields, or are letters."
+        ),
     ] = True,
     backend: Backend = None,
 ) -> None:
-    """Split text into passages, embed and index them. Stopped or killed, the same command goes on."""
+    """Split text into passages, embed and index them.
+
+    Stopped or killed, the same command goes on.
+    """
     from rag_core.backends import load_backend_for_command
     from rag_core.knowledge import find_files
 
     engine = load_backend_for_command(backend)
-    find_files(paths)  # a wrong path should not wait for an encoder to load; its notes are said once, at the end
+    # a wrong path should not wait for an encoder to load; its notes are said once, at the end
+    find_files(paths)
     from rag_core.cli.models import open_encoder
     from rag_core.knowledge import build_knowledge_base, check_settings
 
     given = {"nlist": nlist, "nprobe": nprobe, "m": m, "rerank": rerank}
-    settings = check_settings(kind, {name: value for name, value in given.items() if value is not None})
+    settings = check_settings(
+        kind, {name: value for name, value in given.items() if value is not None}
+    )
     loaded, name, fingerprint = open_encoder(engine, encoder, say)
     kb = build_knowledge_base(
         paths,
@@ -197,20 +245,40 @@ def index(
 @app.command(short_help="Answer questions from a knowledge base, with the passages used.")
 @clean
 def ask(
-    question: Annotated[str | None, typer.Argument(help="Leave it out to ask one after another.")] = None,
-    kb: Annotated[Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub name of a RAG model; by default the demo's.")] = None,
-    n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's.")] = None,
-    head: Annotated[str | None, typer.Option(help="token or sequence; by default the model's own.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a question, on stdout.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float16 weights; by default float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")] = False,
+    question: Annotated[
+        str | None, typer.Argument(help="Leave it out to ask one after another.")
+    ] = None,
+    kb: Annotated[
+        Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a RAG model; by default the demo's.")
+    ] = None,
+    n_docs: Annotated[
+        int | None, typer.Option(help="Passages a question; by default the model's.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="token or sequence; by default the model's own.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a question, on stdout.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16 or float16 weights; by default float32.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
+    ] = False,
     backend: Backend = None,
 ) -> None:
     """Answer a question from a knowledge base, with the passages used and their probabilities."""
     if question is not None and not question.strip():
-        raise ValueError("QUESTION is empty. Write a question, or leave it out to ask one after another.")
+        raise ValueError(
+            "QUESTION is empty. Write a question, or leave it out to ask one after another."
+        )
     question = question and _utf8(question)
     if n_docs is not None and n_docs < 1:
         raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
@@ -246,29 +314,48 @@ def demo(backend: Backend = None) -> None:
 @app.command()
 @clean
 def train(
-    questions: Annotated[Path, typer.Argument(help='jsonl with one {"question": ..., "answer": ...} a line.')],
+    questions: Annotated[
+        Path, typer.Argument(help='jsonl with one {"question": ..., "answer": ...} a line.')
+    ],
     model: Annotated[str, typer.Option(help="Folder or hub name of the RAG model to start from.")],
-    kb: Annotated[Path, typer.Option(help="Knowledge base to retrieve from; its vectors stay as they are.")],
+    kb: Annotated[
+        Path, typer.Option(help="Knowledge base to retrieve from; its vectors stay as they are.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the tuned model to create.")],
-    validation: Annotated[Path | None, typer.Option(help="jsonl of questions to measure exact match on.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="jsonl of questions to measure exact match on.")
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the questions.")] = 3.0,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions a forward pass.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Forward passes an optimizer step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
     question_encoder_learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate of the question encoder; by default the same.")
+        float | None,
+        typer.Option(help="Peak learning rate of the question encoder; by default the same."),
     ] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most.")
+        int | None,
+        typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most."),
     ] = None,
-    question_encoder: Annotated[str, typer.Option(help="What of it learns: all, projection or frozen.")] = "all",
+    question_encoder: Annotated[
+        str, typer.Option(help="What of it learns: all, projection or frozen.")
+    ] = "all",
     on_collapse: Annotated[
-        str, typer.Option(help="stop or warn where every question has come to find the same few passages.")
+        str,
+        typer.Option(
+            help="stop or warn where every question has come to find the same few passages."
+        ),
     ] = "stop",
-    mixed_precision: Annotated[str | None, typer.Option(help="bf16, or fp16 on a GPU; by default float32.")] = None,
-    n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's.")] = None,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between validations; 0 = at the end only.")] = 0,
+    mixed_precision: Annotated[
+        str | None, typer.Option(help="bf16, or fp16 on a GPU; by default float32.")
+    ] = None,
+    n_docs: Annotated[
+        int | None, typer.Option(help="Passages a question; by default the model's.")
+    ] = None,
+    evaluate_every: Annotated[
+        int, typer.Option(help="Steps between validations; 0 = at the end only.")
+    ] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 = none.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the order of questions and of dropout.")] = 0,
     device: Annotated[
@@ -276,7 +363,10 @@ def train(
     ] = None,
     backend: Backend = None,
 ) -> None:
-    """Fine-tune question encoder and generator together. Stopped or killed, the same command goes on."""
+    """Fine-tune question encoder and generator together.
+
+    Stopped or killed, the same command goes on.
+    """
     from rag_core.backends import load_backend_for_command
     from rag_core.training import TrainingConfig
 
@@ -299,27 +389,42 @@ def train(
     report = load_backend_for_command(backend).train_files(
         questions, model, kb, out, config, validation=validation, device=device
     )
-    loss = f"loss {report.history[-1]['loss']:.3f} nats a token" if report.history else "nothing left to train"
+    loss = (
+        f"loss {report.history[-1]['loss']:.3f} nats a token"
+        if report.history
+        else "nothing left to train"
+    )
     match = "" if report.exact_match is None else f", exact match {report.exact_match:.3f}"
     for note in report.notes():
         say(f"note: {note}")
-    say(f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."')
+    say(
+        f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."'
+    )
 
 
 @app.command(short_help="Write a model of any readable layout as safetensors.")
 @clean
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub name of a RAG model, or a part of one.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Folder or hub name of a RAG model, or a part of one."),
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.")],
-    max_shard_size: Annotated[str, typer.Option(help="Larger checkpoints are split; e.g. 500MB.")] = "5GB",
+    max_shard_size: Annotated[
+        str, typer.Option(help="Larger checkpoints are split; e.g. 500MB.")
+    ] = "5GB",
     dtype: Annotated[str, typer.Option(help="keep, float32, float16 or bfloat16.")] = "keep",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
-    """Write a model of any readable layout (tf_model.h5, pytorch_model.bin, safetensors) as safetensors, checked."""
+    """Write a model of any readable layout (tf_model.h5, pytorch_model.bin, safetensors) as
+    safetensors, checked.
+    """
     from rag_core.checkpoint import convert_checkpoint
 
     options = {} if revision is None else {"revision": revision}
-    done = convert_checkpoint(source, target, max_shard_size=max_shard_size, dtype=dtype, progress=True, **options)
+    done = convert_checkpoint(
+        source, target, max_shard_size=max_shard_size, dtype=dtype, progress=True, **options
+    )
     say(f"{target}: {done}.")
 
 
@@ -327,35 +432,58 @@ def convert(
 @clean
 def parity(
     model: Annotated[str | None, typer.Option(help="Folder or hub name of a RAG model.")] = None,
-    kb: Annotated[Path | None, typer.Option(help="Knowledge base; by default drawn passages.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="One question a line; by default drawn ids.")] = None,
+    kb: Annotated[
+        Path | None, typer.Option(help="Knowledge base; by default drawn passages.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="One question a line; by default drawn ids.")
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="A trace recorded elsewhere.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Where to keep what is recorded here, .npz.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Compared with --against; no model, no framework.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Where to keep what is recorded here, .npz.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Compared with --against; no model, no framework.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Report, written as .json and .md, too; by default shown alone.")
+        Path | None,
+        typer.Option(help="Report, written as .json and .md, too; by default shown alone."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float64 (decides) or float32.")] = "float64",
-    head: Annotated[str | None, typer.Option(help="token or sequence; by default the model's own.")] = None,
-    n_docs: Annotated[int | None, typer.Option(help="Passages a question; by default the model's, at most 5.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="token or sequence; by default the model's own.")
+    ] = None,
+    n_docs: Annotated[
+        int | None, typer.Option(help="Passages a question; by default the model's, at most 5.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    tolerance: Annotated[float | None, typer.Option(help="Largest relative difference; by default measured.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest relative difference; by default measured.")
+    ] = None,
     backend: Backend = None,
 ) -> None:
-    """Is a checkpoint the same function in PyTorch and TensorFlow? Exit status 0 yes, 1 no, 2 it could not be told."""
+    """Is a checkpoint the same function in PyTorch and TensorFlow? Exit status 0 yes, 1 no, 2 it
+    could not be told.
+    """
     from rag_core.parity import Request, check_parity, compare_traces
 
     if trace is not None and against is not None:
         status = compare_traces([(against, trace)], out, tolerance, print)
     elif trace is not None:
-        raise ValueError("--against must be given with --trace: the recorded file that it is compared with")
+        raise ValueError(
+            "--against must be given with --trace: the recorded file that it is compared with"
+        )
     elif model is None:
-        raise ValueError("--model must be given, or --trace and --against to compare two recorded files")
+        raise ValueError(
+            "--model must be given, or --trace and --against to compare two recorded files"
+        )
     else:
         given = {"kb": kb, "questions": questions}
         texts = {name: None if path is None else str(path) for name, path in given.items()}
         request = Request(model, **texts, dtype=dtype, head=head, seed=seed, n_docs=n_docs)
-        status = check_parity(request, against=against, keep=record, out=out, backend=backend, tolerance=tolerance)
+        status = check_parity(
+            request, against=against, keep=record, out=out, backend=backend, tolerance=tolerance
+        )
     if status:
         raise typer.Exit(status)
 
@@ -366,7 +494,9 @@ def _utf8(argument: str) -> str:
         try:
             return os.fsencode(argument).decode()
         except (UnicodeDecodeError, UnicodeEncodeError) as error:
-            raise ValueError(f"QUESTION must be UTF-8 text, but is not at byte {error.start + 1}") from None
+            raise ValueError(
+                f"QUESTION must be UTF-8 text, but is not at byte {error.start + 1}"
+            ) from None
     return argument
 
 
@@ -391,7 +521,11 @@ def _typed() -> Iterator[Line]:
             continue
         if not text.strip():
             return
-        yield Line(number, text, text_fault(text) and f"QUESTION must be text, but holds {text_fault(text)}")
+        yield Line(
+            number,
+            text,
+            text_fault(text) and f"QUESTION must be text, but holds {text_fault(text)}",
+        )
 
 
 def _piped() -> Iterator[Line]:

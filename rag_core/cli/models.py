@@ -14,7 +14,8 @@ Say = Callable[[str], None]
 
 
 def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None]:
-    """An encoder of passages, the name a knowledge base keeps of it, and the sum of its weights where they are local.
+    """An encoder of passages, the name a knowledge base keeps of it, and the sum of its weights
+    where they are local.
 
     Args:
         engine: the backend's package.
@@ -80,10 +81,17 @@ def open_model(
     else:
         base.check_model(config)
         tokenizer = RagTokenizer.from_pretrained(folder)
-        retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index())
-    kind = "RagTokenForGeneration" if (head or config.saved_head) == "token" else "RagSequenceForGeneration"
+        retriever = RagRetriever(
+            config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
+        )
+    kind = (
+        "RagTokenForGeneration"
+        if (head or config.saved_head) == "token"
+        else "RagSequenceForGeneration"
+    )
     given = {name: value for name, value in placing.items() if value is not None}
-    with uncollected():  # nothing of the framework is imported before, unless a knowledge base had to be built
+    # nothing of the framework is imported before, unless a knowledge base had to be built
+    with uncollected():
         network = getattr(engine, kind).from_pretrained(folder, retriever=retriever, **given)
     return engine.quantized(network) if int8 else network, base
 
@@ -104,5 +112,8 @@ def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> Kno
     from rag_core.demo import demo_knowledge_base, missing
 
     if todo := missing():
-        say("No model or knowledge base is named, so this takes the demo's. First it will\n  - " + "\n  - ".join(todo))
+        say(
+            "No model or knowledge base is named, so this takes the demo's. First it will\n  - "
+            + "\n  - ".join(todo)
+        )
     return demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)

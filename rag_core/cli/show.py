@@ -1,4 +1,6 @@
-"""Answers for people: the question, the answer, and the passages behind it with their probabilities, by rich."""
+"""Answers for people: the question, the answer, and the passages behind it with their
+probabilities, by rich.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,14 @@ def show_answer(answer: Answer, console: Console, credit: str | None = None) -> 
     plain = console.options.ascii_only
     line = functools.partial(_line, encoding=console.encoding)
     body = Text(line(answer.text) or "(no answer)", style="bold green")
-    body.append(f"   p = {_percent(math.exp(min(0.0, answer.log_probability)))}", style="not bold dim")
-    question = Text(line(answer.question), style="bold")  # not as markup: its brackets and back slashes are its own
-    console.print(Panel(body, title=question, title_align="left", border_style="cyan", padding=(1, 2)))
+    body.append(
+        f"   p = {_percent(math.exp(min(0.0, answer.log_probability)))}", style="not bold dim"
+    )
+    # not as markup: its brackets and back slashes are its own
+    question = Text(line(answer.question), style="bold")
+    console.print(
+        Panel(body, title=question, title_align="left", border_style="cyan", padding=(1, 2))
+    )
     narrow = console.width < NARROW
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column("#", justify="right", style="dim", width=2)
@@ -48,24 +55,44 @@ def show_answer(answer: Answer, console: Console, credit: str | None = None) -> 
     best = max((p.posterior for p in answer.passages), default=0.0)
     for rank, passage in enumerate(answer.passages, 1):
         text = line(passage.text)
-        snippet = text if len(text) <= SNIPPET else text[:SNIPPET].rsplit(" ", 1)[0] + (" ..." if plain else " …")
+        snippet = (
+            text
+            if len(text) <= SNIPPET
+            else text[:SNIPPET].rsplit(" ", 1)[0] + (" ..." if plain else " …")
+        )
         style = "bold cyan" if passage.posterior == best else "cyan"
         cell = Text.assemble(
-            (line(passage.title) or "(untitled)", style), (f"  row {passage.id}", "dim"), "\n", snippet
+            (line(passage.title) or "(untitled)", style),
+            (f"  row {passage.id}", "dim"),
+            "\n",
+            snippet,
         )
         if narrow:
-            cell.append(f"\n{_percent(passage.prior)} before, {_percent(passage.posterior)} given the answer", "green")
+            cell.append(
+                f"\n{_percent(passage.prior)} before, {_percent(passage.posterior)} given the "
+                "answer",
+                "green",
+            )
             table.add_row(str(rank), cell)
         else:
-            table.add_row(str(rank), cell, _bar(passage.prior, "blue", plain), _bar(passage.posterior, "green", plain))
+            table.add_row(
+                str(rank),
+                cell,
+                _bar(passage.prior, "blue", plain),
+                _bar(passage.posterior, "green", plain),
+            )
     console.print(Padding(table, (0, 1)))
     if credit:
         console.print(Padding(Text(credit, style="dim"), (0, 1, 1, 1)))
 
 
 def _line(text: str, encoding: str) -> str:
-    """The text in one line and without control characters: text of strangers has no command over the terminal."""
-    known = text.encode(encoding, "replace").decode(encoding)  # here, so that columns are as wide as what is written
+    """The text in one line and without control characters.
+
+    Text of strangers has no command over the terminal.
+    """
+    # here, so that columns are as wide as what is written
+    known = text.encode(encoding, "replace").decode(encoding)
     return " ".join(known.translate(_CONTROLS).split())
 
 
@@ -78,4 +105,6 @@ def _bar(share: float, colour: str, plain: bool) -> Text:
 
     full = round(BAR * min(1.0, max(0.0, share)))
     done, left = ("#", "-") if plain else ("█", "░")
-    return Text.assemble((done * full, colour), (left * (BAR - full), "dim"), f"\n{_percent(share)}")
+    return Text.assemble(
+        (done * full, colour), (left * (BAR - full), "dim"), f"\n{_percent(share)}"
+    )

@@ -1,4 +1,7 @@
-"""The class of a model by its config: what `AutoModel` and `AutoModelForSeq2SeqLM` of both backends decide."""
+"""The class of a model by its config.
+
+What `AutoModel` and `AutoModelForSeq2SeqLM` of both backends decide.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from typing import Any, ClassVar
 from rag_core.config.rag import AutoConfig
 from rag_core.hub import split_hub_kwargs
 
-_GENERATORS = "use AutoModelForSeq2SeqLM, whose models have their language-model head (and get_encoder())"
+_GENERATORS = (
+    "use AutoModelForSeq2SeqLM, whose models have their language-model head (and get_encoder())"
+)
 _ENCODERS = "use AutoModel"
 _ELSEWHERE = {
     "AutoModel": {"bart": _GENERATORS, "t5": _GENERATORS},
@@ -19,18 +24,21 @@ _ELSEWHERE = {
 
 
 class AutoClass:
-    """Loads or builds a model of the class that a config names; there are no objects of this class itself.
+    """Loads or builds a model of the class that a config names; there are no objects of this class
+    itself.
 
     Attributes:
-        classes: model_type -> its classes; of several the one that the config's `architectures` name, else the first.
+        classes: model_type -> its classes; of several the one that the config's `architectures`
+            name, else the first.
     """
 
     classes: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
-            f"{type(self).__name__} is not built itself: {type(self).__name__}.from_pretrained(name) or .from_config("
-            "config) gives a model of the class that its config names"
+            f"{type(self).__name__} is not built itself: "
+            f"{type(self).__name__}.from_pretrained(name) or .from_config(config) gives a model "
+            "of the class that its config names"
         )
 
     @classmethod
@@ -44,8 +52,12 @@ class AutoClass:
         if kind not in cls.classes:
             wanted = ", ".join(sorted(cls.classes))
             hint = _ELSEWHERE.get(cls.__name__, {}).get(kind, "name a model of one of these types")
-            raise ValueError(f"{cls.__name__} needs a config of model_type {wanted}, got {kind!r}: {hint}")
-        named = [str(name).removeprefix("TF") for name in getattr(config, "architectures", None) or []]
+            raise ValueError(
+                f"{cls.__name__} needs a config of model_type {wanted}, got {kind!r}: {hint}"
+            )
+        named = [
+            str(name).removeprefix("TF") for name in getattr(config, "architectures", None) or []
+        ]
         found = [each for each in cls.classes[kind] if each.__name__ in named]
         return (found or cls.classes[kind])[0]
 
@@ -56,14 +68,25 @@ class AutoClass:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike, *model_args: Any, config: Any = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | PathLike,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
     ) -> Any:
-        """A model from a folder or a repository of the hub; arguments and errors as its class's `from_pretrained`."""
+        """A model from a folder or a repository of the hub.
+
+        Arguments and errors as its class's `from_pretrained`.
+        """
         hub, _ = split_hub_kwargs(kwargs)
         found = config
         if config is None or isinstance(config, str | PathLike):
             source = pretrained_model_name_or_path if config is None else config
-            found = AutoConfig.from_pretrained(Path(source) if isinstance(source, PathLike) else source, **hub)
+            found = AutoConfig.from_pretrained(
+                Path(source) if isinstance(source, PathLike) else source, **hub
+            )
         if config is not None:
             kwargs["config"] = config
-        return cls.class_of(found).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        return cls.class_of(found).from_pretrained(
+            pretrained_model_name_or_path, *model_args, **kwargs
+        )

@@ -1,8 +1,8 @@
 """What every configuration shares: known fields, foreign keys, Hugging Face's `config.json`.
 
-A configuration is a dataclass whose fields are the names that this library acts on. Every other key of a
-`config.json` (labels, generation options of transformers 4.x, whatever a later version invents) is foreign: kept as it
-came, reachable as an attribute and written back.
+A configuration is a dataclass whose fields are the names that this library acts on. Every other key
+of a `config.json` (labels, generation options of transformers 4.x, whatever a later version
+invents) is foreign: kept as it came, reachable as an attribute and written back.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ MOST = 2**31 - 1  # of a size: what tensors and tables of both frameworks are nu
 Config = TypeVar("Config", bound="PretrainedConfig")
 
 KNOWN: dict[str, type[PretrainedConfig]] = {}
-# Options of generation that every config of 4.37.2 has as attributes, at their defaults where they are not set.
+# Options of generation that every config of 4.37.2 has as attributes, at their defaults where they
+# are not set.
 _GENERATION = frozenset(
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
-    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
-    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
-    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens".split()
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty "
+    "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
+    "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
+    "return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens".split()
 )
 
 _LABELS = ("num_labels", "id2label", "label2id")
@@ -43,10 +45,15 @@ def _typed(value: Any, kind: str) -> tuple[bool, Any]:
         if option == "bool" and isinstance(checks.plain(value), bool):
             return True, bool(value)
         # In Python True is an integer, in a configuration it is a mistake.
-        # The plain types first: asking Integral of a type that it has not met walks through all numbers of a framework.
+        # The plain types first: asking Integral of a type that it has not met walks through all
+        # numbers of a framework.
         if option == "int" and isinstance(value, int | Integral) and not isinstance(value, bool):
             return True, int(value)
-        if option == "float" and isinstance(value, int | float | Real) and not isinstance(value, bool):
+        if (
+            option == "float"
+            and isinstance(value, int | float | Real)
+            and not isinstance(value, bool)
+        ):
             return True, value if isinstance(value, int) else float(value)
         if option == "str" and isinstance(value, str):
             return True, value
@@ -161,27 +168,36 @@ class PretrainedConfig(Pushable):
     def _named(cls, args: tuple[Any, ...], values: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments by name."""
         if len(args) > len(cls.positional):
-            raise TypeError(f"{cls.__name__} takes {len(cls.positional)} arguments without names, got {len(args)}.")
+            raise TypeError(
+                f"{cls.__name__} takes {len(cls.positional)} arguments without names, got "
+                f"{len(args)}."
+            )
         twice = [name for name, _ in zip(cls.positional, args, strict=False) if name in values]
         if twice:
-            raise TypeError(f"{cls.__name__} got several values for {', '.join(twice)}. Give each once.")
+            raise TypeError(
+                f"{cls.__name__} got several values for {', '.join(twice)}. Give each once."
+            )
         return {**dict(zip(cls.positional, args, strict=False)), **values}
 
     def _take_type(self, kind: str | None) -> None:
-        """Refuses the `model_type` of another class; the base class takes any (networks of the user's own)."""
+        """Refuses the `model_type` of another class.
+
+        The base class takes any (networks of the user's own).
+        """
         if not self.model_type:
             object.__setattr__(self, "model_type", kind or "")
         elif kind not in (None, self.model_type, *self.readable):
             raise ValueError(
-                f"{type(self).__name__} needs model_type {self.model_type!r}, got a configuration of type {kind!r}; "
-                "AutoConfig chooses the class by type."
+                f"{type(self).__name__} needs model_type {self.model_type!r}, got a configuration "
+                f"of type {kind!r}; AutoConfig chooses the class by type."
             )
 
     def _complete(self) -> None:
         """Fills fields whose default depends on other fields."""
 
     def validate(self) -> None:
-        """Checks every field; setting an attribute later is checked when the configuration is written.
+        """Checks every field; setting an attribute later is checked when the configuration is
+        written.
 
         Raises:
             TypeError: a field of the wrong type.
@@ -193,18 +209,28 @@ class PretrainedConfig(Pushable):
                 value = _dtype_name(value)
             fits, plain = _typed(value, str(each.type))
             if not fits:
-                raise TypeError(f"{type(self).__name__}.{each.name} must be {each.type}, got {value!r}.")
+                raise TypeError(
+                    f"{type(self).__name__}.{each.name} must be {each.type}, got {value!r}."
+                )
             if isinstance(plain, float) and not math.isfinite(plain):
-                raise ValueError(f"{type(self).__name__}.{each.name} must be a finite number, got {plain!r}.")
+                raise ValueError(
+                    f"{type(self).__name__}.{each.name} must be a finite number, got {plain!r}."
+                )
             low = self.minimum.get(each.name)
             if low is not None and plain is not None and plain < low:
-                raise ValueError(f"{type(self).__name__}.{each.name} must be at least {low}, got {plain!r}.")
+                raise ValueError(
+                    f"{type(self).__name__}.{each.name} must be at least {low}, got {plain!r}."
+                )
             high = self.maximum.get(each.name, None if low is None else MOST)
             if high is not None and plain is not None and plain > high:
-                raise ValueError(f"{type(self).__name__}.{each.name} must be at most {high:,}, got {plain:,}.")
+                raise ValueError(
+                    f"{type(self).__name__}.{each.name} must be at most {high:,}, got {plain:,}."
+                )
             allowed = self.choices.get(each.name)
             if allowed and plain not in allowed:
-                raise ValueError(f"{type(self).__name__}.{each.name} must be one of {allowed}, got {plain!r}.")
+                raise ValueError(
+                    f"{type(self).__name__}.{each.name} must be one of {allowed}, got {plain!r}."
+                )
             object.__setattr__(self, each.name, plain)
 
     def __getattr__(self, name: str) -> Any:
@@ -220,12 +246,17 @@ class PretrainedConfig(Pushable):
 
             return default_of(name)
         raise AttributeError(
-            f"{type(self).__name__} has no attribute {name!r}: neither a field nor a key of its config.json."
+            f"{type(self).__name__} has no attribute {name!r}: neither a field nor a key of its "
+            "config.json."
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = type(self).aliases.get(name, name)
-        if hasattr(type(self), name) or name in type(self).__dataclass_fields__ or name in ("name_or_path", "extra"):
+        if (
+            hasattr(type(self), name)
+            or name in type(self).__dataclass_fields__
+            or name in ("name_or_path", "extra")
+        ):
             object.__setattr__(self, name, value)
         else:
             self.extra[name] = value
@@ -291,44 +322,59 @@ class PretrainedConfig(Pushable):
 
         Args:
             config_dict: keys and values, left untouched.
-            **overrides: fields that replace those of `config_dict`; unknown names are kept as foreign keys, unless
-                they look like a misspelt field. `return_unused_kwargs=True` returns a pair, with the unknown ones in
-                place of keeping them.
+            **overrides: fields that replace those of `config_dict`; unknown names are kept as
+                foreign keys, unless they look like a misspelt field. `return_unused_kwargs=True`
+                returns a pair, with the unknown ones in place of keeping them.
 
         Raises:
             TypeError, ValueError: as the class itself.
         """
         values = config_dict
         if not isinstance(values, Mapping):
-            raise TypeError(f"{cls.__name__}.from_dict needs a mapping, got {type(values).__name__}.")
+            raise TypeError(
+                f"{cls.__name__}.from_dict needs a mapping, got {type(values).__name__}."
+            )
         merged = dict(values)
         if overrides.pop("return_unused_kwargs", False):
-            unused = {name: value for name, value in overrides.items() if not cls._hears(name, values)}
+            unused = {
+                name: value for name, value in overrides.items() if not cls._hears(name, values)
+            }
             used = {name: value for name, value in overrides.items() if name not in unused}
             return cls.from_dict(values, **used), unused  # type: ignore[return-value]
         for name in overrides:
-            near = None if cls._hears(name, values) else checks.nearest(name, cls.__dataclass_fields__)
+            near = (
+                None if cls._hears(name, values) else checks.nearest(name, cls.__dataclass_fields__)
+            )
             if near is not None:
                 raise TypeError(f"{cls.__name__} has no field {name!r}: did you mean {near!r}?")
         if "num_labels" in overrides:
-            merged = {name: value for name, value in merged.items() if name not in ("id2label", "label2id")}
+            merged = {
+                name: value
+                for name, value in merged.items()
+                if name not in ("id2label", "label2id")
+            }
         for name, value in overrides.items():
             merged[cls.aliases.get(name, name)] = value
         return cls(**merged)
 
     @classmethod
     def _hears(cls, name: str, values: Mapping[str, Any]) -> bool:
-        """Whether an override replaces something of these `values`, or is a field or an option of generation."""
+        """Whether an override replaces something of these `values`, or is a field or an option
+        of generation.
+        """
         return cls.knows(name) or name in values or name in _GENERATION or name.startswith("_")
 
     @classmethod
-    def from_pretrained(cls: type[Config], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Config:
+    def from_pretrained(
+        cls: type[Config], pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> Config:
         """Reads `config.json` of a folder or a repository of the hub.
 
         Args:
             pretrained_model_name_or_path: folder, path of a json file, or repository id.
-            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`);
-                all others override fields (see `from_dict`). `trust_remote_code` says nothing: none is run.
+            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
+                `force_download`, `subfolder`); all others override fields (see `from_dict`).
+                `trust_remote_code` says nothing: none is run.
 
         Raises:
             OSError: nothing there, or no readable json in it.
@@ -370,10 +416,16 @@ class PretrainedConfig(Pushable):
                 found[name] = text if isinstance(old, str) else json.loads(text.lower())
             except (AttributeError, ValueError) as error:
                 raise ValueError(
-                    f"update_str must hold pairs name=value of numbers, true, false or texts, got {pair!r}: {error}"
+                    "update_str must hold pairs name=value of numbers, true, false or texts, got "
+                    f"{pair!r}: {error}"
                 ) from error
-            if type(found[name]) is not type(old) and not (isinstance(old, float) and isinstance(found[name], int)):
-                raise ValueError(f"update_str must give {name} a value like {old!r}, got {text!r}. Set the attribute")
+            if type(found[name]) is not type(old) and not (
+                isinstance(old, float) and isinstance(found[name], int)
+            ):
+                raise ValueError(
+                    f"update_str must give {name} a value like {old!r}, got {text!r}. Set the "
+                    "attribute"
+                )
         changed = type(self).from_dict({**self.to_dict(), **found})
         self.update({name: getattr(changed, name) for name in found})
 
@@ -382,9 +434,17 @@ class PretrainedConfig(Pushable):
 
         Fields that transformers does not know are left out at their defaults.
         """
-        defaults = {each.name: _said(each, None, given=False) for each in fields(self) if each.name in self.own}
+        defaults = {
+            each.name: _said(each, None, given=False)
+            for each in fields(self)
+            if each.name in self.own
+        }
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+        values = {
+            name: value
+            for name, value in values.items()
+            if name not in defaults or value != defaults[name]
+        }
         values |= self.extra
         if self.model_type:
             values["model_type"] = self.model_type
@@ -392,20 +452,26 @@ class PretrainedConfig(Pushable):
         return copy.deepcopy(values)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """`to_dict` without what is as in a bare `PretrainedConfig`; the class's own fields are all in it."""
+        """`to_dict` without what is as in a bare `PretrainedConfig`.
+
+        The class's own fields are all in it.
+        """
         common = PretrainedConfig().to_dict()
         usual = {} if self.is_composition else type(self)().to_dict()
         return {
             name: value
             for name, value in self.to_dict().items()
-            if name not in common or value != common[name] or (name in usual and value != usual[name])
+            if name not in common
+            or value != common[name]
+            or (name in usual and value != usual[name])
         }
 
     def to_json_string(self, use_diff: bool = False) -> str:
         """The text of `config.json`, keys sorted.
 
         Args:
-            use_diff: of `to_diff_dict` only. Files hold everything, as defaults are not those of every version.
+            use_diff: of `to_diff_dict` only. Files hold everything, as defaults are not those of
+                every version.
 
         Raises:
             TypeError: a foreign key holds something that json has no form for.
@@ -423,7 +489,9 @@ class PretrainedConfig(Pushable):
         with atomic_write(Path(json_file_path)) as path:
             path.write_text(self.to_json_string(use_diff), encoding="utf-8")
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Writes `config.json` into the folder, made if missing; transformers 4.x and 5.x read it.
 
         Args:
@@ -454,7 +522,9 @@ def _said(each: Any, value: Any, given: bool = True) -> Any:
 
 
 def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) -> Any:
-    """What `build(values, **overrides)` makes of a `config.json`, with errors that say where it lies."""
+    """What `build(values, **overrides)` makes of a `config.json`, with errors that say where it
+    lies.
+    """
     values, rest = read_config(name_or_path, **kwargs)
     with locating(f"config.json of {str(name_or_path)!r}"):
         built = build(values, **rest)

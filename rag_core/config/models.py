@@ -30,9 +30,9 @@ class _BertBase(PretrainedConfig):
     """What BERT and DPR's BERT have in common."""
 
     positional: ClassVar[tuple[str, ...]] = tuple(
-        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
-        "attention_probs_dropout_prob max_position_embeddings type_vocab_size initializer_range layer_norm_eps "
-        "pad_token_id position_embedding_type".split()
+        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+        "hidden_act hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings "
+        "type_vocab_size initializer_range layer_norm_eps pad_token_id position_embedding_type".split()
     )
     maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(("num_hidden_layers",), MOST_LAYERS)
     minimum: ClassVar[Mapping[str, float]] = {
@@ -71,12 +71,13 @@ class _BertBase(PretrainedConfig):
 class BertConfig(_BertBase):
     """A BERT encoder, and how its states become one question vector.
 
-    The vector is: pool, `encode_proj` if `projection_dim` > 0, L2 normalisation if `normalize`, times `scale`. These
-    four and what a question's text goes through before it (`query_...`, done by `RagTokenizer`) are this library's own;
-    transformers carries them as foreign keys.
+    The vector is: pool, `encode_proj` if `projection_dim` > 0, L2 normalisation if `normalize`,
+    times `scale`. These four and what a question's text goes through before it (`query_...`, done
+    by `RagTokenizer`) are this library's own; transformers carries them as foreign keys.
 
     Attributes:
-        pooling: "cls" (first state), "mean" (over unmasked tokens) or "pooler" (BERT's tanh pooler).
+        pooling: "cls" (first state), "mean" (over unmasked tokens) or "pooler" (BERT's tanh
+            pooler).
         projection_dim: width of a linear layer after pooling, 0 for none.
         normalize: divide the vector by its L2 norm.
         scale: factor on the vector; sets how sharply documents differ when vectors are normalised.
@@ -90,7 +91,11 @@ class BertConfig(_BertBase):
     own: ClassVar[tuple[str, ...]] = tuple(
         "projection_dim pooling normalize scale query_prompt query_lower_case query_max_length".split()
     )
-    positional: ClassVar[tuple[str, ...]] = (*_BertBase.positional, "use_cache", "classifier_dropout")
+    positional: ClassVar[tuple[str, ...]] = (
+        *_BertBase.positional,
+        "use_cache",
+        "classifier_dropout",
+    )
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"pooling": ("cls", "mean", "pooler")}
 
     use_cache: bool = True
@@ -114,21 +119,28 @@ class DPRConfig(_BertBase):
 
 @dataclass(init=False, repr=False, eq=False)
 class BartConfig(PretrainedConfig):
-    """A BART encoder-decoder. `hidden_size` and `num_attention_heads` are other names for the encoder's."""
+    """A BART encoder-decoder.
+
+    `hidden_size` and `num_attention_heads` are other names for the encoder's.
+    """
 
     model_type: ClassVar[str] = "bart"
     labels: ClassVar[int] = 3
     positional: ClassVar[tuple[str, ...]] = tuple(
-        "vocab_size max_position_embeddings encoder_layers encoder_ffn_dim encoder_attention_heads decoder_layers "
-        "decoder_ffn_dim decoder_attention_heads encoder_layerdrop decoder_layerdrop activation_function d_model "
-        "dropout attention_dropout activation_dropout init_std classifier_dropout scale_embedding use_cache num_labels "
-        "pad_token_id bos_token_id eos_token_id is_encoder_decoder decoder_start_token_id forced_eos_token_id".split()
+        "vocab_size max_position_embeddings encoder_layers encoder_ffn_dim "
+        "encoder_attention_heads decoder_layers decoder_ffn_dim decoder_attention_heads "
+        "encoder_layerdrop decoder_layerdrop activation_function d_model dropout "
+        "attention_dropout activation_dropout init_std classifier_dropout scale_embedding "
+        "use_cache num_labels pad_token_id bos_token_id eos_token_id is_encoder_decoder "
+        "decoder_start_token_id forced_eos_token_id".split()
     )
     aliases: ClassVar[dict[str, str]] = PretrainedConfig.aliases | {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
     }
-    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(("encoder_layers", "decoder_layers"), MOST_LAYERS)
+    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(
+        ("encoder_layers", "decoder_layers"), MOST_LAYERS
+    )
     minimum: ClassVar[Mapping[str, float]] = {
         **_SIZES,
         "d_model": 1,
@@ -179,7 +191,8 @@ class BartConfig(PretrainedConfig):
 
 @dataclass(init=False, repr=False, eq=False)
 class T5Config(PretrainedConfig):
-    """A T5 encoder-decoder: v1.0 ("relu", tied) or v1.1 ("gated-gelu", `tie_word_embeddings=False`).
+    """A T5 encoder-decoder: v1.0 ("relu", tied) or v1.1 ("gated-gelu",
+    `tie_word_embeddings=False`).
 
     Attributes:
         feed_forward_proj: "relu", "gelu", ... or "gated-<activation>".
@@ -189,16 +202,19 @@ class T5Config(PretrainedConfig):
 
     model_type: ClassVar[str] = "t5"
     positional: ClassVar[tuple[str, ...]] = tuple(
-        "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets "
-        "relative_attention_max_distance dropout_rate layer_norm_epsilon initializer_factor feed_forward_proj "
-        "is_encoder_decoder use_cache pad_token_id eos_token_id classifier_dropout".split()
+        "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads "
+        "relative_attention_num_buckets relative_attention_max_distance dropout_rate "
+        "layer_norm_epsilon initializer_factor feed_forward_proj is_encoder_decoder use_cache "
+        "pad_token_id eos_token_id classifier_dropout".split()
     )
     aliases: ClassVar[dict[str, str]] = PretrainedConfig.aliases | {
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",
         "num_hidden_layers": "num_layers",
     }
-    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(("num_layers", "num_decoder_layers"), MOST_LAYERS)
+    maximum: ClassVar[Mapping[str, float]] = dict.fromkeys(
+        ("num_layers", "num_decoder_layers"), MOST_LAYERS
+    )
     minimum: ClassVar[Mapping[str, float]] = {
         "vocab_size": 1,
         "d_model": 1,
@@ -233,7 +249,8 @@ class T5Config(PretrainedConfig):
     classifier_dropout: float | None = 0.0
 
     def _complete(self) -> None:
-        # transformers 5 writes an untied model as tied (which weights are tied, it sees in the file) but not scaled.
+        # transformers 5 writes an untied model as tied (which weights are tied, it sees in the
+        # file) but not scaled.
         if self.extra.get("scale_decoder_outputs") is False:
             self.tie_word_embeddings = False
         if self.num_decoder_layers is None:
@@ -241,8 +258,8 @@ class T5Config(PretrainedConfig):
         parts = self.feed_forward_proj.split("-") if isinstance(self.feed_forward_proj, str) else []
         if len(parts) not in (1, 2) or (len(parts) == 2 and parts[0] != "gated"):
             raise ValueError(
-                "T5Config.feed_forward_proj must be an activation or 'gated-' and an activation, as in 'gated-gelu', "
-                f"got {self.feed_forward_proj!r}."
+                "T5Config.feed_forward_proj must be an activation or 'gated-' and an activation, "
+                f"as in 'gated-gelu', got {self.feed_forward_proj!r}."
             )
         if self.is_gated_act is None:
             self.is_gated_act = len(parts) == 2
@@ -251,8 +268,13 @@ class T5Config(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> T5Config:
-        """A configuration out of the contents of a `config.json`; see `PretrainedConfig.from_dict`."""
+        """A configuration out of the contents of a `config.json`.
+
+        See `PretrainedConfig.from_dict`.
+        """
         if "feed_forward_proj" in overrides:
             derived = ("dense_act_fn", "is_gated_act")
-            config_dict = {name: value for name, value in config_dict.items() if name not in derived}
+            config_dict = {
+                name: value for name, value in config_dict.items() if name not in derived
+            }
         return super().from_dict(config_dict, **overrides)

@@ -1,6 +1,7 @@
 """Configurations: RAG's own, and the one place that knows them all.
 
-RAG: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020), sections 2 and 3.
+RAG: Lewis et al., "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks" (2020),
+sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ __all__ = [
 class RagConfig(PretrainedConfig):
     """A RAG model: a question encoder, a generator, and how documents are found and weighed.
 
-    `question_encoder` and `generator` are required: configurations of this library, dictionaries with a `model_type`,
-    or any object with `to_dict()` (transformers' configurations). They are copied.
+    `question_encoder` and `generator` are required: configurations of this library, dictionaries
+    with a `model_type`, or any object with `to_dict()` (transformers' configurations). They are
+    copied.
 
     Attributes:
         tie_word_embeddings: always the generator's, whatever was given.
@@ -44,7 +46,8 @@ class RagConfig(PretrainedConfig):
         dataset: dataset of passages; "wiki_dpr" means `facebook/wiki_dpr`.
         dataset_split: split of `dataset`.
         dataset_revision: revision of `dataset` on the hub; None for the newest.
-        index_name: "exact", "compressed", "custom" or "legacy" (refused by the retriever: its files are pickles).
+        index_name: "exact", "compressed", "custom" or "legacy" (refused by the retriever: its files
+            are pickles).
         index_path: faiss file, for "custom".
         passages_path: folder of passages, for "custom".
         use_dummy_dataset: take the small stand-in of `dataset`.
@@ -58,16 +61,19 @@ class RagConfig(PretrainedConfig):
         forced_eos_token_id: last token at `max_length`; the generator's when None.
 
     Raises:
-        TypeError, ValueError: a missing sub-configuration, an unknown `model_type`, a value of the wrong type or range.
+        TypeError, ValueError: a missing sub-configuration, an unknown `model_type`, a value of the
+            wrong type or range.
     """
 
     model_type: ClassVar[str] = "rag"
     is_composition: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = tuple(
-        "vocab_size is_encoder_decoder prefix bos_token_id pad_token_id eos_token_id decoder_start_token_id title_sep "
-        "doc_sep n_docs max_combined_length retrieval_vector_size retrieval_batch_size dataset dataset_split "
-        "index_name index_path passages_path use_dummy_dataset reduce_loss label_smoothing do_deduplication "
-        "exclude_bos_score do_marginalize output_retrieved use_cache forced_eos_token_id dataset_revision".split()
+        "vocab_size is_encoder_decoder prefix bos_token_id pad_token_id eos_token_id "
+        "decoder_start_token_id title_sep doc_sep n_docs max_combined_length "
+        "retrieval_vector_size retrieval_batch_size dataset dataset_split index_name index_path "
+        "passages_path use_dummy_dataset reduce_loss label_smoothing do_deduplication "
+        "exclude_bos_score do_marginalize output_retrieved use_cache forced_eos_token_id "
+        "dataset_revision".split()
     )
     own: ClassVar[tuple[str, ...]] = ("dataset_revision",)
     minimum: ClassVar[Mapping[str, float]] = {
@@ -109,8 +115,9 @@ class RagConfig(PretrainedConfig):
         missing = [name for name in ("question_encoder", "generator") if values.get(name) is None]
         if missing:
             raise ValueError(
-                f"RagConfig needs question_encoder and generator configurations, got none for {' and '.join(missing)}; "
-                "pass both as keywords or use RagConfig.from_question_encoder_generator_configs."
+                "RagConfig needs question_encoder and generator configurations, got none for "
+                f"{' and '.join(missing)}; pass both as keywords or use "
+                "RagConfig.from_question_encoder_generator_configs."
             )
         parts = {name: _component(name, values[name]) for name in ("question_encoder", "generator")}
         for name in ("index_path", "passages_path"):
@@ -143,7 +150,10 @@ class RagConfig(PretrainedConfig):
 
     @property
     def saved_head(self) -> str:
-        """The head that the checkpoint was saved with: "sequence", or "token", also where it does not say."""
+        """The head that the checkpoint was saved with.
+
+        "sequence", or "token", also where it does not say.
+        """
         return "sequence" if "Sequence" in "".join(self.architectures or []) else "token"
 
     @classmethod
@@ -169,7 +179,9 @@ class RagConfig(PretrainedConfig):
         if isinstance(config, str | Path):
             config = cls.from_pretrained(config)
         if not isinstance(config, RagConfig | None):
-            raise TypeError(f"config must be a RagConfig or where to read one, got {type(config).__name__}.")
+            raise TypeError(
+                f"config must be a RagConfig or where to read one, got {type(config).__name__}."
+            )
         parts = {"question_encoder": question_encoder_config, "generator": generator_config}
         common = {} if config is None else config.to_dict()
         return cls.from_dict({**common, **parts}, **kwargs)
@@ -178,17 +190,22 @@ class RagConfig(PretrainedConfig):
         """Checks every field (see `PretrainedConfig.validate`)."""
         super().validate()
         if self.label_smoothing > 1:
-            raise ValueError(f"RagConfig.label_smoothing must be within [0, 1], got {self.label_smoothing!r}.")
+            raise ValueError(
+                f"RagConfig.label_smoothing must be within [0, 1], got {self.label_smoothing!r}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and foreign keys, the two parts as dictionaries.
 
-        `tie_word_embeddings` is the generator's: transformers 4.37.2 ties by the outer value and would replace the
-        output layer of an untied T5.
+        `tie_word_embeddings` is the generator's: transformers 4.37.2 ties by the outer value and
+        would replace the output layer of an untied T5.
         """
         values = super().to_dict()
         values["tie_word_embeddings"] = self.generator.tie_word_embeddings
-        return values | {"question_encoder": self.question_encoder.to_dict(), "generator": self.generator.to_dict()}
+        return values | {
+            "question_encoder": self.question_encoder.to_dict(),
+            "generator": self.generator.to_dict(),
+        }
 
 
 class AutoConfig:
@@ -196,7 +213,10 @@ class AutoConfig:
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """The configuration of a folder or repository; arguments and errors as `PretrainedConfig.from_pretrained`."""
+        """The configuration of a folder or repository.
+
+        Arguments and errors as `PretrainedConfig.from_pretrained`.
+        """
         return read_as(config_from_dict, pretrained_model_name_or_path, **kwargs)
 
     @staticmethod
@@ -220,7 +240,9 @@ def config_from_dict(values: Mapping[str, Any], **overrides: Any) -> PretrainedC
         TypeError, ValueError: no or an unknown `model_type`, or what the class refuses.
     """
     if not isinstance(values, Mapping):
-        raise TypeError(f"A configuration must be a mapping with a model_type, got {type(values).__name__}.")
+        raise TypeError(
+            f"A configuration must be a mapping with a model_type, got {type(values).__name__}."
+        )
     return _class_of(values.get("model_type")).from_dict(values, **overrides)
 
 
@@ -236,7 +258,8 @@ def _component(name: str, value: Any) -> PretrainedConfig:
         return type(value).from_dict(value.to_dict())  # a copy: the caller's stays the caller's
     if isinstance(value, Mapping):
         if isinstance(value.get("model_type"), str) and value["model_type"] not in KNOWN:
-            return PretrainedConfig.from_dict(value)  # a network of the user's own; building it refuses other types
+            # a network of the user's own; building it refuses other types
+            return PretrainedConfig.from_dict(value)
         try:
             return config_from_dict(value)
         except (TypeError, ValueError) as error:
@@ -246,5 +269,6 @@ def _component(name: str, value: Any) -> PretrainedConfig:
         values = dict(value.to_dict())
         return KNOWN.get(values.get("model_type", ""), PretrainedConfig).from_dict(values)
     raise TypeError(
-        f"RagConfig.{name} must be a configuration or a dictionary with a model_type, got {type(value).__name__}."
+        f"RagConfig.{name} must be a configuration or a dictionary with a model_type, got "
+        f"{type(value).__name__}."
     )

@@ -1,6 +1,8 @@
-"""What the files of a sentence-transformers folder say about an encoder, all that changes its vectors.
+"""What the files of a sentence-transformers folder say about an encoder, all that changes its
+vectors.
 
-A setting is carried out, or refused by name. One that this version has never heard of is named in a warning.
+A setting is carried out, or refused by name. One that this version has never heard of is named in a
+warning.
 """
 
 from __future__ import annotations
@@ -23,10 +25,24 @@ _INNER_PRODUCT = ("dot", "dot_product")
 _TRANSFORMER_IDLE = {"unpad_inputs", "transformer_task", "module_output_name"}
 _POOLING_IDLE = {"word_embedding_dimension", "embedding_dimension"}
 _MODEL_IDLE = {"__version__", "requirements"}
-# Keys that would change the vectors in a way that nothing here computes; empty or null they ask for nothing.
+# Keys that would change the vectors in a way that nothing here computes; empty or null they ask for
+# nothing.
 _TRANSFORMER_REFUSED = (
-    *("model_args", "config_args", "tokenizer_args", "model_kwargs", "config_kwargs", "processor_kwargs"),
-    *("tokenizer_kwargs", "processing_kwargs", "query_length", "document_length", "query_expansion"),
+    *(
+        "model_args",
+        "config_args",
+        "tokenizer_args",
+        "model_kwargs",
+        "config_kwargs",
+        "processor_kwargs",
+    ),
+    *(
+        "tokenizer_kwargs",
+        "processing_kwargs",
+        "query_length",
+        "document_length",
+        "query_expansion",
+    ),
 )
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
@@ -63,7 +79,10 @@ class SentenceSettings:
 
 
 def prepared_texts(texts: Iterable[str], prompt: str, lower: bool) -> list[str]:
-    """Texts as a sentence encoder's tokenizer is to see them: the prompt in front, lower case if asked."""
+    """Texts as a sentence encoder's tokenizer is to see them.
+
+    The prompt in front, lower case if asked.
+    """
     prepared = [f"{prompt}{text}".strip() for text in texts]
     return [text.lower() for text in prepared] if lower else prepared
 
@@ -91,34 +110,46 @@ def sentence_settings(name_or_path: str | Path, **hub: Any) -> SentenceSettings 
         settings = _with_model(settings, read_json(place), place)
     if not include_prompt and (settings.query_prompt or settings.passage_prompt):
         raise ValueError(
-            f"{name_or_path} pools without its prompt's tokens (include_prompt: false), which nothing here computes. "
-            "Name another encoder."
+            f"{name_or_path} pools without its prompt's tokens (include_prompt: false), which "
+            "nothing here computes. Name another encoder."
         )
     return settings
 
 
-def _modules(name_or_path: str | Path, modules: list[Any], hub: dict[str, Any]) -> tuple[SentenceSettings, bool]:
+def _modules(
+    name_or_path: str | Path, modules: list[Any], hub: dict[str, Any]
+) -> tuple[SentenceSettings, bool]:
     """Pooling and normalisation, and whether pooling counts the prompt's tokens."""
     settings = SentenceSettings()
     include_prompt = True
     kinds: list[str] = []
     for module in modules:
         if not isinstance(module, dict):
-            raise ValueError(f"{name_or_path}/modules.json: a module must be an object, got {module!r:.60}. Mend it.")
+            raise ValueError(
+                f"{name_or_path}/modules.json: a module must be an object, got {module!r:.60}. "
+                "Mend it."
+            )
         full_name = str(module.get("type", ""))
         kind = full_name.rpartition(".")[2]
         place = str(module.get("path", ""))
-        # Code of the repository's own is never run, so its modules count as unknown whatever they are called.
-        known = full_name.startswith(_PACKAGE) and kind in ("Transformer", "Pooling", "Normalize", "Dropout")
+        # Code of the repository's own is never run, so its modules count as unknown whatever they
+        # are called.
+        known = full_name.startswith(_PACKAGE) and kind in (
+            "Transformer",
+            "Pooling",
+            "Normalize",
+            "Dropout",
+        )
         if not known or (kind == "Transformer" and place):
             raise ValueError(
-                f"{name_or_path} is a sentence encoder with a module {full_name!r} in {place!r}; only a Transformer at "
-                "the top of the folder, then Pooling, Normalize and Dropout of sentence-transformers are known. Name "
-                "another encoder."
+                f"{name_or_path} is a sentence encoder with a module {full_name!r} in {place!r}; "
+                "only a Transformer at the top of the folder, then Pooling, Normalize and Dropout "
+                "of sentence-transformers are known. Name another encoder."
             )
         if Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place:
             raise ValueError(
-                f"{name_or_path}/modules.json: a path must stay inside the folder, got {place!r}. Mend it."
+                f"{name_or_path}/modules.json: a path must stay inside the folder, got {place!r}. "
+                "Mend it."
             )
         if kind == "Pooling":
             file = resolve_file(name_or_path, f"{place}/config.json", **hub)
@@ -126,30 +157,39 @@ def _modules(name_or_path: str | Path, modules: list[Any], hub: dict[str, Any]) 
             settings = replace(settings, pooling=_pooling(values, file))
             include_prompt = values.get("include_prompt", True) is not False
         kinds.append(kind)
-    order = [kind for kind in kinds if kind != "Dropout"]  # dropout changes nothing outside of training
+    # dropout changes nothing outside of training
+    order = [kind for kind in kinds if kind != "Dropout"]
     if order not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(
-            f"{name_or_path}/modules.json must name a Transformer, one Pooling and possibly Normalize, in this order, "
-            f"got {', '.join(kinds) or 'nothing'}. Name another encoder."
+            f"{name_or_path}/modules.json must name a Transformer, one Pooling and possibly "
+            f"Normalize, in this order, got {', '.join(kinds) or 'nothing'}. Name another encoder."
         )
     return replace(settings, normalize="Normalize" in order), include_prompt
 
 
 def _pooling(values: dict[str, Any], place: Path) -> str:
-    modes = [_POOLING.get(name, name) for name, value in values.items() if name.startswith("pooling_mode_") and value]
+    modes = [
+        _POOLING.get(name, name)
+        for name, value in values.items()
+        if name.startswith("pooling_mode_") and value
+    ]
     named = values.get("pooling_mode")
     if not modes and named is not None:
         modes = list(named) if isinstance(named, list) else [str(named)]
-    _warn_of_unknown(values, {*_POOLING_IDLE, "include_prompt", "pooling_mode"}, place, ignore="pooling_mode_")
+    _warn_of_unknown(
+        values, {*_POOLING_IDLE, "include_prompt", "pooling_mode"}, place, ignore="pooling_mode_"
+    )
     if len(modes) == 1 and modes[0] in ("cls", "mean"):
         return modes[0]
     raise ValueError(
-        f"{place}: pooling must be 'cls' or 'mean' alone, got {', '.join(map(str, modes)) or 'none'}. "
-        "Name another encoder."
+        f"{place}: pooling must be 'cls' or 'mean' alone, got "
+        f"{', '.join(map(str, modes)) or 'none'}. Name another encoder."
     )
 
 
-def _with_transformer(settings: SentenceSettings, values: dict[str, Any], place: Path) -> SentenceSettings:
+def _with_transformer(
+    settings: SentenceSettings, values: dict[str, Any], place: Path
+) -> SentenceSettings:
     """The settings of sentence_bert_config.json on top of `settings`."""
     for name in _TRANSFORMER_REFUSED:
         _refuse(values, name, place)
@@ -157,30 +197,52 @@ def _with_transformer(settings: SentenceSettings, values: dict[str, Any], place:
         _refuse(values, "modality_config", place)
     longest = values.get("max_seq_length")
     if longest is not None and (type(longest) is not int or not 1 <= longest < 2**31):
-        raise ValueError(f"{place}: max_seq_length must be a positive whole number or null, got {longest!r}. Mend it.")
+        raise ValueError(
+            f"{place}: max_seq_length must be a positive whole number or null, got {longest!r}. "
+            "Mend it."
+        )
     lower = values.get("do_lower_case") or False
     if not isinstance(lower, bool):
         raise ValueError(f"{place}: do_lower_case must be true or false, got {lower!r}. Mend it.")
-    known = {"max_seq_length", "do_lower_case", "modality_config", *_TRANSFORMER_IDLE, *_TRANSFORMER_REFUSED}
+    known = {
+        "max_seq_length",
+        "do_lower_case",
+        "modality_config",
+        *_TRANSFORMER_IDLE,
+        *_TRANSFORMER_REFUSED,
+    }
     _warn_of_unknown(values, known, place)
     return replace(settings, max_seq_length=longest, do_lower_case=lower)
 
 
-def _with_model(settings: SentenceSettings, values: dict[str, Any], place: Path) -> SentenceSettings:
+def _with_model(
+    settings: SentenceSettings, values: dict[str, Any], place: Path
+) -> SentenceSettings:
     """The settings of config_sentence_transformers.json on top of `settings`."""
     if values.get("model_type") not in (None, "SentenceTransformer"):
         _refuse(values, "model_type", place)
     _refuse(values, "truncate_dim", place)
-    # Documents are weighed by inner products: those of unit vectors are cosines, other measures are none.
+    # Documents are weighed by inner products: those of unit vectors are cosines, other measures are
+    # none.
     similarity = values.get("similarity_fn_name")
     if similarity not in (None, "cosine", *_INNER_PRODUCT):
         _refuse(values, "similarity_fn_name", place)
     prompts = _prompts(values, place)
-    known = {"model_type", "truncate_dim", "similarity_fn_name", "prompts", "default_prompt_name", *_MODEL_IDLE}
+    known = {
+        "model_type",
+        "truncate_dim",
+        "similarity_fn_name",
+        "prompts",
+        "default_prompt_name",
+        *_MODEL_IDLE,
+    }
     _warn_of_unknown(values, known, place)
     default = values.get("default_prompt_name")
     if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise ValueError(f"{place}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}. Mend it.")
+        raise ValueError(
+            f"{place}: default_prompt_name must be one of {sorted(prompts)}, got {default!r}. "
+            "Mend it."
+        )
     fallback = prompts.get(default, "")
     passage = next((prompts[name] for name in _PASSAGE_PROMPTS if name in prompts), fallback)
     return replace(
@@ -193,8 +255,12 @@ def _with_model(settings: SentenceSettings, values: dict[str, Any], place: Path)
 
 def _prompts(values: dict[str, Any], place: Path) -> dict[Any, str]:
     prompts = values.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise ValueError(f"{place}: prompts must be an object of strings, got {prompts!r:.80}. Mend it.")
+    if not isinstance(prompts, dict) or not all(
+        isinstance(text, str | None) for text in prompts.values()
+    ):
+        raise ValueError(
+            f"{place}: prompts must be an object of strings, got {prompts!r:.80}. Mend it."
+        )
     return {name: text or "" for name, text in prompts.items()}
 
 
@@ -202,12 +268,15 @@ def _refuse(values: Mapping[str, Any], name: str, place: Path) -> None:
     """Raises where a setting that nothing here computes asks for something."""
     if values.get(name):
         raise ValueError(
-            f"{place}: {name} must be empty, as nothing here computes it; got {values[name]!r:.80}. Name another "
-            "encoder, or remove the setting if it is not needed."
+            f"{place}: {name} must be empty, as nothing here computes it; got "
+            f"{values[name]!r:.80}. Name another encoder, or remove the setting if it is not "
+            "needed."
         )
 
 
-def _warn_of_unknown(values: Mapping[str, Any], known: set[str], place: Path, ignore: str | None = None) -> None:
+def _warn_of_unknown(
+    values: Mapping[str, Any], known: set[str], place: Path, ignore: str | None = None
+) -> None:
     unknown = [name for name, value in values.items() if name not in known and value]
     unknown = [name for name in unknown if ignore is None or not name.startswith(ignore)]
     if unknown:

@@ -32,7 +32,14 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "card": ["write_card"],
         "checkpoint": ["SHIPPED", "assemble_model", "check_shipped", "package_model"],
-        "clues": ["Article", "description_clue", "held_out_titles", "natural_questions", "questions", "read_articles"],
+        "clues": [
+            "Article",
+            "description_clue",
+            "held_out_titles",
+            "natural_questions",
+            "questions",
+            "read_articles",
+        ],
         "material": [
             "ENCODER",
             "ENCODER_FINGERPRINT",

@@ -92,7 +92,9 @@ def card(figures: dict[str, Any]) -> str:
         texts = ["" if c is None else f"{c:,}" if key == "questions" else f"{c:.3f}" for c in cells]
         lines.append(f"| {label} | " + " | ".join(texts) + " |")
     return _TEXT.format(
-        heads=" | ".join(_SETS[name] for name in names), bars="---|" * len(names), rows="\n".join(lines)
+        heads=" | ".join(_SETS[name] for name in names),
+        bars="---|" * len(names),
+        rows="\n".join(lines),
     )
 
 

@@ -1,4 +1,7 @@
-"""The demo's checkpoint: shipped are the parts that training changed, in float16; the stock encoder is added here."""
+"""The demo's checkpoint: shipped are the parts that training changed, in float16.
+
+The stock encoder is added here.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,22 @@ def package_model(tuned: str | Path, folder: str | Path = SHIPPED) -> None:
     from safetensors.numpy import save_file
 
     weights = read_weights(tuned)
-    parts = {name: np.asarray(weights[name]).astype(np.float16) for name in weights if name.startswith(_TRAINED)}
+    parts = {
+        name: np.asarray(weights[name]).astype(np.float16)
+        for name in weights
+        if name.startswith(_TRAINED)
+    }
     with atomic_folder(folder) as draft:
         save_file(parts, draft / WEIGHTS, metadata={"format": "pt"})
         shutil.copy(Path(tuned) / CONFIG, draft / CONFIG)
-        Tokenizer.from_pretrained(Path(tuned) / GENERATOR_FOLDER).save_pretrained(draft / GENERATOR_FOLDER)
+        Tokenizer.from_pretrained(Path(tuned) / GENERATOR_FOLDER).save_pretrained(
+            draft / GENERATOR_FOLDER
+        )
 
 
 def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path = SHIPPED) -> Path:
-    """A RAG folder that any `from_pretrained` reads, out of the shipped parts and the stock encoder.
+    """A RAG folder that any `from_pretrained` reads, out of the shipped parts and the stock
+    encoder.
 
     Args:
         encoder: folder of the stock encoder.
@@ -52,7 +62,9 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
     folder, shipped, encoder = Path(folder), Path(shipped), Path(encoder)
     check_shipped(shipped)
     files = [shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG]
-    made_from = hashlib.sha256(b"".join([HEAD.encode(), *(file.read_bytes() for file in files)])).hexdigest()
+    made_from = hashlib.sha256(
+        b"".join([HEAD.encode(), *(file.read_bytes() for file in files)])
+    ).hexdigest()
     mark = folder / "made_from.txt"
     if mark.is_file() and mark.read_text() == made_from:
         return folder
@@ -65,7 +77,9 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
     with atomic_folder(folder) as draft:
         write_checkpoint(draft, weights, config, architecture=HEAD)
         Tokenizer.from_pretrained(encoder).save_pretrained(draft / QUESTION_FOLDER)
-        Tokenizer.from_pretrained(shipped / GENERATOR_FOLDER).save_pretrained(draft / GENERATOR_FOLDER)
+        Tokenizer.from_pretrained(shipped / GENERATOR_FOLDER).save_pretrained(
+            draft / GENERATOR_FOLDER
+        )
         (draft / mark.name).write_text(made_from)
     return folder
 
@@ -77,4 +91,6 @@ def check_shipped(shipped: Path = SHIPPED) -> None:
         FileNotFoundError: they are missing.
     """
     if not (shipped / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{shipped} holds no model. Train it with  make demo-model  or name one with --model.")
+        raise FileNotFoundError(
+            f"{shipped} holds no model. Train it with  make demo-model  or name one with --model."
+        )

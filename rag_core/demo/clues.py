@@ -1,7 +1,8 @@
 """The demo's questions: clues about Wikipedia articles whose answer is the article's title.
 
-Each clue is made of an article's own description and sentences with the words of its title taken out, so a model that
-has not seen the article can only answer from a retrieved passage. A thousand articles are held out whole.
+Each clue is made of an article's own description and sentences with the words of its title taken
+out, so a model that has not seen the article can only answer from a retrieved passage. A thousand
+articles are held out whole.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ SEED = 0
 MAX_WORDS = 32
 
 # A full stop after these ends no sentence; nor does one after an initial ("J. R. R. Tolkien").
-_ABBREVIATIONS = frozenset("c ca dr mr mrs ms st no vs jr sr lit fl b d r approx e.g i.e u.s u.k".split())
+_ABBREVIATIONS = frozenset(
+    "c ca dr mr mrs ms st no vs jr sr lit fl b d r approx e.g i.e u.s u.k".split()
+)
 _FUNCTION_WORDS = frozenset("a an and at by de for from in la le of on or the to with".split())
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
-_SUBJECT_VERB = re.compile(r"\b(is|was|are|were)\s+(?:(an?|the|one of the|any of the|any|some)\s+)?", re.IGNORECASE)
-_PRONOUN = re.compile(r"^(?:(?:The|This|These)\s+(?=(?:is|was|are|were|has|have|had)\b)|It|He|She|They)\s+(?=[a-z])")
+_SUBJECT_VERB = re.compile(
+    r"\b(is|was|are|were)\s+(?:(an?|the|one of the|any of the|any|some)\s+)?", re.IGNORECASE
+)
+_PRONOUN = re.compile(
+    r"^(?:(?:The|This|These)\s+(?=(?:is|was|are|were|has|have|had)\b)|It|He|She|They)\s+(?=[a-z])"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Article:
 
 
 def read_articles(path: str | PathLike[str]) -> list[Article]:
-    """Read the corpus file (a JSON object of records with title, extract, description and topic), ordered by title.
+    """Read the corpus file (a JSON object of records with title, extract, description and topic),
+    ordered by title.
 
     Raises:
         ValueError: the file is not such an object.
@@ -50,12 +58,18 @@ def read_articles(path: str | PathLike[str]) -> list[Article]:
     try:
         records = read_json(Path(path))
         articles = [
-            Article(r["title"], " ".join(r["extract"].split()), " ".join(r["description"].split()), r["topic"])
+            Article(
+                r["title"],
+                " ".join(r["extract"].split()),
+                " ".join(r["description"].split()),
+                r["topic"],
+            )
             for r in records.values()
         ]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected a JSON object of records with title, extract, description and topic ({error!r})"
+            f"{path}: expected a JSON object of records with title, extract, description and "
+            f"topic ({error!r})"
         ) from error
     return sorted(articles, key=lambda article: article.title)
 
@@ -64,12 +78,17 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()
 
 
-def held_out_titles(articles: Iterable[Article], count: int = HELD_OUT, seed: int = SEED) -> frozenset[str]:
-    """Choose the articles no clue of which is trained on: the `count` titles with the smallest seeded hash.
+def held_out_titles(
+    articles: Iterable[Article], count: int = HELD_OUT, seed: int = SEED
+) -> frozenset[str]:
+    """Choose the articles no clue of which is trained on: the `count` titles with the smallest
+    seeded hash.
 
     A hash per title, and not a shuffled list, keeps the choice when other articles come or go.
     """
-    return frozenset(sorted((a.title for a in articles), key=lambda title: _digest(seed, title))[:count])
+    return frozenset(
+        sorted((a.title for a in articles), key=lambda title: _digest(seed, title))[:count]
+    )
 
 
 def sentences(text: str) -> list[str]:
@@ -99,23 +118,34 @@ def _title_words(title: str) -> tuple[str, ...]:
 
 
 def _of_title(word: str, title: str) -> bool:
-    """Whether a word is one of the title's, or one of those with an ending (plurals and derivations)."""
+    """Whether a word is one of the title's, or one of those with an ending (plurals and
+    derivations).
+    """
     found = _plain(word)
     for own in _title_words(title):
-        if found == own or (min(len(found), len(own)) >= 4 and (found.startswith(own) or own.startswith(found))):
+        if found == own or (
+            min(len(found), len(own)) >= 4 and (found.startswith(own) or own.startswith(found))
+        ):
             return True
     return False
 
 
 def names_title(text: str, title: str) -> bool:
-    """Whether a text uses one of the title's words (function words do not count; plurals and derivations do)."""
+    """Whether a text uses one of the title's words (function words do not count.
+
+    Plurals and derivations do).
+    """
     return any(_of_title(word, title) for word in _WORD.findall(text))
 
 
 def without_title(text: str, title: str) -> str:
-    """Take the words of the title out of a text and mend the spacing and punctuation that this leaves."""
+    """Take the words of the title out of a text and mend the spacing and punctuation that this
+    leaves.
+    """
     kept = _WORD.sub(lambda m: "" if _of_title(m[0], title) else m[0], text)
-    kept = re.sub(r"\(\s*[,;.\s]*\)|[\"\u201c]\s*[\"\u201d]|(?<=\s)[-\u2013'\u2019]+(?=\s)", " ", kept)
+    kept = re.sub(
+        r"\(\s*[,;.\s]*\)|[\"\u201c]\s*[\"\u201d]|(?<=\s)[-\u2013'\u2019]+(?=\s)", " ", kept
+    )
     kept = re.sub(r"\s+([,.;:!?)])", r"\1", re.sub(r"\s+", " ", kept))
     return re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", kept).strip(" ,;:")
 
@@ -130,29 +160,41 @@ def _clip(text: str, words: int = MAX_WORDS) -> str:
 
 
 def _first_question(sentence: str, rng: random.Random) -> str | None:
-    """Turn "X is a river in Europe, ..." into "Which river in Europe, ...?", now and then its first clause only."""
+    """Turn "X is a river in Europe, ..." into "Which river in Europe, ...?", now and then its
+    first clause only.
+    """
     verb = _SUBJECT_VERB.search(sentence, 0, 200)
     if not verb:
         return None
     rest = sentence[verb.end() :].rstrip(".")
     clauses = re.split(r",\s+(?=and |or |who |which |that |located |known |best )|;\s", rest)
     rest = clauses[0] if rng.random() < 0.5 and len(clauses[0].split()) >= 5 else rest
-    return f"What {verb[1].lower()} the {rest}?" if (verb[2] or "").lower() == "the" else f"Which {rest}?"
+    return (
+        f"What {verb[1].lower()} the {rest}?"
+        if (verb[2] or "").lower() == "the"
+        else f"Which {rest}?"
+    )
 
 
 def _later_question(sentence: str, title: str) -> str | None:
     """Turn "It flows ..." and "The Danube flows ..." into "What flows ...?"."""
     pronoun = _PRONOUN.match(sentence)
     subject = "Who" if pronoun and pronoun[0].strip() in ("He", "She") else "What"
-    rest = sentence[pronoun.end() :] if pronoun else without_title(re.sub(r"^(?:The|A|An)\s+", "", sentence), title)
+    rest = (
+        sentence[pronoun.end() :]
+        if pronoun
+        else without_title(re.sub(r"^(?:The|A|An)\s+", "", sentence), title)
+    )
     return f"{subject} {rest.rstrip('.')}?" if rest[:1].islower() else None
 
 
 def clues(article: Article, seed: int = SEED) -> list[str]:
-    """Make up to five clues to an article, always the same ones, none of which uses a word of its title.
+    """Make up to five clues to an article, always the same ones, none of which uses a word of its
+    title.
 
-    In order: the description; the description with the second sentence (the first, where there is one only); a question
-    made of the first sentence; one made of a later sentence; a later sentence as it stands.
+    In order: the description; the description with the second sentence (the first, where there is
+    one only); a question made of the first sentence; one made of a later sentence; a later sentence
+    as it stands.
     """
     rng = random.Random(_digest(seed, "clues", article.title))
     parts = sentences(article.text)
@@ -169,23 +211,35 @@ def clues(article: Article, seed: int = SEED) -> list[str]:
     for form in forms:
         clue = _clip(without_title(form or "", article.title))
         if len(_WORD.findall(clue)) >= 3 and clue not in found:
-            found.append(clue if not (form or "").endswith("?") or clue.endswith("?") else clue + "?")
+            found.append(
+                clue if not (form or "").endswith("?") or clue.endswith("?") else clue + "?"
+            )
     return found
 
 
 def description_clue(article: Article) -> str:
-    """The clue that the reported figures are measured with: description and second sentence, uncut."""
+    """The clue that the reported figures are measured with.
+
+    Description and second sentence, uncut.
+    """
     parts = sentences(article.text)
-    return without_title(f"{article.description}. {(parts[1:] or parts or [''])[0]}", article.title).lstrip(". ")
+    return without_title(
+        f"{article.description}. {(parts[1:] or parts or [''])[0]}", article.title
+    ).lstrip(". ")
 
 
-def questions(articles: Iterable[Article], held_out: frozenset[str], seed: int = SEED) -> Iterator[dict[str, str]]:
-    """Training questions: every clue of every article that is not held out, in a fixed shuffled order.
+def questions(
+    articles: Iterable[Article], held_out: frozenset[str], seed: int = SEED
+) -> Iterator[dict[str, str]]:
+    """Training questions: every clue of every article that is not held out, in a fixed shuffled
+    order.
 
     Yields:
         `{"question": ..., "answer": title}`, the lines of a qa.jsonl.
     """
-    pairs = [(clue, a.title) for a in articles if a.title not in held_out for clue in clues(a, seed)]
+    pairs = [
+        (clue, a.title) for a in articles if a.title not in held_out for clue in clues(a, seed)
+    ]
     for clue, title in sorted(pairs, key=lambda pair: _digest(seed, *pair)):
         yield {"question": clue, "answer": title}
 

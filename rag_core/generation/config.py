@@ -1,7 +1,8 @@
 """How to generate: the options of a `generate` call, where each comes from, and which are refused.
 
 Options resolve as keyword > `generation_config=` > generation_config.json > the model's config
-(docs/compatibility.md Q19, Q20). Nothing that a caller writes is ignored: an unknown name is an error (D9).
+(docs/compatibility.md Q19, Q20). Nothing that a caller writes is ignored: an unknown name is an
+error (D9).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_star
 _MOST = {"max_length": 2**16, "num_beams": 2**16, "num_return_sequences": 2**16}
 # What a call takes beside its options.
 _OF_THE_CALL = frozenset(
-    "logits_processor stopping_criteria prefix_allowed_tokens_fn streamer assistant_model synced_gpus seed "
-    "negative_prompt_ids negative_prompt_attention_mask".split()
+    "logits_processor stopping_criteria prefix_allowed_tokens_fn streamer assistant_model "
+    "synced_gpus seed negative_prompt_ids negative_prompt_attention_mask".split()
 )
 # option -> the value at which it asks for nothing, and what it would ask for
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
@@ -51,23 +52,27 @@ _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "watermarking_config": (None, "watermarks"),
     "output_logits": (None, "scores before the rules"),
 }
-# Without an assistant model they say nothing, and their defaults changed; asked for in a call, they are refused.
+# Without an assistant model they say nothing, and their defaults changed; asked for in a call, they
+# are refused.
 _OF_ASSISTANTS = {"num_assistant_tokens": 5, "num_assistant_tokens_schedule": "heuristic"}
 # Names of later versions that change no token here. Listed, as some look like misspelt options.
 _LATER = frozenset(_UNSUPPORTED) | frozenset(
-    "assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind cache_config "
-    "cache_implementation compile_config continuous_batching_config custom_generate disable_compile is_assistant "
-    "max_cache_len max_matching_ngram_size prefill_chunk_size return_legacy_cache speculation_type target_lookbehind "
-    "transformers_version use_model_defaults use_mtp".split()
+    "assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight "
+    "assistant_lookbehind cache_config cache_implementation compile_config "
+    "continuous_batching_config custom_generate disable_compile is_assistant max_cache_len "
+    "max_matching_ngram_size prefill_chunk_size return_legacy_cache speculation_type "
+    "target_lookbehind transformers_version use_model_defaults use_mtp".split()
 )
 
 
 @dataclass(init=False, eq=False, repr=False)
 class GenerationConfig(Pushable):
-    """Every option of transformers 4.37.2's `GenerationConfig`, with its default; other keys are kept and written back.
+    """Every option of transformers 4.37.2's `GenerationConfig`, with its default; other keys are
+    kept and written back.
 
-    Lengths count tokens and include the decoder's start token, except `max_new_tokens` and `min_new_tokens`.
-    `eos_token_id` and `forced_eos_token_id` are one id or a list; `sequence_bias` maps tuples of ids to a bias.
+    Lengths count tokens and include the decoder's start token, except `max_new_tokens` and
+    `min_new_tokens`. `eos_token_id` and `forced_eos_token_id` are one id or a list; `sequence_bias`
+    maps tuples of ids to a bias.
 
     Raises:
         ValueError: an option has a value that can never work.
@@ -143,7 +148,9 @@ class GenerationConfig(Pushable):
         derived = bool(options.pop("_from_model_config", False))
         options.pop("_original_object_hash", None)
         object.__setattr__(self, "extra", {})
-        object.__setattr__(self, "_said", frozenset(name for name, value in options.items() if value is not None))
+        object.__setattr__(
+            self, "_said", frozenset(name for name, value in options.items() if value is not None)
+        )
         for name, default in _DEFAULTS.items():
             setattr(self, name, options.pop(name, default))
         for name in options:
@@ -187,9 +194,14 @@ class GenerationConfig(Pushable):
         """
         wanted, beams = self.num_return_sequences, self.num_beams
         if beams > 1 and wanted > beams:
-            raise ValueError(f"num_return_sequences ({wanted}) must not be above num_beams ({beams}) in a beam search")
+            raise ValueError(
+                f"num_return_sequences ({wanted}) must not be above num_beams ({beams}) in a beam "
+                "search"
+            )
         if beams == 1 and wanted > 1 and not self.do_sample:
-            raise ValueError(f"num_return_sequences={wanted} needs num_beams>={wanted} or do_sample=True")
+            raise ValueError(
+                f"num_return_sequences={wanted} needs num_beams>={wanted} or do_sample=True"
+            )
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -202,7 +214,10 @@ class GenerationConfig(Pushable):
         return copy.deepcopy(_DEFAULTS)
 
     def update(self, *, defaults_only: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Sets the options named, with `defaults_only` those that are None; returns what it does not know."""
+        """Sets the options named, with `defaults_only` those that are None.
+
+        Returns what it does not know.
+        """
         unused = {}
         for name, value in kwargs.items():
             if defaults_only and getattr(self, name, None) is not None:
@@ -223,12 +238,16 @@ class GenerationConfig(Pushable):
         return {k: v for k, v in self.to_dict().items() if k not in _FIELDS or v != _DEFAULTS[k]}
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """A config from a dict as `to_dict` or generation_config.json gives it; nothing of the caller is changed.
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any
+    ) -> Any:
+        """A config from a dict as `to_dict` or generation_config.json gives it; nothing of the
+        caller is changed.
 
         Args:
             config_dict: options; None stands for the default, unknown keys are kept.
-            return_unused_kwargs: return a pair with the overrides that were not used: none, as unknown ones are kept.
+            return_unused_kwargs: return a pair with the overrides that were not used: none, as
+                unknown ones are kept.
             **overrides: options that replace those of `config_dict`.
         """
         for name in overrides:
@@ -240,8 +259,8 @@ class GenerationConfig(Pushable):
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
         """The options written in a model's config.
 
-        An option still at its default is taken from the nested `generator` config (compatibility Q19), so a RAG model
-        over bart-large-cnn has that model's beams, lengths and forced tokens.
+        An option still at its default is taken from the nested `generator` config (compatibility
+        Q19), so a RAG model over bart-large-cnn has that model's beams, lengths and forced tokens.
         """
         values = dict(model_config) if isinstance(model_config, Mapping) else model_config.to_dict()
         chosen = {name: checks.plain(values[name]) for name in _FIELDS if name in values}
@@ -265,7 +284,8 @@ class GenerationConfig(Pushable):
         return_unused_kwargs: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Reads generation_config.json of a folder or a repository of the hub; other keywords override its options.
+        """Reads generation_config.json of a folder or a repository of the hub; other keywords
+        override its options.
 
         Args:
             pretrained_model_name: folder, or repository id.
@@ -275,7 +295,8 @@ class GenerationConfig(Pushable):
 
         Raises:
             OSError: there is no such file, or it is not JSON.
-            TypeError, ValueError: an option has a value that can never work; the message starts with the file.
+            TypeError, ValueError: an option has a value that can never work; the message starts
+                with the file.
         """
         from rag_core.hub import resolve_file, split_hub_kwargs
 
@@ -291,14 +312,19 @@ class GenerationConfig(Pushable):
         return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, config_file_name: str | os.PathLike | None = None, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        config_file_name: str | os.PathLike | None = None,
+        **kwargs: Any,
     ) -> Path:
-        """Writes generation_config.json (the options off their defaults) into the folder; returns its path.
+        """Writes generation_config.json (the options off their defaults) into the folder; returns
+        its path.
 
         Args:
             save_directory: the folder, made if missing.
             config_file_name: another name of the file.
-            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.hub.Saving`.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see
+                `rag_core.hub.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.
@@ -307,7 +333,9 @@ class GenerationConfig(Pushable):
         from rag_core.hub import Saving, atomic_write
 
         saving = Saving.of(**kwargs)
-        path = Path(save_directory) / (CONFIG_NAME if config_file_name is None else os.fspath(config_file_name))
+        path = Path(save_directory) / (
+            CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
+        )
         if saving.here:
             self.validate()
             with atomic_write(path) as draft:
@@ -324,11 +352,17 @@ class GenerationConfig(Pushable):
         """
         values = self.to_diff_dict() if use_diff else self.to_dict()
         if values.get("sequence_bias"):
-            values["sequence_bias"] = [[list(ids), bias] for ids, bias in values["sequence_bias"].items()]
+            values["sequence_bias"] = [
+                [list(ids), bias] for ids, bias in values["sequence_bias"].items()
+            ]
         if self._from_model_config:
             values["_from_model_config"] = True
         if ignore_metadata:
-            values = {k: v for k, v in values.items() if not k.startswith("_") and k != "transformers_version"}
+            values = {
+                k: v
+                for k, v in values.items()
+                if not k.startswith("_") and k != "transformers_version"
+            }
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
@@ -340,7 +374,9 @@ class GenerationConfig(Pushable):
 
 
 _FIELDS = frozenset(f.name for f in fields(GenerationConfig))
-_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)} | {"generation_kwargs": {}}
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)} | {
+    "generation_kwargs": {}
+}
 
 
 def _biases(value: Any) -> dict[tuple[int, ...], float]:
@@ -405,13 +441,20 @@ _RULES: dict[str, checks.Rule] = {
     "forced_bos_token_id": checks.token_id(),
     "forced_eos_token_id": checks.token_ids(),
     "exponential_decay_length_penalty": checks.Rule(
-        "a pair (start, factor) of a whole number of at least 0 and a number above 0", _decay, optional=True
+        "a pair (start, factor) of a whole number of at least 0 and a number above 0",
+        _decay,
+        optional=True,
     ),
     "suppress_tokens": checks.id_list(),
     "begin_suppress_tokens": checks.id_list(),
-    "forced_decoder_ids": checks.Rule("pairs of a place and a token id, as in [[1, 5]]", _forced, True, "hold "),
+    "forced_decoder_ids": checks.Rule(
+        "pairs of a place and a token id, as in [[1, 5]]", _forced, True, "hold "
+    ),
     "sequence_bias": checks.Rule(
-        "non-empty sequences of token ids with a number each, as in {(4, 5): -1.0}", _biases, True, "hold "
+        "non-empty sequences of token ids with a number each, as in {(4, 5): -1.0}",
+        _biases,
+        True,
+        "hold ",
     ),
     "guidance_scale": checks.number(0, above=True, optional=True),
     "num_return_sequences": checks.whole(1),
@@ -455,7 +498,11 @@ def _warn_of_idle(options: GenerationConfig, given: Mapping[str, Any]) -> None:
     """One warning of options that were given and have no effect as the others are."""
     if options.do_sample:
         return
-    idle = [name for name in _SAMPLING if given.get(name) is not None and getattr(options, name) != _DEFAULTS[name]]
+    idle = [
+        name
+        for name in _SAMPLING
+        if given.get(name) is not None and getattr(options, name) != _DEFAULTS[name]
+    ]
     if idle:
         checks.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect")
 
@@ -484,19 +531,23 @@ def as_generation_config(config: Any) -> GenerationConfig:
         return GenerationConfig.from_dict({}, **config)
     if hasattr(config, "to_dict"):
         return GenerationConfig.from_dict(config.to_dict())
-    raise TypeError(f"generation_config must be a GenerationConfig or a dict, got {type(config).__name__}")
+    raise TypeError(
+        f"generation_config must be a GenerationConfig or a dict, got {type(config).__name__}"
+    )
 
 
 def own_options(options: Any, model_config: Any, head: str | None = None) -> GenerationConfig:
     """A model's own options, where a generation_config.json or somebody says only some of them.
 
-    Special tokens that are left open are the model's. With the head "sequence" all options that the file does not name
-    are the generator's, as 4.37.2's RAG-Sequence asks its generator alone (compatibility Q20).
+    Special tokens that are left open are the model's. With the head "sequence" all options that the
+    file does not name are the generator's, as 4.37.2's RAG-Sequence asks its generator alone
+    (compatibility Q20).
 
     Args:
         options: what is said.
         model_config: the model's config, which says the rest.
-        head: of the model, where the options come from its file; None where they are somebody's wish.
+        head: of the model, where the options come from its file; None where they are somebody's
+            wish.
     """
     options = as_generation_config(options)
     derived = options._from_model_config
@@ -513,9 +564,9 @@ def own_options(options: Any, model_config: Any, head: str | None = None) -> Gen
 def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
     """The options of one call: keywords over `generation_config` over `base`.
 
-    A `generation_config` stands for all options, as in 4.37.2, except that special tokens it leaves open come from
-    `base`. `max_new_tokens` wins over `max_length`. Without a pad token the first end token pads. None is an option's
-    default, wherever it comes from.
+    A `generation_config` stands for all options, as in 4.37.2, except that special tokens it leaves
+    open come from `base`. `max_new_tokens` wins over `max_length`. Without a pad token the first
+    end token pads. None is an option's default, wherever it comes from.
 
     Args:
         base: the model's own options (generation_config.json, or made by `from_model_config`).
@@ -535,22 +586,31 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         if getattr(options, name) is None:
             setattr(options, name, getattr(base, name))
     if keywords.pop("assistant_model", None):
-        raise ValueError("assistant_model (assisted decoding) is not supported by generate(); leave it out")
+        raise ValueError(
+            "assistant_model (assisted decoding) is not supported by generate(); leave it out"
+        )
     processes = process_count() if keywords.pop("synced_gpus", None) else 1
     if processes > 1:
         raise ValueError(
-            f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is not supported by "
-            "generate(): gather the weights, so that each process has all of them, and leave it out"
+            f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is "
+            "not supported by generate(): gather the weights, so that each process has all of "
+            "them, and leave it out"
         )
     unknown = sorted(set(keywords) - _FIELDS)
     if unknown:
         near = [checks.nearest(name, _FIELDS) for name in unknown]
-        hints = [f"{name} (did you mean {n}?)" if n else name for name, n in zip(unknown, near, strict=True)]
-        raise TypeError(f"generate() got unknown keyword(s) {', '.join(hints)}; see GenerationConfig")
+        hints = [
+            f"{name} (did you mean {n}?)" if n else name
+            for name, n in zip(unknown, near, strict=True)
+        ]
+        raise TypeError(
+            f"generate() got unknown keyword(s) {', '.join(hints)}; see GenerationConfig"
+        )
     for name, nothing in _OF_ASSISTANTS.items():
         if keywords.get(name) is not None and keywords[name] != nothing:
             raise ValueError(
-                f"{name}={keywords[name]!r} (assisted decoding) is not supported by generate(); leave it out"
+                f"{name}={keywords[name]!r} (assisted decoding) is not supported by generate(); "
+                "leave it out"
             )
     if keywords.get("max_length") is not None and "max_new_tokens" not in keywords:
         options.max_new_tokens = None
@@ -558,7 +618,11 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
     # An object of this class has said so when it was made.
     made_here = generation_config is None or isinstance(generation_config, GenerationConfig)
     _warn_of_idle(options, keywords if made_here else options.to_dict())
-    idle = [] if options.return_dict_in_generate else [name for name in _RETURNED if keywords.get(name)]
+    idle = (
+        []
+        if options.return_dict_in_generate
+        else [name for name in _RETURNED if keywords.get(name)]
+    )
     if idle:
         checks.warn(f"{', '.join(idle)} need(s) return_dict_in_generate=True to be returned")
     return _checked(options)
@@ -580,20 +644,28 @@ def _checked(options: GenerationConfig) -> GenerationConfig:
     for name, (nothing, what) in _UNSUPPORTED.items():
         value = getattr(options, name) if name in _FIELDS else options.extra.get(name)
         if value is not None and value is not False and value != nothing:
-            raise ValueError(f"{name}={value!r} ({what}) is not supported by generate(); leave it out")
+            raise ValueError(
+                f"{name}={value!r} ({what}) is not supported by generate(); leave it out"
+            )
     if options.decoder_start_token_id is None:
         options.decoder_start_token_id = options.bos_token_id
     if options.decoder_start_token_id is None:
-        raise ValueError("decoder_start_token_id (or bos_token_id) must be set in the config or passed to generate()")
+        raise ValueError(
+            "decoder_start_token_id (or bos_token_id) must be set in the config or passed to "
+            "generate()"
+        )
     if options.pad_token_id is None and options.eos_token_ids:
         options.pad_token_id = options.eos_token_ids[0]
     if options.max_new_tokens is not None:
         options.max_length = options.max_new_tokens + 1
     if options.max_length < 2:
-        raise ValueError(f"max_length must be at least 2, as it counts the start token; got {options.max_length}")
+        raise ValueError(
+            f"max_length must be at least 2, as it counts the start token; got {options.max_length}"
+        )
     for name, most in _MOST.items():
         if getattr(options, name) > most:
             raise ValueError(
-                f"{name} must be at most {most}, got {getattr(options, name)}. Room for as many is made beforehand."
+                f"{name} must be at most {most}, got {getattr(options, name)}. Room for as many "
+                "is made beforehand."
             )
     return options

@@ -1,6 +1,8 @@
-"""What a caller plugs into the loop of a `generate` call: processors, criteria, a seed, a streamer, prompts.
+"""What a caller plugs into the loop of a `generate` call: processors, criteria, a seed, a streamer,
+prompts.
 
-Letters: B questions, P tokens of a prompt, R rows, t tokens so far, S' length of a negative prompt, V vocabulary.
+Letters: B questions, P tokens of a prompt, R rows, t tokens so far, S' length of a negative prompt,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 ScoreFunction = Callable[[Any, Any], Any]  # (input_ids (R, t), scores) -> whatever it is for
 
 # Arguments of `Hooks.of` that come among the keywords of a call.
-_PLUGGED = ("streamer", "decoder_input_ids", "negative_prompt_ids", "negative_prompt_attention_mask")
+_PLUGGED = (
+    "streamer",
+    "decoder_input_ids",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+)
 _SEED = checks.whole(optional=True)
 
 
@@ -31,16 +38,19 @@ class Hooks:
     """What the caller plugs into the loop.
 
     Attributes:
-        logits_processor: callables (input_ids (R, t), scores (R, V)) -> scores (R, V), after the built-in rules.
-        stopping_criteria: callables (input_ids (R, t), scores so far) -> True to stop, or (R,) bools to end rows.
+        logits_processor: callables (input_ids (R, t), scores (R, V)) -> scores (R, V), after the
+            built-in rules.
+        stopping_criteria: callables (input_ids (R, t), scores so far) -> True to stop, or (R,)
+            bools to end rows.
         prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
-        seed: of the sampling noise; drawn from the framework's global generator where None. The noise of row r (a
-            question's, beam's or sample's place in the batch) in step i depends on seed, r and i alone.
-        streamer: has `put(ids)`, called with the start tokens (1, P), then with each new token (1,), on the CPU, and
-            `end()`; for one row without beams.
+        seed: of the sampling noise; drawn from the framework's global generator where None. The
+            noise of row r (a question's, beam's or sample's place in the batch) in step i depends
+            on seed, r and i alone.
+        streamer: has `put(ids)`, called with the start tokens (1, P), then with each new token
+            (1,), on the CPU, and `end()`; for one row without beams.
         decoder_input_ids: (B, P) what each question's sequences begin with; None = the start token.
-        negative_prompt: ids (B, S') of the contexts that `guidance_scale` contrasts the documents with, and their mask;
-            None = the generator's empty text.
+        negative_prompt: ids (B, S') of the contexts that `guidance_scale` contrasts the documents
+            with, and their mask; None = the generator's empty text.
     """
 
     logits_processor: tuple[ScoreFunction, ...] = ()
@@ -72,10 +82,17 @@ class Hooks:
                 raise TypeError(f"{name} must be callables (input_ids, scores); got {value!r}")
             lists.append(tuple(items))
         if prefix_allowed_tokens_fn is not None and not callable(prefix_allowed_tokens_fn):
-            raise TypeError("prefix_allowed_tokens_fn must be a function (batch_id, input_ids) -> list of token ids")
+            raise TypeError(
+                "prefix_allowed_tokens_fn must be a function (batch_id, input_ids) -> list of "
+                "token ids"
+            )
         seed = _SEED("seed", seed)
-        if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
-            raise TypeError(f"streamer must have the methods put(ids) and end(); got {type(streamer).__name__}")
+        if streamer is not None and not all(
+            callable(getattr(streamer, name, None)) for name in ("put", "end")
+        ):
+            raise TypeError(
+                f"streamer must have the methods put(ids) and end(); got {type(streamer).__name__}"
+            )
         if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
             raise ValueError("negative_prompt_attention_mask needs negative_prompt_ids beside it")
         prompt = None if decoder_input_ids is None else to_numpy(decoder_input_ids)
@@ -83,19 +100,28 @@ class Hooks:
         return cls(lists[0], lists[1], prefix_allowed_tokens_fn, seed, streamer, prompt, negative)
 
     def begin(self, options: GenerationConfig, questions: int, rows: int) -> np.ndarray:
-        """What so many questions, written in so many rows, start from, (B, P); sets `max_length` to count it."""
+        """What so many questions, written in so many rows, start from, (B, P).
+
+        Sets `max_length` to count it.
+        """
         if self.streamer is not None and (options.num_beams > 1 or rows > 1):
             raise ValueError(
-                f"streamer needs one row without beams; num_beams is {options.num_beams}, and {rows} rows are written "
-                "at once (RAG-Sequence writes one for each document before it can tell which is best)"
+                f"streamer needs one row without beams; num_beams is {options.num_beams}, and "
+                f"{rows} rows are written at once (RAG-Sequence writes one for each document "
+                "before it can tell which is best)"
             )
         if self.negative_prompt[0] is not None and options.guidance_scale in (None, 1):
-            raise ValueError("negative_prompt_ids needs a guidance_scale other than 1 to have an effect")
+            raise ValueError(
+                "negative_prompt_ids needs a guidance_scale other than 1 to have an effect"
+            )
         return start_tokens(options, questions, self.decoder_input_ids)
 
 
 def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes what is no option, but plugged into the loop, out of a `generate` call's keywords; what is unread goes."""
+    """Takes what is no option, but plugged into the loop, out of a `generate` call's keywords.
+
+    What is unread goes.
+    """
     for name in UNREAD_BY_GENERATE:
         kwargs.pop(name, None)
     return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}

@@ -1,4 +1,5 @@
-"""What a call of a sequence-to-sequence network gives, checked, and what stands in for what it leaves out.
+"""What a call of a sequence-to-sequence network gives, checked, and what stands in for what it
+leaves out.
 
 Letters: R rows, S context length, T target length, d width of the model.
 """
@@ -21,8 +22,9 @@ def check_head_masks(**masks: Any) -> None:
     for name, mask in masks.items():
         if mask is not None:
             raise ValueError(
-                f"{name} must be None, as heads of attention cannot be masked; got {type(mask).__name__}. Leave it "
-                "out, or set the columns of those heads in the attention's output projection to zero"
+                f"{name} must be None, as heads of attention cannot be masked; got "
+                f"{type(mask).__name__}. Leave it out, or set the columns of those heads in the "
+                "attention's output projection to zero"
             )
 
 
@@ -45,7 +47,8 @@ def check_embeds(name: str, shape: Sequence[int | None], width: int) -> None:
     """
     if len(shape) != 3 or shape[1] == 0 or shape[2] != width:
         raise ValueError(
-            f"{name} must be (rows, length, d) with d = {width} and one position or more, got shape {tuple(shape)}"
+            f"{name} must be (rows, length, d) with d = {width} and one position or more, got "
+            f"shape {tuple(shape)}"
         )
 
 
@@ -57,13 +60,14 @@ def check_context(states: Any, past_key_values: Any) -> None:
     """
     if states is None and past_key_values is None:
         raise ValueError(
-            "encoder_hidden_states must be given to a decoder, got None: the encoder's last_hidden_state (or "
-            "past_key_values of an earlier call)"
+            "encoder_hidden_states must be given to a decoder, got None: the encoder's "
+            "last_hidden_state (or past_key_values of an earlier call)"
         )
 
 
 def check_label_shape(shape: Sequence[int | None], fed: Sequence[int | None]) -> None:
-    """Refuses labels that are not (R, T) with T that of the decoder's input; a length not known yet passes.
+    """Refuses labels that are not (R, T) with T that of the decoder's input; a length not known yet
+    passes.
 
     Raises:
         ValueError: naming both shapes.
@@ -73,8 +77,8 @@ def check_label_shape(shape: Sequence[int | None], fed: Sequence[int | None]) ->
     )
     if not fits:
         raise ValueError(
-            f"labels must be (rows, T) = {tuple(fed[:2])} as the decoder's input is, got shape {tuple(shape)}. Leave "
-            "decoder_input_ids out to have them made from the labels"
+            f"labels must be (rows, T) = {tuple(fed[:2])} as the decoder's input is, got shape "
+            f"{tuple(shape)}. Leave decoder_input_ids out to have them made from the labels"
         )
 
 
@@ -87,7 +91,8 @@ def start_and_pad(config: Any) -> tuple[int, int]:
     start, pad = config.decoder_start_token_id, config.pad_token_id
     if start is None or pad is None:
         raise ValueError(
-            "decoder_start_token_id and pad_token_id must be set in the config, or decoder_input_ids given"
+            "decoder_start_token_id and pad_token_id must be set in the config, or "
+            "decoder_input_ids given"
         )
     return start, pad
 
@@ -98,7 +103,9 @@ def past_length(past_key_values: Any) -> int:
 
 
 def next_inputs(decoder_input_ids: Any, past_key_values: Any, **others: Any) -> dict[str, Any]:
-    """A forward pass's arguments for the tokens (R, t) so far, less those that the cache holds (the last one stays)."""
+    """A forward pass's arguments for the tokens (R, t) so far, less those that the cache holds
+    (the last one stays).
+    """
     fed = min(past_length(past_key_values), decoder_input_ids.shape[1] - 1)
     return {
         "input_ids": None,  # the encoder's output stands for it

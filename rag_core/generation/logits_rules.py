@@ -1,7 +1,9 @@
-"""What each step of decoding may and may not write: options and tokens so far -> edits of the step's scores.
+"""What each step of decoding may and may not write: options and tokens so far -> edits of the
+step's scores.
 
-The rules are decided here in numpy and carried out by a backend, in the order in which transformers 4.37.2 applies its
-logits processors. Letters: R rows (searches * K beams), t tokens so far, V vocabulary.
+The rules are decided here in numpy and carried out by a backend, in the order in which transformers
+4.37.2 applies its logits processors. Letters: R rows (searches * K beams), t tokens so far, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ PrefixFunction = Callable[[int, np.ndarray], Iterable[int]]
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of the (R, V) scores, at the pairs (rows[i], ids[i]), or at `ids` of every row where `rows` is None.
+    """One change of the (R, V) scores, at the pairs (rows[i], ids[i]), or at `ids` of every row
+    where `rows` is None.
 
     `kind` is one of
         "add"       score + value
@@ -40,7 +43,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class Warp:
-    """One narrowing of the distribution that is sampled from: "temperature", "top_k", "top_p", "typical_p", ..."""
+    """One narrowing of the distribution that is sampled from.
+
+    "temperature", "top_k", "top_p", "typical_p", ...
+    """
 
     kind: str
     value: float
@@ -70,8 +76,8 @@ class StepRules:
         options: as `resolve_options` returns them.
         beams: K, rows of one search; row r belongs to search r // K.
         vocab_size: V; ids outside it are refused.
-        encoder_ids: for each search, the (S,) ids of each of its documents; read by the `encoder_*` options, which
-            join the documents of a search (compatibility D10).
+        encoder_ids: for each search, the (S,) ids of each of its documents; read by the `encoder_*`
+            options, which join the documents of a search (compatibility D10).
         prefix_allowed_tokens_fn: (batch id, (t,) ids) -> ids allowed next.
         batch_ids: for each search, the batch id told to that function; its own number where None.
         prompt_length: tokens that the decoder starts from.
@@ -95,53 +101,77 @@ class StepRules:
         self.prefix_fn, self.batch_ids = prefix_allowed_tokens_fn, batch_ids
         self.eos = _ids(options.eos_token_ids)
         self.bias = self._checked_sequences("sequence_bias", (options.sequence_bias or {}).items())
-        words = [(word, -np.inf) for word in options.bad_words_ids or [] if list(word) not in [[e] for e in self.eos]]
+        words = [
+            (word, -np.inf)
+            for word in options.bad_words_ids or []
+            if list(word) not in [[e] for e in self.eos]
+        ]
         self.bad_words = self._checked_sequences("bad_words_ids", words)
         forced: dict[Any, Any] = dict(options.forced_decoder_ids or {})  # type: ignore[arg-type]
         self.forced = {int(k): int(v) for k, v in forced.items() if v is not None}
-        for name in ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"):
+        for name in (
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+        ):
             self._check_ids(name, as_ids(getattr(options, name)))
         self._check_ids("forced_decoder_ids", self.forced.values())
         self._check_ids("pad_token_id", as_ids(options.pad_token_id))
         self.prompt_length = prompt_length
-        begin = 2 if prompt_length == 1 and options.forced_bos_token_id is not None else prompt_length
+        begin = (
+            2 if prompt_length == 1 and options.forced_bos_token_id is not None else prompt_length
+        )
         self.begin_index = begin + (int(list(forced)[-1]) if forced else 0)
         self.encoder_tokens: list[np.ndarray] = []
         self.encoder_ngrams: list[np.ndarray] = []
         if options.encoder_repetition_penalty not in (None, 1.0):
-            self.encoder_tokens = [np.unique(np.concatenate(list(docs))) for docs in self._need(encoder_ids)]
+            self.encoder_tokens = [
+                np.unique(np.concatenate(list(docs))) for docs in self._need(encoder_ids)
+            ]
         n = options.encoder_no_repeat_ngram_size
         if n:
             for docs in self._need(encoder_ids):
                 grams = [sliding_window_view(np.asarray(doc), n) for doc in docs if len(doc) >= n]
-                self.encoder_ngrams.append(np.concatenate(grams) if grams else np.zeros((0, n), np.int64))
+                self.encoder_ngrams.append(
+                    np.concatenate(grams) if grams else np.zeros((0, n), np.int64)
+                )
 
     @staticmethod
     def _need(encoder_ids: Sequence[Sequence[np.ndarray]] | None) -> Sequence[Sequence[np.ndarray]]:
         if encoder_ids is None:
-            raise ValueError("encoder_repetition_penalty and encoder_no_repeat_ngram_size need the contexts' token ids")
+            raise ValueError(
+                "encoder_repetition_penalty and encoder_no_repeat_ngram_size need the contexts' "
+                "token ids"
+            )
         return encoder_ids
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
         wrong = [i for i in ids if not 0 <= i < self.vocab_size]
         if wrong:
-            raise ValueError(f"{name} holds ids {wrong} outside the generator's vocabulary of {self.vocab_size}")
+            raise ValueError(
+                f"{name} holds ids {wrong} outside the generator's vocabulary of {self.vocab_size}"
+            )
 
     def _checked_sequences(self, name: str, items: Iterable[Any]) -> list[tuple[np.ndarray, float]]:
         checked = []
         for sequence, value in items:
             if isinstance(sequence, (int, str)) or not len(sequence):
-                raise ValueError(f"{name} must hold non-empty sequences of token ids; got {sequence!r}")
+                raise ValueError(
+                    f"{name} must hold non-empty sequences of token ids; got {sequence!r}"
+                )
             self._check_ids(name, sequence)
             checked.append((_ids(sequence), float(value)))
         return checked
 
     def edits(self, tokens: np.ndarray, live: np.ndarray | None = None) -> list[Edit]:
-        """The edits of the step that follows `tokens` (R, t) int64, start tokens included, in the order to apply them.
+        """The edits of the step that follows `tokens` (R, t) int64, start tokens included, in the
+        order to apply them.
 
         Args:
             tokens: what the rows hold.
-            live: (R,) bool, the rows whose next token can still count; None = all. Of the others nothing is asked.
+            live: (R,) bool, the rows whose next token can still count; None = all. Of the others
+                nothing is asked.
 
         Raises:
             ValueError: `prefix_allowed_tokens_fn` allowed nothing to any live beam of a search.
@@ -163,7 +193,9 @@ class StepRules:
         if len(self.eos) and (t < (o.min_length or 0) or new < (o.min_new_tokens or 0)):
             edits.append(Edit("ban", self.eos))
         if self.prefix_fn is not None:
-            edits.append(self._allowed(tokens, np.ones(len(tokens), dtype=bool) if live is None else live))
+            edits.append(
+                self._allowed(tokens, np.ones(len(tokens), dtype=bool) if live is None else live)
+            )
         if o.forced_bos_token_id is not None and t == 1:
             edits.append(Edit("force", _ids([o.forced_bos_token_id])))
         if o.forced_eos_token_id is not None and t == o.max_length - 1:
@@ -183,10 +215,18 @@ class StepRules:
         return edits
 
     def _spread(self, per_search: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [np.full(len(ids), s * self.beams + k) for s, ids in enumerate(per_search) for k in range(self.beams)]
-        return np.concatenate(rows), np.concatenate([ids for ids in per_search for _ in range(self.beams)])
+        rows = [
+            np.full(len(ids), s * self.beams + k)
+            for s, ids in enumerate(per_search)
+            for k in range(self.beams)
+        ]
+        return np.concatenate(rows), np.concatenate(
+            [ids for ids in per_search for _ in range(self.beams)]
+        )
 
-    def _biases(self, tokens: np.ndarray, sequences: list[tuple[np.ndarray, float]], kind: str) -> list[Edit]:
+    def _biases(
+        self, tokens: np.ndarray, sequences: list[tuple[np.ndarray, float]], kind: str
+    ) -> list[Edit]:
         rows_of, ids_of, values_of = [], [], []
         for sequence, value in sequences:
             n = len(sequence)
@@ -219,13 +259,16 @@ class StepRules:
             banned = []
             for row, sequence in enumerate(tokens):
                 grams = self.encoder_ngrams[row // self.beams]
-                banned.append(np.unique(grams[(grams[:, :-1] == sequence[t - n + 1 :]).all(axis=1), -1]))
+                banned.append(
+                    np.unique(grams[(grams[:, :-1] == sequence[t - n + 1 :]).all(axis=1), -1])
+                )
             rows = np.repeat(np.arange(len(tokens)), [len(ids) for ids in banned])
             edits.append(Edit("ban", np.concatenate(banned), rows))
         return edits
 
     def _allowed(self, tokens: np.ndarray, live: np.ndarray) -> Edit:
-        # Some token must stay even where none counts: a row of nothing but -inf is NaN once it is normalised.
+        # Some token must stay even where none counts: a row of nothing but -inf is NaN once it is
+        # normalised.
         allowed = [_ids([0])] * len(tokens)
         for row in np.flatnonzero(live).tolist():
             allowed[row] = _returned(self.prefix_fn(self._batch_id(row), tokens[row]))  # type: ignore[misc]
@@ -236,8 +279,9 @@ class StepRules:
             own = slice(start, start + together)
             if live[own].any() and not counts[own][live[own]].any():
                 raise ValueError(
-                    "prefix_allowed_tokens_fn must allow a token or more to one beam of each search at least, got none "
-                    f"for batch_id={self._batch_id(start)}. Let it return the end token where a sequence is complete"
+                    "prefix_allowed_tokens_fn must allow a token or more to one beam of each "
+                    f"search at least, got none for batch_id={self._batch_id(start)}. Let it "
+                    "return the end token where a sequence is complete"
                 )
         return Edit("keep", np.concatenate(allowed), np.repeat(np.arange(len(tokens)), counts))
 
@@ -246,24 +290,32 @@ class StepRules:
         return search if self.batch_ids is None else int(self.batch_ids[search])
 
 
-def start_tokens(options: GenerationConfig, rows: int, prompt: np.ndarray | None = None) -> np.ndarray:
-    """What the decoder starts from, (rows, P); `max_length` of `options` is set to count a prompt as 4.37.2 does.
+def start_tokens(
+    options: GenerationConfig, rows: int, prompt: np.ndarray | None = None
+) -> np.ndarray:
+    """What the decoder starts from, (rows, P); `max_length` of `options` is set to count a prompt
+    as 4.37.2 does.
 
     Args:
         options: as `resolve_options` returns them; changed in place.
         rows: how many questions.
-        prompt: `decoder_input_ids` (rows, P), or None for the start token alone. The start token is put in front where
-            no row begins with it.
+        prompt: `decoder_input_ids` (rows, P), or None for the start token alone. The start token is
+            put in front where no row begins with it.
 
     Raises:
         ValueError: a prompt of another shape, or as long as `max_length`.
     """
     start = np.full((rows, 1), options.decoder_start_token_id, dtype=np.int64)
     prompt = start if prompt is None else prompt
-    if prompt.ndim != 2 or len(prompt) != rows or not prompt.shape[1] or prompt.dtype.kind not in "iu":
+    if (
+        prompt.ndim != 2
+        or len(prompt) != rows
+        or not prompt.shape[1]
+        or prompt.dtype.kind not in "iu"
+    ):
         raise ValueError(
-            f"decoder_input_ids must be whole numbers of shape ({rows}, P), a row for each question; "
-            f"got {prompt.dtype} {prompt.shape}"
+            f"decoder_input_ids must be whole numbers of shape ({rows}, P), a row for each "
+            f"question; got {prompt.dtype} {prompt.shape}"
         )
     if (prompt[:, 0] != start[:, 0]).all():
         prompt = np.concatenate([start, prompt], axis=1)
@@ -272,8 +324,8 @@ def start_tokens(options: GenerationConfig, rows: int, prompt: np.ndarray | None
         options.max_length = options.max_new_tokens + length
     if options.max_length <= length:
         raise ValueError(
-            f"max_length ({options.max_length}) must be above the {length} tokens of decoder_input_ids, which it "
-            "counts; or pass max_new_tokens"
+            f"max_length ({options.max_length}) must be above the {length} tokens of "
+            "decoder_input_ids, which it counts; or pass max_new_tokens"
         )
     return prompt.astype(np.int64)
 
@@ -300,4 +352,8 @@ def sampling_warps(options: GenerationConfig) -> list[Warp]:
 
 def least_kept(options: GenerationConfig) -> int:
     """How many tokens a narrowing must leave: a beam needs one beside each end token."""
-    return 1 if options.num_beams == 1 else max(2, len(options.eos_token_ids) + (len(options.eos_token_ids) > 1))
+    return (
+        1
+        if options.num_beams == 1
+        else max(2, len(options.eos_token_ids) + (len(options.eos_token_ids) > 1))
+    )

@@ -1,4 +1,7 @@
-"""The options of a model's `generate` call: what the call says, and what the model's config and files say for it."""
+"""The options of a model's `generate` call.
+
+What the call says, and what the model's config and files say for it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from rag_core.generation.config import (
 
 
 def token_options(model: Any, generation_config: Any = None, **keywords: Any) -> GenerationConfig:
-    """The options of a RAG-Token call: keywords > generation_config > the model's own (compatibility Q19).
+    """The options of a RAG-Token call: keywords > generation_config > the model's own
+    (compatibility Q19).
 
     Of a generator's own call too.
     """
@@ -28,24 +32,39 @@ def sequence_options(
 ) -> GenerationConfig:
     """The options of the searches of a RAG-Sequence call, each of which hands back all its beams.
 
-    Beams come from the keyword, a `generation_config` that asks for some, or the RAG config; everything else from
-    keywords > generation_config > a generation_config.json somebody wrote > the generator's own (compatibility Q20).
+    Beams come from the keyword, a `generation_config` that asks for some, or the RAG config;
+    everything else from keywords > generation_config > a generation_config.json somebody wrote >
+    the generator's own (compatibility Q20).
     """
     generator = model.config.generator
-    configs = (getattr(model, "generation_config", None), getattr(model.generator, "generation_config", None))
+    configs = (
+        getattr(model, "generation_config", None),
+        getattr(model.generator, "generation_config", None),
+    )
     written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
-    base = own_options(written[0], generator) if written else GenerationConfig.from_model_config(generator)
+    base = (
+        own_options(written[0], generator)
+        if written
+        else GenerationConfig.from_model_config(generator)
+    )
     beams = _asked(model, "num_beams", num_beams, generation_config)
-    return resolve_options(base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams)
+    return resolve_options(
+        base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams
+    )
 
 
-def returned_sequences(model: Any, num_return_sequences: int | None, generation_config: Any = None) -> int:
+def returned_sequences(
+    model: Any, num_return_sequences: int | None, generation_config: Any = None
+) -> int:
     """How many sequences a RAG-Sequence call hands back for each question (compatibility Q20)."""
     return _asked(model, "num_return_sequences", num_return_sequences, generation_config)
 
 
 def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -> int:
-    """`num_beams` or `num_return_sequences`: keyword > a generation_config that asks for some > the RAG config."""
+    """`num_beams` or `num_return_sequences`.
+
+    Keyword > a generation_config that asks for some > the RAG config.
+    """
     if keyword is None and generation_config is not None:
         given = getattr(as_generation_config(generation_config), name)
         keyword = None if given == 1 else given

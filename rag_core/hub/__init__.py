@@ -46,7 +46,15 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "atomic": ["atomic_folder", "atomic_write", "check_writable", "clear", "install", "name_full_disk", "recover"],
+        "atomic": [
+            "atomic_folder",
+            "atomic_write",
+            "check_writable",
+            "clear",
+            "install",
+            "name_full_disk",
+            "recover",
+        ],
         "damaged": ["AGAIN", "DamagedFileError", "located", "locating", "reading"],
         "files": [
             "HUB_KWARGS",
@@ -61,6 +69,14 @@ __getattr__, __dir__, __all__ = lazily(
         "json_files": ["bounded_json", "parse_json", "read_json"],
         "keywords": ["loading_info", "whole_device"],
         "push": ["Pushable", "Saving", "push_folder"],
-        "text_lines": ["Line", "check_text", "numbered", "parse_object", "read_lines", "scan_lines", "text_fault"],
+        "text_lines": [
+            "Line",
+            "check_text",
+            "numbered",
+            "parse_object",
+            "read_lines",
+            "scan_lines",
+            "text_fault",
+        ],
     },
 )

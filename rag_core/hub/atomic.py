@@ -1,33 +1,40 @@
-"""Files and folders written whole or not at all: the one way to write here, whatever moment a writer is killed at.
+"""Files and folders written whole or not at all: the one way to write here, whatever moment a
+writer is killed at.
 
-A draft. What is written goes to a *draft* first, a folder `.NAME.xxxxxxxx.dualrag`: beside a file or folder that is
-new, inside a folder that exists (on its disk, even where the folder above is read-only). It is synced, then its names
-are put where they belong. A writer that fails removes its draft; a writer that dies leaves it, and the next writer to
-the same place removes it. A living writer's is told by a lock on the draft, which the system drops with the process.
-Where folders can't be locked (Windows, some network disks), a draft counts as dead a day after its last change.
+A draft. What is written goes to a *draft* first, a folder `.NAME.xxxxxxxx.dualrag`: beside a file
+or folder that is new, inside a folder that exists (on its disk, even where the folder above is
+read-only). It is synced, then its names are put where they belong. A writer that fails removes its
+draft; a writer that dies leaves it, and the next writer to the same place removes it. A living
+writer's is told by a lock on the draft, which the system drops with the process. Where folders
+can't be locked (Windows, some network disks), a draft counts as dead a day after its last change.
 
 One name. A new folder, or one file, appears by one rename.
 
-Several names in a folder that exists. Renaming the folder would lose what others put there, and break mounted folders
-and processes that stand in it. So the draft gets a journal (`journal.json`: which files come, which go), and is renamed
-to `.dualrag-commit` in the folder: *from this rename on the new set counts*. Then all old files of the set are moved
-aside into it, then all new ones out of it, then it goes: at no moment does the folder hold files of both sets, and what
-other programs look for first (config.json, manifest.json, indexes of shards) goes first and comes last, so that they
+Several names in a folder that exists. Renaming the folder would lose what others put there, and
+break mounted folders and processes that stand in it. So the draft gets a journal (`journal.json`:
+which files come, which go), and is renamed to `.dualrag-commit` in the folder: *from this rename on
+the new set counts*. Then all old files of the set are moved aside into it, then all new ones out of
+it, then it goes: at no moment does the folder hold files of both sets, and what other programs look
+for first (config.json, manifest.json, indexes of shards) goes first and comes last, so that they
 find no model in between rather than half of one. After a success the folder is a plain one again.
 
-Killed in between: whoever reads or writes the folder next, through this package, finishes the exchange (`recover`).
-Other programs find an incomplete folder and say so, or finish nothing and change nothing. A place that can't be written
-to while an exchange waits in it is refused by one OSError that says what to do.
-Failed in between (a full disk, a file that Windows holds open): the exchange is undone, and the error raised.
+Killed in between: whoever reads or writes the folder next, through this package, finishes the
+exchange (`recover`). Other programs find an incomplete folder and say so, or finish nothing and
+change nothing. A place that can't be written to while an exchange waits in it is refused by one
+OSError that says what to do.
+Failed in between (a full disk, a file that Windows holds open): the exchange is undone, and the
+error raised.
 
-Two writers of one folder: each has its own draft, a lock on the folder lets one exchange names at a time, and the last
-one stands. Readers take no lock: one that reads while another process saves may miss files, and is then told so.
+Two writers of one folder: each has its own draft, a lock on the folder lets one exchange names at a
+time, and the last one stands. Readers take no lock: one that reads while another process saves may
+miss files, and is then told so.
 
-Loss of power: files, folders and the journal are synced before the rename that counts and after it, so on a disk that
-keeps its promises a save is there once its call returned, and the old one until then.
+Loss of power: files, folders and the journal are synced before the rename that counts and after it,
+so on a disk that keeps its promises a save is there once its call returned, and the old one until
+then.
 
-A file that is a link is replaced, and what it points to stays as it is (the hub's cache is made of such links).
-Folders inside a saved folder may not be links that lead out of it.
+A file that is a link is replaced, and what it points to stays as it is (the hub's cache is made of
+such links). Folders inside a saved folder may not be links that lead out of it.
 """
 
 from __future__ import annotations
@@ -64,12 +71,14 @@ _FORMAT = "dualrag commit 1"
 _DRAFT = re.compile(r"\.(.*)\.[0-9a-f]{8}\.dualrag")
 _NAME = 100  # characters of a target's name in its draft's: names have an end
 _DAY = 86400.0
-# Seconds to wait for a folder's lock: exchanges are short, and `flock FOLDER dualrag ...` holds it for good.
+# Seconds to wait for a folder's lock: exchanges are short, and `flock FOLDER dualrag ...` holds it
+# for good.
 _PATIENCE = 10.0
 # What readers look for first: while it is away, there is no model, no tokenizer, no knowledge base.
 _KEYS = ("config.json", "manifest.json", "tokenizer_config.json", "state.json")
 
-# Drafts of this process. A writer within another's draft writes there: nobody reads it before the outer one is done.
+# Drafts of this process. A writer within another's draft writes there: nobody reads it before the
+# outer one is done.
 _drafts: set[str] = set()
 _LEVELS = 2  # a model's tokenizers and indexes lie at most so deep in its folder
 
@@ -92,7 +101,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield target
         return
     if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a file can't be written, a folder has its name", str(target))
+        raise IsADirectoryError(
+            errno.EISDIR, "a file can't be written, a folder has its name", str(target)
+        )
     with _parents(target.parent):
         recover(target.parent)
         try:
@@ -109,13 +120,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: str | Path, *, stale: Iterable[str] = ()) -> Iterator[Path]:
-    """Yields a folder to write to; on success all its files appear in `folder` together, on failure nothing changes.
+    """Yields a folder to write to; on success all its files appear in `folder` together, on failure
+    nothing changes.
 
     Other files of an existing `folder` stay.
 
     Args:
         folder: the folder to make or to add to.
-        stale: patterns of files (relative, with forward slashes) of an earlier save, which go unless just written.
+        stale: patterns of files (relative, with forward slashes) of an earlier save, which go
+            unless just written.
 
     Raises:
         OSError: `folder` is a file, or can't be written.
@@ -160,7 +173,8 @@ def install(new: Path, folder: Path, *, stale: Iterable[str] = ()) -> None:
 
 
 def recover(folder: str | Path) -> None:
-    """Finishes the exchange of a writer that was killed within it, if there is one; costs three looks otherwise.
+    """Finishes the exchange of a writer that was killed within it, if there is one; costs three
+    looks otherwise.
 
     Args:
         folder: what is about to be read or written; the two folders above it are seen to as well.
@@ -182,10 +196,14 @@ def _is_own(path: Path) -> bool:
 
 
 def _recover(folder: Path) -> None:
-    if os.name != "nt" and not _is_own(folder / COMMIT) and (folder / COMMIT).lstat().st_uid != folder.stat().st_uid:
+    if (
+        os.name != "nt"
+        and not _is_own(folder / COMMIT)
+        and (folder / COMMIT).lstat().st_uid != folder.stat().st_uid
+    ):
         raise DamagedFileError(
-            f"{str(folder / COMMIT)!r} was left by another user than {str(folder)!r} is of, and may not change what is "
-            "there. Remove it, or have that user open the folder once."
+            f"{str(folder / COMMIT)!r} was left by another user than {str(folder)!r} is of, and "
+            "may not change what is there. Remove it, or have that user open the folder once."
         )
     try:
         with _alone(folder):
@@ -195,13 +213,15 @@ def _recover(folder: Path) -> None:
         if isinstance(error, DamagedFileError):
             raise
         raise OSError(
-            f"{str(folder)!r} was being saved when its writer was stopped; the new files wait in {COMMIT} there and "
-            f"can't be put in place ({error.strerror or error}). Open it once where it can be written to."
+            f"{str(folder)!r} was being saved when its writer was stopped; the new files wait in "
+            f"{COMMIT} there and can't be put in place ({error.strerror or error}). Open it once "
+            "where it can be written to."
         ) from error
 
 
 def clear(folder: str | Path) -> None:
-    """Finishes what a killed writer left at `folder`, and removes drafts of dead writers in it and for it.
+    """Finishes what a killed writer left at `folder`, and removes drafts of dead writers in it and
+    for it.
 
     For writers that ask what a folder holds before they write to it.
     """
@@ -216,7 +236,8 @@ def clear(folder: str | Path) -> None:
 
 
 def check_writable(target: str | Path) -> None:
-    """Refuses a place that nothing can be written to, before work is done for it; leaves nothing there.
+    """Refuses a place that nothing can be written to, before work is done for it; leaves nothing
+    there.
 
     Args:
         target: a file or folder to be written; what is missing above it would be made.
@@ -232,23 +253,36 @@ def check_writable(target: str | Path) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        what = f"{str(target)!r} can't be written: {error.strerror}, at {str(place)!r}. Name another place."
+        what = (
+            f"{str(target)!r} can't be written: {error.strerror}, at {str(place)!r}. Name another "
+            "place."
+        )
         raise OSError(error.errno, what) from error
 
 
 def is_draft(name: str) -> bool:
-    """Whether a file or folder name, or a path's part, is a draft's and none of a saved folder's own."""
+    """Whether a file or folder name, or a path's part, is a draft's and none of a saved folder's
+    own.
+    """
     return name == COMMIT or _DRAFT.fullmatch(name) is not None
 
 
 def name_full_disk(error: OSError, target: Path) -> None:
-    """Raises, where the system ran out of room without naming a file, an error that names `target`; else does nothing.
+    """Raises, where the system ran out of room without naming a file, an error that names `target`;
+    else does nothing.
 
     Raises:
         OSError: of the same number, saying what could not be written and what to do.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.strerror and not error.filename:
-        what = f"{error.strerror}: {str(target)!r} could not be written and is as it was. Make room and try again."
+    if (
+        error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        and error.strerror
+        and not error.filename
+    ):
+        what = (
+            f"{error.strerror}: {str(target)!r} could not be written and is as it was. Make room "
+            "and try again."
+        )
         raise OSError(error.errno, what) from error
 
 
@@ -259,16 +293,23 @@ def _is_within_draft(path: Path) -> bool:
 
 @contextmanager
 def _draft(where: Path, name: str, inner: str = "") -> Iterator[Path]:
-    """A locked draft in `where`; gone afterwards unless it was renamed. Drafts of dead writers are removed before."""
+    """A locked draft in `where`; gone afterwards unless it was renamed.
+
+    Drafts of dead writers are removed before.
+    """
     with _alone(where):
-        # A draft beside its target lies in a folder that is not ours alone: there each writer removes its own.
+        # A draft beside its target lies in a folder that is not ours alone: there each writer
+        # removes its own.
         _sweep(where, "" if inner else name)
         draft = where / _draft_name(name)
         try:
             draft.mkdir()
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # people know the folder, not its draft
-                raise type(error)(error.errno, f"{error.strerror}: nothing can be saved in", str(where)) from None
+            # people know the folder, not its draft
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise type(error)(
+                    error.errno, f"{error.strerror}: nothing can be saved in", str(where)
+                ) from None
             raise
         handle = _locked(draft)
     try:
@@ -291,9 +332,14 @@ def _draft_name(name: str) -> str:
 
 
 def _sweep(where: Path, name: str = "") -> None:
-    """Removes the drafts of dead writers in a folder, those of one target or all; the folder is locked meanwhile."""
+    """Removes the drafts of dead writers in a folder, those of one target or all.
+
+    The folder is locked meanwhile.
+    """
     with contextlib.suppress(OSError):
-        found = [match for match in (_DRAFT.fullmatch(entry.name) for entry in where.iterdir()) if match]
+        found = [
+            match for match in (_DRAFT.fullmatch(entry.name) for entry in where.iterdir()) if match
+        ]
         for match in found:
             if match[1] == name[:_NAME] or not name:
                 if _is_dead(where / match[0]):
@@ -370,19 +416,26 @@ def _exchange(draft: Path, target: Path, stale: Iterable[str]) -> None:
 
 
 def _check_place(target: Path, name: str) -> None:
-    """A file may replace a file, below folders that lie in `target`: moving anything else aside would lose it."""
+    """A file may replace a file, below folders that lie in `target`.
+
+    Moving anything else aside would lose it.
+    """
     place = target / name
     if place.is_dir() and not place.is_symlink():
-        raise IsADirectoryError(errno.EISDIR, "a file can't be saved, a folder has its name", str(place))
+        raise IsADirectoryError(
+            errno.EISDIR, "a file can't be saved, a folder has its name", str(place)
+        )
     root = target.resolve()
     for above in PurePosixPath(name).parents:
         folder = target / above
         if os.path.lexists(folder) and not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "a folder can't be saved, a file has its name", str(folder))
+            raise NotADirectoryError(
+                errno.ENOTDIR, "a folder can't be saved, a file has its name", str(folder)
+            )
         if not folder.resolve().is_relative_to(root):
             raise OSError(
-                f"{str(folder)!r} is a link that leads out of {str(target)!r}; what is saved together lies in one "
-                "folder. Replace the link by a folder, or save elsewhere."
+                f"{str(folder)!r} is a link that leads out of {str(target)!r}; what is saved "
+                "together lies in one folder. Replace the link by a folder, or save elsewhere."
             )
 
 
@@ -436,7 +489,13 @@ def _read_journal(target: Path) -> tuple[list[str], list[str], list[str]]:
         lists = [journal[key] for key in ("files", "folders", "removed")]
         for name in [name for names in lists for name in names]:
             parts = PurePosixPath(name)
-            if not isinstance(name, str) or not name or "\\" in name or parts.is_absolute() or ".." in parts.parts:
+            if (
+                not isinstance(name, str)
+                or not name
+                or "\\" in name
+                or parts.is_absolute()
+                or ".." in parts.parts
+            ):
                 raise ValueError(f"a name outside the folder: {name!r}")
             if is_draft(parts.parts[0]):
                 raise ValueError(f"a name of its own kind: {name!r}")
@@ -447,8 +506,8 @@ def _read_journal(target: Path) -> tuple[list[str], list[str], list[str]]:
         return files, folders, removed
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFileError(
-            f"{str(path)!r} is no journal of an unfinished save ({type(error).__name__}: {error!s:.160}). Remove the "
-            f"folder {COMMIT} and save {str(target)!r} again."
+            f"{str(path)!r} is no journal of an unfinished save ({type(error).__name__}: "
+            f"{error!s:.160}). Remove the folder {COMMIT} and save {str(target)!r} again."
         ) from error
 
 
@@ -480,18 +539,27 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 def _below(root: Path) -> tuple[list[str], list[str]]:
     """Files and folders below a folder."""
-    paths = [(path.relative_to(root).as_posix(), path.is_dir() and not path.is_symlink()) for path in root.rglob("*")]
-    return sorted(name for name, is_dir in paths if not is_dir), sorted(name for name, is_dir in paths if is_dir)
+    paths = [
+        (path.relative_to(root).as_posix(), path.is_dir() and not path.is_symlink())
+        for path in root.rglob("*")
+    ]
+    return sorted(name for name, is_dir in paths if not is_dir), sorted(
+        name for name, is_dir in paths if is_dir
+    )
 
 
 def _sync(folder: Path) -> None:
-    """Gives everything in a draft the permissions that the umask leaves, and sends it to the disk."""
-    # Some libraries write files that only their owner can read; a folder made plainly shows what others may do.
+    """Gives everything in a draft the permissions that the umask leaves, and sends it to the
+    disk.
+    """
+    # Some libraries write files that only their owner can read; a folder made plainly shows what
+    # others may do.
     may = folder.stat().st_mode & 0o666
     files, folders = _below(folder)
     for name in files:
         if not (folder / name).is_symlink():
-            with contextlib.suppress(PermissionError, NotImplementedError):  # disks without permissions
+            # disks without permissions
+            with contextlib.suppress(PermissionError, NotImplementedError):
                 (folder / name).chmod(may)
             _sync_file(folder / name)
     for name in [*folders, ""]:
@@ -504,7 +572,8 @@ def _sync_file(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # of a disk that can't be told to
+        # of a disk that can't be told to
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
@@ -547,7 +616,9 @@ def _locked(folder: Path, *, wait: bool = False) -> int | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process (and thread) at a time changes names in a folder, where the system can lock it."""
+    """One process (and thread) at a time changes names in a folder, where the system can lock
+    it.
+    """
     handle = _locked(folder, wait=True)
     try:
         yield

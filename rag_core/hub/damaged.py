@@ -10,9 +10,11 @@ AGAIN = "Fetch or write the file again."
 
 
 class DamagedFileError(OSError, ValueError):
-    """A file of a model, an index or a knowledge base that is truncated, altered or not what its name says.
+    """A file of a model, an index or a knowledge base that is truncated, altered or not what its
+    name says.
 
-    Its text names the file. It is an OSError, as transformers raises for such a file, and a ValueError.
+    Its text names the file. It is an OSError, as transformers raises for such a file, and a
+    ValueError.
     """
 
 
@@ -42,7 +44,9 @@ def reading(place: str | Path, fault: str = "can't be read", advice: str = AGAIN
             if not isinstance(error, UnicodeError):  # never raised by hand
                 raise
         reason = " ".join(str(error).split())[:300]
-        kind = "" if type(error) in (ValueError, OSError) and reason else f"{type(error).__name__}: "
+        kind = (
+            "" if type(error) in (ValueError, OSError) and reason else f"{type(error).__name__}: "
+        )
         raise DamagedFileError(f"{place} {fault} ({kind}{reason}). {advice}") from error
 
 
@@ -53,7 +57,9 @@ def located(error: Exception, where: str) -> Exception:
 
 @contextmanager
 def locating(where: str) -> Iterator[None]:
-    """Whatever values of a file lead to within it is a TypeError or ValueError that says where they stand."""
+    """Whatever values of a file lead to within it is a TypeError or ValueError that says where
+    they stand.
+    """
     try:
         yield
     except OSError:  # they name their file
@@ -61,4 +67,6 @@ def locating(where: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         raise located(error, where) from error
     except (AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{where} holds a value that it can't ({type(error).__name__}: {error}). Mend it.") from error
+        raise ValueError(
+            f"{where} holds a value that it can't ({type(error).__name__}: {error}). Mend it."
+        ) from error

@@ -1,6 +1,7 @@
 """Files of models: a local folder or a repository of the hub, read; pushed.
 
-Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other variables of huggingface_hub hold.
+Names and folders are treated alike everywhere; `HF_HUB_OFFLINE` and the other variables of
+huggingface_hub hold.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def split_hub_kwargs(kwargs: Mapping[str, Any], kind: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_hub_kwargs(
+    kwargs: Mapping[str, Any], kind: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments that say where files come from, and all others.
 
     What changes nothing here is in neither (see `rag_core.hub.keywords`).
@@ -50,7 +53,8 @@ def split_hub_kwargs(kwargs: Mapping[str, Any], kind: str | None = None) -> tupl
         Two new dictionaries: those named in `HUB_KWARGS`, and the rest.
 
     Raises:
-        ValueError: a keyword asks for something that is not done here; the message says what to write instead.
+        ValueError: a keyword asks for something that is not done here; the message says what to
+            write instead.
     """
     said = loading_keywords(kwargs, kind)
     hub = {name: value for name, value in said.items() if name in HUB_KWARGS}
@@ -65,8 +69,8 @@ def checked_name(name_or_path: Any) -> str:
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(
-            f"pretrained_model_name_or_path must be a folder or a repository id, got {name_or_path!r:.200}. "
-            "Write it as a str or Path"
+            "pretrained_model_name_or_path must be a folder or a repository id, got "
+            f"{name_or_path!r:.200}. Write it as a str or Path"
         )
     return os.fspath(name_or_path)
 
@@ -74,32 +78,53 @@ def checked_name(name_or_path: Any) -> str:
 def is_local(name_or_path: str | Path) -> bool:
     """Whether a name means a place on this machine rather than a repository of the hub.
 
-    True for what exists, for what is written as a path (`./x`, `~/x`, absolute, several slashes, back slashes) and for
-    `a/b` where a folder `a` exists.
+    True for what exists, for what is written as a path (`./x`, `~/x`, absolute, several slashes,
+    back slashes) and for `a/b` where a folder `a` exists.
     """
     text = str(name_or_path)
     path = Path(text).expanduser()
     if isinstance(name_or_path, Path) or path.exists() or path.is_absolute():
         return True
-    if not text or text.startswith((".", "~")) or "\\" in text or text.count("/") > 1 or text.endswith("/"):
+    if (
+        not text
+        or text.startswith((".", "~"))
+        or "\\" in text
+        or text.count("/") > 1
+        or text.endswith("/")
+    ):
         return True
     return "/" in text and path.parent.is_dir()
 
 
 @overload
 def resolve_file(
-    name_or_path: str | Path, filename: str, *, required: Literal[True] = True, repo_type: str | None = None, **hub: Any
+    name_or_path: str | Path,
+    filename: str,
+    *,
+    required: Literal[True] = True,
+    repo_type: str | None = None,
+    **hub: Any,
 ) -> Path: ...
 
 
 @overload
 def resolve_file(
-    name_or_path: str | Path, filename: str, *, required: bool, repo_type: str | None = None, **hub: Any
+    name_or_path: str | Path,
+    filename: str,
+    *,
+    required: bool,
+    repo_type: str | None = None,
+    **hub: Any,
 ) -> Path | None: ...
 
 
 def resolve_file(
-    name_or_path: str | Path, filename: str, *, required: bool = True, repo_type: str | None = None, **hub: Any
+    name_or_path: str | Path,
+    filename: str,
+    *,
+    required: bool = True,
+    repo_type: str | None = None,
+    **hub: Any,
 ) -> Path | None:
     """The local path of one file of a folder or repository, fetched if need be.
 
@@ -111,7 +136,8 @@ def resolve_file(
         **hub: options of `HUB_KWARGS`; a local folder heeds `subfolder` only.
 
     Raises:
-        OSError: the folder or repository isn't there or can't be reached, or (if required) has no such file.
+        OSError: the folder or repository isn't there or can't be reached, or (if required) has no
+            such file.
         TypeError: an unknown option.
     """
     options = _options(hub)
@@ -131,7 +157,8 @@ def resolve_file(
         if not required and isinstance(error, EntryNotFoundError):
             cached = {key: options.get(key) for key in ("cache_dir", "revision")}
             unknown = isinstance(error, LocalEntryNotFoundError) and not _offline(options)
-            # A str would be a path and None means "never asked": any other object marks a file known to be absent.
+            # A str would be a path and None means "never asked": any other object marks a file
+            # known to be absent.
             if not unknown or not isinstance(
                 try_to_load_from_cache(name, inside, repo_type=repo_type, **cached), str | None
             ):
@@ -140,7 +167,8 @@ def resolve_file(
 
 
 def list_files(name_or_path: str | Path, *, repo_type: str | None = None, **hub: Any) -> list[str]:
-    """Sorted paths, with forward slashes, of all files of a folder or repository (below `subfolder`, relative to it).
+    """Sorted paths, with forward slashes, of all files of a folder or repository (below
+    `subfolder`, relative to it).
 
     Offline, what was fetched before is listed.
 
@@ -151,18 +179,22 @@ def list_files(name_or_path: str | Path, *, repo_type: str | None = None, **hub:
 
 
 def list_commit(
-    name_or_path: str | Path, *, repo_type: str | None = None, record: Path | None = None, **hub: Any
+    name_or_path: str | Path,
+    *,
+    repo_type: str | None = None,
+    record: Path | None = None,
+    **hub: Any,
 ) -> tuple[str | None, list[str]]:
     """As `list_files`, together with the commit that these files are of.
 
-    Several files of one repository are to be fetched with ``revision=`` that commit: a branch may move between two
-    of them, and files of two commits do not belong together.
+    Several files of one repository are to be fetched with ``revision=`` that commit: a branch may
+    move between two of them, and files of two commits do not belong together.
 
     Args:
         name_or_path: folder or repository.
         repo_type: "dataset" for data sets; None for models.
-        record: a file that keeps the answer, for the times without a network; without it, what was fetched into the
-            hub's cache is listed then.
+        record: a file that keeps the answer, for the times without a network; without it, what was
+            fetched into the hub's cache is listed then.
         **hub: options of `HUB_KWARGS`.
 
     Returns:
@@ -206,7 +238,9 @@ def _listed(
         return snapshot.name, _files_below(snapshot)
     if record is not None:
         with atomic_write(record) as draft:
-            draft.write_text(json.dumps({"name": name, "commit": commit, "files": found}), encoding="utf-8")
+            draft.write_text(
+                json.dumps({"name": name, "commit": commit, "files": found}), encoding="utf-8"
+            )
     return commit, found
 
 
@@ -221,7 +255,9 @@ def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
 def commit_of(path: Path) -> str | None:
     """The commit that a file of the hub's cache is of; None for a file elsewhere."""
     parts = path.parts
-    at = max((number for number, part in enumerate(parts[:-1]) if part == "snapshots"), default=None)
+    at = max(
+        (number for number, part in enumerate(parts[:-1]) if part == "snapshots"), default=None
+    )
     named = parts[at + 1] if at is not None and at + 2 < len(parts) else ""
     return named if len(named) == 40 and set(named) <= set("0123456789abcdef") else None
 
@@ -237,7 +273,10 @@ def _options(hub: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"Unknown hub option {name!r}; known are {', '.join(HUB_KWARGS)}.")
     for name, (kinds, what) in _KINDS.items():
         if not isinstance(hub.get(name), kinds):
-            raise TypeError(f"{name} must be {what} or None, got {hub[name]!r:.200}. Leave it out for the default")
+            raise TypeError(
+                f"{name} must be {what} or None, got {hub[name]!r:.200}. Leave it out for the "
+                "default"
+            )
     return {name: value for name, value in hub.items() if value is not None}
 
 
@@ -247,7 +286,10 @@ def _local_file(folder: Path, inside: str, required: bool) -> Path | None:
     if path.is_file():
         return path
     if not folder.exists():
-        raise OSError(f"No folder {str(folder)!r} (looked for {inside} in {folder.absolute()}); check the path.")
+        raise OSError(
+            f"No folder {str(folder)!r} (looked for {inside} in {folder.absolute()}); check the "
+            "path."
+        )
     if not folder.is_dir():
         raise OSError(f"{str(folder)!r} is a file, where a folder with {inside} is needed.")
     if not required:
@@ -273,7 +315,9 @@ def _snapshot(name: str, repo_type: str | None, options: Mapping[str, Any]) -> P
     root = _cache(options) / f"{repo_type or 'model'}s--{name.replace('/', '--')}"
     revision = options.get("revision") or "main"
     reference = root / "refs" / revision
-    folder = root / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    folder = (
+        root / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
+    )
     return folder if folder.is_dir() else None
 
 
@@ -283,20 +327,33 @@ def _reason(name: str, wanted: str, error: Exception, options: Mapping[str, Any]
 
     revision = options.get("revision") or "main"
     if isinstance(error, utils.HFValidationError):
-        return f"{name!r} is neither a folder here nor a possible repository id ('owner/name'); check it."
+        return (
+            f"{name!r} is neither a folder here nor a possible repository id ('owner/name'); "
+            "check it."
+        )
     if isinstance(error, utils.GatedRepoError):
-        return f"Access to {name!r} must be asked for on the hub; then pass token=. Wanted {wanted}."
+        return (
+            f"Access to {name!r} must be asked for on the hub; then pass token=. Wanted {wanted}."
+        )
     if isinstance(error, utils.RepositoryNotFoundError):
-        return f"No folder {name!r} here and no such repository on the hub (or a private one: pass token=)."
+        return (
+            f"No folder {name!r} here and no such repository on the hub (or a private one: pass "
+            "token=)."
+        )
     if isinstance(error, utils.RevisionNotFoundError):
         return f"Repository {name!r} has no revision {revision!r}; wanted {wanted}."
-    if isinstance(error, utils.EntryNotFoundError) and not isinstance(error, utils.LocalEntryNotFoundError):
+    if isinstance(error, utils.EntryNotFoundError) and not isinstance(
+        error, utils.LocalEntryNotFoundError
+    ):
         return f"No {wanted} in repository {name!r} (revision {revision!r})."
     place = f"No folder {name!r} here, and {wanted} of repository {name!r} (revision {revision!r}) "
     if _offline(options):
         return (
-            f"{place}was not fetched before into {_cache(options)}; offline (HF_HUB_OFFLINE or local_files_only) "
-            "nothing is fetched. Go online once, or name a folder that holds it."
+            f"{place}was not fetched before into {_cache(options)}; offline (HF_HUB_OFFLINE or "
+            "local_files_only) nothing is fetched. Go online once, or name a folder that holds it."
         )
     what = str(error).strip()[:300].rstrip(".")
-    return f"{place}can't be fetched: {type(error).__name__}: {what}. Check the network, or name a folder."
+    return (
+        f"{place}can't be fetched: {type(error).__name__}: {what}. Check the network, or name a "
+        "folder."
+    )

@@ -1,7 +1,7 @@
 """The one reader of JSON that others wrote: bounded in size, depth and numbers, with one error.
 
-What passes can be copied, written, compared and handed to other libraries without a second look: no text that is no
-Unicode, no nesting that ends Python's stack, no whole number that no float holds.
+What passes can be copied, written, compared and handed to other libraries without a second look: no
+text that is no Unicode, no nesting that ends Python's stack, no whole number that no float holds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict, *, advice: str =
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise DamagedFileError(f"{path} must be JSON of at most {MAX_BYTES:,} bytes, got {size:,}. {advice}")
+        raise DamagedFileError(
+            f"{path} must be JSON of at most {MAX_BYTES:,} bytes, got {size:,}. {advice}"
+        )
     return parse_json(path.read_bytes(), path, kind, advice=advice)
 
 
@@ -62,17 +64,22 @@ def parse_json(
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names: dict[type, str] = {dict: "object", list: "array"}
         wanted = " or ".join(str(names.get(each, each.__name__)) for each in kinds)
-        raise DamagedFileError(f"{place} must hold a json {wanted}, got {type(values).__name__}. {advice}")
+        raise DamagedFileError(
+            f"{place} must hold a json {wanted}, got {type(values).__name__}. {advice}"
+        )
     return values
 
 
-def bounded_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, *, strict: bool = True) -> Any:
+def bounded_json(
+    text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, *, strict: bool = True
+) -> Any:
     """As `json.loads`, within the bounds of this module.
 
     Args:
         text: the JSON.
         pairs: makes an object of its pairs; it may raise ValueError.
-        strict: whether texts must be Unicode and whole numbers short; False leaves both to who takes the values.
+        strict: whether texts must be Unicode and whole numbers short; False leaves both to who
+            takes the values.
 
     Raises:
         ValueError: no JSON, or beyond a bound.
@@ -89,12 +96,15 @@ def bounded_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None
 
 def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits, where at most {MAX_DIGITS} are read")
+        raise ValueError(
+            f"a whole number of {len(digits)} digits, where at most {MAX_DIGITS} are read"
+        )
     return int(digits)
 
 
 def _check(values: Any, texts: bool) -> None:
-    """Refuses nesting beyond `MAX_DEPTH`, and texts that are no Unicode; without recursion of its own.
+    """Refuses nesting beyond `MAX_DEPTH`, and texts that are no Unicode; without recursion of its
+    own.
 
     Raises:
         ValueError: it says why.
@@ -124,4 +134,6 @@ def _check_text(text: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             half = ord(text[error.start])
-            raise ValueError(f"half of a surrogate pair (\\u{half:04x}) in {text[:60]!a}, no Unicode") from None
+            raise ValueError(
+                f"half of a surrogate pair (\\u{half:04x}) in {text[:60]!a}, no Unicode"
+            ) from None

@@ -1,7 +1,9 @@
-"""Keywords that scripts hand to `from_pretrained` and `save_pretrained` of models, configs, tokenizers, retrievers.
+"""Keywords that scripts hand to `from_pretrained` and `save_pretrained` of models, configs,
+tokenizers, retrievers.
 
-One table of those that transformers takes and that are no options of their own here. What changes nothing is passed
-over in silence; what would change something is refused, saying what to write instead.
+One table of those that transformers takes and that are no options of their own here. What changes
+nothing is passed over in silence; what would change something is refused, saying what to write
+instead.
 """
 
 from __future__ import annotations
@@ -35,10 +37,13 @@ class _Refused:
 _OFF = (None, False)
 _WHOLE = "A model is placed whole: leave it out, and say device_map='cpu' or device='cuda:0'."
 _QUANTIZED = (
-    "Leave it out and load the weights in dtype='bfloat16'; rag_torch.quantized(model) rounds linear maps to int8 on "
-    "a CPU."
+    "Leave it out and load the weights in dtype='bfloat16'; rag_torch.quantized(model) rounds "
+    "linear maps to int8 on a CPU."
 )
-_ATTENTION = "Leave it out: the networks take the fastest attention that PyTorch or TensorFlow has for their inputs."
+_ATTENTION = (
+    "Leave it out: the networks take the fastest attention that PyTorch or TensorFlow has for "
+    "their inputs."
+)
 
 # Hints about memory, speed and the format of files, of which no result depends here.
 _NOTHING_TO_LOAD = frozenset({
@@ -46,12 +51,21 @@ _NOTHING_TO_LOAD = frozenset({
     "resume_download", "proxies", "mirror", "offload_folder", "offload_state_dict", "offload_buffers", "user_agent",
     "code_revision", "adapter_name", "_commit_hash", "_from_auto", "_from_pipeline",
 })  # fmt: skip
-_NOTHING_TO_TOKENIZE = frozenset({"use_fast", "from_slow", "legacy", "verbose", "tokenizer_type", "errors"})
+_NOTHING_TO_TOKENIZE = frozenset(
+    {"use_fast", "from_slow", "legacy", "verbose", "tokenizer_type", "errors"}
+)
 _RENAMED = {"use_auth_token": "token"}
-_RENAMED_TO_TOKENIZE = {"max_len": "model_max_length", "extra_special_tokens": "additional_special_tokens"}
+_RENAMED_TO_TOKENIZE = {
+    "max_len": "model_max_length",
+    "extra_special_tokens": "additional_special_tokens",
+}
 _LOADING = {
-    "trust_remote_code": _Refused(_OFF, "be False", "No code of a checkpoint is ever run: leave it out."),
-    "attn_implementation": _Refused((None, "eager", "sdpa"), "be 'eager', 'sdpa' or None", _ATTENTION),
+    "trust_remote_code": _Refused(
+        _OFF, "be False", "No code of a checkpoint is ever run: leave it out."
+    ),
+    "attn_implementation": _Refused(
+        (None, "eager", "sdpa"), "be 'eager', 'sdpa' or None", _ATTENTION
+    ),
     "use_flash_attention_2": _Refused(_OFF, "be False", _ATTENTION),
     "load_in_8bit": _Refused(_OFF, "be False", _QUANTIZED),
     "load_in_4bit": _Refused(_OFF, "be False", _QUANTIZED),
@@ -61,23 +75,33 @@ _LOADING = {
     "ignore_mismatched_sizes": _Refused(
         _OFF,
         "be False",
-        "Weights must fit: load the model with its own sizes and call resize_token_embeddings(n), or build the class "
-        "from its config for fresh weights.",
+        "Weights must fit: load the model with its own sizes and call resize_token_embeddings(n), "
+        "or build the class from its config for fresh weights.",
     ),
     "variant": _Refused(
         (None,),
         "be None",
-        "Files must have their plain names (model.safetensors): leave it out, and say dtype='float16' for half "
-        "precision.",
+        "Files must have their plain names (model.safetensors): leave it out, and say "
+        "dtype='float16' for half precision.",
     ),
-    "gguf_file": _Refused((None,), "be None", "Weights are read from .safetensors, .bin and .h5 files."),
-    "key_mapping": _Refused((None,), "be None", "Rename the weights and hand them over as state_dict=."),
+    "gguf_file": _Refused(
+        (None,), "be None", "Weights are read from .safetensors, .bin and .h5 files."
+    ),
+    "key_mapping": _Refused(
+        (None,), "be None", "Rename the weights and hand them over as state_dict=."
+    ),
     "generation_config": _Refused((None,), "be None", "Set model.generation_config after loading."),
-    "adapter_kwargs": _Refused((None, {}), "be None", "Load an adapter with peft.PeftModel.from_pretrained."),
+    "adapter_kwargs": _Refused(
+        (None, {}), "be None", "Load an adapter with peft.PeftModel.from_pretrained."
+    ),
 }
-_PIPELINE = "It is part of what tokenizer.json describes: change that file with the tokenizers library."
+_PIPELINE = (
+    "It is part of what tokenizer.json describes: change that file with the tokenizers library."
+)
 _LOADING_TO_TOKENIZE = {
-    "sp_model_kwargs": _Refused((None, {}), "be None", "Texts are cut in the one way that is most likely."),
+    "sp_model_kwargs": _Refused(
+        (None, {}), "be None", "Texts are cut in the one way that is most likely."
+    ),
     "trim_offsets": _Refused((True,), "be True", _PIPELINE),
     "do_basic_tokenize": _Refused((True,), "be True", _PIPELINE),
     "never_split": _Refused((None,), "be None", "Call add_tokens with these words."),
@@ -92,16 +116,26 @@ _NOTHING_TO_SAVE = frozenset({
 _RENAMED_TO_SAVE = {"use_auth_token": "token", "save_config": "is_main_process"}
 _PUSHING = frozenset({"repo_id", "token", "private", "revision", "commit_message", "card"})
 # What transformers takes for pushing, or has taken.
-_NOTHING_TO_PUSH = frozenset({"use_temp_dir", "repo_url", "repo_path_or_name", "commit_description", "tags"})
+_NOTHING_TO_PUSH = frozenset(
+    {"use_temp_dir", "repo_url", "repo_path_or_name", "commit_description", "tags"}
+)
 _SAVING = {
     "variant": _Refused(
-        (None,), "be None", "Files have their plain names (model.safetensors): save each variant to its own folder."
+        (None,),
+        "be None",
+        "Files have their plain names (model.safetensors): save each variant to its own folder.",
     ),
     "saved_model": _Refused(
-        _OFF, "be False", "Call rag_tf.export_saved_model(model, folder), which writes generation as a SavedModel."
+        _OFF,
+        "be False",
+        "Call rag_tf.export_saved_model(model, folder), which writes generation as a SavedModel.",
     ),
-    "filename_prefix": _Refused((None, ""), "be None", "Tokenizers are found by their files' plain names."),
-    "create_pr": _Refused(_OFF, "be False", "Push to a branch with revision= and open the pull request there."),
+    "filename_prefix": _Refused(
+        (None, ""), "be None", "Tokenizers are found by their files' plain names."
+    ),
+    "create_pr": _Refused(
+        _OFF, "be False", "Push to a branch with revision= and open the pull request there."
+    ),
 }
 
 
@@ -116,7 +150,8 @@ def loading_keywords(kwargs: Mapping[str, Any], kind: str | None = None) -> dict
         A new dictionary without the keywords that change nothing.
 
     Raises:
-        ValueError: a keyword asks for something that is not done here; the message says what to write instead.
+        ValueError: a keyword asks for something that is not done here; the message says what to
+            write instead.
     """
     nothing, renamed, refused = _NOTHING_TO_LOAD, _RENAMED, _LOADING
     if kind == "tokenizer":
@@ -139,7 +174,10 @@ def _rename(renamed: Mapping[str, str], kwargs: Mapping[str, Any], found: dict[s
         if value is None:
             continue
         if found.get(new) not in (None, value):
-            raise ValueError(f"{old} must be left out where {new} is given, got both. They are one option: say {new}=.")
+            raise ValueError(
+                f"{old} must be left out where {new} is given, got both. They are one option: say "
+                f"{new}=."
+            )
         found[new] = value
 
 
@@ -154,8 +192,8 @@ def saving_keywords(
         **kwargs: all others; those for pushing count if `push_to_hub`.
 
     Returns:
-        Whether this process writes; arguments of `push_folder` besides folder and repository, None not to push; the
-        repository, None if unsaid.
+        Whether this process writes; arguments of `push_folder` besides folder and repository, None
+        not to push; the repository, None if unsaid.
 
     Raises:
         TypeError: an unknown keyword, or one of the switches is not true or false.
@@ -166,10 +204,14 @@ def saving_keywords(
     is_main_process, kwargs = known.pop("is_main_process", is_main_process), known
     for name, value in (("is_main_process", is_main_process), ("push_to_hub", push_to_hub)):
         if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {value!r}. Give the other arguments by name.")
+            raise TypeError(
+                f"{name} must be True or False, got {value!r}. Give the other arguments by name."
+            )
     unknown = sorted(set(kwargs) - _NOTHING_TO_SAVE - _PUSHING - _NOTHING_TO_PUSH - set(_SAVING))
     if unknown:
-        raise TypeError(f"save_pretrained (or push_to_hub) got unknown arguments: {', '.join(unknown)}")
+        raise TypeError(
+            f"save_pretrained (or push_to_hub) got unknown arguments: {', '.join(unknown)}"
+        )
     for name, value in kwargs.items():
         if name in _SAVING:
             _SAVING[name].check(name, value)
@@ -183,8 +225,8 @@ def whole_device(device: Any, device_map: Any) -> Any:
 
     Args:
         device: a device, or None.
-        device_map: a device or its number, "auto" (also "balanced", "balanced_low_0", "sequential"), or a dictionary
-            whose values are one device; None says nothing.
+        device_map: a device or its number, "auto" (also "balanced", "balanced_low_0",
+            "sequential"), or a dictionary whose values are one device; None says nothing.
 
     Returns:
         A device as it was named (a number n as "cuda:n"), "auto" for the backend's choice, or None.
@@ -195,13 +237,16 @@ def whole_device(device: Any, device_map: Any) -> Any:
     if device_map is None:
         return device
     if device is not None:
-        raise ValueError(f"device must be left out where device_map is given, got {device!r}. They are one option.")
+        raise ValueError(
+            f"device must be left out where device_map is given, got {device!r}. They are one "
+            "option."
+        )
     places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     names = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in places}
     if len(names) != 1 or "disk" in names:
         raise ValueError(
-            f"device_map must name one device, got {device_map!r}. A model is placed whole: say device_map='auto', "
-            "'cpu' or 'cuda:0'."
+            f"device_map must name one device, got {device_map!r}. A model is placed whole: say "
+            "device_map='auto', 'cpu' or 'cuda:0'."
         )
     if names & {"auto", "balanced", "balanced_low_0", "sequential"}:
         return "auto"
@@ -209,5 +254,10 @@ def whole_device(device: Any, device_map: Any) -> Any:
 
 
 def loading_info() -> dict[str, list[Any]]:
-    """What `output_loading_info=True` hands back beside a model: empty lists, as weights that do not fit are errors."""
-    return {name: [] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
+    """What `output_loading_info=True` hands back beside a model.
+
+    Empty lists, as weights that do not fit are errors.
+    """
+    return {
+        name: [] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    }

@@ -54,7 +54,12 @@ def model_card(
     if summary:
         lines += [summary, ""]
     if figures:
-        lines += ["| measure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items()), ""]
+        lines += [
+            "| measure | value |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in figures.items()),
+            "",
+        ]
     lines += ["## Use", "", "```python", *_loading(loader), "```", ""]
     if body:
         lines += [body.rstrip(), ""]
@@ -135,7 +140,9 @@ def push_folder(
         if card is None and not (root / "README.md").exists():
             if not api.file_exists(repo_id, "README.md", revision=revision):
                 card = model_card(repo_id.split("/")[-1], loader=loader or _USUAL)
-        api.upload_folder(repo_id=repo_id, folder_path=root, revision=revision, commit_message=commit_message)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=root, revision=revision, commit_message=commit_message
+        )
         if card is not None:
             api.upload_file(
                 path_or_fileobj=card.encode(),
@@ -146,8 +153,9 @@ def push_folder(
             )
     except Exception as error:
         raise OSError(
-            f"Pushing {str(folder)!r} to {repo_id!r} failed: {type(error).__name__}: {str(error).strip()[:300]}. "
-            "Log in with `hf auth login` or pass token=, and check the repository's name and your right to write."
+            f"Pushing {str(folder)!r} to {repo_id!r} failed: {type(error).__name__}: "
+            f"{str(error).strip()[:300]}. Log in with `hf auth login` or pass token=, and check "
+            "the repository's name and your right to write."
         ) from error
     return address
 
@@ -171,14 +179,17 @@ class Saving:
         return cls(*saving_keywords(*args, **kwargs))
 
     def finish(self, folder: str | Path, saved: Any = None) -> None:
-        """Push the folder that was written, if that was asked for; its name is the repository's by default.
+        """Push the folder that was written, if that was asked for; its name is the repository's by
+        default.
 
         Args:
             folder: what was written.
             saved: what wrote it, for the model card.
         """
         if self.push is not None:
-            push_folder(folder, self._repo_id or Path(folder).name, loader=loader_of(saved), **self.push)
+            push_folder(
+                folder, self._repo_id or Path(folder).name, loader=loader_of(saved), **self.push
+            )
 
 
 class Pushable:
@@ -190,14 +201,18 @@ class Pushable:
         Args:
             repo_id: "owner/name".
             **kwargs: `token`, `private`, `revision`, `commit_message`, `card`, as `push_folder`;
-                `max_shard_size` and `safe_serialization` of models, as `save_pretrained`; what transformers takes
-                besides and changes nothing is passed over.
+                `max_shard_size` and `safe_serialization` of models, as `save_pretrained`; what
+                transformers takes besides and changes nothing is passed over.
 
         Returns:
             The repository's address.
         """
         push = Saving.of(push_to_hub=True, **kwargs).push or {}
-        written = {name: kwargs[name] for name in ("max_shard_size", "safe_serialization") if name in kwargs}
+        written = {
+            name: kwargs[name]
+            for name in ("max_shard_size", "safe_serialization")
+            if name in kwargs
+        }
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **written)  # type: ignore[attr-defined]
             return push_folder(folder, repo_id, loader=loader_of(self), **push)

@@ -1,4 +1,7 @@
-"""The one reader of text by lines: corpora, questions and training files, a fault named with its file and line."""
+"""The one reader of text by lines.
+
+Corpora, questions and training files, a fault named with its file and line.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ class Line(NamedTuple):
 
 
 def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, None, None]:
-    """The lines of a stream of UTF-8 (or UTF-16 or UTF-32 with a byte order mark); a faulty one does not end it.
+    """The lines of a stream of UTF-8 (or UTF-16 or UTF-32 with a byte order mark); a faulty one
+    does not end it.
 
     Args:
         stream: bytes, read as far as lines are asked for; it stays open.
@@ -55,10 +59,17 @@ def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, 
     try:
         for number, text in enumerate(decoded, 1):
             text = text.lstrip(_BYTE_ORDER_MARK)  # files that were joined bring marks in the middle
-            fault = None if text.isascii() and "\0" not in text else _line_fault(text, encoding, name, number)
+            fault = (
+                None
+                if text.isascii() and "\0" not in text
+                else _line_fault(text, encoding, name, number)
+            )
             yield Line(number, text, fault and f"{name}:{number}: {fault}")
     except UnicodeDecodeError as error:
-        text = f"{name}:{number + 1}: not {encoding.upper()} as its first bytes say ({error.reason}). Write it anew."
+        text = (
+            f"{name}:{number + 1}: not {encoding.upper()} as its first bytes say "
+            f"({error.reason}). Write it anew."
+        )
         yield Line(number + 1, "", text)
     finally:
         decoded.detach()
@@ -86,7 +97,8 @@ def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
     Args:
         text: the line.
         place: "file:line", for errors.
-        first: whether it is the file's first line with something on it, whose errors tell of files of other layouts.
+        first: whether it is the file's first line with something on it, whose errors tell of files
+            of other layouts.
 
     Raises:
         ValueError: no JSON, or no object.
@@ -98,7 +110,8 @@ def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
         what = str(error)
         if isinstance(error, json.JSONDecodeError):
             what = f"{error.msg} at column {error.pos + 1}"
-            advice = "" if error.msg == "Extra data" else advice  # a whole object, and more after it
+            # a whole object, and more after it
+            advice = "" if error.msg == "Extra data" else advice
         raise ValueError(f"{place}: {_JSON_LINES}: {what}. {advice or 'Mend the line.'}") from None
     if not isinstance(row, dict):
         got = "null" if row is None else f"a JSON {type(row).__name__}"
@@ -115,7 +128,8 @@ def check_text(text: str, place: str, name: str) -> str:
         name: of the field.
 
     Raises:
-        ValueError: it holds a NUL or half of a surrogate pair, which no encoder, index or file takes.
+        ValueError: it holds a NUL or half of a surrogate pair, which no encoder, index or file
+            takes.
     """
     if text.isascii() and "\0" not in text:
         return text
@@ -133,7 +147,10 @@ def text_fault(text: str) -> str | None:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        return f"half of a surrogate pair ({half}) at character {error.start + 1}, no Unicode character"
+        return (
+            f"half of a surrogate pair ({half}) at character {error.start + 1}, no Unicode "
+            "character"
+        )
     return None
 
 
@@ -147,23 +164,35 @@ def _line_fault(text: str, encoding: str, name: str | PathLike[str], number: int
     if "\0" in text:
         looks, order = _utf16(text.encode("utf-8", "surrogateescape"), number)
         if looks:
-            return f"NUL bytes, and no byte order mark: this looks like UTF-16. Convert it, {_iconv(order, name)}"
-        return f"a NUL byte, so this is no text file. Remove it, or convert it if it is UTF-16, {_iconv(order, name)}"
+            return (
+                "NUL bytes, and no byte order mark: this looks like UTF-16. Convert it, "
+                f"{_iconv(order, name)}"
+            )
+        return (
+            "a NUL byte, so this is no text file. Remove it, or convert it if it is UTF-16, "
+            f"{_iconv(order, name)}"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         column, code = error.start + 1, ord(text[error.start])
         if encoding.startswith("utf-8"):
-            wrong = f"text must be UTF-8, but byte 0x{code - 0xDC00:02x} at column {column} is not. "
+            wrong = (
+                f"text must be UTF-8, but byte 0x{code - 0xDC00:02x} at column {column} is not. "
+            )
             return f"{wrong}Convert it from the encoding it has, {_iconv('WINDOWS-1252', name)}"
-        return f"half of a surrogate pair (\\u{code:04x}) at column {column}, no Unicode character. Mend the line."
+        return (
+            f"half of a surrogate pair (\\u{code:04x}) at column {column}, no Unicode character. "
+            "Mend the line."
+        )
     return None
 
 
 def _utf16(line: bytes, number: int) -> tuple[bool, str]:
     """Whether the NUL bytes of a line lie as in UTF-16, and in which byte order.
 
-    Letters of ASCII have one each, all in odd places or all in even ones; so have blanks among other scripts.
+    Letters of ASCII have one each, all in odd places or all in even ones; so have blanks among
+    other scripts.
     """
     places = [place for place, byte in enumerate(line) if not byte]
     kinds = {place % 2 for place in places}
@@ -189,9 +218,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _layout_advice(text: str) -> str:
-    """What to do about a file whose first line begins an array, or ends before its object does; else nothing."""
+    """What to do about a file whose first line begins an array, or ends before its object does.
+
+    Else nothing.
+    """
     if text.startswith("["):
-        return "The file is a JSON array: write its objects one a line, e.g.  jq -c '.[]' FILE > FILE.jsonl"
+        return (
+            "The file is a JSON array: write its objects one a line, e.g.  jq -c '.[]' FILE > "
+            "FILE.jsonl"
+        )
     if text.startswith("{") and text.endswith(("{", "[", ",", ":")):
-        return "If the objects are written over several lines, write each on one, e.g.  jq -c . FILE > FILE.jsonl"
+        return (
+            "If the objects are written over several lines, write each on one, e.g.  jq -c . FILE "
+            "> FILE.jsonl"
+        )
     return ""

@@ -1,4 +1,7 @@
-"""The work behind a knowledge base: shards in a work folder, then the finished folder, renamed into place."""
+"""The work behind a knowledge base.
+
+Shards in a work folder, then the finished folder, renamed into place.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,14 @@ import numpy as np
 
 from rag_core.checks import warn, whole
 from rag_core.hub import DamagedFileError, atomic_write, clear, install, name_full_disk, read_json
-from rag_core.knowledge.embedding import Encode, batch_vectors, embed_shards, read_batches, same_probe, write_batches
+from rag_core.knowledge.embedding import (
+    Encode,
+    batch_vectors,
+    embed_shards,
+    read_batches,
+    same_probe,
+    write_batches,
+)
 from rag_core.knowledge.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
 from rag_core.knowledge.passages import stream_passages
 from rag_core.retrieval import INDEX_KINDS, MIN_PQ_ROWS, RERANK
@@ -35,7 +45,9 @@ SETTINGS = {"hnsw": ("efSearch",), "ivfpq": ("nlist", "nprobe", "m", "rerank")}
 
 
 def note_path(out: Path) -> Path:
-    """The file that says, until a change has been answered for, what was asked for and which manifest came of it."""
+    """The file that says, until a change has been answered for, what was asked for and which
+    manifest came of it.
+    """
     return out.with_name(out.name + ".done")
 
 
@@ -46,7 +58,10 @@ def work_path(out: Path) -> Path:
 
 @contextmanager
 def workplace(out: Path) -> Iterator[Path]:
-    """The folder of shards beside `out`, locked; it is removed on success and stays, to go on from, after an error."""
+    """The folder of shards beside `out`, locked.
+
+    It is removed on success and stays, to go on from, after an error.
+    """
     from filelock import FileLock, Timeout
 
     work = work_path(out)
@@ -64,34 +79,50 @@ def workplace(out: Path) -> Iterator[Path]:
                     name_full_disk(error, out)
                 raise
     except Timeout:
-        raise OSError(f"{out} is being written by another process ({work} is locked). Wait for it to end.") from None
+        raise OSError(
+            f"{out} is being written by another process ({work} is locked). Wait for it to end."
+        ) from None
     shutil.rmtree(work, ignore_errors=True)
-    note_path(out).unlink(missing_ok=True)  # last of all: a kill before leaves the note, and after it nothing
+    # last of all: a kill before leaves the note, and after it nothing
+    note_path(out).unlink(missing_ok=True)
 
 
-def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progress: bool = True) -> list[Path]:
-    """Embeds the passages of `files` into shards in `work`, keeping those of an earlier run of the same plan."""
+def embed(
+    files: list[Path], work: Path, encode: Encode, plan: Manifest, progress: bool = True
+) -> list[Path]:
+    """Embeds the passages of `files` into shards in `work`, keeping those of an earlier run of
+    the same plan.
+    """
     from tqdm.auto import tqdm
 
     request = plan.request
     note = work / "plan.json"
-    keys = {"name": plan.encoder["name"], "dimension": plan.dimension, **request, "words": plan.words}
+    keys = {
+        "name": plan.encoder["name"],
+        "dimension": plan.dimension,
+        **request,
+        "words": plan.words,
+    }
     keys.pop("settings", None)  # of the index: the vectors do not depend on them
     before = _earlier_plan(note)
     if before.get("keys") != keys or not same_probe(before["probe"], plan.encoder["probe"]):
         for stale in work.glob("shard-*"):
             stale.unlink()
         with atomic_write(note) as draft:
-            draft.write_text(json.dumps({"keys": keys, "probe": plan.encoder["probe"]}), encoding="utf-8")
+            draft.write_text(
+                json.dumps({"keys": keys, "probe": plan.encoder["probe"]}), encoding="utf-8"
+            )
     stamps = [_stamp(path) for path in files]
     hide = not progress
-    passages = functools.partial(stream_passages, files, plan.words, tsv_quotes=request.get("tsv_quotes", True))
+    passages = functools.partial(
+        stream_passages, files, plan.words, tsv_quotes=request.get("tsv_quotes", True)
+    )
     first_pass = tqdm(passages(), "reading", unit=" passages", disable=hide, leave=False)
     rows = sum(1 for _ in first_pass)
     if request.get("index") == "ivfpq" and plan.rows + rows < MIN_PQ_ROWS:
         raise ValueError(
-            f"index='ivfpq' needs at least {MIN_PQ_ROWS} passages to train its codes, there are {plan.rows + rows}; "
-            "use 'flat' or 'hnsw'."
+            f"index='ivfpq' needs at least {MIN_PQ_ROWS} passages to train its codes, there are "
+            f"{plan.rows + rows}; use 'flat' or 'hnsw'."
         )
     with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
 
@@ -109,7 +140,9 @@ def embed(files: list[Path], work: Path, encode: Encode, plan: Manifest, progres
             dimension=plan.dimension,
             advance=advance,
         )
-    changed = [str(path) for path, stamp in zip(files, stamps, strict=True) if _stamp(path) != stamp]
+    changed = [
+        str(path) for path, stamp in zip(files, stamps, strict=True) if _stamp(path) != stamp
+    ]
     if changed:
         raise ValueError(f"{', '.join(changed)} changed while being read. Run the command again.")
     return shards
@@ -127,7 +160,9 @@ def _earlier_plan(note: Path) -> dict[str, Any]:
     plan: dict[str, Any] = read_json(note, advice=advice)
     probe = plan.get("probe")
     if not isinstance(probe, list) or not all(type(value) in (int, float) for value in probe):
-        raise DamagedFileError(f"{note} is damaged (probe must be a list of numbers, got {probe!r:.60}). {advice}")
+        raise DamagedFileError(
+            f"{note} is damaged (probe must be a list of numbers, got {probe!r:.60}). {advice}"
+        )
     return plan
 
 
@@ -213,7 +248,11 @@ def assemble(
     manifest = replace(plan, rows=rows, index=described)
     manifest.write(final)
     if request is not None:
-        result = {"request": request, "changed": abs(rows - plan.rows), "manifest": describe(final / FILE)}
+        result = {
+            "request": request,
+            "changed": abs(rows - plan.rows),
+            "manifest": describe(final / FILE),
+        }
         with atomic_write(note_path(out)) as draft:
             draft.write_text(json.dumps(result), encoding="utf-8")
     install(final, out, stale=(INDEX_FILE, f"{PASSAGES}/*"))
@@ -221,7 +260,8 @@ def assemble(
 
 
 def done_before(out: Path, request: Mapping[str, Any]) -> int | None:
-    """How many rows a run changed that was killed after the change and before it could say so; None if there is none.
+    """How many rows a run changed that was killed after the change and before it could say so; None
+    if there is none.
 
     Without its note a change that is asked for again would be made twice.
     """
@@ -248,13 +288,16 @@ def check_settings(kind: str | None, settings: Mapping[str, int] | None) -> dict
     """The settings asked for, checked.
 
     Raises:
-        TypeError, ValueError: a name that the kind of index does not have, or a value that is no whole number above 0.
+        TypeError, ValueError: a name that the kind of index does not have, or a value that is no
+            whole number above 0.
     """
     known, checked = SETTINGS.get(kind or "auto", ()), {}
     for name, value in (settings or {}).items():
         if name not in known:
             have = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in SETTINGS.items())
-            raise ValueError(f"index={kind or 'auto'!r} has no setting {name!r}. Settings are, {have}.")
+            raise ValueError(
+                f"index={kind or 'auto'!r} has no setting {name!r}. Settings are, {have}."
+            )
         checked[name] = whole(1)(name, value)
     return checked
 
@@ -285,14 +328,19 @@ def index_settings(index: Any) -> dict[str, int]:
     if (found := faiss.try_extract_index_ivf(index)) is not None:
         inverted: Any = faiss.downcast_index(found)
         coarse = {"nlist": inverted.nlist, "nprobe": inverted.nprobe}
-        return coarse | ({"m": inverted.pq.M, "bits": inverted.pq.nbits} if hasattr(inverted, "pq") else {})
+        return coarse | (
+            {"m": inverted.pq.M, "bits": inverted.pq.nbits} if hasattr(inverted, "pq") else {}
+        )
     if hasattr(index, "hnsw"):
         return {"M": index.hnsw.nb_neighbors(1), "efConstruction": index.hnsw.efConstruction}
     return {}
 
 
 def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[list[Path], int]:
-    """Writes the layout of `Dataset.save_to_disk`; without a features entry, every release of `datasets` reads it."""
+    """Writes the layout of `Dataset.save_to_disk`.
+
+    Without a features entry, every release of `datasets` reads it.
+    """
     folder.mkdir(parents=True)
     stream, rows = merged(batches), 0
     files: list[Path] = []

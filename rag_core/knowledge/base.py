@@ -1,12 +1,14 @@
-"""A knowledge base on disk: passages, their vectors, a faiss index and a manifest, built so that a kill loses little.
+"""A knowledge base on disk: passages, their vectors, a faiss index and a manifest, built so that a
+kill loses little.
 
     kb/passages/      a `datasets` folder: title, text, embeddings (D float32)
     kb/index.faiss    row i is passage i; scores are inner products
     kb/manifest.json  see `rag_core.knowledge.manifest`
 
-The first two are transformers' custom index (`passages_path`, `index_path`). While it is built, finished shards wait in
-`kb.work` beside it (and `kb.done` says what was changed, until the change has been answered for); then all files take
-their places together (`rag_core.hub.atomic`). Row numbers are the `doc_ids` of a retriever.
+The first two are transformers' custom index (`passages_path`, `index_path`). While it is built,
+finished shards wait in `kb.work` beside it (and `kb.done` says what was changed, until the change
+has been answered for); then all files take their places together (`rag_core.hub.atomic`). Row
+numbers are the `doc_ids` of a retriever.
 """
 
 from __future__ import annotations
@@ -62,18 +64,22 @@ def build_knowledge_base(
     credit: str | None = None,
     progress: bool = True,
 ) -> KnowledgeBase:
-    """Reads files, splits them into passages, embeds these and indexes them; asked again after a kill, it goes on.
+    """Reads files, splits them into passages, embeds these and indexes them; asked again after a
+    kill, it goes on.
 
     Args:
-        paths: txt, md, csv, tsv, jsonl, parquet files or folders (see `rag_core.knowledge.read_documents`).
+        paths: txt, md, csv, tsv, jsonl, parquet files or folders (see
+            `rag_core.knowledge.read_documents`).
         out: folder to create.
         encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
         encoder_name: name or folder of the encoder, kept in the manifest.
         encoder_fingerprint: e.g. the sha256 of its weights.
-        index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw up to 500,000, then
-            ivfpq. An ivfpq index finds candidates by compressed vectors and ranks them by the stored ones.
-        settings: of the index, instead of chosen by the number of passages and tuned: "nlist", "nprobe", "m" (bytes a
-            vector) and "rerank" (candidates a passage) of ivfpq, "efSearch" of hnsw.
+        index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw
+            up to 500,000, then ivfpq. An ivfpq index finds candidates by compressed vectors and
+            ranks them by the stored ones.
+        settings: of the index, instead of chosen by the number of passages and tuned: "nlist",
+            "nprobe", "m" (bytes a vector) and "rerank" (candidates a passage) of ivfpq, "efSearch"
+            of hnsw.
         words: words a passage; None keeps each document whole.
         tsv_quotes: whether double quotes in .tsv files enclose fields; False: they are letters.
         batch_size: passages a call of `encode`; a batch holds passages of like length.
@@ -83,7 +89,8 @@ def build_knowledge_base(
         progress: draws progress bars on stderr.
 
     Raises:
-        FileNotFoundError, ValueError: bad input, see `read_documents`; an encoder that returns wrong shapes or NaN.
+        FileNotFoundError, ValueError: bad input, see `read_documents`; an encoder that returns
+            wrong shapes or NaN.
         FileExistsError: `out` holds something else already.
         OSError: another build of `out` is running, or the disk is full; nothing is left at `out`.
     """
@@ -131,9 +138,10 @@ class KnowledgeBase:
 
         Args:
             path: the folder.
-            verify: whether checksums are computed; None does so up to 256 MB in all; beyond, sizes and a few spots of
-                each file are compared. True also validates every passage in a process of its own: for knowledge bases
-                from elsewhere, whose manifest may agree with files that are made to do harm.
+            verify: whether checksums are computed; None does so up to 256 MB in all; beyond, sizes
+                and a few spots of each file are compared. True also validates every passage in a
+                process of its own: for knowledge bases from elsewhere, whose manifest may agree
+                with files that are made to do harm.
 
         Raises:
             FileNotFoundError: there is none.
@@ -157,36 +165,44 @@ class KnowledgeBase:
         return read_passages(self.path / layout.PASSAGES)
 
     def index(self, *, memory_map: bool | None = None) -> FaissIndex:
-        """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one stays as it is.
+        """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one
+        stays as it is.
 
         Args:
-            memory_map: maps the faiss file instead of reading it into memory; None maps more than 1 GB.
+            memory_map: maps the faiss file instead of reading it into memory; None maps more than 1
+                GB.
         """
         from rag_core.retrieval import FaissIndex
 
-        found = FaissIndex.from_files(self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map)
+        found = FaissIndex.from_files(
+            self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map
+        )
         found.init_index()
         return found
 
     def check_encoder(self, encode: Encode, name: str = "encode") -> None:
-        """Refuses an encoder other than the one that embedded the passages, by its vector of a fixed sentence.
+        """Refuses an encoder other than the one that embedded the passages, by its vector of a
+        fixed sentence.
 
         Raises:
             ValueError: another vector; names both encoders.
         """
         probe = layout.probe_entry(vector := probe_vector(encode))
-        if len(vector) != self.manifest.dimension or not same_probe(self.manifest.encoder["probe"], probe):
+        if len(vector) != self.manifest.dimension or not same_probe(
+            self.manifest.encoder["probe"], probe
+        ):
             raise ValueError(
-                f"{self.path} was embedded by {self.manifest.encoder['name']!r} (D={self.manifest.dimension}); "
-                f"{name!r} (D={len(vector)}) gives other vectors. Use the same encoder, or build the base anew."
+                f"{self.path} was embedded by {self.manifest.encoder['name']!r} "
+                f"(D={self.manifest.dimension}); {name!r} (D={len(vector)}) gives other vectors. "
+                "Use the same encoder, or build the base anew."
             )
 
     def check_model(self, config: Any) -> None:
         """Refuses a model whose question vectors do not fit these passages.
 
         Args:
-            config: a RagConfig or a question encoder's config. Where it has a `context_encoder` (name of the encoder
-                that its passages are embedded with), that is compared, too.
+            config: a RagConfig or a question encoder's config. Where it has a `context_encoder`
+                (name of the encoder that its passages are embedded with), that is compared, too.
 
         Raises:
             ValueError: another vector size or encoder; names both sides.
@@ -195,19 +211,23 @@ class KnowledgeBase:
         size = getattr(encoder, "projection_dim", 0) or getattr(encoder, "hidden_size", None)
         if size is not None and size != self.manifest.dimension:
             raise ValueError(
-                f"the model's question encoder ({getattr(encoder, 'model_type', '?')}) gives vectors of D={size}, the "
-                f"knowledge base {self.path} holds D={self.manifest.dimension} by {self.manifest.encoder['name']!r}. "
-                "Index the passages with the encoder that belongs to the model, or take another model."
+                f"the model's question encoder ({getattr(encoder, 'model_type', '?')}) gives "
+                f"vectors of D={size}, the knowledge base {self.path} holds "
+                f"D={self.manifest.dimension} by {self.manifest.encoder['name']!r}. Index the "
+                "passages with the encoder that belongs to the model, or take another model."
             )
         wanted, name = getattr(config, "context_encoder", None), self.manifest.encoder["name"]
         if isinstance(wanted, str) and Path(wanted).name != Path(name).name:
             raise ValueError(
-                f"the model expects passages embedded by {wanted!r}, the knowledge base {self.path} was embedded by "
-                f"{name!r}. Build it with  --encoder {wanted}"
+                f"the model expects passages embedded by {wanted!r}, the knowledge base "
+                f"{self.path} was embedded by {name!r}. Build it with  --encoder {wanted}"
             )
 
-    def add(self, paths: Paths, encode: Encode, *, words: int | None = -1, progress: bool = True) -> int:
-        """Appends the passages of more files; rows keep their numbers. Resumable and atomic as a build is.
+    def add(
+        self, paths: Paths, encode: Encode, *, words: int | None = -1, progress: bool = True
+    ) -> int:
+        """Appends the passages of more files; rows keep their numbers. Resumable and atomic as a
+        build is.
 
         Asked again after a kill, it adds nothing twice.
 
@@ -228,7 +248,9 @@ class KnowledgeBase:
         files = find_files(paths)
         sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
         old = self.manifest
-        plan = replace(old, words=old.words if words == -1 else words, sources=old.sources + sources)
+        plan = replace(
+            old, words=old.words if words == -1 else words, sources=old.sources + sources
+        )
         request = {"add": sources, "words": plan.words}
         with workplace(self.path) as work:
             if (done := done_before(self.path, request)) is not None:
@@ -236,7 +258,9 @@ class KnowledgeBase:
             shards = embed([path for path, _ in files], work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
-            self.manifest = assemble(work, self.path, batches, replace(plan, words=old.words), kept, request)
+            self.manifest = assemble(
+                work, self.path, batches, replace(plan, words=old.words), kept, request
+            )
         return self.manifest.rows - old.rows
 
     def remove(
@@ -257,38 +281,49 @@ class KnowledgeBase:
             The number of passages removed.
 
         Raises:
-            ValueError: both or neither given, a row that does not exist, nothing or everything selected.
+            ValueError: both or neither given, a row that does not exist, nothing or everything
+                selected.
         """
         if (ids is None) == (title is None):
-            raise ValueError("give either ids= (row numbers) or title= (a title or a function of it)")
+            raise ValueError(
+                "give either ids= (row numbers) or title= (a title or a function of it)"
+            )
         self._check_columns()
         rows = None if ids is None else np.asarray(list(ids), np.int64)
         digest = None if rows is None else hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
         request = {"remove": digest, "title": "a function" if callable(title) else title}
         with workplace(self.path) as work:
             done = done_before(self.path, request)
-            # A function can't be compared, what it selects can: if that is there, it is another one.
+            # A function can't be compared, what it selects can: if that is there, it is another
+            # one.
             if done is not None and not (callable(title) and self._selected(rows, title).any()):
                 return done
             drop = self._selected(rows, title)
             if not drop.any() or drop.all():
                 raise ValueError(
-                    f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; nothing was removed."
+                    f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; "
+                    "nothing was removed."
                 )
             batches = without(read_batches(self._arrow_files()), drop)
             self.manifest = assemble(work, self.path, batches, self.manifest, request=request)
         return int(drop.sum())
 
-    def _selected(self, rows: np.ndarray | None, title: str | Callable[[str], bool] | None) -> np.ndarray:
+    def _selected(
+        self, rows: np.ndarray | None, title: str | Callable[[str], bool] | None
+    ) -> np.ndarray:
         """Which passages `remove` means, (R,) booleans."""
         drop = np.zeros(len(self), bool)
         if rows is not None:
             if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-                raise ValueError(f"ids must be rows 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
+                raise ValueError(
+                    f"ids must be rows 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}"
+                )
             drop[rows] = True
         else:
             wanted = title if callable(title) else lambda name: name == title
-            names = chain.from_iterable(b.column("title").to_pylist() for b in read_batches(self._arrow_files()))
+            names = chain.from_iterable(
+                b.column("title").to_pylist() for b in read_batches(self._arrow_files())
+            )
             drop[:] = [bool(wanted(name)) for name in names]
         return drop
 
@@ -296,12 +331,14 @@ class KnowledgeBase:
         columns = self.dataset().column_names
         if missing := [name for name in ("title", "text", "embeddings") if name not in columns]:
             raise ValueError(
-                f"the passages of {self.path} must have columns title, text and embeddings, {missing} are missing: it "
-                "can be asked, but not changed. Build it anew."
+                f"the passages of {self.path} must have columns title, text and embeddings, "
+                f"{missing} are missing: it can be asked, but not changed. Build it anew."
             )
 
     def _arrow_files(self) -> list[Path]:
-        files = [self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+        files = [
+            self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")
+        ]
         check_arrow(files)
         return files
 
@@ -322,17 +359,22 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
         out.rmdir()
         return None
     if not (out / layout.FILE).is_file():
-        raise FileExistsError(f"{out} exists and is no knowledge base. Choose another folder to write to.")
+        raise FileExistsError(
+            f"{out} exists and is no knowledge base. Choose another folder to write to."
+        )
     if overwrite:
         return None
     found = KnowledgeBase.open(out)
     old = found.manifest
-    if (old.sources, old.request, old.encoder["name"]) == (plan.sources, plan.request, plan.encoder["name"]) and (
-        same_probe(old.encoder["probe"], plan.encoder["probe"])
-    ):
+    if (old.sources, old.request, old.encoder["name"]) == (
+        plan.sources,
+        plan.request,
+        plan.encoder["name"],
+    ) and (same_probe(old.encoder["probe"], plan.encoder["probe"])):
         discard_work(out)
         return found
     raise FileExistsError(
         f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "
-        "Choose another folder, replace it (overwrite=True, --overwrite) or add to it (KnowledgeBase.add)."
+        "Choose another folder, replace it (overwrite=True, --overwrite) or add to it "
+        "(KnowledgeBase.add)."
     )

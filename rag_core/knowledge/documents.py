@@ -1,4 +1,7 @@
-"""Files on disk -> documents: txt, md, csv, tsv, jsonl, parquet, or folders of them, one streamed line at a time."""
+"""Files on disk -> documents.
+
+Txt, md, csv, tsv, jsonl, parquet, or folders of them, one streamed line at a time.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,18 @@ from typing import Any
 from rag_core.checks import warn
 from rag_core.hub import check_text, numbered, parse_object, read_lines
 
-BLOCK_CHARS = 1 << 20  # a longer plain text is handed on in blocks, so that one huge file never sits in memory
+# a longer plain text is handed on in blocks, so that one huge file never sits in memory
+BLOCK_CHARS = 1 << 20
 FIELD_LIMIT = 1 << 30
 FAULTS_TOLD = 20
 
 
 @dataclass(frozen=True)
 class Document:
-    """A titled text before it is split; `source` is the file, with the line or row where that helps."""
+    """A titled text before it is split.
+
+    `source` is the file, with the line or row where that helps.
+    """
 
     title: str
     text: str
@@ -49,9 +56,9 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str
     """The files behind `paths`, folders walked recursively in sorted order, linked ones entered.
 
     Args:
-        paths: files or folders. What a folder holds beside files of the kinds that are read (other kinds, empty and
-            hidden files, links to nothing) is passed by, and counted in one `PassedByWarning`. A file that is reached
-            twice, by a link or by its name, is read once.
+        paths: files or folders. What a folder holds beside files of the kinds that are read (other
+            kinds, empty and hidden files, links to nothing) is passed by, and counted in one
+            `PassedByWarning`. A file that is reached twice, by a link or by its name, is read once.
 
     Returns:
         (file, name relative to what the caller gave) pairs, without repeats.
@@ -81,26 +88,33 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str
     if found.passed_by:
         warn(f"passed by: {found.summary()}.", PassedByWarning)
     if not found.files:
-        raise ValueError("paths: there is nothing to read, every file is empty or no path was given.")
+        raise ValueError(
+            "paths: there is nothing to read, every file is empty or no path was given."
+        )
     return found.files
 
 
-def read_documents(paths: str | Path | Iterable[str | Path], *, tsv_quotes: bool = True) -> Iterator[Document]:
+def read_documents(
+    paths: str | Path | Iterable[str | Path], *, tsv_quotes: bool = True
+) -> Iterator[Document]:
     """Documents of files and folders, streamed.
 
-    txt: the file is one document, titled by its name. md: a document a section, titled `Doc — Section`, where Doc is
-    the first-level heading or the file's name. csv, tsv, jsonl, parquet: a document a row, from a column `text` and
-    optionally `title` (DPR's `id, text, title` files fit); rows with blank text are passed by, with a
-    `PassedByWarning`. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+    txt: the file is one document, titled by its name. md: a document a section, titled `Doc —
+    Section`, where Doc is the first-level heading or the file's name. csv, tsv, jsonl, parquet: a
+    document a row, from a column `text` and optionally `title` (DPR's `id, text, title` files fit);
+    rows with blank text are passed by, with a `PassedByWarning`. Text is UTF-8, or UTF-16 or UTF-32
+    with a byte order mark.
 
     Args:
         paths: files or folders, see `find_files`.
-        tsv_quotes: whether double quotes in .tsv files enclose fields, as in .csv; False: they are letters.
+        tsv_quotes: whether double quotes in .tsv files enclose fields, as in .csv; False: they are
+            letters.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: an empty, undecodable or malformed file, naming the file, its line and what to do. Where the
-            files after it do not begin well, either, they are all named (`BadFilesError`).
+        ValueError: an empty, undecodable or malformed file, naming the file, its line and what to
+            do. Where the files after it do not begin well, either, they are all named
+            (`BadFilesError`).
     """
     files = [path for path, _ in find_files(paths)]
     for number, path in enumerate(files):
@@ -144,7 +158,9 @@ def _faults(files: Iterable[Path], tsv_quotes: bool) -> Iterator[str]:
 
 def _reader(path: Path, tsv_quotes: bool) -> Callable[[Path], Iterator[Document]]:
     kind = path.suffix.lower()
-    return partial(_read_table, delimiter="\t", quotes=tsv_quotes) if kind == ".tsv" else READERS[kind]
+    return (
+        partial(_read_table, delimiter="\t", quotes=tsv_quotes) if kind == ".tsv" else READERS[kind]
+    )
 
 
 @dataclass
@@ -169,8 +185,12 @@ class _Found:
             self.files.append((path, _as_text(name)))
 
     def summary(self) -> str:
-        kinds = sorted(self.passed_by.items(), key=lambda kind: (kind[0] == "hidden", -len(kind[1]), kind[0]))
-        return ", ".join(f"{len(names):,} {kind} ({_as_text(numbered(names))})" for kind, names in kinds)
+        kinds = sorted(
+            self.passed_by.items(), key=lambda kind: (kind[0] == "hidden", -len(kind[1]), kind[0])
+        )
+        return ", ".join(
+            f"{len(names):,} {kind} ({_as_text(numbered(names))})" for kind, names in kinds
+        )
 
 
 def _walk(given: Path, found: _Found) -> None:
@@ -180,7 +200,8 @@ def _walk(given: Path, found: _Found) -> None:
 
     def refuse(error: OSError) -> None:
         raise OSError(
-            f"{error.filename}: the folder cannot be opened ({error.strerror}). Change that, or leave it out."
+            f"{error.filename}: the folder cannot be opened ({error.strerror}). Change that, or "
+            "leave it out."
         )
 
     inside: list[Path] = []
@@ -188,10 +209,14 @@ def _walk(given: Path, found: _Found) -> None:
         here = Path(folder)
         for name in [name for name in folders if name.startswith(".")]:
             found.passed_by["hidden"].append(str(Path(root.name) / (here / name).relative_to(root)))
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and entered.first_time(here / n))
+        folders[:] = sorted(
+            n for n in folders if not n.startswith(".") and entered.first_time(here / n)
+        )
         inside += [here / name for name in names]
     if not any(path.suffix.lower() in READERS and not path.name.startswith(".") for path in inside):
-        raise ValueError(f"{given}: the folder holds none of {', '.join(READERS)}. Name another folder.")
+        raise ValueError(
+            f"{given}: the folder holds none of {', '.join(READERS)}. Name another folder."
+        )
     for path in sorted(inside):
         name = str(Path(root.name) / path.relative_to(root))
         if kind := _not_read(path):
@@ -217,9 +242,15 @@ def _check_named(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder. Check the path.")
     if path.suffix.lower() not in READERS:
-        raise ValueError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; use {', '.join(READERS)}.")
+        raise ValueError(
+            f"{path}: cannot read {path.suffix or 'a file without suffix'}; use "
+            f"{', '.join(READERS)}."
+        )
     if not path.is_file():
-        raise ValueError(f"{path}: must be a file or a folder, not a pipe or a device. Write its text to a file first.")
+        raise ValueError(
+            f"{path}: must be a file or a folder, not a pipe or a device. Write its text to a "
+            "file first."
+        )
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty. Remove it from the list or fill it.")
 
@@ -230,7 +261,10 @@ def _name(path: Path) -> str:
 
 
 def _as_text(name: str) -> str:
-    r"""A file's name for people and manifests: bytes that are not UTF-8, lone surrogates here, as \x.. ."""
+    r"""A file's name for people and manifests.
+
+    Bytes that are not UTF-8, lone surrogates here, as \x.. .
+    """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -249,20 +283,29 @@ def _read_txt(path: Path) -> Iterator[Document]:
 def _read_md(path: Path) -> Iterator[Document]:
     from rag_core.knowledge.markdown import sections
 
-    for title, text, line in sections((text for _, text in read_lines(path)), _name(path), BLOCK_CHARS):
+    for title, text, line in sections(
+        (text for _, text in read_lines(path)), _name(path), BLOCK_CHARS
+    ):
         yield Document(title, text, f"{path}:{line}")
 
 
 def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
     lowered = [name.strip().lower() for name in names]
     if "text" not in lowered:
-        hint = f"it has one column, {names[0]!r:.60}" if len(names) == 1 else f"its columns are {names!r:.200}"
+        hint = (
+            f"it has one column, {names[0]!r:.60}"
+            if len(names) == 1
+            else f"its columns are {names!r:.200}"
+        )
         raise ValueError(
-            f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; {hint}. "
-            "Add that line, or check that the suffix fits the separator (.csv comma, .tsv tab)."
+            f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; "
+            f"{hint}. Add that line, or check that the suffix fits the separator (.csv comma, "
+            ".tsv tab)."
         )
     if twice := [name for name in ("text", "title") if lowered.count(name) > 1]:
-        raise ValueError(f"{path}: the columns must have names of their own, got {twice[0]!r} twice. Rename one.")
+        raise ValueError(
+            f"{path}: the columns must have names of their own, got {twice[0]!r} twice. Rename one."
+        )
     return lowered.index("text"), lowered.index("title") if "title" in lowered else None
 
 
@@ -301,7 +344,9 @@ def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Doc
             )
         if begin != rows.line_num:
             _check_merged(place, row, lines.record, delimiter)
-        yield Document(row[title] if title is not None else _name(path), row[text], f"{path}:{begin}")
+        yield Document(
+            row[title] if title is not None else _name(path), row[text], f"{path}:{begin}"
+        )
 
 
 class _Recorded:
@@ -318,9 +363,11 @@ class _Recorded:
 
 
 def _check_merged(place: str, row: list[str], lines: list[str], delimiter: str) -> None:
-    """Refuses a row over several lines that stray quotes may have made of several: legal, and hardly ever meant.
+    """Refuses a row over several lines that stray quotes may have made of several: legal, and
+    hardly ever meant.
 
-    A tab has no business in a text of several lines. A comma has, so there every line must look like a row.
+    A tab has no business in a text of several lines. A comma has, so there every line must look
+    like a row.
     """
     if delimiter == "\t":
         merged = any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
@@ -331,7 +378,8 @@ def _check_merged(place: str, row: list[str], lines: list[str], delimiter: str) 
     what = f"{place}: quotes make one row of {len(lines)} lines"
     if delimiter == "\t":
         raise ValueError(
-            f"{what}, with the separator inside a field. Double a quote that is meant.{_letters(delimiter)}"
+            f"{what}, with the separator inside a field. Double a quote that is "
+            f"meant.{_letters(delimiter)}"
         )
     warn(f"{what}, each of which looks like a row. If they are rows, double their quotes.")
 
@@ -357,9 +405,13 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
         text, title = row.get("text", row), row.get("title")
         if not isinstance(text, str | None):
             got = f"keys {sorted(row)!r:.120}" if text is row else f"'text' {text!r:.60}"
-            raise ValueError(f"{place}: a line must be an object with a string 'text', got {got}. Mend it.")
+            raise ValueError(
+                f"{place}: a line must be an object with a string 'text', got {got}. Mend it."
+            )
         if not isinstance(title, str | None):
-            raise ValueError(f"{place}: 'title' must be a string, got {title!r:.60}. Mend the line.")
+            raise ValueError(
+                f"{place}: 'title' must be a string, got {title!r:.60}. Mend the line."
+            )
         title = _name(path) if title is None else check_text(title, place, "'title'")
         yield Document(title, check_text(text or "", place, "'text'"), place)
 
@@ -374,7 +426,10 @@ def _read_parquet(path: Path) -> Iterator[Document]:
         wanted = [file.schema_arrow.field(i) for i in (text, title) if i is not None]
         for column in wanted:
             if not _holds_strings(column.type):
-                raise ValueError(f"{path}: column {column.name!r} must hold strings, got {column.type}. Convert it.")
+                raise ValueError(
+                    f"{path}: column {column.name!r} must hold strings, got {column.type}. "
+                    "Convert it."
+                )
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=[column.name for column in wanted]):
             columns = [_cells(batch.column(column.name), path, number) for column in wanted]
@@ -385,7 +440,9 @@ def _read_parquet(path: Path) -> Iterator[Document]:
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a readable parquet file ({reason:.120}). Write it anew.") from None
+        raise ValueError(
+            f"{path}: not a readable parquet file ({reason:.120}). Write it anew."
+        ) from None
 
 
 def _holds_strings(kind: Any) -> bool:

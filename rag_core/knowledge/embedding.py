@@ -1,7 +1,9 @@
-"""Passages -> shards of (title, text, embedding) on disk, so that a kill at any moment costs one shard at most.
+"""Passages -> shards of (title, text, embedding) on disk, so that a kill at any moment costs one
+shard at most.
 
-A shard is written to a temporary name, synced and renamed: it exists whole or not at all. It is the unit of work,
-sorted and batched by itself, so a resumed run sends the encoder the very batches an uninterrupted one does.
+A shard is written to a temporary name, synced and renamed: it exists whole or not at all. It is the
+unit of work, sorted and batched by itself, so a resumed run sends the encoder the very batches an
+uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Encode = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, 
 PROBE = ("Probe", "A fixed sentence by whose vector an encoder is recognised.")
 
 
-def call_encoder(encode: Encode, titles: list[str], texts: list[str], dimension: int | None = None) -> np.ndarray:
+def call_encoder(
+    encode: Encode, titles: list[str], texts: list[str], dimension: int | None = None
+) -> np.ndarray:
     """The encoder's vectors, checked.
 
     Raises:
@@ -32,16 +36,24 @@ def call_encoder(encode: Encode, titles: list[str], texts: list[str], dimension:
     """
     if not callable(encode):
         raise TypeError(
-            f"encode must be a function of titles and texts, got {encode!r}. Give e.g. load_encoder(NAME).embed"
+            f"encode must be a function of titles and texts, got {encode!r}. Give e.g. "
+            "load_encoder(NAME).embed"
         )
     vectors = np.asarray(encode(titles, texts))
     if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.shape[1]:
-        raise ValueError(f"encode must return one vector a passage, ({len(texts)}, D), got shape {vectors.shape}")
+        raise ValueError(
+            f"encode must return one vector a passage, ({len(texts)}, D), got shape {vectors.shape}"
+        )
     if dimension not in (None, vectors.shape[1]):
-        raise ValueError(f"encode must return vectors of one size, got D={vectors.shape[1]} after D={dimension}")
+        raise ValueError(
+            f"encode must return vectors of one size, got D={vectors.shape[1]} after D={dimension}"
+        )
     if not np.isfinite(vectors).all():
         row = int(np.argwhere(~np.isfinite(vectors))[0, 0])
-        raise ValueError(f"encode returned NaN or infinity, first for the passage {texts[row][:60]!r}. Use float32.")
+        raise ValueError(
+            f"encode returned NaN or infinity, first for the passage {texts[row][:60]!r}. Use "
+            "float32."
+        )
     return np.ascontiguousarray(vectors, np.float32)
 
 
@@ -51,7 +63,10 @@ def probe_vector(encode: Encode) -> np.ndarray:
 
 
 def same_probe(left: Iterable[float], right: Iterable[float]) -> bool:
-    """Whether two (beginnings of) probe vectors differ by rounding only: at most a tenth of their length."""
+    """Whether two (beginnings of) probe vectors differ by rounding only.
+
+    At most a tenth of their length.
+    """
     size = min(len(a := np.asarray(left, np.float64)), len(b := np.asarray(right, np.float64)))
     return bool(np.linalg.norm(a[:size] - b[:size]) <= 0.1 * np.linalg.norm(a[:size]))
 
@@ -88,7 +103,9 @@ def embed_shards(
             advance(len(block), True)
         else:
             vectors = np.empty((len(block), dimension), np.float32)
-            order = sorted(range(len(block)), key=lambda i: len(block[i]["title"]) + len(block[i]["text"]))
+            order = sorted(
+                range(len(block)), key=lambda i: len(block[i]["title"]) + len(block[i]["text"])
+            )
             for start in range(0, len(order), batch_size):
                 ids = order[start : start + batch_size]
                 titles, texts = [block[i]["title"] for i in ids], [block[i]["text"] for i in ids]
@@ -104,7 +121,9 @@ def passage_schema() -> pa.Schema:
     """title, text, embeddings: the columns of transformers' custom index."""
     import pyarrow as pa
 
-    return pa.schema([("title", pa.string()), ("text", pa.string()), ("embeddings", pa.list_(pa.float32()))])
+    return pa.schema(
+        [("title", pa.string()), ("text", pa.string()), ("embeddings", pa.list_(pa.float32()))]
+    )
 
 
 def write_batches(path: Path, batches: Iterable[Any]) -> None:
@@ -144,7 +163,11 @@ def _to_batch(block: list[PassageRow], vectors: np.ndarray) -> pa.RecordBatch:
 
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     embeddings = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-    columns = [pa.array([row["title"] for row in block]), pa.array([row["text"] for row in block]), embeddings]
+    columns = [
+        pa.array([row["title"] for row in block]),
+        pa.array([row["text"] for row in block]),
+        embeddings,
+    ]
     return pa.record_batch(columns, schema=passage_schema())
 
 
@@ -152,7 +175,11 @@ def _holds(path: Path, block: list[PassageRow]) -> bool:
     if not path.exists():
         return False
     try:
-        rows = [row for batch in read_batches([path]) for row in batch.select(["title", "text"]).to_pylist()]
+        rows = [
+            row
+            for batch in read_batches([path])
+            for row in batch.select(["title", "text"]).to_pylist()
+        ]
     except ValueError:
         return False
     return rows == block

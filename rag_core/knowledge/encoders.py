@@ -10,7 +10,14 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from rag_core.checks import whole
-from rag_core.config import AutoConfig, BertConfig, DPRConfig, SentenceSettings, prepared_texts, sentence_settings
+from rag_core.config import (
+    AutoConfig,
+    BertConfig,
+    DPRConfig,
+    SentenceSettings,
+    prepared_texts,
+    sentence_settings,
+)
 from rag_core.tokenization import encoded_within
 
 Encoder = TypeVar("Encoder", bound="PassageEncoderBase")
@@ -24,7 +31,8 @@ class PassageEncoderBase(ABC):
         tokenizer: ours or transformers'.
         name: what the manifest of a knowledge base calls it.
         max_length: tokens a passage is cut to.
-        pairs: encode (title, text) as two segments, as DPR was trained; otherwise as one text "title text".
+        pairs: encode (title, text) as two segments, as DPR was trained; otherwise as one text
+            "title text".
         prompt: text that the encoder was trained to see in front of a passage.
         lower_case: lower-case passages, whatever the tokenizer does.
     """
@@ -59,7 +67,11 @@ class PassageEncoderBase(ABC):
         return self.model.dimension
 
     def embed(
-        self, titles: Sequence[str], texts: Sequence[str], batch_size: int = 32, progress: bool = False
+        self,
+        titles: Sequence[str],
+        texts: Sequence[str],
+        batch_size: int = 32,
+        progress: bool = False,
     ) -> np.ndarray:
         """The vectors of passages, in batches of like length.
 
@@ -78,9 +90,13 @@ class PassageEncoderBase(ABC):
         """
         for name, given in (("titles", titles), ("texts", texts)):
             if isinstance(given, str | bytes):  # its letters would be embedded
-                raise TypeError(f"{name} must be a list of strings, got {given!r:.60}. Put it into one.")
+                raise TypeError(
+                    f"{name} must be a list of strings, got {given!r:.60}. Put it into one."
+                )
         if len(titles) != len(texts):
-            raise ValueError(f"titles and texts must be of one length, got {len(titles)} and {len(texts)}")
+            raise ValueError(
+                f"titles and texts must be of one length, got {len(titles)} and {len(texts)}"
+            )
         batch_size = whole(1)("batch_size", batch_size)
         order = sorted(range(len(texts)), key=lambda row: len(titles[row]) + len(texts[row]))
         vectors = np.zeros((len(texts), self.dimension), np.float32)
@@ -91,10 +107,14 @@ class PassageEncoderBase(ABC):
             starts = tqdm(starts, desc="Embedding", unit="batch")
         for start in starts:
             rows = order[start : start + batch_size]
-            vectors[rows] = self.vectors(self._tokenize([titles[row] for row in rows], [texts[row] for row in rows]))
+            vectors[rows] = self.vectors(
+                self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
+            )
         return vectors
 
-    def embed_texts(self, texts: Sequence[str], batch_size: int = 32, progress: bool = False) -> np.ndarray:
+    def embed_texts(
+        self, texts: Sequence[str], batch_size: int = 32, progress: bool = False
+    ) -> np.ndarray:
         """The vectors of texts without titles; see `embed`."""
         return self.embed([""] * len(texts), texts, batch_size, progress)
 
@@ -109,7 +129,9 @@ class PassageEncoderBase(ABC):
             encoded = self.tokenizer(titles, texts, **options)
         else:
             joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
-            encoded = self.tokenizer(prepared_texts(joined, self.prompt, self.lower_case), **options)
+            encoded = self.tokenizer(
+                prepared_texts(joined, self.prompt, self.lower_case), **options
+            )
         table = getattr(getattr(self.model, "config", None), "vocab_size", None)
         return encoded_within(encoded, table, self.tokenizer, self.return_tensors)
 
@@ -124,7 +146,8 @@ class PassageEncoderBase(ABC):
         device: Any = None,
         **hub: Any,
     ) -> Encoder:
-        """The document encoder of a folder or repository: DPR's context encoder, a sentence encoder, or a BERT.
+        """The document encoder of a folder or repository: DPR's context encoder, a sentence
+        encoder, or a BERT.
 
         Args:
             name_or_path: folder or repository id.
@@ -132,7 +155,8 @@ class PassageEncoderBase(ABC):
             bert_class: the backend's pooled BERT.
             dtype: of the weights; None is float32.
             device: where to compute; None leaves it to the backend.
-            **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`, `force_download`, `subfolder`).
+            **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
+                `force_download`, `subfolder`).
 
         Raises:
             OSError: files are missing.
@@ -143,14 +167,15 @@ class PassageEncoderBase(ABC):
         config = AutoConfig.from_pretrained(name_or_path, **hub)
         if not isinstance(config, DPRConfig | BertConfig):
             raise ValueError(
-                f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: name a DPR context "
-                "encoder, a sentence-transformers folder or a BERT"
+                f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: "
+                "name a DPR context encoder, a sentence-transformers folder or a BERT"
             )
         pairs = isinstance(config, DPRConfig)
         if pairs and any("QuestionEncoder" in str(each) for each in config.architectures or []):
             raise ValueError(
-                f"{name_or_path} is a DPR question encoder; documents need its partner, a context encoder "
-                "(facebook/dpr-ctx_encoder-single-nq-base for facebook/dpr-question_encoder-single-nq-base)"
+                f"{name_or_path} is a DPR question encoder; documents need its partner, a context "
+                "encoder (facebook/dpr-ctx_encoder-single-nq-base for "
+                "facebook/dpr-question_encoder-single-nq-base)"
             )
         network = dpr_class if pairs else bert_class
         model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)

@@ -1,4 +1,7 @@
-"""manifest.json of a knowledge base: what it holds, what made it, and whether its files are still what was written."""
+"""manifest.json of a knowledge base.
+
+What it holds, what made it, and whether its files are still what was written.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ VERSION = 1
 FILE = "manifest.json"
 INDEX_FILE = "index.faiss"
 PASSAGES = "passages"
-HASHED_BYTES = 256 << 20  # checksums of up to this much are checked at each opening; beyond, sizes are
+# checksums of up to this much are checked at each opening; beyond, sizes are
+HASHED_BYTES = 256 << 20
 
 
 @dataclass
@@ -28,13 +32,14 @@ class Manifest:
     """What manifest.json holds; every path in it is relative to the knowledge base.
 
     Attributes:
-        encoder: "name", "fingerprint" (of its weights, where known) and "probe", the beginning of its vector of a fixed
-            sentence, by which a different encoder is noticed.
+        encoder: "name", "fingerprint" (of its weights, where known) and "probe", the beginning of
+            its vector of a fixed sentence, by which a different encoder is noticed.
         dimension: D, the size of a vector.
         rows: number of passages.
         metric: always inner product (paper, section 2.2).
         words: passage length asked for; None where documents were kept whole.
-        index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured on.
+        index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured
+            on.
         sources: "path", "bytes", "sha256" of each file read.
         files: relative path -> "bytes", "sha256" and "spots" of each file of the knowledge base.
         credit: authors and licence of the text, where given.
@@ -60,14 +65,24 @@ class Manifest:
         """Lists the files of `folder` with size and sha256 and writes manifest.json beside them."""
         from rag_core import __version__
 
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != FILE)
-        self.files = {name: {**describe(folder / name), "spots": spots(folder / name)} for name in names}
+        names = sorted(
+            p.relative_to(folder).as_posix()
+            for p in folder.rglob("*")
+            if p.is_file() and p.name != FILE
+        )
+        self.files = {
+            name: {**describe(folder / name), "spots": spots(folder / name)} for name in names
+        }
         vouch(folder / name for name in names)
         # Modules, not distributions: faiss comes as faiss-cpu, faiss-gpu or conda's faiss.
         modules = ("numpy", "faiss", "datasets", "pyarrow")
-        self.libraries = {name: str(getattr(import_module(name), "__version__", "unknown")) for name in modules}
+        self.libraries = {
+            name: str(getattr(import_module(name), "__version__", "unknown")) for name in modules
+        }
         self.libraries["dualrag"] = __version__
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(
+            json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -80,7 +95,8 @@ class Manifest:
         path = folder / FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{folder}: no knowledge base here (there is no {FILE}). Build one:  dualrag index PATHS --out {folder}"
+                f"{folder}: no knowledge base here (there is no {FILE}). Build one:  dualrag "
+                f"index PATHS --out {folder}"
             )
         try:
             values = bounded_json(path.read_text(encoding="utf-8"))
@@ -91,12 +107,19 @@ class Manifest:
             if not later:
                 manifest._check_types()
         except (ValueError, TypeError) as error:
-            raise DamagedFileError(f"{path} is damaged ({error!s:.160}). Build the knowledge base anew.") from None
+            raise DamagedFileError(
+                f"{path} is damaged ({error!s:.160}). Build the knowledge base anew."
+            ) from None
         if later:
-            raise ValueError(f"{path}: version {manifest.version}, this release reads up to {VERSION}. Update dualrag.")
+            raise ValueError(
+                f"{path}: version {manifest.version}, this release reads up to {VERSION}. Update "
+                "dualrag."
+            )
         for name in manifest.files:
             if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-                raise DamagedFileError(f"{path}: file names must stay inside the knowledge base, got {name!r}.")
+                raise DamagedFileError(
+                    f"{path}: file names must stay inside the knowledge base, got {name!r}."
+                )
         return manifest
 
     def _check_types(self) -> None:
@@ -114,7 +137,11 @@ class Manifest:
         if not all(type(value) in (int, float) and math.isfinite(value) for value in probe):
             raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
         for name, entry in self.files.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or "bytes" not in entry:
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("sha256"), str)
+                or "bytes" not in entry
+            ):
                 raise TypeError(f"files: {name!r} must have bytes and sha256, got {entry!r:.60}")
             _whole(f"files: {name!r}: bytes", entry["bytes"])
         if not all(isinstance(entry, dict) for entry in self.sources):
@@ -123,42 +150,55 @@ class Manifest:
             raise TypeError(f"index: {fault}")
 
     def check_files(self, folder: Path, verify: bool | None = None) -> None:
-        """Compares the files with what was written: presence and size, the faiss header, and checksums.
+        """Compares the files with what was written: presence and size, the faiss header, and
+        checksums.
 
         Args:
             folder: the knowledge base.
-            verify: whether checksums are computed; None does so up to 256 MB in all. Without, eight blocks of each file
-                are compared: gigabytes open at once, and a copy that broke off is noticed.
+            verify: whether checksums are computed; None does so up to 256 MB in all. Without, eight
+                blocks of each file are compared: gigabytes open at once, and a copy that broke off
+                is noticed.
 
         Raises:
             ValueError: a file is missing, truncated or altered.
         """
-        missing = [name for name in (INDEX_FILE, f"{PASSAGES}/state.json") if name not in self.files]
+        missing = [
+            name for name in (INDEX_FILE, f"{PASSAGES}/state.json") if name not in self.files
+        ]
         if missing:
-            raise DamagedFileError(f"{folder / FILE} does not list {missing}. Build the knowledge base anew.")
+            raise DamagedFileError(
+                f"{folder / FILE} does not list {missing}. Build the knowledge base anew."
+            )
         if verify is None:
             verify = sum(entry["bytes"] for entry in self.files.values()) <= HASHED_BYTES
         for name, entry in self.files.items():
             path = folder / name
             if not path.is_file():
-                raise DamagedFileError(f"{path} is missing from the knowledge base. Build it anew, or copy it whole.")
+                raise DamagedFileError(
+                    f"{path} is missing from the knowledge base. Build it anew, or copy it whole."
+                )
             if (size := path.stat().st_size) != entry["bytes"]:
                 raise DamagedFileError(
-                    f"{path} is damaged: {entry['bytes']:,} bytes were written, it has {size:,}. Build it anew."
+                    f"{path} is damaged: {entry['bytes']:,} bytes were written, it has {size:,}. "
+                    "Build it anew."
                 )
             if verify and describe(path)["sha256"] != entry["sha256"]:
                 raise DamagedFileError(
-                    f"{path} is damaged: its sha256 is not the manifest's. Build the knowledge base anew."
+                    f"{path} is damaged: its sha256 is not the manifest's. Build the knowledge "
+                    "base anew."
                 )
             if verify:
                 vouch([path])
             if not verify and spots(path) != entry.get("spots", spots(path)):
-                raise DamagedFileError(f"{path} is damaged: it is not what was written. Build the knowledge base anew.")
+                raise DamagedFileError(
+                    f"{path} is damaged: it is not what was written. Build the knowledge base anew."
+                )
         size, rows = _faiss_header(folder / INDEX_FILE)
         if (size, rows) != (self.dimension, self.rows):
             raise DamagedFileError(
-                f"{folder}: the manifest says {self.rows} rows of {self.dimension} numbers, {INDEX_FILE} holds {rows} "
-                f"of {size}. They are not from one build; build the knowledge base anew."
+                f"{folder}: the manifest says {self.rows} rows of {self.dimension} numbers, "
+                f"{INDEX_FILE} holds {rows} of {size}. They are not from one build; build the "
+                "knowledge base anew."
             )
 
 
@@ -211,5 +251,8 @@ def _faiss_header(path: Path) -> tuple[int, int]:
     with path.open("rb") as stream:
         head = stream.read(16)
     if len(head) < 16 or not head[:4].isalnum():
-        raise ValueError(f"{path} is no faiss index (it begins with {head[:4]!r}). Build the knowledge base anew.")
+        raise ValueError(
+            f"{path} is no faiss index (it begins with {head[:4]!r}). Build the knowledge base "
+            "anew."
+        )
     return int(np.frombuffer(head, "<i4", 1, 4)[0]), int(np.frombuffer(head, "<i8", 1, 8)[0])

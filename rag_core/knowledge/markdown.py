@@ -1,7 +1,9 @@
-"""Markdown -> sections, by CommonMark's rules (markdown-it-py): headings become titles, links their text, code stays.
+"""Markdown -> sections, by CommonMark's rules (markdown-it-py): headings become titles, links their
+text, code stays.
 
-Nothing is dropped but comments, the addresses behind links, and front matter where it is front matter. A file is parsed
-in pieces that end between top-level blocks, so that a huge one never sits in memory.
+Nothing is dropped but comments, the addresses behind links, and front matter where it is front
+matter. A file is parsed in pieces that end between top-level blocks, so that a huge one never sits
+in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 PIECE_CHARS = 1 << 18  # parsed at once; more only where one block is longer
 BLOCK_LIMIT = 4 * PIECE_CHARS  # a longer block is parsed in pieces
-INLINE_LIMIT = 50_000  # a longer paragraph full of brackets keeps its markup: those never closed cost its length each
+# a longer paragraph full of brackets keeps its markup: those never closed cost its length each
+INLINE_LIMIT = 50_000
 FRONT_MATTER_LINES = 1_000
 
 _FENCES = {"---": ("---", "..."), "+++": ("+++",)}
@@ -27,7 +30,8 @@ _KEYS = {
 }
 # Of a value: indented, a comment, an item of a list, a closing bracket; or nothing.
 _UNKEYED = re.compile(r"\s|$|#|-(\s|$)|[\]})]")
-# Before the first value. In YAML nothing: a blank line or a heading may follow a rule. TOML's mark is no rule.
+# Before the first value. In YAML nothing: a blank line or a heading may follow a rule. TOML's mark
+# is no rule.
 _BEFORE = {"---": re.compile(r"(?!)"), "+++": re.compile(r"\s*(#|$)")}
 _CAPITAL = r"[A-Z\u00c0-\u00de\u0391-\u03ab\u0410-\u042f]"
 # A capital or two words before the colon, and a full stop: "Note: not on Mondays."
@@ -67,7 +71,9 @@ def sections(lines: Iterable[str], name: str, block_chars: int) -> Iterator[Sect
 
 
 class _Block(NamedTuple):
-    """A leaf of the tree: its text, the line where it begins in its piece, and the level if it is a heading."""
+    """A leaf of the tree: its text, the line where it begins in its piece, and the level if it
+    is a heading.
+    """
 
     text: str
     line: int
@@ -75,7 +81,10 @@ class _Block(NamedTuple):
 
 
 class _Sections:
-    """Collects text under headings. A heading without text of its own goes into the text after it, so none is lost."""
+    """Collects text under headings.
+
+    A heading without text of its own goes into the text after it, so none is lost.
+    """
 
     def __init__(self, name: str, block_chars: int) -> None:
         self.stem = self.name = name
@@ -145,15 +154,18 @@ def _blocks(lines: Iterable[str]) -> Iterator[tuple[int, Iterator[_Block]]]:
 
 
 def _may_begin(token: Token) -> bool:
-    """Whether a piece may begin with this block, all before it being whole: a top-level one, an item of such a list."""
+    """Whether a piece may begin with this block, all before it being whole.
+
+    A top-level one, an item of such a list.
+    """
     return token.level == 0 or (token.level == 1 and token.type == "list_item_open")
 
 
 def _after_front_matter(lines: Iterator[str]) -> tuple[list[str], int]:
     """The lines read to find out whether there is front matter, and how many it took.
 
-    It is front matter if the file begins with its mark, values follow at once, not all of them sentences, and the mark
-    comes again.
+    It is front matter if the file begins with its mark, values follow at once, not all of them
+    sentences, and the mark comes again.
     """
     read: list[str] = []
     mark = inside = ""
@@ -191,9 +203,11 @@ def _left_open(line: str) -> str:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    # No tables: GitHub's drop the cells that a row has beyond the first. Their words are read as a paragraph.
+    # No tables: GitHub's drop the cells that a row has beyond the first. Their words are read as a
+    # paragraph.
     parser = MarkdownIt("commonmark", {"inline_definitions": True, "store_labels": True})
-    parser.core.ruler.disable(["inline", "text_join"])  # by `_inline`, where a paragraph is not too long
+    # by `_inline`, where a paragraph is not too long
+    parser.core.ruler.disable(["inline", "text_join"])
     return parser
 
 
@@ -231,13 +245,18 @@ def _leaves(tokens: Sequence[Token], piece: Sequence[str]) -> Iterator[_Block]:
             done = max(done, token.map[1])
             markers.clear()
             if text.strip() or heading:
-                yield _Block(f"{before} {text}" if before and not heading else text, token.map[0], heading)
+                yield _Block(
+                    f"{before} {text}" if before and not heading else text, token.map[0], heading
+                )
             heading = 0
     yield from _between(piece, done, len(piece))
 
 
 def _between(piece: Sequence[str], start: int, end: int) -> Iterator[_Block]:
-    """Lines that no leaf holds and that are more than marks: quotes and lists nested too deep to be parsed."""
+    """Lines that no leaf holds and that are more than marks.
+
+    Quotes and lists nested too deep to be parsed.
+    """
     lost = [line for line in piece[start:end] if _WORD.search(line)]
     if lost:
         yield _Block("".join(lost), start)
@@ -259,7 +278,9 @@ def _costly(text: str) -> bool:
 
 
 def _text_of(children: Sequence[Token]) -> str:
-    """Text as it is read: escapes and entities resolved, links by their text, emphasis and code with their marks."""
+    """Text as it is read: escapes and entities resolved, links by their text, emphasis and code
+    with their marks.
+    """
     parts: list[str] = []
     for child in children:
         if child.type in ("text", "text_special"):

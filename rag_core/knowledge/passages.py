@@ -1,10 +1,12 @@
-"""Documents -> passages of about 100 words, consecutive and disjoint as DPR's (arXiv 2004.04906, section 4.1).
+"""Documents -> passages of about 100 words, consecutive and disjoint as DPR's (arXiv 2004.04906,
+section 4.1).
 
-The rule: words are as `rag_core.tokenization.words_of` has them. A passage is cut after the last sentence end among
-its words `words // 2 .. words`; where there is none, after word number `words`, or, in scripts without blanks, at the
-last blank among these. A rest of at most `words // 5` words joins the passage before it, so no passage is longer than
-`words + words // 5`. It holds `20 * words` characters at most, or `LONGEST_WORD`, and a rest a fifth of that: words
-that are longer are cut. No other is, none is lost, none occurs twice.
+The rule: words are as `rag_core.tokenization.words_of` has them. A passage is cut after the last
+sentence end among its words `words // 2 .. words`; where there is none, after word number `words`,
+or, in scripts without blanks, at the last blank among these. A rest of at most `words // 5` words
+joins the passage before it, so no passage is longer than `words + words // 5`. It holds `20 *
+words` characters at most, or `LONGEST_WORD`, and a rest a fifth of that: words that are longer are
+cut. No other is, none is lost, none occurs twice.
 """
 
 from __future__ import annotations
@@ -20,12 +22,23 @@ from rag_core import checks
 from rag_core.knowledge.documents import Document, read_documents
 from rag_core.tokenization import LONGEST_WORD, Word, plain_words, words_of
 
-__all__ = ["Document", "PassageRow", "read_documents", "split_passages", "split_text", "stream_passages"]
+__all__ = [
+    "Document",
+    "PassageRow",
+    "read_documents",
+    "split_passages",
+    "split_text",
+    "stream_passages",
+]
 
 WORDS, WORDS_HINT = checks.whole(1, optional=True), "None makes one passage of a document."
 WORD_CHARS = 20  # a passage may have so many characters a word; English ones have 6
-_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\uff61\u0964\u104b\u17d4\u17d5\u0f0d\u0f0e][\"'\u2019\u201d)\]]*$")
-_ABBREVIATION = re.compile(r"^\W*(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|vs|etc|e\.g|i\.e|c|ca|No|Jr|Sr|Prof|Gen|Inc)\.$")
+_SENTENCE_END = re.compile(
+    r"[.!?\u3002\uff01\uff1f\uff61\u0964\u104b\u17d4\u17d5\u0f0d\u0f0e][\"'\u2019\u201d)\]]*$"
+)
+_ABBREVIATION = re.compile(
+    r"^\W*(?:[A-Za-z]|Dr|Mr|Mrs|Ms|St|vs|etc|e\.g|i\.e|c|ca|No|Jr|Sr|Prof|Gen|Inc)\.$"
+)
 
 
 class PassageRow(TypedDict):
@@ -56,7 +69,8 @@ def split_text(text: str, words: int | None = 100) -> Iterator[str]:
     plain = plain_words(text, limit)
     spans = [] if plain is not None else words_of(text, limit)
     parts = plain if plain is not None else [text[span.start : span.end] for span in spans]
-    sizes = list(accumulate((len(part) + 1 for part in parts), initial=0))  # characters before a word, with blanks
+    # characters before a word, with blanks
+    sizes = list(accumulate((len(part) + 1 for part in parts), initial=0))
     start = 0
     while start < len(parts):
         end = _cut(parts, spans, sizes, start, words, limit)
@@ -82,7 +96,9 @@ def stream_passages(
         yield from split_passages(document, words)
 
 
-def _cut(parts: list[str], spans: list[Word], sizes: list[int], start: int, words: int, limit: int) -> int:
+def _cut(
+    parts: list[str], spans: list[Word], sizes: list[int], start: int, words: int, limit: int
+) -> int:
     rest = len(parts) - start
     if rest <= words + words // 5 and sizes[-1] - sizes[start] <= limit + limit // 5 + 1:
         return len(parts)

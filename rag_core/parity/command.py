@@ -1,4 +1,5 @@
-"""`dualrag parity`: is a checkpoint the same function in both frameworks? Each runs in a process of its own.
+"""`dualrag parity`: is a checkpoint the same function in both frameworks? Each runs in a process of
+its own.
 
 Letters: B questions, N documents a question, T target length.
 """
@@ -47,7 +48,8 @@ class Request:
     Attributes:
         model: folder or hub name of a RAG model.
         kb: folder of a knowledge base; None = passages drawn by the seed, as ids.
-        questions: text file, one question a line (or jsonl with "question"); None = ids drawn by the seed.
+        questions: text file, one question a line (or jsonl with "question"); None = ids drawn by
+            the seed.
         dtype: "float64" or "float32".
         head: "token" or "sequence"; None = the model's own.
         seed: of everything drawn.
@@ -81,7 +83,8 @@ def check_parity(
     tolerance: float | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Records what a model gives, on each framework at hand, and compares: with each other, or with a recorded file.
+    """Records what a model gives, on each framework at hand, and compares: with each other, or with
+    a recorded file.
 
     Args:
         request: the model and what it is asked.
@@ -110,8 +113,8 @@ def check_parity(
             check_writable(place)
     if against is None and len(names) < 2 and keep is None:
         raise ValueError(
-            f"only {names[0]} runs here: record with  --record trace.npz  and compare on the other machine with  "
-            "--against trace.npz"
+            f"only {names[0]} runs here: record with  --record trace.npz  and compare on the "
+            "other machine with  --against trace.npz"
         )
     if against is not None:
         TraceFile(against).close()
@@ -125,7 +128,11 @@ def check_parity(
             with atomic_write(keep) as draft:
                 shutil.copyfile(found[0], draft)
             say(f"recorded with {names[0]}: {keep}")
-        pairs = [(found[0], other) for other in found[1:]] if against is None else [(against, path) for path in found]
+        pairs = (
+            [(found[0], other) for other in found[1:]]
+            if against is None
+            else [(against, path) for path in found]
+        )
         return compare_traces(pairs, out, tolerance, say)
 
 
@@ -139,13 +146,21 @@ def compare_traces(
     result = AGREE
     for expected, actual in pairs:
         one, other = TraceFile(expected), TraceFile(actual)
-        bounds = load_tolerances(one.header["dtype"]) if tolerance is None else {"": tolerance, "choices": tolerance}
+        bounds = (
+            load_tolerances(one.header["dtype"])
+            if tolerance is None
+            else {"": tolerance, "choices": tolerance}
+        )
         compared = compare_files(one, other, bounds)
         headers = one.header, other.header
         say(as_text(compared, headers))
         if out is not None:
             base = Path(out).with_suffix("") if Path(out).suffix in (".json", ".md") else Path(out)
-            base = base if len(pairs) == 1 else base.with_name(f"{base.name}-{other.header['run']['backend']}")
+            base = (
+                base
+                if len(pairs) == 1
+                else base.with_name(f"{base.name}-{other.header['run']['backend']}")
+            )
             say("written: " + ", ".join(map(str, write_reports(compared, headers, base))))
         result = result if compared.agrees else DIFFER
     return result
@@ -154,7 +169,14 @@ def compare_traces(
 def _in_process(request: Request, backend: str, out: Path) -> None:
     """Records in a fresh process: no framework sees the other."""
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-    command = [sys.executable, "-m", "rag_core.parity.command", json.dumps(asdict(request)), backend, str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "rag_core.parity.command",
+        json.dumps(asdict(request)),
+        backend,
+        str(out),
+    ]
     done = subprocess.run(command, env=quiet, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -176,12 +198,18 @@ def record(request: Request, backend: str, out: Path) -> None:
     tracer = tracing.Tracer(model)
     n_docs = request.n_docs or min(int(config.n_docs), 5)
     modes = {
-        name: {**options, **_LENGTHS} for name, options in ({**_MODES, **(_FAST if head == "sequence" else {})}).items()
+        name: {**options, **_LENGTHS}
+        for name, options in ({**_MODES, **(_FAST if head == "sequence" else {})}).items()
     }
     weights = _weights(request.model, config, head)
     about = {"head": head, "n_docs": n_docs, "config": _digest(_function(config)), **about}
     writer = TraceWriter(
-        out, backend=backend, framework=tracing.Tracer.version, dtype=request.dtype, seed=request.seed, about=about
+        out,
+        backend=backend,
+        framework=tracing.Tracer.version,
+        dtype=request.dtype,
+        seed=request.seed,
+        about=about,
     )
     with writer:
         for name, given in _cases(request, config, n_docs).items():
@@ -189,7 +217,11 @@ def record(request: Request, backend: str, out: Path) -> None:
             batch = len(given["input_ids"]) if "input_ids" in given else len(given["doc_scores"])
             labels = targets(config, f"{name}:{request.seed}", "padded", batch, length=8)
             stages = trace(tracer, given, labels, n_docs, modes, margins=request.dtype == "float32")
-            writer.add(name, {"weights": weights, "inputs": fingerprint({**given, "labels": labels})}, stages)
+            writer.add(
+                name,
+                {"weights": weights, "inputs": fingerprint({**given, "labels": labels})},
+                stages,
+            )
 
 
 def _cases(request: Request, config: RagConfig, n_docs: int) -> dict[str, dict[str, np.ndarray]]:
@@ -205,9 +237,13 @@ def _cases(request: Request, config: RagConfig, n_docs: int) -> dict[str, dict[s
     encode = RagTokenizer.from_pretrained(request.model).question_encoder
     cases = {}
     for start in range(0, len(texts), _BATCH):
-        rows = encode(texts[start : start + _BATCH], padding=True, truncation=True, return_tensors="np")
+        rows = encode(
+            texts[start : start + _BATCH], padding=True, truncation=True, return_tensors="np"
+        )
         name = f"questions {start + 1} to {start + len(rows['input_ids'])}"
-        cases[name] = {part: np.asarray(rows[part], np.int64) for part in ("input_ids", "attention_mask")}
+        cases[name] = {
+            part: np.asarray(rows[part], np.int64) for part in ("input_ids", "attention_mask")
+        }
     return cases
 
 
@@ -215,7 +251,8 @@ def read_questions(path: str | Path) -> list[str]:
     """The questions of a file: one a line, or jsonl with "question".
 
     Raises:
-        ValueError: none in it, a line that is no text, or one of JSON without a question; names file and line.
+        ValueError: none in it, a line that is no text, or one of JSON without a question; names
+            file and line.
         OSError: it cannot be read.
     """
     found: list[str] = []
@@ -224,7 +261,9 @@ def read_questions(path: str | Path) -> list[str]:
         if text.startswith(("{", "[{")) or text == "[":  # an array is refused with advice
             question = parse_object(text, place, first=not found).get("question")
             if not isinstance(question, str):
-                raise ValueError(f'{place}: expected JSON like {{"question": "..."}}, got {question!r:.60}')
+                raise ValueError(
+                    f'{place}: expected JSON like {{"question": "..."}}, got {question!r:.60}'
+                )
             text = check_text(question, place, '"question"').strip()
         found += [text] if text else []
     if not found:
@@ -245,11 +284,15 @@ def _retriever(request: Request, config: RagConfig) -> tuple[Any, dict[str, Any]
     base, tokenizer = KnowledgeBase.open(request.kb), RagTokenizer.from_pretrained(request.model)
     base.check_model(config)
     about["knowledge base"] = _digest([base.manifest.rows, base.manifest.files])
-    return RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, index=base.index()), about
+    return RagRetriever(
+        config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
+    ), about
 
 
 def _weights(name_or_path: str, config: RagConfig, head: str) -> str:
-    """Fingerprint of a checkpoint's weights under their names, tied ones once, however they are stored."""
+    """Fingerprint of a checkpoint's weights under their names, tied ones once, however they are
+    stored.
+    """
     from rag_core.checkpoint import fit_weights, read_weights, tied_names
 
     context = config.extra.get("ctx_encoder")

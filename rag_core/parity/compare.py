@@ -29,7 +29,8 @@ class Difference:
     Attributes:
         case, stage: where.
         reason: in words.
-        absolute, relative: the largest differences; infinite for other shapes, NaN and misplaced infinities.
+        absolute, relative: the largest differences; infinite for other shapes, NaN and misplaced
+            infinities.
         tolerance: what `relative` may be.
         place: index of the largest difference, None where there is none.
         values: expected and actual number there.
@@ -91,24 +92,35 @@ class Comparison:
 def load_tolerances(dtype: str, path: Path = TOLERANCES) -> dict[str, float]:
     """Kind of stage -> what the relative error may be; `""` is for kinds not named."""
     table = json.loads(path.read_text("utf-8"))[dtype]
-    return {"": table["otherwise"], **{kind: entry["bound"] for kind, entry in table.get("stages", {}).items()}}
+    return {
+        "": table["otherwise"],
+        **{kind: entry["bound"] for kind, entry in table.get("stages", {}).items()},
+    }
 
 
-def compare_files(expected: TraceFile, actual: TraceFile, tolerances: Mapping[str, float] | None = None) -> Comparison:
+def compare_files(
+    expected: TraceFile, actual: TraceFile, tolerances: Mapping[str, float] | None = None
+) -> Comparison:
     """Holds two trace files against each other.
 
     Args:
         expected: the trace to be met.
         actual: the trace that came out.
-        tolerances: kind of stage -> bound, as `load_tolerances` returns them; None = those of the dtype.
+        tolerances: kind of stage -> bound, as `load_tolerances` returns them; None = those of the
+            dtype.
 
     Raises:
-        ValueError: the files are not of the same weights, inputs, seed, cases, dtype or version; the message lists all.
+        ValueError: the files are not of the same weights, inputs, seed, cases, dtype or version;
+            the message lists all.
     """
     reasons = refusals(expected.header, actual.header)
     if reasons:
-        shown = "\n  ".join(reasons[:20]) + (f"\n  and {len(reasons) - 20} more" if len(reasons) > 20 else "")
-        raise ValueError(f"{expected.path} and {actual.path} are not traces of the same thing:\n  {shown}")
+        shown = "\n  ".join(reasons[:20]) + (
+            f"\n  and {len(reasons) - 20} more" if len(reasons) > 20 else ""
+        )
+        raise ValueError(
+            f"{expected.path} and {actual.path} are not traces of the same thing:\n  {shown}"
+        )
     tolerances = load_tolerances(expected.header["dtype"]) if tolerances is None else tolerances
     result = Comparison()
     for case in expected.cases:
@@ -128,7 +140,9 @@ def compare_case(
 ) -> None:
     """Compares the stages of one case, in order, and adds what it finds to `result`."""
     result.cases += 1
-    slopes = [array for stage, array in expected.items() if stage.startswith("gradient") and array.size]
+    slopes = [
+        array for stage, array in expected.items() if stage.startswith("gradient") and array.size
+    ]
     steepest = max((float(np.abs(array).max()) for array in slopes), default=0.0)
     turned = set(_turned(case, expected, actual, tolerances, result))
     found = []
@@ -141,7 +155,9 @@ def compare_case(
         if stage not in expected or stage not in actual:
             found.append(Difference(case, stage, "recorded by one of them only", tolerance=bound))
             continue
-        difference = _difference(case, stage, expected[stage], actual[stage], bound, max(least, 1e-300))
+        difference = _difference(
+            case, stage, expected[stage], actual[stage], bound, max(least, 1e-300)
+        )
         if difference.reason:
             found.append(difference)
         _count(result.stages.setdefault(kind, Worst()), difference)
@@ -161,7 +177,9 @@ def _turned(
         if kind != "tokens":
             continue
         result.generations += 1
-        margins = [float(each[f"margin.{mode}"]) for each in (expected, actual) if f"margin.{mode}" in each]
+        margins = [
+            float(each[f"margin.{mode}"]) for each in (expected, actual) if f"margin.{mode}" in each
+        ]
         near = bool(margins) and min(margins) <= tolerances.get("choices", 0.0)
         if near and stage in actual and not np.array_equal(expected[stage], actual[stage]):
             result.turned.append(f"{case}: {mode}, nearest choice {min(margins):.3g}")
@@ -188,7 +206,9 @@ def _difference(
         count = int(apart.sum())
         place = np.unravel_index(int(np.argmax(apart)), apart.shape)
         reason = f"{count} of {apart.size} values differ" if count else ""
-        return Difference(case, stage, reason, float(count), float(count), 0.0, *_at(expected, actual, place))
+        return Difference(
+            case, stage, reason, float(count), float(count), 0.0, *_at(expected, actual, place)
+        )
     mine, theirs = expected.astype(np.float64), actual.astype(np.float64)
     same = np.isinf(mine) & (mine == theirs)
     with np.errstate(invalid="ignore"):
@@ -200,12 +220,16 @@ def _difference(
     relative = absolute / max(float(finite.max()) if finite.size else 0.0, least)
     # "not <=" rather than ">": a NaN bound must not let anything through
     reason = (
-        "" if relative <= bound else f"relative difference {relative:.3g} (absolute {absolute:.3g}) above {bound:.3g}"
+        ""
+        if relative <= bound
+        else f"relative difference {relative:.3g} (absolute {absolute:.3g}) above {bound:.3g}"
     )
     return Difference(case, stage, reason, absolute, relative, bound, *_at(expected, actual, place))
 
 
-def _at(expected: np.ndarray, actual: np.ndarray, place: Any) -> tuple[tuple[int, ...], tuple[float, float]]:
+def _at(
+    expected: np.ndarray, actual: np.ndarray, place: Any
+) -> tuple[tuple[int, ...], tuple[float, float]]:
     return tuple(int(axis) for axis in place), (float(expected[place]), float(actual[place]))
 
 
@@ -223,5 +247,9 @@ def _count(worst: Worst, difference: Difference) -> None:
     worst.arrays += 1
     worst.tolerance = max(worst.tolerance, difference.tolerance)
     if difference.relative > worst.relative or not worst.case:
-        worst.relative, worst.case, worst.stage = difference.relative, difference.case, difference.stage
+        worst.relative, worst.case, worst.stage = (
+            difference.relative,
+            difference.case,
+            difference.stage,
+        )
     worst.absolute = max(worst.absolute, difference.absolute)

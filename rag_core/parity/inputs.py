@@ -1,8 +1,9 @@
-"""Inputs for any RAG model, drawn by a key: questions, contexts, targets, and an index of passages that are ids only.
+"""Inputs for any RAG model, drawn by a key: questions, contexts, targets, and an index of passages
+that are ids only.
 
 No tokenizer and no knowledge base is needed, and every framework gets the same numbers.
-Letters: B questions, N documents a question, Q question length, S context length, T target length, D vector size,
-P passages.
+Letters: B questions, N documents a question, Q question length, S context length, T target length,
+D vector size, P passages.
 """
 
 from __future__ import annotations
@@ -16,23 +17,41 @@ from rag_core.backends import to_tensor
 from rag_core.config import RagConfig
 from rag_core.parity.seeded import seeded_noise
 
-TARGETS = ("plain", "padded", "length_one", "length_two", "pad_second", "bos_first", "bos_in_one_row", "ignored")
+TARGETS = (
+    "plain",
+    "padded",
+    "length_one",
+    "length_two",
+    "pad_second",
+    "bos_first",
+    "bos_in_one_row",
+    "ignored",
+)
 
 
 def integers(key: str, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
     """Integers in [low, high), by key."""
-    stream = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
-    return (stream.random_raw(int(np.prod(shape))) % np.uint64(high - low)).astype(np.int64).reshape(shape) + low
+    stream = np.random.Philox(
+        key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    )
+    return (stream.random_raw(int(np.prod(shape))) % np.uint64(high - low)).astype(
+        np.int64
+    ).reshape(shape) + low
 
 
 def _ordinary(part: Any) -> np.ndarray:
     """The ids of a vocabulary that are not special."""
-    special = {getattr(part, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+    special = {
+        getattr(part, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")
+    }
     return np.array([token for token in range(part.vocab_size) if token not in special])
 
 
 def _ragged(key: str, rows: int, length: int, part: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows (rows, length) of different lengths, right-padded, and their masks; the first row is full."""
+    """Token rows (rows, length) of different lengths, right-padded, and their masks.
+
+    The first row is full.
+    """
     lengths = integers(f"{key}:lengths", max(1, length // 2), length + 1, (rows,))
     lengths[0] = length
     mask = np.arange(length) < lengths[:, None]
@@ -47,8 +66,13 @@ def questions(config: RagConfig, key: str, batch: int, length: int = 7) -> dict[
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def contexts(config: RagConfig, key: str, batch: int, n_docs: int, length: int = 18) -> dict[str, np.ndarray]:
-    """What a retriever would hand over: `context_input_ids` and mask (B*N, S), `doc_scores` (B, N)."""
+def contexts(
+    config: RagConfig, key: str, batch: int, n_docs: int, length: int = 18
+) -> dict[str, np.ndarray]:
+    """What a retriever would hand over.
+
+    `context_input_ids` and mask (B*N, S), `doc_scores` (B, N).
+    """
     ids, mask = _ragged(f"context:{key}", batch * n_docs, length, config.generator)
     scores = 2.0 * seeded_noise(f"scores:{key}", (batch, n_docs))
     return {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": scores}
@@ -75,7 +99,8 @@ def targets(config: RagConfig, key: str, kind: str, batch: int, length: int = 6)
 
 
 class DrawnRetriever:
-    """A retriever over P drawn passages: exact inner-product search, framework-free, the same for every backend.
+    """A retriever over P drawn passages: exact inner-product search, framework-free, the same for
+    every backend.
 
     Args:
         config: of the model.
@@ -85,7 +110,9 @@ class DrawnRetriever:
         missing: how many of a question's documents, from the last, count as not found.
     """
 
-    def __init__(self, config: RagConfig, key: str, passages: int = 60, length: int = 14, missing: int = 0) -> None:
+    def __init__(
+        self, config: RagConfig, key: str, passages: int = 60, length: int = 14, missing: int = 0
+    ) -> None:
         encoder, self.generator = config.question_encoder, config.generator
         width = getattr(encoder, "projection_dim", 0) or encoder.hidden_size
         # float32, as an index stores them
@@ -102,7 +129,9 @@ class DrawnRetriever:
         return_tensors: str | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Passages with four question tokens after them, (B*N, S), and what `RagRetriever` returns beside them."""
+        """Passages with four question tokens after them, (B*N, S), and what `RagRetriever`
+        returns beside them.
+        """
         questions, n_docs = np.asarray(question_input_ids), n_docs or 1
         scores = np.asarray(question_hidden_states, np.float64) @ self.vectors.T.astype(np.float64)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :n_docs]  # (B, N)
@@ -110,9 +139,12 @@ class DrawnRetriever:
         asked = self.tokens[questions[:, :4] % len(self.tokens)].repeat(n_docs, axis=0)  # (B*N, 4)
         lengths = self.mask[rows].sum(1)
         width = self.ids.shape[1] + asked.shape[1]
-        ids = np.full((len(rows), width), self.generator.pad_token_id or 0, dtype=np.int64)  # (B*N, S)
+        # (B*N, S)
+        ids = np.full((len(rows), width), self.generator.pad_token_id or 0, dtype=np.int64)
         for row, (passage, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[row, : length + asked.shape[1]] = np.concatenate([self.ids[passage, :length], asked[row]])
+            ids[row, : length + asked.shape[1]] = np.concatenate(
+                [self.ids[passage, :length], asked[row]]
+            )
         mask = np.arange(width) < (lengths + asked.shape[1])[:, None]
         found = {
             "context_input_ids": ids,
@@ -121,5 +153,7 @@ class DrawnRetriever:
             "doc_ids": order,
         }
         if self.missing:
-            found["doc_mask"] = np.broadcast_to(np.arange(n_docs) < n_docs - self.missing, order.shape).copy()
+            found["doc_mask"] = np.broadcast_to(
+                np.arange(n_docs) < n_docs - self.missing, order.shape
+            ).copy()
         return {name: to_tensor(array, return_tensors) for name, array in found.items()}

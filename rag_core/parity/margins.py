@@ -1,7 +1,8 @@
-"""How near a generation came to other tokens: its searches run again on the scores that a backend recorded.
+"""How near a generation came to other tokens: its searches run again on the scores that a backend
+recorded.
 
-Two programs whose scores differ by rounding may choose differently where two candidates are closer than that.
-Letters: Q searches, K beams, R = Q * K rows, V vocabulary, C candidates a step.
+Two programs whose scores differ by rounding may choose differently where two candidates are closer
+than that. Letters: Q searches, K beams, R = Q * K rows, V vocabulary, C candidates a step.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ _SHUT = -1e8
 
 
 class _Watch:
-    """The smallest distance between what was chosen and what was not, relative to the scores where these exceed 1."""
+    """The smallest distance between what was chosen and what was not, relative to the scores
+    where these exceed 1.
+    """
 
     def __init__(self) -> None:
         self.margin = float("inf")
 
     def note(self, better: Any, worse: Any) -> None:
-        better, worse = np.broadcast_arrays(np.asarray(better, np.float64), np.asarray(worse, np.float64))
+        better, worse = np.broadcast_arrays(
+            np.asarray(better, np.float64), np.asarray(worse, np.float64)
+        )
         real = np.isfinite(better) & np.isfinite(worse) & (np.minimum(better, worse) > _SHUT)
         if real.any():
             gaps = np.abs(better[real] - worse[real]) / np.maximum(1.0, np.abs(better[real]))
@@ -58,12 +63,18 @@ class _WatchedSearch(BeamSearch):
                 self._weigh(q, float(score) / width**self.length_penalty)
         self.finish()
         for pool in self._pools:
-            scores = np.sort([each.score for each in pool.kept])[::-1][: self.num_return_sequences + 1]
+            scores = np.sort([each.score for each in pool.kept])[::-1][
+                : self.num_return_sequences + 1
+            ]
             self.watch.note(scores[:-1], scores[1:])
 
 
 def replay(
-    step_scores: Sequence[np.ndarray], options: GenerationConfig, questions: int, searches: int, seed: int
+    step_scores: Sequence[np.ndarray],
+    options: GenerationConfig,
+    questions: int,
+    searches: int,
+    seed: int,
 ) -> tuple[np.ndarray, float]:
     """Runs the searches of one `generate` call again.
 
@@ -75,8 +86,8 @@ def replay(
         seed: of the sampling noise.
 
     Returns:
-        The two best scores (steps, R or Q, 2) of each step, zeros where nothing was chosen; and the smallest relative
-        distance between two scores whose order decided something.
+        The two best scores (steps, R or Q, 2) of each step, zeros where nothing was chosen; and the
+        smallest relative distance between two scores whose order decided something.
     """
     starts = start_tokens(options, questions, None).repeat(searches // questions, axis=0)
     limits: dict[str, Any] = {
@@ -89,10 +100,16 @@ def replay(
 
 
 def _replay_rows(
-    step_scores: Sequence[np.ndarray], options: GenerationConfig, starts: np.ndarray, limits: dict[str, Any], seed: int
+    step_scores: Sequence[np.ndarray],
+    options: GenerationConfig,
+    starts: np.ndarray,
+    limits: dict[str, Any],
+    seed: int,
 ) -> tuple[np.ndarray, float]:
     watch, copies = _Watch(), len(step_scores[0]) // len(starts)
-    search = RowSearch(rows=len(step_scores[0]), start_tokens=starts.repeat(copies, axis=0), **limits)
+    search = RowSearch(
+        rows=len(step_scores[0]), start_tokens=starts.repeat(copies, axis=0), **limits
+    )
     choices = np.zeros((len(step_scores), len(step_scores[0]), 2))
     for step, scores in enumerate(step_scores):
         if options.do_sample:
@@ -111,7 +128,11 @@ def _place(scores: np.ndarray, search: RowSearch | BeamSearch) -> tuple[int, int
 
 
 def _replay_beams(
-    step_scores: Sequence[np.ndarray], options: GenerationConfig, starts: np.ndarray, limits: dict[str, Any], seed: int
+    step_scores: Sequence[np.ndarray],
+    options: GenerationConfig,
+    starts: np.ndarray,
+    limits: dict[str, Any],
+    seed: int,
 ) -> tuple[np.ndarray, float]:
     search = _WatchedSearch(
         searches=len(starts),
@@ -136,7 +157,10 @@ def _replay_beams(
         chosen = nearest[:, : search.candidates]
         values = np.take_along_axis(flat_total, chosen, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
-        values, chosen = np.take_along_axis(values, order, axis=1), np.take_along_axis(chosen, order, axis=1)
+        values, chosen = (
+            np.take_along_axis(values, order, axis=1),
+            np.take_along_axis(chosen, order, axis=1),
+        )
         search.watch.note(values[alive, :-1], values[alive, 1:])
         choices[step, alive] = np.where(np.isfinite(values[alive, :2]), values[alive, :2], 0.0)
         size = scores.shape[1]

@@ -25,10 +25,15 @@ def verdict(found: Comparison) -> str:
             f"Rounding turned {len(found.turned)} of {found.generations} generations, more than "
             f"{100 * MOST_TURNED:g} % of them."
         )
-    return f"They agree: every stage of {found.cases} case(s), the tokens of {found.generations} generation(s)."
+    return (
+        f"They agree: every stage of {found.cases} case(s), the tokens of {found.generations} "
+        "generation(s)."
+    )
 
 
-def as_dict(found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]]) -> dict[str, Any]:
+def as_dict(
+    found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> dict[str, Any]:
     """The whole result, JSON types only; infinite differences are null."""
     expected, actual = headers
     weights = {case["weights"] for case in expected["cases"].values()}
@@ -49,7 +54,10 @@ def as_dict(found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, An
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+    return {
+        key: None if isinstance(v, float) and not math.isfinite(v) else v
+        for key, v in values.items()
+    }
 
 
 def as_text(found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]]) -> str:
@@ -77,7 +85,11 @@ def _heading(headers: tuple[Mapping[str, Any], Mapping[str, Any]]) -> list[str]:
         lines.append(f"{name}: {run['backend']} {run['framework']}, {with_what}")
     first = headers[0]
     weights = {case["weights"] for case in first["cases"].values()}
-    known = f"weights sha256 {sorted(weights)[0][:16]}" if len(weights) == 1 else f"{len(weights)} sets of weights"
+    known = (
+        f"weights sha256 {sorted(weights)[0][:16]}"
+        if len(weights) == 1
+        else f"{len(weights)} sets of weights"
+    )
     lines.append(f"dualrag {first['version']}, {first['dtype']}, seed {first['seed']}, {known}")
     return [*lines, *(f"{key}: {value}" for key, value in first["about"].items())]
 
@@ -92,7 +104,9 @@ def _table(found: Comparison, between: str, before: str, after: str) -> list[str
         rows.append((kind, str(worst.arrays), relative, *bounds, place))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        before + between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + after
+        before
+        + between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        + after
         for row in rows
     ]
     if before:
@@ -103,17 +117,24 @@ def _table(found: Comparison, between: str, before: str, after: str) -> list[str
 def _turned(found: Comparison) -> list[str]:
     if not found.turned:
         return []
-    return [f"{len(found.turned)} generation(s) turned by rounding:", *(f"  {each}" for each in found.turned[:_SHOWN])]
+    return [
+        f"{len(found.turned)} generation(s) turned by rounding:",
+        *(f"  {each}" for each in found.turned[:_SHOWN]),
+    ]
 
 
 def write_reports(
     found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]], out: str | Path
 ) -> tuple[Path, Path]:
-    """Writes `out`.json and `out`.md (an ending of either kind is dropped first) and returns their paths."""
+    """Writes `out`.json and `out`.md (an ending of either kind is dropped first) and returns
+    their paths.
+    """
     out = Path(out)
     base = out.with_suffix("") if out.suffix in (".json", ".md") else out
     paths = base.with_name(base.name + ".json"), base.with_name(base.name + ".md")
     with atomic_folder(base.parent) as draft:
-        (draft / paths[0].name).write_text(json.dumps(as_dict(found, headers), indent=2) + "\n", "utf-8")
+        (draft / paths[0].name).write_text(
+            json.dumps(as_dict(found, headers), indent=2) + "\n", "utf-8"
+        )
         (draft / paths[1].name).write_text(as_markdown(found, headers), "utf-8")
     return paths

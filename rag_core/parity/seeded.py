@@ -1,9 +1,10 @@
 """Parity: weights every framework can make again, and the comparison of two traces. numpy only.
 
-Two programs are compared by giving them the same weights and holding their outputs against each other.
-The weights are made from their names alone, so they never have to be stored, and they are scaled so that a
-mistake shows: with the customary 0.02 initialiser all attention is uniform and a transposed query matrix
-hides in the noise.
+Two programs are compared by giving them the same weights and holding their outputs against each
+other.
+The weights are made from their names alone, so they never have to be stored, and they are scaled so
+that a mistake shows: with the customary 0.02 initialiser all attention is uniform and a transposed
+query matrix hides in the noise.
 """
 
 import hashlib
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# (pattern on the name, kind, scale): first match wins. "fan_in" divides by sqrt(last axis), "plain" does not,
-# "gain" is centred on 1. T5 does not divide its attention scores by sqrt(d_kv), hence its smaller q and k; it
-# divides the hidden state by sqrt(d) before a tied head instead, hence its larger embedding. What sublayers add is
-# large, and the gain before a tied head is of either sign, or it would mostly repeat the token that came in.
+# (pattern on the name, kind, scale): first match wins. "fan_in" divides by sqrt(last axis), "plain"
+# does not, "gain" is centred on 1. T5 does not divide its attention scores by sqrt(d_kv), hence its
+# smaller q and k; it divides the hidden state by sqrt(d) before a tied head instead, hence its
+# larger embedding. What sublayers add is large, and the gain before a tied head is of either sign,
+# or it would mostly repeat the token that came in.
 _SCALES = (
     (r"relative_attention_bias\.weight$", "plain", 1.0),
     (r"final_logits_bias$", "plain", 0.5),
@@ -38,19 +40,24 @@ _TIED_EMBEDDING = re.compile(r"(^|\.)(model\.)?(encoder|decoder)\.embed_tokens\.
 
 
 def canonical_name(name: str) -> str:
-    """The name a weight is seeded by: no `rag.` in front, tied embeddings under their `shared` name."""
+    """The name a weight is seeded by.
+
+    No `rag.` in front, tied embeddings under their `shared` name.
+    """
     return _TIED_EMBEDDING.sub(r"\1\2shared.weight", name.removeprefix("rag."))
 
 
 def seeded_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """Weights that depend on nothing but their names, shapes and a seed.
 
-    Bit-identical on every platform and numpy: only the raw words of a Philox stream and sums are used. The
-    distribution is a sum of three uniforms, of variance one before scaling. Matrices are scaled by their
-    fan-in, norm gains lie off 1, biases off 0. `rag.generator.x` and `generator.x` get the same values.
+    Bit-identical on every platform and numpy: only the raw words of a Philox stream and sums are
+    used. The distribution is a sum of three uniforms, of variance one before scaling. Matrices are
+    scaled by their fan-in, norm gains lie off 1, biases off 0. `rag.generator.x` and `generator.x`
+    get the same values.
 
     Args:
-        shapes: Weight name (Hugging Face's) to shape. Leave out a tied `lm_head.weight`: nothing here
+        shapes: Weight name (Hugging Face's) to shape. Leave out a tied `lm_head.weight`: nothing
+            here
             knows the config, so it would get values of its own.
         seed: Any integer; another seed gives unrelated weights.
 
@@ -71,7 +78,10 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def seeded_noise(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise of mean 0, variance 1 and range (-3, 3), by key: the stuff of `seeded_weights`, and of test inputs."""
+    """Noise of mean 0, variance 1 and range (-3, 3), by key.
+
+    The stuff of `seeded_weights`, and of test inputs.
+    """
     digest = hashlib.sha256(key.encode()).digest()
     stream = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64))
     count = int(np.prod(shape, dtype=np.int64))
@@ -97,8 +107,8 @@ class Mismatch:
 def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
     """Largest absolute difference over the largest absolute finite value of `expected`.
 
-    Infinities count as equal where both have the same one. NaN equals nothing, itself included: the error is
-    then infinite, as it is for infinities in different places.
+    Infinities count as equal where both have the same one. NaN equals nothing, itself included: the
+    error is then infinite, as it is for infinities in different places.
 
     Raises:
         ValueError: If the shapes differ.
@@ -110,7 +120,10 @@ def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
     if np.isnan(expected).any() or np.isnan(actual).any():
         return float("inf")
     finite = np.isfinite(expected)
-    if not (np.array_equal(finite, np.isfinite(actual)) and np.array_equal(expected[~finite], actual[~finite])):
+    if not (
+        np.array_equal(finite, np.isfinite(actual))
+        and np.array_equal(expected[~finite], actual[~finite])
+    ):
         return float("inf")
     if not finite.any():
         return 0.0
@@ -119,17 +132,20 @@ def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
 
 
 def compare(
-    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: float | Mapping[str, float]
+    expected: Mapping[str, np.ndarray],
+    actual: Mapping[str, np.ndarray],
+    tolerance: float | Mapping[str, float],
 ) -> list[Mismatch]:
     """Hold two traces (stage name to array) against each other.
 
-    Floats are compared by `relative_error`; integers, booleans and text must be equal. Stages missing on
-    either side, other shapes and other kinds of number are mismatches.
+    Floats are compared by `relative_error`; integers, booleans and text must be equal. Stages
+    missing on either side, other shapes and other kinds of number are mismatches.
 
     Args:
         expected: The trace to be met.
         actual: The trace that came out.
-        tolerance: One bound on the relative error, or one per stage (a stage not named there is held to 0).
+        tolerance: One bound on the relative error, or one per stage (a stage not named there is
+            held to 0).
 
     Returns:
         Every mismatch, sorted by stage name; empty if the traces agree.
@@ -143,7 +159,9 @@ def compare(
     return found
 
 
-def _difference(expected: np.ndarray | None, actual: np.ndarray | None, bound: float) -> tuple[str, float]:
+def _difference(
+    expected: np.ndarray | None, actual: np.ndarray | None, bound: float
+) -> tuple[str, float]:
     """Why two stages differ ("" if they agree), and by how much."""
     if expected is None or actual is None:
         return ("not expected" if expected is None else "missing"), float("inf")
@@ -156,7 +174,9 @@ def _difference(expected: np.ndarray | None, actual: np.ndarray | None, bound: f
         return f"kind {other}, expected {kind}", float("inf")
     if kind != "float":
         differing = int((expected != actual).sum())
-        return (f"{differing} of {expected.size} values differ" if differing else ""), float(differing)
+        return (f"{differing} of {expected.size} values differ" if differing else ""), float(
+            differing
+        )
     error = relative_error(expected, actual) if expected.size else 0.0
     # "not <=" rather than ">": a NaN bound must not let anything through.
     return ("" if error <= bound else f"relative error {error:.3g} above {bound:.3g}"), error

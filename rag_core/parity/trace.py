@@ -1,4 +1,5 @@
-"""A model's stages, recorded in the order in which a difference would spread: question vector first, tokens last.
+"""A model's stages, recorded in the order in which a difference would spread: question vector
+first, tokens last.
 
 The first stage at which two programs part tells where to look.
 Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
@@ -14,15 +15,33 @@ import numpy as np
 
 from rag_core.parity.margins import replay
 
-# Stages of more numbers than this are kept as a sample of as many places, drawn by the stage's name.
+# Stages of more numbers than this are kept as a sample of as many places, drawn by the stage's
+# name.
 SAMPLE = 2**16
 
 # stage -> field of the output; the fields of layers are tuples, embeddings first
-_BEFORE = {"question_encoder": "question_enc_hidden_states", "question_vector": "question_encoder_last_hidden_state"}
-_RETRIEVED = {"doc_scores": "doc_scores", "doc_ids": "retrieved_doc_ids", "context_ids": "context_input_ids"}
-_GENERATOR = {"encoder": "generator_enc_hidden_states", "decoder": "generator_dec_hidden_states", "logits": "logits"}
+_BEFORE = {
+    "question_encoder": "question_enc_hidden_states",
+    "question_vector": "question_encoder_last_hidden_state",
+}
+_RETRIEVED = {
+    "doc_scores": "doc_scores",
+    "doc_ids": "retrieved_doc_ids",
+    "context_ids": "context_input_ids",
+}
+_GENERATOR = {
+    "encoder": "generator_enc_hidden_states",
+    "decoder": "generator_dec_hidden_states",
+    "logits": "logits",
+}
 _AFTER = {"doc_log_probs": "doc_log_probs", "marginal": "marginal", "loss": "loss"}
-_FIELDS = {**_BEFORE, **_RETRIEVED, "context_mask": "context_attention_mask", **_GENERATOR, **_AFTER}
+_FIELDS = {
+    **_BEFORE,
+    **_RETRIEVED,
+    "context_mask": "context_attention_mask",
+    **_GENERATOR,
+    **_AFTER,
+}
 
 
 def loss_switches(head: str) -> dict[str, dict[str, Any]]:
@@ -53,18 +72,20 @@ def trace(
 
     Args:
         tracer: a backend's `tracing.Tracer` around a RAG-Token or RAG-Sequence head.
-        inputs: questions (`input_ids`, `attention_mask`) or contexts (`context_input_ids`, `context_attention_mask`,
-            `doc_scores`).
+        inputs: questions (`input_ids`, `attention_mask`) or contexts (`context_input_ids`,
+            `context_attention_mask`, `doc_scores`).
         labels: (B, T).
         n_docs: N.
         modes: name -> options of a `generate` call.
         forward: whether to record what comes before the tokens.
         gradients: whether to record the gradient of every parameter.
-        margins: whether to record, for each mode, the scores chosen from and how near the nearest decision was.
+        margins: whether to record, for each mode, the scores chosen from and how near the nearest
+            decision was.
 
     Returns:
-        Stage -> array. Layers are `encoder.0` (the embeddings), `encoder.1` and so on, gradients `gradient.<name>` or,
-        in a network with ReLU, `gradient_relu.<name>`, generations `tokens.<mode>` and `scores.<mode>`.
+        Stage -> array. Layers are `encoder.0` (the embeddings), `encoder.1` and so on, gradients
+        `gradient.<name>` or, in a network with ReLU, `gradient_relu.<name>`, generations
+        `tokens.<mode>` and `scores.<mode>`.
     """
     found: dict[str, Any] = {}
     if forward:
@@ -76,7 +97,9 @@ def trace(
                 found.update({f"{stage}.{place}": each for place, each in enumerate(value)})
             elif value is not None:
                 found[stage] = value
-        found.update({f"loss.{name}": loss for name, loss in zip(switches, fields["losses"], strict=True)})
+        found.update(
+            {f"loss.{name}": loss for name, loss in zip(switches, fields["losses"], strict=True)}
+        )
         kind = "gradient_relu" if _kinked(tracer.model.config) else "gradient"
         found.update({f"{kind}.{name}": slopes[name] for name in sorted(slopes)})
     for name, options in modes.items():
@@ -90,22 +113,35 @@ def trace(
 
 
 def _kinked(config: Any) -> bool:
-    """Whether a network has ReLU: a float32 that rounding takes across 0 switches a whole unit's gradient on or off."""
+    """Whether a network has ReLU.
+
+    A float32 that rounding takes across 0 switches a whole unit's gradient on or off.
+    """
     names = ("activation_function", "dense_act_fn", "hidden_act")
     parts = (config.question_encoder, config.generator)
     return any(str(getattr(part, name, "")).startswith("relu") for part in parts for name in names)
 
 
 def _margins(
-    tracer: Any, inputs: Mapping[str, np.ndarray], n_docs: int, name: str, options: Mapping[str, Any]
+    tracer: Any,
+    inputs: Mapping[str, np.ndarray],
+    n_docs: int,
+    name: str,
+    options: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """The scores chosen from, and the smallest distance between what was chosen and what was not."""
+    """The scores chosen from, and the smallest distance between what was chosen and what was
+    not.
+    """
     resolved, asked = tracer.options(options), dict(options)
     weighed = tracer.model.head == "sequence"
     wanted = tracer.generate(inputs, n_docs, {**options, "output_scores": True})
-    questions = len(next(iter(inputs.values()))) if "input_ids" in inputs else len(inputs["doc_scores"])
+    questions = (
+        len(next(iter(inputs.values()))) if "input_ids" in inputs else len(inputs["doc_scores"])
+    )
     searches = questions * (n_docs if weighed else 1)
-    choices, margin = replay(wanted["scores"], resolved, questions, searches, asked.get("seed") or 0)
+    choices, margin = replay(
+        wanted["scores"], resolved, questions, searches, asked.get("seed") or 0
+    )
     if weighed:
         count = len(wanted["sequences"]) // questions
         more = tracer.generate(inputs, n_docs, {**options, "num_return_sequences": count + 1})

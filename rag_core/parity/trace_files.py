@@ -1,4 +1,7 @@
-"""Trace files: NPZ with a JSON header. Read without pickle, and nothing is allocated that the file does not hold."""
+"""Trace files: NPZ with a JSON header.
+
+Read without pickle, and nothing is allocated that the file does not hold.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,27 @@ class TraceWriter:
     """
 
     def __init__(
-        self, path: str | Path, *, backend: str, framework: str, dtype: str, seed: int, about: Mapping[str, Any]
+        self,
+        path: str | Path,
+        *,
+        backend: str,
+        framework: str,
+        dtype: str,
+        seed: int,
+        about: Mapping[str, Any],
     ) -> None:
         self.path = Path(path)
         run = {"backend": backend, "framework": framework, "numpy": np.__version__}
-        run |= {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-        self.header: dict[str, Any] = {"format": FORMAT, "version": __version__, "dtype": dtype, "seed": seed}
+        run |= {
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+        }
+        self.header: dict[str, Any] = {
+            "format": FORMAT,
+            "version": __version__,
+            "dtype": dtype,
+            "seed": seed,
+        }
         self.header |= {"about": dict(about), "run": run, "cases": {}, "stages": []}
 
     def __enter__(self) -> TraceWriter:
@@ -70,11 +88,15 @@ class TraceWriter:
         np.lib.format.write_array(memory, np.asarray(array, order="C"), allow_pickle=False)
         self._zip.writestr(zipfile.ZipInfo(name, _DATE), memory.getvalue())
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
+    ) -> None:
         with self._writing:
             if error is not None:
                 raise error
-            self._put(_HEADER, np.frombuffer(json.dumps(self.header, sort_keys=True).encode(), np.uint8))
+            self._put(
+                _HEADER, np.frombuffer(json.dumps(self.header, sort_keys=True).encode(), np.uint8)
+            )
 
 
 class TraceFile:
@@ -96,10 +118,15 @@ class TraceFile:
             self._zip = zipfile.ZipFile(self.path)
             self._members = {member.filename: member for member in self._zip.infolist()}
             self._check_sizes()
-            self.header: dict[str, Any] = parse_json(self._read(_HEADER).tobytes(), f"the header of {self.path}")
+            self.header: dict[str, Any] = parse_json(
+                self._read(_HEADER).tobytes(), f"the header of {self.path}"
+            )
             self._stages: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
             for number, (case, stage, shape) in enumerate(self.header["stages"]):
-                if not all(isinstance(name, str) for name in (case, stage)) or f"{number}.npy" not in self._members:
+                if (
+                    not all(isinstance(name, str) for name in (case, stage))
+                    or f"{number}.npy" not in self._members
+                ):
                     raise ValueError(f"stage {number} has no name or no array")
                 if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
                     raise ValueError(f"stage {number} has the shape {shape!r:.60}")
@@ -115,12 +142,20 @@ class TraceFile:
     def _check_sizes(self) -> None:
         length = self.path.stat().st_size
         for member in self._members.values():
-            stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+            stored = (
+                member.compress_type == zipfile.ZIP_STORED
+                and member.compress_size == member.file_size
+            )
             if not stored or member.header_offset + member.file_size > length:
-                raise ValueError(f"{member.filename} is compressed, or declares more bytes than the file holds")
+                raise ValueError(
+                    f"{member.filename} is compressed, or declares more bytes than the file holds"
+                )
 
     def _read(self, name: str) -> np.ndarray:
-        """A member as an array; its declared shape is held against its bytes before memory is asked for."""
+        """A member as an array.
+
+        Its declared shape is held against its bytes before memory is asked for.
+        """
         member = self._members[name]
         with self._zip.open(member) as stream:
             version = np.lib.format.read_magic(stream)
@@ -184,5 +219,7 @@ def refusals(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str
             continue
         for key in sorted({*mine[case], *theirs[case]}):
             if mine[case].get(key) != theirs[case].get(key):
-                found.append(f"other {key} in case {case}: {mine[case].get(key)} and {theirs[case].get(key)}")
+                found.append(
+                    f"other {key} in case {case}: {mine[case].get(key)} and {theirs[case].get(key)}"
+                )
     return found

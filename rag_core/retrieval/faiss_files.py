@@ -18,7 +18,8 @@ from rag_core.hub import DamagedFileError, atomic_write, recover
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
 MAPPED_BYTES = 1 << 30
-LEAST_ROOM = 1 << 20  # bytes that any file may announce: kinds that compute parts of themselves are smaller
+# bytes that any file may announce: kinds that compute parts of themselves are smaller
+LEAST_ROOM = 1 << 20
 MOST_BREADTH = 1 << 24  # candidates of one search in a graph
 MIN_PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".dpr", ".p", ".pck")
@@ -26,15 +27,16 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".dpr", ".p", ".pck")
 _READING = Lock()
 
 PICKLE_HELP = (
-    "The 'legacy' index of the paper is a pickle, and reading a pickle runs any code it holds (CVE-2023-6730), so it "
-    "is never opened here. Use index_name='compressed' or 'exact' (the same Wikipedia passages and vectors as data "
-    "files, dataset='wiki_dpr'), or your own: index_name='custom' with passages_path= (a datasets folder) and "
-    "index_path= (a faiss file)."
+    "The 'legacy' index of the paper is a pickle, and reading a pickle runs any code it holds "
+    "(CVE-2023-6730), so it is never opened here. Use index_name='compressed' or 'exact' (the "
+    "same Wikipedia passages and vectors as data files, dataset='wiki_dpr'), or your own: "
+    "index_name='custom' with passages_path= (a datasets folder) and index_path= (a faiss file)."
 )
 
 
 def refuse_pickle(path: str | Path, argument: str) -> None:
-    """Raise ValueError if `path` names a pickle or the parts of a legacy DPR index; nothing is opened.
+    """Raise ValueError if `path` names a pickle or the parts of a legacy DPR index; nothing is
+    opened.
 
     Args:
         path: a file or folder name a configuration gives.
@@ -44,7 +46,9 @@ def refuse_pickle(path: str | Path, argument: str) -> None:
     suffixes = {suffix.lower() for suffix in name.suffixes}
     parts = {entry.suffix.lower() for entry in name.iterdir()} if name.is_dir() else set()
     if (suffixes | parts) & set(PICKLE_SUFFIXES):
-        raise ValueError(f"{argument}={str(path)!r} names a pickle (or a folder with one). {PICKLE_HELP}")
+        raise ValueError(
+            f"{argument}={str(path)!r} names a pickle (or a folder with one). {PICKLE_HELP}"
+        )
 
 
 def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
@@ -52,8 +56,8 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
 
     Args:
         path: the file, as ``faiss.write_index`` or ``Dataset.save_faiss_index`` wrote it.
-        memory_map: map the file instead of copying it into memory; None maps files of more than 1 GB. A mapped index
-            is for searching: inverted lists in a file can't grow.
+        memory_map: map the file instead of copying it into memory; None maps files of more than 1
+            GB. A mapped index is for searching: inverted lists in a file can't grow.
 
     Returns:
         The faiss index.
@@ -65,7 +69,9 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
 
     refuse_pickle(path, "index_path")
     if not Path(path).is_file():
-        raise OSError(f"index_path={str(path)!r}: there is no such file; give the faiss file of the passages.")
+        raise OSError(
+            f"index_path={str(path)!r}: there is no such file; give the faiss file of the passages."
+        )
     recover(Path(path).parent)
     if memory_map is None:
         memory_map = Path(path).stat().st_size > MAPPED_BYTES
@@ -83,17 +89,20 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
         return index
     except (RuntimeError, MemoryError, LookupError, ArithmeticError) as error:
         raise DamagedFileError(
-            f"index_path={str(path)!r} ({size:,} bytes) can't be read as a faiss index: it is truncated, corrupted or "
-            f"another kind of file. Build or download it again. (faiss: {last_line(error)})"
+            f"index_path={str(path)!r} ({size:,} bytes) can't be read as a faiss index: it is "
+            "truncated, corrupted or another kind of file. Build or download it again. (faiss: "
+            f"{last_line(error)})"
         ) from error
 
 
 def _inconsistency(index: Any, links: bool) -> str:
-    """What in an index would lead a search out of its memory, "" where nothing does: faiss trusts these numbers.
+    """What in an index would lead a search out of its memory, "" where nothing does: faiss trusts
+    these numbers.
 
     Args:
         index: any faiss index.
-        links: whether all links of a graph are read, too: not those of a mapped file, of which a search reads a few.
+        links: whether all links of a graph are read, too: not those of a mapped file, of which a
+            search reads a few.
     """
     import faiss
 
@@ -115,7 +124,10 @@ def _inconsistency(index: Any, links: bool) -> str:
             size = step.d_out
         parts["index"] = index.index, size, rows
     elif isinstance(index, faiss.IndexRefine):
-        parts |= {"base_index": (index.base_index, size, rows), "refine_index": (index.refine_index, size, rows)}
+        parts |= {
+            "base_index": (index.base_index, size, rows),
+            "refine_index": (index.refine_index, size, rows),
+        }
     elif isinstance(index, faiss.IndexHNSW):
         parts["storage"] = index.storage, size, rows
         if not 1 <= index.hnsw.efSearch <= MOST_BREADTH:
@@ -124,7 +136,11 @@ def _inconsistency(index: Any, links: bool) -> str:
             return f"hnsw: {fault}"
     elif isinstance(index, faiss.IndexIVF):
         parts["quantizer"] = index.quantizer, size, index.nlist
-        listed = sum(index.invlists.list_size(number) for number in range(index.nlist)) if index.invlists else 0
+        listed = (
+            sum(index.invlists.list_size(number) for number in range(index.nlist))
+            if index.invlists
+            else 0
+        )
         if index.nprobe < 1 or index.nlist < 1 or listed != rows:
             return f"nprobe={index.nprobe}, {listed} vectors in {index.nlist} lists"
     if hasattr(index, "pq") and (index.pq.d != size or index.pq.M * index.pq.dsub != size):
@@ -143,12 +159,22 @@ def _graph_fault(graph: Any, rows: int, links: bool) -> str:
     import faiss
 
     levels = faiss.vector_to_array(graph.levels)  # (R,) how many levels a node is on
-    ends = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)  # of each level in a node's links
+    # of each level in a node's links
+    ends = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
     starts = faiss.vector_to_array(graph.offsets)  # (R + 1,) of each node's links
     count, entry, top = int(graph.neighbors.size()), int(graph.entry_point), int(graph.max_level)
-    if len(levels) != rows or len(starts) != rows + 1 or not 1 <= levels.min() <= levels.max() < len(ends):
+    if (
+        len(levels) != rows
+        or len(starts) != rows + 1
+        or not 1 <= levels.min() <= levels.max() < len(ends)
+    ):
         return f"{len(levels)} levels and {len(starts)} offsets of {rows} nodes, {len(ends)} sizes"
-    if starts[0] or starts[-1] != count or (np.diff(ends) < 0).any() or (np.diff(starts) != ends[levels]).any():
+    if (
+        starts[0]
+        or starts[-1] != count
+        or (np.diff(ends) < 0).any()
+        or (np.diff(starts) != ends[levels]).any()
+    ):
         return f"offsets do not follow from levels, or end beside {count} links"
     if not 0 <= entry < rows or levels[entry] != top + 1 or levels.max() != top + 1:
         return f"entry_point={entry}, max_level={top}"
@@ -168,9 +194,11 @@ def _graph_fault(graph: Any, rows: int, links: bool) -> str:
 
 @contextmanager
 def _limited(size: int) -> Iterator[None]:
-    """Within it faiss refuses a file that announces more than its `size` bytes hold, before it takes the memory.
+    """Within it faiss refuses a file that announces more than its `size` bytes hold, before it
+    takes the memory.
 
-    The limits are faiss's, of the whole process, and there since release 1.14; so one file is read at a time.
+    The limits are faiss's, of the whole process, and there since release 1.14; so one file is read
+    at a time.
     """
     import faiss
 
@@ -188,16 +216,21 @@ def _limited(size: int) -> Iterator[None]:
 
 
 def _mapping(path: str | Path) -> int:
-    """The flag that maps a file: faiss has one for inverted lists and, since 1.10, one for all other codes."""
+    """The flag that maps a file.
+
+    Faiss has one for inverted lists and, since 1.10, one for all other codes.
+    """
     import faiss
 
     with Path(path).open("rb") as stream:
-        lists = b"Iw" in stream.read(256)  # the kind, perhaps within an IndexPreTransform or IndexIDMap
+        # the kind, perhaps within an IndexPreTransform or IndexIDMap
+        lists = b"Iw" in stream.read(256)
     return int(faiss.IO_FLAG_MMAP if lists else getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
 
 
 def by_row(faiss_index: Any) -> Any:
-    """The index as it numbers vectors by row: what is inside of an `IndexIDMap`, if its ids are the row numbers.
+    """The index as it numbers vectors by row: what is inside of an `IndexIDMap`, if its ids are the
+    row numbers.
 
     Args:
         faiss_index: any faiss index of R vectors.
@@ -214,7 +247,10 @@ def by_row(faiss_index: Any) -> Any:
     if not isinstance(faiss_index, faiss.Index):
         hint = ", but its .faiss_index may be one" if hasattr(faiss_index, "faiss_index") else ""
         kind = type(faiss_index).__name__
-        raise TypeError(f"faiss_index must be a faiss.Index of float vectors, got {kind}{hint}. Build or read one.")
+        raise TypeError(
+            f"faiss_index must be a faiss.Index of float vectors, got {kind}{hint}. Build or read "
+            "one."
+        )
     outer = faiss.downcast_index(faiss_index) if type(faiss_index) is faiss.Index else faiss_index
     rows = int(outer.ntotal)
     if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2, too
@@ -235,8 +271,8 @@ def by_row(faiss_index: Any) -> Any:
 
 
 def measures_inner_products(faiss_index: Any) -> bool:
-    """Whether an index finds the vectors of the largest inner products: not where it measures otherwise or first
-    divides vectors by their lengths.
+    """Whether an index finds the vectors of the largest inner products: not where it measures
+    otherwise or first divides vectors by their lengths.
     """
     import faiss
 
@@ -257,7 +293,10 @@ def _transforms(faiss_index: Any) -> list[Any]:
 
 
 def lists_in_row_order(faiss_index: Any) -> bool:
-    """Whether the ids in each inverted list rise, as ``index.add`` numbers them; True without such lists."""
+    """Whether the ids in each inverted list rise, as ``index.add`` numbers them.
+
+    True without such lists.
+    """
     import faiss
 
     inverted = faiss.try_extract_index_ivf(faiss_index)
@@ -266,8 +305,11 @@ def lists_in_row_order(faiss_index: Any) -> bool:
     return all((np.diff(ids) > 0).all() for _, ids in _listed(inverted))
 
 
-def misplaced(faiss_index: Any, vectors: Callable[[np.ndarray], np.ndarray], sample: int = 64) -> float:
-    """How often the vectors of rows belong into other inverted lists than those that hold their ids, in a sample.
+def misplaced(
+    faiss_index: Any, vectors: Callable[[np.ndarray], np.ndarray], sample: int = 64
+) -> float:
+    """How often the vectors of rows belong into other inverted lists than those that hold their
+    ids, in a sample.
 
     Args:
         faiss_index: an index with inverted lists.
@@ -282,7 +324,9 @@ def misplaced(faiss_index: Any, vectors: Callable[[np.ndarray], np.ndarray], sam
     inverted: Any = faiss.try_extract_index_ivf(faiss_index)
     filled = [(number, ids) for number, ids in _listed(inverted)]
     each = -(-sample // len(filled))
-    chosen = [(number, row) for number, ids in filled for row in ids[:: max(1, len(ids) // each)][:each]][:sample]
+    chosen = [
+        (number, row) for number, ids in filled for row in ids[:: max(1, len(ids) // each)][:each]
+    ][:sample]
     rows = np.array([row for _, row in chosen])
     found = np.ascontiguousarray(vectors(rows), np.float32)
     for step in _transforms(faiss_index):
@@ -309,18 +353,22 @@ def _check_list_ids(inverted: Any, rows: int) -> None:
     seen = np.zeros(rows, bool)
     for number, ids in _listed(inverted):
         if ids.min() < 0 or ids.max() >= rows:
-            raise ValueError(other_ids(rows, f"list {number} holds ids from {ids.min()} to {ids.max()}"))
+            raise ValueError(
+                other_ids(rows, f"list {number} holds ids from {ids.min()} to {ids.max()}")
+            )
         seen[ids] = True
     if not seen.all():
         raise ValueError(other_ids(rows, f"no vector has the id {np.flatnonzero(~seen)[0]}"))
 
 
 def other_ids(rows: int, fault: str) -> str:
-    """What is wrong with an index of R vectors whose ids are not the rows' numbers, and what to do."""
+    """What is wrong with an index of R vectors whose ids are not the rows' numbers, and what to
+    do.
+    """
     return (
-        f"faiss_index must number its vectors as the passages' rows are, 0 to {rows - 1}, but {fault}: each document "
-        "found would be another row's. Build it with index.add(vectors) in the order of the passages, not with "
-        "add_with_ids."
+        f"faiss_index must number its vectors as the passages' rows are, 0 to {rows - 1}, but "
+        f"{fault}: each document found would be another row's. Build it with index.add(vectors) "
+        "in the order of the passages, not with add_with_ids."
     )
 
 
@@ -336,7 +384,9 @@ def write_faiss(faiss_index: Any, path: str | Path) -> None:
         try:
             faiss.write_index(faiss_index, str(draft))
         except RuntimeError as error:
-            raise OSError(f"the faiss index can't be written to {str(path)!r}: {last_line(error)}") from error
+            raise OSError(
+                f"the faiss index can't be written to {str(path)!r}: {last_line(error)}"
+            ) from error
 
 
 def build_faiss(
@@ -361,16 +411,20 @@ def build_faiss(
         blocks: float arrays (r, D) that together hold the R vectors; they are read once.
         rows: R.
         vector_size: D.
-        kind: "flat" (exact), "hnsw" (graph over full vectors) or "ivfpq" (inverted lists, product-quantised codes).
-        metric: "inner_product", by which RAG weighs documents, or "l2", which orders them otherwise unless all vectors
-            are of one length; `FaissIndex` warns of it.
+        kind: "flat" (exact), "hnsw" (graph over full vectors) or "ivfpq" (inverted lists,
+            product-quantised codes).
+        metric: "inner_product", by which RAG weighs documents, or "l2", which orders them otherwise
+            unless all vectors are of one length; `FaissIndex` warns of it.
         hnsw_neighbors: links a node of the HNSW graph.
         ef_construction: breadth of the search while the graph is built.
         ef_search: breadth of the search at query time (stored in the file).
         n_lists: inverted lists; by default about 2 sqrt(R), each of 39 vectors or more.
-        n_probe: lists visited at query time (stored in the file); by default a 64th of them, at least 16.
-        pq_bytes: bytes a vector; by default the largest divisor of D up to D / 8, to be ranked again exactly.
-        train_rows: rows the quantisers are trained on, taken from the front; by default `training_rows`.
+        n_probe: lists visited at query time (stored in the file); by default a 64th of them, at
+            least 16.
+        pq_bytes: bytes a vector; by default the largest divisor of D up to D / 8, to be ranked
+            again exactly.
+        train_rows: rows the quantisers are trained on, taken from the front; by default
+            `training_rows`.
         sample: other rows (r, D) to train on: where the first ones are not like the rest.
 
     Returns:
@@ -384,8 +438,14 @@ def build_faiss(
     if kind not in INDEX_KINDS:
         raise ValueError(f"index kind must be one of {INDEX_KINDS}, got {kind!r}.")
     rows, vector_size = whole(0)("rows", rows), whole(1)("vector_size", vector_size)
-    hnsw_neighbors, ef_search = whole(1)("hnsw_neighbors", hnsw_neighbors), whole(1)("ef_search", ef_search)
-    ef_construction, optional = whole(1)("ef_construction", ef_construction), whole(1, optional=True)
+    hnsw_neighbors, ef_search = (
+        whole(1)("hnsw_neighbors", hnsw_neighbors),
+        whole(1)("ef_search", ef_search),
+    )
+    ef_construction, optional = (
+        whole(1)("ef_construction", ef_construction),
+        whole(1, optional=True),
+    )
     n_lists, n_probe = optional("n_lists", n_lists), optional("n_probe", n_probe)
     pq_bytes, train_rows = optional("pq_bytes", pq_bytes), optional("train_rows", train_rows)
     metrics = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
@@ -400,14 +460,17 @@ def build_faiss(
     else:
         if rows < MIN_PQ_ROWS or rows < (n_lists or 1):
             raise ValueError(
-                f"kind='ivfpq' needs at least {max(MIN_PQ_ROWS, n_lists or 1)} vectors to train its codes, there are "
-                f"{rows}; use kind='flat' or 'hnsw'."
+                f"kind='ivfpq' needs at least {max(MIN_PQ_ROWS, n_lists or 1)} vectors to train "
+                f"its codes, there are {rows}; use kind='flat' or 'hnsw'."
             )
         lists = n_lists or default_lists(rows)
-        size = pq_bytes or max(d for d in range(1, max(1, vector_size // 8) + 1) if vector_size % d == 0)
+        size = pq_bytes or max(
+            d for d in range(1, max(1, vector_size // 8) + 1) if vector_size % d == 0
+        )
         if vector_size % size:
             raise ValueError(f"m (pq_bytes) must divide the vector size {vector_size}, got {size}.")
-        # "np": no polysemous training, an hour-long annealing that only Hamming filters profit from.
+        # "np": no polysemous training, an hour-long annealing that only Hamming filters profit
+        # from.
         index = faiss.index_factory(vector_size, f"IVF{lists},PQ{size}np", metrics[metric])
         index.nprobe = min(lists, n_probe or max(16, lists // 64))
         index.pq.cp.niter = 10  # of 25: the codes change no more
@@ -418,7 +481,9 @@ def build_faiss(
     for block in blocks:
         block = np.ascontiguousarray(block, dtype=np.float32)
         if block.ndim != 2 or block.shape[1] != vector_size:
-            raise ValueError(f"every block must have shape (rows, {vector_size}), got {block.shape}.")
+            raise ValueError(
+                f"every block must have shape (rows, {vector_size}), got {block.shape}."
+            )
         waiting.append(block)
         if index.is_trained or sum(map(len, waiting)) >= wanted:
             _train_and_add(index, waiting)
@@ -431,12 +496,17 @@ def build_faiss(
 
 
 def default_lists(rows: int) -> int:
-    """Inverted lists for R rows: twice the square root balances the search for lists with the search in them."""
+    """Inverted lists for R rows.
+
+    Twice the square root balances the search for lists with the search in them.
+    """
     return max(1, min(round(2 * rows**0.5), rows // 39))
 
 
 def training_rows(rows: int, n_lists: int | None = None) -> int:
-    """Rows to train on: 39 a list, the least that faiss finds enough, and 65,536, all that codes make use of."""
+    """Rows to train on: 39 a list, the least that faiss finds enough, and 65,536, all that codes
+    make use of.
+    """
     return min(rows, max(65_536, 39 * (n_lists or default_lists(rows))))
 
 

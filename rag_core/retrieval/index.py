@@ -35,7 +35,8 @@ from rag_core.retrieval.vectors import ArrowVectors, FaissVectors, VectorSource
 
 INDEX_FILE = "hf_dataset_index.faiss"
 PASSAGES_FOLDER = "hf_dataset"
-# What an earlier index leaves in a folder: rows of one and passages of another would be answers without sense.
+# What an earlier index leaves in a folder: rows of one and passages of another would be answers
+# without sense.
 INDEX_PATTERNS = (INDEX_FILE, str(notes_path(INDEX_FILE)), f"{PASSAGES_FOLDER}/*")
 
 
@@ -43,11 +44,14 @@ INDEX_PATTERNS = (INDEX_FILE, str(notes_path(INDEX_FILE)), f"{PASSAGES_FOLDER}/*
 class Index(Protocol):
     """What a retriever needs of an index; any class with these four methods will do.
 
-    Method names are those of transformers' `Index`, so an index written for it works here. A class of one's own needs
-    neither faiss nor datasets. Missing hits are row number -1; `get_doc_dicts` is never asked for them.
+    Method names are those of transformers' `Index`, so an index written for it works here. A class
+    of one's own needs neither faiss nor datasets. Missing hits are row number -1; `get_doc_dicts`
+    is never asked for them.
     """
 
-    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    def get_top_docs(
+        self, question_hidden_states: np.ndarray, n_docs: int = 5
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Search.
 
         Args:
@@ -60,7 +64,10 @@ class Index(Protocol):
         ...
 
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
-        """Return B dictionaries of lists of length N: "title" and "text", perhaps "id" and others."""
+        """Return B dictionaries of lists of length N.
+
+        "title" and "text", perhaps "id" and others.
+        """
         ...
 
     def is_initialized(self) -> bool:
@@ -76,13 +83,16 @@ class FaissIndex:
     """A faiss index with the passages it belongs to: row i of the index is row i of the data set.
 
     Args:
-        passages: a `datasets.Dataset` with columns "title", "text" and, unless `vectors` says otherwise, "embeddings".
-        faiss_index: the faiss index; by default the one on `passages` (``dataset.add_faiss_index("embeddings")``).
-        vectors: where `get_top_docs` takes document vectors from: "stored" (the embeddings column), "index" (the faiss
-            index gives them back, decoded), a `VectorSource`, or None: stored if the column is there.
+        passages: a `datasets.Dataset` with columns "title", "text" and, unless `vectors` says
+            otherwise, "embeddings".
+        faiss_index: the faiss index; by default the one on `passages`
+            (``dataset.add_faiss_index("embeddings")``).
+        vectors: where `get_top_docs` takes document vectors from: "stored" (the embeddings column),
+            "index" (the faiss index gives them back, decoded), a `VectorSource`, or None: stored if
+            the column is there.
         column: the name of the embeddings column.
-        rerank: for an approximate index: candidates for each document wanted, ranked again by their stored vectors (see
-            `rag_core.retrieval.rerank`); 1 takes the faiss index's own order.
+        rerank: for an approximate index: candidates for each document wanted, ranked again by their
+            stored vectors (see `rag_core.retrieval.rerank`); 1 takes the faiss index's own order.
 
     Raises:
         ValueError: a column or the faiss index is missing, or the two do not fit each other.
@@ -107,7 +117,9 @@ class FaissIndex:
 
     @classmethod
     def deferred(cls, load: Callable[[], tuple[Any, Any, str | VectorSource | None]]) -> FaissIndex:
-        """Return an index that calls `load` for (passages, faiss index, vectors) when it is first needed."""
+        """Return an index that calls `load` for (passages, faiss index, vectors) when it is
+        first needed.
+        """
         index = cls.__new__(cls)
         index._column, index._load = "embeddings", load
         return index
@@ -126,61 +138,88 @@ class FaissIndex:
 
         Args:
             passages_path: folder written by ``dataset.save_to_disk``.
-            index_path: file written by ``dataset.get_index("embeddings").save`` or ``faiss.write_index``.
-            memory_map: map the faiss file instead of reading it, None if it has more than 1 GB; passages are always
-                mapped.
+            index_path: file written by ``dataset.get_index("embeddings").save`` or
+                ``faiss.write_index``.
+            memory_map: map the faiss file instead of reading it, None if it has more than 1 GB;
+                passages are always mapped.
             vectors: "stored", "index" or None, as in the constructor.
-            rerank: as in the constructor; None as the index was built (see `rag_core.retrieval.rerank.read_notes`).
+            rerank: as in the constructor; None as the index was built (see
+                `rag_core.retrieval.rerank.read_notes`).
 
         Raises:
-            ValueError: one of the paths names a pickle. Missing or damaged files raise OSError when they are opened.
+            ValueError: one of the paths names a pickle. Missing or damaged files raise OSError when
+                they are opened.
         """
         refuse_pickle(passages_path, "passages_path")
         refuse_pickle(index_path, "index_path")
         index = cls.deferred(
-            lambda: (map_passages(passages_path), read_faiss(index_path, memory_map=memory_map), vectors)
+            lambda: (
+                map_passages(passages_path),
+                read_faiss(index_path, memory_map=memory_map),
+                vectors,
+            )
         )
         index._place = f"passages_path={str(passages_path)!r} with index_path={str(index_path)!r}"
         index._notes = read_notes(index_path)
-        index._rerank = checked_factor(index._notes.get("settings", {}).get("rerank", 1) if rerank is None else rerank)
+        index._rerank = checked_factor(
+            index._notes.get("settings", {}).get("rerank", 1) if rerank is None else rerank
+        )
         return index
 
     def _attach(self, passages: Any, faiss_index: Any, vectors: str | VectorSource | None) -> None:
         if not hasattr(passages, "column_names"):
-            raise TypeError(f"the passages must be a datasets.Dataset, got {type(passages).__name__}.")
+            raise TypeError(
+                f"the passages must be a datasets.Dataset, got {type(passages).__name__}."
+            )
         columns = passages.column_names
         missing = [name for name in ("title", "text") if name not in columns]
         if missing:
-            raise ValueError(f"the passages need columns 'title' and 'text'; missing: {missing}, found: {columns}.")
+            raise ValueError(
+                f"the passages need columns 'title' and 'text'; missing: {missing}, found: "
+                f"{columns}."
+            )
         if faiss_index is None:
             if self._column not in passages.list_indexes():
                 raise ValueError(
-                    f"the data set has no faiss index on {self._column!r} (indexes: {passages.list_indexes()}); call "
-                    f"dataset.add_faiss_index({self._column!r}) first."
+                    f"the data set has no faiss index on {self._column!r} (indexes: "
+                    f"{passages.list_indexes()}); call dataset.add_faiss_index({self._column!r}) "
+                    "first."
                 )
             faiss_index = passages.get_index(self._column).faiss_index
         faiss_index = by_row(faiss_index)
         if faiss_index.ntotal != len(passages):
             raise ValueError(
-                f"the faiss index holds {faiss_index.ntotal} vectors, the passages are {len(passages)} rows; "
-                "index_path and passages_path must come from the same build."
+                f"the faiss index holds {faiss_index.ntotal} vectors, the passages are "
+                f"{len(passages)} rows; index_path and passages_path must come from the same "
+                "build."
             )
         if vectors is None:
             vectors = "stored" if self._column in columns else "index"
         if vectors == "stored" and self._column not in columns:
-            raise ValueError(f"vectors='stored' needs a column {self._column!r}, found {columns}; use vectors='index'.")
+            raise ValueError(
+                f"vectors='stored' needs a column {self._column!r}, found {columns}; use "
+                "vectors='index'."
+            )
         if isinstance(vectors, str):
             if vectors not in ("stored", "index"):
-                raise ValueError(f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}.")
-            vectors = ArrowVectors(passages, self._column) if vectors == "stored" else FaissVectors(faiss_index)
+                raise ValueError(
+                    f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}."
+                )
+            vectors = (
+                ArrowVectors(passages, self._column)
+                if vectors == "stored"
+                else FaissVectors(faiss_index)
+            )
         if self._rerank > 1 and isinstance(vectors, FaissVectors):
-            raise ValueError("rerank ranks candidates by their stored vectors; it needs vectors='stored'.")
+            raise ValueError(
+                "rerank ranks candidates by their stored vectors; it needs vectors='stored'."
+            )
         if not len(passages):
             vectors.vector_size = int(faiss_index.d)
         if vectors.vector_size != faiss_index.d:
             raise ValueError(
-                f"column {self._column!r} holds vectors of size {vectors.vector_size}, the faiss index is of size "
-                f"{faiss_index.d}; build the index from this data set."
+                f"column {self._column!r} holds vectors of size {vectors.vector_size}, the faiss "
+                f"index is of size {faiss_index.d}; build the index from this data set."
             )
         self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
         if len(passages) and isinstance(vectors, FaissVectors):
@@ -195,41 +234,57 @@ class FaissIndex:
             self._faiss.search_and_reconstruct(np.zeros((1, self._faiss.d), np.float32), 1)
         except (RuntimeError, AttributeError) as error:
             raise ValueError(
-                f"the faiss index ({type(self._faiss).__name__}) can't give its vectors back, and documents are "
-                f"weighed by them: add a column {self._column!r} with the passages' vectors (vectors='stored'), or "
-                f"build another kind of index. (faiss: {last_line(error)})"
+                f"the faiss index ({type(self._faiss).__name__}) can't give its vectors back, and "
+                f"documents are weighed by them: add a column {self._column!r} with the passages' "
+                "vectors (vectors='stored'), or build another kind of index. (faiss: "
+                f"{last_line(error)})"
             ) from error
 
     def _check_order(self) -> None:
-        """Looks whether ids that did not come in the order of the rows are theirs, by the vectors that are stored."""
+        """Looks whether ids that did not come in the order of the rows are theirs, by the
+        vectors that are stored.
+        """
         if not len(self._dataset) or lists_in_row_order(self._faiss):
             return
         if isinstance(self._vectors, FaissVectors):
             warn(
-                f"the faiss index ({type(self._faiss).__name__}) was given its ids (add_with_ids), in another order "
-                "than 0, 1, 2, ...: they must be the rows of the passages. Without a column of vectors this can't be "
-                "told. Build it with index.add(vectors) in the order of the passages."
+                f"the faiss index ({type(self._faiss).__name__}) was given its ids "
+                "(add_with_ids), in another order than 0, 1, 2, ...: they must be the rows of the "
+                "passages. Without a column of vectors this can't be told. Build it with "
+                "index.add(vectors) in the order of the passages."
             )
         elif misplaced(self._faiss, self._vectors.gather) > 0.5:
-            fault = "the stored vectors of the rows belong into other inverted lists than those that hold their ids"
+            fault = (
+                "the stored vectors of the rows belong into other inverted lists than those that "
+                "hold their ids"
+            )
             raise ValueError(other_ids(len(self._dataset), fault))
 
     def _warn(self) -> None:
-        """Says so where documents are found by another measure, or with a low recall: nothing else would tell."""
+        """Says so where documents are found by another measure, or with a low recall.
+
+        Nothing else would tell.
+        """
         if not measures_inner_products(self._faiss) and not self._one_length():
             warn(
-                f"the faiss index ({type(self._faiss).__name__}) finds passages by another measure than the inner "
-                "product by which RAG weighs them (faiss's default is L2; L2norm makes cosines), so the best ones may "
-                "be missed. Build it with the metric faiss.METRIC_INNER_PRODUCT, e.g. "
-                "dataset.add_faiss_index('embeddings', metric_type=faiss.METRIC_INNER_PRODUCT)."
+                f"the faiss index ({type(self._faiss).__name__}) finds passages by another "
+                "measure than the inner product by which RAG weighs them (faiss's default is L2; "
+                "L2norm makes cosines), so the best ones may be missed. Build it with the metric "
+                "faiss.METRIC_INNER_PRODUCT, e.g. dataset.add_faiss_index('embeddings', "
+                "metric_type=faiss.METRIC_INNER_PRODUCT)."
             )
         recall = self._notes.get("recall_at_5", 1.0)
         if recall < LOW_RECALL:
-            message = low_recall(str(self._notes.get("kind")), recall, self._notes.get("settings", {}))
+            message = low_recall(
+                str(self._notes.get("kind")), recall, self._notes.get("settings", {})
+            )
             warn(message)
 
     def _one_length(self) -> bool:
-        """Whether all vectors (of a sample) are of one length: then every measure has the same order."""
+        """Whether all vectors (of a sample) are of one length.
+
+        Then every measure has the same order.
+        """
         if isinstance(self._vectors, FaissVectors) or not len(self._dataset):
             return not len(self._dataset)
         rows = np.unique(np.linspace(0, len(self._dataset) - 1, 200).astype(np.int64))
@@ -238,7 +293,10 @@ class FaissIndex:
 
     @property
     def rerank(self) -> int:
-        """Candidates for each document that are ranked exactly; 1 takes the faiss index's own order."""
+        """Candidates for each document that are ranked exactly.
+
+        1 takes the faiss index's own order.
+        """
         return self._rerank
 
     @property
@@ -279,27 +337,35 @@ class FaissIndex:
             with locating(self._place):
                 self._attach(*self._load())
 
-    def get_top_docs(self, question_hidden_states: np.ndarray, n_docs: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Search; see `Index.get_top_docs`. Fewer than N hits are filled up with row -1 and zero vectors."""
+    def get_top_docs(
+        self, question_hidden_states: np.ndarray, n_docs: int = 5
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search; see `Index.get_top_docs`.
+
+        Fewer than N hits are filled up with row -1 and zero vectors.
+        """
         queries = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.vector_size:
             raise ValueError(
-                f"question_hidden_states must have shape (batch, {self.vector_size}) for this index, got "
-                f"{queries.shape}; the question encoder and the encoder of the index must belong together."
+                f"question_hidden_states must have shape (batch, {self.vector_size}) for this "
+                f"index, got {queries.shape}; the question encoder and the encoder of the index "
+                "must belong together."
             )
         n_docs = checked_n_docs(n_docs, 5)
         try:
             return self._search(queries, n_docs)
         except (RuntimeError, IndexError, MemoryError) as error:
             raise OSError(
-                f"the faiss index ({type(self._faiss).__name__}, {self._faiss.ntotal} vectors) can't be searched: its "
-                f"file is damaged, or its settings are out of reach. Build it again. ({last_line(error)})"
+                f"the faiss index ({type(self._faiss).__name__}, {self._faiss.ntotal} vectors) "
+                "can't be searched: its file is damaged, or its settings are out of reach. Build "
+                f"it again. ({last_line(error)})"
             ) from error
 
     def _search(self, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self._vectors, FaissVectors):
             _, doc_ids, vectors = self._faiss.search_and_reconstruct(queries, n_docs)
-            return self._rows(doc_ids), np.where(doc_ids[..., None] < 0, np.float32(0), vectors)  # (B, N), (B, N, D)
+            # (B, N), (B, N, D)
+            return self._rows(doc_ids), np.where(doc_ids[..., None] < 0, np.float32(0), vectors)
         if self._rerank > 1:
             return reranked(self._faiss, self._vectors, queries, n_docs, self._rerank)
         _, doc_ids = self._faiss.search(queries, n_docs)
@@ -311,7 +377,10 @@ class FaissIndex:
         return doc_ids
 
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
-        """Return B dictionaries of lists: every column of the passages but the embeddings, read in one go."""
+        """Return B dictionaries of lists.
+
+        Every column of the passages but the embeddings, read in one go.
+        """
         doc_ids = np.asarray(doc_ids)
         self.init_index()
         columns = self._texts.read(doc_ids.reshape(-1))
@@ -328,7 +397,8 @@ class FaissIndex:
             folder: made if missing.
 
         Returns:
-            The config entries that open them again, relative to `folder`: index_path and passages_path.
+            The config entries that open them again, relative to `folder`: index_path and
+            passages_path.
         """
         with atomic_folder(folder, stale=INDEX_PATTERNS) as draft:
             write_passages(self.dataset, draft / PASSAGES_FOLDER)

@@ -1,4 +1,6 @@
-"""Passages on disk: the folder that `datasets` writes, in the dialect that old and new releases both read."""
+"""Passages on disk: the folder that `datasets` writes, in the dialect that old and new releases
+both read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from rag_core.hub import DamagedFileError, atomic_folder, read_json, recover
 
 
 def read_passages(path: str | Path) -> Any:
-    """Open a folder that ``Dataset.save_to_disk`` (any release) or `write_passages` wrote; memory-mapped.
+    """Open a folder that ``Dataset.save_to_disk`` (any release) or `write_passages` wrote;
+    memory-mapped.
 
     Args:
         path: the folder.
@@ -33,21 +36,26 @@ def read_passages(path: str | Path) -> Any:
 
 @contextmanager
 def opening(path: str | Path) -> Iterator[None]:
-    """Turns what is raised within it into the error of a damaged folder of passages, which is named."""
+    """Turns what is raised within it into the error of a damaged folder of passages, which is
+    named.
+    """
     try:
         yield
     except Exception as error:
         kind = "" if isinstance(error, DamagedFileError) else f"{type(error).__name__}: "
         raise DamagedFileError(
-            f"passages_path={str(path)!r} can't be opened as a saved data set: it is incomplete, damaged or another "
-            f"kind of folder ({kind}{str(error)[:300]}). Save it again with dataset.save_to_disk."
+            f"passages_path={str(path)!r} can't be opened as a saved data set: it is incomplete, "
+            f"damaged or another kind of folder ({kind}{str(error)[:300]}). Save it again with "
+            "dataset.save_to_disk."
         ) from error
 
 
 def passage_parts(path: str | Path, *, full: bool | None = None) -> tuple[list[Path], bool]:
-    """The Arrow files of a folder of passages in row order, and whether a list of row numbers lies over them.
+    """The Arrow files of a folder of passages in row order, and whether a list of row numbers lies
+    over them.
 
-    What they hold is validated first, where a crash of the Arrow library is an error (see `check_arrow`).
+    What they hold is validated first, where a crash of the Arrow library is an error (see
+    `check_arrow`).
 
     Args:
         path: the folder.
@@ -59,15 +67,25 @@ def passage_parts(path: str | Path, *, full: bool | None = None) -> tuple[list[P
     recover(path)
     folder = Path(path)
     if not folder.is_dir():
-        raise OSError(f"passages_path={str(path)!r}: there is no such folder; give a folder saved by save_to_disk.")
+        raise OSError(
+            f"passages_path={str(path)!r}: there is no such folder; give a folder saved by "
+            "save_to_disk."
+        )
     splits = folder / "dataset_dict.json"
     if splits.is_file() and not (folder / "state.json").exists():
         names = read_json(splits).get("splits")
-        raise OSError(f"passages_path={str(path)!r} holds several splits {names}; give the folder of one of them.")
+        raise OSError(
+            f"passages_path={str(path)!r} holds several splits {names}; give the folder of one of "
+            "them."
+        )
     with opening(path):
         state = read_json(folder / "state.json")
-        lists = [state.get(name) for name in ("_data_files", "_indices_files", "_indices_data_files")]
-        data, *indices = [[_named(folder, entry) for entry in _listed(folder, files)] for files in lists]
+        lists = [
+            state.get(name) for name in ("_data_files", "_indices_files", "_indices_data_files")
+        ]
+        data, *indices = [
+            [_named(folder, entry) for entry in _listed(folder, files)] for files in lists
+        ]
         if not data:
             raise DamagedFileError(f"{folder / 'state.json'} names no files")
         # `datasets` reads more of the folder than its rows.
@@ -85,19 +103,28 @@ def _listed(folder: Path, files: Any) -> list[Any]:
 
 def _named(folder: Path, entry: Any) -> Path:
     name = entry.get("filename") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or not name or Path(name).is_absolute() or {"..", ""} & set(Path(name).parts):
-        raise DamagedFileError(f"{folder / 'state.json'} must name files of its folder, got {entry!r:.100}")
+    if (
+        not isinstance(name, str)
+        or not name
+        or Path(name).is_absolute()
+        or {"..", ""} & set(Path(name).parts)
+    ):
+        raise DamagedFileError(
+            f"{folder / 'state.json'} must name files of its folder, got {entry!r:.100}"
+        )
     return folder / name
 
 
 def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_000_000) -> None:
-    """Write a data set, all or nothing, as a folder that ``datasets.load_from_disk`` opens, before release 4.0 as well.
+    """Write a data set, all or nothing, as a folder that ``datasets.load_from_disk`` opens, before
+    release 4.0 as well.
 
-    ``Dataset.save_to_disk`` of release 4 and later names list columns "List", which earlier releases (and so
-    transformers 4.37 in its own environment) refuse; both read "Sequence".
+    ``Dataset.save_to_disk`` of release 4 and later names list columns "List", which earlier
+    releases (and so transformers 4.37 in its own environment) refuse; both read "Sequence".
 
     Args:
-        dataset: a `datasets.Dataset`; ``select``, ``shuffle`` and ``filter`` are applied, its indexes are not written.
+        dataset: a `datasets.Dataset`; ``select``, ``shuffle`` and ``filter`` are applied, its
+            indexes are not written.
         path: the folder to create.
         max_shard_rows: rows a file.
 
@@ -120,17 +147,30 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
         "_output_all_columns": False,
         "_split": None,
     }
-    info = {"citation": "", "description": "", "homepage": "", "license": "", "features": dataset.features.to_dict()}
+    info = {
+        "citation": "",
+        "description": "",
+        "homepage": "",
+        "license": "",
+        "features": dataset.features.to_dict(),
+    }
     with atomic_folder(path, stale=("*.arrow",)) as folder:
         for number, name in enumerate(names):
-            with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            with (
+                pa.OSFile(str(folder / name), "wb") as sink,
+                pa.ipc.new_stream(sink, schema) as writer,
+            ):
                 stop = min((number + 1) * max_shard_rows, len(dataset))
                 for start in range(number * max_shard_rows, stop, 10_000):
                     table = rows[start : min(start + 10_000, stop)]
-                    writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+                    writer.write_table(
+                        table.replace_schema_metadata(None).cast(schema).combine_chunks()
+                    )
         vouch(folder / name for name in names)
         (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        (folder / "dataset_info.json").write_text(json.dumps(_with_sequences(info), indent=2), encoding="utf-8")
+        (folder / "dataset_info.json").write_text(
+            json.dumps(_with_sequences(info), indent=2), encoding="utf-8"
+        )
 
 
 def _with_sequences(node: Any) -> Any:

@@ -1,6 +1,7 @@
 """Columns of parquet shards as memory-mapped Arrow files, made once and kept in a cache folder.
 
-Only the wanted columns are read, from the hub too (by ranges of the file), so passages cost about 14 GB and not 87 GB.
+Only the wanted columns are read, from the hub too (by ranges of the file), so passages cost about
+14 GB and not 87 GB.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ def open_passages(
         rows: rows the index holds.
         revision: the commit of the repository, None for a local folder.
         options: cache_dir, token, local_files_only, force_download.
-        first_rows: the index covers the first rows only (dummy data set); shards beyond them are not read.
+        first_rows: the index covers the first rows only (dummy data set); shards beyond them are
+            not read.
         fewer: fewer rows will do (there is no index yet).
 
     Returns:
         A `datasets.Dataset`, memory-mapped. Conversion is resumed where an earlier one stopped.
 
     Raises:
-        OSError: a shard is missing or damaged, or all together hold fewer or more rows than the index.
+        OSError: a shard is missing or damaged, or all together hold fewer or more rows than the
+            index.
     """
     import datasets
     from tqdm import tqdm
@@ -60,22 +63,30 @@ def open_passages(
         arrow = folder / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.arrow"
         if options.get("force_download") or not arrow.is_file():
             _convert(source, shard, columns, arrow, revision, options)
-        with reading(arrow, f"made of passage file {shard!r} of {source!r}, is damaged", "Delete it: it is made anew."):
+        with reading(
+            arrow,
+            f"made of passage file {shard!r} of {source!r}, is damaged",
+            "Delete it: it is made anew.",
+        ):
             parts.append(datasets.Dataset.from_file(str(arrow)))
         held += len(parts[-1])
     if not held:
-        raise OSError(f"the {len(shards)} passage files of {source!r}, such as {shards[:1]}, hold no row.")
+        raise OSError(
+            f"the {len(shards)} passage files of {source!r}, such as {shards[:1]}, hold no row."
+        )
     if (held < rows and not fewer) or (held > rows and not first_rows):
         raise OSError(
-            f"the faiss index holds {rows} vectors, the {len(shards)} passage files of {source!r} {held} rows: they "
-            "are not of the same build."
+            f"the faiss index holds {rows} vectors, the {len(shards)} passage files of {source!r} "
+            f"{held} rows: they are not of the same build."
         )
     whole = datasets.concatenate_datasets(parts)
     return whole if held <= rows else whole.select(range(rows))
 
 
 def listing_record(source: str, revision: str | None, options: dict[str, Any]) -> Path:
-    """Where the list of files of a repository is kept, to find again offline what was read of it."""
+    """Where the list of files of a repository is kept, to find again offline what was read of
+    it.
+    """
     name = hashlib.sha256(f"{source}\n{revision or 'main'}".encode()).hexdigest()[:24]
     return _root(options) / "listings" / f"{name}.json"
 
@@ -87,9 +98,16 @@ def _root(options: dict[str, Any]) -> Path:
 
 
 def _store_folder(
-    source: str, shards: list[str], columns: list[str], revision: str | None, options: dict[str, Any]
+    source: str,
+    shards: list[str],
+    columns: list[str],
+    revision: str | None,
+    options: dict[str, Any],
 ) -> Path:
-    """A cache folder that another content never shares: local files count with size and time of change."""
+    """A cache folder that another content never shares.
+
+    Local files count with size and time of change.
+    """
     key = [source, revision or "", *columns]
     if Path(source).is_dir():
         base = Path(source).resolve()
@@ -99,7 +117,12 @@ def _store_folder(
 
 
 def _convert(
-    source: str, shard: str, columns: list[str], target: Path, revision: str | None, options: dict[str, Any]
+    source: str,
+    shard: str,
+    columns: list[str],
+    target: Path,
+    revision: str | None,
+    options: dict[str, Any],
 ) -> None:
     import pyarrow as pa
 
@@ -128,19 +151,31 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
         there = parquet.schema_arrow
         missing = [name for name in columns if name not in there.names]
         wrong = {
-            name: str(there.field(name).type) for name in columns if not missing and not _fits(name, there.field(name))
+            name: str(there.field(name).type)
+            for name in columns
+            if not missing and not _fits(name, there.field(name))
         }
         if missing or wrong:
             raise OSError(f"{what} lacks columns {missing or wrong}; it has {there.names}.")
         schema = pa.schema([there.field(name) for name in columns], metadata=None)
         yield pa.RecordBatch.from_pylist([], schema=schema)
         for batch in parquet.iter_batches(batch_size=10_000, columns=columns):
-            [whole] = pa.Table.from_batches([batch]).select(columns).cast(schema).combine_chunks().to_batches()
-            whole.validate(full=True)  # letters that are no UTF-8, offsets that lead out of the file
+            [whole] = (
+                pa.Table.from_batches([batch])
+                .select(columns)
+                .cast(schema)
+                .combine_chunks()
+                .to_batches()
+            )
+            # letters that are no UTF-8, offsets that lead out of the file
+            whole.validate(full=True)
             for name in ("title", "text"):
                 if empty := whole.column(name).null_count:
                     raise OSError(f"{what} has {empty} passages without a {name}.")
-            if "embeddings" in columns and not np.isfinite(as_matrix(whole.column("embeddings"), "embeddings")).all():
+            if (
+                "embeddings" in columns
+                and not np.isfinite(as_matrix(whole.column("embeddings"), "embeddings")).all()
+            ):
                 raise OSError(f"{what} holds NaN or infinity in its vectors.")
             yield whole
     except Exception as error:  # Arrow answers damaged bytes with a dozen kinds of error
@@ -160,12 +195,16 @@ def _fits(name: str, field: Any) -> bool:
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     if name != "embeddings":
         return True
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    lists = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
     return bool(lists and pa.types.is_floating(kind.value_type))
 
 
 @contextmanager
-def _opened(source: str, shard: str, revision: str | None, options: dict[str, Any]) -> Iterator[Any]:
+def _opened(
+    source: str, shard: str, revision: str | None, options: dict[str, Any]
+) -> Iterator[Any]:
     from huggingface_hub import HfFileSystem, constants, try_to_load_from_cache
 
     from rag_core.hub import is_local, resolve_file

@@ -1,7 +1,7 @@
 """Passages straight from their memory-mapped Arrow files.
 
-A question needs a few rows; the `datasets` library, which reads the same folder, takes longer to import than all the
-rest of an answer. Folders that only `datasets` understands are left to it.
+A question needs a few rows; the `datasets` library, which reads the same folder, takes longer to
+import than all the rest of an answer. Folders that only `datasets` understands are left to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from rag_core.retrieval.passage_files import opening, passage_parts, read_passag
 
 
 def map_passages(path: str | Path) -> Any:
-    """Open a folder: as a `PassageTable` where its columns are texts and numbers, else as a `datasets.Dataset`.
+    """Open a folder: as a `PassageTable` where its columns are texts and numbers, else as a
+    `datasets.Dataset`.
 
     Args:
         path: the folder, as `rag_core.retrieval.read_passages` takes it.
@@ -68,7 +69,9 @@ def _plain_table(path: str | Path) -> Any:
 
 
 def _is_plain(field: Any) -> bool:
-    """Whether a column is texts, numbers or lists of numbers, whose Python values are what Arrow says they are."""
+    """Whether a column is texts, numbers or lists of numbers, whose Python values are what Arrow
+    says they are.
+    """
     import pyarrow as pa
 
     kind = field.type

@@ -1,6 +1,8 @@
-"""Titles, texts and other columns of passages by row number, read out of the (memory-mapped) Arrow table itself.
+"""Titles, texts and other columns of passages by row number, read out of the (memory-mapped) Arrow
+table itself.
 
-`datasets` answers such a question with a copied table and a formatter, ten times the work for the few rows of a search.
+`datasets` answers such a question with a copied table and a formatter, ten times the work for the
+few rows of a search.
 """
 
 from __future__ import annotations
@@ -42,10 +44,13 @@ class PassageTexts:
 
         Raises:
             IndexError: a row that is not there.
-            DamagedFileError: a value that leads out of its file, or is no text; the error names the column.
+            DamagedFileError: a value that leads out of its file, or is no text; the error names the
+                column.
         """
         if rows.size and not 0 <= rows.min() <= rows.max() < self._length:
-            raise IndexError(f"rows must be 0 to {self._length - 1}, got {rows.min()} to {rows.max()}.")
+            raise IndexError(
+                f"rows must be 0 to {self._length - 1}, got {rows.min()} to {rows.max()}."
+            )
         wanted = rows if self._rows is None else self._rows[rows].astype(np.int64)
         result: dict[str, list[Any]] = {} if self._rest is None else dict(self._rest[rows.tolist()])
         for name, (starts, chunks) in self._columns.items():
@@ -65,9 +70,14 @@ def _value(chunk: Any, row: int) -> Any:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether Python's value of an Arrow type is what `datasets` gives: no structs, no extension types inside."""
+    """Whether Python's value of an Arrow type is what `datasets` gives.
+
+    No structs, no extension types inside.
+    """
     import pyarrow as pa
 
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _is_plain(kind.value_type)
-    return bool(pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(
+        pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )

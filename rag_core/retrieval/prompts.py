@@ -25,7 +25,12 @@ def contextualize(document: str, question: str, prefix: str, doc_sep: str) -> st
 
 
 def build_prompts(
-    docs: Sequence[dict], questions: Sequence[str], prefix: str, n_docs: int, title_sep: str, doc_sep: str
+    docs: Sequence[dict],
+    questions: Sequence[str],
+    prefix: str,
+    n_docs: int,
+    title_sep: str,
+    doc_sep: str,
 ) -> list[str]:
     """Build the prompts of all questions and documents.
 
@@ -41,7 +46,9 @@ def build_prompts(
         B*N strings; document d of question b is at ``b * n_docs + d``.
     """
     return [
-        contextualize(f"{strip_title(title or '')}{title_sep}{text or ''}", question, prefix, doc_sep)
+        contextualize(
+            f"{strip_title(title or '')}{title_sep}{text or ''}", question, prefix, doc_sep
+        )
         for doc, question in zip(docs, questions, strict=True)
         for title, text in zip(doc["title"][:n_docs], doc["text"][:n_docs], strict=True)
     ]
@@ -63,11 +70,12 @@ def shorten_documents(
         keep_first: characters at the start (the prefix) that stay.
         max_length: tokens a prompt may have, special tokens included.
         count_tokens: tokens of each of a list of texts, special tokens included.
-        token_starts: where each token of a text begins, special tokens left out, in characters; it spares most of the
-            search, as tokens end where words end.
+        token_starts: where each token of a text begins, special tokens left out, in characters; it
+            spares most of the search, as tokens end where words end.
 
     Returns:
-        The prompts; those that fit are unchanged. If the question alone is too long, the document is dropped.
+        The prompts; those that fit are unchanged. If the question alone is too long, the document
+        is dropped.
     """
     result = list(prompts)
     lengths = count_tokens(result)
@@ -76,20 +84,29 @@ def shorten_documents(
     for number in todo:
         split = len(result[number]) - keep_last[number]
         heads[number], tails[number] = result[number][:split], result[number][split:]
-        cuts[number] = [keep_first, *(end for _, end, _ in words_of(heads[number], UNCUT) if end > keep_first)]
+        cuts[number] = [
+            keep_first,
+            *(end for _, end, _ in words_of(heads[number], UNCUT) if end > keep_first),
+        ]
     low, high = dict.fromkeys(todo, 0), {number: len(cuts[number]) for number in todo}
-    # A blank before the separator may be a token of its own, which goes with the last word: left to the search.
+    # A blank before the separator may be a token of its own, which goes with the last word: left to
+    # the search.
     known = [number for number in todo if token_starts and not heads[number][-1:].isspace()]
     if token_starts and known:
-        for number, starts in zip(known, token_starts([result[number] for number in known]), strict=True):
+        for number, starts in zip(
+            known, token_starts([result[number] for number in known]), strict=True
+        ):
             inside = [start for start in starts if start < len(heads[number])]
             gone = lengths[number] - max_length
             # the first token to go begins here; words that end before it stay
-            high[number] = bisect_right(cuts[number], inside[-gone]) - 1 if gone <= len(inside) else 0
+            high[number] = (
+                bisect_right(cuts[number], inside[-gone]) - 1 if gone <= len(inside) else 0
+            )
         texts = [heads[number][: cuts[number][high[number]]] + tails[number] for number in known]
         for number, length in zip(known, count_tokens(texts), strict=True):
             low[number] = high[number] if length <= max_length else 0
-    # Binary search for the most words that fit, all prompts abreast so that the tokenizer sees batches.
+    # Binary search for the most words that fit, all prompts abreast so that the tokenizer sees
+    # batches.
     while active := [number for number in todo if high[number] - low[number] > 1]:
         middle = {number: (low[number] + high[number]) // 2 for number in active}
         texts = [heads[number][: cuts[number][middle[number]]] + tails[number] for number in active]

@@ -1,4 +1,5 @@
-"""Approximate search made exact at the top: more candidates than asked for, ranked again by their stored vectors.
+"""Approximate search made exact at the top: more candidates than asked for, ranked again by their
+stored vectors.
 
 Letters: B questions, N documents a question, C candidates a question, D vector size.
 """
@@ -17,7 +18,9 @@ from rag_core.hub import DamagedFileError, atomic_write, read_json
 if TYPE_CHECKING:
     from rag_core.retrieval.vectors import VectorSource
 
-RERANK = 16  # candidates for each document wanted: on real vectors of an eighth of their size all that are in reach
+# candidates for each document wanted: on real vectors of an eighth of their size all that are in
+# reach
+RERANK = 16
 
 
 def reranked(
@@ -33,19 +36,25 @@ def reranked(
         factor: candidates for each document.
 
     Returns:
-        Row numbers (B, N), best exact score first, -1 where nothing was found, and their vectors (B, N, D).
+        Row numbers (B, N), best exact score first, -1 where nothing was found, and their vectors
+        (B, N, D).
     """
     import faiss
 
-    _, ids = faiss_index.search(queries, min(n_docs * factor, max(n_docs, int(faiss_index.ntotal))))  # (B, C)
+    # (B, C)
+    _, ids = faiss_index.search(queries, min(n_docs * factor, max(n_docs, int(faiss_index.ntotal))))
     if ids.size and ids.max() >= int(faiss_index.ntotal):
         raise IndexError(f"it names row {ids.max()} of {int(faiss_index.ntotal)}")
     candidates = vectors.gather(ids)  # (B, C, D)
     scores = np.matmul(candidates, queries[:, :, None])[..., 0]  # (B, C)
     if faiss_index.metric_type == faiss.METRIC_L2:
-        scores = 2 * scores - np.square(candidates).sum(axis=-1)  # the distance, less what no candidate changes
-    best = np.argsort(np.where(ids < 0, np.inf, -scores), axis=1, kind="stable")[:, :n_docs]  # (B, N)
-    return np.take_along_axis(ids, best, axis=1), np.take_along_axis(candidates, best[..., None], axis=1)
+        # the distance, less what no candidate changes
+        scores = 2 * scores - np.square(candidates).sum(axis=-1)
+    # (B, N)
+    best = np.argsort(np.where(ids < 0, np.inf, -scores), axis=1, kind="stable")[:, :n_docs]
+    return np.take_along_axis(ids, best, axis=1), np.take_along_axis(
+        candidates, best[..., None], axis=1
+    )
 
 
 def checked_factor(factor: Any) -> int:
@@ -63,7 +72,8 @@ def notes_path(index_path: str | Path) -> Path:
 
 
 def read_notes(index_path: str | Path) -> dict[str, Any]:
-    """What is known about a faiss file: "kind", "settings" (with "rerank") and "recall_at_5"; {} if nothing is.
+    """What is known about a faiss file: "kind", "settings" (with "rerank") and "recall_at_5"; {} if
+    nothing is.
 
     It stands in a file beside it (`notes_path`), or in the manifest of a knowledge base.
     """
@@ -83,10 +93,19 @@ def notes_fault(notes: Any) -> str:
     if not isinstance(notes, dict) or not isinstance(notes.get("settings", {}), dict):
         return "its entries are no objects"
     for name, value in notes.get("settings", {}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or not (name == "rerank") <= value < 2**63:
-            return f"settings: {name!r} must be a whole number of at least {int(name == 'rerank')}, got {value!r:.60}"
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not (name == "rerank") <= value < 2**63
+        ):
+            return (
+                f"settings: {name!r} must be a whole number of at least {int(name == 'rerank')}, "
+                f"got {value!r:.60}"
+            )
     recall = notes.get("recall_at_5")
-    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 <= recall <= 1):
+    if recall is not None and (
+        isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 <= recall <= 1
+    ):
         return f"recall_at_5 must be a number from 0 to 1, got {recall!r:.60}"
     if not isinstance(notes.get("kind", ""), str):
         return f"kind must be a text, got {notes['kind']!r:.60}"

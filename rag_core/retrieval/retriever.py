@@ -1,7 +1,8 @@
 """RagRetriever: question vectors in, generator inputs out.
 
-Letters: B questions, N documents a question, S context length, D vector size. Row ``b * N + d`` of everything with B*N
-rows belongs to document d of question b. Lewis et al. 2020, section 2.2; reference behaviour: transformers 4.37.2.
+Letters: B questions, N documents a question, S context length, D vector size. Row ``b * N + d`` of
+everything with B*N rows belongs to document d of question b. Lewis et al. 2020, section 2.2;
+reference behaviour: transformers 4.37.2.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class RagRetriever(Pushable):
     The index can be exchanged at any time: ``retriever.index = other``; the next call uses it.
 
     Args:
-        config: a `RagConfig`; it is copied, never changed. Besides its retrieval fields these foreign keys count:
-            ``prompt_truncation`` ("compatible" or "document", see `postprocess_docs`), ``index_rerank`` (candidates a
-            document that an approximate index ranks exactly), and for ``wiki_dpr`` those that `WikiDprIndex` names.
-        question_encoder_tokenizer: turns question ids back into text for the prompt; ours or transformers'.
+        config: a `RagConfig`; it is copied, never changed. Besides its retrieval fields these
+            foreign keys count: ``prompt_truncation`` ("compatible" or "document", see
+            `postprocess_docs`), ``index_rerank`` (candidates a document that an approximate index
+            ranks exactly), and for ``wiki_dpr`` those that `WikiDprIndex` names.
+        question_encoder_tokenizer: turns question ids back into text for the prompt; ours or
+            transformers'.
         generator_tokenizer: encodes prompts; ours or transformers'.
         index: any `Index`; by default the one `config` describes.
         init_retrieval: load the index now; False leaves it to the first search.
@@ -93,9 +96,9 @@ class RagRetriever(Pushable):
         missing = [name for name in needed if not callable(getattr(index, name, None))]
         if missing:
             raise TypeError(
-                f"index must have the methods {list(needed)}; {type(index).__name__} lacks {missing}. For a knowledge "
-                "base give its index(), for a data set with a faiss index indexed_dataset= or "
-                "rag_core.retrieval.FaissIndex(dataset)."
+                f"index must have the methods {list(needed)}; {type(index).__name__} lacks "
+                f"{missing}. For a knowledge base give its index(), for a data set with a faiss "
+                "index indexed_dataset= or rag_core.retrieval.FaissIndex(dataset)."
             )
         self._index = index
 
@@ -117,18 +120,23 @@ class RagRetriever(Pushable):
 
         Args:
             retriever_name_or_path: folder or repository with a RAG config.json and both tokenizers.
-            indexed_dataset: a `datasets.Dataset` with columns title, text, embeddings and a faiss index on embeddings.
+            indexed_dataset: a `datasets.Dataset` with columns title, text, embeddings and a faiss
+                index on embeddings.
             index: any `Index`, instead of the one the configuration describes.
-            config: a `RagConfig` to use instead of the saved one, or the folder or repository of one.
+            config: a `RagConfig` to use instead of the saved one, or the folder or repository of
+                one.
             question_encoder_tokenizer: instead of the saved one.
             generator_tokenizer: instead of the saved one.
             init_retrieval: False opens the index at the first search.
-            memory_map: map the faiss file instead of reading it into memory; None if it has more than 1 GB.
-            **kwargs: hub options (cache_dir, token, revision, local_files_only, force_download, subfolder); all others
-                override config fields, e.g. ``use_dummy_dataset=True, index_name="exact"``.
+            memory_map: map the faiss file instead of reading it into memory; None if it has more
+                than 1 GB.
+            **kwargs: hub options (cache_dir, token, revision, local_files_only, force_download,
+                subfolder); all others override config fields, e.g. ``use_dummy_dataset=True,
+                index_name="exact"``.
 
         Raises:
-            ValueError: not a RAG configuration (the message says what to write), or arguments that exclude each other.
+            ValueError: not a RAG configuration (the message says what to write), or arguments that
+                exclude each other.
             OSError: something is missing or damaged.
         """
         from rag_core.retrieval.retriever_files import load_parts
@@ -145,14 +153,17 @@ class RagRetriever(Pushable):
         return cls(config, *tokenizers, index=index, init_retrieval=init_retrieval)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write config.json, both tokenizers and the index (passages and faiss file), all or nothing.
+        """Write config.json, both tokenizers and the index (passages and faiss file), all or
+        nothing.
 
-        Paths in the written config.json are relative to the folder. A `wiki_dpr` index is named, not copied; an index
-        of a class of one's own is saved if the class has ``save(folder) -> dict of config entries``.
+        Paths in the written config.json are relative to the folder. A `wiki_dpr` index is named,
+        not copied; an index of a class of one's own is saved if the class has ``save(folder) ->
+        dict of config entries``.
 
         Args:
             save_directory: the folder, created if need be; the model's files in it stay.
-            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.hub.Saving`.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see
+                `rag_core.hub.Saving`.
 
         Raises:
             OSError: nothing could be written; what was there before is unchanged.
@@ -171,7 +182,8 @@ class RagRetriever(Pushable):
             self.index.init_index()
 
     def set_ctx_encoder_tokenizer(self, ctx_encoder_tokenizer: Any) -> None:
-        """Make calls also return the documents tokenized for a context encoder (end-to-end training).
+        """Make calls also return the documents tokenized for a context encoder (end-to-end
+        training).
 
         Args:
             ctx_encoder_tokenizer: the tokenizer; None turns it off again.
@@ -179,7 +191,9 @@ class RagRetriever(Pushable):
         self.ctx_encoder_tokenizer = ctx_encoder_tokenizer
         self.return_tokenized_docs = ctx_encoder_tokenizer is not None
 
-    def retrieve(self, question_hidden_states: Any, n_docs: int | None = None) -> tuple[np.ndarray, np.ndarray, list]:
+    def retrieve(
+        self, question_hidden_states: Any, n_docs: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, list]:
         """Find documents.
 
         Args:
@@ -187,24 +201,31 @@ class RagRetriever(Pushable):
             n_docs: N, by default the configuration's.
 
         Returns:
-            ``retrieved_doc_embeds`` (B, N, D) float32, ``doc_ids`` (B, N) int64 row numbers of the index in its order,
-            and B dictionaries with lists "title", "text", ("id", other columns) and the array "embeddings" (N, D).
-            A missing hit (the index holds fewer than N documents, or faiss found fewer) has doc_id -1, a zero vector
-            and empty texts: ``doc_mask = doc_ids >= 0``.
+            ``retrieved_doc_embeds`` (B, N, D) float32, ``doc_ids`` (B, N) int64 row numbers of the
+            index in its order, and B dictionaries with lists "title", "text", ("id", other columns)
+            and the array "embeddings" (N, D). A missing hit (the index holds fewer than N
+            documents, or faiss found fewer) has doc_id -1, a zero vector and empty texts:
+            ``doc_mask = doc_ids >= 0``.
 
         Raises:
-            ValueError: wrong shape, a vector size that is not the index's, or a question without any hit.
+            ValueError: wrong shape, a vector size that is not the index's, or a question without
+                any hit.
         """
         n_docs = checked_n_docs(n_docs, self.n_docs)
         self.init_retrieval()
         doc_ids, vectors = self._main_retrieve(question_hidden_states, n_docs)
         return vectors, doc_ids, read_docs(self.index, doc_ids, vectors)
 
-    # What transformers' retrievers for several processes (its research projects) call of their base class.
+    # What transformers' retrievers for several processes (its research projects) call of their base
+    # class.
 
-    def _main_retrieve(self, question_hidden_states: Any, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
+    def _main_retrieve(
+        self, question_hidden_states: Any, n_docs: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Search in this process: doc_ids (B, N) and vectors (B, N, D)."""
-        return search(self.index, np.asarray(to_numpy(question_hidden_states)), n_docs, self.batch_size)
+        return search(
+            self.index, np.asarray(to_numpy(question_hidden_states)), n_docs, self.batch_size
+        )
 
     def _chunk_tensor(self, t: Any, chunk_size: int) -> list[Any]:
         """Consecutive slices of `chunk_size` rows; the last may be shorter."""
@@ -234,9 +255,9 @@ class RagRetriever(Pushable):
             prefix: text in front (T5); None is no text.
             n_docs: N.
             return_tensors: None (lists), "np", "pt" or "tf".
-            truncate: "compatible" cuts on the right at `max_combined_length`, as transformers does, which loses the
-                question after a long document; "document" cuts the document and keeps the question whole. By default
-                ``config.prompt_truncation``, or "compatible".
+            truncate: "compatible" cuts on the right at `max_combined_length`, as transformers does,
+                which loses the question after a long document; "document" cuts the document and
+                keeps the question whole. By default ``config.prompt_truncation``, or "compatible".
 
         Returns:
             input_ids and attention_mask, (B*N, max_combined_length), row ``b * n_docs + d``.
@@ -248,8 +269,12 @@ class RagRetriever(Pushable):
         if truncate not in TRUNCATE:
             raise ValueError(f"truncate must be one of {TRUNCATE}, got {truncate!r}.")
         if len(docs) != len(input_strings):
-            raise ValueError(f"docs are for {len(docs)} questions, input_strings are {len(input_strings)}.")
-        short = [row for row, doc in enumerate(docs) if min(len(doc["title"]), len(doc["text"])) < n_docs]
+            raise ValueError(
+                f"docs are for {len(docs)} questions, input_strings are {len(input_strings)}."
+            )
+        short = [
+            row for row, doc in enumerate(docs) if min(len(doc["title"]), len(doc["text"])) < n_docs
+        ]
         if short:
             raise ValueError(f"n_docs={n_docs}, but docs of rows {short} hold fewer documents.")
         prefix = prefix or ""
@@ -257,14 +282,21 @@ class RagRetriever(Pushable):
         prompts = build_prompts(docs, input_strings, prefix, n_docs, *separators)
         if truncate == "document":
             prompts = self._shortened(prompts, input_strings, prefix, n_docs)
-        options: dict[str, Any] = {} if return_tensors is None else {"return_tensors": "np"}  # arrays without lists
+        # arrays without lists
+        options: dict[str, Any] = {} if return_tensors is None else {"return_tensors": "np"}
         encoded = self.generator_tokenizer(
-            prompts, max_length=self.config.max_combined_length, padding="max_length", truncation=True, **options
+            prompts,
+            max_length=self.config.max_combined_length,
+            padding="max_length",
+            truncation=True,
+            **options,
         )
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         return _convert(ids, return_tensors), _convert(mask, return_tensors)
 
-    def _shortened(self, prompts: list[str], questions: Sequence[str], prefix: str, n_docs: int) -> list[str]:
+    def _shortened(
+        self, prompts: list[str], questions: Sequence[str], prefix: str, n_docs: int
+    ) -> list[str]:
         tokenizer = self.generator_tokenizer
         tails = [len((self.config.doc_sep + question).replace("  ", " ")) for question in questions]
         return shorten_documents(
@@ -272,7 +304,9 @@ class RagRetriever(Pushable):
             [tail for tail in tails for _ in range(n_docs)],
             len(prefix.replace("  ", " ")),
             self.config.max_combined_length,
-            lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]],
+            lambda texts: [
+                len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+            ],
             tokenizer.token_starts if isinstance(tokenizer, Tokenizer) else None,
         )
 
@@ -289,19 +323,22 @@ class RagRetriever(Pushable):
         """Retrieve, and encode documents with questions for the generator.
 
         Args:
-            question_input_ids: (B, Q) ids of the question encoder's tokenizer; may be None with `question_text`.
+            question_input_ids: (B, Q) ids of the question encoder's tokenizer; may be None with
+                `question_text`.
             question_hidden_states: (B, D) question vectors, array or tensor.
-            prefix: text in front of each prompt (T5); None takes the generator configuration's, or nothing.
+            prefix: text in front of each prompt (T5); None takes the generator configuration's, or
+                nothing.
             n_docs: N, by default the configuration's.
             return_tensors: None (ids as lists, vectors as arrays), "np", "pt" or "tf".
-            question_text: the questions as written; by default they are decoded from `question_input_ids`, which for
-                BERT gives lower case.
+            question_text: the questions as written; by default they are decoded from
+                `question_input_ids`, which for BERT gives lower case.
             truncate: as in `postprocess_docs`.
 
         Returns:
-            A `BatchEncoding` with context_input_ids and context_attention_mask (B*N, S), retrieved_doc_embeds
-            (B, N, D), doc_ids (B, N), doc_mask (B, N; False where there was no hit) and, after
-            `set_ctx_encoder_tokenizer`, tokenized_doc_ids and tokenized_doc_attention_mask (B*N, longest).
+            A `BatchEncoding` with context_input_ids and context_attention_mask (B*N, S),
+            retrieved_doc_embeds (B, N, D), doc_ids (B, N), doc_mask (B, N; False where there was no
+            hit) and, after `set_ctx_encoder_tokenizer`, tokenized_doc_ids and
+            tokenized_doc_attention_mask (B*N, longest).
 
         Raises:
             ValueError: shapes that do not fit each other, and what `retrieve` raises.
@@ -318,8 +355,8 @@ class RagRetriever(Pushable):
             )
         if len(questions) != len(question_hidden_states):
             raise ValueError(
-                f"{len(questions)} questions (question_text or question_input_ids), but question_hidden_states has "
-                f"{len(question_hidden_states)} rows."
+                f"{len(questions)} questions (question_text or question_input_ids), but "
+                f"question_hidden_states has {len(question_hidden_states)} rows."
             )
         if prefix is None:
             prefix = getattr(self.config.generator, "prefix", None)
@@ -337,13 +374,20 @@ class RagRetriever(Pushable):
             texts = [text for doc in docs for text in doc["text"]]
             tokens = self.ctx_encoder_tokenizer(titles, texts, truncation=True, padding="longest")
             output["tokenized_doc_ids"] = _convert(tokens["input_ids"], return_tensors)
-            output["tokenized_doc_attention_mask"] = _convert(tokens["attention_mask"], return_tensors)
+            output["tokenized_doc_attention_mask"] = _convert(
+                tokens["attention_mask"], return_tensors
+            )
         return BatchEncoding(output)
 
     def _questions(self, question_input_ids: Any, question_text: Sequence[str] | None) -> list[str]:
         if question_text is not None:
-            if not isinstance(question_text, list | tuple) or not all(isinstance(text, str) for text in question_text):
-                raise TypeError(f"question_text must be a list of strings, one a question, got {question_text!r:.80}.")
+            if not isinstance(question_text, list | tuple) or not all(
+                isinstance(text, str) for text in question_text
+            ):
+                raise TypeError(
+                    "question_text must be a list of strings, one a question, got "
+                    f"{question_text!r:.80}."
+                )
             _refuse_empty("question_text", [not text.strip() for text in question_text])
             return list(question_text)
         if question_input_ids is None:
@@ -353,7 +397,9 @@ class RagRetriever(Pushable):
         if not isinstance(question_input_ids, list | tuple) or any(
             not hasattr(row, "__len__") for row in question_input_ids
         ):
-            raise ValueError(f"question_input_ids must be (B, Q) token ids, got {question_input_ids!r:.80}.")
+            raise ValueError(
+                f"question_input_ids must be (B, Q) token ids, got {question_input_ids!r:.80}."
+            )
         return self.decode_questions(question_input_ids)
 
     def decode_questions(self, question_input_ids: Sequence[Sequence[int]]) -> list[str]:
@@ -364,12 +410,18 @@ class RagRetriever(Pushable):
         """
         tokenizer = self.question_encoder_tokenizer
         # Words the vocabulary lacks are a question still, so its [UNK] does not count as nothing.
-        nothing = {*getattr(tokenizer, "all_special_ids", ())} - {getattr(tokenizer, "unk_token_id", None)}
+        nothing = {*getattr(tokenizer, "all_special_ids", ())} - {
+            getattr(tokenizer, "unk_token_id", None)
+        }
         _refuse_empty("question_input_ids", [nothing.issuperset(row) for row in question_input_ids])
-        return tokenizer.batch_decode(self._without_prompt(question_input_ids), skip_special_tokens=True)
+        return tokenizer.batch_decode(
+            self._without_prompt(question_input_ids), skip_special_tokens=True
+        )
 
     def _without_prompt(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Rows of question ids less the question encoder's prompt, which is no part of what is asked."""
+        """Rows of question ids less the question encoder's prompt, which is no part of what is
+        asked.
+        """
         if not getattr(getattr(self.config, "question_encoder", None), "query_prompt", None):
             return rows
         rag_tokenizer = self.tokenizer
@@ -383,9 +435,10 @@ class RagRetriever(Pushable):
             elif not self._warned_of_prompt:
                 self._warned_of_prompt = True
                 warn(
-                    f"question_input_ids do not begin with {rag_tokenizer.query_prompt!r}, the prompt that the "
-                    "question encoder was trained with (config.question_encoder.query_prompt), so less fitting "
-                    "documents may be found. Tokenize questions with the retriever's `tokenizer`, or "
+                    f"question_input_ids do not begin with {rag_tokenizer.query_prompt!r}, the "
+                    "prompt that the question encoder was trained with "
+                    "(config.question_encoder.query_prompt), so less fitting documents may be "
+                    "found. Tokenize questions with the retriever's `tokenizer`, or "
                     "RagTokenizer(..., config=config)."
                 )
             shortened.append(row)
@@ -395,16 +448,24 @@ class RagRetriever(Pushable):
 def _refuse_empty(name: str, empty: list[bool]) -> None:
     if any(empty):
         rows = [row for row, is_empty in enumerate(empty) if is_empty]
-        raise ValueError(f"{name}: every question must have a word or more, rows {rows} are empty; leave them out.")
+        raise ValueError(
+            f"{name}: every question must have a word or more, rows {rows} are empty; leave them "
+            "out."
+        )
 
 
 def _convert(ids: Any, return_tensors: str | None) -> Any:
     """Token ids as the caller wants them; integers are 64 bits wide in every kind."""
-    return ids if return_tensors is None else to_tensor(np.asarray(ids, dtype=np.int64), return_tensors)
+    return (
+        ids
+        if return_tensors is None
+        else to_tensor(np.asarray(ids, dtype=np.int64), return_tensors)
+    )
 
 
 def within_table_of(size: int | None, retriever: Any) -> Callable[..., Any]:
-    """A retriever, or any callable like it, whose contexts hold no special tokens that a generator's table lacks.
+    """A retriever, or any callable like it, whose contexts hold no special tokens that a
+    generator's table lacks.
 
     Args:
         size: ids that the table holds; None if it does not say.

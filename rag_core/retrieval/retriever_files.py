@@ -1,4 +1,7 @@
-"""A retriever's files: which index a configuration means, loading from and saving to a RAG folder."""
+"""A retriever's files.
+
+Which index a configuration means, loading from and saving to a RAG folder.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INDEX_FIELDS = ("index_name", "index_path", "passages_path", "dataset", "dataset_split", "use_dummy_dataset")
+INDEX_FIELDS = (
+    "index_name",
+    "index_path",
+    "passages_path",
+    "dataset",
+    "dataset_split",
+    "use_dummy_dataset",
+)
 
 
-def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool | None = None, **hub: Any) -> Index:
+def open_index(
+    config: Any, base: str | Path | None = None, *, memory_map: bool | None = None, **hub: Any
+) -> Index:
     """Return the index that a configuration describes, not loaded yet.
 
     Args:
-        config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`; other names mean a build
-            of `dataset` (see `rag_core.retrieval.wiki_dpr`).
-        base: the folder or repository that relative paths start from; by default where `config` was read.
+        config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`; other
+            names mean a build of `dataset` (see `rag_core.retrieval.wiki_dpr`).
+        base: the folder or repository that relative paths start from; by default where `config` was
+            read.
         memory_map: map the faiss file instead of reading it; None if it has more than 1 GB.
         **hub: hub options, for files of a repository.
 
@@ -45,13 +58,16 @@ def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool 
         missing = [name for name in ("passages_path", "index_path") if not getattr(config, name)]
         if missing:
             raise ValueError(
-                f"index_name='custom' needs {' and '.join(missing)}: passages_path is a folder saved by "
-                "dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= or index=."
+                f"index_name='custom' needs {' and '.join(missing)}: passages_path is a folder "
+                "saved by dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= "
+                "or index=."
             )
-        # One listing for both: passages and faiss file are of one build, so of one commit of a repository.
+        # One listing for both: passages and faiss file are of one build, so of one commit of a
+        # repository.
         listing = cache(lambda: list_commit(str(base), **hub))
         passages, index_file = (
-            _located(getattr(config, name), base, hub, listing) for name in ("passages_path", "index_path")
+            _located(getattr(config, name), base, hub, listing)
+            for name in ("passages_path", "index_path")
         )
         rerank = getattr(config, "index_rerank", None)
         return FaissIndex.from_files(passages, index_file, memory_map=memory_map, rerank=rerank)
@@ -61,14 +77,26 @@ def open_index(config: Any, base: str | Path | None = None, *, memory_map: bool 
 
 
 def _located(
-    path: str, base: str | Path | None, hub: dict, listing: Callable[[], tuple[str | None, list[str]]]
+    path: str,
+    base: str | Path | None,
+    hub: dict,
+    listing: Callable[[], tuple[str | None, list[str]]],
 ) -> Path:
-    """Resolve a configured path: absolute, or relative to the config's folder or repository or the working folder."""
+    """Resolve a configured path.
+
+    Absolute, or relative to the config's folder or repository or the working folder.
+    """
     if base is not None and Path(base).is_dir():
         folder = Path(base) / (hub.get("subfolder") or "")
-        # transformers writes paths as it was given them; a folder that was moved since still holds its own files.
-        moved = [folder / Path(path).name] if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER) else []
-        return next((place for place in (folder / path, Path(path), *moved) if place.exists()), folder / path)
+        # transformers writes paths as it was given them; a folder that was moved since still holds
+        # its own files.
+        moved = (
+            [folder / Path(path).name] if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER) else []
+        )
+        return next(
+            (place for place in (folder / path, Path(path), *moved) if place.exists()),
+            folder / path,
+        )
     if base is None or Path(path).exists() or Path(base).suffix == ".json":
         return Path(path)
     commit, listed = listing()
@@ -79,7 +107,9 @@ def _located(
     if Path(path).suffix == ".faiss":  # how the index was built, where that was kept
         resolve_file(base, str(notes_path(path)), required=False, **hub)
     files = [resolve_file(base, name, **hub) for name in names]
-    return files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
+    return (
+        files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
+    )
 
 
 def load_parts(
@@ -92,7 +122,10 @@ def load_parts(
     memory_map: bool | None,
     kwargs: dict[str, Any],
 ) -> tuple[Any, tuple[Any, Any], Index]:
-    """Load config, tokenizers and index for `RagRetriever.from_pretrained`; see there for arguments and errors."""
+    """Load config, tokenizers and index for `RagRetriever.from_pretrained`.
+
+    See there for arguments and errors.
+    """
     from rag_core.config import RagConfig, read_config
     from rag_core.hub import split_hub_kwargs
     from rag_core.tokenization import RagTokenizer
@@ -111,9 +144,18 @@ def load_parts(
         config = _overridden(copy.deepcopy(config), overrides)
     asked_for_index = any(name in overrides for name in INDEX_FIELDS)
     folder = Path(name_or_path) / (hub.get("subfolder") or "")
-    if not asked_for_index and _ships_index(folder) and not (config.index_path or config.passages_path):
-        # The model, saved after the retriever into one folder, writes its own config.json without the paths.
-        config.index_name, config.index_path, config.passages_path = "custom", INDEX_FILE, PASSAGES_FOLDER
+    if (
+        not asked_for_index
+        and _ships_index(folder)
+        and not (config.index_path or config.passages_path)
+    ):
+        # The model, saved after the retriever into one folder, writes its own config.json without
+        # the paths.
+        config.index_name, config.index_path, config.passages_path = (
+            "custom",
+            INDEX_FILE,
+            PASSAGES_FOLDER,
+        )
     if None in tokenizers:
         saved = RagTokenizer.from_pretrained(name_or_path, **hub)
         tokenizers = (tokenizers[0] or saved.question_encoder, tokenizers[1] or saved.generator)
@@ -138,10 +180,11 @@ def _ships_index(folder: Path) -> bool:
 
 def _not_rag(name: str | Path, kind: Any) -> str:
     return (
-        f"{str(name)!r} is a checkpoint of type {kind!r}, not a RAG folder with a RAG config.json and both tokenizers. "
-        "Write  RagRetriever.from_pretrained('facebook/rag-token-nq', indexed_dataset=dataset)  with any RAG folder or "
-        "repository, or build it from its parts:  RagRetriever(RagConfig.from_question_encoder_generator_configs("
-        "encoder_config, generator_config), encoder_tokenizer, generator_tokenizer, index=FaissIndex(dataset))."
+        f"{str(name)!r} is a checkpoint of type {kind!r}, not a RAG folder with a RAG config.json "
+        "and both tokenizers. Write  RagRetriever.from_pretrained('facebook/rag-token-nq', "
+        "indexed_dataset=dataset)  with any RAG folder or repository, or build it from its "
+        "parts:  RagRetriever(RagConfig.from_question_encoder_generator_configs(encoder_config, "
+        "generator_config), encoder_tokenizer, generator_tokenizer, index=FaissIndex(dataset))."
     )
 
 
@@ -154,12 +197,15 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
     save = getattr(retriever.index, "save", None)
     with atomic_folder(folder, stale=(*TOKENIZER_PATTERNS, *INDEX_PATTERNS)) as draft:
         if callable(save):
-            entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (save(draft) or {})
+            entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (
+                save(draft) or {}
+            )
             for name, value in entries.items():
                 setattr(config, name, value)
         else:
             logger.warning(
-                "%s has no save(folder); the folder will hold no index: pass index= to RagRetriever.from_pretrained.",
+                "%s has no save(folder); the folder will hold no index: pass index= to "
+                "RagRetriever.from_pretrained.",
                 type(retriever.index).__name__,
             )
         config.save_pretrained(draft)

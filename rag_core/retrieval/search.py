@@ -14,7 +14,9 @@ from rag_core.backends import to_numpy
 from rag_core.retrieval.index import Index
 
 
-def search(index: Index, queries: np.ndarray, n_docs: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    index: Index, queries: np.ndarray, n_docs: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Search in chunks; the result does not depend on their size.
 
     Args:
@@ -27,30 +29,38 @@ def search(index: Index, queries: np.ndarray, n_docs: int, batch_size: int) -> t
         doc_ids (B, N) int64, missing hits -1, and vectors (B, N, D) float32, zero for missing hits.
 
     Raises:
-        ValueError: wrong shapes, NaN or infinity, an index of another vector size or that returns anything else than
-            `Index` says, or a question without any hit.
+        ValueError: wrong shapes, NaN or infinity, an index of another vector size or that returns
+            anything else than `Index` says, or a question without any hit.
     """
     if queries.ndim != 2:
-        raise ValueError(f"question_hidden_states must have shape (batch, vector size), got {queries.shape}.")
+        raise ValueError(
+            f"question_hidden_states must have shape (batch, vector size), got {queries.shape}."
+        )
     if not np.isfinite(queries).all():
         rows = np.flatnonzero(~np.isfinite(queries).all(axis=1)).tolist()
-        raise ValueError(f"question_hidden_states holds NaN or infinity in rows {rows}; nothing can be searched.")
+        raise ValueError(
+            f"question_hidden_states holds NaN or infinity in rows {rows}; nothing can be searched."
+        )
     size = getattr(index, "vector_size", None)
     if size is not None and size != queries.shape[1]:
         raise ValueError(
-            f"the question vectors have size {queries.shape[1]}, the vectors of the index have size {size}: the index "
-            "was built with another encoder. Use the question encoder that belongs to it, or build the index again."
+            f"the question vectors have size {queries.shape[1]}, the vectors of the index have "
+            f"size {size}: the index was built with another encoder. Use the question encoder "
+            "that belongs to it, or build the index again."
         )
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if not len(queries):
         return np.zeros((0, n_docs), np.int64), np.zeros((0, n_docs, queries.shape[1]), np.float32)
-    found = [_chunk(index, queries[start : start + batch_size], n_docs) for start in range(0, len(queries), batch_size)]
+    found = [
+        _chunk(index, queries[start : start + batch_size], n_docs)
+        for start in range(0, len(queries), batch_size)
+    ]
     doc_ids = np.concatenate([ids for ids, _ in found])  # (B, N)
     if (empty := np.flatnonzero((doc_ids < 0).all(axis=1))).size:
         documents = len(index) if isinstance(index, Sized) else "an unknown number of"
         raise ValueError(
-            f"the index ({documents} documents) has no hit for question rows {empty.tolist()}; add documents, or "
-            "search wider (nprobe, efSearch)."
+            f"the index ({documents} documents) has no hit for question rows {empty.tolist()}; "
+            "add documents, or search wider (nprobe, efSearch)."
         )
     return doc_ids, np.concatenate([vectors for _, vectors in found])  # (B, N), (B, N, D)
 
@@ -59,7 +69,9 @@ def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, 
     rows, width = queries.shape
     found = index.get_top_docs(queries, n_docs)
     if not isinstance(found, tuple | list) or len(found) != 2:
-        raise ValueError(f"{_name(index)}.get_top_docs must return doc_ids and vectors, got {_kind(found)}.")
+        raise ValueError(
+            f"{_name(index)}.get_top_docs must return doc_ids and vectors, got {_kind(found)}."
+        )
     ids, vectors = (
         _numbers(value, f"{_name(index)}.get_top_docs must return {what}", kinds)
         for value, what, kinds in zip(
@@ -69,17 +81,22 @@ def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, 
     ids = ids.astype(np.int64)
     vectors = vectors.astype(np.float32, copy=False)
     if ids.ndim != 2 or len(ids) != rows or ids.shape[1] > n_docs:
-        raise ValueError(f"the index returned doc_ids of shape {ids.shape} for {rows} questions, n_docs={n_docs}.")
+        raise ValueError(
+            f"the index returned doc_ids of shape {ids.shape} for {rows} questions, "
+            f"n_docs={n_docs}."
+        )
     if vectors.shape != (*ids.shape, width):
         raise ValueError(
-            f"the index returned vectors of shape {vectors.shape} for doc_ids {ids.shape} and question vectors of size "
-            f"{width}; expected {(*ids.shape, width)}: do the index and the question encoder belong together?"
+            f"the index returned vectors of shape {vectors.shape} for doc_ids {ids.shape} and "
+            f"question vectors of size {width}; expected {(*ids.shape, width)}: do the index and "
+            "the question encoder belong together?"
         )
     documents = len(index) if isinstance(index, Sized) else None
     if documents is not None and ids.size and ids.max() >= documents:
         raise ValueError(
-            f"{_name(index)}.get_top_docs must return row numbers below its len(), {documents}, or -1 for no hit, got "
-            f"{ids.max()}. Ids of another kind (IndexIDMap, add_with_ids) are to be turned into row numbers."
+            f"{_name(index)}.get_top_docs must return row numbers below its len(), {documents}, "
+            f"or -1 for no hit, got {ids.max()}. Ids of another kind (IndexIDMap, add_with_ids) "
+            "are to be turned into row numbers."
         )
     bad = ~np.isfinite(vectors).all(axis=-1) & (ids >= 0)
     if bad.any():
@@ -100,7 +117,11 @@ def _name(index: Index) -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"{type(value).__name__} of {len(value)}" if isinstance(value, Sized) else type(value).__name__
+    return (
+        f"{type(value).__name__} of {len(value)}"
+        if isinstance(value, Sized)
+        else type(value).__name__
+    )
 
 
 def _numbers(value: Any, rule: str, kinds: str) -> np.ndarray:
@@ -123,8 +144,8 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
         vectors: (B, N, D) likewise.
 
     Returns:
-        B dictionaries: lists of N entries as the index gives them, missing hits "" (other columns None), and
-        "embeddings", (N, D).
+        B dictionaries: lists of N entries as the index gives them, missing hits "" (other columns
+        None), and "embeddings", (N, D).
 
     Raises:
         ValueError: the index returned something else than titles and texts.
@@ -139,7 +160,9 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
     first = np.take_along_axis(doc_ids, hits.argmax(axis=1)[:, None], axis=1)  # (B, 1)
     result = []
     for row, columns in enumerate(_checked_docs(index, np.where(hits, doc_ids, first))):
-        doc: dict[str, Any] = {name: values for name, values in columns.items() if name != "embeddings"}
+        doc: dict[str, Any] = {
+            name: values for name, values in columns.items() if name != "embeddings"
+        }
         if not hits[row].all():
             doc = {
                 name: [
@@ -165,8 +188,14 @@ def _checked_docs(index: Index, doc_ids: np.ndarray) -> Sequence[Mapping[str, An
             raise ValueError(f"{wanted}, got for question {row} the keys {list(doc)}.")
         for name in ("title", "text"):
             values = doc[name]
-            if isinstance(values, str | bytes) or not isinstance(values, Collection) or len(values) != doc_ids.shape[1]:
-                raise ValueError(f"{wanted}, got for question {row} a {name!r} that is {_kind(values)}.")
+            if (
+                isinstance(values, str | bytes)
+                or not isinstance(values, Collection)
+                or len(values) != doc_ids.shape[1]
+            ):
+                raise ValueError(
+                    f"{wanted}, got for question {row} a {name!r} that is {_kind(values)}."
+                )
             wrong = next((value for value in values if not isinstance(value, str)), "")
             if not isinstance(wrong, str):
                 raise ValueError(f"{wanted}, got for question {row} a {name!r} with {wrong!r:.60}.")

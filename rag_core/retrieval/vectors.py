@@ -27,15 +27,17 @@ class VectorSource(Protocol):
 
 
 class ArrowVectors:
-    """Vectors of one list column of a `datasets.Dataset`, read through views of the (memory-mapped) Arrow buffers.
+    """Vectors of one list column of a `datasets.Dataset`, read through views of the (memory-mapped)
+    Arrow buffers.
 
     Args:
         dataset: the data set; its row order (also after ``select`` or ``shuffle``) is kept.
         column: a column of equally long lists of numbers.
 
     Raises:
-        ValueError: rows of different length, or missing vectors. Beyond a million rows each part of the file is checked
-            when it is first read, since checking alone would pull gigabytes through memory.
+        ValueError: rows of different length, or missing vectors. Beyond a million rows each part of
+            the file is checked when it is first read, since checking alone would pull gigabytes
+            through memory.
     """
 
     def __init__(self, dataset: Any, column: str = "embeddings") -> None:
@@ -61,7 +63,8 @@ class ArrowVectors:
             if number and matrix.shape[1] != self.vector_size:
                 sizes = sorted({self.vector_size, matrix.shape[1]})
                 raise ValueError(
-                    f"column {self._column!r} holds vectors of different sizes: {sizes}; every row needs the same."
+                    f"column {self._column!r} holds vectors of different sizes: {sizes}; every "
+                    "row needs the same."
                 )
         return matrix
 
@@ -72,13 +75,16 @@ class ArrowVectors:
         shape = (*rows.shape, self.vector_size)
         found = np.flatnonzero(flat >= 0)
         wanted = flat[found] if self._rows is None else self._rows[flat[found]].astype(np.int64)
-        if len(self._arrow) == 1 and found.size == flat.size:  # one copy: out of the file, into the result
+        # one copy: out of the file, into the result
+        if len(self._arrow) == 1 and found.size == flat.size:
             return self._matrix(0)[wanted].astype(np.float32, copy=False).reshape(shape)
         out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
         chunk_of = np.searchsorted(self._starts, wanted, side="right") - 1
         inside = wanted - self._starts[chunk_of]
         if flat.size <= 8 * len(self._arrow):  # few rows here and there: no sorting by chunk
-            for target, number, row in zip(found.tolist(), chunk_of.tolist(), inside.tolist(), strict=True):
+            for target, number, row in zip(
+                found.tolist(), chunk_of.tolist(), inside.tolist(), strict=True
+            ):
                 out[target] = self._matrix(number)[row]
         else:
             for number in np.unique(chunk_of):
@@ -105,7 +111,8 @@ class FaissVectors:
     """Vectors given back by a faiss index (decoded, so approximate for quantised kinds).
 
     Args:
-        faiss_index: a faiss index that supports ``reconstruct_batch``; inverted-file indices get a direct map.
+        faiss_index: a faiss index that supports ``reconstruct_batch``; inverted-file indices get a
+            direct map.
     """
 
     def __init__(self, faiss_index: Any) -> None:
@@ -141,23 +148,39 @@ def as_matrix(chunk: Any, column: str) -> np.ndarray:
     if isinstance(chunk, pa.ExtensionArray):
         chunk = chunk.storage
     kind = chunk.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise ValueError(f"column {column!r} must hold one list of numbers a row, its Arrow type is {kind}.")
+    if not (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
+        raise ValueError(
+            f"column {column!r} must hold one list of numbers a row, its Arrow type is {kind}."
+        )
     if chunk.null_count:
-        raise ValueError(f"column {column!r} has {chunk.null_count} rows without a vector; remove or embed them.")
+        raise ValueError(
+            f"column {column!r} has {chunk.null_count} rows without a vector; remove or embed them."
+        )
     if pa.types.is_fixed_size_list(kind):
-        values, equal = chunk.values.slice(chunk.offset * kind.list_size, len(chunk) * kind.list_size), True
+        values, equal = (
+            chunk.values.slice(chunk.offset * kind.list_size, len(chunk) * kind.list_size),
+            True,
+        )
     else:  # not flatten: it imports pyarrow.compute first, for longer than all else here takes
-        starts = np.frombuffer(chunk.buffers()[1], np.int64 if pa.types.is_large_list(kind) else np.int32)
+        starts = np.frombuffer(
+            chunk.buffers()[1], np.int64 if pa.types.is_large_list(kind) else np.int32
+        )
         starts = starts[chunk.offset : chunk.offset + len(chunk) + 1]
         values = chunk.values.slice(int(starts[0]), int(starts[-1] - starts[0]))
         equal = not np.diff(starts, 2).any()
     if not equal or len(values) % len(chunk):
-        raise ValueError(f"column {column!r} holds vectors of different sizes; every row needs the same.")
+        raise ValueError(
+            f"column {column!r} holds vectors of different sizes; every row needs the same."
+        )
     if values.null_count:
-        raise ValueError(f"column {column!r} has missing numbers inside its vectors; embed those rows again.")
+        raise ValueError(
+            f"column {column!r} has missing numbers inside its vectors; embed those rows again."
+        )
     if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
-        # The very buffer: Arrow's own to_numpy imports pandas first, for longer than a search takes.
+        # The very buffer: Arrow's own to_numpy imports pandas first, for longer than a search
+        # takes.
         view = np.frombuffer(values.buffers()[1], values.type.to_pandas_dtype())
         return view[values.offset : values.offset + len(values)].reshape(len(chunk), -1)
     return values.to_numpy(zero_copy_only=False).reshape(len(chunk), -1)

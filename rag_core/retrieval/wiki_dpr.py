@@ -1,9 +1,11 @@
-"""The canonical `wiki_dpr` index: 21,015,300 Wikipedia passages of 100 words, found as data files, without scripts.
+"""The canonical `wiki_dpr` index: 21,015,300 Wikipedia passages of 100 words, found as data files,
+without scripts.
 
-`facebook/wiki_dpr` (or a local folder of the same layout) holds parquet shards of passages, with their vectors and
-without, and faiss files: "exact" (HNSW over 8-bit vectors) and "compressed" (inverted lists with product quantisation).
-There is none for its dummy data set, the first 10,000 passages: a flat index, which searches exactly, is made of their
-vectors. Files are matched by pattern. Row i of the data is row i of the index; the column `id` counts from 1.
+`facebook/wiki_dpr` (or a local folder of the same layout) holds parquet shards of passages, with
+their vectors and without, and faiss files: "exact" (HNSW over 8-bit vectors) and "compressed"
+(inverted lists with product quantisation). There is none for its dummy data set, the first 10,000
+passages: a flat index, which searches exactly, is made of their vectors. Files are matched by
+pattern. Row i of the data is row i of the index; the column `id` counts from 1.
 """
 
 from __future__ import annotations
@@ -32,22 +34,27 @@ class WikiDprIndex(FaissIndex):
     """The faiss index of `wiki_dpr`, opened at the first use.
 
     Args:
-        dataset: "wiki_dpr" (meaning `facebook/wiki_dpr`), another repository, or a local folder, of the same layout.
+        dataset: "wiki_dpr" (meaning `facebook/wiki_dpr`), another repository, or a local folder, of
+            the same layout.
         split: the split in the file names.
-        index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also says which vectors, and
-            "dummy.psgs_w100.nq.exact" that the dummy data set is meant.
-        embeddings_name: "nq" (the released RAG models) or "multiset": the DPR encoder the vectors come from.
-        use_dummy_dataset: the first 10,000 passages, searched exactly (or by a dummy faiss file, where there is one).
+        index_name: "exact" or "compressed"; a full name such as "psgs_w100.multiset.exact" also
+            says which vectors, and "dummy.psgs_w100.nq.exact" that the dummy data set is meant.
+        embeddings_name: "nq" (the released RAG models) or "multiset": the DPR encoder the vectors
+            come from.
+        use_dummy_dataset: the first 10,000 passages, searched exactly (or by a dummy faiss file,
+            where there is one).
         revision: of the repository.
-        vectors: "index" takes document vectors back out of the faiss index (decoded from 8 bits or from product codes),
-            so that the 73 GB of vectors are not read; "stored" reads them, as transformers does.
+        vectors: "index" takes document vectors back out of the faiss index (decoded from 8 bits or
+            from product codes), so that the 73 GB of vectors are not read; "stored" reads them, as
+            transformers does.
         index_path: a faiss file of one's own over the same passages.
         memory_map: map the faiss file instead of reading it; None if it has more than 1 GB.
         rerank: with stored vectors: candidates for each document wanted, ranked again exactly.
         **hub: cache_dir, token, local_files_only, force_download.
 
     Raises:
-        ValueError: an unknown name. OSError when opened: files are missing or damaged; the message lists what is there.
+        ValueError: an unknown name. OSError when opened: files are missing or damaged; the message
+            lists what is there.
     """
 
     def __init__(
@@ -68,14 +75,18 @@ class WikiDprIndex(FaissIndex):
         kind, embeddings_name = _parse_name(index_name, embeddings_name)
         use_dummy_dataset = use_dummy_dataset or "dummy" in index_name.split(".")
         if vectors not in ("index", "stored"):
-            raise ValueError(f"vectors (config.doc_vectors) must be 'index' or 'stored', got {vectors!r}.")
+            raise ValueError(
+                f"vectors (config.doc_vectors) must be 'index' or 'stored', got {vectors!r}."
+            )
         if not isinstance(use_dummy_dataset, bool):
             raise ValueError(f"use_dummy_dataset must be True or False, got {use_dummy_dataset!r}.")
         if index_path is not None:
             refuse_pickle(index_path, "index_path")
         self.index_name, self.embeddings_name = kind, embeddings_name
         self.use_dummy_dataset = use_dummy_dataset
-        self.source = REPOSITORY if dataset == "wiki_dpr" and not Path(dataset).is_dir() else dataset
+        self.source = (
+            REPOSITORY if dataset == "wiki_dpr" and not Path(dataset).is_dir() else dataset
+        )
         options = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
 
         def load() -> tuple[Any, Any, str]:
@@ -86,13 +97,15 @@ class WikiDprIndex(FaissIndex):
             raise ValueError("index_rerank ranks by stored vectors: it needs doc_vectors='stored'.")
 
     @classmethod
-    def from_config(cls, config: Any, *, memory_map: bool | None = None, **hub: Any) -> WikiDprIndex:
+    def from_config(
+        cls, config: Any, *, memory_map: bool | None = None, **hub: Any
+    ) -> WikiDprIndex:
         """Return the index that a `RagConfig` names.
 
         Args:
-            config: its dataset, dataset_split, dataset_revision, index_name, index_path and use_dummy_dataset are read,
-                and the foreign keys ``embeddings_name`` ("nq"), ``doc_vectors`` ("index") and ``index_rerank`` (1), if
-                there.
+            config: its dataset, dataset_split, dataset_revision, index_name, index_path and
+                use_dummy_dataset are read, and the foreign keys ``embeddings_name`` ("nq"),
+                ``doc_vectors`` ("index") and ``index_rerank`` (1), if there.
             memory_map: map the faiss file.
             **hub: hub options; `revision` and `subfolder` belong to the model and are left out.
         """
@@ -112,7 +125,11 @@ class WikiDprIndex(FaissIndex):
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Copy nothing: the config entries name the index."""
-        return {"index_name": self.index_name, "dataset": self.source, "use_dummy_dataset": self.use_dummy_dataset}
+        return {
+            "index_name": self.index_name,
+            "dataset": self.source,
+            "use_dummy_dataset": self.use_dummy_dataset,
+        }
 
 
 def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
@@ -122,13 +139,19 @@ def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
     if len(parts) == 2 and parts[0] in EMBEDDINGS_NAMES:
         embeddings_name = parts.pop(0)
     if len(parts) != 1 or parts[0] not in INDEX_NAMES:
-        old = " Checkpoints of September 2020 say so: pass index_name='exact'." if index_name == "embeddings" else ""
+        old = (
+            " Checkpoints of September 2020 say so: pass index_name='exact'."
+            if index_name == "embeddings"
+            else ""
+        )
         raise ValueError(
-            f"index_name must be 'exact', 'compressed' or 'custom' (with passages_path and index_path), got "
-            f"{index_name!r}.{old}"
+            "index_name must be 'exact', 'compressed' or 'custom' (with passages_path and "
+            f"index_path), got {index_name!r}.{old}"
         )
     if embeddings_name not in EMBEDDINGS_NAMES:
-        raise ValueError(f"embeddings_name must be one of {EMBEDDINGS_NAMES}, got {embeddings_name!r}.")
+        raise ValueError(
+            f"embeddings_name must be one of {EMBEDDINGS_NAMES}, got {embeddings_name!r}."
+        )
     return parts[0], embeddings_name
 
 
@@ -146,9 +169,12 @@ def _open(
     dummy = index.use_dummy_dataset
     record = listing_record(index.source, revision, options)
     where = options | {"repo_type": "dataset"}
-    # All files of one commit: a push between two of them would put texts beside the vectors of others.
+    # All files of one commit: a push between two of them would put texts beside the vectors of
+    # others.
     commit, names = list_commit(index.source, record=record, revision=revision, **where)
-    place = f"{index.source!r}" + (f" (revision {revision or 'main'}, commit {commit})" if commit else "")
+    place = f"{index.source!r}" + (
+        f" (revision {revision or 'main'}, commit {commit})" if commit else ""
+    )
     file = Path(index_path) if index_path else None
     if file is None:
         name = find_faiss_file(names, index.index_name, index.embeddings_name, dummy, place)
@@ -161,11 +187,20 @@ def _open(
     columns = ["id", "title", "text"] + (["embeddings"] if stored else [])
     rows = DUMMY_ROWS if faiss_index is None else int(faiss_index.ntotal)
     passages = open_passages(
-        index.source, shards, columns, rows, commit, options, first_rows=dummy, fewer=faiss_index is None
+        index.source,
+        shards,
+        columns,
+        rows,
+        commit,
+        options,
+        first_rows=dummy,
+        fewer=faiss_index is None,
     )
     if faiss_index is None:
         stored_vectors = ArrowVectors(passages)
-        faiss_index = build_faiss(stored_vectors.blocks(), len(passages), stored_vectors.vector_size, "flat")
+        faiss_index = build_faiss(
+            stored_vectors.blocks(), len(passages), stored_vectors.vector_size, "flat"
+        )
     return passages, faiss_index, vectors
 
 
@@ -174,29 +209,34 @@ def _warn_of_compression(faiss_index: Any, dummy: bool, rerank: int) -> None:
 
     if dummy:
         warn(
-            "index_name='compressed': the dummy data set has no compressed index; it is searched as with "
-            "index_name='exact'.",
+            "index_name='compressed': the dummy data set has no compressed index; it is searched "
+            "as with index_name='exact'.",
         )
     elif rerank == 1 and faiss.try_extract_index_ivf(faiss_index) is not None:
         warn(
-            "the 'compressed' index of wiki_dpr misses some of the best passages, and answers suffer: users lost 17 "
-            "points of exact match to it. Search wider (retriever.index.faiss_index.nprobe), rank again by the stored "
-            "vectors (doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
+            "the 'compressed' index of wiki_dpr misses some of the best passages, and answers "
+            "suffer: users lost 17 points of exact match to it. Search wider "
+            "(retriever.index.faiss_index.nprobe), rank again by the stored vectors "
+            "(doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
         )
 
 
-def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dummy: bool, place: str) -> str | None:
+def find_faiss_file(
+    names: list[str], index_name: str, embeddings_name: str, dummy: bool, place: str
+) -> str | None:
     """Pick the faiss file of a build out of a listing.
 
     Args:
         names: all files.
-        index_name: "exact" or "compressed"; the dummy data set has one file at most, whichever is asked for.
+        index_name: "exact" or "compressed"; the dummy data set has one file at most, whichever is
+            asked for.
         embeddings_name: "nq" or "multiset".
         dummy: the one of the dummy data set.
         place: where the listing is from, for the message.
 
     Returns:
-        The name; None if the dummy data set has no file, as in the public repository: its index is built.
+        The name; None if the dummy data set has no file, as in the public repository: its index is
+        built.
 
     Raises:
         OSError: none fits, or several do; the message lists the faiss files that are there.
@@ -217,16 +257,22 @@ def find_faiss_file(names: list[str], index_name: str, embeddings_name: str, dum
     if len(found) != 1:
         pattern = "IVF*" if index_name == "compressed" else "HNSW*"
         raise OSError(
-            f"{'no' if not found else 'more than one'} faiss file for {embeddings_name!r}, index_name={index_name!r} "
-            f"in {place}: looked for index/{'dummy.' if dummy else ''}psgs_w100.{embeddings_name}."
-            f"{'*' if dummy else pattern}.faiss, found {found or faiss_files or _held(names)}. index_path= names a "
-            "file directly."
+            f"{'no' if not found else 'more than one'} faiss file for {embeddings_name!r}, "
+            f"index_name={index_name!r} in {place}: looked for "
+            f"index/{'dummy.' if dummy else ''}psgs_w100.{embeddings_name}.{'*' if dummy else pattern}.faiss, "
+            f"found {found or faiss_files or _held(names)}. index_path= names a file directly."
         )
     return found[0]
 
 
 def find_shards(
-    names: list[str], embeddings_name: str, split: str, dummy: bool, place: str, *, vectors: bool = True
+    names: list[str],
+    embeddings_name: str,
+    split: str,
+    dummy: bool,
+    place: str,
+    *,
+    vectors: bool = True,
 ) -> list[str]:
     """Pick the parquet shards of the passages out of a listing, in row order.
 
@@ -256,17 +302,21 @@ def find_shards(
     if missing:
         key, gaps = next(iter(missing.items()))
         raise OSError(
-            f"{place} lacks {len(gaps)} of {key.total:05d} passage files like {next(iter(sets[key].values()))!r}: "
-            f"numbers {gaps[:10]}; download them again."
+            f"{place} lacks {len(gaps)} of {key.total:05d} passage files like "
+            f"{next(iter(sets[key].values()))!r}: numbers {gaps[:10]}; download them again."
         )
     folder = f"{'dummy.' if dummy else ''}{embeddings_name}"
     raise OSError(
-        f"no passages in {place}: looked for data/psgs_w100/{folder}/{split}-*-of-*.parquet, found {_held(names)}."
+        f"no passages in {place}: looked for data/psgs_w100/{folder}/{split}-*-of-*.parquet, "
+        f"found {_held(names)}."
     )
 
 
 class _ShardSet(NamedTuple):
-    """Shards that belong together: one folder, one number of shards (0 where the names do not say)."""
+    """Shards that belong together.
+
+    One folder, one number of shards (0 where the names do not say).
+    """
 
     folder: str
     total: int
@@ -292,7 +342,11 @@ def _held(names: list[str]) -> str:
     """What a listing holds, in a few words."""
     parquet = [name for name in names if name.endswith(".parquet")]
     if not parquet:
-        script = " (revisions of March 2024 and later hold parquet files, earlier ones a script alone)"
-        return f"no parquet or faiss file among {names[:20]}{script if 'wiki_dpr.py' in names else ''}"
+        script = (
+            " (revisions of March 2024 and later hold parquet files, earlier ones a script alone)"
+        )
+        return (
+            f"no parquet or faiss file among {names[:20]}{script if 'wiki_dpr.py' in names else ''}"
+        )
     folders = sorted({name.rpartition("/")[0] or "." for name in parquet})
     return f"{len(parquet)} parquet files, in folders {folders[:20]}"

@@ -21,10 +21,18 @@ if TYPE_CHECKING:
     from rag_core.tokenization.tokenizer import BartTokenizerFast as BartTokenizerFast
     from rag_core.tokenization.tokenizer import BertTokenizer as BertTokenizer
     from rag_core.tokenization.tokenizer import BertTokenizerFast as BertTokenizerFast
-    from rag_core.tokenization.tokenizer import DPRContextEncoderTokenizer as DPRContextEncoderTokenizer
-    from rag_core.tokenization.tokenizer import DPRContextEncoderTokenizerFast as DPRContextEncoderTokenizerFast
-    from rag_core.tokenization.tokenizer import DPRQuestionEncoderTokenizer as DPRQuestionEncoderTokenizer
-    from rag_core.tokenization.tokenizer import DPRQuestionEncoderTokenizerFast as DPRQuestionEncoderTokenizerFast
+    from rag_core.tokenization.tokenizer import (
+        DPRContextEncoderTokenizer as DPRContextEncoderTokenizer,
+    )
+    from rag_core.tokenization.tokenizer import (
+        DPRContextEncoderTokenizerFast as DPRContextEncoderTokenizerFast,
+    )
+    from rag_core.tokenization.tokenizer import (
+        DPRQuestionEncoderTokenizer as DPRQuestionEncoderTokenizer,
+    )
+    from rag_core.tokenization.tokenizer import (
+        DPRQuestionEncoderTokenizerFast as DPRQuestionEncoderTokenizerFast,
+    )
     from rag_core.tokenization.tokenizer import T5Tokenizer as T5Tokenizer
     from rag_core.tokenization.tokenizer import T5TokenizerFast as T5TokenizerFast
     from rag_core.tokenization.tokenizer import Tokenizer as Tokenizer
@@ -35,7 +43,13 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "batch": ["BatchEncoding"],
-        "rag": ["AutoTokenizer", "GENERATOR_FOLDER", "QUESTION_FOLDER", "RagTokenizer", "TOKENIZER_PATTERNS"],
+        "rag": [
+            "AutoTokenizer",
+            "GENERATOR_FOLDER",
+            "QUESTION_FOLDER",
+            "RagTokenizer",
+            "TOKENIZER_PATTERNS",
+        ],
         "text_words": ["LONGEST_WORD", "Word", "plain_words", "words_of"],
         "tokenizer": [
             "BartTokenizer",

@@ -32,10 +32,12 @@ class TokenSpan(NamedTuple):
 
 
 class BatchEncoding(dict[str, Any]):
-    """What a tokenizer or retriever returns: a dict whose keys are attributes too (`batch.input_ids`).
+    """What a tokenizer or retriever returns: a dict whose keys are attributes too
+    (`batch.input_ids`).
 
-    That of a tokenizer also knows its tokens: `encoding[0]`, `tokens()`, `word_ids()`, `char_to_token()` and the like
-    ask the `tokenizers` library again when they are first used; they are lost on pickling.
+    That of a tokenizer also knows its tokens: `encoding[0]`, `tokens()`, `word_ids()`,
+    `char_to_token()` and the like ask the `tokenizers` library again when they are first used; they
+    are lost on pickling.
 
     Args:
         data: the mapping to hold; more keys may follow as keyword arguments.
@@ -71,7 +73,9 @@ class BatchEncoding(dict[str, Any]):
         raise AttributeError(f"this BatchEncoding has no {name!r}, it has {sorted(self)}")
 
     def __getitem__(self, key: Any) -> Any:
-        """The value of a key; of a row number the library's encoding of that row, of a slice a list of them."""
+        """The value of a key; of a row number the library's encoding of that row, of a slice a
+        list of them.
+        """
         if not isinstance(key, slice) and key in self.keys():
             return super().__getitem__(key)
         if not isinstance(key, int | slice):
@@ -107,7 +111,10 @@ class BatchEncoding(dict[str, Any]):
 
     @property
     def encodings(self) -> list[tokenizers.Encoding] | None:
-        """The `tokenizers` library's encodings, padded as the rows are; None if this was not made by a tokenizer."""
+        """The `tokenizers` library's encodings, padded as the rows are.
+
+        None if this was not made by a tokenizer.
+        """
         if _FOUND_LATER not in self.__dict__:
             return None
         found = self.__dict__[_FOUND_LATER]()
@@ -123,15 +130,17 @@ class BatchEncoding(dict[str, Any]):
     def n_sequences(self) -> int | None:
         """Texts in each row: 1, or 2 for pairs; None if this was not made by a tokenizer."""
         if self.__dict__["_n_sequences"] is None and self.is_fast:
-            self.__dict__["_n_sequences"] = max((row.n_sequences for row in self._rows()), default=1)
+            self.__dict__["_n_sequences"] = max(
+                (row.n_sequences for row in self._rows()), default=1
+            )
         return self.__dict__["_n_sequences"]
 
     def _rows(self) -> list[tokenizers.Encoding]:
         rows = self.encodings
         if rows is None:
             raise ValueError(
-                "this BatchEncoding knows no tokens: it was not made by a tokenizer, or was pickled since. "
-                f"Its keys are {sorted(self)}"
+                "this BatchEncoding knows no tokens: it was not made by a tokenizer, or was "
+                f"pickled since. Its keys are {sorted(self)}"
             )
         return rows
 
@@ -140,7 +149,10 @@ class BatchEncoding(dict[str, Any]):
         return self._rows()[batch_index].tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row, which word of its text it belongs to; None for special tokens."""
+        """For each token of a row, which word of its text it belongs to.
+
+        None for special tokens.
+        """
         return self._rows()[batch_index].word_ids
 
     def words(self, batch_index: int = 0) -> list[int | None]:
@@ -148,21 +160,32 @@ class BatchEncoding(dict[str, Any]):
         return self.word_ids(batch_index)
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row 0 for the first text, 1 for the second, None for special tokens."""
+        """For each token of a row 0 for the first text, 1 for the second, None for special
+        tokens.
+        """
         return self._rows()[batch_index].sequence_ids
 
-    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+    def token_to_sequence(
+        self, batch_or_token_index: int, token_index: int | None = None
+    ) -> int | None:
         """Which text of its row a token belongs to; with one number, of row 0."""
         row, token = self._place(batch_or_token_index, token_index)
         return row.token_to_sequence(token)
 
-    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+    def token_to_word(
+        self, batch_or_token_index: int, token_index: int | None = None
+    ) -> int | None:
         """Which word a token belongs to; with one number, of row 0."""
         row, token = self._place(batch_or_token_index, token_index)
         return row.token_to_word(token)
 
-    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """The characters of its text that a token stands for, as (start, end); None for special tokens."""
+    def token_to_chars(
+        self, batch_or_token_index: int, token_index: int | None = None
+    ) -> CharSpan | None:
+        """The characters of its text that a token stands for, as (start, end).
+
+        None for special tokens.
+        """
         row, token = self._place(batch_or_token_index, token_index)
         found = row.token_to_chars(token)
         return None if found is None else CharSpan(*found)
@@ -170,7 +193,10 @@ class BatchEncoding(dict[str, Any]):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that holds a character of a text; None between tokens. With one number, of row 0."""
+        """The token that holds a character of a text; None between tokens.
+
+        With one number, of row 0.
+        """
         row, character = self._place(batch_or_char_index, char_index)
         return row.char_to_token(character, sequence_index)
 
@@ -216,18 +242,24 @@ class BatchEncoding(dict[str, Any]):
             TypeError: a type of numbers: ids must stay whole.
         """
         if not isinstance(device, str | int) and not hasattr(device, "index"):
-            raise TypeError(f"device must be a device, its name or its number, got {device!r}. Cast the model, not ids")
+            raise TypeError(
+                f"device must be a device, its name or its number, got {device!r}. Cast the "
+                "model, not ids"
+            )
         how = {"non_blocking": True} if non_blocking else {}
         for key, value in self.items():
             if hasattr(value, "to"):
                 self[key] = value.to(device, **how)
         return self
 
-    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
+    def convert_to_tensors(
+        self, tensor_type: str | None = None, prepend_batch_axis: bool = False
+    ) -> BatchEncoding:
         """Turns rows of equal length into arrays or tensors, in place.
 
         Args:
-            tensor_type: None (as is), "np", "pt" or "tf". Integers become 64 bits wide in every kind.
+            tensor_type: None (as is), "np", "pt" or "tf". Integers become 64 bits wide in every
+                kind.
             prepend_batch_axis: wrap each value in a batch of one first.
 
         Raises:
@@ -251,14 +283,17 @@ def _as_array(key: str, rows: Any, tensor_type: str) -> np.ndarray:
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
             raise ValueError(
-                f"{key}: rows of {min(lengths)} to {max(lengths)} tokens make no tensor; "
-                "pass padding=True (and truncation=True, max_length=... for long text) or return_tensors=None"
+                f"{key}: rows of {min(lengths)} to {max(lengths)} tokens make no tensor; pass "
+                "padding=True (and truncation=True, max_length=... for long text) or "
+                "return_tensors=None"
             )
     array = np.asarray(rows)
     if array.dtype.kind in "iu" or not array.size:
         return array.astype(np.int64, copy=False)
     if array.dtype.kind not in "bf" and tensor_type != "np":
-        raise ValueError(f"{key} must hold numbers to become a tensor, got {str(rows)[:80]}. Take it out first")
+        raise ValueError(
+            f"{key} must hold numbers to become a tensor, got {str(rows)[:80]}. Take it out first"
+        )
     # as torch.tensor and tf.constant make of Python's floats
     return array.astype(np.float32) if array.dtype.kind == "f" and tensor_type != "np" else array
 
@@ -271,18 +306,24 @@ def pad_arrays(
     multiple_of: int | None = None,
     side: str = "right",
 ) -> dict[str, np.ndarray] | None:
-    """As `pad_rows`, but arrays (B, L) of int64 in one step; None where rows are too long to make an array."""
+    """As `pad_rows`, but arrays (B, L) of int64 in one step.
+
+    None where rows are too long to make an array.
+    """
     lengths = np.array([len(row) for row in next(iter(batch.values()), [])], dtype=np.int64)  # (B,)
     longest = int(lengths.max(initial=0))
     width = _padded_length(longest if length is None else length, multiple_of)
     if longest > width or not len(lengths):
         return None
     steps = np.arange(width)
-    there = steps < lengths[:, None] if side == "right" else steps >= width - lengths[:, None]  # (B, L)
+    # (B, L)
+    there = steps < lengths[:, None] if side == "right" else steps >= width - lengths[:, None]
     padded = {}
     for key, rows in batch.items():
         padded[key] = np.full(there.shape, fills[key], dtype=np.int64)
-        padded[key][there] = np.fromiter(chain.from_iterable(rows), np.int64, count=int(lengths.sum()))
+        padded[key][there] = np.fromiter(
+            chain.from_iterable(rows), np.int64, count=int(lengths.sum())
+        )
     return padded
 
 

@@ -1,4 +1,7 @@
-"""A new vocabulary for a tokenizer: the same pipeline and special tokens, learned from other texts."""
+"""A new vocabulary for a tokenizer.
+
+The same pipeline and special tokens, learned from other texts.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,17 @@ def trained_files(
     """Learn a vocabulary; arguments as of `Tokenizer.train_new_from_iterator`.
 
     Raises:
-        ValueError: the pipeline's model is of a kind that cannot be trained, or its special tokens stand elsewhere than
-            around texts.
+        ValueError: the pipeline's model is of a kind that cannot be trained, or its special tokens
+            stand elsewhere than around texts.
     """
     from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
 
     content = json.loads(files.backend.to_str())
     kind = content["model"]["type"]
     if kind not in _TRAINERS:
-        raise ValueError(f"a tokenizer must be one of {sorted(_TRAINERS)} to be trained anew, got {kind}")
+        raise ValueError(
+            f"a tokenizer must be one of {sorted(_TRAINERS)} to be trained anew, got {kind}"
+        )
     special = [
         AddedToken(
             renamed.get(token.content, token.content),
@@ -54,8 +59,14 @@ def trained_files(
         for _, token in sorted(files.backend.get_added_tokens_decoder().items())
         if token.special
     ]
-    more = [token for token in new_special_tokens if str(token) not in {old.content for old in special}]
-    chosen: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": [*special, *more], "show_progress": False}
+    more = [
+        token for token in new_special_tokens if str(token) not in {old.content for old in special}
+    ]
+    chosen: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "special_tokens": [*special, *more],
+        "show_progress": False,
+    }
     unknown = content["model"].get("unk_token")
     content.update(added_tokens=[], post_processor=None)
     if kind == "Unigram":
@@ -81,7 +92,9 @@ def trained_files(
     config = copy.deepcopy(files.config)
     for name in SPECIAL_NAMES:
         config[name] = renamed.get(config[name], config[name])
-    config[EXTRA] = [renamed.get(token, token) for token in config[EXTRA]] + [str(token) for token in more]
+    config[EXTRA] = [renamed.get(token, token) for token in config[EXTRA]] + [
+        str(token) for token in more
+    ]
     config.pop("added_tokens_decoder", None)
     if files.backend.post_processor is not None:
         _frame_again(backend, files, config, renamed)
@@ -89,7 +102,10 @@ def trained_files(
 
 
 def _frame_again(
-    backend: tokenizers.Tokenizer, files: TokenizerFiles, config: Mapping[str, Any], renamed: Mapping[str, str]
+    backend: tokenizers.Tokenizer,
+    files: TokenizerFiles,
+    config: Mapping[str, Any],
+    renamed: Mapping[str, str],
 ) -> None:
     if files.family.vocabulary_files:
         frame_texts(backend, files.family, config)
@@ -101,8 +117,8 @@ def _frame_again(
     processor = json.loads(files.backend.to_str())["post_processor"]
     if processor["type"] != "TemplateProcessing":
         raise ValueError(
-            "a tokenizer must put special tokens around texts by a template to be trained anew, got "
-            f"{processor['type']}"
+            "a tokenizer must put special tokens around texts by a template to be trained anew, "
+            f"got {processor['type']}"
         )
     for token in processor["special_tokens"].values():
         token["tokens"] = [renamed.get(name, name) for name in token["tokens"]]

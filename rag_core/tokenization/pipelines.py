@@ -1,4 +1,6 @@
-"""Builds `tokenizers` pipelines from the vocabularies of BERT (WordPiece), BART (byte-level BPE) and T5 (unigram)."""
+"""Builds `tokenizers` pipelines from the vocabularies of BERT (WordPiece), BART (byte-level BPE)
+and T5 (unigram).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ MANY = int(1e30)  # transformers' way of writing "no limit" as model_max_length
 
 @dataclass(frozen=True)
 class Family:
-    """What a kind of tokenizer is when its files do not say: special tokens, returned keys, vocabulary files."""
+    """What a kind of tokenizer is when its files do not say.
+
+    Special tokens, returned keys, vocabulary files.
+    """
 
     name: str
     tokenizer_class: str
@@ -72,7 +77,9 @@ FAMILY_OF = {
 
 
 def build_wordpiece(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from `vocab.txt`, honouring do_lower_case, strip_accents and tokenize_chinese_chars."""
+    """BERT's tokenizer from `vocab.txt`, honouring do_lower_case, strip_accents and
+    tokenize_chinese_chars.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     lines = files["vocab.txt"].decode("utf-8").split("\n")
@@ -103,34 +110,50 @@ def build_byte_bpe(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tok
         if line.strip() and not line.startswith("#version"):
             left, _, right = line.rstrip("\r").partition(" ")
             merges.append((left, right))
-    backend = Tokenizer(models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=""))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
+    backend = Tokenizer(
+        models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="")
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=bool(config.get("add_prefix_space", False))
+    )
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
 def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """T5's tokenizer from a sentencepiece `spiece.model`, with its sentinels `<extra_id_0>` ... at the end."""
+    """T5's tokenizer from a sentencepiece `spiece.model`, with its sentinels `<extra_id_0>` ...
+
+    at the end.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     try:
         from sentencepiece import sentencepiece_model_pb2 as schema
     except ImportError as error:
         raise ImportError(
-            "Reading spiece.model (a T5 tokenizer without tokenizer.json) needs sentencepiece and protobuf. "
-            "Run  pip install 'dualrag[t5]'"
+            "Reading spiece.model (a T5 tokenizer without tokenizer.json) needs sentencepiece and "
+            "protobuf. Run  pip install 'dualrag[t5]'"
         ) from error
     proto = getattr(schema, "ModelProto")()  # noqa: B009 - made at run time, so unknown to type checkers
     try:
         proto.ParseFromString(files["spiece.model"])
-    except Exception as error:  # protobuf's DecodeError lives in a module that differs between its versions
-        raise ValueError(f"spiece.model is no sentencepiece model, or is cut short: {error}") from error
+    # protobuf's DecodeError lives in a module that differs between its versions
+    except Exception as error:
+        raise ValueError(
+            f"spiece.model is no sentencepiece model, or is cut short: {error}"
+        ) from error
     if proto.trainer_spec.model_type != 1:
-        raise ValueError("spiece.model: only unigram models (T5's kind) are supported; ship a tokenizer.json instead")
+        raise ValueError(
+            "spiece.model: only unigram models (T5's kind) are supported; ship a tokenizer.json "
+            "instead"
+        )
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(int(config.get("extra_ids", 100))))]
     backend = Tokenizer(models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id))
-    steps: list[Any] = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
+    steps: list[Any] = [
+        normalizers.Strip(left=False, right=True),
+        normalizers.Replace(Regex(" {2,}"), "▁"),
+    ]
     if proto.normalizer_spec.precompiled_charsmap:
         steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     backend.normalizer = normalizers.Sequence(steps)
@@ -143,7 +166,10 @@ BUILDERS = {"bert": build_wordpiece, "bart": build_byte_bpe, "t5": build_unigram
 
 
 def frame_texts(backend: tokenizers.Tokenizer, family: Family, config: Mapping[str, Any]) -> None:
-    """Has a pipeline built here put its family's special tokens around texts; they are in the vocabulary by now."""
+    """Has a pipeline built here put its family's special tokens around texts.
+
+    They are in the vocabulary by now.
+    """
     from tokenizers import processors
 
     def numbered(name: str) -> tuple[str, Any]:
@@ -163,11 +189,16 @@ def frame_texts(backend: tokenizers.Tokenizer, family: Family, config: Mapping[s
         cls, sep = config["cls_token"], config["sep_token"]
         single, pair = f"{cls}:0 $A:0 {sep}:0", f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
         around = [numbered("cls_token"), numbered("sep_token")]
-    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=around)
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=around
+    )
 
 
 def follow_config(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Lets tokenizer_config.json overrule tokenizer.json where both speak; drops stored truncation and padding."""
+    """Lets tokenizer_config.json overrule tokenizer.json where both speak.
+
+    Drops stored truncation and padding.
+    """
     from tokenizers import normalizers, pre_tokenizers
 
     backend.no_truncation()
@@ -195,19 +226,33 @@ def split_special_tokens(backend: tokenizers.Tokenizer) -> None:
     backend.encode_special_tokens = True
     if not isinstance(backend.model, models.Unigram):
         return
-    # T5's special tokens are pieces of its model too: they keep their ids under spellings that no text has.
+    # T5's special tokens are pieces of its model too: they keep their ids under spellings that no
+    # text has.
     model = json.loads(backend.to_str())["model"]
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    pieces = [(f"\0\uffff{piece}\0" if piece in special else piece, score) for piece, score in model["vocab"]]
-    backend.model = models.Unigram(pieces, unk_id=model["unk_id"], byte_fallback=model.get("byte_fallback", False))
+    special = {
+        token.content for token in backend.get_added_tokens_decoder().values() if token.special
+    }
+    pieces = [
+        (f"\0\uffff{piece}\0" if piece in special else piece, score)
+        for piece, score in model["vocab"]
+    ]
+    backend.model = models.Unigram(
+        pieces, unk_id=model["unk_id"], byte_fallback=model.get("byte_fallback", False)
+    )
 
 
 def portable_json(backend: tokenizers.Tokenizer) -> str:
-    """tokenizer.json in the dialect that every release of `tokenizers` since 0.13 reads (merges, Metaspace)."""
+    """tokenizer.json in the dialect that every release of `tokenizers` since 0.13 reads (merges,
+    Metaspace).
+    """
     content = json.loads(backend.to_str())
     model = content["model"]
     merges = model.get("merges")
-    if merges and not isinstance(merges[0], str) and not any(" " in part for pair in merges for part in pair):
+    if (
+        merges
+        and not isinstance(merges[0], str)
+        and not any(" " in part for pair in merges for part in pair)
+    ):
         model["merges"] = [" ".join(pair) for pair in merges]
     if not model.get("ignore_merges"):
         model.pop("ignore_merges", None)
@@ -220,7 +265,9 @@ def portable_json(backend: tokenizers.Tokenizer) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def vocabulary_files(backend: tokenizers.Tokenizer, folder: Path, prefix: str | None = None) -> list[Path]:
+def vocabulary_files(
+    backend: tokenizers.Tokenizer, folder: Path, prefix: str | None = None
+) -> list[Path]:
     """Writes vocab.txt, or vocab.json and merges.txt, for readers that take no tokenizer.json."""
     if type(backend.model).__name__ not in ("WordPiece", "BPE"):
         return []

@@ -1,4 +1,7 @@
-"""RagTokenizer (questions to one tokenizer, targets to the other) and AutoTokenizer; re-exports Tokenizer."""
+"""RagTokenizer (questions to one tokenizer, targets to the other) and AutoTokenizer.
+
+Re-exports Tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,14 @@ from typing import Any
 
 from rag_core.checks import warn
 from rag_core.config import prepared_texts, read_config
-from rag_core.hub import Pushable, Saving, atomic_folder, checked_name, resolve_file, split_hub_kwargs
+from rag_core.hub import (
+    Pushable,
+    Saving,
+    atomic_folder,
+    checked_name,
+    resolve_file,
+    split_hub_kwargs,
+)
 from rag_core.tokenization.batch import BatchEncoding
 from rag_core.tokenization.tokenizer import Tokenizer
 from rag_core.tokenization.vocabulary import clean_up_tokenization, encoded_within
@@ -21,28 +31,33 @@ __all__ = ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer", "clean
 QUESTION_FOLDER = "question_encoder_tokenizer"
 GENERATOR_FOLDER = "generator_tokenizer"
 # Two tokenizers in one folder would be read as a mixture of both.
-TOKENIZER_PATTERNS = tuple(f"{part}/{name}" for part in (QUESTION_FOLDER, GENERATOR_FOLDER) for name in TOKENIZER_FILES)
+TOKENIZER_PATTERNS = tuple(
+    f"{part}/{name}" for part in (QUESTION_FOLDER, GENERATOR_FOLDER) for name in TOKENIZER_FILES
+)
 
 
 class RagTokenizer(Pushable):
     """Both tokenizers of a RAG model.
 
-    Questions go to the question encoder's tokenizer; targets go to the generator's, whose ids the loss is about
-    (transformers 4.37.2 sends them to the question encoder's). Ids are decoded with the generator's.
+    Questions go to the question encoder's tokenizer; targets go to the generator's, whose ids the
+    loss is about (transformers 4.37.2 sends them to the question encoder's). Ids are decoded with
+    the generator's.
 
     Args:
         question_encoder: tokenizer of questions.
         generator: tokenizer of targets and answers.
-        config: the model's `RagConfig`, or its question encoder's. Sentence encoders may want a prompt in front of a
-            question, lower case, or a length (`query_prompt`, `query_lower_case` and `query_max_length` of
-            `BertConfig`). `from_pretrained` reads it, `RagRetriever.tokenizer` has it.
-        tables: ids that the model's tables hold, of questions and of targets; special tokens beyond that a text spells
-            become the unknown token. None hands on every id.
+        config: the model's `RagConfig`, or its question encoder's. Sentence encoders may want a
+            prompt in front of a question, lower case, or a length (`query_prompt`,
+            `query_lower_case` and `query_max_length` of `BertConfig`). `from_pretrained` reads it,
+            `RagRetriever.tokenizer` has it.
+        tables: ids that the model's tables hold, of questions and of targets; special tokens beyond
+            that a text spells become the unknown token. None hands on every id.
 
     Attributes:
         question_encoder: tokenizer of questions, ours or one of transformers.
         generator: tokenizer of targets and answers, ours or one of transformers.
-        current_tokenizer: the one that plain `text` goes to; `question_encoder` unless switched to target mode.
+        current_tokenizer: the one that plain `text` goes to; `question_encoder` unless switched to
+            target mode.
     """
 
     def __init__(
@@ -65,7 +80,9 @@ class RagTokenizer(Pushable):
         self.query_lower_case: bool = bool(getattr(encoder_config, "query_lower_case", False))
         self.query_max_length: int | None = getattr(encoder_config, "query_max_length", None)
 
-    def __call__(self, text: Any = None, text_pair: Any = None, text_target: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, text: Any = None, text_pair: Any = None, text_target: Any = None, **kwargs: Any
+    ) -> Any:
         """Encodes questions, targets, or both.
 
         Args:
@@ -75,12 +92,14 @@ class RagTokenizer(Pushable):
             **kwargs: as of `Tokenizer.__call__`.
 
         Returns:
-            A BatchEncoding: input_ids and attention_mask (and token_type_ids) of the questions with the targets'
-            ids as `labels`; of the targets alone if no text is given.
+            A BatchEncoding: input_ids and attention_mask (and token_type_ids) of the questions with
+            the targets' ids as `labels`; of the targets alone if no text is given.
         """
         if text is None:
             if text_target is None:
-                raise TypeError("text must be a str or a list of str, got None (and text_target is None too)")
+                raise TypeError(
+                    "text must be a str or a list of str, got None (and text_target is None too)"
+                )
             return self.encode_targets(text_target, **kwargs)
         if self.current_tokenizer is self.question_encoder:
             encoded = self.encode_questions(text, text_pair=text_pair, **kwargs)
@@ -91,7 +110,9 @@ class RagTokenizer(Pushable):
         return encoded
 
     def encode_questions(self, questions: str | Sequence[str], **kwargs: Any) -> Any:
-        """Ids of questions in the question encoder's vocabulary, with its prompt in front if it has one."""
+        """Ids of questions in the question encoder's vocabulary, with its prompt in front if it
+        has one.
+        """
         if self.query_prompt or self.query_lower_case:
             texts = [questions] if isinstance(questions, str) else list(questions)
             prepared = prepared_texts(texts, self.query_prompt, self.query_lower_case)
@@ -99,10 +120,15 @@ class RagTokenizer(Pushable):
         if self.query_max_length and kwargs.get("truncation") and kwargs.get("max_length") is None:
             kwargs["max_length"] = self.query_max_length
         encoded = self.question_encoder(questions, **kwargs)
-        return encoded_within(encoded, self.tables[0], self.question_encoder, kwargs.get("return_tensors"))
+        return encoded_within(
+            encoded, self.tables[0], self.question_encoder, kwargs.get("return_tensors")
+        )
 
     def encode_targets(self, targets: str | Sequence[str], **kwargs: Any) -> Any:
-        """Ids of targets in the generator's vocabulary; its `input_ids` are what a model takes as `labels`."""
+        """Ids of targets in the generator's vocabulary.
+
+        Its `input_ids` are what a model takes as `labels`.
+        """
         encoded = self.generator(text_target=targets, **kwargs)
         return encoded_within(encoded, self.tables[1], self.generator, kwargs.get("return_tensors"))
 
@@ -133,10 +159,16 @@ class RagTokenizer(Pushable):
     ) -> Any:
         """Deprecated: call the tokenizer with `text_target=` instead."""
         warn(
-            "prepare_seq2seq_batch is deprecated; write tokenizer(questions, text_target=targets, ...)",
+            "prepare_seq2seq_batch is deprecated; write tokenizer(questions, text_target=targets, "
+            "...)",
             DeprecationWarning,
         )
-        common = {"padding": padding, "return_tensors": return_tensors, "truncation": truncation, **kwargs}
+        common = {
+            "padding": padding,
+            "return_tensors": return_tensors,
+            "truncation": truncation,
+            **kwargs,
+        }
         encoded = self.encode_questions(src_texts, max_length=max_length, **common)
         if tgt_texts is not None:
             targets = self.encode_targets(tgt_texts, max_length=max_target_length, **common)
@@ -144,12 +176,16 @@ class RagTokenizer(Pushable):
         return encoded
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> RagTokenizer:
-        """Reads both tokenizers from the sub-folders `question_encoder_tokenizer` and `generator_tokenizer`.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> RagTokenizer:
+        """Reads both tokenizers from the sub-folders `question_encoder_tokenizer` and
+        `generator_tokenizer`.
 
         Args:
             pretrained_model_name_or_path: a RAG folder, or a repository id on the hub.
-            **kwargs: handed to `Tokenizer.from_pretrained` for both (cache_dir, revision, token, ...).
+            **kwargs: handed to `Tokenizer.from_pretrained` for both (cache_dir, revision, token,
+                ...).
         """
         hub, _ = split_hub_kwargs(kwargs)
         name_or_path = checked_name(pretrained_model_name_or_path)
@@ -159,14 +195,17 @@ class RagTokenizer(Pushable):
             config = SimpleNamespace(**values) if isinstance(values, dict) else None
         above = kwargs.pop("subfolder", "") or ""
         parts = [
-            Tokenizer.from_pretrained(name_or_path, subfolder=f"{above}/{part}".strip("/"), **kwargs)
+            Tokenizer.from_pretrained(
+                name_or_path, subfolder=f"{above}/{part}".strip("/"), **kwargs
+            )
             for part in (QUESTION_FOLDER, GENERATOR_FOLDER)
         ]
         question_encoder, generator = parts
         return cls(question_encoder, generator, config)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes both tokenizers to their sub-folders, both or neither; files of earlier ones there go.
+        """Writes both tokenizers to their sub-folders, both or neither; files of earlier ones there
+        go.
 
         Args:
             save_directory: the folder, made if missing.
@@ -184,14 +223,19 @@ class RagTokenizer(Pushable):
         saving.finish(folder, self)
 
     def __repr__(self) -> str:
-        return f"RagTokenizer(question_encoder={self.question_encoder!r}, generator={self.generator!r})"
+        return (
+            f"RagTokenizer(question_encoder={self.question_encoder!r}, "
+            f"generator={self.generator!r})"
+        )
 
 
 class AutoTokenizer:
     """Picks the class: a RagTokenizer for a RAG folder, a Tokenizer for any other."""
 
     def __init__(self) -> None:
-        raise TypeError("AutoTokenizer is not made by calling it; use AutoTokenizer.from_pretrained(name)")
+        raise TypeError(
+            "AutoTokenizer is not made by calling it; use AutoTokenizer.from_pretrained(name)"
+        )
 
     @staticmethod
     def from_pretrained(

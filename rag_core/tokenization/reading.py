@@ -1,4 +1,7 @@
-"""Reads a tokenizer folder as transformers 4.x or 5.x wrote it: its family, special tokens and vocabulary."""
+"""Reads a tokenizer folder as transformers 4.x or 5.x wrote it.
+
+Its family, special tokens and vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,15 @@ from rag_core.tokenization.pipelines import (
 if TYPE_CHECKING:
     import tokenizers
 
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 EXTRA = "additional_special_tokens"
 
 logger = logging.getLogger(__name__)
@@ -35,7 +46,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TokenizerFiles:
-    """A tokenizer's parts: the `tokenizers` pipeline, its settings (foreign keys kept) and its family."""
+    """A tokenizer's parts.
+
+    The `tokenizers` pipeline, its settings (foreign keys kept) and its family.
+    """
 
     backend: tokenizers.Tokenizer
     config: dict[str, Any]
@@ -62,15 +76,21 @@ def read_tokenizer(
     config = _settings(resolve_file(name_or_path, "tokenizer_config.json", required=False, **hub))
     place = resolve_file(name_or_path, "config.json", required=False, **hub)
     model_config = {} if place is None else read_json(place)
-    special = _settings(resolve_file(name_or_path, "special_tokens_map.json", required=False, **hub))
+    special = _settings(
+        resolve_file(name_or_path, "special_tokens_map.json", required=False, **hub)
+    )
     flags = {
-        _content(value): value for value in _flat(special.values()) if isinstance(value, dict) and _is_token(value)
+        _content(value): value
+        for value in _flat(special.values())
+        if isinstance(value, dict) and _is_token(value)
     }
     for key, value in special.items():
         # from 4.34 on tokenizer_config.json is complete; before, the map was the later word
         if not config.get(key) or "added_tokens_decoder" not in config:
             config[key] = value
-    added = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
+    added = {
+        int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()
+    }
     legacy = _legacy_tokens(resolve_file(name_or_path, "added_tokens.json", required=False, **hub))
     for token, index in legacy.items():
         added.setdefault(index, {"content": token})
@@ -83,7 +103,10 @@ def read_tokenizer(
     vocabulary = f"the tokenizer of {name_or_path}"
     for kind in FAMILIES:
         if kind is family or (family is None and (backend is None or kind is T5)):
-            found = {name: resolve_file(name_or_path, name, required=False, **hub) for name in kind.vocabulary_files}
+            found = {
+                name: resolve_file(name_or_path, name, required=False, **hub)
+                for name in kind.vocabulary_files
+            }
             if all(found.values()):
                 family = kind
                 sources = {name: path.read_bytes() for name, path in found.items() if path}
@@ -91,9 +114,13 @@ def read_tokenizer(
                 break
     family = family or _recognized_family(backend)
     if backend is None and not sources:
-        names = [name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files]
+        names = [
+            name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files
+        ]
         folder = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
-        raise OSError(f"{folder}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}")
+        raise OSError(
+            f"{folder}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}"
+        )
     where = str(serialized) if backend is not None else vocabulary
     return _assembled(config, family, backend, sources, added, flags, where)
 
@@ -105,7 +132,8 @@ def read_vocabulary(
 
     Args:
         family: whose vocabulary it is.
-        paths: paths by the names that the files have in a folder; None for all with a `tokenizer_file`.
+        paths: paths by the names that the files have in a folder; None for all with a
+            `tokenizer_file`.
         tokenizer_file: path of a tokenizer.json, or None.
         settings: as in tokenizer_config.json.
 
@@ -116,9 +144,14 @@ def read_vocabulary(
     given = {name: path for name, path in paths.items() if path is not None}
     for name, path in (*given.items(), ("tokenizer.json", tokenizer_file)):
         if not isinstance(path, str | os.PathLike | None):
-            raise TypeError(f"the path of {name} must be a str or Path, got {path!r}. Give settings by their names")
+            raise TypeError(
+                f"the path of {name} must be a str or Path, got {path!r}. Give settings by their "
+                "names"
+            )
     if tokenizer_file is None and len(given) < len(paths):
-        raise TypeError(f"files must be {' and '.join(paths)}, or tokenizer.json, got {list(given) or 'none'}")
+        raise TypeError(
+            f"files must be {' and '.join(paths)}, or tokenizer.json, got {list(given) or 'none'}"
+        )
     sources = {name: Path(path).read_bytes() for name, path in given.items()}
     backend = None if tokenizer_file is None else _deserialize(Path(tokenizer_file))
     where = str(tokenizer_file or " with ".join(str(path) for path in given.values()))
@@ -142,7 +175,10 @@ def _assembled(
 
 
 def _try(backend: tokenizers.Tokenizer) -> None:
-    """Encodes and decodes two words: what a pipeline panics at, it panics at here, where it is an error."""
+    """Encodes and decodes two words.
+
+    What a pipeline panics at, it panics at here, where it is an error.
+    """
     try:
         backend.decode(backend.encode("A b.").ids)
     except Exception:  # a vocabulary without these letters, and without an unknown token, can't
@@ -164,11 +200,17 @@ def _built(
         backend = BUILDERS[family.name](sources, config)
     follow_config(backend, config)
     _check_sides(config, where)
-    lacking = [config[name] for name in SPECIAL_NAMES if built and config[name] and not _holds(backend, config[name])]
+    lacking = [
+        config[name]
+        for name in SPECIAL_NAMES
+        if built and config[name] and not _holds(backend, config[name])
+    ]
     _add_tokens(backend, config, added, flags, family)
     if lacking:
         places = {token: backend.token_to_id(token) for token in lacking}
-        logger.warning("%s: the vocabulary lacks special tokens; they go to its end, as %s", where, places)
+        logger.warning(
+            "%s: the vocabulary lacks special tokens; they go to its end, as %s", where, places
+        )
     if built:
         frame_texts(backend, family, config)
     keep = {"spiece.model": sources["spiece.model"]} if "spiece.model" in sources else {}
@@ -176,7 +218,10 @@ def _built(
 
 
 def _settings(path: Path | None) -> dict[str, Any]:
-    """The settings of tokenizer_config.json or special_tokens_map.json; those that are acted on are of their kind."""
+    """The settings of tokenizer_config.json or special_tokens_map.json.
+
+    Those that are acted on are of their kind.
+    """
     if path is None:
         return {}
     values: dict[str, Any] = read_json(path)
@@ -194,7 +239,8 @@ def _legacy_tokens(path: Path | None) -> dict[str, int]:
     for token, index in values.items():
         if not _is_whole(index):
             raise DamagedFileError(
-                f"{path}: the id of {token!r:.60} must be a whole number, got {index!r:.60}. {AGAIN}"
+                f"{path}: the id of {token!r:.60} must be a whole number, got {index!r:.60}. "
+                f"{AGAIN}"
             )
     return values
 
@@ -204,18 +250,23 @@ def _is_whole(value: Any, most: int = 2**31) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+    return isinstance(value, str) or (
+        isinstance(value, dict) and isinstance(value.get("content"), str)
+    )
 
 
 def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list | dict) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, list | dict) and all(
+        map(_is_token, value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _is_numbered(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     return all(
-        key.isdecimal() and len(key) < 10 and isinstance(each, dict) and _is_token(each) for key, each in value.items()
+        key.isdecimal() and len(key) < 10 and isinstance(each, dict) and _is_token(each)
+        for key, each in value.items()
     )
 
 
@@ -240,13 +291,18 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(SPECIAL_NAMES, _TOKEN),
     EXTRA: _TOKENS,
     "extra_special_tokens": _TOKENS,
-    "added_tokens_decoder": (_is_numbered, "an object of ids, each with an object that has its content"),
+    "added_tokens_decoder": (
+        _is_numbered,
+        "an object of ids, each with an object that has its content",
+    ),
     "extra_ids": (functools.partial(_is_whole, most=100_000), "a whole number below 100,000"),
     "pad_token_type_id": (_is_whole, "a whole number"),
     "model_max_length": _LENGTH,
     "max_len": _LENGTH,
     "model_input_names": (_is_names, "a list of names"),
-    **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), _FLAG),
+    **dict.fromkeys(
+        ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), _FLAG
+    ),
     **dict.fromkeys(("clean_up_tokenization_spaces", "split_special_tokens"), _FLAG),
 }
 
@@ -260,7 +316,12 @@ def _deserialize(path: Path) -> tokenizers.Tokenizer:
 
 
 def _declared_family(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Family | None:
-    name = str(config.get("tokenizer_class") or "").removesuffix("Fast").removesuffix("Tokenizer").lower()
+    name = (
+        str(config.get("tokenizer_class") or "")
+        .removesuffix("Fast")
+        .removesuffix("Tokenizer")
+        .lower()
+    )
     return FAMILY_OF.get(name) or FAMILY_OF.get(str(model_config.get("model_type")))
 
 
@@ -296,8 +357,12 @@ def _flat(values: Any) -> list[Any]:
     return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
 
-def _settle_special_tokens(config: dict[str, Any], family: Family, backend: tokenizers.Tokenizer | None) -> None:
-    """Leaves each special token in `config` as plain text, from the files or else the family's habit."""
+def _settle_special_tokens(
+    config: dict[str, Any], family: Family, backend: tokenizers.Tokenizer | None
+) -> None:
+    """Leaves each special token in `config` as plain text, from the files or else the family's
+    habit.
+    """
     for name in SPECIAL_NAMES:
         default = family.special_tokens.get(name)
         if default and backend is not None and backend.token_to_id(default) is None:
@@ -320,10 +385,14 @@ def _add_tokens(
     flags: Mapping[str, Any],
     family: Family,
 ) -> None:
-    """Declares the added and special tokens that the pipeline does not have yet, in the order of their ids."""
+    """Declares the added and special tokens that the pipeline does not have yet, in the order of
+    their ids.
+    """
     from tokenizers import AddedToken
 
-    special = list(dict.fromkeys([*(config[name] for name in SPECIAL_NAMES if config[name]), *config[EXTRA]]))
+    special = list(
+        dict.fromkeys([*(config[name] for name in SPECIAL_NAMES if config[name]), *config[EXTRA]])
+    )
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     wanted: dict[str, tuple[int | None, Any]] = {
         _content(added[index]): (index, added[index]) for index in sorted(added)
@@ -334,7 +403,10 @@ def _add_tokens(
         if text in known:
             continue
         is_special = bool(settings.get("special")) or text in special
-        defaults = {"normalized": not is_special, "lstrip": family is BART and text == config["mask_token"]}
+        defaults = {
+            "normalized": not is_special,
+            "lstrip": family is BART and text == config["mask_token"],
+        }
         options = {
             key: bool(settings.get(key, defaults.get(key, False)))
             for key in ("single_word", "lstrip", "rstrip", "normalized")
@@ -343,6 +415,7 @@ def _add_tokens(
         (backend.add_special_tokens if is_special else backend.add_tokens)([token])
         if index is not None and backend.token_to_id(text) != index:
             raise ValueError(
-                f"added token {text!r} should have id {index}, the vocabulary gives it {backend.token_to_id(text)}; "
-                "vocabulary and added_tokens belong to different tokenizers"
+                f"added token {text!r} should have id {index}, the vocabulary gives it "
+                f"{backend.token_to_id(text)}; vocabulary and added_tokens belong to different "
+                "tokenizers"
             )

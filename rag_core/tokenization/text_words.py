@@ -1,8 +1,9 @@
 """Words of a text where passages and prompts may be cut, for scripts with and without blanks.
 
-A word is a run of non-space characters. Each Chinese or Japanese character counts as one. Thai, Lao, Khmer, Burmese and
-their like are written without blanks, and where their words end only a dictionary knows: `LETTERS` letters (with their
-marks) count as one, a Tibetan syllable does. A run with more than `longest` characters (base64, an address) is several.
+A word is a run of non-space characters. Each Chinese or Japanese character counts as one. Thai,
+Lao, Khmer, Burmese and their like are written without blanks, and where their words end only a
+dictionary knows: `LETTERS` letters (with their marks) count as one, a Tibetan syllable does. A run
+with more than `longest` characters (base64, an address) is several.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _CJK_WORD = rf"[{CJK}][\u3001\u3002\uff01\uff0c\uff1f]*"
 
 ZERO_WIDTH_SPACE = "\u200b"  # marks ends of words in Thai and Khmer
 _RUN = re.compile(r"\S+")
-_BEYOND = re.compile("[\u0e00-\u1fff\u2e80-\U0010ffff]")  # all letters of scripts without blanks are here
+# all letters of scripts without blanks are here
+_BEYOND = re.compile("[\u0e00-\u1fff\u2e80-\U0010ffff]")
 
 
 class Word(NamedTuple):
@@ -51,7 +53,10 @@ def words_of(text: str, longest: int | None = LONGEST_WORD) -> list[Word]:
         start, end = run.span()
         parts = [(start, end, False)]
         if not run[0].isascii() and _BEYOND.search(run[0]):
-            parts = [(*part.span(), part.lastgroup == "unspaced") for part in _parts().finditer(text, start, end)]
+            parts = [
+                (*part.span(), part.lastgroup == "unspaced")
+                for part in _parts().finditer(text, start, end)
+            ]
         before = False
         for start, end, unspaced in parts:
             if before or (unspaced and found and found[-1].end == start):
@@ -73,7 +78,10 @@ def plain_words(text: str, longest: int) -> list[str] | None:
 
 
 def _pieces(text: str, start: int, end: int, longest: int) -> list[Word]:
-    """A long run in pieces of `longest` characters or a little less: no letter is parted from its marks."""
+    """A long run in pieces of `longest` characters or a little less.
+
+    No letter is parted from its marks.
+    """
     if text[start:end].isascii():
         cuts = list(range(start, end, longest))
     else:
@@ -85,17 +93,20 @@ def _pieces(text: str, start: int, end: int, longest: int) -> list[Word]:
     return [Word(a, b, b < end) for a, b in zip(cuts, [*cuts[1:], end], strict=True)]
 
 
-# The `regex` package knows Unicode's properties; `re` does not. It is loaded for text beyond ASCII alone.
+# The `regex` package knows Unicode's properties; `re` does not. It is loaded for text beyond ASCII
+# alone.
 
 
 @functools.cache
 def _classes() -> dict[str, str]:
     tibetan = r"\p{Tibetan}"
     return {
-        # as Chinese and Japanese: half-width kana, ideographs beyond the first plane, Yi, Tangut, Bopomofo
+        # as Chinese and Japanese: half-width kana, ideographs beyond the first plane, Yi, Tangut,
+        # Bopomofo
         "single": r"[[\p{Ideographic}\p{Hiragana}\p{Katakana}]&&[\U00010000-\U0010ffff]]"
         r"\p{Bopomofo}\p{Yi}\uff66-\uff9d",
-        # "complex context": Thai, Lao, Khmer, Burmese, Tai scripts; Javanese and Balinese have rules of their own
+        # "complex context": Thai, Lao, Khmer, Burmese, Tai scripts; Javanese and Balinese have
+        # rules of their own
         "unspaced": r"\p{Line_Break=SA}[[\p{Javanese}\p{Balinese}]&&[\p{L}\p{M}]]",
         "tibetan": tibetan,
         "ends": r"\u0f0b-\u0f14",  # of Tibetan syllables and sentences
@@ -117,7 +128,8 @@ def _parts() -> regex.Pattern[str]:
 
     c = _classes()
     closing = rf"[\p{{Po}}\p{{Pe}}\p{{Pf}}{ZERO_WIDTH_SPACE}\"']*"
-    # The signs of Burmese, Khmer, Balinese and Javanese that stack the next letter; Unicode's clusters end at them.
+    # The signs of Burmese, Khmer, Balinese and Javanese that stack the next letter; Unicode's
+    # clusters end at them.
     stacked = r"(?<=[\u1039\u17d2\u1b44\ua9c0])\X"
     # And vowels of Thai and Lao that stand before their consonant.
     first = rf"\p{{Logical_Order_Exception}}(?=[{c['unspaced']}])"

@@ -1,7 +1,8 @@
-"""Tokenizer: text <-> ids over the `tokenizers` library, answering as transformers 4.37.2's fast tokenizers do.
+"""Tokenizer: text <-> ids over the `tokenizers` library, answering as transformers 4.37.2's fast
+tokenizers do.
 
-The pipeline is shared and never told to truncate or pad: both are done here for each call, so threads may share one
-tokenizer. Letters: B texts, L tokens.
+The pipeline is shared and never told to truncate or pad: both are done here for each call, so
+threads may share one tokenizer. Letters: B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +15,25 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from rag_core.hub import Pushable, Saving, atomic_folder, checked_name, locating, split_hub_kwargs, text_fault
+from rag_core.hub import (
+    Pushable,
+    Saving,
+    atomic_folder,
+    checked_name,
+    locating,
+    split_hub_kwargs,
+    text_fault,
+)
 from rag_core.tokenization.batch import BatchEncoding
 from rag_core.tokenization.id_rows import IdRows, or_default
-from rag_core.tokenization.pipelines import BART, BERT, T5, Family, split_special_tokens, vocabulary_files
+from rag_core.tokenization.pipelines import (
+    BART,
+    BERT,
+    T5,
+    Family,
+    split_special_tokens,
+    vocabulary_files,
+)
 from rag_core.tokenization.reading import EXTRA, SPECIAL_NAMES, read_tokenizer, read_vocabulary
 from rag_core.tokenization.truncation import Cut, check_strategies, fitted, kept
 from rag_core.tokenization.vocabulary import Vocabulary
@@ -69,24 +85,32 @@ class EncodeOptions(NamedTuple):
 
 
 class Tokenizer(IdRows, Pushable):
-    """Turns text into token ids and back; made by `from_pretrained`. Attributes as of `Vocabulary`."""
+    """Turns text into token ids and back; made by `from_pretrained`.
+
+    Attributes as of `Vocabulary`.
+    """
 
     family: Family | None = None  # of `BertTokenizer` and its like: what may be read
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Tokenizer:
-        """Reads tokenizer.json, vocab.txt, vocab.json + merges.txt or spiece.model from a folder or repository.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Tokenizer:
+        """Reads tokenizer.json, vocab.txt, vocab.json + merges.txt or spiece.model from a folder or
+        repository.
 
         Args:
             pretrained_model_name_or_path: a folder, or a repository id on the hub.
-            **kwargs: hub options (subfolder, cache_dir, revision, token, local_files_only, force_download), settings
-                that overrule tokenizer_config.json (padding_side, model_max_length, do_lower_case, pad_token, ...), and
-                what transformers takes and changes nothing here, as `use_fast` or `legacy`.
+            **kwargs: hub options (subfolder, cache_dir, revision, token, local_files_only,
+                force_download), settings that overrule tokenizer_config.json (padding_side,
+                model_max_length, do_lower_case, pad_token, ...), and what transformers takes and
+                changes nothing here, as `use_fast` or `legacy`.
 
         Raises:
             OSError: nothing readable there.
             TypeError: an unknown keyword.
-            ValueError: a file is not what its name says, or belongs to another family than this class.
+            ValueError: a file is not what its name says, or belongs to another family than this
+                class.
         """
         hub, settings = split_hub_kwargs(kwargs, "tokenizer")
         settings.pop("config", None)
@@ -95,8 +119,8 @@ class Tokenizer(IdRows, Pushable):
         files = read_tokenizer(name_or_path, settings, cls.family, **hub)
         if cls.family not in (None, files.family):
             raise ValueError(
-                f"{cls.__name__} must read a tokenizer of {cls.family.name}, {name_or_path} holds one of "
-                f"{files.family.name}. Use AutoTokenizer, or {files.family.tokenizer_class}"
+                f"{cls.__name__} must read a tokenizer of {cls.family.name}, {name_or_path} holds "
+                f"one of {files.family.name}. Use AutoTokenizer, or {files.family.tokenizer_class}"
             )
         kind = _CLASSES.get(files.family.name, cls) if cls is Tokenizer else cls
         made = kind.__new__(kind)
@@ -104,12 +128,15 @@ class Tokenizer(IdRows, Pushable):
             Vocabulary.__init__(made, files, name_or_path)
         return made
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[str, ...]:
         """Writes a folder that transformers 4.x (fast and slow), 5.x and this package read.
 
         Args:
             save_directory: the folder, made if missing.
-            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see `rag_core.hub.Saving`.
+            **kwargs: `push_to_hub`, and then arguments of `rag_core.hub.push_folder`; see
+                `rag_core.hub.Saving`.
 
         Returns:
             The paths written.
@@ -138,17 +165,22 @@ class Tokenizer(IdRows, Pushable):
             The paths written.
 
         Raises:
-            ValueError: a T5 tokenizer that was not read from a sentencepiece model has no such file.
+            ValueError: a T5 tokenizer that was not read from a sentencepiece model has no such
+                file.
         """
         with atomic_folder(Path(save_directory)) as draft:
-            written = [path.name for path in vocabulary_files(self.backend_tokenizer, draft, filename_prefix)]
+            written = [
+                path.name
+                for path in vocabulary_files(self.backend_tokenizer, draft, filename_prefix)
+            ]
             for source_name, source in self._files.sources.items():
                 name = f"{filename_prefix}-{source_name}" if filename_prefix else source_name
                 (draft / name).write_bytes(source)
                 written.append(name)
             if not written:
                 raise ValueError(
-                    "this tokenizer has no vocabulary file of its own. Call save_pretrained: tokenizer.json"
+                    "this tokenizer has no vocabulary file of its own. Call save_pretrained: "
+                    "tokenizer.json"
                 )
         return tuple(str(Path(save_directory) / name) for name in written)
 
@@ -159,15 +191,25 @@ class Tokenizer(IdRows, Pushable):
     ) -> list[str]:
         """The tokens of a text (and a second one) as strings; options as in a call."""
         if not isinstance(text, str) and not options.get("is_split_into_words"):
-            raise TypeError(f"text must be a str, got {type(text).__name__}. Call the tokenizer itself with a list")
-        return self(text, pair, add_special_tokens=add_special_tokens, **{"verbose": False, **options}).tokens()
+            raise TypeError(
+                f"text must be a str, got {type(text).__name__}. Call the tokenizer itself with a "
+                "list"
+            )
+        return self(
+            text, pair, add_special_tokens=add_special_tokens, **{"verbose": False, **options}
+        ).tokens()
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Where in each of B texts its tokens begin, in characters; special tokens are not counted."""
+        """Where in each of B texts its tokens begin, in characters.
+
+        Special tokens are not counted.
+        """
         encoded = self._pipeline().encode_batch(list(texts), add_special_tokens=False)
         return [[start for start, _ in one.offsets] for one in encoded]
 
-    def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any) -> Any:
+    def encode(
+        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
+    ) -> Any:
         """The `input_ids` of one text, or of its tokens; arguments as of `encode_plus`."""
         return self.encode_plus(text, text_pair, add_special_tokens, **options)["input_ids"]
 
@@ -177,7 +219,8 @@ class Tokenizer(IdRows, Pushable):
         """Encodes one text, or what it was split or turned into before.
 
         Args:
-            text: a str, a pair of them as a tuple, a list of tokens (as `tokenize` gives them), or a list of ids.
+            text: a str, a pair of them as a tuple, a list of tokens (as `tokenize` gives them), or
+                a list of ids.
             text_pair: second text, of the same kind.
             add_special_tokens: put special tokens around.
             **options: as in a call.
@@ -186,7 +229,12 @@ class Tokenizer(IdRows, Pushable):
             TypeError: neither text, tokens nor ids.
             ValueError: a list of texts.
         """
-        if isinstance(text, tuple) and len(text) == 2 and text_pair is None and isinstance(text[0], str):
+        if (
+            isinstance(text, tuple)
+            and len(text) == 2
+            and text_pair is None
+            and isinstance(text[0], str)
+        ):
             text, text_pair = text
         if isinstance(text, str | None) or options.get("is_split_into_words"):
             return self(text, text_pair, add_special_tokens=add_special_tokens, **options)
@@ -197,11 +245,17 @@ class Tokenizer(IdRows, Pushable):
         return self.prepare_for_model(ids, pair_ids, add_special_tokens, **options)
 
     def batch_encode_plus(
-        self, batch_text_or_text_pairs: Sequence[Any], add_special_tokens: bool = True, **options: Any
+        self,
+        batch_text_or_text_pairs: Sequence[Any],
+        add_special_tokens: bool = True,
+        **options: Any,
     ) -> BatchEncoding:
         """Encodes a list of texts, or of pairs of texts; options as in a call."""
         if isinstance(batch_text_or_text_pairs, str):
-            raise TypeError("batch_text_or_text_pairs must be a list of texts or pairs, got a str. Use encode_plus")
+            raise TypeError(
+                "batch_text_or_text_pairs must be a list of texts or pairs, got a str. Use "
+                "encode_plus"
+            )
         return self(batch_text_or_text_pairs, add_special_tokens=add_special_tokens, **options)
 
     def __call__(
@@ -229,18 +283,20 @@ class Tokenizer(IdRows, Pushable):
     ) -> BatchEncoding:
         """Encodes a text or a list of B texts.
 
-        A special token that is spelled in a text ("</s>") becomes that token's id, as in transformers; with
-        `tokenizer.split_special_tokens = True` (or that key in tokenizer_config.json) it is read as letters.
+        A special token that is spelled in a text ("</s>") becomes that token's id, as in
+        transformers; with `tokenizer.split_special_tokens = True` (or that key in
+        tokenizer_config.json) it is read as letters.
 
         Args:
-            text: a str (rows come back without a batch dimension, unless as tensors), or a list of str or of pairs.
+            text: a str (rows come back without a batch dimension, unless as tensors), or a list of
+                str or of pairs.
             text_pair: second texts, encoded in the same rows.
             text_target: targets; with `text` their ids come back as `labels`, alone as `input_ids`.
             text_pair_target: second texts of the targets.
             add_special_tokens: put [CLS] ... [SEP] or <s> ... </s> around.
             padding: False, True or "longest" (in the batch), or "max_length".
-            truncation: False, True or "longest_first", "only_first", "only_second". None (the default) truncates
-                when `max_length` is given without padding, as transformers does.
+            truncation: False, True or "longest_first", "only_first", "only_second". None (the
+                default) truncates when `max_length` is given without padding, as transformers does.
             max_length: tokens in a row, special tokens included; None for `model_max_length`.
             stride: tokens that a row of overflowing tokens repeats of the row before.
             is_split_into_words: each text is a list of words.
@@ -261,7 +317,9 @@ class Tokenizer(IdRows, Pushable):
             ValueError: a rule on padding or truncation is broken.
         """
         if text is None and text_target is None:
-            raise TypeError("text must be a str or a list of str, got None (and text_target is None too)")
+            raise TypeError(
+                "text must be a str or a list of str, got None (and text_target is None too)"
+            )
         options = EncodeOptions(
             add_special_tokens=add_special_tokens,
             padding=padding,
@@ -285,17 +343,27 @@ class Tokenizer(IdRows, Pushable):
             return self._encode_rows("text_target", text_target, text_pair_target, options)
         encoded = self._encode_rows("text", text, text_pair, options)
         if text_target is not None:
-            encoded["labels"] = self._encode_rows("text_target", text_target, text_pair_target, options)["input_ids"]
+            encoded["labels"] = self._encode_rows(
+                "text_target", text_target, text_pair_target, options
+            )["input_ids"]
         return encoded
 
-    def _encode_rows(self, argument: str, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
+    def _encode_rows(
+        self, argument: str, text: Any, pair: Any, options: EncodeOptions
+    ) -> BatchEncoding:
         limit = self.model_max_length if options.max_length is None else options.max_length
         pad, strategy = check_strategies(
-            options.padding, options.truncation, options.max_length, limit, options.pad_to_multiple_of
+            options.padding,
+            options.truncation,
+            options.max_length,
+            limit,
+            options.pad_to_multiple_of,
         )
         if options.stride < 0:
             raise ValueError(f"stride must be 0 or more, got {options.stride}")
-        cut = None if strategy is None else Cut(strategy, limit, self.truncation_side, options.stride)
+        cut = (
+            None if strategy is None else Cut(strategy, limit, self.truncation_side, options.stride)
+        )
         inputs, single = _inputs(argument, text, pair, options.is_split_into_words)
         if options.is_split_into_words:
             self._check_words(argument)
@@ -315,11 +383,15 @@ class Tokenizer(IdRows, Pushable):
         if options.return_overflowing_tokens:
             rows["overflow_to_sample_mapping"] = samples
         if single and options.return_tensors is None and not options.return_overflowing_tokens:
-            encoded = BatchEncoding({key: row if key == "length" else row[0] for key, row in rows.items()})
+            encoded = BatchEncoding(
+                {key: row if key == "length" else row[0] for key, row in rows.items()}
+            )
         else:
             encoded = BatchEncoding(rows, tensor_type=options.return_tensors)
         side = self.padding_side
-        return encoded._find_later(lambda: self._encodings(inputs, options, cut, argument, lengths, side))
+        return encoded._find_later(
+            lambda: self._encodings(inputs, options, cut, argument, lengths, side)
+        )
 
     def _unpadded(
         self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str
@@ -329,7 +401,12 @@ class Tokenizer(IdRows, Pushable):
         overflow = options.return_overflowing_tokens
         types = or_default(options.return_token_type_ids, "token_type_ids" in names)
         mask = or_default(options.return_attention_mask, "attention_mask" in names)
-        more = types or overflow or options.return_special_tokens_mask or options.return_offsets_mapping
+        more = (
+            types
+            or overflow
+            or options.return_special_tokens_mask
+            or options.return_offsets_mapping
+        )
         plain = not (more or options.is_split_into_words or options.stride)
         words = self._words() if plain and all(len(row) == 1 for row in inputs) else None
         if words is not None:
@@ -351,10 +428,18 @@ class Tokenizer(IdRows, Pushable):
             rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
         if options.return_offsets_mapping:
             rows["offset_mapping"] = [e.offsets for e in encodings]
-        return rows, [sample for sample, e in enumerate(found) for _ in range(1 + len(e.overflowing))]
+        return rows, [
+            sample for sample, e in enumerate(found) for _ in range(1 + len(e.overflowing))
+        ]
 
     def _encodings(
-        self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str, lengths: list[int], side: str
+        self,
+        inputs: list[Row],
+        options: EncodeOptions,
+        cut: Cut | None,
+        argument: str,
+        lengths: list[int],
+        side: str,
     ) -> list[tokenizers.Encoding]:
         """What a `BatchEncoding` answers about tokens, words and characters from."""
         found = self._encode(inputs, options, cut, argument, offsets=True)
@@ -374,12 +459,17 @@ class Tokenizer(IdRows, Pushable):
         splitter = self.backend_tokenizer.pre_tokenizer
         if self._files.family is BART and not getattr(splitter, "add_prefix_space", True):
             raise ValueError(
-                f"{argument}: is_split_into_words must be False for a BART tokenizer that puts no blank before a word. "
-                "Load it with add_prefix_space=True"
+                f"{argument}: is_split_into_words must be False for a BART tokenizer that puts no "
+                "blank before a word. Load it with add_prefix_space=True"
             )
 
     def _encode(
-        self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str, offsets: bool = False
+        self,
+        inputs: list[Row],
+        options: EncodeOptions,
+        cut: Cut | None,
+        argument: str,
+        offsets: bool = False,
     ) -> list[tokenizers.Encoding]:
         special = options.add_special_tokens
         split = options.is_split_into_words
@@ -387,7 +477,8 @@ class Tokenizer(IdRows, Pushable):
             return self._run(self._pipeline(), inputs, special, split, argument, offsets)
         whole = self._pipeline()
         alone = all(len(row) == 1 for row in inputs)
-        # The special tokens' step also moves offsets off blanks and numbers the texts, and must not be done twice.
+        # The special tokens' step also moves offsets off blanks and numbers the texts, and must not
+        # be done twice.
         parts_of = self._pipeline(bare=offsets and not (alone and _only_adds(whole.post_processor)))
         if alone:
             # cut before their special tokens are added, so that none is encoded twice
@@ -396,15 +487,23 @@ class Tokenizer(IdRows, Pushable):
         encodings = self._run(whole, inputs, special, split, argument, offsets)
         for number, row in enumerate(inputs):
             if len(encodings[number].ids) > cut.limit:
-                parts = self._run(parts_of, [(part,) for part in row], False, split, argument, offsets)
+                parts = self._run(
+                    parts_of, [(part,) for part in row], False, split, argument, offsets
+                )
                 encodings[number] = fitted(whole, tuple(parts), special, cut)
         return encodings
 
     @staticmethod
     def _run(
-        backend: tokenizers.Tokenizer, inputs: list[Row], special: bool, split: bool, argument: str, offsets: bool
+        backend: tokenizers.Tokenizer,
+        inputs: list[Row],
+        special: bool,
+        split: bool,
+        argument: str,
+        offsets: bool,
     ) -> list[tokenizers.Encoding]:
-        encode_batch = backend.encode_batch if offsets else backend.encode_batch_fast  # a third faster without them
+        # a third faster without them
+        encode_batch = backend.encode_batch if offsets else backend.encode_batch_fast
         try:
             if len(inputs) == 1:
                 first, second = (*inputs[0], None)[:2]
@@ -417,7 +516,8 @@ class Tokenizer(IdRows, Pushable):
             ) from None
 
     def _pipeline(self, bare: bool = False) -> tokenizers.Tokenizer:
-        """The shared pipeline, or a copy with other settings: set on the shared one, other threads would see them.
+        """The shared pipeline, or a copy with other settings: set on the shared one, other threads
+        would see them.
 
         Args:
             bare: nothing is done after the model, neither special tokens added nor offsets moved.
@@ -450,7 +550,12 @@ class Tokenizer(IdRows, Pushable):
         return known[1]
 
     def _ids_by_words(
-        self, words: Words, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str
+        self,
+        words: Words,
+        inputs: list[Row],
+        options: EncodeOptions,
+        cut: Cut | None,
+        argument: str,
     ) -> list[list[int]]:
         found = words.encode([str(row[0]) for row in inputs])
         left = [number for number, row in enumerate(found) if row is None]
@@ -483,7 +588,8 @@ class Tokenizer(IdRows, Pushable):
             length: how many texts there are, for the library's estimates.
             new_special_tokens: further special tokens.
             special_tokens_map: new names of special tokens, by old names.
-            **options: of the `tokenizers` library's trainer (`min_frequency`, `show_progress`, ...).
+            **options: of the `tokenizers` library's trainer (`min_frequency`, `show_progress`,
+                ...).
 
         Raises:
             ValueError: the pipeline is of a kind that cannot be trained.
@@ -491,7 +597,13 @@ class Tokenizer(IdRows, Pushable):
         from rag_core.tokenization.learning import trained_files
 
         files = trained_files(
-            self._files, text_iterator, vocab_size, length, new_special_tokens or (), special_tokens_map or {}, options
+            self._files,
+            text_iterator,
+            vocab_size,
+            length,
+            new_special_tokens or (),
+            special_tokens_map or {},
+            options,
         )
         made = type(self).__new__(type(self))
         Vocabulary.__init__(made, files)
@@ -520,14 +632,21 @@ class Tokenizer(IdRows, Pushable):
         encoded = self(src_texts, max_length=max_length, **options)
         if tgt_texts is not None:
             longest = max_length if max_target_length is None else max_target_length
-            encoded["labels"] = self(text_target=tgt_texts, max_length=longest, **options)["input_ids"]
+            encoded["labels"] = self(text_target=tgt_texts, max_length=longest, **options)[
+                "input_ids"
+            ]
         return encoded
 
     @contextmanager
     def as_target_tokenizer(self) -> Iterator[None]:
-        """Deprecated: call the tokenizer with `text_target=` instead. Texts and targets are encoded alike."""
+        """Deprecated: call the tokenizer with `text_target=` instead.
+
+        Texts and targets are encoded alike.
+        """
         warnings.warn(
-            "as_target_tokenizer is deprecated; write tokenizer(text_target=...)", DeprecationWarning, stacklevel=3
+            "as_target_tokenizer is deprecated; write tokenizer(text_target=...)",
+            DeprecationWarning,
+            stacklevel=3,
         )
         yield
 
@@ -535,7 +654,13 @@ class Tokenizer(IdRows, Pushable):
 class _FromFiles(Tokenizer):
     """A family's tokenizer, which can be made of vocabulary files too."""
 
-    def _read(self, family: Family, paths: Mapping[str, Any], tokenizer_file: Any, settings: dict[str, Any]) -> None:
+    def _read(
+        self,
+        family: Family,
+        paths: Mapping[str, Any],
+        tokenizer_file: Any,
+        settings: dict[str, Any],
+    ) -> None:
         hub, settings = split_hub_kwargs(settings, "tokenizer")
         _check_settings({**settings, **hub})
         Vocabulary.__init__(self, read_vocabulary(family, paths, tokenizer_file, settings))
@@ -547,7 +672,8 @@ class BertTokenizer(_FromFiles):
     Args:
         vocab_file: path of a vocab.txt.
         tokenizer_file: path of a tokenizer.json, instead.
-        **settings: as of `Tokenizer.from_pretrained` (do_lower_case, model_max_length, pad_token, ...).
+        **settings: as of `Tokenizer.from_pretrained` (do_lower_case, model_max_length, pad_token,
+            ...).
     """
 
     family = BERT
@@ -563,15 +689,22 @@ class BartTokenizer(_FromFiles):
         vocab_file: path of a vocab.json.
         merges_file: path of its merges.txt.
         tokenizer_file: path of a tokenizer.json, instead.
-        **settings: as of `Tokenizer.from_pretrained` (add_prefix_space, model_max_length, pad_token, ...).
+        **settings: as of `Tokenizer.from_pretrained` (add_prefix_space, model_max_length,
+            pad_token, ...).
     """
 
     family = BART
 
     def __init__(
-        self, vocab_file: Any = None, merges_file: Any = None, tokenizer_file: Any = None, **settings: Any
+        self,
+        vocab_file: Any = None,
+        merges_file: Any = None,
+        tokenizer_file: Any = None,
+        **settings: Any,
     ) -> None:
-        self._read(BART, {"vocab.json": vocab_file, "merges.txt": merges_file}, tokenizer_file, settings)
+        self._read(
+            BART, {"vocab.json": vocab_file, "merges.txt": merges_file}, tokenizer_file, settings
+        )
 
 
 class T5Tokenizer(_FromFiles):
@@ -580,7 +713,8 @@ class T5Tokenizer(_FromFiles):
     Args:
         vocab_file: path of a spiece.model.
         tokenizer_file: path of a tokenizer.json, instead.
-        **settings: as of `Tokenizer.from_pretrained` (extra_ids, model_max_length, additional_special_tokens, ...).
+        **settings: as of `Tokenizer.from_pretrained` (extra_ids, model_max_length,
+            additional_special_tokens, ...).
     """
 
     family = T5
@@ -603,13 +737,19 @@ DPRQuestionEncoderTokenizer = DPRQuestionEncoderTokenizerFast = BertTokenizer
 BartTokenizerFast = BartTokenizer
 T5TokenizerFast = T5Tokenizer
 
-_CLASSES: dict[str, type[Tokenizer]] = {"bert": BertTokenizer, "bart": BartTokenizer, "t5": T5Tokenizer}
+_CLASSES: dict[str, type[Tokenizer]] = {
+    "bert": BertTokenizer,
+    "bart": BartTokenizer,
+    "t5": T5Tokenizer,
+}
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     unknown = sorted(set(settings) - _SETTINGS)
     if unknown:
-        raise TypeError(f"the tokenizer got unknown arguments {unknown}; known: {sorted(_SETTINGS)}")
+        raise TypeError(
+            f"the tokenizer got unknown arguments {unknown}; known: {sorted(_SETTINGS)}"
+        )
 
 
 def _only_adds(processor: Any) -> bool:
@@ -619,9 +759,13 @@ def _only_adds(processor: Any) -> bool:
 
 
 def _padded_to_max_length(options: EncodeOptions) -> EncodeOptions:
-    warnings.warn("pad_to_max_length is deprecated; write padding='max_length'", FutureWarning, stacklevel=3)
+    warnings.warn(
+        "pad_to_max_length is deprecated; write padding='max_length'", FutureWarning, stacklevel=3
+    )
     cut = options.max_length is not None if options.truncation is None else options.truncation
-    return options._replace(padding="longest" if options.max_length is None else "max_length", truncation=cut)
+    return options._replace(
+        padding="longest" if options.max_length is None else "max_length", truncation=cut
+    )
 
 
 def _no_text(inputs: list[Row], argument: str) -> str | None:
@@ -629,9 +773,12 @@ def _no_text(inputs: list[Row], argument: str) -> str | None:
     for number, row in enumerate(inputs):
         parts = [part for each in row for part in ([each] if isinstance(each, str) else each)]
         for part in parts:
-            if fault := text_fault(part.replace("\0", " ")):  # NUL is encoded as any other character
+            # NUL is encoded as any other character
+            if fault := text_fault(part.replace("\0", " ")):
                 where = argument if len(inputs) == 1 else f"{argument}[{number}]"
-                return f"{where} must hold Unicode characters, but holds {fault}. Mend or remove it."
+                return (
+                    f"{where} must hold Unicode characters, but holds {fault}. Mend or remove it."
+                )
     return None
 
 
@@ -640,7 +787,9 @@ def _with_overflow(encodings: list[tokenizers.Encoding]) -> list[tokenizers.Enco
 
 
 def _type_ids(encoding: tokenizers.Encoding) -> list[list[int]]:
-    """Token types of an encoding and of what overflowed, where the library types second texts as first ones."""
+    """Token types of an encoding and of what overflowed, where the library types second texts as
+    first ones.
+    """
     typed = zip(encoding.type_ids, encoding.sequence_ids, strict=True)
     second = next((type_id for type_id, sequence in typed if sequence == 1), 0)
     rows = [encoding.type_ids]
@@ -658,18 +807,26 @@ def _inputs(argument: str, text: Any, pair: Any, split: bool) -> tuple[list[Row]
         pair = None  # as in transformers, where an empty second text of a single one is none
     if not isinstance(firsts, list | tuple):
         rule = (
-            "a list of words or a list of such lists (is_split_into_words=True)" if split else "a str or a list of str"
+            "a list of words or a list of such lists (is_split_into_words=True)"
+            if split
+            else "a str or a list of str"
         )
         raise TypeError(f"{argument} must be {rule}, got {type(text).__name__}")
     if pair is None:
         if not split and all(isinstance(item, str) for item in firsts):
             return [(item,) for item in firsts], single
-        return [_row(f"{argument}[{index}]", item, split) for index, item in enumerate(firsts)], single
+        return [
+            _row(f"{argument}[{index}]", item, split) for index, item in enumerate(firsts)
+        ], single
     seconds = [pair] if isinstance(pair, str) or (split and _is_words(pair)) else pair
     if not isinstance(seconds, list | tuple):
-        raise TypeError(f"{argument}_pair must be a str or a list of str, got {type(pair).__name__}")
+        raise TypeError(
+            f"{argument}_pair must be a str or a list of str, got {type(pair).__name__}"
+        )
     if len(firsts) != len(seconds):
-        raise ValueError(f"{argument} has {len(firsts)} texts, its pair {len(seconds)}; they must be as many")
+        raise ValueError(
+            f"{argument} has {len(firsts)} texts, its pair {len(seconds)}; they must be as many"
+        )
     for name, items in ((argument, firsts), (f"{argument}_pair", seconds)):
         for index, item in enumerate(items):
             _check_part(f"{name}[{index}]", item, split)
@@ -690,7 +847,9 @@ def _row(name: str, item: Any, split: bool) -> Row:
 
 def _check_part(name: str, item: Any, split: bool) -> None:
     if split and not _is_words(item):
-        raise TypeError(f"{name} must be a list of words (is_split_into_words=True), got {str(item)[:80]!r}")
+        raise TypeError(
+            f"{name} must be a list of words (is_split_into_words=True), got {str(item)[:80]!r}"
+        )
     if not split and not isinstance(item, str):
         raise TypeError(f"{name} must be a str, got {type(item).__name__}: {str(item)[:80]!r}")
 

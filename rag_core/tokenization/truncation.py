@@ -1,4 +1,7 @@
-"""Which rows are padded or cut, and by how much: transformers 4.37.2's rules, free of shared state."""
+"""Which rows are padded or cut, and by how much.
+
+Transformers 4.37.2's rules, free of shared state.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def check_strategies(
     if padding not in _PADDING:
         raise ValueError(f"padding must be True, 'longest', 'max_length' or False, got {padding!r}")
     if truncation is not None and truncation not in _TRUNCATION:
-        raise ValueError(f"truncation must be True, False or one of {sorted(_TRUNCATION, key=str)}, got {truncation!r}")
+        raise ValueError(
+            f"truncation must be True, False or one of {sorted(_TRUNCATION, key=str)}, got "
+            f"{truncation!r}"
+        )
     if max_length is not None and max_length < 0:
         raise ValueError(f"max_length must be 0 or more, got {max_length}")
     pad = _PADDING[padding]
@@ -55,10 +61,15 @@ def check_strategies(
     cut = _TRUNCATION[truncation]
     if limit > _HUGE:
         if pad == "max_length" or cut:
-            logger.warning("padding or truncation to max_length: this tokenizer knows no maximum; pass max_length")
+            logger.warning(
+                "padding or truncation to max_length: this tokenizer knows no maximum; pass "
+                "max_length"
+            )
         return (None if pad == "max_length" else pad), None
     if cut and pad and pad_to_multiple_of and limit % pad_to_multiple_of:
-        raise ValueError(f"max_length {limit} is no multiple of pad_to_multiple_of {pad_to_multiple_of}")
+        raise ValueError(
+            f"max_length {limit} is no multiple of pad_to_multiple_of {pad_to_multiple_of}"
+        )
     return pad, cut
 
 
@@ -80,12 +91,16 @@ class Cut:
 
 
 def fitted(
-    backend: tokenizers.Tokenizer, parts: tuple[tokenizers.Encoding, ...], add_special_tokens: bool, cut: Cut
+    backend: tokenizers.Tokenizer,
+    parts: tuple[tokenizers.Encoding, ...],
+    add_special_tokens: bool,
+    cut: Cut,
 ) -> tokenizers.Encoding:
     """Cuts a text's (or a pair's) encodings without special tokens to fit, and adds these.
 
     Raises:
-        ValueError: the part that may be cut is too short to make the row fit, or the stride too long.
+        ValueError: the part that may be cut is too short to make the row fit, or the stride too
+            long.
     """
     extra = backend.num_special_tokens_to_add(len(parts) == 2) if add_special_tokens else 0
     lengths = [len(part) for part in parts]
@@ -93,7 +108,9 @@ def fitted(
         raise ValueError(_too_long(cut.stride, cut.limit - extra))
     if sum(lengths) + extra > cut.limit:
         check_side(cut.side)
-        for part, length in zip(parts, kept_lengths(lengths, cut.limit - extra, cut.strategy), strict=True):
+        for part, length in zip(
+            parts, kept_lengths(lengths, cut.limit - extra, cut.strategy), strict=True
+        ):
             if cut.stride and 0 < length < len(part) and cut.stride >= length:
                 raise ValueError(_too_long(cut.stride, length))
             part.truncate(length, stride=cut.stride, direction=cut.side)
@@ -101,7 +118,10 @@ def fitted(
 
 
 def _too_long(stride: int, room: int) -> str:
-    return f"stride must be below the {room} tokens that stay of a text, got {stride}. Raise max_length"
+    return (
+        f"stride must be below the {room} tokens that stay of a text, got {stride}. Raise "
+        "max_length"
+    )
 
 
 def check_side(side: str) -> None:
@@ -120,15 +140,19 @@ def kept(ids: list[int], budget: int, strategy: str, side: str) -> list[int]:
 def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
     """How many tokens of each text stay so that the sum is within the budget.
 
-    "longest_first" takes from the longer text until both are as long, then from both; an odd token stays with the one
-    that was longer (the second, if neither was), as the `tokenizers` library has it.
+    "longest_first" takes from the longer text until both are as long, then from both; an odd token
+    stays with the one that was longer (the second, if neither was), as the `tokenizers` library has
+    it.
 
     Raises:
-        ValueError: no budget is left, or the text that `strategy` names is too short to lose that many.
+        ValueError: no budget is left, or the text that `strategy` names is too short to lose that
+            many.
     """
     excess = sum(lengths) - budget
     if budget < 0:
-        raise ValueError(f"max_length leaves no room for the special tokens: it is {-budget} too small")
+        raise ValueError(
+            f"max_length leaves no room for the special tokens: it is {-budget} too small"
+        )
     if excess <= 0:
         return lengths
     if strategy == "longest_first":

@@ -1,4 +1,7 @@
-"""Vocabulary: special tokens, ids and tokens, ids -> text; the half of a Tokenizer that encodes nothing."""
+"""Vocabulary: special tokens, ids and tokens, ids -> text.
+
+The half of a Tokenizer that encodes nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# transformers 4.37.2's clean-up of decoded English, in this order (it shapes the question inside the prompt)
+# transformers 4.37.2's clean-up of decoded English, in this order (it shapes the question inside
+# the prompt)
 CLEAN_UP = (
     (" .", "."),
     (" ?", "?"),
@@ -46,8 +50,10 @@ class Vocabulary:
         model_max_length: tokens a model takes, 1e30 for "not said".
         clean_up_tokenization_spaces: default of `decode`'s argument.
         model_input_names: keys that a call returns.
-        split_special_tokens: read special tokens that are spelled in a text as letters (see `Tokenizer.__call__`).
-        pad_token, bos_token, ...: special tokens or None; each has its `_id`, and setting one sets the other.
+        split_special_tokens: read special tokens that are spelled in a text as letters (see
+            `Tokenizer.__call__`).
+        pad_token, bos_token, ...: special tokens or None; each has its `_id`, and setting one sets
+            the other.
     """
 
     is_fast = True
@@ -77,7 +83,9 @@ class Vocabulary:
         self.model_max_length = int(config.get("model_max_length") or config.get("max_len") or MANY)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", True))
         self.split_special_tokens = bool(config.get("split_special_tokens", False))
-        self.model_input_names = list(config.get("model_input_names") or files.family.model_input_names)
+        self.model_input_names = list(
+            config.get("model_input_names") or files.family.model_input_names
+        )
         self.pad_token_type_id = int(config.get("pad_token_type_id", 0))
         self.additional_special_tokens = list(config[EXTRA])
         for name in SPECIAL_NAMES:
@@ -101,7 +109,9 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         where = self.name_or_path or "memory"
-        return f"{type(self).__name__}({self._files.family.name}, {len(self)} tokens, from {where!r})"
+        return (
+            f"{type(self).__name__}({self._files.family.name}, {len(self)} tokens, from {where!r})"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ID_NAMES:
@@ -113,7 +123,11 @@ class Vocabulary:
                     f"{name} {value!r} is not in the vocabulary; add it first with add_tokens, "
                     f"or add_special_tokens({{{name!r}: {value!r}}})"
                 )
-            object.__setattr__(self, f"{name}_id", None if value is None else self.backend_tokenizer.token_to_id(value))
+            object.__setattr__(
+                self,
+                f"{name}_id",
+                None if value is None else self.backend_tokenizer.token_to_id(value),
+            )
         object.__setattr__(self, name, value)
 
     def _token_of(self, name: str, index: Any) -> str | None:
@@ -122,7 +136,10 @@ class Vocabulary:
         number = int(index) if isinstance(index, Integral) else -1
         token = self.convert_ids_to_tokens(number) if number >= 0 else None
         if token is None:
-            raise ValueError(f"{name} must be an id of the vocabulary, 0 to {len(self) - 1}, or None, got {index!r}")
+            raise ValueError(
+                f"{name} must be an id of the vocabulary, 0 to {len(self) - 1}, or None, got "
+                f"{index!r}"
+            )
         return token
 
     def get_vocab(self) -> dict[str, int]:
@@ -151,14 +168,21 @@ class Vocabulary:
     @property
     def init_kwargs(self) -> dict[str, Any]:
         """The settings, as tokenizer_config.json holds them."""
-        names = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
+        names = (
+            "model_max_length",
+            "padding_side",
+            "truncation_side",
+            "clean_up_tokenization_spaces",
+        )
         special = {name: getattr(self, name) for name in SPECIAL_NAMES}
         return {**self._files.config, **{name: getattr(self, name) for name in names}, **special}
 
     @property
     def do_lower_case(self) -> bool:
         """Whether a BERT lowers what it reads; other families have no such attribute."""
-        lowers = getattr(self.backend_tokenizer.normalizer, "lowercase", self._files.config.get("do_lower_case"))
+        lowers = getattr(
+            self.backend_tokenizer.normalizer, "lowercase", self._files.config.get("do_lower_case")
+        )
         if lowers is None:
             raise AttributeError(f"a tokenizer of {self._files.family.name} has no 'do_lower_case'")
         return bool(lowers)
@@ -166,8 +190,14 @@ class Vocabulary:
     @property
     def special_tokens_map(self) -> dict[str, Any]:
         """The special tokens by name, as special_tokens_map.json holds them."""
-        named = {name: getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None}
-        return {**named, EXTRA: self.additional_special_tokens} if self.additional_special_tokens else named
+        named = {
+            name: getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None
+        }
+        return (
+            {**named, EXTRA: self.additional_special_tokens}
+            if self.additional_special_tokens
+            else named
+        )
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -180,7 +210,9 @@ class Vocabulary:
         """As `special_tokens_map`, with the library's `AddedToken`s in place of texts."""
         extended: dict[str, Any] = {}
         for name, value in self.special_tokens_map.items():
-            extended[name] = [self._added(token) for token in value] if name == EXTRA else self._added(value)
+            extended[name] = (
+                [self._added(token) for token in value] if name == EXTRA else self._added(value)
+            )
         return extended
 
     @property
@@ -189,7 +221,9 @@ class Vocabulary:
         return [self._added(token) for token in self.all_special_tokens]
 
     def _added(self, token: str) -> Any:
-        found = self.backend_tokenizer.get_added_tokens_decoder().get(self.backend_tokenizer.token_to_id(token) or 0)
+        found = self.backend_tokenizer.get_added_tokens_decoder().get(
+            self.backend_tokenizer.token_to_id(token) or 0
+        )
         return found if found is not None and found.content == token else token
 
     @property
@@ -205,15 +239,19 @@ class Vocabulary:
 
     @additional_special_tokens_ids.setter
     def additional_special_tokens_ids(self, ids: Sequence[int]) -> None:
-        self.additional_special_tokens = [self._token_of("additional_special_tokens_ids", index) for index in ids]
+        self.additional_special_tokens = [
+            self._token_of("additional_special_tokens_ids", index) for index in ids
+        ]
 
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
     ) -> int:
-        """Sets special tokens by name, adding to the vocabulary those that it lacks (then resize the model's table).
+        """Sets special tokens by name, adding to the vocabulary those that it lacks (then resize
+        the model's table).
 
         Args:
-            special_tokens_dict: token by name (`{"pad_token": "<pad>"}`); under "additional_special_tokens" a list.
+            special_tokens_dict: token by name (`{"pad_token": "<pad>"}`); under
+                "additional_special_tokens" a list.
             replace_additional_special_tokens: False keeps those that were there.
 
         Returns:
@@ -224,12 +262,15 @@ class Vocabulary:
         """
         if not isinstance(special_tokens_dict, Mapping):
             raise TypeError(
-                f"special_tokens_dict must map names to tokens, got {type(special_tokens_dict).__name__}. "
-                "Write {'additional_special_tokens': [...]}"
+                "special_tokens_dict must map names to tokens, got "
+                f"{type(special_tokens_dict).__name__}. Write {{'additional_special_tokens': "
+                "[...]}"
             )
         unknown = sorted(set(special_tokens_dict) - {*SPECIAL_NAMES, EXTRA})
         if unknown:
-            raise ValueError(f"special_tokens_dict must have keys of {[*SPECIAL_NAMES, EXTRA]}, got {unknown}")
+            raise ValueError(
+                f"special_tokens_dict must have keys of {[*SPECIAL_NAMES, EXTRA]}, got {unknown}"
+            )
         before = len(self)
         for name, value in special_tokens_dict.items():
             tokens = [value] if name in SPECIAL_NAMES else list(value)
@@ -242,27 +283,36 @@ class Vocabulary:
         return len(self) - before
 
     def add_tokens(self, new_tokens: str | Sequence[str], special_tokens: bool = False) -> int:
-        """Adds tokens at the end of the vocabulary (then resize the model's embeddings to `len(tokenizer)`).
+        """Adds tokens at the end of the vocabulary (then resize the model's embeddings to
+        `len(tokenizer)`).
 
         Args:
             new_tokens: one, or several.
-            special_tokens: whether they are left out of decoded texts, as others are that are special.
+            special_tokens: whether they are left out of decoded texts, as others are that are
+                special.
 
         Returns:
             How many were new.
         """
-        listed: list[Any] = list(new_tokens) if isinstance(new_tokens, list | tuple) else [new_tokens]
+        listed: list[Any] = (
+            list(new_tokens) if isinstance(new_tokens, list | tuple) else [new_tokens]
+        )
         before = len(self)
         if special_tokens:
             self.backend_tokenizer.add_special_tokens(listed)
             known = self.all_special_tokens
-            self.additional_special_tokens += [str(token) for token in listed if str(token) not in known]
+            self.additional_special_tokens += [
+                str(token) for token in listed if str(token) not in known
+            ]
         else:
             self.backend_tokenizer.add_tokens(listed)
         return len(self) - before
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Ids of tokens (the unknown token's where there is none); an int for a str, else a list."""
+        """Ids of tokens (the unknown token's where there is none).
+
+        An int for a str, else a list.
+        """
         if isinstance(tokens, str):
             index = self.backend_tokenizer.token_to_id(tokens)
             return self.unk_token_id if index is None else index
@@ -280,13 +330,20 @@ class Vocabulary:
         return [renamed.get(index) or self.backend_tokenizer.id_to_token(index) for index in ids]
 
     def _renamed(self) -> dict[int, str]:
-        """Added tokens, by id, that the library spells as it looks for them (in lower case); not so here."""
+        """Added tokens, by id, that the library spells as it looks for them (in lower case).
+
+        Not so here.
+        """
         backend = self.backend_tokenizer
         state = backend, backend.get_vocab_size()
         known = self.__dict__.get("_known_renamed")
         if known is None or known[0] != state:
             added = backend.get_added_tokens_decoder().items()
-            renamed = {index: token.content for index, token in added if backend.id_to_token(index) != token.content}
+            renamed = {
+                index: token.content
+                for index, token in added
+                if backend.id_to_token(index) != token.content
+            }
             known = self._known_renamed = state, renamed
         return known[1]
 
@@ -318,11 +375,14 @@ class Vocabulary:
         Args:
             token_ids: a list, array or tensor of shape (L,), or one id.
             skip_special_tokens: leave special tokens out.
-            clean_up_tokenization_spaces: remove blanks before punctuation; None for the attribute of that name.
-            spaces_between_special_tokens, use_source_tokenizer: change nothing, as in the fast tokenizers of
-                transformers.
+            clean_up_tokenization_spaces: remove blanks before punctuation; None for the attribute
+                of that name.
+            spaces_between_special_tokens, use_source_tokenizer: change nothing, as in the fast
+                tokenizers of transformers.
         """
-        return self._cleaned(self._text(plain_ids(token_ids), skip_special_tokens), clean_up_tokenization_spaces)
+        return self._cleaned(
+            self._text(plain_ids(token_ids), skip_special_tokens), clean_up_tokenization_spaces
+        )
 
     def batch_decode(
         self,
@@ -333,12 +393,20 @@ class Vocabulary:
         spaces_between_special_tokens: bool = True,
         use_source_tokenizer: bool = False,
     ) -> list[str]:
-        """The texts of B rows of ids (list of lists, array or tensor of shape (B, L)); arguments as of `decode`."""
-        rows = [plain_ids(row) for row in (sequences if isinstance(sequences, list | tuple) else to_numpy(sequences))]
+        """The texts of B rows of ids (list of lists, array or tensor of shape (B, L)).
+
+        Arguments as of `decode`.
+        """
+        rows = [
+            plain_ids(row)
+            for row in (sequences if isinstance(sequences, list | tuple) else to_numpy(sequences))
+        ]
         if self._renamed():
             texts = [self._text(row, skip_special_tokens) for row in rows]
         else:
-            texts = self.backend_tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+            texts = self.backend_tokenizer.decode_batch(
+                rows, skip_special_tokens=skip_special_tokens
+            )
         return [self._cleaned(text, clean_up_tokenization_spaces) for text in texts]
 
     def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
@@ -346,9 +414,15 @@ class Vocabulary:
         if self._renamed().keys().isdisjoint(ids):
             return backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if skip_special_tokens:
-            special = {index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+            special = {
+                index
+                for index, token in backend.get_added_tokens_decoder().items()
+                if token.special
+            }
             ids = [index for index in ids if index not in special]
-        return self.convert_tokens_to_string([token for token in self._tokens(ids) if token is not None])
+        return self.convert_tokens_to_string(
+            [token for token in self._tokens(ids) if token is not None]
+        )
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Joins tokens into text as `decode` does, without clean-up."""
@@ -361,7 +435,11 @@ class Vocabulary:
         return clean_up_tokenization(out_string)
 
     def _cleaned(self, text: str, clean: bool | None) -> str:
-        return clean_up_tokenization(text) if (self.clean_up_tokenization_spaces if clean is None else clean) else text
+        return (
+            clean_up_tokenization(text)
+            if (self.clean_up_tokenization_spaces if clean is None else clean)
+            else text
+        )
 
 
 def clean_up_tokenization(text: str) -> str:
@@ -382,15 +460,19 @@ def plain_ids(value: Any) -> list[int]:
     except TypeError as error:
         raise TypeError(f"token ids must be integers, got {str(value)[:80]}") from error
     if value and min(value) < 0:
-        raise ValueError(f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id first")
+        raise ValueError(
+            f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id "
+            "first"
+        )
     return value
 
 
 def within_table(ids: Any, size: int | None, tokenizer: Any) -> Any:
     """Ids with the unknown token in place of special tokens that a model's table lacks.
 
-    A text may spell such a token ("<mask>" where the model was saved without it). Ids beyond the table that are no
-    special tokens stay: then the tokenizer belongs to another model, which is an error.
+    A text may spell such a token ("<mask>" where the model was saved without it). Ids beyond the
+    table that are no special tokens stay: then the tokenizer belongs to another model, which is an
+    error.
 
     Args:
         ids: rows of ids, an array or a tensor.
@@ -410,23 +492,34 @@ def within_table(ids: Any, size: int | None, tokenizer: Any) -> Any:
         return ids
     unknown = getattr(tokenizer, "unk_token_id", None)
     added = getattr(tokenizer, "added_tokens_decoder", {}).items()
-    special = {*getattr(tokenizer, "all_special_ids", ()), *(index for index, token in added if token.special)}
+    special = {
+        *getattr(tokenizer, "all_special_ids", ()),
+        *(index for index, token in added if token.special),
+    }
     beyond = np.isin(array, sorted(index for index in special if index >= size))
     if not beyond.any() or unknown is None or not 0 <= unknown < size:
         return ids
     spelled = tokenizer.convert_ids_to_tokens(np.unique(array[beyond]).tolist())
     _warn_once(
-        f"a text spells special tokens that the model's table of {size} ids lacks, {spelled}: they are read as "
-        f"{tokenizer.unk_token!r}. With split_special_tokens=True the tokenizer reads them as letters"
+        f"a text spells special tokens that the model's table of {size} ids lacks, {spelled}: "
+        f"they are read as {tokenizer.unk_token!r}. With split_special_tokens=True the tokenizer "
+        "reads them as letters"
     )
     fitting = np.where(beyond, unknown, array)
     return fitting.tolist() if isinstance(ids, list) else fitting
 
 
 def encoded_within(
-    encoded: Any, size: int | None, tokenizer: Any, return_tensors: str | None, key: str = "input_ids"
+    encoded: Any,
+    size: int | None,
+    tokenizer: Any,
+    return_tensors: str | None,
+    key: str = "input_ids",
 ) -> Any:
-    """An encoding, or what a retriever returned, with `within_table` done to its ids; a copy if that changes them."""
+    """An encoding, or what a retriever returned, with `within_table` done to its ids.
+
+    A copy if that changes them.
+    """
     fitting = within_table(encoded[key], size, tokenizer)
     if fitting is encoded[key]:
         return encoded

@@ -1,8 +1,9 @@
-"""Byte-level BPE word by word: the ids of a word never depend on its neighbours, so that each is worked out once.
+"""Byte-level BPE word by word: the ids of a word never depend on its neighbours, so that each is
+worked out once.
 
-Most of what the `tokenizers` library does for a text of BART or GPT-2 is finding where its words begin. Python's `re`
-does that faster for the characters that it and the library are known to class alike; all other texts are left to the
-library.
+Most of what the `tokenizers` library does for a text of BART or GPT-2 is finding where its words
+begin. Python's `re` does that faster for the characters that it and the library are known to class
+alike; all other texts are left to the library.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tokenizers
 
-_LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03c9"  # Latin, Greek
+# Latin, Greek
+_LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03c9"
 _SPACES = r" \t\n\v\f\r"
-# ASCII that prints, letters, some signs, dashes and quotation marks; no other spaces, digits or marks that combine.
-_KNOWN = re.compile(rf"[!-~{_SPACES}{_LETTERS}\u00a3\u00b0\u00d7\u00f7\u2010-\u2027\u2032\u2033\u20ac\u2212]*")
+# ASCII that prints, letters, some signs, dashes and quotation marks; no other spaces, digits or
+# marks that combine.
+_KNOWN = re.compile(
+    rf"[!-~{_SPACES}{_LETTERS}\u00a3\u00b0\u00d7\u00f7\u2010-\u2027\u2032\u2033\u20ac\u2212]*"
+)
 # The pattern of GPT-2, for those characters.
 _WORD = re.compile(
     rf"'(?:s|t|re|ve|m|ll|d)| ?[{_LETTERS}]+| ?[0-9]+| ?[^{_SPACES}{_LETTERS}0-9]+"
     rf"|[{_SPACES}]+(?![^{_SPACES}])|[{_SPACES}]+"
 )
 _MOST = 1 << 16  # words kept
-_SHOWN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}  # bytes that byte-level BPE writes as they are
+# bytes that byte-level BPE writes as they are
+_SHOWN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _HIDDEN = {byte: 0x100 + number for number, byte in enumerate(sorted({*range(0x100)} - _SHOWN))}
 
 
@@ -38,15 +44,22 @@ class Words:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
         self._ids: dict[str, list[int]] = {}
-        alone, single = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        alone, single = (
+            backend.encode("a", add_special_tokens=special).ids for special in (False, True)
+        )
         first = single.index(alone[0], 0) if alone else 0
         self.before, self.after = single[:first], single[first + len(alone) :]
 
     def encode(self, texts: Sequence[str]) -> list[list[int] | None]:
         """The ids of each text without special tokens; None where only the library knows them."""
-        added = [re.escape(token.content) for token in self.backend.get_added_tokens_decoder().values()]
+        added = [
+            re.escape(token.content) for token in self.backend.get_added_tokens_decoder().values()
+        ]
         special = re.compile("|".join(added) or "(?!)")
-        split = [_WORD.findall(text) if _KNOWN.fullmatch(text) and not special.search(text) else None for text in texts]
+        split = [
+            _WORD.findall(text) if _KNOWN.fullmatch(text) and not special.search(text) else None
+            for text in texts
+        ]
         if len(self._ids) > _MOST:
             self._ids = {}
         ids = self._ids
@@ -54,7 +67,10 @@ class Words:
         for word in {word for words in split for word in words or () if word not in ids}:
             letters = word.encode().decode("latin-1").translate(_HIDDEN)
             ids[word] = [token.id for token in model.tokenize(letters)]
-        return [None if words is None else [one for word in words for one in ids[word]] for words in split]
+        return [
+            None if words is None else [one for word in words for one in ids[word]]
+            for words in split
+        ]
 
 
 def splits_alike(backend: tokenizers.Tokenizer) -> bool:

@@ -20,11 +20,19 @@ TOKENIZER_FILES = (
     *VOCABULARY_FILES,
 )
 # written by transformers 5 about where a folder came from; untrue of the copy
-_STALE = ("is_local", "local_files_only", "name_or_path", "special_tokens_map_file", "tokenizer_file", "backend")
+_STALE = (
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "backend",
+)
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
-    """Writes tokenizer.json, the vocabulary files, tokenizer_config.json and special_tokens_map.json.
+    """Writes tokenizer.json, the vocabulary files, tokenizer_config.json and
+    special_tokens_map.json.
 
     Args:
         tokenizer: what to write.
@@ -41,8 +49,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
         (folder / name).write_bytes(source)
         names.append(name)
     special = tokenizer.special_tokens_map
-    config: dict[str, Any] = {key: value for key, value in files.config.items() if key not in _STALE}
-    config.update({name: getattr(tokenizer, name) for name in (*SPECIAL_NAMES, EXTRA)})  # null where there is none
+    config: dict[str, Any] = {
+        key: value for key, value in files.config.items() if key not in _STALE
+    }
+    # null where there is none
+    config.update({name: getattr(tokenizer, name) for name in (*SPECIAL_NAMES, EXTRA)})
     if tokenizer.split_special_tokens or "split_special_tokens" in config:
         config["split_special_tokens"] = tokenizer.split_special_tokens
     config.update(
@@ -65,13 +76,19 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
         tokenizer_class=_class_name(config.get("tokenizer_class"), files.family.tokenizer_class),
     )
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        (folder / name).write_text(
+            json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+        )
         names.append(name)
     return names
 
 
 def _class_name(declared: str | None, family: str) -> str:
-    # transformers 5 names BART's tokenizer RobertaTokenizer, and unknown ones TokenizersBackend, which 4.x lacks
+    # transformers 5 names BART's tokenizer RobertaTokenizer, and unknown ones TokenizersBackend,
+    # which 4.x lacks
     declared = str(declared)
-    known = declared.startswith("DPR") or declared.removesuffix("Fast") in ("RobertaTokenizer", family)
+    known = declared.startswith("DPR") or declared.removesuffix("Fast") in (
+        "RobertaTokenizer",
+        family,
+    )
     return declared if known else family

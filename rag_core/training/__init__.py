@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "data": ["Example", "TrainingConfig", "TrainingReport", "batches", "checked_state", "read_examples"],
+        "data": [
+            "Example",
+            "TrainingConfig",
+            "TrainingReport",
+            "batches",
+            "checked_state",
+            "read_examples",
+        ],
         "loop": ["RunFiles", "finished_before", "run_steps", "source_fingerprint"],
     },
 )

@@ -1,7 +1,8 @@
-"""The decisions of joint fine-tuning: what is trained on, in which order, how fast, and what a run leaves on disk.
+"""The decisions of joint fine-tuning: what is trained on, in which order, how fast, and what a run
+leaves on disk.
 
-Everything here is a pure function of the settings and the step number, which is what makes a resumed run equal an
-uninterrupted one. Lewis et al. 2020, section 2.4.
+Everything here is a pure function of the settings and the step number, which is what makes a
+resumed run equal an uninterrupted one. Lewis et al. 2020, section 2.4.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ class TrainingConfig:
         accumulation: forward passes an optimizer step.
         learning_rate: peak, for the generator.
         question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
-        warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None = a tenth of all steps, 100 at
-            most.
+        warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None = a tenth
+            of all steps, 100 at most.
         weight_decay: AdamW's, on matrices (not on biases and norms).
         beta2: AdamW's second moment decay.
         max_grad_norm: gradients are clipped to this norm over all parameters.
-        question_encoder: "all", "projection" (its `encode_proj` only) or "frozen". Document vectors never change.
-        on_collapse: "stop" ends the run with an error where the question encoder has come to ask for the same few
-            documents whatever the question, "warn" goes on and says so in the report (`TrainingReport.notes`).
+        question_encoder: "all", "projection" (its `encode_proj` only) or "frozen". Document vectors
+            never change.
+        on_collapse: "stop" ends the run with an error where the question encoder has come to ask
+            for the same few documents whatever the question, "warn" goes on and says so in the
+            report (`TrainingReport.notes`).
         mixed_precision: None (float32), "bf16" or "fp16" (a GPU only; with loss scaling).
         n_docs: documents a question; None = the model's.
         label_smoothing: None = the model's.
@@ -56,7 +59,8 @@ class TrainingConfig:
         log_every: steps between log lines.
 
     Raises:
-        TypeError, ValueError: naming the setting, the rule and what came. None is a setting's default.
+        TypeError, ValueError: naming the setting, the rule and what came. None is a setting's
+            default.
     """
 
     steps: int | None = None
@@ -84,12 +88,16 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = checks.option(_RULES[each.name], each.name, getattr(self, each.name), each.default)
+            value = checks.option(
+                _RULES[each.name], each.name, getattr(self, each.name), each.default
+            )
             object.__setattr__(self, each.name, value)
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
-        return self.steps or max(1, round(self.epochs * examples / (self.batch_size * self.accumulation)))
+        return self.steps or max(
+            1, round(self.epochs * examples / (self.batch_size * self.accumulation))
+        )
 
     def warmup(self, total_steps: int) -> int:
         """Steps of rising learning rate in a run of so many steps."""
@@ -134,8 +142,9 @@ class Example:
         question: as typed.
         answers: at least one.
         passage: (title, text) to answer from; None = the documents that are retrieved.
-        answerable: False says that the passage does not hold the answer: the generator is then to predict its mask
-            token in place of every token of the answer, so that with RAG the passage leaves the word to others.
+        answerable: False says that the passage does not hold the answer: the generator is then to
+            predict its mask token in place of every token of the answer, so that with RAG the
+            passage leaves the word to others.
     """
 
     question: str
@@ -145,10 +154,12 @@ class Example:
 
 
 def read_examples(path: str | PathLike[str]) -> list[Example]:
-    """Read a qa.jsonl: one `{"question": ..., "answer": ...}` a line; "answer" may be a list, "answers" is a synonym.
+    """Read a qa.jsonl: one `{"question": ..., "answer": ...}` a line; "answer" may be a list,
+    "answers" is a synonym.
 
-    A line may bring its own `"passage": {"title": ..., "text": ...}`, which is then read in place of retrieved ones,
-    and say with `"answerable": false` that the answer is not in it (see `Example`).
+    A line may bring its own `"passage": {"title": ..., "text": ...}`, which is then read in place
+    of retrieved ones, and say with `"answerable": false` that the answer is not in it (see
+    `Example`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -163,7 +174,10 @@ def read_examples(path: str | PathLike[str]) -> list[Example]:
             place = f"{path}:{number}"
             examples.append(_example(parse_object(line, place, first=not examples), place))
     if not examples:
-        raise ValueError(f"{path}: no question in it; expected lines like " + '{"question": "...", "answer": "..."}')
+        raise ValueError(
+            f"{path}: no question in it; expected lines like "
+            + '{"question": "...", "answer": "..."}'
+        )
     return examples
 
 
@@ -171,21 +185,33 @@ def _example(record: dict[str, Any], place: str) -> Example:
     question, answers = record.get("question"), record.get("answer", record.get("answers"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f'{place}: "question" must be a text that is not empty, got {_came(record, "question")}')
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise ValueError(
+            f'{place}: "question" must be a text that is not empty, got {_came(record, "question")}'
+        )
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(a, str) and a.strip() for a in answers)
+    ):
         came = _came(record, "answer", "answers")
-        raise ValueError(f'{place}: "answer" must be a text or a list of texts, none of them empty, got {came}')
+        raise ValueError(
+            f'{place}: "answer" must be a text or a list of texts, none of them empty, got {came}'
+        )
     passage = record.get("passage")
     if passage is not None:
         if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
-            raise ValueError(f'{place}: "passage" must be an object with title and text, got {passage!r}')
+            raise ValueError(
+                f'{place}: "passage" must be an object with title and text, got {passage!r}'
+            )
         title = passage.get("title")
         if not isinstance(title, str | None):
             raise ValueError(f'{place}: "title" of "passage" must be a text, got {title!r}')
         passage = (title or "", passage["text"])
     answerable = record.get("answerable", True)
     if not isinstance(answerable, bool) or (passage is None and not answerable):
-        raise ValueError(f'{place}: "answerable" must be true, or false beside a "passage", got {answerable!r}')
+        raise ValueError(
+            f'{place}: "answerable" must be true, or false beside a "passage", got {answerable!r}'
+        )
     for name, texts in (("question", [question]), ("answer", answers), ("passage", passage or ())):
         for text in texts:
             check_text(text, place, f'"{name}"')
@@ -201,14 +227,18 @@ def _came(record: dict[str, Any], *names: str) -> str:
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear rise, then linear decay that ends at 0."""
+    """Share of the peak learning rate at `step` (from 0).
+
+    Linear rise, then linear decay that ends at 0.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
 
 class DataOrder:
-    """Which examples each forward pass sees: a fresh permutation every epoch, known from the seed alone.
+    """Which examples each forward pass sees: a fresh permutation every epoch, known from the seed
+    alone.
 
     Args:
         size: number of examples.
@@ -226,12 +256,18 @@ class DataOrder:
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, self.size)
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            self._epoch, self._permutation = (
+                epoch,
+                np.random.default_rng((self.seed, epoch)).permutation(self.size),
+            )
         return int(self._permutation[offset])
 
 
 def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued: the settings that shape the run, and the examples."""
+    """What must be equal for a checkpoint to be continued.
+
+    The settings that shape the run, and the examples.
+    """
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(example).encode())
@@ -253,18 +289,28 @@ def checked_state(state: dict[str, Any], path: str | PathLike[str]) -> dict[str,
         DamagedFileError: what a run needs to go on is missing or of another kind.
     """
     wanted = {"fingerprint": dict, "report": dict, "sums": dict, "scaler": dict | None}
-    wrong = [name for name, kind in wanted.items() if name not in state or not isinstance(state[name], kind)]
-    numbers = [value for value in (state.get("scaler") or {}).values() if type(value) not in (int, float)]
+    wrong = [
+        name
+        for name, kind in wanted.items()
+        if name not in state or not isinstance(state[name], kind)
+    ]
+    numbers = [
+        value for value in (state.get("scaler") or {}).values() if type(value) not in (int, float)
+    ]
     if wrong or numbers or not _is_report(state["report"]):
         what = ", ".join(wrong) or ("scaler" if numbers else "report")
-        raise DamagedFileError(f"{path} is no checkpoint of a training run, or damaged ({what}). Remove it.")
+        raise DamagedFileError(
+            f"{path} is no checkpoint of a training run, or damaged ({what}). Remove it."
+        )
     return state
 
 
 def _is_report(values: dict[str, Any]) -> bool:
     """Whether numbers are where `TrainingReport` has numbers."""
     apart = ("history", "run")
-    numbers = {name: value for name, value in values.items() if name not in apart and value is not None}
+    numbers = {
+        name: value for name, value in values.items() if name not in apart and value is not None
+    }
     history = values.get("history", [])
     if (
         not isinstance(values.get("run"), dict | None)
@@ -273,11 +319,18 @@ def _is_report(values: dict[str, Any]) -> bool:
     ):
         return False
     counts = [numbers[name] for name in ("steps", "collapsed_at") if name in numbers]
-    given = [*numbers.values(), *(value for line in history for value in line.values() if value is not None)]
-    return all(type(each) is int for each in counts) and all(type(each) in (int, float) for each in given)
+    given = [
+        *numbers.values(),
+        *(value for line in history for value in line.values() if value is not None),
+    ]
+    return all(type(each) is int for each in counts) and all(
+        type(each) in (int, float) for each in given
+    )
 
 
-def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], folder: str | PathLike[str]) -> None:
+def check_fingerprint(
+    found: dict[str, Any], wanted: dict[str, Any], folder: str | PathLike[str]
+) -> None:
     """Refuse to continue another run.
 
     Raises:
@@ -285,8 +338,12 @@ def check_fingerprint(found: dict[str, Any], wanted: dict[str, Any], folder: str
     """
     names = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
     if names:
-        rows = "; ".join(f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names)
-        raise ValueError(f"{folder} belongs to another run ({rows}). Remove it, or choose another output folder.")
+        rows = "; ".join(
+            f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in names
+        )
+        raise ValueError(
+            f"{folder} belongs to another run ({rows}). Remove it, or choose another output folder."
+        )
 
 
 # A loss that fell by less than this share says that next to nothing was learned.
@@ -299,15 +356,17 @@ class TrainingReport:
 
     Attributes:
         steps: optimizer steps done.
-        history: the log lines, in order: step, loss (nats a token), learning_rate, distinct_documents (share of
-            documents retrieved in the batch that differ), posterior_entropy and prior_entropy (nats), and where
-            validated exact_match.
+        history: the log lines, in order: step, loss (nats a token), learning_rate,
+            distinct_documents (share of documents retrieved in the batch that differ),
+            posterior_entropy and prior_entropy (nats), and where validated exact_match.
         exact_match: of the last validation; None without validation questions.
         seconds: wall time, summed over resumed parts.
         first_loss: of the first step, nats a token.
-        distinct_at_start: share of different documents among those that the run's first questions found.
+        distinct_at_start: share of different documents among those that the run's first questions
+            found.
         collapsed_at: the step at which retrieval was seen to have collapsed; None if it was not.
-        run: of a finished run, the settings and examples that it was, by which the same run is known again.
+        run: of a finished run, the settings and examples that it was, by which the same run is
+            known again.
     """
 
     steps: int = 0
@@ -320,23 +379,32 @@ class TrainingReport:
     run: dict[str, Any] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """What a person should know before using the model: that it hardly learned, that retrieval collapsed."""
+        """What a person should know before using the model.
+
+        That it hardly learned, that retrieval collapsed.
+        """
         notes = [] if self.collapsed_at is None else [self.collapse()]
         last = self.history[-1]["loss"] if self.history else None
-        if last is not None and self.first_loss is not None and last > (1 - _LEARNED) * self.first_loss:
+        if (
+            last is not None
+            and self.first_loss is not None
+            and last > (1 - _LEARNED) * self.first_loss
+        ):
             notes.append(
-                f"The loss went from {self.first_loss:.2f} to {last:.2f} nats a token in {self.steps} steps: the model "
-                "has hardly learned. Train longer (steps, epochs) or faster (learning_rate)."
+                f"The loss went from {self.first_loss:.2f} to {last:.2f} nats a token in "
+                f"{self.steps} steps: the model has hardly learned. Train longer (steps, epochs) "
+                "or faster (learning_rate)."
             )
         return notes
 
     def collapse(self) -> str:
         """What a collapse of retrieval is, and what to do."""
         return (
-            f"Retrieval collapsed by step {self.collapsed_at}: whatever the question, the same few documents are found "
-            f"({self.distinct_at_start:.0%} of them differed at the start). Leave the question encoder as it is "
-            "(question_encoder 'frozen'), or let it learn slower (question_encoder_learning_rate, a tenth or less of "
-            "learning_rate), and start again in another folder. on_collapse 'warn' goes on all the same."
+            f"Retrieval collapsed by step {self.collapsed_at}: whatever the question, the same "
+            f"few documents are found ({self.distinct_at_start:.0%} of them differed at the "
+            "start). Leave the question encoder as it is (question_encoder 'frozen'), or let it "
+            "learn slower (question_encoder_learning_rate, a tenth or less of learning_rate), and "
+            "start again in another folder. on_collapse 'warn' goes on all the same."
         )
 
     @classmethod

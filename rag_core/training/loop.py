@@ -1,4 +1,6 @@
-"""The steps of a training run, for both backends, what it leaves on disk, and the signs that it goes wrong."""
+"""The steps of a training run, for both backends, what it leaves on disk, and the signs that it
+goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from rag_core.checkpoint import CHECKPOINT_PATTERNS, weight_files
-from rag_core.hub import DamagedFileError, atomic_folder, check_writable, clear, read_json, resolve_file
+from rag_core.hub import (
+    DamagedFileError,
+    atomic_folder,
+    check_writable,
+    clear,
+    read_json,
+    resolve_file,
+)
 from rag_core.knowledge import FILE as MANIFEST
 from rag_core.knowledge import describe, spots
 from rag_core.metrics import distinct_document_ratio
@@ -44,14 +53,16 @@ class RetrievalCollapse(ValueError):
 
 
 class CollapseWatch:
-    """Watches how many different documents the questions of a run find (paper, appendix on retrieval collapse).
+    """Watches how many different documents the questions of a run find (paper, appendix on
+    retrieval collapse).
 
-    Questions are taken in groups of eight or more. Where three groups in a row find at most a quarter of different
-    documents, and at most half as many as the first group of the run did, retrieval has collapsed: a small knowledge
-    base alone does not look like that.
+    Questions are taken in groups of eight or more. Where three groups in a row find at most a
+    quarter of different documents, and at most half as many as the first group of the run did,
+    retrieval has collapsed: a small knowledge base alone does not look like that.
 
     Args:
-        report: keeps what the first group found, so that a resumed run sees what an uninterrupted one does.
+        report: keeps what the first group found, so that a resumed run sees what an uninterrupted
+            one does.
     """
 
     def __init__(self, report: TrainingReport) -> None:
@@ -101,7 +112,8 @@ class Run(Protocol):
 
 
 class RunFiles:
-    """What a run reads from and writes to its folder: checkpoints while it goes on, in the end the model in one go.
+    """What a run reads from and writes to its folder: checkpoints while it goes on, in the end the
+    model in one go.
 
     Attributes:
         source: fingerprints of what the run started from, where it started from files.
@@ -131,7 +143,10 @@ class RunFiles:
         raise NotImplementedError
 
     def resume(self) -> float:
-        """Goes on from the checkpoint in `out`, if there is one; returns the seconds spent before."""
+        """Goes on from the checkpoint in `out`, if there is one.
+
+        Returns the seconds spent before.
+        """
         if self.out is None:
             return 0.0
         clear(self.out)
@@ -140,7 +155,11 @@ class RunFiles:
             return 0.0
         state = self.load_state(path, self.parameters, self.optimizer, self.scaler)
         try:
-            found, report, sums = state["fingerprint"], TrainingReport.from_dict(state["report"]), state["sums"]
+            found, report, sums = (
+                state["fingerprint"],
+                TrainingReport.from_dict(state["report"]),
+                state["sums"],
+            )
             if not isinstance(found, dict) or set(sums) != {*_SUMS, "ids"}:
                 raise TypeError("no such entries")
             sums["ids"] = [np.asarray(ids, np.int64).tolist() for ids in sums["ids"]]
@@ -155,7 +174,9 @@ class RunFiles:
         return self.report.seconds
 
     def restore(self, window: Any) -> None:
-        """Puts the sums of a checkpoint into a fresh window, so that the next log line is about all of its steps."""
+        """Puts the sums of a checkpoint into a fresh window, so that the next log line is about
+        all of its steps.
+        """
         sums, self._sums = self._sums, None
         for name, value in (sums or {}).items():
             setattr(window, name, [np.asarray(ids) for ids in value] if name == "ids" else value)
@@ -164,12 +185,17 @@ class RunFiles:
         """Writes a checkpoint."""
         if self.out is None:
             return
-        sums = {name: getattr(window, name) for name in _SUMS} | {"ids": [ids.tolist() for ids in window.ids]}
+        sums = {name: getattr(window, name) for name in _SUMS} | {
+            "ids": [ids.tolist() for ids in window.ids]
+        }
         state = {"report": asdict(self.report), "fingerprint": self._fingerprint(), "sums": sums}
         self.save_state(self.out / CHECKPOINT, self.parameters, self.optimizer, self.scaler, state)
 
     def finish(self) -> None:
-        """Puts the tuned model in the checkpoint's place, all of it at once: a part would be no end and no middle."""
+        """Puts the tuned model in the checkpoint's place, all of it at once.
+
+        A part would be no end and no middle.
+        """
         if self.out is None:
             return
         self.report.run = run_of(self._fingerprint(), self.validation)
@@ -196,7 +222,10 @@ def source_fingerprint(model: str | Path, kb: str | Path) -> dict[str, str]:
     digest = hashlib.sha256(resolve_file(model, "config.json").read_bytes())
     for path in weight_files(model):
         digest.update(f"{path.stat().st_size} {spots(path)}".encode())
-    return {"model_sha256": digest.hexdigest(), "kb_sha256": describe(Path(kb) / MANIFEST)["sha256"]}
+    return {
+        "model_sha256": digest.hexdigest(),
+        "kb_sha256": describe(Path(kb) / MANIFEST)["sha256"],
+    }
 
 
 def finished_before(
@@ -206,7 +235,8 @@ def finished_before(
     validation: Sequence[Example],
     source: Mapping[str, Any],
 ) -> TrainingReport | None:
-    """The report of the same run where `out` holds its model already; None where there is something left to do.
+    """The report of the same run where `out` holds its model already; None where there is something
+    left to do.
 
     Raises:
         FileExistsError: `out` is a file or holds another model.
@@ -223,8 +253,12 @@ def finished_before(
         report = TrainingReport.from_dict(read_json(out / REPORT))
     except (OSError, TypeError, ValueError):
         report = TrainingReport()
-    if report.run != run_of({**fingerprint(examples, config), **source}, validation[: config.validation_size]):
-        raise FileExistsError(f"{out} holds a model already: choose another folder for the tuned one")
+    if report.run != run_of(
+        {**fingerprint(examples, config), **source}, validation[: config.validation_size]
+    ):
+        raise FileExistsError(
+            f"{out} holds a model already: choose another folder for the tuned one"
+        )
     return report
 
 
@@ -253,7 +287,9 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
         logs = (step + 1) % config.log_every == 0 or step + 1 == run.total
         questions = config.batch_size * config.accumulation
         passes = len(window.ids)
-        run.step([run.examples[row] for row in order.rows(step * questions, questions)], window, logs)
+        run.step(
+            [run.examples[row] for row in order.rows(step * questions, questions)], window, logs
+        )
         if step == 0:
             report.first_loss = window.line()["loss"]
         report.steps = step + 1
@@ -267,15 +303,25 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
         if validates:
             report.exact_match = run.validate()
         if logs or validates:
-            line: dict[str, float] = {"step": step + 1, "learning_rate": config.learning_rate * factor}
+            line: dict[str, float] = {
+                "step": step + 1,
+                "learning_rate": config.learning_rate * factor,
+            }
             line |= window.line()
             if validates and report.exact_match is not None:
                 line["exact_match"] = report.exact_match
             report.history.append(line)
-            bar.set_postfix({name: f"{line[name]:.3f}" for name in line if name not in ("step", "learning_rate")})
+            bar.set_postfix(
+                {
+                    name: f"{line[name]:.3f}"
+                    for name in line
+                    if name not in ("step", "learning_rate")
+                }
+            )
             window = run.window()
         saves = config.save_every and (step + 1) % config.save_every == 0 and step + 1 < run.total
         if run.out is not None and saves:
             report.seconds = seconds()
             run.save(window)
-            watch = CollapseWatch(report)  # a run that goes on from here has seen no more than this one from here on
+            # a run that goes on from here has seen no more than this one from here on
+            watch = CollapseWatch(report)
