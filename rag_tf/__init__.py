@@ -28,7 +28,7 @@ _HOMES = {
     "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
     "encoders": ["load_encoder"],
     "export": ["export_saved_model"],
-    "graphs": ["clear_graphs", "graph_memory", "once", "set_graph_memory"],
+    "graph": ["clear_graphs", "graph_memory", "once", "set_graph_memory"],
     "training": ["TrainingConfig", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -25,7 +25,7 @@ from rag_tf.decoding import (
     generate_token,
     running,
 )
-from rag_tf.graphs import Graph
+from rag_tf.graph import Graph
 from rag_tf.marginalize import doc_log_probs, token_joint
 from rag_tf.step_decoder import encode_distinct, trim
 

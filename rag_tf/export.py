@@ -23,8 +23,7 @@ from rag_core.generation import (
 )
 from rag_core.hub import atomic_folder, clear
 from rag_tf.decoding import running
-from rag_tf.graph_decoding import sequence_graph, token_graph
-from rag_tf.graph_rules import GraphRules
+from rag_tf.graph import GraphRules, sequence_graph, token_graph
 from rag_tf.seq2seq import Generator
 
 _Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]

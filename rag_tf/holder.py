@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from rag_core.checkpoint import needs_float32, with_ties
 from rag_tf import weights as tensors
-from rag_tf.graphs import Graph
+from rag_tf.graph import Graph
 
 Holder = TypeVar("Holder", bound="WeightHolder")
 

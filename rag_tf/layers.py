@@ -110,7 +110,7 @@ class DecodeState:
     """What decoding keeps between steps: each context's cross-attention, and the beams'
     self-attention.
 
-    It may be an argument of a `graphs.Graph` as it is; inside, its numbers are tensors. A graph
+    It may be an argument of a `Graph` as it is; inside, its numbers are tensors. A graph
     cannot change the state outside of it, so it returns `cache`, and `finish` takes that over.
 
     Attributes:

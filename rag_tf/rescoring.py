@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import Candidates, Finished, PrefixTree, prefix_tree
-from rag_tf.graphs import Graph
+from rag_tf.graph import Graph
 from rag_tf.layers import DecodeState, Tree
 from rag_tf.marginalize import logsumexp, sequence_joint, target_log_probs
 from rag_tf.modules import widen

@@ -30,8 +30,7 @@ from rag_core.generation import (
     sampling_warps,
 )
 from rag_tf.contexts import checked_ids, facts, table_size
-from rag_tf.graph_loop import searched
-from rag_tf.graphs import Graph
+from rag_tf.graph import Graph, searched
 from rag_tf.marginalize import logsumexp
 from rag_tf.step_decoder import Decoder, placed
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, normalised

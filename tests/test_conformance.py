@@ -137,7 +137,7 @@ def test_a_planted_fault_is_found_where_it_is(name, backend, healthy, monkeypatc
     fault, expected, models = FAULTS[name], healthy(name), Models(backend, "float64")
     if backend == "tf":  # a graph used once costs more than it saves
         monkeypatch.setattr(
-            room("rag_tf")("graphs").Graph, "__call__", lambda graph, *args: graph.function(*args)
+            room("rag_tf")("graph").Graph, "__call__", lambda graph, *args: graph.function(*args)
         )
     tracer = models.tracer(fault.structure, fault.head)
 

@@ -67,7 +67,8 @@ def test_every_name_rag_torch_offers_loads_and_tensorflow_stays_out():
 @pytest.mark.backend("tf")
 def test_every_name_and_file_of_rag_tf_loads_and_torch_stays_out():
     """The names of transformers' TensorFlow classes are the same objects."""
-    rooms = ", ".join(f"rag_tf.{path.stem}" for path in sorted((ROOT / "rag_tf").glob("[a-z]*.py")))
+    files = sorted((ROOT / "rag_tf").rglob("[a-z]*.py"))
+    rooms = ", ".join(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
     same = (
         "[name for name in rag_tf.__all__ if name[:2] == 'TF' and found[name] is not "
         "found[name[2:]]]"

@@ -19,9 +19,9 @@ from rag_core.generation.logits_rules import StepRules
 from rag_core.parity.seeded import seeded_weights
 from rag_tf.export import export_saved_model
 from rag_tf.foreign import ForeignGenerator
-from rag_tf.graph_decoding import _candidates
-from rag_tf.graph_parts import Found
-from rag_tf.graph_search import search
+from rag_tf.graph.beam import search
+from rag_tf.graph.decoding import _candidates
+from rag_tf.graph.state import Found
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 V, HASHES = 9, 13

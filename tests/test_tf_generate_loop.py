@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig
 from rag_core.parity.seeded import seeded_weights
-from rag_tf import clear_graphs, graph_memory, graphs, once, set_graph_memory, step_loop
+from rag_tf import clear_graphs, graph_memory, once, set_graph_memory, step_loop
+from rag_tf.graph import Graph, function
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 
 BART = {
@@ -201,13 +202,13 @@ def test_graphs_take_no_more_memory_than_allowed_and_none_is_made_for_more_optio
 ):
     model, given = models["token"], contexts(1, 1, 4)
     clear_graphs()
-    monkeypatch.setattr(graphs._KEPT, "limit", math.inf)
+    monkeypatch.setattr(function._KEPT, "limit", math.inf)
 
     def kept(*bans):
         for ban in bans:
             model.generate(**given, num_beams=1, max_length=3, suppress_tokens=[ban])
         graph = model.generator._graphs["search"]
-        assert sum(trace.size for trace in graphs._KEPT.traces) == graphs._KEPT.size
+        assert sum(trace.size for trace in function._KEPT.traces) == function._KEPT.size
         return {
             plan.options.suppress_tokens[0]
             for key in graph.traces
@@ -236,7 +237,7 @@ def test_graphs_take_no_more_memory_than_allowed_and_none_is_made_for_more_optio
 
 def test_graphs_of_a_model_that_is_gone_count_no_more():
     before = graph_memory()
-    graph = graphs.Graph(lambda x: x + 1)
+    graph = Graph(lambda x: x + 1)
     assert graph(tf.constant(1)) == 2
     assert graph_memory() > before
     del graph

@@ -23,7 +23,7 @@ from rag_core.tokenization.rag import AutoTokenizer
 from rag_core.training.data import CHECKPOINT, Example, TrainingConfig
 from rag_tf import marginalize as marginal
 from rag_tf import modules
-from rag_tf.graphs import Graph
+from rag_tf.graph import Graph
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_tf.training import train
 from rag_tf.training_parts import AdamW, LossScale

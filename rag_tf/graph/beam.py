@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
-from rag_tf.graph_parts import (
+from rag_tf.graph.rules import GraphRules
+from rag_tf.graph.state import (
     Beams,
     Found,
     Moment,
@@ -31,7 +32,6 @@ from rag_tf.graph_parts import (
     pick,
     written_at,
 )
-from rag_tf.graph_rules import GraphRules
 
 Scorer = Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]
 """(newest tokens (Q, K, 1), state) -> scores of the next token (Q, K, V), and the state after them."""
@@ -79,7 +79,7 @@ class Plan:
     """What the searches are to do, as far as it is part of a graph: `max_length` is not, but for a
     rule that needs it.
 
-    Two plans that make the same graph are equal, so that a `graphs.Graph` takes them for the same
+    Two plans that make the same graph are equal, so that a `Graph` takes them for the same
     switch.
 
     Args:

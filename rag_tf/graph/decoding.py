@@ -15,8 +15,8 @@ from typing import Any
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
-from rag_tf.graph_parts import Found
-from rag_tf.graph_search import Reorder, Scorer, search
+from rag_tf.graph.beam import Reorder, Scorer, search
+from rag_tf.graph.state import Found
 from rag_tf.layers import DecodeState
 from rag_tf.marginalize import doc_log_probs, logsumexp, sequence_joint, target_log_probs
 from rag_tf.modules import widen
@@ -134,7 +134,7 @@ def _searched(
 def steps(
     generator: Any, state: DecodeState, log_priors: tf.Tensor | None, beams: int
 ) -> tuple[Scorer, Reorder, list[tf.Tensor]]:
-    """How a search gets its scores: what `graph_search.search` takes, and the state as the tensors
+    """How a search gets its scores: what `beam.search` takes, and the state as the tensors
     that a loop carries.
 
     Args:

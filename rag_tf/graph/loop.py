@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import Finished, GenerationConfig
-from rag_tf.graph_decoding import resumed, steps
-from rag_tf.graph_parts import Found, Moment
-from rag_tf.graph_rules import offered
-from rag_tf.graph_search import Plan
-from rag_tf.graphs import Graph, tracing
+from rag_tf.graph.beam import Plan
+from rag_tf.graph.decoding import resumed, steps
+from rag_tf.graph.function import Graph, tracing
+from rag_tf.graph.rules import offered
+from rag_tf.graph.state import Found, Moment
 from rag_tf.layers import DecodeState
 from rag_tf.step_decoder import Decoder, in_graphs
 

@@ -1,0 +1,28 @@
+"""Functions and whole generations as TensorFlow graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rag_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from rag_tf.graph.decoding import sequence_graph as sequence_graph
+    from rag_tf.graph.decoding import token_graph as token_graph
+    from rag_tf.graph.function import Graph as Graph
+    from rag_tf.graph.function import clear_graphs as clear_graphs
+    from rag_tf.graph.function import graph_memory as graph_memory
+    from rag_tf.graph.function import once as once
+    from rag_tf.graph.function import set_graph_memory as set_graph_memory
+    from rag_tf.graph.loop import searched as searched
+    from rag_tf.graph.rules import GraphRules as GraphRules
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "decoding": ["sequence_graph", "token_graph"],
+        "function": ["Graph", "clear_graphs", "graph_memory", "once", "set_graph_memory"],
+        "loop": ["searched"],
+        "rules": ["GraphRules"],
+    },
+)
