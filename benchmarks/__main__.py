@@ -4,6 +4,8 @@ python -m benchmarks                                       everything; make benc
 python -m benchmarks --quick                               tiny sizes, minutes; make bench-quick
 python -m benchmarks --jobs token_beam4 --contestants dualrag-torch,transformers4-torch
 python -m benchmarks --peer transformers4=FOLDER           an environment that exists already
+python -m benchmarks --before FOLDER --contestants dualrag-torch,before-torch
+                                                           another checkout, beside this one
 python -m benchmarks --device cuda --contestants
 dualrag-torch,dualrag-torch@bf16,transformers5-torch
 
@@ -29,6 +31,7 @@ from benchmarks.jobs import (
     ON_GPU,
     Contestant,
     contestant,
+    contestants_of,
     must_agree,
     selected,
     takes_part,
@@ -58,6 +61,12 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=FOLDER", help="an existing environment"
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="FOLDER",
+        help="checkout of another commit: before-torch, before-tf",
     )
     parser.add_argument("--out", type=Path, help="results file, .json")
     parser.add_argument(
@@ -91,7 +100,7 @@ def say(text: str) -> None:
 def main(given: list[str] | None = None) -> int:
     """Run what was asked for; 0 if everybody agrees."""
     asked = arguments(given)
-    whole = not (asked.quick or asked.contestants or asked.device != "cpu")
+    whole = not (asked.quick or asked.contestants or asked.before or asked.device != "cpu")
     out = asked.out or (
         RESULTS if whole or asked.publish else UNPUBLISHED / ("quick" if asked.quick else "some")
     ).with_suffix(".json")
@@ -100,9 +109,11 @@ def main(given: list[str] | None = None) -> int:
         report.publish(kept, ROOT)
         return 0
     every = ON_GPU if asked.device == "cuda" else [one.name for one in CONTESTANTS]
-    wanted = [
-        contestant(name) for name in (asked.contestants.split(",") if asked.contestants else every)
-    ]
+    if asked.before:
+        every = ("dualrag-torch", "before-torch", "dualrag-tf", "before-tf")
+    earlier = contestants_of(asked.before.resolve()) if asked.before else ()
+    names = asked.contestants.split(",") if asked.contestants else every
+    wanted = [contestant(name, earlier) for name in names]
     jobs = selected(asked.jobs)
     wanted = [one for one in wanted if any(takes_part(one, job) for job in jobs)]
     pythons, absent = environments(wanted, asked.peer)

@@ -6,6 +6,7 @@ Letters: B questions, N documents a question.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import BASE, PLAIN, PLAIN_QUICK, QUICK, TINY, Size
@@ -21,6 +22,7 @@ class Contestant:
         framework: torch, tf or ct2.
         environment: of `benchmarks.peers`; None is this project's own.
         dtype: None for float32; int8, bf16, fp16 or autocast.
+        checkout: the root of another commit of this project, whose code runs; None is this one's.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Contestant:
     framework: str
     environment: str | None = None
     dtype: str | None = None
+    checkout: Path | None = None
 
     @property
     def exact(self) -> bool:
@@ -54,14 +57,28 @@ REFERENCES = (
 )
 
 
-def contestant(name: str) -> Contestant:
-    """A contestant by its name, of any dtype: "dualrag-torch@bf16".
+def contestants_of(checkout: Path) -> tuple[Contestant, ...]:
+    """This project as it was in another checkout, to time a change beside what it changes.
+
+    Raises:
+        ValueError: the folder is no checkout of this project.
+    """
+    if not (checkout / "benchmarks" / "worker.py").is_file():
+        raise ValueError(f"--before must be the root of a checkout of this project, got {checkout}")
+    return tuple(
+        replace(contestant(f"dualrag-{framework}"), name=f"before-{framework}", checkout=checkout)
+        for framework in ("torch", "tf")
+    )
+
+
+def contestant(name: str, others: tuple[Contestant, ...] = ()) -> Contestant:
+    """A contestant by its name, of any dtype: "dualrag-torch@bf16"; one of the table or of `others`.
 
     Raises:
         ValueError: there is none of that name.
     """
     plain, _, dtype = name.partition("@")
-    known = {one.name: one for one in CONTESTANTS}
+    known = {one.name: one for one in (*CONTESTANTS, *others)}
     if plain not in known:
         raise ValueError(
             f"no contestant {name!r}; there are {', '.join(known)}, each also with @int8, @bf16, "

@@ -50,9 +50,11 @@ class Worker:
     """A contestant's process."""
 
     def __init__(self, python: str, contestant: Contestant, env: dict[str, str]) -> None:
+        root = contestant.checkout or ROOT
         # of one peer's two frameworks only one is to be in memory
         env = {
             **env,
+            "PYTHONPATH": str(root),
             "USE_TORCH": str(int(contestant.framework != "tf")),
             "USE_TF": str(int(contestant.framework == "tf")),
         }
@@ -65,7 +67,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                cwd=ROOT,
+                cwd=root,
                 env=env,
             )
         self.described = {

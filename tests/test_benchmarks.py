@@ -4,12 +4,22 @@ Nothing is timed here.
 """
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import benchmarks
 from benchmarks import agreement, floor, report
-from benchmarks.jobs import CONTESTANTS, GOALS, JOBS, contestant, selected, takes_part
+from benchmarks.jobs import (
+    CONTESTANTS,
+    GOALS,
+    JOBS,
+    contestant,
+    contestants_of,
+    selected,
+    takes_part,
+)
 from benchmarks.run import judge, operations, summarize
 from benchmarks.workload import BASE, PLAIN
 
@@ -177,3 +187,15 @@ def test_who_does_what():
         selected("nothing")
     with pytest.raises(ValueError, match="no contestant 'nobody'"):
         contestant("nobody")
+
+
+def test_another_checkout_is_a_contestant_with_its_own_code(tmp_path):
+    root = Path(benchmarks.__file__).parent.parent
+    before = contestants_of(root)
+    assert contestant("before-tf", before).checkout == root
+    assert contestant("before-torch@bf16", before).dtype == "bf16"
+    assert all(takes_part(one, JOB["training"]) for one in before)
+    with pytest.raises(ValueError, match="no contestant 'before-tf'"):
+        contestant("before-tf")
+    with pytest.raises(ValueError, match="must be the root of a checkout of this project"):
+        contestants_of(tmp_path)
