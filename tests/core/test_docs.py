@@ -1,0 +1,143 @@
+"""The documentation is true.
+
+Its Python runs, its links lead somewhere, the tests and files it names exist.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rag_core.backends import available_backends, load_backend
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
+
+WIKI = """title\ttext
+War and Peace\tWar and Peace is a novel by Leo Tolstoy, set during Napoleon's invasion of Russia.
+Saturn\tSaturn is the sixth planet from the Sun, known for its rings of ice and rock.
+Photosynthesis\tPlants turn sunlight, water and carbon dioxide into sugar.
+Sistine Chapel\tThe ceiling of the chapel was painted by Michelangelo.
+"""
+QUESTIONS = """{"question": "Who wrote War and Peace?", "answer": ["Leo Tolstoy", "Tolstoy"]}
+{"question": "Who painted the ceiling of the Sistine Chapel?", "answer": "Michelangelo"}
+"""
+
+
+@pytest.fixture
+def reader(world, tmp_path, monkeypatch):
+    """The working directory of someone who copies from the documentation."""
+    shutil.copytree(world / "facebook", tmp_path / "facebook")
+    (tmp_path / "wiki.tsv").write_text(WIKI, "utf-8")
+    (tmp_path / "notes.md").write_text(
+        "# Paris\n\nHow many people live in Paris? About two million.\n", "utf-8"
+    )
+    (tmp_path / "more.txt").write_text(
+        "Mount Everest is the highest mountain of the Earth.\n", "utf-8"
+    )
+    (tmp_path / "qa.jsonl").write_text(QUESTIONS, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.backend(framework))
+        for page, framework in (
+            ("docs/quickstart.md", "torch"),
+            ("README.md", "torch"),
+            ("docs/tensorflow.md", "tf"),
+        )
+    ],
+)
+def test_python_blocks_run_in_order(page, reader, capsys):
+    text = (ROOT / page).read_text("utf-8")
+    names: dict = {}
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * line + block[1], page, "exec"), names)
+    if page == "docs/quickstart.md":
+        printed = capsys.readouterr().out
+        assert "Who wrote War and Peace? ->" in printed
+        assert (reader / "tuned" / "model.safetensors").exists() and (
+            reader / "kb" / "manifest.json"
+        ).exists()
+        assert names["again"].config.n_docs == names["new"].config.n_docs == 5
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ +(.+?) *$", FENCED.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    found = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text("utf-8")))
+    dead = []
+    for link in found:
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        target = page if not path else (page.parent / path).resolve()
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    assert dead_links(page) == []
+
+
+def test_dead_links_are_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A Title!\n[a](#a-title) [b](#b) [c](page.md#a-title) [d](none.md) [e](https://x.org)\n",
+        "utf-8",
+    )
+    assert dead_links(page) == ["#b", "none.md"]
+
+
+def test_every_entry_has_a_row_and_every_test_named_exists():
+    text = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([QDTP]\d+) \|.*\|$", text, re.MULTILINE)
+    counts = {"Q": 24, "D": 30, "T": 11, "P": 9}
+    assert rows == [f"{letter}{i}" for letter, count in counts.items() for i in range(1, count + 1)]
+    for row in re.findall(r"^\| [QDTP]\d+ \|.*$", text, re.MULTILINE):
+        assert re.search(r"`test_\w+\.py::test_\w+`", row), row
+    for file, name in set(re.findall(r"`(test_\w+\.py)::(\w+)`", text)):
+        (source,) = (ROOT / "tests").rglob(file)
+        assert f"\ndef {name}(" in source.read_text("utf-8"), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("package", ["rag_core", "rag_torch", "rag_tf"])
+def test_the_rooms_described_are_the_rooms_there_are(package):
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    part = re.search(rf"^    {package}/ .*?(?=^    \w)", text, re.DOTALL | re.MULTILINE)
+    assert part is not None
+    described = set(re.findall(r"\b(\w+\.py)\b", part[0]))
+    assert described == {path.name for path in (ROOT / package).rglob("*.py")} - {"__init__.py"}
+
+
+def test_figures_are_those_of_the_files():
+    recorded = json.loads((ROOT / "conformance" / "golden" / "generations.json").read_text("utf-8"))
+    assert f"and {len(recorded)} generations token by token" in (
+        ROOT / "docs" / "compatibility.md"
+    ).read_text("utf-8")
+
+
+def test_the_index_of_names_is_whole():
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    names = [
+        name
+        for rag in map(load_backend, available_backends())
+        for name in rag.__all__
+        if name != "__version__"
+    ]
+    assert names and [name for name in names if f"`{name}`" not in text] == []

@@ -1,0 +1,240 @@
+"""A retriever's files: saved, moved, loaded with overrides; damaged and hostile ones.
+
+Passages and vectors on disk.
+"""
+
+import json
+import pickle
+from pathlib import Path
+
+import datasets
+import faiss
+import numpy as np
+import pytest
+
+from rag_core.config.rag import DPRConfig
+from rag_core.retrieval.faiss_files import read_faiss
+from rag_core.retrieval.passage_files import read_passages, write_passages
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.retrieval.vectors import ArrowVectors
+from tests.support.golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
+
+
+def test_saving_twice_and_moving(retriever, tmp_path, monkeypatch):
+    before = retriever.config.to_dict()
+    first, second = tmp_path / "a" / "first", tmp_path / "second"
+    retriever.save_pretrained(first)
+    retriever.save_pretrained(second)
+    assert retriever.config.to_dict() == before
+    written = json.loads((second / "config.json").read_text())
+    names = ("index_name", "index_path", "passages_path")
+    assert [written[name] for name in names] == ["custom", "hf_dataset_index.faiss", "hf_dataset"]
+    first.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    expected = retriever(GOLDEN["question_ids"], QUERIES)
+    for folder in (tmp_path / "moved", "second"):
+        for memory_map in (False, True):
+            again = RagRetriever.from_pretrained(folder, memory_map=memory_map)
+            found = again(GOLDEN["question_ids"], QUERIES)
+            assert found["context_input_ids"] == expected["context_input_ids"]
+            np.testing.assert_array_equal(
+                found["retrieved_doc_embeds"], expected["retrieved_doc_embeds"]
+            )
+    again.save_pretrained(second)
+    assert len(RagRetriever.from_pretrained(second).index) == 12
+    # A model saved into the same folder afterwards writes a config.json that knows nothing of the
+    # index.
+    config(index_name="compressed").save_pretrained(second)
+    assert len(RagRetriever.from_pretrained(second).index) == 12
+    (second / "config.json").write_text(
+        json.dumps(written | {"index_path": "/gone/hf_dataset_index.faiss"})
+    )
+    assert len(RagRetriever.from_pretrained(second).index) == 12
+
+
+def test_a_failed_save_leaves_nothing(retriever, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        faiss,
+        "write_index",
+        lambda *_: (_ for _ in ()).throw(RuntimeError("No space left on device")),
+    )
+    with pytest.raises(OSError, match="No space left"):
+        retriever.save_pretrained(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_is_deferred_until_the_first_search(retriever, tmp_path):
+    retriever.save_pretrained(tmp_path)
+    lazy = RagRetriever.from_pretrained(tmp_path, init_retrieval=False, n_docs=1)
+    assert not lazy.index.is_initialized()
+    assert lazy.retrieve(QUERIES)[1].shape == (6, 1) and lazy.index.is_initialized()
+
+
+def test_overrides_and_other_indexes(retriever, tmp_path, passages):
+    retriever.save_pretrained(tmp_path)
+    indexed = passages.shuffle(seed=1)
+    indexed.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
+    other = RagRetriever.from_pretrained(tmp_path, indexed_dataset=indexed)
+    expected, found = retriever.retrieve(QUERIES, 3), other.retrieve(QUERIES, 3)
+    assert [doc["title"] for doc in found[2]] == [doc["title"] for doc in expected[2]]
+    np.testing.assert_array_equal(found[0], expected[0])
+    own = OwnIndex(VECTORS)
+    mine = config(n_docs=3)
+    swapped = RagRetriever.from_pretrained(tmp_path, index=own, config=mine, n_docs=4)
+    assert swapped.index is own and swapped.n_docs == 4 and mine.n_docs == 3
+    swapped.index = other.index
+    np.testing.assert_array_equal(swapped.retrieve(QUERIES)[0][:, :3], expected[0])
+    with pytest.raises(ValueError, match="not both"):
+        RagRetriever.from_pretrained(tmp_path, indexed_dataset=indexed, index=own)
+    wiki = RagRetriever.from_pretrained(
+        tmp_path,
+        dataset="wiki_dpr",
+        index_name="exact",
+        use_dummy_dataset=True,
+        init_retrieval=False,
+    )
+    named = wiki.index
+    assert (named.source, named.index_name, named.use_dummy_dataset) == (
+        "facebook/wiki_dpr",
+        "exact",
+        True,
+    )
+
+
+def test_nothing_is_unpickled(retriever, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    retriever.save_pretrained(tmp_path / "rag")
+    legacy = tmp_path / "legacy"
+    legacy.mkdir()
+    for name in ("index_meta.dpr", "psgs_w100.tsv.pkl"):
+        (legacy / name).write_bytes(pickle.dumps(Bomb()))
+    disguised = tmp_path / "index.faiss"
+    disguised.write_bytes(pickle.dumps(Bomb()))
+    asks = [
+        {"index_name": "legacy"},
+        {
+            "index_name": "legacy",
+            "index_path": str(legacy),
+            "passages_path": str(legacy / "psgs_w100.tsv.pkl"),
+        },
+        {"index_name": "custom", "index_path": str(legacy / "index_meta.dpr")},
+        {"index_name": "exact", "index_path": str(legacy)},
+    ]
+    for ask in asks:
+        with pytest.raises(ValueError, match=r"CVE-2023-6730.*index_name='compressed'"):
+            RagRetriever.from_pretrained(tmp_path / "rag", **ask)
+    with pytest.raises(OSError, match="can't be read as a faiss index"):
+        RagRetriever.from_pretrained(tmp_path / "rag", index_path=str(disguised))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_that_is_not_rag_is_explained(tmp_path):
+    DPRConfig().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"type 'dpr', not a RAG folder.*from_pretrained\('facebook/rag-token-nq'"
+    ):
+        RagRetriever.from_pretrained(tmp_path, index_name="legacy")
+    with pytest.raises(OSError, match="nowhere"):
+        RagRetriever.from_pretrained(tmp_path / "nowhere")
+
+
+def test_damaged_files_are_named(retriever, tmp_path):
+    retriever.save_pretrained(tmp_path)
+    file = tmp_path / "hf_dataset_index.faiss"
+    whole = file.read_bytes()
+    for damaged in (whole[:-7], whole[:30], b"", b"#" + whole[1:]):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            OSError, match=r"hf_dataset_index\.faiss.*can't be read as a faiss index"
+        ):
+            RagRetriever.from_pretrained(tmp_path)
+    file.write_bytes(whole)
+    data = next((tmp_path / "hf_dataset").glob("*.arrow"))
+    content = data.read_bytes()
+    for damaged in (content[: len(content) // 2], b""):
+        data.write_bytes(damaged)
+        with pytest.raises(OSError, match=r"passages_path=.*can't be opened as a saved data set"):
+            RagRetriever.from_pretrained(tmp_path)
+    file.unlink()
+    data.write_bytes(content)
+    with pytest.raises(OSError, match="there is no such file"):
+        RagRetriever.from_pretrained(tmp_path)
+
+
+def test_numbers_of_a_faiss_file_that_lead_out_of_it_are_refused(tmp_path):
+    """What faiss reads without a word, and then searches beyond its memory, or asks for all of
+    the machine's.
+    """
+
+    def refused(index, says, change=lambda content: content):
+        faiss.write_index(index, str(tmp_path / "x.faiss"))
+        content = (tmp_path / "x.faiss").read_bytes()
+        (tmp_path / "x.faiss").write_bytes(change(content))
+        with pytest.raises(OSError, match=rf"x\.faiss.*can't be read as a faiss index.*{says}"):
+            read_faiss(tmp_path / "x.faiss")
+
+    lists = faiss.index_factory(8, "IVF2,PQ4x4np", faiss.METRIC_INNER_PRODUCT)
+    lists.train(np.tile(VECTORS, (4, 1)))
+    lists.add(VECTORS)
+    lists.nprobe = 0
+    refused(lists, "nprobe=0")
+    lists.nprobe, lists.ntotal = 1, 99
+    refused(lists, "12 vectors in 2 lists")
+    lists.ntotal, lists.d = 12, 4
+    refused(lists, "pq: d=8|quantizer|d")
+    graph = faiss.IndexHNSWFlat(8, 4, faiss.METRIC_INNER_PRODUCT)
+    graph.add(VECTORS)
+    graph.hnsw.efSearch = 1 << 30
+    refused(graph, "efSearch=1073741824")
+    graph.hnsw.efSearch = 16
+    links = faiss.rev_swig_ptr(graph.hnsw.neighbors.data(), graph.hnsw.neighbors.size())
+    kept, links[0] = links[0], len(VECTORS)
+    refused(graph, "links from -1 to 12|neighbors")  # releases of faiss differ in what they notice
+    links[0] = kept
+    graph.hnsw.entry_point = 12
+    refused(graph, "entry_point")
+    graph.hnsw.entry_point, graph.is_trained = 0, False
+    refused(graph, "12 vectors before training|trained")
+    flat = faiss.IndexFlatIP(8)
+    flat.add(VECTORS)
+    numbers = len(VECTORS.tobytes()) // 4
+    assert read_faiss_bytes(flat, tmp_path).count(numbers.to_bytes(8, "little")) == 1
+    huge = numbers.to_bytes(8, "little"), (1 << 36).to_bytes(8, "little")
+    refused(flat, "", lambda content: content.replace(*huge))
+
+
+def read_faiss_bytes(index, folder):
+    faiss.write_index(index, str(folder / "y.faiss"))
+    return (folder / "y.faiss").read_bytes()
+
+
+def test_passages_are_written_for_old_and_new_readers(passages, tmp_path):
+    mixed = passages.add_column("section", [[str(i)] * (i % 3) for i in range(12)]).shuffle(seed=3)
+    write_passages(mixed, tmp_path / "out", max_shard_rows=5)
+    assert len(list((tmp_path / "out").glob("*.arrow"))) == 3
+    # Releases of datasets before 4.0 know "Sequence" but not "List", in either place.
+    kinds = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["features"]
+    assert kinds["embeddings"]["_type"] == kinds["section"]["_type"] == "Sequence"
+    assert b'"List"' not in b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    again = read_passages(tmp_path / "out")
+    assert again.to_dict() == mixed.to_dict() and again.features == mixed.features
+
+
+def test_vectors_are_views_in_any_order(passages):
+    odd = datasets.concatenate_datasets(
+        [passages, passages.select(range(3, 9)), passages.shuffle(seed=2)]
+    )
+    rows = np.array([[0, 29, -1], [13, 12, 17]])
+    expected = np.array(odd["embeddings"][:], np.float32)
+    for data in (odd, odd.select(range(30))):
+        np.testing.assert_array_equal(
+            ArrowVectors(data).gather(rows), np.where(rows[..., None] < 0, 0, expected[rows])
+        )
+    assert ArrowVectors(passages)._chunks[0].base is not None
+    with pytest.raises(ValueError, match="different sizes"):
+        ArrowVectors(
+            datasets.Dataset.from_dict({"embeddings": [[1.0, 2.0], [3.0], [1.0, 2.0, 3.0]]})
+        )
