@@ -50,16 +50,16 @@ class AutoClass:
         """
         kind = str(getattr(config, "model_type", None))
         if kind not in cls.classes:
-            wanted = ", ".join(sorted(cls.classes))
+            types = ", ".join(sorted(cls.classes))
             hint = _ELSEWHERE.get(cls.__name__, {}).get(kind, "name a model of one of these types")
             raise ValueError(
-                f"{cls.__name__} needs a config of model_type {wanted}, got {kind!r}: {hint}"
+                f"{cls.__name__} needs a config of model_type {types}, got {kind!r}: {hint}"
             )
-        named = [
-            str(name).removeprefix("TF") for name in getattr(config, "architectures", None) or []
-        ]
-        found = [each for each in cls.classes[kind] if each.__name__ in named]
-        return (found or cls.classes[kind])[0]
+        architectures = getattr(config, "architectures", None) or []
+        names = [str(name).removeprefix("TF") for name in architectures]
+        candidates = cls.classes[kind]
+        named = [candidate for candidate in candidates if candidate.__name__ in names]
+        return (named or candidates)[0]
 
     @classmethod
     def from_config(cls, config: Any) -> Any:
@@ -79,14 +79,15 @@ class AutoClass:
         Arguments and errors as its class's `from_pretrained`.
         """
         hub, _ = split_hub_kwargs(kwargs)
-        found = config
-        if config is None or isinstance(config, str | PathLike):
-            source = pretrained_model_name_or_path if config is None else config
-            found = AutoConfig.from_pretrained(
-                Path(source) if isinstance(source, PathLike) else source, **hub
-            )
-        if config is not None:
+        chosen = config
+        if config is None:
+            chosen = pretrained_model_name_or_path
+        else:
             kwargs["config"] = config
-        return cls.class_of(found).from_pretrained(
+        if isinstance(chosen, PathLike):
+            chosen = Path(chosen)
+        if config is None or isinstance(chosen, str | Path):
+            chosen = AutoConfig.from_pretrained(chosen, **hub)
+        return cls.class_of(chosen).from_pretrained(
             pretrained_model_name_or_path, *model_args, **kwargs
         )

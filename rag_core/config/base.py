@@ -45,16 +45,16 @@ def _typed(value: Any, kind: str) -> tuple[bool, Any]:
         if option == "bool" and isinstance(checks.plain(value), bool):
             return True, bool(value)
         # In Python True is an integer, in a configuration it is a mistake.
+        if option in ("int", "float") and isinstance(value, bool):
+            continue
         # The plain types first: asking Integral of a type that it has not met walks through all
         # numbers of a framework.
-        if option == "int" and isinstance(value, int | Integral) and not isinstance(value, bool):
+        if option == "int" and isinstance(value, int | Integral):
             return True, int(value)
-        if (
-            option == "float"
-            and isinstance(value, int | float | Real)
-            and not isinstance(value, bool)
-        ):
-            return True, value if isinstance(value, int) else float(value)
+        if option == "float" and isinstance(value, int):
+            return True, value
+        if option == "float" and isinstance(value, float | Real):
+            return True, float(value)
         if option == "str" and isinstance(value, str):
             return True, value
         if option.startswith("list") and isinstance(value, list | tuple):
@@ -66,9 +66,9 @@ def _typed(value: Any, kind: str) -> tuple[bool, Any]:
 
 def _dtype_name(value: Any) -> str | None:
     """A dtype of any framework, or its name, as the plain name that `config.json` holds."""
-    if value is None or isinstance(value, str):
-        return value.removeprefix("torch.") if value else None
-    name = getattr(value, "name", None) or getattr(value, "__name__", None) or str(value)
+    if isinstance(value, str | None) and not value:
+        return None
+    name = getattr(value, "name", None) or getattr(value, "__name__", None) or value
     return str(name).removeprefix("torch.")
 
 
@@ -142,24 +142,25 @@ class PretrainedConfig(Pushable):
             KNOWN[cls.model_type] = cls
 
     def __init__(self, *args: Any, **values: Any) -> None:
-        values = self._named(args, values)
+        values = copy.deepcopy(self._named(args, values))
         object.__setattr__(self, "extra", {})
-        object.__setattr__(self, "name_or_path", "")
-        given = copy.deepcopy(values)
-        for name in ("_name_or_path", "name_or_path"):
-            object.__setattr__(self, "name_or_path", given.pop(name, None) or self.name_or_path)
-        self._take_type(given.pop("model_type", None))
+        hidden_name = values.pop("_name_or_path", None)
+        place = values.pop("name_or_path", None) or hidden_name or ""
+        object.__setattr__(self, "name_or_path", place)
+        self._take_type(values.pop("model_type", None))
         # A file may hold both (transformers writes some twice); the field's own name then counts.
         for alias, name in self.aliases.items():
-            if alias in given:
-                value = given.pop(alias)
-                given.setdefault(name, value)
-        for each in fields(self):
-            setattr(self, each.name, _said(each, given.get(each.name), each.name in given))
-            given.pop(each.name, None)
-        labels = given.pop("num_labels", None)
-        self.extra.update(given)
-        if labels is not None and "id2label" not in given:
+            if alias in values:
+                value = values.pop(alias)
+                values.setdefault(name, value)
+        for declared in fields(self):
+            value = _default_of(declared)
+            if declared.name in values:
+                value = _or_default(declared, values.pop(declared.name))
+            setattr(self, declared.name, value)
+        labels = values.pop("num_labels", None)
+        self.extra.update(values)
+        if labels is not None and "id2label" not in values:
             self.num_labels = labels
         self._complete()
         self.validate()
@@ -203,35 +204,27 @@ class PretrainedConfig(Pushable):
             TypeError: a field of the wrong type.
             ValueError: a field outside its range or choices.
         """
-        for each in fields(self):
-            value = _said(each, getattr(self, each.name))
-            if each.name == "torch_dtype":
+        for declared in fields(self):
+            name = declared.name
+            place = f"{type(self).__name__}.{name}"
+            value = _or_default(declared, getattr(self, name))
+            if name == "torch_dtype":
                 value = _dtype_name(value)
-            fits, plain = _typed(value, str(each.type))
+            fits, plain = _typed(value, str(declared.type))
             if not fits:
-                raise TypeError(
-                    f"{type(self).__name__}.{each.name} must be {each.type}, got {value!r}."
-                )
+                raise TypeError(f"{place} must be {declared.type}, got {value!r}.")
             if isinstance(plain, float) and not math.isfinite(plain):
-                raise ValueError(
-                    f"{type(self).__name__}.{each.name} must be a finite number, got {plain!r}."
-                )
-            low = self.minimum.get(each.name)
-            if low is not None and plain is not None and plain < low:
-                raise ValueError(
-                    f"{type(self).__name__}.{each.name} must be at least {low}, got {plain!r}."
-                )
-            high = self.maximum.get(each.name, None if low is None else MOST)
-            if high is not None and plain is not None and plain > high:
-                raise ValueError(
-                    f"{type(self).__name__}.{each.name} must be at most {high:,}, got {plain:,}."
-                )
-            allowed = self.choices.get(each.name)
-            if allowed and plain not in allowed:
-                raise ValueError(
-                    f"{type(self).__name__}.{each.name} must be one of {allowed}, got {plain!r}."
-                )
-            object.__setattr__(self, each.name, plain)
+                raise ValueError(f"{place} must be a finite number, got {plain!r}.")
+            if name in self.minimum and plain is not None:
+                low = self.minimum[name]
+                high = self.maximum.get(name, MOST)
+                if plain < low:
+                    raise ValueError(f"{place} must be at least {low}, got {plain!r}.")
+                if plain > high:
+                    raise ValueError(f"{place} must be at most {high:,}, got {plain:,}.")
+            if name in self.choices and plain not in self.choices[name]:
+                raise ValueError(f"{place} must be one of {self.choices[name]}, got {plain!r}.")
+            object.__setattr__(self, name, plain)
 
     def __getattr__(self, name: str) -> Any:
         state = object.__getattribute__(self, "__dict__")
@@ -277,12 +270,18 @@ class PretrainedConfig(Pushable):
     @property
     def id2label(self) -> dict[int, str] | None:
         """Names of classes, for networks that classify; kept for what else reads the file."""
-        found = self.extra.get("id2label", {i: f"LABEL_{i}" for i in range(self.labels)})
-        return None if found is None else {int(i): name for i, name in found.items()}
+        if "id2label" not in self.extra:
+            return {i: f"LABEL_{i}" for i in range(self.labels)}
+        names = self.extra["id2label"]
+        if names is None:
+            return None
+        return {int(i): name for i, name in names.items()}
 
     @id2label.setter
     def id2label(self, value: Mapping[Any, str] | None) -> None:
-        self.extra["id2label"] = value if value is None else dict(value)
+        if value is not None:
+            value = dict(value)
+        self.extra["id2label"] = value
 
     @property
     def label2id(self) -> dict[str, int] | None:
@@ -293,7 +292,9 @@ class PretrainedConfig(Pushable):
 
     @label2id.setter
     def label2id(self, value: Mapping[str, int] | None) -> None:
-        self.extra["label2id"] = value if value is None else dict(value)
+        if value is not None:
+            value = dict(value)
+        self.extra["label2id"] = value
 
     @property
     def num_labels(self) -> int:
@@ -329,30 +330,23 @@ class PretrainedConfig(Pushable):
         Raises:
             TypeError, ValueError: as the class itself.
         """
-        values = config_dict
-        if not isinstance(values, Mapping):
+        if not isinstance(config_dict, Mapping):
             raise TypeError(
-                f"{cls.__name__}.from_dict needs a mapping, got {type(values).__name__}."
+                f"{cls.__name__}.from_dict needs a mapping, got {type(config_dict).__name__}."
             )
-        merged = dict(values)
-        if overrides.pop("return_unused_kwargs", False):
-            unused = {
-                name: value for name, value in overrides.items() if not cls._hears(name, values)
-            }
-            used = {name: value for name, value in overrides.items() if name not in unused}
-            return cls.from_dict(values, **used), unused  # type: ignore[return-value]
-        for name in overrides:
-            near = (
-                None if cls._hears(name, values) else checks.nearest(name, cls.__dataclass_fields__)
-            )
+        returns_unused = overrides.pop("return_unused_kwargs", False)
+        unknown = [name for name in overrides if not cls._hears(name, config_dict)]
+        if returns_unused:
+            unused = {name: overrides.pop(name) for name in unknown}
+            return cls.from_dict(config_dict, **overrides), unused  # type: ignore[return-value]
+        for name in unknown:
+            near = checks.nearest(name, cls.__dataclass_fields__)
             if near is not None:
                 raise TypeError(f"{cls.__name__} has no field {name!r}: did you mean {near!r}?")
+        merged = dict(config_dict)
         if "num_labels" in overrides:
-            merged = {
-                name: value
-                for name, value in merged.items()
-                if name not in ("id2label", "label2id")
-            }
+            merged.pop("id2label", None)
+            merged.pop("label2id", None)
         for name, value in overrides.items():
             merged[cls.aliases.get(name, name)] = value
         return cls(**merged)
@@ -408,43 +402,39 @@ class PretrainedConfig(Pushable):
         Raises:
             ValueError: a name that is not there, or a value of another type; nothing is changed.
         """
-        found = {}
+        updates: dict[str, Any] = {}
         for pair in update_str.split(","):
             name, _, text = pair.strip().partition("=")
             try:
                 old = getattr(self, name)
-                found[name] = text if isinstance(old, str) else json.loads(text.lower())
+                new = text
+                if not isinstance(old, str):
+                    new = json.loads(text.lower())
             except (AttributeError, ValueError) as error:
                 raise ValueError(
                     "update_str must hold pairs name=value of numbers, true, false or texts, got "
                     f"{pair!r}: {error}"
                 ) from error
-            if type(found[name]) is not type(old) and not (
-                isinstance(old, float) and isinstance(found[name], int)
-            ):
+            widens = isinstance(old, float) and isinstance(new, int)
+            if type(new) is not type(old) and not widens:
                 raise ValueError(
                     f"update_str must give {name} a value like {old!r}, got {text!r}. Set the "
                     "attribute"
                 )
-        changed = type(self).from_dict({**self.to_dict(), **found})
-        self.update({name: getattr(changed, name) for name in found})
+            updates[name] = new
+        changed = type(self).from_dict({**self.to_dict(), **updates})
+        self.update({name: getattr(changed, name) for name in updates})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and foreign keys as plain Python, nothing shared with this object.
 
         Fields that transformers does not know are left out at their defaults.
         """
-        defaults = {
-            each.name: _said(each, None, given=False)
-            for each in fields(self)
-            if each.name in self.own
-        }
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values = {
-            name: value
-            for name, value in values.items()
-            if name not in defaults or value != defaults[name]
-        }
+        values: dict[str, Any] = {}
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            if declared.name not in self.own or value != _default_of(declared):
+                values[declared.name] = value
         values |= self.extra
         if self.model_type:
             values["model_type"] = self.model_type
@@ -457,14 +447,14 @@ class PretrainedConfig(Pushable):
         The class's own fields are all in it.
         """
         common = PretrainedConfig().to_dict()
-        usual = {} if self.is_composition else type(self)().to_dict()
-        return {
-            name: value
-            for name, value in self.to_dict().items()
-            if name not in common
-            or value != common[name]
-            or (name in usual and value != usual[name])
-        }
+        usual = common
+        if not self.is_composition:
+            usual = type(self)().to_dict()
+        values = self.to_dict()
+        for name in common.keys() & values.keys():
+            if values[name] == common[name] == usual.get(name, common[name]):
+                del values[name]
+        return values
 
     def to_json_string(self, use_diff: bool = False) -> str:
         """The text of `config.json`, keys sorted.
@@ -476,7 +466,10 @@ class PretrainedConfig(Pushable):
         Raises:
             TypeError: a foreign key holds something that json has no form for.
         """
-        values = self.to_diff_dict() if use_diff else self.to_dict()
+        write = self.to_dict
+        if use_diff:
+            write = self.to_diff_dict
+        values = write()
         try:
             return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         except TypeError as error:
@@ -514,11 +507,17 @@ class PretrainedConfig(Pushable):
         saving.finish(save_directory, self)
 
 
-def _said(each: Any, value: Any, given: bool = True) -> Any:
+def _default_of(declared: Any) -> Any:
+    if declared.default_factory is MISSING:
+        return declared.default
+    return declared.default_factory()
+
+
+def _or_default(declared: Any, value: Any) -> Any:
     """A field's value; None is its default where None is no value of it."""
-    if value is not None or (given and "None" in str(each.type)):
-        return value
-    return each.default_factory() if each.default_factory is not MISSING else each.default
+    if value is None and "None" not in str(declared.type):
+        return _default_of(declared)
+    return value
 
 
 def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -528,7 +527,9 @@ def read_as(build: Callable[..., Any], name_or_path: str | Path, **kwargs: Any) 
     values, rest = read_config(name_or_path, **kwargs)
     with locating(f"config.json of {str(name_or_path)!r}"):
         built = build(values, **rest)
-    config = built[0] if isinstance(built, tuple) else built
+    config = built
+    if isinstance(built, tuple):  # return_unused_kwargs: the config, and what it took no part of
+        config = built[0]
     object.__setattr__(config, "name_or_path", str(name_or_path))
     return built
 

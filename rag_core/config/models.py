@@ -255,7 +255,9 @@ class T5Config(PretrainedConfig):
             self.tie_word_embeddings = False
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        parts = self.feed_forward_proj.split("-") if isinstance(self.feed_forward_proj, str) else []
+        parts = []
+        if isinstance(self.feed_forward_proj, str):
+            parts = self.feed_forward_proj.split("-")
         if len(parts) not in (1, 2) or (len(parts) == 2 and parts[0] != "gated"):
             raise ValueError(
                 "T5Config.feed_forward_proj must be an activation or 'gated-' and an activation, "

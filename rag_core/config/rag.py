@@ -154,7 +154,9 @@ class RagConfig(PretrainedConfig):
 
         "sequence", or "token", also where it does not say.
         """
-        return "sequence" if "Sequence" in "".join(self.architectures or []) else "token"
+        if "Sequence" in "".join(self.architectures or []):
+            return "sequence"
+        return "token"
 
     @classmethod
     def knows(cls, name: str) -> bool:
@@ -182,9 +184,12 @@ class RagConfig(PretrainedConfig):
             raise TypeError(
                 f"config must be a RagConfig or where to read one, got {type(config).__name__}."
             )
-        parts = {"question_encoder": question_encoder_config, "generator": generator_config}
-        common = {} if config is None else config.to_dict()
-        return cls.from_dict({**common, **parts}, **kwargs)
+        values = {}
+        if config is not None:
+            values = config.to_dict()
+        values["question_encoder"] = question_encoder_config
+        values["generator"] = generator_config
+        return cls.from_dict(values, **kwargs)
 
     def validate(self) -> None:
         """Checks every field (see `PretrainedConfig.validate`)."""

@@ -17,6 +17,7 @@ from rag_core.hub import read_json, resolve_file
 
 _POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
 _PACKAGE = "sentence_transformers."
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
 # Prompts of passages go by several names; sentence-transformers takes the first of these.
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _INNER_PRODUCT = ("dot", "dot_product")
@@ -27,22 +28,9 @@ _POOLING_IDLE = {"word_embedding_dimension", "embedding_dimension"}
 _MODEL_IDLE = {"__version__", "requirements"}
 # Keys that would change the vectors in a way that nothing here computes; empty or null they ask for
 # nothing.
-_TRANSFORMER_REFUSED = (
-    *(
-        "model_args",
-        "config_args",
-        "tokenizer_args",
-        "model_kwargs",
-        "config_kwargs",
-        "processor_kwargs",
-    ),
-    *(
-        "tokenizer_kwargs",
-        "processing_kwargs",
-        "query_length",
-        "document_length",
-        "query_expansion",
-    ),
+_TRANSFORMER_REFUSED = tuple(
+    "model_args config_args tokenizer_args model_kwargs config_kwargs processor_kwargs "
+    "tokenizer_kwargs processing_kwargs query_length document_length query_expansion".split()
 )
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
@@ -134,12 +122,7 @@ def _modules(
         place = str(module.get("path", ""))
         # Code of the repository's own is never run, so its modules count as unknown whatever they
         # are called.
-        known = full_name.startswith(_PACKAGE) and kind in (
-            "Transformer",
-            "Pooling",
-            "Normalize",
-            "Dropout",
-        )
+        known = full_name.startswith(_PACKAGE) and kind in _MODULES
         if not known or (kind == "Transformer" and place):
             raise ValueError(
                 f"{name_or_path} is a sentence encoder with a module {full_name!r} in {place!r}; "
@@ -174,11 +157,12 @@ def _pooling(values: dict[str, Any], place: Path) -> str:
         if name.startswith("pooling_mode_") and value
     ]
     named = values.get("pooling_mode")
-    if not modes and named is not None:
-        modes = list(named) if isinstance(named, list) else [str(named)]
-    _warn_of_unknown(
-        values, {*_POOLING_IDLE, "include_prompt", "pooling_mode"}, place, ignore="pooling_mode_"
-    )
+    if not modes and isinstance(named, list):
+        modes = named
+    elif not modes and named is not None:
+        modes = [str(named)]
+    known = {*_POOLING_IDLE, "include_prompt", "pooling_mode"}
+    _warn_of_unknown(values, known, place, ignored=("pooling_mode_",))
     if len(modes) == 1 and modes[0] in ("cls", "mean"):
         return modes[0]
     raise ValueError(
@@ -195,10 +179,10 @@ def _with_transformer(
         _refuse(values, name, place)
     if values.get("modality_config") not in (None, {}, _TEXT_ONLY):
         _refuse(values, "modality_config", place)
-    longest = values.get("max_seq_length")
-    if longest is not None and (type(longest) is not int or not 1 <= longest < 2**31):
+    max_length = values.get("max_seq_length")
+    if max_length is not None and (type(max_length) is not int or not 1 <= max_length < 2**31):
         raise ValueError(
-            f"{place}: max_seq_length must be a positive whole number or null, got {longest!r}. "
+            f"{place}: max_seq_length must be a positive whole number or null, got {max_length!r}. "
             "Mend it."
         )
     lower = values.get("do_lower_case") or False
@@ -212,7 +196,7 @@ def _with_transformer(
         *_TRANSFORMER_REFUSED,
     }
     _warn_of_unknown(values, known, place)
-    return replace(settings, max_seq_length=longest, do_lower_case=lower)
+    return replace(settings, max_seq_length=max_length, do_lower_case=lower)
 
 
 def _with_model(
@@ -275,9 +259,10 @@ def _refuse(values: Mapping[str, Any], name: str, place: Path) -> None:
 
 
 def _warn_of_unknown(
-    values: Mapping[str, Any], known: set[str], place: Path, ignore: str | None = None
+    values: Mapping[str, Any], known: set[str], place: Path, ignored: tuple[str, ...] = ()
 ) -> None:
-    unknown = [name for name, value in values.items() if name not in known and value]
-    unknown = [name for name in unknown if ignore is None or not name.startswith(ignore)]
+    """Warns of settings that say something; `ignored` are beginnings of names."""
+    saying = [name for name, value in values.items() if value]
+    unknown = [name for name in saying if name not in known and not name.startswith(ignored)]
     if unknown:
         warn(f"{place}: {', '.join(sorted(unknown))}: not known to this version, passed over.")

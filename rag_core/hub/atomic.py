@@ -247,17 +247,18 @@ def check_writable(target: str | Path) -> None:
     """
     import tempfile
 
-    path = Path(target).absolute()
-    place = path if path.is_dir() else next(above for above in path.parents if above.exists())
+    place = Path(target).absolute()
+    if not place.is_dir():
+        place = next(above for above in place.parents if above.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        what = (
+        raise OSError(
+            error.errno,
             f"{str(target)!r} can't be written: {error.strerror}, at {str(place)!r}. Name another "
-            "place."
-        )
-        raise OSError(error.errno, what) from error
+            "place.",
+        ) from error
 
 
 def is_draft(name: str) -> bool:
@@ -279,11 +280,11 @@ def name_full_disk(error: OSError, target: Path) -> None:
         and error.strerror
         and not error.filename
     ):
-        what = (
+        raise OSError(
+            error.errno,
             f"{error.strerror}: {str(target)!r} could not be written and is as it was. Make room "
-            "and try again."
-        )
-        raise OSError(error.errno, what) from error
+            "and try again.",
+        ) from error
 
 
 def _is_within_draft(path: Path) -> bool:
@@ -337,13 +338,12 @@ def _sweep(where: Path, name: str = "") -> None:
     The folder is locked meanwhile.
     """
     with contextlib.suppress(OSError):
-        found = [
-            match for match in (_DRAFT.fullmatch(entry.name) for entry in where.iterdir()) if match
-        ]
-        for match in found:
-            if match[1] == name[:_NAME] or not name:
-                if _is_dead(where / match[0]):
-                    shutil.rmtree(where / match[0], ignore_errors=True)
+        for entry in list(where.iterdir()):
+            match = _DRAFT.fullmatch(entry.name)
+            if match is None or (name and match[1] != name[:_NAME]):
+                continue
+            if _is_dead(entry):
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _is_dead(draft: Path) -> bool:
@@ -488,19 +488,19 @@ def _read_journal(target: Path) -> tuple[list[str], list[str], list[str]]:
             raise ValueError(f"format {journal['format']!r}")
         lists = [journal[key] for key in ("files", "folders", "removed")]
         for name in [name for names in lists for name in names]:
-            parts = PurePosixPath(name)
+            place = PurePosixPath(name)
             if (
                 not isinstance(name, str)
                 or not name
                 or "\\" in name
-                or parts.is_absolute()
-                or ".." in parts.parts
+                or place.is_absolute()
+                or ".." in place.parts
             ):
                 raise ValueError(f"a name outside the folder: {name!r}")
-            if is_draft(parts.parts[0]):
+            if is_draft(place.parts[0]):
                 raise ValueError(f"a name of its own kind: {name!r}")
             for root in (target, target / COMMIT / _NEW, target / COMMIT / _OLD):
-                if not (root / parts).parent.resolve().is_relative_to(target.resolve()):
+                if not (root / place).parent.resolve().is_relative_to(target.resolve()):
                     raise ValueError(f"a link out of the folder: {name!r}")
         files, folders, removed = lists
         return files, folders, removed
@@ -528,24 +528,25 @@ def _move(source: Path, place: Path) -> None:
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
     """Files of the folder, drafts apart, that match one of the patterns."""
-    found = set()
+    names = set()
     for pattern in patterns:
         for path in folder.glob(pattern):
             name = path.relative_to(folder)
             if not is_draft(name.parts[0]) and (path.is_symlink() or path.is_file()):
-                found.add(name.as_posix())
-    return sorted(found)
+                names.add(name.as_posix())
+    return sorted(names)
 
 
 def _below(root: Path) -> tuple[list[str], list[str]]:
-    """Files and folders below a folder."""
-    paths = [
-        (path.relative_to(root).as_posix(), path.is_dir() and not path.is_symlink())
-        for path in root.rglob("*")
-    ]
-    return sorted(name for name, is_dir in paths if not is_dir), sorted(
-        name for name, is_dir in paths if is_dir
-    )
+    """Files (links to folders among them) and folders below a folder."""
+    files, folders = [], []
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            folders.append(name)
+        else:
+            files.append(name)
+    return sorted(files), sorted(folders)
 
 
 def _sync(folder: Path) -> None:
@@ -567,8 +568,10 @@ def _sync(folder: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    # Windows syncs only what is open for writing.
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    flags = os.O_RDONLY
+    if os.name == "nt":  # which syncs only what is open for writing
+        flags = os.O_RDWR
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -599,7 +602,9 @@ def _locked(folder: Path, *, wait: bool = False) -> int | None:
         handle = os.open(folder, os.O_RDONLY)
     except (ImportError, OSError):
         return None
-    until = time.monotonic() + (_PATIENCE if wait else 0.0)
+    until = time.monotonic()
+    if wait:
+        until += _PATIENCE
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -630,12 +635,12 @@ def _alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def _parents(folder: Path) -> Iterator[None]:
     """Makes `folder`; removes again what it made if the body fails."""
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        for each in made:
+        for path in made:
             with contextlib.suppress(OSError):  # not empty: another process writes there
-                each.rmdir()
+                path.rmdir()
         raise

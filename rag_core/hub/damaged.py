@@ -44,15 +44,17 @@ def reading(place: str | Path, fault: str = "can't be read", advice: str = AGAIN
             if not isinstance(error, UnicodeError):  # never raised by hand
                 raise
         reason = " ".join(str(error).split())[:300]
-        kind = (
-            "" if type(error) in (ValueError, OSError) and reason else f"{type(error).__name__}: "
-        )
-        raise DamagedFileError(f"{place} {fault} ({kind}{reason}). {advice}") from error
+        if type(error) not in (ValueError, OSError) or not reason:
+            reason = f"{type(error).__name__}: {reason}"
+        raise DamagedFileError(f"{place} {fault} ({reason}). {advice}") from error
 
 
 def located(error: Exception, where: str) -> Exception:
     """The same TypeError or ValueError, saying where it arose."""
-    return (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}")
+    message = f"{where}: {error}"
+    if isinstance(error, TypeError):
+        return TypeError(message)
+    return ValueError(message)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_download", "subfolder")
+# the hub's cache names a snapshot's folder by its commit
+_SNAPSHOT = re.compile(r".*/snapshots/([0-9a-f]{40})/.")
 _NOTHING = type(None)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "cache_dir": ((str, os.PathLike, _NOTHING), "a folder"),
@@ -56,9 +59,9 @@ def split_hub_kwargs(
         ValueError: a keyword asks for something that is not done here; the message says what to
             write instead.
     """
-    said = loading_keywords(kwargs, kind)
-    hub = {name: value for name, value in said.items() if name in HUB_KWARGS}
-    return hub, {name: value for name, value in said.items() if name not in HUB_KWARGS}
+    rest = loading_keywords(kwargs, kind)
+    hub = {name: rest.pop(name) for name in HUB_KWARGS if name in rest}
+    return hub, rest
 
 
 def checked_name(name_or_path: Any) -> str:
@@ -143,7 +146,9 @@ def resolve_file(
     options = _options(hub)
     checked_name(name_or_path)
     subfolder = (options.pop("subfolder", None) or "").strip("/")
-    inside = f"{subfolder}/{filename}" if subfolder else filename
+    inside = filename
+    if subfolder:
+        inside = f"{subfolder}/{filename}"
     if is_local(name_or_path):
         return _local_file(Path(name_or_path).expanduser(), inside, required)
 
@@ -213,9 +218,9 @@ def list_commit(
         return None, _files_below(root)
 
     name = str(name_or_path)
-    commit, found = _listed(name, repo_type, record, options)
-    prefix = f"{subfolder}/" if subfolder else ""
-    return commit, sorted(each.removeprefix(prefix) for each in found if each.startswith(prefix))
+    commit, files = _listed(name, repo_type, record, options)
+    prefix = f"{subfolder}/".lstrip("/")
+    return commit, sorted(file.removeprefix(prefix) for file in files if file.startswith(prefix))
 
 
 def _listed(
@@ -228,7 +233,7 @@ def _listed(
             raise ConnectionError("offline")
         api = HfApi(token=options.get("token"))
         commit = api.repo_info(name, revision=options.get("revision"), repo_type=repo_type).sha
-        found = list(api.list_repo_files(name, revision=commit, repo_type=repo_type))
+        files = list(api.list_repo_files(name, revision=commit, repo_type=repo_type))
     except Exception as error:
         if (recorded := _recorded(record)) is not None:
             return recorded
@@ -238,15 +243,16 @@ def _listed(
         return snapshot.name, _files_below(snapshot)
     if record is not None:
         with atomic_write(record) as draft:
-            draft.write_text(
-                json.dumps({"name": name, "commit": commit, "files": found}), encoding="utf-8"
-            )
-    return commit, found
+            values = {"name": name, "commit": commit, "files": files}
+            draft.write_text(json.dumps(values), encoding="utf-8")
+    return commit, files
 
 
 def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
+    if record is None:
+        return None
     try:
-        values = read_json(record) if record is not None else {}
+        values = read_json(record)
         return str(values["commit"]), [str(name) for name in values["files"]]
     except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged: as good as none
         return None
@@ -254,16 +260,12 @@ def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
 
 def commit_of(path: Path) -> str | None:
     """The commit that a file of the hub's cache is of; None for a file elsewhere."""
-    parts = path.parts
-    at = max(
-        (number for number, part in enumerate(parts[:-1]) if part == "snapshots"), default=None
-    )
-    named = parts[at + 1] if at is not None and at + 2 < len(parts) else ""
-    return named if len(named) == 40 and set(named) <= set("0123456789abcdef") else None
+    match = _SNAPSHOT.match(path.as_posix())
+    return match and match[1]
 
 
 def _files_below(root: Path) -> list[str]:
-    names = (each.relative_to(root) for each in root.rglob("*") if each.is_file())
+    names = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return sorted(name.as_posix() for name in names if not any(map(is_draft, name.parts)))
 
 
@@ -294,8 +296,8 @@ def _local_file(folder: Path, inside: str, required: bool) -> Path | None:
         raise OSError(f"{str(folder)!r} is a file, where a folder with {inside} is needed.")
     if not required:
         return None
-    held = ", ".join(sorted(each.name for each in folder.iterdir())[:20]) or "nothing"
-    raise OSError(f"No {inside} in folder {str(folder)!r}; it holds {held}.")
+    contents = ", ".join(sorted(entry.name for entry in folder.iterdir())[:20]) or "nothing"
+    raise OSError(f"No {inside} in folder {str(folder)!r}; it holds {contents}.")
 
 
 def _offline(options: Mapping[str, Any]) -> bool:
@@ -315,14 +317,16 @@ def _snapshot(name: str, repo_type: str | None, options: Mapping[str, Any]) -> P
     root = _cache(options) / f"{repo_type or 'model'}s--{name.replace('/', '--')}"
     revision = options.get("revision") or "main"
     reference = root / "refs" / revision
-    folder = (
-        root / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
-    )
-    return folder if folder.is_dir() else None
+    if reference.is_file():
+        revision = reference.read_text().strip()
+    folder = root / "snapshots" / revision
+    if not folder.is_dir():
+        return None
+    return folder
 
 
-def _reason(name: str, wanted: str, error: Exception, options: Mapping[str, Any]) -> str:
-    """What was looked for and where, why it failed, and what to do."""
+def _reason(name: str, what: str, error: Exception, options: Mapping[str, Any]) -> str:
+    """Why `what` of a repository could not be had: where it was looked for, and what to do."""
     from huggingface_hub import utils
 
     revision = options.get("revision") or "main"
@@ -332,28 +336,25 @@ def _reason(name: str, wanted: str, error: Exception, options: Mapping[str, Any]
             "check it."
         )
     if isinstance(error, utils.GatedRepoError):
-        return (
-            f"Access to {name!r} must be asked for on the hub; then pass token=. Wanted {wanted}."
-        )
+        return f"Access to {name!r} must be asked for on the hub; then pass token=. Wanted {what}."
     if isinstance(error, utils.RepositoryNotFoundError):
         return (
             f"No folder {name!r} here and no such repository on the hub (or a private one: pass "
             "token=)."
         )
     if isinstance(error, utils.RevisionNotFoundError):
-        return f"Repository {name!r} has no revision {revision!r}; wanted {wanted}."
-    if isinstance(error, utils.EntryNotFoundError) and not isinstance(
-        error, utils.LocalEntryNotFoundError
-    ):
-        return f"No {wanted} in repository {name!r} (revision {revision!r})."
-    place = f"No folder {name!r} here, and {wanted} of repository {name!r} (revision {revision!r}) "
+        return f"Repository {name!r} has no revision {revision!r}; wanted {what}."
+    is_cache_miss = isinstance(error, utils.LocalEntryNotFoundError)
+    if isinstance(error, utils.EntryNotFoundError) and not is_cache_miss:
+        return f"No {what} in repository {name!r} (revision {revision!r})."
+    place = f"No folder {name!r} here, and {what} of repository {name!r} (revision {revision!r}) "
     if _offline(options):
         return (
             f"{place}was not fetched before into {_cache(options)}; offline (HF_HUB_OFFLINE or "
             "local_files_only) nothing is fetched. Go online once, or name a folder that holds it."
         )
-    what = str(error).strip()[:300].rstrip(".")
+    reason = str(error).strip()[:300].rstrip(".")
     return (
-        f"{place}can't be fetched: {type(error).__name__}: {what}. Check the network, or name a "
+        f"{place}can't be fetched: {type(error).__name__}: {reason}. Check the network, or name a "
         "folder."
     )

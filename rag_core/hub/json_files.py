@@ -13,17 +13,21 @@ from typing import Any
 
 from rag_core.hub.damaged import AGAIN, DamagedFileError
 
+# Far above any config or tokenizer, far below what fills a machine's memory.
 MAX_BYTES = 1 << 29
+# Deeper than any config or tokenizer goes, and well within Python's stack.
 MAX_DEPTH = 64
-MAX_DIGITS = 40  # transformers writes "no limit" as 1e30, in full
+# transformers writes "no limit" as 1e30, in full
+MAX_DIGITS = 40
+_KINDS = {dict: "object", list: "array"}
 
 
-def read_json(path: Path, kind: type | tuple[type, ...] = dict, *, advice: str = AGAIN) -> Any:
+def read_json(path: Path, kind: type = dict, *, advice: str = AGAIN) -> Any:
     """What a JSON file holds.
 
     Args:
         path: the file.
-        kind: `dict` for an object, `list` for an array, or several.
+        kind: `dict` for an object, `list` for an array.
         advice: what the error tells people to do.
 
     Raises:
@@ -39,11 +43,7 @@ def read_json(path: Path, kind: type | tuple[type, ...] = dict, *, advice: str =
 
 
 def parse_json(
-    data: bytes | str,
-    place: str | Path,
-    kind: type | tuple[type, ...] = dict,
-    *,
-    advice: str = AGAIN,
+    data: bytes | str, place: str | Path, kind: type = dict, *, advice: str = AGAIN
 ) -> Any:
     """What a piece of JSON holds.
 
@@ -57,16 +57,14 @@ def parse_json(
         DamagedFileError: as `read_json`.
     """
     try:
-        values = bounded_json(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        if isinstance(data, bytes):
+            data = data.decode("utf-8-sig")
+        values = bounded_json(data)
     except ValueError as error:
         raise DamagedFileError(f"{place} is not valid json: {error}. {advice}") from error
     if not isinstance(values, kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        names: dict[type, str] = {dict: "object", list: "array"}
-        wanted = " or ".join(str(names.get(each, each.__name__)) for each in kinds)
-        raise DamagedFileError(
-            f"{place} must hold a json {wanted}, got {type(values).__name__}. {advice}"
-        )
+        got = type(values).__name__
+        raise DamagedFileError(f"{place} must hold a json {_KINDS[kind]}, got {got}. {advice}")
     return values
 
 
@@ -84,8 +82,11 @@ def bounded_json(
     Raises:
         ValueError: no JSON, or beyond a bound.
     """
+    parse_int = None
+    if strict:
+        parse_int = _whole
     try:
-        values = json.loads(text, parse_int=_whole if strict else None, object_pairs_hook=pairs)
+        values = json.loads(text, parse_int=parse_int, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     except MemoryError:
@@ -113,12 +114,12 @@ def _check(values: Any, texts: bool) -> None:
     for _ in range(MAX_DEPTH):
         deeper: list[Any] = []
         for value in level:
-            if isinstance(value, str):
-                if texts:
-                    _check_text(value)
+            if texts and isinstance(value, str):
+                _check_text(value)
             elif isinstance(value, dict):
-                for key in value if texts else ():
-                    _check_text(key)
+                if texts:
+                    for key in value:
+                        _check_text(key)
                 deeper += value.values()
             elif isinstance(value, list):
                 deeper += value

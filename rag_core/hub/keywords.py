@@ -153,32 +153,35 @@ def loading_keywords(kwargs: Mapping[str, Any], kind: str | None = None) -> dict
         ValueError: a keyword asks for something that is not done here; the message says what to
             write instead.
     """
-    nothing, renamed, refused = _NOTHING_TO_LOAD, _RENAMED, _LOADING
+    idle = _NOTHING_TO_LOAD
+    renamed = _RENAMED
+    refused = _LOADING
     if kind == "tokenizer":
-        nothing, renamed = nothing | _NOTHING_TO_TOKENIZE, renamed | _RENAMED_TO_TOKENIZE
+        idle = idle | _NOTHING_TO_TOKENIZE
+        renamed = renamed | _RENAMED_TO_TOKENIZE
         refused = refused | _LOADING_TO_TOKENIZE
-    found: dict[str, Any] = {}
+    heeded: dict[str, Any] = {}
     for name, value in kwargs.items():
         if name in refused:
             refused[name].check(name, value)
-        elif name not in nothing and name not in renamed:
-            found[name] = value
-    _rename(renamed, kwargs, found)
-    return found
+        elif name not in idle and name not in renamed:
+            heeded[name] = value
+    _rename(renamed, kwargs, heeded)
+    return heeded
 
 
-def _rename(renamed: Mapping[str, str], kwargs: Mapping[str, Any], found: dict[str, Any]) -> None:
-    """Puts what `kwargs` says under an older name into `found`, under the name of today."""
+def _rename(renamed: Mapping[str, str], kwargs: Mapping[str, Any], target: dict[str, Any]) -> None:
+    """Puts what `kwargs` says under an older name into `target`, under the name of today."""
     for old, new in renamed.items():
         value = kwargs.get(old)
         if value is None:
             continue
-        if found.get(new) not in (None, value):
+        if target.get(new) not in (None, value):
             raise ValueError(
                 f"{old} must be left out where {new} is given, got both. They are one option: say "
                 f"{new}=."
             )
-        found[new] = value
+        target[new] = value
 
 
 def saving_keywords(
@@ -201,23 +204,25 @@ def saving_keywords(
     """
     known = {name: value for name, value in kwargs.items() if name not in _RENAMED_TO_SAVE}
     _rename(_RENAMED_TO_SAVE, kwargs, known)
-    is_main_process, kwargs = known.pop("is_main_process", is_main_process), known
+    is_main_process = known.pop("is_main_process", is_main_process)
     for name, value in (("is_main_process", is_main_process), ("push_to_hub", push_to_hub)):
         if not isinstance(value, bool):
             raise TypeError(
                 f"{name} must be True or False, got {value!r}. Give the other arguments by name."
             )
-    unknown = sorted(set(kwargs) - _NOTHING_TO_SAVE - _PUSHING - _NOTHING_TO_PUSH - set(_SAVING))
+    unknown = sorted(set(known) - _NOTHING_TO_SAVE - _PUSHING - _NOTHING_TO_PUSH - set(_SAVING))
     if unknown:
         raise TypeError(
             f"save_pretrained (or push_to_hub) got unknown arguments: {', '.join(unknown)}"
         )
-    for name, value in kwargs.items():
+    for name, value in known.items():
         if name in _SAVING:
             _SAVING[name].check(name, value)
-    push = {name: value for name, value in kwargs.items() if name in _PUSHING and value is not None}
+    push = {name: value for name, value in known.items() if name in _PUSHING and value is not None}
     repo_id = push.pop("repo_id", None)
-    return is_main_process, push if push_to_hub else None, repo_id
+    if not push_to_hub:
+        return is_main_process, None, repo_id
+    return is_main_process, push, repo_id
 
 
 def whole_device(device: Any, device_map: Any) -> Any:
@@ -241,8 +246,16 @@ def whole_device(device: Any, device_map: Any) -> Any:
             f"device must be left out where device_map is given, got {device!r}. They are one "
             "option."
         )
-    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    names = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in places}
+    places = [device_map]
+    if isinstance(device_map, Mapping):
+        places = list(device_map.values())
+    devices = []
+    for place in places:
+        # transformers numbers accelerators; frameworks want their names
+        if isinstance(place, int):
+            place = f"cuda:{place}"
+        devices.append(place)
+    names = {str(device) for device in devices}
     if len(names) != 1 or "disk" in names:
         raise ValueError(
             f"device_map must name one device, got {device_map!r}. A model is placed whole: say "
@@ -250,7 +263,7 @@ def whole_device(device: Any, device_map: Any) -> Any:
         )
     if names & {"auto", "balanced", "balanced_low_0", "sequential"}:
         return "auto"
-    return f"cuda:{places[0]}" if isinstance(places[0], int) else places[0]
+    return devices[0]
 
 
 def loading_info() -> dict[str, list[Any]]:
@@ -258,6 +271,4 @@ def loading_info() -> dict[str, list[Any]]:
 
     Empty lists, as weights that do not fit are errors.
     """
-    return {
-        name: [] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-    }
+    return {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}

@@ -24,7 +24,9 @@ _MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
 _BYTE_ORDER_MARK = "\ufeff"
+_NUL = "\0"
 _JSON_LINES = "every line must be one JSON object"
+_MEND = "Mend the line."
 
 
 class Line(NamedTuple):
@@ -49,32 +51,32 @@ def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, 
         stream: bytes, read as far as lines are asked for; it stays open.
         name: of the file, for faults.
     """
-    source = stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream))
-    start = cast(io.BufferedReader, source).peek(4)[:4]
-    encoding = next((found for mark, found in _MARKS if start.startswith(mark)), "utf-8")
+    buffered: Any = stream
+    if not hasattr(stream, "peek"):
+        buffered = io.BufferedReader(cast(Any, stream))
+    start = buffered.peek(4)[:4]
+    encoding = next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
     # A byte that is not UTF-8 is kept as a lone surrogate, and so found with its line and column.
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
-    decoded = io.TextIOWrapper(cast(IO[bytes], source), encoding, errors, newline="")
+    errors = "surrogatepass"
+    if encoding.startswith("utf-8"):
+        errors = "surrogateescape"
+    decoded = io.TextIOWrapper(buffered, encoding, errors, newline="")
     number = 0
     try:
         for number, text in enumerate(decoded, 1):
             text = text.lstrip(_BYTE_ORDER_MARK)  # files that were joined bring marks in the middle
-            fault = (
-                None
-                if text.isascii() and "\0" not in text
-                else _line_fault(text, encoding, name, number)
-            )
+            fault = _line_fault(text, encoding, name, number)
             yield Line(number, text, fault and f"{name}:{number}: {fault}")
     except UnicodeDecodeError as error:
-        text = (
+        fault = (
             f"{name}:{number + 1}: not {encoding.upper()} as its first bytes say "
             f"({error.reason}). Write it anew."
         )
-        yield Line(number + 1, "", text)
+        yield Line(number + 1, "", fault)
     finally:
         decoded.detach()
-        if source is not stream:
-            cast(io.BufferedReader, source).detach()
+        if buffered is not stream:
+            buffered.detach()
 
 
 def read_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -103,19 +105,23 @@ def parse_object(text: str, place: str, first: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: no JSON, or no object.
     """
-    advice = _layout_advice(text.strip()) if first else ""
+    text = text.strip()
+    advice = _MEND
+    if first:
+        advice = _layout_advice(text)
     try:
-        row = bounded_json(text.strip(), _once, strict=False)
+        row = bounded_json(text, _once, strict=False)
     except ValueError as error:
-        what = str(error)
+        reason = str(error)
         if isinstance(error, json.JSONDecodeError):
-            what = f"{error.msg} at column {error.pos + 1}"
-            # a whole object, and more after it
-            advice = "" if error.msg == "Extra data" else advice
-        raise ValueError(f"{place}: {_JSON_LINES}: {what}. {advice or 'Mend the line.'}") from None
+            reason = f"{error.msg} at column {error.pos + 1}"
+            if error.msg == "Extra data":  # a whole object, and more after it
+                advice = _MEND
+        raise ValueError(f"{place}: {_JSON_LINES}: {reason}. {advice}") from None
+    if row is None:
+        raise ValueError(f"{place}: {_JSON_LINES}, got null. {advice}")
     if not isinstance(row, dict):
-        got = "null" if row is None else f"a JSON {type(row).__name__}"
-        raise ValueError(f"{place}: {_JSON_LINES}, got {got}. {advice or 'Mend the line.'}")
+        raise ValueError(f"{place}: {_JSON_LINES}, got a JSON {type(row).__name__}. {advice}")
     return row
 
 
@@ -131,8 +137,6 @@ def check_text(text: str, place: str, name: str) -> str:
         ValueError: it holds a NUL or half of a surrogate pair, which no encoder, index or file
             takes.
     """
-    if text.isascii() and "\0" not in text:
-        return text
     if fault := text_fault(text):
         raise ValueError(f"{place}: {name} must be text, but holds {fault}. Mend or remove it.")
     return text
@@ -140,9 +144,11 @@ def check_text(text: str, place: str, name: str) -> str:
 
 def text_fault(text: str) -> str | None:
     """What makes a string no text, or None."""
-    position = text.find("\0")
-    if position >= 0:
-        return f"a NUL at character {position + 1}"
+    if _NUL in text:
+        return f"a NUL at character {text.index(_NUL) + 1}"
+    # most texts are ASCII, which costs nothing to see
+    if text.isascii():
+        return None
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -157,13 +163,15 @@ def text_fault(text: str) -> str | None:
 def numbered(paths: Iterable[Any], most: int = 3) -> str:
     """The first few names of a list, for a message."""
     names = [str(path) for path in paths]
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    if len(names) > most:
+        names[most:] = ["..."]
+    return ", ".join(names)
 
 
 def _line_fault(text: str, encoding: str, name: str | PathLike[str], number: int) -> str | None:
-    if "\0" in text:
-        looks, order = _utf16(text.encode("utf-8", "surrogateescape"), number)
-        if looks:
+    if _NUL in text:
+        is_utf16, order = _utf16(text.encode("utf-8", "surrogateescape"), number)
+        if is_utf16:
             return (
                 "NUL bytes, and no byte order mark: this looks like UTF-16. Convert it, "
                 f"{_iconv(order, name)}"
@@ -172,15 +180,19 @@ def _line_fault(text: str, encoding: str, name: str | PathLike[str], number: int
             "a NUL byte, so this is no text file. Remove it, or convert it if it is UTF-16, "
             f"{_iconv(order, name)}"
         )
+    if text.isascii():
+        return None
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        column, code = error.start + 1, ord(text[error.start])
+        column = error.start + 1
+        code = ord(text[error.start])
         if encoding.startswith("utf-8"):
-            wrong = (
+            # surrogateescape keeps the byte 0xNN as the character U+DCNN
+            return (
                 f"text must be UTF-8, but byte 0x{code - 0xDC00:02x} at column {column} is not. "
+                f"Convert it from the encoding it has, {_iconv('WINDOWS-1252', name)}"
             )
-            return f"{wrong}Convert it from the encoding it has, {_iconv('WINDOWS-1252', name)}"
         return (
             f"half of a surrogate pair (\\u{code:04x}) at column {column}, no Unicode character. "
             "Mend the line."
@@ -195,33 +207,35 @@ def _utf16(line: bytes, number: int) -> tuple[bool, str]:
     other scripts.
     """
     places = [place for place, byte in enumerate(line) if not byte]
-    kinds = {place % 2 for place in places}
+    parities = {place % 2 for place in places}
+    order = "UTF-16LE"
     # After the first line, lines begin with the second half of a line feed where the order is LE.
-    order = "BE" if number == 1 and kinds == {0} else "LE"
-    return len(kinds) == 1 and (len(places) > 1 or len(line) < 4), f"UTF-16{order}"
+    if number == 1 and parities == {0}:
+        order = "UTF-16BE"
+    return len(parities) == 1 and (len(places) > 1 or len(line) < 4), order
 
 
 def _iconv(encoding: str, name: str | PathLike[str]) -> str:
-    file = Path(name).name if Path(name).exists() else "FILE"
+    file = "FILE"
+    if Path(name).exists():
+        file = Path(name).name
     return f"e.g.  iconv -f {encoding} -t UTF-8 {file}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
-    if len(row) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {key!r:.60} comes twice")
-            seen.add(key)
+    if len(row) == len(pairs):
+        return row
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"the key {key!r:.60} comes twice")
+        seen.add(key)
     return row
 
 
 def _layout_advice(text: str) -> str:
-    """What to do about a file whose first line begins an array, or ends before its object does.
-
-    Else nothing.
-    """
+    """What to do about a file whose first line begins an array, or ends before its object does."""
     if text.startswith("["):
         return (
             "The file is a JSON array: write its objects one a line, e.g.  jq -c '.[]' FILE > "
@@ -232,4 +246,4 @@ def _layout_advice(text: str) -> str:
             "If the objects are written over several lines, write each on one, e.g.  jq -c . FILE "
             "> FILE.jsonl"
         )
-    return ""
+    return _MEND
