@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.checkpoint import check_table
 from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
+from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
 from rag_tf.layers import (
     AttentionMask,

@@ -15,9 +15,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.checkpoint import check_table
 from rag_core.config import BertConfig, DPRConfig, sentence_settings
 from rag_core.generation import check_embeds, check_one_of
+from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_tf.contexts import check_text, checked_ids, checked_tensor

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rag_core.arguments import check_parts
-from rag_core.checkpoint import RAG_HEADS, check_sizes, rows_wanted
+from rag_core.checkpoint import RAG_HEADS
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
-from rag_core.hub import loading_info, locating, split_hub_kwargs
+from rag_core.hub import locating, split_hub_kwargs
+from rag_core.modeling import rows_wanted
 from rag_tf import weights as tensors
 from rag_tf.bart import BartForConditionalGeneration
 from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_tf.foreign import ForeignGenerator, module_config
-from rag_tf.holder import resolve_dtype
-from rag_tf.modules import Module, hollow
-from rag_tf.pretrained import PretrainedModel, resolve_device_map, warn_of_prefix
+from rag_tf.modules import Module
+from rag_tf.pretrained import PretrainedModel, warn_of_prefix
 from rag_tf.t5 import T5ForConditionalGeneration
 
 QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
@@ -170,20 +170,26 @@ class RagPretrained(PretrainedModel):
         """
         warn_of_prefix(load_weight_prefix)
         check_parts(question_encoder, generator, retriever)
-        config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
-        device = resolve_device_map(device, device_map)
-        found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
-        check_sizes(config, found, source)
-        with hollow(), locating(f"the config of {source!r}"):
+
+        def build(config: RagConfig) -> Any:
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
                 with locating(f"ctx_encoder in config.json of {pretrained_model_name_or_path}"):
                     context_config = config_from_dict(config.extra["ctx_encoder"])
                 model.rag.set_context_encoder_for_training(build_context_encoder(context_config))
-        dtype = resolve_dtype(dtype or torch_dtype, config)
-        model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)
-        model.eval()
-        return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
+            return model
+
+        return cls._read(
+            build,
+            pretrained_model_name_or_path,
+            kwargs,
+            config=config,
+            dtype=dtype or torch_dtype,
+            device=device,
+            device_map=device_map,
+            state_dict=state_dict,
+            output_loading_info=output_loading_info,
+        )
 
     @classmethod
     def from_pretrained_question_encoder_generator(

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-_HOLLOW: contextvars.ContextVar[bool] = contextvars.ContextVar("hollow", default=False)
+_WITH_PLACEHOLDERS: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "with_placeholders", default=False
+)
 
 
 @dataclass(frozen=True)
-class Hollow:
+class Placeholder:
     """Stands where a weight will be loaded: a shape without memory."""
 
     shape: tuple[int, ...]
@@ -30,21 +32,21 @@ class Hollow:
 
 
 @contextlib.contextmanager
-def hollow() -> Iterator[None]:
+def placeholders() -> Iterator[None]:
     """Within it modules are built without memory and without drawing fresh weights, to be filled
     by a checkpoint.
     """
-    token = _HOLLOW.set(True)
+    token = _WITH_PLACEHOLDERS.set(True)
     try:
         yield
     finally:
-        _HOLLOW.reset(token)
+        _WITH_PLACEHOLDERS.reset(token)
 
 
 def parameter(shape: Sequence[int], trainable: bool = True) -> Any:
-    """A float32 variable of zeros, or a `Hollow` where a checkpoint will be loaded."""
-    if _HOLLOW.get():
-        return Hollow(tuple(shape), trainable)
+    """A float32 variable of zeros, or a `Placeholder` where a checkpoint will be loaded."""
+    if _WITH_PLACEHOLDERS.get():
+        return Placeholder(tuple(shape), trainable)
     return tf.Variable(tf.zeros(shape), trainable=trainable)
 
 
@@ -102,7 +104,7 @@ class Module(tf.Module):
         return []
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """(name, variable or `Hollow`) of everything below, tied ones under each of their names."""
+        """(name, variable or `Placeholder`) of everything below, tied ones under each of their names."""
         for name, value in vars(self).items():
             if not name.startswith("_"):
                 yield from _named(value, f"{prefix}{name}")
@@ -144,7 +146,7 @@ def variable_id(variable: Any) -> int:
 
 
 def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, tf.Variable | Hollow):
+    if isinstance(value, tf.Variable | Placeholder):
         yield name, value
     elif isinstance(value, Module):
         yield from value.named_parameters(f"{name}.")

@@ -18,7 +18,6 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.arguments import check_fed, check_rows
-from rag_core.checkpoint import check_table
 from rag_core.generation import (
     check_context,
     check_embeds,
@@ -28,6 +27,7 @@ from rag_core.generation import (
     next_inputs,
     start_and_pad,
 )
+from rag_core.modeling import check_table
 from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
 from rag_tf.contexts import check_text, checked_ids, checked_mask, facts
 from rag_tf.keras_fit import spread

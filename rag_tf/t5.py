@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.checkpoint import check_table
 from rag_core.config import T5Config
 from rag_core.generation import check_one_of
+from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_distance_buckets
 from rag_tf.layers import (

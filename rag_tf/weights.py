@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.checkpoint import chosen_weights, needs_float32
-from rag_tf.modules import Hollow, Module
+from rag_tf.modules import Module, Placeholder
 
 _DEVICE = re.compile(
     r"(?:/job:[^/]*)?(?:/replica:\d+)?(?:/task:\d+)?/?(?:device:)?(cpu|gpu|cuda)(?::(\d+))?"
@@ -41,7 +41,7 @@ def named_variables(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def named_tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    """Variables (or `Hollow`s) by name; of tied ones only the first name."""
+    """Variables (or `Placeholder`s) by name; of tied ones only the first name."""
     seen: set[int] = set()
     for name, variable in model.named_parameters():
         if id(variable) not in seen:
@@ -103,7 +103,7 @@ def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) 
 
 
 def assign(model: Any, arrays: Mapping[str, np.ndarray], dtype: Any, device: Any) -> None:
-    """Replace the named variables by new ones (the model may be hollow).
+    """Replace the named variables by new ones (the model may hold placeholders).
 
     Args:
         model: whose names these are.
@@ -135,7 +135,7 @@ def replace(model: Any, name: str, old: Any, value: tf.Tensor, device: str | Non
     Args:
         model: whose name it is.
         name: the variable's.
-        old: the variable or `Hollow` that stands there.
+        old: the variable or `Placeholder` that stands there.
         value: the new one's.
         device: where to put it; None leaves it to TensorFlow.
 
@@ -199,10 +199,10 @@ def _forget_graphs(model: Any) -> None:
         model.reset_graphs()
 
 
-def hollow_names(model: Any) -> list[str]:
+def placeholder_names(model: Any) -> list[str]:
     """Names without values yet, sorted."""
     return sorted(
-        name for name, variable in model.named_parameters() if isinstance(variable, Hollow)
+        name for name, variable in model.named_parameters() if isinstance(variable, Placeholder)
     )
 
 

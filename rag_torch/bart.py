@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.checkpoint import check_table
 from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
+from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
 from rag_torch.decode_state import noted
 from rag_torch.layers import (

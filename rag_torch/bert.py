@@ -14,9 +14,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.checkpoint import check_table
 from rag_core.config import BertConfig, DPRConfig, sentence_settings
 from rag_core.generation import check_embeds, check_one_of
+from rag_core.modeling import check_table
 from rag_core.outputs import PooledEncoderOutput
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_torch.contexts import check_text, used_length

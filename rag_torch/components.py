@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from rag_core.arguments import check_parts
-from rag_core.checkpoint import check_sizes, rows_wanted
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
-from rag_core.hub import loading_info, locating, split_hub_kwargs
+from rag_core.hub import locating, split_hub_kwargs
+from rag_core.modeling import rows_wanted
 from rag_torch import weights as tensors
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.foreign import module_config
-from rag_torch.pretrained import PretrainedModel, resolve_device_map, resolve_dtype
+from rag_torch.pretrained import PretrainedModel
 from rag_torch.t5 import T5ForConditionalGeneration
 
 QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
@@ -128,22 +128,32 @@ class RagPretrained(PretrainedModel):
             OSError, TypeError, ValueError: as `PretrainedModel.from_pretrained`.
         """
         check_parts(question_encoder, generator, retriever)
-        config, hub = cls._resolved_config(pretrained_model_name_or_path, config, kwargs)
-        device = resolve_device_map(device, device_map)
-        found, source = cls._found(pretrained_model_name_or_path, hub, state_dict)
-        check_sizes(config, found, source)
-        with tensors.Hollow(), locating(f"the config of {source!r}"):
+
+        def build(config: RagConfig) -> Any:
             model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
             if config.extra.get("ctx_encoder"):
                 with locating(f"ctx_encoder in config.json of {pretrained_model_name_or_path}"):
                     context_config = config_from_dict(config.extra["ctx_encoder"])
                 model.rag.set_context_encoder_for_training(build_context_encoder(context_config))
-        dtype = resolve_dtype(dtype or torch_dtype, config)
-        model._load(pretrained_model_name_or_path, hub, dtype, device, found, source)
+            return model
+
+        return cls._read(
+            build,
+            pretrained_model_name_or_path,
+            kwargs,
+            config=config,
+            dtype=dtype or torch_dtype,
+            device=device,
+            device_map=device_map,
+            state_dict=state_dict,
+            output_loading_info=output_loading_info,
+        )
+
+    def _load(self, name_or_path: Any, hub: Any, dtype: Any, device: Any, *weights: Any) -> None:
+        super()._load(name_or_path, hub, dtype, device, *weights)
         if device is not None:
-            model.to(device)
-        model.eval()
-        return (model, loading_info()) if output_loading_info else model  # type: ignore[return-value]
+            # what modules of other libraries keep outside of their state dict
+            self.to(device)
 
     @classmethod
     def from_pretrained_question_encoder_generator(

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.arguments import check_fed, check_rows
-from rag_core.checkpoint import check_table
 from rag_core.generation import (
     check_context,
     check_embeds,
@@ -28,6 +27,7 @@ from rag_core.generation import (
     next_inputs,
     start_and_pad,
 )
+from rag_core.modeling import check_table
 from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
 from rag_torch.contexts import check_text, checked_ids, checked_mask, facts, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache

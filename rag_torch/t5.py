@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.checkpoint import check_table
 from rag_core.config import T5Config
 from rag_core.generation import check_one_of
+from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
 from rag_torch.decode_state import DecodeState, GrowingCache, noted

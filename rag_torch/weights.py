@@ -5,7 +5,7 @@ Every name accounted for, ties kept, nothing half loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,14 @@ from rag_core.checkpoint import chosen_weights, needs_float32
 _DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
 
-class Hollow(TorchFunctionMode):
+class MetaDevice(TorchFunctionMode):
     """Within it modules are built on the meta device, without memory and without drawing fresh
     weights.
 
     Drawing on the meta device would do nothing, but import all of torch.compile first: seconds.
     """
 
-    def __enter__(self) -> Hollow:
+    def __enter__(self) -> MetaDevice:
         self._meta = torch.device("meta")
         self._meta.__enter__()
         return super().__enter__()
@@ -157,7 +157,17 @@ def assign(
             place of float16.
         device: where to put them.
     """
-    for name, array in arrays.items():
+    assign_each(model, arrays.items(), dtype, device)
+
+
+def assign_each(
+    model: nn.Module,
+    pairs: Iterable[tuple[str, np.ndarray]],
+    dtype: torch.dtype | None,
+    device: Any,
+) -> None:
+    """As `assign`, from (name, array) pairs that are read one at a time."""
+    for name, array in pairs:
         in_half = dtype is torch.float16 or (dtype is None and array.dtype == np.float16)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)

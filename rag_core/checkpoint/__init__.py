@@ -18,18 +18,15 @@ if TYPE_CHECKING:
     from rag_core.checkpoint.h5 import H5File as H5File
     from rag_core.checkpoint.lazy import LazyWeights as LazyWeights
     from rag_core.checkpoint.lazy import given_weights as given_weights
-    from rag_core.checkpoint.pretrained import PretrainedBase as PretrainedBase
-    from rag_core.checkpoint.pretrained import check_table as check_table
-    from rag_core.checkpoint.pretrained import chosen_weights as chosen_weights
-    from rag_core.checkpoint.pretrained import rows_wanted as rows_wanted
-    from rag_core.checkpoint.pretrained import with_ties as with_ties
     from rag_core.checkpoint.shapes import RAG_HEADS as RAG_HEADS
     from rag_core.checkpoint.weights import check_sizes as check_sizes
     from rag_core.checkpoint.weights import check_weights as check_weights
+    from rag_core.checkpoint.weights import chosen_weights as chosen_weights
     from rag_core.checkpoint.weights import fit_names as fit_names
     from rag_core.checkpoint.weights import fit_weights as fit_weights
     from rag_core.checkpoint.weights import needs_float32 as needs_float32
     from rag_core.checkpoint.weights import tied_names as tied_names
+    from rag_core.checkpoint.weights import with_ties as with_ties
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -39,21 +36,16 @@ __getattr__, __dir__, __all__ = lazily(
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],
         "lazy": ["LazyWeights", "given_weights"],
-        "pretrained": [
-            "PretrainedBase",
-            "check_table",
-            "chosen_weights",
-            "rows_wanted",
-            "with_ties",
-        ],
         "shapes": ["RAG_HEADS"],
         "weights": [
             "check_sizes",
             "check_weights",
+            "chosen_weights",
             "fit_names",
             "fit_weights",
             "needs_float32",
             "tied_names",
+            "with_ties",
         ],
     },
 )

@@ -241,6 +241,50 @@ def fit_weights(
     )
 
 
+def with_ties(given: Mapping[str, Any], ties: Mapping[str, str]) -> dict[str, Any]:
+    """A state dict with each tied weight that it holds under all of its names, as files hold it
+    under one.
+
+    Args:
+        given: weights by name.
+        ties: each further name of a tied weight -> its first name.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, first in ties.items():
+        groups.setdefault(first, [first]).append(name)
+    whole = dict(given)
+    for names in groups.values():
+        held = next((name for name in names if name in given), None)
+        if held is not None:
+            whole.update({name: given[held] for name in names if name not in given})
+    return whole
+
+
+def chosen_weights(
+    own: Mapping[str, Any], ties: Mapping[str, str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of a state dict those entries that are written: each weight of a model once.
+
+    Args:
+        own: the model's weights by name, tied ones under their first name.
+        ties: each further name of a tied weight -> its first name.
+        given: the state dict; tied weights under any of their names.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: names or shapes are not the model's; all of them are listed.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"state_dict must map names to tensors, got {type(given).__name__}.")
+    found = {ties.get(name, name): value for name, value in given.items()}
+    found |= {name: value for name, value in given.items() if name in own}
+    shapes = {name: tuple(each.shape) for name, each in own.items()}
+    check_weights(
+        shapes, {name: tuple(value.shape) for name, value in found.items()}, source="state_dict"
+    )
+    return {name: found[name] for name in own}
+
+
 def needs_float32(name: str) -> bool:
     """Whether a weight is float32 in a model in float16: T5's second feed-forward map, whose sums
     pass 65,504.

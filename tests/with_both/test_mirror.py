@@ -20,7 +20,7 @@ TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.
 WITHOUT_TWIN: dict[str, set[str]] = {
-    "weights.py": {"Hollow"},  # modules.hollow, a function
+    "weights.py": {"MetaDevice"},  # modules.placeholders, a function
     # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
     "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
     # a length is a tensor in a graph; no meta device

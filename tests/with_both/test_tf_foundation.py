@@ -24,7 +24,7 @@ from rag_core.config.rag import BartConfig, BertConfig, DPRConfig, PretrainedCon
 from rag_core.outputs import PooledEncoderOutput, RetrievAugLMOutput
 from rag_core.parity.seeded import seeded_weights
 from rag_tf.holder import resolve_dtype
-from rag_tf.modules import Hollow, Linear
+from rag_tf.modules import Linear, Placeholder
 from rag_tf.weights import from_array, resolve_device, to_arrays
 
 # isort: split
@@ -328,14 +328,14 @@ def test_passage_encoder_equals_torchs_in_batches_with_one_graph(encoder):
     assert [len(ours._graphs[name].traces) for name in ("body", "pool")] == [1, 1]
 
 
-def test_hollow_modules_take_no_memory_and_say_so():
-    from rag_tf.modules import hollow
+def test_placeholders_take_no_memory_and_say_so():
+    from rag_tf.modules import placeholders
 
-    with hollow():
+    with placeholders():
         layer = Linear(10**6, 10**6)
     assert dict(layer.named_parameters()) == {
-        "weight": Hollow((10**6, 10**6)),
-        "bias": Hollow((10**6,)),
+        "weight": Placeholder((10**6, 10**6)),
+        "bias": Placeholder((10**6,)),
     }
 
 

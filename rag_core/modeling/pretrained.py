@@ -1,27 +1,48 @@
-"""What the model classes of both frameworks have in common and no tensor is needed for: names,
-sizes, files.
+"""What the model classes of both frameworks have in common: names, switches, sizes, loading and
+saving.
 
-A backend's `PretrainedModel` adds its tensors: `parameters()`, `modules()`, loading and the arrays
-that are written.
+A backend's `PretrainedModel` adds what only its tensors can tell or do; `PretrainedBase` lists it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rag_core import checks
 from rag_core.arguments import checked_switch
 from rag_core.backends import to_numpy, to_tensor
+from rag_core.checkpoint import check_sizes, given_weights
 from rag_core.config import MOST, PretrainedConfig
-from rag_core.hub import Pushable, Saving, split_hub_kwargs
+from rag_core.hub import (
+    Pushable,
+    Saving,
+    loading_info,
+    locating,
+    resolve_file,
+    split_hub_kwargs,
+    whole_device,
+)
+
+Model = TypeVar("Model", bound="PretrainedBase")
+
+# Bytes of a mapped checkpoint that stay in memory while it is read. Its pages count as memory of
+# this process, beside the copies; giving them back after each tensor costs a call of the system each.
+_HELD = 1 << 26
 
 
 class PretrainedBase(Pushable):
-    """A mixin for models with a `config`.
+    """A mixin for models with a `config`, which load and save themselves under Hugging Face's names.
+
+    A backend writes what needs its tensors: `parameters()`, `modules()`, `_placeholders()`,
+    `_assign()`, `_unfilled()`, `_ties()`, `_to_arrays()`, `_to_array()`, `_resized()`,
+    `_resolved_dtype()` and `_automatic_device()`, and what `_weights_replaced()` has to do.
+
+    Args:
+        config: the config object the network is built from.
 
     Attributes:
         config_class: class of the config.
@@ -48,7 +69,91 @@ class PretrainedBase(Pushable):
     config: Any
     modules: Any
     parameters: Any
+    eval: Any
     _generation_config: Any = None
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        # Past TensorFlow's and Keras' trackers, which wrap what they find.
+        object.__setattr__(self, "config", config)
+
+    # what a backend writes
+
+    @staticmethod
+    def _placeholders() -> Any:
+        """A context within which networks are built without memory for their weights and without
+        drawing fresh ones.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _automatic_device() -> Any:
+        """The device that `device_map="auto"` means."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _resolved_dtype(dtype: Any, config: Any) -> Any:
+        """The framework's type of the weights: float32 for None, the config's for "auto" (None, as
+        stored, where it says nothing).
+
+        Raises:
+            ValueError: not a floating-point type.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _to_array(tensor: Any) -> Any:
+        """A tensor's numbers as a NumPy array."""
+        raise NotImplementedError
+
+    def _to_arrays(self, state_dict: Mapping[str, Any] | None) -> dict[str, Any]:
+        """All weights as NumPy arrays by name, tied ones once.
+
+        Args:
+            state_dict: values in place of the model's own.
+
+        Raises:
+            ValueError: `state_dict` has other names or shapes.
+        """
+        raise NotImplementedError
+
+    def _assign(self, pairs: Iterator[tuple[str, Any]], dtype: Any, device: Any) -> None:
+        """Put (name, array) pairs in the place of the weights of these names, one at a time."""
+        raise NotImplementedError
+
+    def _unfilled(self) -> list[str]:
+        """Names of weights without numbers yet, sorted."""
+        raise NotImplementedError
+
+    def _ties(self) -> dict[str, str]:
+        """Each further name of a tied weight -> its first name."""
+        raise NotImplementedError
+
+    def _resized(self, weight: Any, rows: int, std: float, axis: int = 0) -> Any:
+        """A weight of the same kind with `rows` rows along `axis`: cut, or lengthened by normal(0,
+        std).
+        """
+        raise NotImplementedError
+
+    def _weights_replaced(self) -> None:
+        """Called after other tensors took the place of weights."""
+
+    # construction
+
+    def post_init(self) -> None:
+        """Call at the end of a constructor.
+
+        Fresh weights (unless a checkpoint will be loaded), then ties.
+        """
+        if not self._unfilled():
+            self.init_weights()
+        self.tie_weights()
+
+    def init_weights(self) -> None:
+        """Fresh weights in place."""
+
+    def tie_weights(self) -> None:
+        """Make weights that the config ties one weight."""
 
     def switches(
         self, use_cache: bool | None, *others: bool | None
@@ -162,6 +267,47 @@ class PretrainedBase(Pushable):
             ValueError: another shape; `resize_token_embeddings` changes V.
         """
         raise NotImplementedError(f"{type(self).__name__} has no language-model head")
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> Any:
+        """Cut or lengthen the token table (and head) to `new_num_tokens` rows; new rows are drawn
+        like fresh weights.
+
+        Args:
+            new_num_tokens: how many rows; None leaves the number.
+            pad_to_multiple_of: round the number up to a multiple of this, e.g. 64.
+
+        Returns:
+            The token table.
+        """
+        table = self.get_input_embeddings()
+        rows = rows_wanted(new_num_tokens, pad_to_multiple_of, table.num_embeddings)
+        if rows == table.num_embeddings:
+            return table
+        std = (
+            getattr(self.config, "init_std", None)
+            or getattr(self.config, "initializer_range", None)
+            or 1.0
+        )
+        old = table.weight
+        resized = self._resized(old, rows, std)
+        for module in self.modules():
+            if hasattr(module, "num_embeddings") and module.weight is old:
+                module.weight = resized
+                module.num_embeddings = rows
+        head = self.get_output_embeddings()
+        if head is not None:
+            tied = head.weight is old
+            head.weight = resized if tied else self._resized(head.weight, rows, std)
+            head.out_features = rows
+        bias = getattr(self, "final_logits_bias", None)
+        if bias is not None:
+            self.final_logits_bias = self._resized(bias, rows, 0.0, axis=1)
+        config = type(self.config).from_dict(self.config.to_dict(), vocab_size=rows)
+        object.__setattr__(self, "config", config)
+        self._weights_replaced()
+        return table
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the weights are, tied ones once.
@@ -326,6 +472,143 @@ class PretrainedBase(Pushable):
         return cls.config_class.from_pretrained(name_or_path, **hub, **overrides)
 
     @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        config: Any = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Model:
+        """Read a model from a folder or a repository of the hub, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: folder, or repository id; None where `config` and
+                `state_dict` are given.
+            config: instead of the stored one: a config, which is copied, or another folder or
+                repository.
+            dtype: of the weights; None is float32, "auto" what the checkpoint has.
+            torch_dtype: another name for `dtype`.
+            device: where to put the weights; None is the CPU in rag_torch, and in rag_tf
+                TensorFlow's choice (a GPU where there is one).
+            device_map: another name for `device`: a device, {"": device}, or "auto" for a GPU where
+                there is one.
+            state_dict: weights by name in place of the stored ones.
+            output_loading_info: return a pair, the model and a dictionary of `missing_keys`,
+                `unexpected_keys`, `mismatched_keys` and `error_msgs`, all empty: weights that do
+                not fit are an error.
+            **kwargs: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
+                `force_download`, `subfolder`), fields of the config to override, and what
+                transformers takes besides (see `rag_core.hub.keywords`); rag_tf takes `from_pt` and
+                `load_weight_prefix`, and needs neither.
+
+        Raises:
+            OSError: files are missing.
+            TypeError: an unknown keyword.
+            ValueError: the weights do not fit; the message lists every missing, unexpected and
+                misshapen name. Or a keyword asks for something that is not done here.
+        """
+        return cls._read(
+            cls,
+            pretrained_model_name_or_path,
+            kwargs,
+            config=config,
+            dtype=dtype or torch_dtype,
+            device=device,
+            device_map=device_map,
+            state_dict=state_dict,
+            output_loading_info=output_loading_info,
+        )
+
+    @classmethod
+    def _read(
+        cls,
+        build: Callable[[Any], Any],
+        name_or_path: str | Path | None,
+        keywords: Mapping[str, Any],
+        *,
+        config: Any,
+        dtype: Any,
+        device: Any,
+        device_map: Any,
+        state_dict: Mapping[str, Any] | None,
+        output_loading_info: bool,
+    ) -> Any:
+        """`from_pretrained` with its keywords sorted; `build(config)` makes the network.
+
+        The order is part of it: what is refused is refused before files are read, and a config that
+        its file cannot fill before anything is built.
+        """
+        config, hub = cls._resolved_config(name_or_path, config, keywords)
+        device = cls._resolved_device(device, device_map)
+        weights, source = cls._weights_of(name_or_path, hub, state_dict)
+        check_sizes(config, weights, source)
+        with cls._placeholders(), locating(f"the config of {source!r}"):
+            model = build(config)
+        model._load(name_or_path, hub, cls._resolved_dtype(dtype, config), device, weights, source)
+        model.eval()
+        return (model, loading_info()) if output_loading_info else model
+
+    @classmethod
+    def _resolved_device(cls, device: Any, device_map: Any) -> Any:
+        """The device that `device` or `device_map` names.
+
+        Raises:
+            ValueError: several devices, or both arguments.
+        """
+        chosen = whole_device(device, device_map)
+        return cls._automatic_device() if isinstance(chosen, str) and chosen == "auto" else chosen
+
+    @classmethod
+    def _weights_of(
+        cls,
+        name_or_path: str | Path | None,
+        hub: dict[str, Any],
+        state_dict: Mapping[str, Any] | None,
+    ) -> tuple[Any, str]:
+        """The weights that are stored or given, not read yet, and what to call them."""
+        if state_dict is not None:
+            return given_weights(state_dict, cls._to_array), "state_dict"
+        from rag_core.checkpoint import read_weights
+
+        return read_weights(name_or_path, **hub), str(name_or_path)  # type: ignore[arg-type]
+
+    def _load(
+        self,
+        name_or_path: str | Path | None,
+        hub: dict[str, Any],
+        dtype: Any,
+        device: Any,
+        weights: Any,
+        source: str,
+    ) -> None:
+        """Fill this model, built of placeholders, with the weights, all or an error."""
+        from rag_core.generation import GenerationConfig, own_options
+
+        arrays = self._fit(weights, source)
+        self._assign(_once(arrays, self._ties(), weights.free), dtype, device)
+        self.tie_weights()
+        left = self._unfilled()
+        if left:
+            raise ValueError(f"{source} left weights without values: {', '.join(left)}")
+        if name_or_path is None:
+            return
+        if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
+            stored = GenerationConfig.from_pretrained(name_or_path, **hub)
+            self.generation_config = own_options(stored, self.config, self.head)
+
+    def _fit(self, weights: Any, source: str) -> Any:
+        """The checkpoint's arrays under this model's names, checked."""
+        from rag_core.checkpoint import fit_weights
+
+        return fit_weights(self.config, weights, self.head, source=source)
+
+    @classmethod
     def _resolved_config(
         cls, name_or_path: str | Path | None, config: Any, kwargs: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
@@ -379,17 +662,37 @@ class PretrainedBase(Pushable):
                 f"neither an option of loading nor a field of {cls.config_class.__name__}"
             )
 
-    def _write(
+    def save_pretrained(
         self,
-        folder: str | Path,
-        saving: Saving,
-        arrays: Any,
-        max_shard_size: int | str,
-        safe_serialization: bool,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
+        save_function: Any = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """`save_pretrained`, its keywords read; `arrays()` makes what is written."""
-        from rag_core.checkpoint.folder import write_checkpoint
+        """Write config.json, generation_config.json and model.safetensors, all or nothing; both
+        backends and transformers read them.
 
+        Args:
+            save_directory: the folder, made if missing.
+            is_main_process: False writes nothing: another process does.
+            state_dict: weights of this model by name, in place of those it has.
+            save_function: not used: weights are written as safetensors.
+            push_to_hub: also push the folder; `kwargs` are those of `push_to_hub`.
+            max_shard_size: larger checkpoints are split.
+            safe_serialization: must be True: nothing here writes pickles.
+            **kwargs: see `push_to_hub` and `rag_core.hub.Saving`.
+
+        Raises:
+            OSError: nothing could be written; what was there before is unchanged.
+            ValueError: `state_dict` holds other names or shapes than this model.
+        """
+        from rag_core.checkpoint import write_checkpoint
+
+        saving = Saving.of(is_main_process, push_to_hub, **kwargs)
         if not _SWITCH("safe_serialization", safe_serialization):
             raise ValueError(
                 "safe_serialization must be True: weights are written as safetensors, never as a "
@@ -398,13 +701,13 @@ class PretrainedBase(Pushable):
         if not saving.here:
             return
         write_checkpoint(
-            folder,
-            arrays(),
+            save_directory,
+            self._to_arrays(state_dict),
             self._saved_config(),
             generation_config=self._saved_generation_config(),
             max_shard_size=max_shard_size,
         )
-        saving.finish(folder, self)
+        saving.finish(save_directory, self)
 
     def _saved_config(self) -> Any:
         """The config as it is written: a copy that names this class and the type of the weights."""
@@ -460,51 +763,22 @@ def check_table(name: str, value: Any, old: Any) -> Any:
     return value
 
 
-def with_ties(given: Mapping[str, Any], ties: Mapping[str, str]) -> dict[str, Any]:
-    """A state dict with each tied weight that it holds under all of its names, as files hold it
-    under one.
-
-    Args:
-        given: weights by name.
-        ties: each further name of a tied weight -> its first name.
+def _once(
+    arrays: Mapping[str, Any], ties: Mapping[str, str], free: Callable[[], None]
+) -> Iterator[tuple[str, Any]]:
+    """(name, array) of all weights, tied ones under their first name, each read when it is its turn;
+    `free` gives back a file's memory.
     """
-    groups: dict[str, list[str]] = {}
-    for name, first in ties.items():
-        groups.setdefault(first, [first]).append(name)
-    whole = dict(given)
-    for names in groups.values():
-        held = next((name for name in names if name in given), None)
-        if held is not None:
-            whole.update({name: given[held] for name in names if name not in given})
-    return whole
-
-
-def chosen_weights(
-    own: Mapping[str, Any], ties: Mapping[str, str], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Of a state dict those entries that are written: each weight of a model once.
-
-    Args:
-        own: the model's weights by name, tied ones under their first name.
-        ties: each further name of a tied weight -> its first name.
-        given: the state dict; tied weights under any of their names.
-
-    Raises:
-        TypeError: no mapping.
-        ValueError: names or shapes are not the model's; all of them are listed.
-    """
-    from rag_core.checkpoint.weights import check_weights
-
-    if not isinstance(given, Mapping):
-        raise TypeError(f"state_dict must map names to tensors, got {type(given).__name__}.")
-
-    found = {ties.get(name, name): value for name, value in given.items()}
-    found |= {name: value for name, value in given.items() if name in own}
-    shapes = {name: tuple(each.shape) for name, each in own.items()}
-    check_weights(
-        shapes, {name: tuple(value.shape) for name, value in found.items()}, source="state_dict"
-    )
-    return {name: found[name] for name in own}
+    held = 0
+    for name in arrays:
+        if name in ties:
+            continue
+        array = arrays[name]
+        yield name, array
+        held += array.nbytes
+        if held > _HELD:
+            free()
+            held = 0
 
 
 def _item_size(dtype: Any) -> int:
