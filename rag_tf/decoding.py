@@ -23,16 +23,18 @@ from rag_core.generation import (
     check_embeds,
     check_one_of,
     collect_candidates,
+    fast_scores,
     plugged,
     returned_sequences,
     sequence_options,
+    thorough_scores,
     token_options,
 )
 from rag_core.outputs import GenerateOutput
 from rag_tf.contexts import checked_questions, table_size
+from rag_tf.engine import ENGINE
 from rag_tf.layers import as_encoder_output
 from rag_tf.marginalize import doc_log_probs
-from rag_tf.rescoring import fast_scores, thorough_scores
 from rag_tf.step_decoder import (
     Decoder,
     encode_distinct,
@@ -400,7 +402,7 @@ def generate_sequence(
     if decoding == "fast":
         scores = fast_scores(found, finished, log_priors.numpy(), beams)
     else:
-        scores = thorough_scores(model, hidden, mask, log_priors, found, state).numpy()
+        scores = thorough_scores(ENGINE, model, hidden, mask, log_priors, found, state)
     sequences, best = found.best(scores, num_return_sequences)
     return GenerateOutput(
         tf.constant(sequences), tf.constant(best), step_scores, **seen, **decoder.seen()

@@ -173,8 +173,13 @@ class Decoder(ABC):
 class Generator(PretrainedModel, Module, ABC):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
     them.
+
+    Attributes:
+        native: that generation may rely on what these networks do beyond the four methods it asks
+            of every generator: steps and searches in graphs, shared beginnings.
     """
 
+    native = True
     lm_head: Linear
 
     @abstractmethod

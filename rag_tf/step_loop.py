@@ -19,10 +19,10 @@ from rag_core.arguments import check_processed, refuse_nan
 from rag_core.backends import to_numpy
 from rag_core.generation import (
     BeamSearch,
-    Finished,
     GenerationConfig,
     Hooks,
     RowSearch,
+    SearchResult,
     StepRules,
     gumbel_noise,
     least_kept,
@@ -44,7 +44,7 @@ def run_search(
     hooks: Hooks,
     context_ids: tf.Tensor | None,
     starts: np.ndarray,
-) -> tuple[Finished, tuple[tf.Tensor, ...] | None]:
+) -> tuple[SearchResult, tuple[tf.Tensor, ...] | None]:
     """Runs all searches to their end.
 
     Args:
@@ -130,7 +130,7 @@ class _Loop(ABC):
             self.seed = int(tf.random.uniform((), maxval=2**62, dtype=tf.int64))
         self.kept: list[tf.Tensor] = []
 
-    def run(self) -> tuple[Finished, tuple[tf.Tensor, ...] | None]:
+    def run(self) -> tuple[SearchResult, tuple[tf.Tensor, ...] | None]:
         while not self.search.done:
             rows = self.search.tokens.reshape(-1, self.search.length)
             scores = self.decoder.scores(

@@ -64,6 +64,14 @@ def _softmax(scores: tf.Tensor) -> tf.Tensor:
     return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
 
+def guided_scores(scores: tf.Tensor, unconditional: tf.Tensor, scale: float) -> tf.Tensor:
+    """See `rag_core.generation.Engine.guided_scores`."""
+    scores = tf.nn.log_softmax(scores)
+    unconditional = tf.nn.log_softmax(unconditional)
+    guided = unconditional + scale * (scores - unconditional)
+    return tf.where(tf.equal(scores, -np.inf), scores, guided)
+
+
 def normalised(scores: tf.Tensor) -> tf.Tensor:
     """log_softmax of (R, V); -inf stays -inf where a row holds nothing else.
 
@@ -110,12 +118,12 @@ def _changed(old: tf.Tensor, edit: Edit) -> tf.Tensor:
     raise ValueError(f"unknown kind of edit {edit.kind!r}")
 
 
-def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], least: int) -> tf.Tensor:
-    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least`
-    tokens or more a row.
+def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], min_tokens_to_keep: int) -> tf.Tensor:
+    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving
+    `min_tokens_to_keep` or more a row.
     """
     vocab_size = int(scores.shape[-1])
-    least = min(least, vocab_size)
+    least = min(min_tokens_to_keep, vocab_size)
     for warp in warps:
         if warp.kind == "temperature":
             scores = scores / warp.value

@@ -22,16 +22,18 @@ from rag_core.generation import (
     check_embeds,
     check_one_of,
     collect_candidates,
+    fast_scores,
     plugged,
     returned_sequences,
     sequence_options,
+    thorough_scores,
     token_options,
 )
 from rag_core.outputs import GenerateOutput
 from rag_torch.contexts import checked_questions, table_size
+from rag_torch.engine import ENGINE
 from rag_torch.layers import as_encoder_output
 from rag_torch.marginalize import doc_log_probs
-from rag_torch.rescoring import fast_scores, thorough_scores
 from rag_torch.step_decoder import (
     Decoder,
     encode_distinct,
@@ -392,7 +394,7 @@ def generate_sequence(
     if decoding == "fast":
         scores = fast_scores(found, finished, log_priors.cpu().numpy(), beams)
     else:
-        scores = thorough_scores(model, hidden, mask, log_priors, found, state).cpu().numpy()
+        scores = thorough_scores(ENGINE, model, hidden, mask, log_priors, found, state)
     sequences, best = found.best(scores, num_return_sequences)
     rows, weights = (
         torch.as_tensor(sequences, device=ids.device),

@@ -158,8 +158,13 @@ class _Anew:
 class Generator(PretrainedModel, ABC):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
     them.
+
+    Attributes:
+        native: that generation may rely on what these networks do beyond the four methods it asks
+            of every generator: scores in new memory, equal beams decoded as one, shared beginnings.
     """
 
+    native = True
     lm_head: nn.Linear
 
     @abstractmethod

@@ -20,10 +20,10 @@ from torch import Tensor
 from rag_core.arguments import check_processed, refuse_nan
 from rag_core.generation import (
     BeamSearch,
-    Finished,
     GenerationConfig,
     Hooks,
     RowSearch,
+    SearchResult,
     StepRules,
     gumbel_noise,
     least_kept,
@@ -43,7 +43,7 @@ def run_search(
     hooks: Hooks,
     context_ids: Tensor | None,
     starts: np.ndarray,
-) -> tuple[Finished, tuple[Tensor, ...] | None]:
+) -> tuple[SearchResult, tuple[Tensor, ...] | None]:
     """Runs all searches to their end.
 
     Args:
@@ -85,7 +85,7 @@ class _Loop(ABC):
             self.seed = int(torch.randint(2**62, ()))
         self.kept: list[Tensor] = []
 
-    def run(self) -> tuple[Finished, tuple[Tensor, ...] | None]:
+    def run(self) -> tuple[SearchResult, tuple[Tensor, ...] | None]:
         while not self.search.done:
             rows = self.search.tokens.reshape(-1, self.search.length)
             input_ids = torch.as_tensor(rows, device=self.device)

@@ -39,14 +39,22 @@ def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
     return token_log_probs(logits, log_priors)
 
 
-def log_softmax(scores: Tensor, own: bool) -> Tensor:
+def log_softmax(scores: Tensor, inplace: bool) -> Tensor:
     """log_softmax of (R, V).
 
     On a CPU in place where the scores are nobody else's, which spares it new memory.
     """
-    if own and scores.device.type == "cpu" and scores.is_contiguous():
+    if inplace and scores.device.type == "cpu" and scores.is_contiguous():
         return torch.log_softmax(scores, dim=-1, out=scores)
     return scores.log_softmax(dim=-1)
+
+
+def guided_scores(scores: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """See `rag_core.generation.Engine.guided_scores`."""
+    scores = scores.log_softmax(dim=-1)
+    unconditional = unconditional.log_softmax(dim=-1)
+    guided = unconditional + scale * (scores - unconditional)
+    return torch.where(scores.isneginf(), scores, guided)
 
 
 def normalised(scores: Tensor) -> Tensor:
@@ -57,10 +65,10 @@ def normalised(scores: Tensor) -> Tensor:
     return torch.where(scores == _LOWEST, scores, scores.log_softmax(dim=-1))
 
 
-def apply_edits(scores: Tensor, edits: Sequence[Edit], own: bool = False) -> Tensor:
+def apply_edits(scores: Tensor, edits: Sequence[Edit], inplace: bool = False) -> Tensor:
     """Carries out `edits`, in order, on `scores` (R, V).
 
-    Returns new scores (R, V), or with `own` the same ones.
+    Returns new scores (R, V), or with `inplace` the same ones.
     """
     if not edits:
         return scores
@@ -81,9 +89,9 @@ def apply_edits(scores: Tensor, edits: Sequence[Edit], own: bool = False) -> Ten
             scores = torch.full_like(scores, _LOWEST)
             scores[at] = 0.0
         else:
-            scores = scores if own else scores.clone()
+            scores = scores if inplace else scores.clone()
             scores[at] = _changed(scores[at], edit)
-        own = True
+        inplace = True
     return scores
 
 
@@ -100,12 +108,12 @@ def _changed(old: Tensor, edit: Edit) -> Tensor | float:
     raise ValueError(f"unknown kind of edit {edit.kind!r}")
 
 
-def apply_warps(scores: Tensor, warps: Sequence[Warp], least: int) -> Tensor:
-    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving `least`
-    tokens or more a row.
+def apply_warps(scores: Tensor, warps: Sequence[Warp], min_tokens_to_keep: int) -> Tensor:
+    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving
+    `min_tokens_to_keep` or more a row.
     """
     vocab_size = scores.shape[-1]
-    least = min(least, vocab_size)
+    least = min(min_tokens_to_keep, vocab_size)
     for warp in warps:
         if warp.kind == "temperature":
             scores = scores / warp.value

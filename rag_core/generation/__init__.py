@@ -8,8 +8,8 @@ from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
     from rag_core.generation.beam import BeamSearch as BeamSearch
-    from rag_core.generation.beam import Finished as Finished
     from rag_core.generation.beam import RowSearch as RowSearch
+    from rag_core.generation.beam import SearchResult as SearchResult
     from rag_core.generation.beam import order_candidates as order_candidates
     from rag_core.generation.beam import transition_scores as transition_scores
     from rag_core.generation.candidates import Candidates as Candidates
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rag_core.generation.config import default_of as default_of
     from rag_core.generation.config import own_options as own_options
     from rag_core.generation.config import resolve_options as resolve_options
+    from rag_core.generation.engine import Engine as Engine
     from rag_core.generation.hooks import Hooks as Hooks
     from rag_core.generation.hooks import plugged as plugged
     from rag_core.generation.inputs import UNREAD_BY_GENERATE as UNREAD_BY_GENERATE
@@ -43,11 +44,20 @@ if TYPE_CHECKING:
     from rag_core.generation.model_options import sequence_options as sequence_options
     from rag_core.generation.model_options import token_options as token_options
     from rag_core.generation.noise import gumbel_noise as gumbel_noise
+    from rag_core.generation.rescoring import fast_scores as fast_scores
+    from rag_core.generation.rescoring import is_native as is_native
+    from rag_core.generation.rescoring import thorough_scores as thorough_scores
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "beam": ["BeamSearch", "Finished", "RowSearch", "order_candidates", "transition_scores"],
+        "beam": [
+            "BeamSearch",
+            "RowSearch",
+            "SearchResult",
+            "order_candidates",
+            "transition_scores",
+        ],
         "candidates": ["Candidates", "PrefixTree", "collect_candidates", "prefix_tree"],
         "config": [
             "GenerationConfig",
@@ -58,6 +68,7 @@ __getattr__, __dir__, __all__ = lazily(
             "own_options",
             "resolve_options",
         ],
+        "engine": ["Engine"],
         "hooks": ["Hooks", "plugged"],
         "inputs": [
             "UNREAD_BY_GENERATE",
@@ -79,5 +90,6 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "model_options": ["returned_sequences", "sequence_options", "token_options"],
         "noise": ["gumbel_noise"],
+        "rescoring": ["fast_scores", "is_native", "thorough_scores"],
     },
 )

@@ -33,7 +33,7 @@ def order_candidates(
 
 
 @dataclass(frozen=True)
-class Finished:
+class SearchResult:
     """What a search hands back.
 
     Attributes:
@@ -248,7 +248,7 @@ class BeamSearch(_Search):
             generated = self.max_length - self.prompt_length
         return pool.worst >= best / generated**self.length_penalty
 
-    def finish(self) -> Finished:
+    def finish(self) -> SearchResult:
         """Ends the searches: beams still running compete with the finished ones."""
         n, width = self.num_return_sequences, self.length - self.prompt_length
         for q in np.flatnonzero(~self.finished):
@@ -269,7 +269,7 @@ class BeamSearch(_Search):
         if self.eos:
             lengths = np.minimum(lengths + 1, longest)
         sums = np.array([h.sum_log_probs for h in chosen], dtype=self.scores.dtype)
-        return Finished(
+        return SearchResult(
             sequences, lengths, sums, np.array([h.score for h in chosen], dtype=sums.dtype), indices
         )
 
@@ -322,9 +322,9 @@ class RowSearch(_Search):
         """Ends the rows where the (R,) mask is True."""
         self.finished |= rows
 
-    def finish(self) -> Finished:
+    def finish(self) -> SearchResult:
         """The rows as they stand."""
-        return Finished(self.tokens, self.lengths, self.sum_log_probs)
+        return SearchResult(self.tokens, self.lengths, self.sum_log_probs)
 
 
 def transition_scores(

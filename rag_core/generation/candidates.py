@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rag_core.generation.beam import Finished
+from rag_core.generation.beam import SearchResult
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Candidates:
 
 
 def collect_candidates(
-    finished: Finished, per_question: int, *, pad_token_id: int, do_deduplication: bool
+    finished: SearchResult, per_question: int, *, pad_token_id: int, do_deduplication: bool
 ) -> Candidates:
     """The candidates of each question, document by document and beam by beam.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.generation import Finished, GenerationConfig
+from rag_core.generation import GenerationConfig, SearchResult
 from rag_tf.graph.beam import Plan
 from rag_tf.graph.decoding import resumed, steps
 from rag_tf.graph.function import Graph, tracing
@@ -27,7 +27,9 @@ from rag_tf.step_decoder import Decoder, in_graphs
 _REMEMBERED = 32
 
 
-def searched(decoder: Decoder, options: GenerationConfig, starts: np.ndarray) -> Finished | None:
+def searched(
+    decoder: Decoder, options: GenerationConfig, starts: np.ndarray
+) -> SearchResult | None:
     """Runs all searches to their end, if a graph can; None where it can't, and then nothing has
     changed.
 
@@ -132,7 +134,7 @@ class _Run:
         self.state, self.priors, self.docs = replace(decoder.state), decoder.priors, decoder.docs
         self.over: list[Any] = []  # searches that have been let go of
 
-    def result(self, starts: np.ndarray) -> Finished | None:
+    def result(self, starts: np.ndarray) -> SearchResult | None:
         """What the searches from (Q, P) found; None where scores were no numbers."""
         limit, length = self.options.max_length, starts.shape[1]
         dtypes = [self.state.cross[0][0].dtype] + (
@@ -200,11 +202,13 @@ def _found(plan: Plan, searches: Any, length: tf.Tensor, divisors: tf.Tensor, wa
 _ROWS, _FOUND = Graph(_rows), Graph(_found)
 
 
-def _finished(found: Found) -> Finished:
+def _finished(found: Found) -> SearchResult:
     """As rag_core.generation.beam hands it back."""
     width = int(found.width)
     sequences, lengths = found.sequences[:, :width].numpy(), found.lengths.numpy().astype(np.int64)
     if found.scores is None or found.beam_indices is None:
-        return Finished(sequences, lengths, found.sum_log_probs.numpy())
+        return SearchResult(sequences, lengths, found.sum_log_probs.numpy())
     indices = found.beam_indices[:, :width].numpy()
-    return Finished(sequences, lengths, found.sum_log_probs.numpy(), found.scores.numpy(), indices)
+    return SearchResult(
+        sequences, lengths, found.sum_log_probs.numpy(), found.scores.numpy(), indices
+    )

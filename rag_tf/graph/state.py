@@ -14,7 +14,7 @@ from rag_core.generation import GenerationConfig
 
 
 class Found(NamedTuple):
-    """What the searches hand back, as rag_core.generation.Finished does, but all M columns wide.
+    """What the searches hand back, as rag_core.generation.SearchResult does, but all M columns wide.
 
     Attributes:
         sequences: (Q * n, M) int64, start tokens and end token included, right-padded.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.generation.beam import BeamSearch, Finished, RowSearch, order_candidates
+from rag_core.generation.beam import BeamSearch, RowSearch, SearchResult, order_candidates
 from rag_core.generation.candidates import collect_candidates
 
 # Random score tables and what transformers 4.37.2's BeamSearchScorer made of them.
@@ -162,8 +162,8 @@ def test_rows_end_one_by_one():
     assert finished.sum_log_probs.tolist() == [-1.0, -4.0, -6.0]
 
 
-def found(rows: list[list[int]], lengths: list[int]) -> Finished:
-    return Finished(np.array(rows), np.array(lengths), np.zeros(len(rows)))
+def found(rows: list[list[int]], lengths: list[int]) -> SearchResult:
+    return SearchResult(np.array(rows), np.array(lengths), np.zeros(len(rows)))
 
 
 def test_candidates_are_distinct_and_keep_the_first_place():

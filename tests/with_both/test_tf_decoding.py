@@ -12,8 +12,9 @@ import torch
 import rag_tf
 import rag_torch
 from rag_core import RagRetriever
+from rag_core.generation import rescoring
 from rag_core.generation.logits_rules import Edit, Warp
-from rag_tf import rescoring
+from rag_tf import engine
 from rag_tf.marginalize import token_log_probs
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, marginal_scores
 from rag_torch import step_scores as their_scores
@@ -205,18 +206,16 @@ def test_shared_beginnings_are_scored_as_whole_candidates(monkeypatch, generator
     hidden = model.encode(tf.constant(draw.integers(3, 12, (6, 7))), mask)
     tokens, target = draw.integers(3, 5, (2, 9, 8)), draw.integers(3, 12, (2, 9, 8))
     pad_mask = np.arange(8) >= draw.integers(0, 9, (2, 9, 1))
-    whole = rescoring._scored(model, hidden, mask, tokens, target, 3, True)
+    given = tokens, target, pad_mask, 3, True
+    whole = rescoring.scores_of_wholes(engine.ENGINE, model, hidden, mask, *given)
     for block, prefixes in ((2**23, 1024), (500, 1024), (1, 20)):
-        monkeypatch.setattr(rescoring, "_BLOCK", block)
+        monkeypatch.setattr(engine, "_BLOCK", block)
         monkeypatch.setattr(rescoring, "_PREFIXES", prefixes)
-        found = rescoring._scored_by_prefix(
-            model, model.start(hidden, mask), mask, tokens, target, pad_mask, 3, True
-        )
+        state = model.start(hidden, mask)
+        found = rescoring.scores_by_prefix(engine.ENGINE, model, state, mask, *given)
         for mine, other in zip(found, whole, strict=True):
             scored = np.broadcast_to(~pad_mask[:, None], mine.shape)
-            np.testing.assert_allclose(
-                mine.numpy()[scored], other.numpy()[scored], rtol=tolerance, atol=tolerance
-            )
+            np.testing.assert_allclose(mine[scored], other[scored], rtol=tolerance, atol=tolerance)
 
 
 # Questions to answers.

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from conformance.cases import contexts
-from rag_tf import once, rescoring
+from rag_tf import engine, once
 from tests.support.golden_models_tf import tensors, with_contexts
 
 NEGATIVE = {
@@ -28,7 +28,7 @@ def test_blocks_of_candidates_weigh_the_same(monkeypatch):
         "return_dict_in_generate": True,
     }
     whole = model.generate(**given, **options)
-    monkeypatch.setattr(rescoring, "_BLOCK", 1)
+    monkeypatch.setattr(engine, "_BLOCK", 1)
     pieces = model.generate(**given, **options)
     assert whole.sequences.numpy().tolist() == pieces.sequences.numpy().tolist()
     np.testing.assert_allclose(pieces.sequences_scores, whole.sequences_scores, rtol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rag_core.generation.logits_rules import Warp
-from rag_torch import decoding, rescoring
+from rag_torch import decoding, engine
 from rag_torch.answers import answer
 from rag_torch.contexts import Contexts
 from rag_torch.marginalize import sequence_nll
@@ -179,7 +179,7 @@ def test_beam_scores_are_the_marginal_log_probability():
 @pytest.mark.parametrize("block", [2**26, 1])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_thorough_decoding_ranks_by_the_loss_and_encodes_once(monkeypatch, block, smoothing):
-    monkeypatch.setattr(rescoring, "_BLOCK", block)
+    monkeypatch.setattr(engine, "_BLOCK", block)
     model, inputs = Head(label_smoothing=smoothing), contexts(2)
     out = model.sequence(
         inputs, num_beams=3, num_return_sequences=4, max_length=7, return_dict_in_generate=True

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from rag_core.config.rag import BertConfig
+from rag_core.generation import rescoring
 from rag_core.generation.candidates import prefix_tree
-from rag_torch import packing, rescoring, seq2seq, step_scores
+from rag_torch import engine, packing, seq2seq, step_scores
 from rag_torch.bert import BertEncoder
-from rag_torch.foreign import ForeignGenerator
 from rag_torch.layers import attend, key_mask
 from rag_torch.marginalize import token_log_probs
 from rag_torch.rag import RagSequenceForGeneration
@@ -152,10 +152,10 @@ def test_shared_beginnings_are_scored_as_whole_candidates(monkeypatch, generator
         "return_dict_in_generate": True,
     }
     by_prefix = model.generate(**given_contexts(), **options)
-    monkeypatch.setattr(rescoring, "_BLOCK", 1)
+    monkeypatch.setattr(engine, "_BLOCK", 1)
     monkeypatch.setattr(rescoring, "_PREFIXES", 1)
     one_by_one = model.generate(**given_contexts(), **options)
-    monkeypatch.setattr(rescoring, "Generator", ForeignGenerator)
+    monkeypatch.setattr(type(model.generator), "native", False)
     whole = model.generate(**given_contexts(), **options)
     for each in (by_prefix, one_by_one):
         assert torch.equal(each.sequences, whole.sequences)

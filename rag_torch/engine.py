@@ -1,0 +1,154 @@
+"""The operations on tensors that rag_core's generation asks for, in PyTorch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rag_core.generation import Engine
+from rag_torch import contexts, rescoring, step_scores
+from rag_torch.layers import Trace, as_encoder_output
+from rag_torch.marginalize import doc_log_probs, widen
+
+# Numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a
+# GPU busy.
+_BLOCK, _BLOCK_GPU = 2**23, 2**27
+
+
+class TensorEngine(Engine):
+    """See `rag_core.generation.Engine`."""
+
+    framework = "pt"
+    # The beams of a context share its cache, and one of them can stand for all.
+    shares_first_step = True
+
+    facts = staticmethod(contexts.facts)
+    checked_ids = staticmethod(contexts.checked_ids)
+    checked_questions = staticmethod(contexts.checked_questions)
+    table_size = staticmethod(contexts.table_size)
+    used_width = staticmethod(contexts.used_length)
+    encoder_output = staticmethod(as_encoder_output)
+    doc_log_probs = staticmethod(doc_log_probs)
+    log_softmax = staticmethod(step_scores.log_softmax)
+    apply_edits = staticmethod(step_scores.apply_edits)
+    apply_warps = staticmethod(step_scores.apply_warps)
+    guided_scores = staticmethod(step_scores.guided_scores)
+    target_log_probs = staticmethod(rescoring.target_log_probs)
+    tree_log_probs = staticmethod(rescoring.tree_log_probs)
+    candidate_scores = staticmethod(rescoring.candidate_scores)
+
+    def tensor(self, array: Any, like: Any = None) -> Tensor:
+        if like is not None and not isinstance(like, Tensor):
+            like = next(like.parameters())
+        return torch.as_tensor(array, device=None if like is None else like.device)
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, Tensor)
+
+    def has_nan(self, x: Tensor) -> bool:
+        return bool(x.isnan().any())
+
+    def bool_mask(self, mask: Tensor | None, like: Tensor) -> Tensor:
+        if mask is None:
+            return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+        return mask.bool()
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows]
+
+    def repeat_rows(self, x: Tensor, times: int, axis: int = 0) -> Tensor:
+        return x.repeat_interleave(times, dim=axis)
+
+    def scatter_rows(self, x: Tensor, rows: Tensor, count: int) -> Tensor:
+        return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
+
+    def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return like.new_zeros(shape)
+
+    def checked_mask(self, name: str, mask: Any, shape: tuple[int, ...], of: str) -> Tensor | None:
+        contexts.checked_mask(name, mask, shape, of)
+        return mask
+
+    def generation_context(self, model: Any) -> AbstractContextManager[Any]:
+        return torch.no_grad()
+
+    def on_device(self, module: Any) -> AbstractContextManager[Any]:
+        return nullcontext()  # tensors know where they are
+
+    def draw_seed(self) -> int:
+        return int(torch.randint(2**62, ()))
+
+    def encode_distinct(self, generator: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+        both = torch.cat([input_ids, mask.to(input_ids.dtype)], dim=1)  # (R, 2S)
+        distinct, place = both.unique(dim=0, return_inverse=True)
+        if len(distinct) == len(both):
+            return generator.encode(input_ids, mask)
+        width = input_ids.shape[1]
+        return generator.encode(distinct[:, :width], distinct[:, width:].bool())[place]
+
+    def decode_step(
+        self,
+        generator: Any,
+        state: Any,
+        tokens: Tensor,
+        log_priors: Tensor | None,
+        traced: tuple[bool, bool] | None = None,
+    ) -> tuple[Tensor, Any]:
+        noted = None
+        if traced is None:
+            logits = generator.decode(tokens, state)
+        else:
+            trace = Trace(*traced)
+            logits = generator.decode(tokens, state, trace=trace)
+            noted = trace.result()
+        scores = widen(logits[:, :, -1])  # (q*N, K, V)
+        if log_priors is not None:
+            apart = scores.unflatten(0, (-1, log_priors.shape[1]))  # (q, N, K, V)
+            scores = step_scores.marginal_scores(apart, log_priors)
+        return scores, noted
+
+    def choose_tokens(
+        self, scores: Tensor, noise: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        drawn = scores if noise is None else scores + self.tensor(noise, scores)
+        tokens = drawn.argmax(dim=-1)  # (R,)
+        log_probs = scores.log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
+        return tokens.cpu().numpy(), log_probs.cpu().numpy()
+
+    def choose_candidates(
+        self,
+        scores: Tensor,
+        sums: np.ndarray,
+        active: np.ndarray,
+        noise: np.ndarray | None,
+        count: int,
+        inplace: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        so_far = torch.as_tensor(sums, device=scores.device, dtype=scores.dtype).reshape(-1, 1)
+        total = scores.add_(so_far) if inplace else scores + so_far  # (Q*K, V)
+        rows = None if len(active) == len(sums) else self.tensor(active, scores)
+
+        def of_active(x: Tensor) -> Tensor:
+            x = x.reshape(len(sums), -1)  # (Q, K*V)
+            return x if rows is None else x[rows]
+
+        if noise is None:
+            values, places = step_scores.best_candidates(of_active(total), count)
+        else:
+            drawn = total + self.tensor(noise, scores)
+            _, places = step_scores.best_candidates(of_active(drawn), count)
+            values = of_active(total).gather(1, places)
+        return values.cpu().numpy(), places.cpu().numpy()
+
+    def search_in_graph(self, decoder: Any, options: Any, hooks: Any, starts: np.ndarray) -> None:
+        return None  # PyTorch runs its operations one by one, at no cost that a graph would save
+
+    def block_size(self, like: Tensor) -> int:
+        return _BLOCK if like.device.type == "cpu" else _BLOCK_GPU
+
+
+ENGINE = TensorEngine()
