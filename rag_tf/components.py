@@ -10,11 +10,11 @@ from rag_core.arguments import check_parts
 from rag_core.checkpoint import RAG_HEADS
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.hub import locating, split_hub_kwargs
-from rag_core.modeling import rows_wanted
+from rag_core.modeling import module_config, rows_wanted
 from rag_tf import weights as tensors
 from rag_tf.bart import BartForConditionalGeneration
 from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
-from rag_tf.foreign import ForeignGenerator, module_config
+from rag_tf.foreign import ForeignGenerator
 from rag_tf.modules import Module
 from rag_tf.pretrained import PretrainedModel, warn_of_prefix
 from rag_tf.t5 import T5ForConditionalGeneration

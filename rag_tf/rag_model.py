@@ -17,6 +17,7 @@ import tensorflow as tf
 from rag_core import arguments
 from rag_core.arguments import check_parts, checked_n_docs, checked_switch
 from rag_core.config import RagConfig
+from rag_core.modeling import accepted
 from rag_core.outputs import RetrievAugLMOutput
 from rag_core.retrieval import within_table_of
 from rag_tf import marginalize as marginal
@@ -36,7 +37,7 @@ from rag_tf.contexts import (
     table_size,
     to_device,
 )
-from rag_tf.foreign import accepted, as_generator, encode_questions
+from rag_tf.foreign import as_generator, encode_questions
 from rag_tf.keras_model import KerasModel
 from rag_tf.layers import as_encoder_output
 from rag_tf.pretrained import PretrainedModel, warn_of_prefix

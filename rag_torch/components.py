@@ -12,11 +12,10 @@ from torch import nn
 from rag_core.arguments import check_parts
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.hub import locating, split_hub_kwargs
-from rag_core.modeling import rows_wanted
+from rag_core.modeling import module_config, rows_wanted
 from rag_torch import weights as tensors
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
-from rag_torch.foreign import module_config
 from rag_torch.pretrained import PretrainedModel
 from rag_torch.t5 import T5ForConditionalGeneration
 

@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.modeling.foreign import ForeignEncoderBase as ForeignEncoderBase
+    from rag_core.modeling.foreign import ForeignGeneratorBase as ForeignGeneratorBase
+    from rag_core.modeling.foreign import ForeignModule as ForeignModule
+    from rag_core.modeling.foreign import ForeignStateBase as ForeignStateBase
+    from rag_core.modeling.foreign import accepted as accepted
+    from rag_core.modeling.foreign import checked_vectors as checked_vectors
+    from rag_core.modeling.foreign import module_config as module_config
+    from rag_core.modeling.foreign import offers_decoding as offers_decoding
     from rag_core.modeling.pretrained import PretrainedBase as PretrainedBase
     from rag_core.modeling.pretrained import check_table as check_table
     from rag_core.modeling.pretrained import rows_wanted as rows_wanted
@@ -14,6 +22,16 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "foreign": [
+            "ForeignEncoderBase",
+            "ForeignGeneratorBase",
+            "ForeignModule",
+            "ForeignStateBase",
+            "accepted",
+            "checked_vectors",
+            "module_config",
+            "offers_decoding",
+        ],
         "pretrained": ["PretrainedBase", "check_table", "rows_wanted"],
     },
 )
