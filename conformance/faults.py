@@ -42,8 +42,9 @@ def _missing_scale(tracer: Any, room: Callable[[str], Any], patch: Patch) -> Non
 
 
 def _missing_attention_scale(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
-    attend = room("bart").attend
-    patch(room("bart"), "attend", lambda *args, **kwargs: attend(*args, **{**kwargs, "scale": 1.0}))
+    for module in _generator(tracer).modules():
+        if hasattr(module, "scaling"):
+            patch(module, "scaling", 1.0)
 
 
 def _transposed(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
@@ -89,7 +90,7 @@ def _dropped_cross_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -
 
 def _dropped_encoder_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
     mask = room("t5").key_mask
-    patch(room("t5"), "key_mask", lambda attention_mask: mask(None))
+    patch(room("t5"), "key_mask", lambda attention_mask, *bias: mask(None, *bias))
 
 
 def _dropped_question_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:

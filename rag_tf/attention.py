@@ -1,15 +1,13 @@
-"""Activations, masks and attention: what every network here computes with.
+"""Masks and attention: what every network here computes with.
 
 All of it runs in graphs whose axes are open: lengths are tensors, only widths and numbers of heads
-are read as numbers. Letters: R rows, T query positions, L key positions, S context length, H heads,
-h width of a head.
+are read as numbers. Letters: R rows, K beams of a row, T query positions, L key positions, S context
+length, H heads, h width of a head, d width of the model.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,78 +15,77 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_tf.modules import dropout as drop
-from rag_tf.modules import outer, reshape, widen
-
-Activation = Callable[[Tensor], Tensor]
+from rag_tf.modules import leading_dims, reshape, widen
 
 # an array: turning a tuple into one takes longer, outside of graphs, than swapping the axes
 _SWAP = np.array((0, 2, 1, 3), np.int32)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """x times the normal distribution function (tf.nn.gelu's constants have float32's precision
-    even in float64).
-    """
-    wide = widen(x)
-    return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide * math.sqrt(0.5))), x.dtype)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """The customary approximation of `gelu` by a tanh."""
-    wide = widen(x)
-    inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
-    return tf.cast(0.5 * wide * (1.0 + tf.tanh(inner)), x.dtype)
-
-
-def silu(x: Tensor) -> Tensor:
-    """x times its sigmoid."""
-    return x * tf.sigmoid(x)
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "gelu_fast": gelu_tanh,
-    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
-    "relu": tf.nn.relu,
-    "relu6": tf.nn.relu6,
-    "silu": silu,
-    "swish": silu,
-    "mish": lambda x: x * tf.tanh(tf.math.softplus(x)),
-    "tanh": tf.tanh,
-    "sigmoid": tf.sigmoid,
-    "linear": lambda x: x,
-}
-
-
-def activation(name: str) -> Activation:
-    """The elementwise function a config names, e.g. `"gelu"`.
-
-    Raises:
-        ValueError: for a name that is not in `ACTIVATIONS`.
-    """
-    try:
-        return ACTIVATIONS[name]
-    except KeyError:
-        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}") from None
-
-
+@dataclass(frozen=True, eq=False)
 class AttentionMask:
     """Which keys a query may attend to, and an optional learned bias on top.
 
-    Args:
+    Attributes:
         allowed: bool, True = attend, broadcastable to (R, H, T, L); None allows everything.
         position_bias: (1, H, T, L) added to the scores (T5), or None.
+        includes_self: whether every query is known to see a key, itself at least.
+        has_keys: bool (R, H, T, 1), which queries see a key; None where all of them do.
 
     A query that may attend to nothing gets a zero vector, never NaN.
     """
 
-    def __init__(self, allowed: Tensor | None, position_bias: Tensor | None = None) -> None:
-        self.allowed = allowed
-        self.position_bias = position_bias
-        self.alive = None if allowed is None else tf.reduce_any(allowed, -1, keepdims=True)
-        self._penalty: dict[tf.DType, Tensor] = {}
+    allowed: Tensor | None = None
+    position_bias: Tensor | None = None
+    includes_self: bool = False
+    has_keys: Tensor | None = field(init=False, repr=False)
+    _penalty: dict[tf.DType, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        has_keys = None
+        if self.allowed is not None and not self.includes_self:
+            has_keys = tf.reduce_any(self.allowed, -1, keepdims=True)
+        object.__setattr__(self, "has_keys", has_keys)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scaled dot-product attention; the same numbers with and without the weights returned.
+
+        Args:
+            query: (R, H, T, h).
+            key: (R, H, L, h).
+            value: (R, H, L, h).
+            dropout: probability of dropping an attention weight.
+            scale: factor on the scores; None means h ** -0.5.
+            need_weights: whether the attention weights are wanted too.
+
+        Returns:
+            (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
+        """
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        # The factor goes on the query, which is smaller than the scores.
+        scaled = query if scale == 1 else query * scale
+        scores = tf.matmul(scaled, key, transpose_b=True)  # (R, H, T, L)
+        penalty = self.penalty(query.dtype)
+        if penalty is not None:
+            scores = scores - penalty
+        weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)
+        has_keys = None if self.has_keys is None else tf.cast(self.has_keys, value.dtype)
+        if has_keys is not None and need_weights:
+            weights *= has_keys  # before they are used: those returned then have the gradient
+        out = tf.matmul(drop(weights, dropout, True), value)
+        if has_keys is not None:
+            out *= has_keys
+        # values and masks that come into a graph have open axes, which a single head's would take on
+        out.set_shape((None, *query.shape[1:]))
+        return out, weights if need_weights else None
 
     def penalty(self, dtype: tf.DType) -> Tensor | None:
         """What is subtracted from the scores, in finite numbers; made once per dtype, None where
@@ -104,9 +101,8 @@ class AttentionMask:
         if self.allowed is not None:
             # Half of the highest number: subtracting it from a score cannot overflow to -inf.
             high = tf.constant(dtype.max / 2, dtype)
-            penalty = tf.where(
-                self.allowed, tf.zeros((), dtype) if penalty is None else penalty, high
-            )
+            start = tf.zeros((), dtype) if penalty is None else penalty
+            penalty = tf.where(self.allowed, start, high)
         if penalty is not None:
             self._penalty[dtype] = penalty
         return penalty
@@ -116,20 +112,18 @@ class AttentionMask:
 
         A layer computed twice makes them twice.
         """
-        mask = copy.copy(self)
-        mask._penalty = {}
-        return mask
+        return replace(self)
 
     def rows(self, rows: Tensor) -> AttentionMask:
         """The mask of these rows only (no position bias: cross-attention)."""
         return AttentionMask(None if self.allowed is None else tf.gather(self.allowed, rows))
 
 
-def key_mask(attention_mask: Tensor | None) -> AttentionMask:
+def key_mask(attention_mask: Tensor | None, position_bias: Tensor | None = None) -> AttentionMask:
     """(R, S) of 0/1 or bool, 1 = a real token -> a mask over keys, (R, 1, 1, S)."""
-    return AttentionMask(
-        None if attention_mask is None else tf.cast(attention_mask, tf.bool)[:, None, None, :]
-    )
+    if attention_mask is None:
+        return AttentionMask(None, position_bias)
+    return AttentionMask(tf.cast(attention_mask, tf.bool)[:, None, None, :], position_bias)
 
 
 def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None) -> Tensor | None:
@@ -154,7 +148,7 @@ def causal_allowed(length: Any, past: Any, attention_mask: Tensor | None = None)
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(R, T, H*h) -> (R, H, T, h)."""
-    rows, positions = outer(x)
+    rows, positions = leading_dims(x)
     width = x.shape[-1] // heads
     if x.shape[1] == 1:  # nothing to swap
         return reshape(x, (rows, heads, 1, width))
@@ -164,49 +158,27 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(R, H, T, h) -> (R, T, H*h)."""
     width = x.shape[1] * x.shape[3]
-    rows, _, positions = outer(x)
+    rows, _, positions = leading_dims(x)
     if x.shape[2] != 1:
         x = tf.transpose(x, _SWAP)
     return reshape(x, (rows, positions, width))
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: AttentionMask,
-    *,
-    dropout: float = 0.0,
-    scale: float | None = None,
-    need_weights: bool = False,
+def cross_attention(
+    attention: Any, x: Tensor, folded: tuple[Any, Any] | None, *rest: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled dot-product attention; the same numbers with and without the weights returned.
+    """Cross-attention of x (R*K, T, d).
+
+    Beams are folded into the query axis, so that no context's keys are repeated.
 
     Args:
-        query: (R, H, T, h).
-        key: (R, H, L, h).
-        value: (R, H, L, h).
-        mask: which keys each query sees.
-        dropout: probability of dropping an attention weight.
-        scale: factor on the scores; None means h ** -0.5.
-        need_weights: whether the attention weights are wanted too.
-
-    Returns:
-        (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
+        attention: called with the queries and the rest.
+        x: (R*K, T, d).
+        folded: (R, K*T), or None where x is that already.
+        rest: what else `attention` takes.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    # The factor goes on the query, which is smaller than the scores.
-    # (R, H, T, L)
-    scores = tf.matmul(query if scale == 1 else query * scale, key, transpose_b=True)
-    penalty = mask.penalty(query.dtype)
-    scores = scores if penalty is None else scores - penalty
-    weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)
-    alive = None if mask.alive is None else tf.cast(mask.alive, value.dtype)
-    if alive is not None and need_weights:
-        weights *= alive  # before they are used: those returned then have the gradient
-    out = tf.matmul(drop(weights, dropout, True), value)
-    if alive is not None:
-        out *= alive
-    # values and masks that come into a graph have open axes, which a single head's would take on
-    out.set_shape((None, *query.shape[1:]))
-    return out, weights if need_weights else None
+    if folded is None:
+        return attention(x, *rest)
+    queries = reshape(x, (*folded, x.shape[-1]))  # (R, K*T, d)
+    update, weights = attention(queries, *rest)
+    return reshape(update, (*leading_dims(x), x.shape[-1])), weights

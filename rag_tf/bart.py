@@ -17,19 +17,14 @@ from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
 from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
+from rag_tf.attention import AttentionMask, cross_attention, key_mask, merge_heads, split_heads
 from rag_tf.layers import (
-    AttentionMask,
     Trace,
     activation,
-    asked,
-    attend,
     checkpointed,
+    cross_without_layers,
     embedding_scale,
     init_normal,
-    key_mask,
-    merge_heads,
-    split_heads,
-    unasked,
 )
 from rag_tf.modules import (
     Embedding,
@@ -37,9 +32,9 @@ from rag_tf.modules import (
     Linear,
     Module,
     by_rows,
+    dim,
     dropout,
     parameter,
-    size,
     uniform,
 )
 from rag_tf.packing import Packing
@@ -55,6 +50,7 @@ class BartAttention(Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        self.scaling = (width // heads) ** -0.5
         self.dropout = dropout
         self.k_proj = Linear(width, width)
         self.v_proj = Linear(width, width)
@@ -79,7 +75,9 @@ class BartAttention(Module):
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q_proj(x), self.heads)
         rate = self.dropout if training else 0.0
-        out, weights = attend(query, *keys_values, mask, dropout=rate, need_weights=need_weights)
+        out, weights = mask.attend(
+            query, *keys_values, dropout=rate, scale=self.scaling, need_weights=need_weights
+        )
         return self.out_proj(merge_heads(out)), weights
 
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
@@ -88,7 +86,8 @@ class BartAttention(Module):
         query, key, value = (
             split_heads(packing.spread(linear(x)), self.heads) for linear in projections
         )
-        out, _ = attend(query, key, value, mask, dropout=self.dropout if training else 0.0)
+        rate = self.dropout if training else 0.0
+        out, _ = mask.attend(query, key, value, dropout=rate, scale=self.scaling)
         return self.out_proj(packing.pack(merge_heads(out)))
 
 
@@ -162,18 +161,18 @@ class BartDecoderLayer(_BartLayer):
         mask: AttentionMask,
         cross: tuple[Tensor, Tensor],
         cross_mask: AttentionMask,
-        riding: tuple[Any, Any] | None = None,
+        folded: tuple[Any, Any] | None = None,
         need_weights: bool = False,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted.
 
-        `riding` is (R, K*T).
+        `folded` is (R, K*T).
         """
         update, weights = self.self_attn(x, keys_values, mask, need_weights, training)
         x = self._add(x, update, self.self_attn_layer_norm, training)
-        update, cross_weights = asked(
-            self.encoder_attn, x, riding, cross, cross_mask, need_weights, training
+        update, cross_weights = cross_attention(
+            self.encoder_attn, x, folded, cross, cross_mask, need_weights, training
         )
         x = self._add(x, update, self.encoder_attn_layer_norm, training)
         return self._feed_forward(x, training), weights, cross_weights
@@ -219,7 +218,7 @@ class _BartStack(Module):
         if positions is None:
             if tf.executing_eagerly():
                 self.check_length(int(start) + inputs_embeds.shape[1])
-            positions = start + tf.range(size(inputs_embeds, 1))  # so many, whatever the start
+            positions = start + tf.range(dim(inputs_embeds, 1))  # so many, whatever the start
         return self._placed(inputs_embeds, positions, training)
 
     def _placed(self, inputs_embeds: Tensor, positions: Tensor, training: bool) -> Tensor:
@@ -302,7 +301,9 @@ class BartDecoder(Decoder, _BartStack):
         h) or (R, H, L, h).
         """
         if not self.layers:
-            return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
+            return cross_without_layers(
+                encoder_hidden if packing is None else packing.spread(encoder_hidden)
+            )
         return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.layers))]
 
     def cross_of(
@@ -327,15 +328,12 @@ class BartDecoder(Decoder, _BartStack):
         trace = steps.trace or Trace(False, False)
         positions = None if cache.tree is None else cache.tree.positions
         x = self._embed(input_ids, inputs_embeds, cache.position, training, positions)
-        length = size(x, 1)
+        length = dim(x, 1)
         anew = cross if isinstance(cross, Anew) else None
-        rows = size(cross[0][0], 0) if anew is None else anew.rows
-        mask, riding = (
-            AttentionMask(cache.allowed(length, attention_mask)),
-            cache.riding(length, rows),
-        )
-        if attention_mask is None:
-            mask.alive = None  # every position sees itself
+        rows = dim(cross[0][0], 0) if anew is None else anew.rows
+        folded = cache.folded(length, rows)
+        allowed = cache.allowed(length, attention_mask)
+        mask = AttentionMask(allowed, includes_self=attention_mask is None)
 
         def run(
             index: int,
@@ -345,10 +343,10 @@ class BartDecoder(Decoder, _BartStack):
             cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
             layer = self.layers[index]
-            asked = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
+            contexts = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
             return layer(
-                x, keys_values, mask, asked, cross_mask, riding, trace.want_attentions, training
+                x, keys_values, mask, contexts, cross_mask, folded, trace.want_attentions, training
             )
 
         options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)

@@ -13,16 +13,8 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.outputs import EncoderOutput
-from rag_tf.layers import (
-    AttentionMask,
-    Trace,
-    activation,
-    attend,
-    checkpointed,
-    key_mask,
-    merge_heads,
-    split_heads,
-)
+from rag_tf.attention import AttentionMask, key_mask, merge_heads, split_heads
+from rag_tf.layers import Trace, activation, checkpointed
 from rag_tf.modules import (
     Embedding,
     LayerNorm,
@@ -30,8 +22,8 @@ from rag_tf.modules import (
     Module,
     by_rows,
     compute_dtype,
+    dim,
     dropout,
-    size,
 )
 
 
@@ -62,7 +54,7 @@ class BertEmbeddings(Module):
         x = x + (
             self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype)
         )
-        x = x + tf.cast(self.position_embeddings.weight[: size(x, 1)], x.dtype)
+        x = x + tf.cast(self.position_embeddings.weight[: dim(x, 1)], x.dtype)
         return dropout(self.LayerNorm(x), self.dropout, training)
 
     def check_length(self, length: int | None) -> None:
@@ -98,7 +90,7 @@ class BertSelfAttention(Module):
             split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value)
         )
         rate = self.dropout if training else 0.0
-        out, weights = attend(query, key, value, mask, dropout=rate, need_weights=need_weights)
+        out, weights = mask.attend(query, key, value, dropout=rate, need_weights=need_weights)
         return merge_heads(out), weights
 
 

@@ -1,15 +1,14 @@
-"""Parts that every network here shares: attention (from `rag_tf.attention`), decoding state, odds
-and ends.
+"""Parts that every network here shares, beside masks and attention.
 
-Letters: R rows (contexts), K beams riding on a row, T target positions now, L key positions, S
-context length, H heads, h width of a head, d width of the model.
+Letters: R rows (contexts), K beams of a row, T target positions now, S context length, H heads, d
+width of the model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,314 +16,96 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.outputs import EncoderOutput
-from rag_tf.attention import (
-    ACTIVATIONS,
-    AttentionMask,
-    activation,
-    attend,
-    causal_allowed,
-    key_mask,
-    merge_heads,
-    split_heads,
-)
-from rag_tf.modules import Embedding, LayerNorm, Linear, Module, Replay, outer, reshape, size
+from rag_tf.attention import AttentionMask
+from rag_tf.modules import Embedding, LayerNorm, Linear, Module, Replay, widen
 
-__all__ = [
-    "ACTIVATIONS",
-    "AttentionMask",
-    "DecodeState",
-    "GrowingCache",
-    "Trace",
-    "Tree",
-    "activation",
-    "as_encoder_output",
-    "asked",
-    "attend",
-    "causal_allowed",
-    "checkpointed",
-    "embedding_scale",
-    "init_normal",
-    "key_mask",
-    "merge_heads",
-    "shift_tokens_right",
-    "split_heads",
-    "unasked",
-]
+Activation = Callable[[Tensor], Tensor]
 
 
-class GrowingCache:
-    """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
-
-    Args:
-        past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
+def gelu(x: Tensor) -> Tensor:
+    """x times the normal distribution function (tf.nn.gelu's constants have float32's precision
+    even in float64).
     """
-
-    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
-        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
-        self.position: Any = size(self.past[0][0], 2) if self.past else 0
-        self.tree: Tree | None = None
-        self.layers: list[tuple[Tensor, Tensor]] = []
-
-    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
-        """Which positions each of `length` new ones sees; see `causal_allowed`."""
-        return causal_allowed(length, self.position, attention_mask)
-
-    def riding(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
-        """How the queries of cross-attention lie: `rows` contexts, and what each is asked.
-
-        None = as they are.
-        """
-        return rows, -1
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
-        if self.past:
-            key = tf.concat([self.past[layer][0], key], 2)
-            value = tf.concat([self.past[layer][1], value], 2)
-        self.layers.append((key, value))
-        return key, value
-
-    def past_with(self, cross: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
-        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next
-        time.
-        """
-        return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
+    wide = widen(x)
+    return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide * math.sqrt(0.5))), x.dtype)
 
 
-@dataclass
-class Tree:
-    """Targets of a context that share their beginnings, each prefix once: a position attends to
-    those it continues.
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The customary approximation of `gelu` by a tanh."""
+    wide = widen(x)
+    inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return tf.cast(0.5 * wide * (1.0 + tf.tanh(inner)), x.dtype)
 
-    Attributes:
-        positions: (T,) int32, the place of each in its target.
-        allowed: (T, T) bool, True = attend.
+
+def silu(x: Tensor) -> Tensor:
+    """x times its sigmoid."""
+    return x * tf.sigmoid(x)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+    "silu": silu,
+    "swish": silu,
+    "mish": lambda x: x * tf.tanh(tf.math.softplus(x)),
+    "tanh": tf.tanh,
+    "sigmoid": tf.sigmoid,
+    "linear": lambda x: x,
+}
+
+
+def activation(name: str) -> Activation:
+    """The elementwise function a config names, e.g. `"gelu"`.
+
+    Raises:
+        ValueError: for a name that is not in `ACTIVATIONS`.
     """
-
-    positions: Tensor
-    allowed: Tensor
-
-
-@dataclass
-class DecodeState:
-    """What decoding keeps between steps: each context's cross-attention, and the beams'
-    self-attention.
-
-    It may be an argument of a `Graph` as it is; inside, its numbers are tensors. A graph
-    cannot change the state outside of it, so it returns `cache`, and `finish` takes that over.
-
-    Attributes:
-        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all
-            beams of a row.
-        cross_allowed: bool (R, 1, 1, S), which context positions are real; None = all.
-        beams: K.
-        cache: for each layer keys and values (R*K, H, L, h) of the L positions so far, or None:
-            without it, every call decodes a whole prefix.
-        position: number of positions in the cache.
-        source: (R*K,) the row of the cache that each beam continues, where `reorder` left that to
-            the next step, which copies the cache anyway.
-        max_length: number of positions that the cache may grow to.
-        tree: without a cache: how the positions decoded at once hang together, where they are no
-            sequence.
-    """
-
-    cross: Sequence[tuple[Tensor, Tensor]]
-    cross_allowed: Tensor | None = None
-    beams: Any = field(default=1, repr=False)
-    cache: Sequence[tuple[Tensor, Tensor]] | None = None
-    position: Any = 0
-    source: Tensor | None = None
-    max_length: Any = field(default=None, repr=False)
-    tree: Tree | None = None
-
-    @classmethod
-    def allocate(
-        cls,
-        cross: Sequence[tuple[Tensor, Tensor]],
-        mask: AttentionMask,
-        beams: Any,
-        max_length: Any,
-    ) -> DecodeState:
-        """A fresh state; the self-attention cache is made iff `max_length` is given."""
-        state = cls(cross, mask.allowed, beams, max_length=max_length)
-        if max_length is not None:
-            key = cross[0][0]
-            none = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
-            empty = tf.zeros(
-                (tf.shape(key)[0] * beams, key.shape[1], none, key.shape[3]), key.dtype
-            )
-            state.cache = [(empty, empty) for _ in cross]
-        return state
-
-    @property
-    def cross_mask(self) -> AttentionMask:
-        """Which context positions are real."""
-        return AttentionMask(self.cross_allowed)
-
-    def riding(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
-        """See `GrowingCache.riding`: (R, K * T) for `length` new positions."""
-        if not (isinstance(self.beams, int) and isinstance(length, int)):
-            return rows, -1
-        return None if self.beams == 1 else (-1, self.beams * length)
-
-    def reserve(self, length: int) -> None:
-        """Check that there is room for `length` more positions: before a graph that decodes is run.
-
-        Raises:
-            ValueError: there would be more than `max_length`.
-        """
-        end = int(self.position) + length
-        if self.cache is not None and self.max_length is not None and end > int(self.max_length):
-            raise ValueError(
-                f"the cache holds {int(self.max_length)} positions, {end} are needed: pass a "
-                "larger max_length to start"
-            )
-
-    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
-        """Which positions each of `length` new ones sees; see `causal_allowed`."""
-        if self.tree is not None:
-            return self.tree.allowed[None, None]
-        return causal_allowed(length, self.position, attention_mask)
-
-    def part(self, rows: slice, width: Any) -> DecodeState:
-        """A fresh state without a cache for some contexts, cut to `width` columns."""
-        cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
-        return DecodeState(
-            cross, None if self.cross_allowed is None else self.cross_allowed[rows, ..., :width]
-        )
-
-    def opened(self) -> DecodeState:
-        """A copy that a graph may write to."""
-        return replace(self, cache=None if self.cache is None else list(self.cache))
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new (R*K, H, T, h) to the layer's cache.
-
-        All keys and values so far come back.
-        """
-        if self.cache is None:
-            return key, value
-        key, value = (
-            tf.concat([old if self.source is None else tf.gather(old, self.source), new], 2)
-            for old, new in zip(self.cache[layer], (key, value), strict=True)
-        )
-        self.cache[layer] = key, value  # type: ignore[index]
-        return key, value
-
-    def finish(self, cache: Sequence[tuple[Tensor, Tensor]] | None, length: Any) -> None:
-        """Take over the cache that a step of `length` positions returned."""
-        self.cache, self.source = cache, None
-        self.advance(length)
-
-    def advance(self, length: Any) -> None:
-        """Count `length` new positions (only a cached state has a position)."""
-        if self.cache is not None:
-            self.position += length
-
-    def reorder(self, source: Tensor) -> None:
-        """Beam k of row r continues beam `source[r, k]` of the same row; self-attention cache only.
-
-        Args:
-            source: (R, K) integers.
-        """
-        if self.cache is None or (isinstance(self.position, int) and self.position == 0):
-            return
-        source = tf.cast(source, tf.int32)
-        shape = tf.shape(source)
-        flat = tf.reshape(tf.range(shape[0])[:, None] * shape[1] + source, (-1,))  # (R*K,)
-        self.source = flat if self.source is None else tf.gather(self.source, flat)
-
-    def select(self, rows: Tensor) -> DecodeState:
-        """A state of these contexts only.
-
-        Args:
-            rows: (R',) integers, rows to keep in their new order.
-        """
-        rows = tf.cast(rows, tf.int32)
-        cross = [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in self.cross]
-        allowed = self.cross_mask.rows(rows).allowed
-        state = replace(self, cross=cross, cross_allowed=allowed, source=None)
-        if self.cache is not None:
-            flat = tf.reshape(rows[:, None] * self.beams + tf.range(self.beams), (-1,))  # (R'*K,)
-            flat = flat if self.source is None else tf.gather(self.source, flat)
-            state.cache = [
-                (tf.gather(key, flat), tf.gather(value, flat)) for key, value in self.cache
-            ]
-        return state
-
-    def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What is compiled in, and the tensors.
-
-        With a cache there is always a `source`, so that one graph serves.
-        """
-        source = self.source
-        if source is None and self.cache is not None:
-            source = tf.range(tf.shape(self.cache[0][0])[0])
-        numbers = (
-            tf.convert_to_tensor(self.position, tf.int32),
-            tf.convert_to_tensor(self.beams, tf.int32),
-        )
-        return (), (_pairs(self.cross), self.cross_allowed, _pairs(self.cache), *numbers, source)
-
-    @classmethod
-    def __tf_unflatten__(
-        cls, metadata: tuple[Any, ...], components: tuple[Any, ...]
-    ) -> DecodeState:
-        """The state as a graph sees it."""
-        cross, allowed, cache, position, beams, source = components
-        return cls(cross, allowed, beams, cache, position, source)
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}") from None
 
 
-def _pairs(layers: Any) -> Any:
-    # One nesting always, or the same arguments would look new to a graph.
-    return None if layers is None else tuple((key, value) for key, value in layers)
-
-
-def asked(
-    attention: Any, x: Tensor, riding: tuple[Any, Any] | None, *rest: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Cross-attention of x (R*K, T, d).
-
-    Beams ride on the query axis, so that no context's keys are repeated.
-    """
-    queries = x if riding is None else reshape(x, (*riding, x.shape[-1]))  # (R, K*T, d)
-    update, weights = attention(queries, *rest)
-    return update if riding is None else reshape(update, (*outer(x), x.shape[-1])), weights
-
-
-def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *given: Any) -> Any:
-    """run(*given), of which only what is given is kept for the gradient; what lies between is
+def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *arguments: Any) -> Any:
+    """run(*arguments), of which only the arguments are kept for the gradient; what lies between is
     computed once more then.
 
     Args:
         options: None = keep everything.
         run: a layer, as a function of tensors and masks, which returns a tuple of tensors and None.
             Whatever else it reads of floating point must be variables, or it has no gradient.
-        given: what it takes; None stays None.
+        *arguments: what it takes; None stays None.
     """
     if options is None:
-        return run(*given)
+        return run(*arguments)
     replay = Replay()
-    leaves = [each.position_bias if isinstance(each, AttentionMask) else each for each in given]
+    leaves = [
+        argument.position_bias if isinstance(argument, AttentionMask) else argument
+        for argument in arguments
+    ]
     # which of the results are not None; AutoGraph cannot read an annotated name here
-    there = list[bool]()
+    is_there = list[bool]()
 
-    def kept(*tensors: Tensor) -> tuple[Tensor, ...]:
-        left, filled = iter(tensors), []
-        for each, leaf in zip(given, leaves, strict=True):
-            value = None if leaf is None else next(left)
-            if isinstance(each, AttentionMask):
-                each = each.unused()
-                each.position_bias = value
-                value = each
-            filled.append(value)
+    def rerun(*tensors: Tensor) -> tuple[Tensor, ...]:
+        remaining = iter(tensors)
+        values = []
+        for argument, leaf in zip(arguments, leaves, strict=True):
+            value = None if leaf is None else next(remaining)
+            if isinstance(argument, AttentionMask):
+                value = replace(argument, position_bias=value)
+            values.append(value)
         with replay():
-            results = run(*filled)
-        there[:] = [result is not None for result in results]
+            results = run(*values)
+        is_there[:] = [result is not None for result in results]
         return tuple(result for result in results if result is not None)
 
-    found = iter(tf.recompute_grad(kept)(*(leaf for leaf in leaves if leaf is not None)))
-    return tuple(next(found) if each else None for each in there)
+    results = iter(tf.recompute_grad(rerun)(*(leaf for leaf in leaves if leaf is not None)))
+    return tuple(next(results) if there else None for there in is_there)
 
 
 class Trace:
@@ -351,16 +132,17 @@ class Trace:
         if self._cross is not None and cross is not None:
             self._cross.append(cross)
 
-    def separate(self, beams: Any) -> None:
-        """Take apart the beams that rode on the query axis.
-
-        Cross-attention (R, H, K*T, S) becomes (R*K, H, T, S).
+    def unfold_beams(self, beams: Any) -> None:
+        """Cross-attention weights (R, H, K*T, S) of beams folded into the query axis -> (R*K, H,
+        T, S).
         """
-        for place, each in enumerate(self._cross or ()):
-            shape, heads = tf.shape(each), each.shape[1]
-            apart = tf.reshape(each, (shape[0], heads, beams, -1, shape[3]))  # (R, H, K, T, S)
-            together = (shape[0] * beams, heads, -1, shape[3])
-            self._cross[place] = tf.reshape(tf.transpose(apart, (0, 2, 1, 3, 4)), together)  # type: ignore[index]
+        for index, weights in enumerate(self._cross or ()):
+            shape = tf.shape(weights)
+            rows, keys = shape[0], shape[3]
+            heads = weights.shape[1]
+            by_beam = tf.reshape(weights, (rows, heads, beams, -1, keys))  # (R, H, K, T, S)
+            by_beam = tf.transpose(by_beam, (0, 2, 1, 3, 4))
+            self._cross[index] = tf.reshape(by_beam, (rows * beams, heads, -1, keys))  # type: ignore[index]
 
     def note(self, seen: Sequence[Sequence[Tensor] | None]) -> None:
         """Note all that another trace's `result` holds: what a graph hands out."""
@@ -386,10 +168,7 @@ def as_encoder_output(value: Any) -> EncoderOutput:
     if tf.is_tensor(value) or isinstance(value, np.ndarray):
         return EncoderOutput(last_hidden_state=value)
     if isinstance(value, tuple | list):
-        hidden, attentions = (*value[1:3], None, None)[:2]
-        return EncoderOutput(
-            last_hidden_state=value[0], hidden_states=hidden, attentions=attentions
-        )
+        return EncoderOutput(value[0], *value[1:3])
     if not hasattr(value, "last_hidden_state"):
         raise TypeError(
             "encoder_outputs must be an encoder's output, a tuple or a tensor, got "
@@ -412,7 +191,7 @@ def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token
     return tf.where(shifted == -100, tf.cast(pad_token_id, shifted.dtype), shifted)
 
 
-def unasked(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+def cross_without_layers(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What a decoder without layers has in place of cross-attention keys and values.
 
     (R, S, d) -> (R, 1, S, d).

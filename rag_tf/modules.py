@@ -165,7 +165,7 @@ def _children(value: Any) -> list[Module]:
     )
 
 
-def size(x: tf.Tensor, axis: int) -> Any:
+def dim(x: tf.Tensor, axis: int) -> Any:
     """How long an axis is: a number where that is known, always outside of graphs, else a scalar of
     the graph.
 
@@ -176,13 +176,13 @@ def size(x: tf.Tensor, axis: int) -> Any:
     return tf.shape(x)[axis] if known is None else known
 
 
-def outer(x: tf.Tensor) -> tuple[Any, ...]:
+def leading_dims(x: tf.Tensor) -> tuple[Any, ...]:
     """The sizes of all axes but the last, as tf.reshape takes them.
 
     -1 for the first that is not known.
     """
     first = next((axis for axis, known in enumerate(x.shape[:-1]) if known is None), None)
-    return tuple(-1 if axis == first else size(x, axis) for axis in range(x.shape.rank - 1))
+    return tuple(-1 if axis == first else dim(x, axis) for axis in range(x.shape.rank - 1))
 
 
 def reshape(x: tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:
@@ -200,7 +200,7 @@ def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor)
     if x.shape.rank == 2 or not first.small:
         return part(x)
     y = part(reshape(x, (-1, x.shape[-1])))
-    return reshape(y, (*outer(x), y.shape[-1]))
+    return reshape(y, (*leading_dims(x), y.shape[-1]))
 
 
 # numbers of a weight
@@ -232,7 +232,7 @@ class Linear(Module):
         y = self._product(
             reshape(x, (-1, self.in_features) if self.small else (1, -1, self.in_features))
         )
-        return reshape(y, (*outer(x), self.out_features))
+        return reshape(y, (*leading_dims(x), self.out_features))
 
     def _product(self, x: tf.Tensor) -> tf.Tensor:
         y = tf.matmul(x, tf.cast(self.weight, x.dtype), transpose_b=True)

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from rag_core.generation import PrefixTree
 from rag_tf import marginalize
+from rag_tf.decode_state import DecodeState, Tree
 from rag_tf.graph import Graph
-from rag_tf.layers import DecodeState, Tree
 from rag_tf.marginalize import logsumexp, sequence_joint
 from rag_tf.modules import widen
 

@@ -29,19 +29,13 @@ from rag_core.generation import (
 )
 from rag_core.modeling import check_table
 from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
+from rag_tf.attention import AttentionMask, key_mask
 from rag_tf.contexts import check_text, checked_ids, checked_mask, facts
+from rag_tf.decode_state import DecodeState, GrowingCache
 from rag_tf.keras_fit import spread
-from rag_tf.layers import (
-    AttentionMask,
-    DecodeState,
-    GrowingCache,
-    Trace,
-    as_encoder_output,
-    key_mask,
-    shift_tokens_right,
-)
+from rag_tf.layers import Trace, as_encoder_output, shift_tokens_right
 from rag_tf.marginalize import target_log_probs
-from rag_tf.modules import Linear, Module, outer, size
+from rag_tf.modules import Linear, Module, dim, leading_dims
 from rag_tf.packing import Packing, pays
 from rag_tf.pretrained import PretrainedModel
 
@@ -74,7 +68,7 @@ class Anew:
 
     def __init__(self, hidden: Tensor, packing: Packing | None) -> None:
         self.hidden, self.packing = hidden, packing
-        self.rows = size(hidden if packing is None else packing.mask, 0)
+        self.rows = dim(hidden if packing is None else packing.mask, 0)
 
 
 class Decoder(ABC):
@@ -411,7 +405,7 @@ class Generator(PretrainedModel, Module, ABC):
         # (R, T, d)
         x = decoder(decoder_input_ids, mask, inputs_embeds=embeds, steps=steps, training=training)
         flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
-        logits = tf.reshape(flat, (*outer(x), flat.shape[1]))  # (R, T, V)
+        logits = tf.reshape(flat, (*leading_dims(x), flat.shape[1]))  # (R, T, V)
         return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
 
     def _decoder_inputs(self, input_ids: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -539,7 +533,7 @@ class Generator(PretrainedModel, Module, ABC):
         Args:
             encoder_hidden: (R, S, d).
             encoder_mask: (R, S) bool, True = a real token.
-            beams: K, sequences riding on a context.
+            beams: K, sequences of a context.
             max_length: number of positions to allocate a self-attention cache for; None = no cache.
 
         Returns:
@@ -577,7 +571,7 @@ class Generator(PretrainedModel, Module, ABC):
         logits, cache, seen = self._run("decode", self._decode, *args)
         if trace is not None:
             trace.note(seen)
-        state.finish(cache, size(tokens, 2))
+        state.finish(cache, dim(tokens, 2))
         return logits
 
     def _decode(
@@ -585,16 +579,16 @@ class Generator(PretrainedModel, Module, ABC):
     ) -> tuple[Any, ...]:
         state, trace = state.opened(), Trace(hidden, attentions)
         logits = self._logits(self._decoded(tokens, state, trace, training))
-        trace.separate(size(tokens, 1))
+        trace.unfold_beams(dim(tokens, 1))
         # (R, K, T, V)
-        logits = tf.reshape(logits, (*(size(tokens, axis) for axis in range(3)), logits.shape[-1]))
+        logits = tf.reshape(logits, (*(dim(tokens, axis) for axis in range(3)), logits.shape[-1]))
         return logits, None if state.cache is None else tuple(state.cache), trace.result()
 
     def _decoded(
         self, tokens: Tensor, state: DecodeState, trace: Trace | None = None, training: bool = False
     ) -> Tensor:
         """What `decode` makes logits of: tokens (R, K, T) -> (R*K, T, d)."""
-        flat = tf.reshape(tokens, (-1, size(tokens, 2)))  # (R*K, T)
+        flat = tf.reshape(tokens, (-1, dim(tokens, 2)))  # (R*K, T)
         steps = Steps(state, state.cross, state.cross_mask, trace)
         return self.get_decoder()(flat, steps=steps, training=training)
 

@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
 from rag_tf.contexts import checked_ids, checked_mask, checked_tensor, table_size
+from rag_tf.decode_state import DecodeState
 from rag_tf.graph import Graph
-from rag_tf.layers import DecodeState, Trace, as_encoder_output
+from rag_tf.layers import Trace, as_encoder_output
 from rag_tf.modules import widen
 from rag_tf.seq2seq import Generator
 from rag_tf.step_scores import marginal_scores

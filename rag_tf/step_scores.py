@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from rag_core.generation import Edit, Warp
 from rag_tf.marginalize import together, token_log_probs
-from rag_tf.modules import size
+from rag_tf.modules import dim
 
 # probabilities that a sum of products of two may still have
 _SAFE = 1e-30
@@ -27,7 +27,7 @@ def marginal_scores(logits: tf.Tensor, log_priors: tf.Tensor) -> tf.Tensor:
     logarithm would be off.
     """
     logits, log_priors = together(logits, log_priors)
-    shape = [size(logits, axis) for axis in range(4)]
+    shape = [dim(logits, axis) for axis in range(4)]
     each = tf.reshape(tf.nn.softmax(logits), (*shape[:2], -1))  # (Q, N, K*V)
     mixed = tf.matmul(tf.exp(log_priors)[:, None], each)  # (Q, 1, K*V)
     mixed = tf.reshape(mixed, (shape[0], *shape[2:]))

@@ -19,21 +19,10 @@ from rag_core.generation import check_one_of
 from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_distance_buckets
-from rag_tf.layers import (
-    AttentionMask,
-    DecodeState,
-    GrowingCache,
-    Trace,
-    activation,
-    asked,
-    attend,
-    checkpointed,
-    key_mask,
-    merge_heads,
-    split_heads,
-    unasked,
-)
-from rag_tf.modules import Embedding, Linear, Module, compute_dtype, dropout, parameter, size, widen
+from rag_tf.attention import AttentionMask, cross_attention, key_mask, merge_heads, split_heads
+from rag_tf.decode_state import DecodeState, GrowingCache
+from rag_tf.layers import Trace, activation, checkpointed, cross_without_layers
+from rag_tf.modules import Embedding, Linear, Module, compute_dtype, dim, dropout, parameter, widen
 from rag_tf.packing import Packing
 from rag_tf.seq2seq import Anew, Decoder, Generator, Steps
 
@@ -98,20 +87,16 @@ class T5Attention(Module):
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q(x), self.heads)
         rate = self.dropout if training else 0.0
-        out, weights = attend(
-            query, *keys_values, mask, dropout=rate, scale=1.0, need_weights=need_weights
+        out, weights = mask.attend(
+            query, *keys_values, dropout=rate, scale=1.0, need_weights=need_weights
         )
         return self.o(merge_heads(out)), weights
 
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
         """Real tokens (P, d) attending to those of their row -> (P, d)."""
-        query, keys_values = (
-            split_heads(packing.spread(self.q(x)), self.heads),
-            self.keys_values(x, packing),
-        )
-        out, _ = attend(
-            query, *keys_values, mask, dropout=self.dropout if training else 0.0, scale=1.0
-        )
+        query = split_heads(packing.spread(self.q(x)), self.heads)
+        rate = self.dropout if training else 0.0
+        out, _ = mask.attend(query, *self.keys_values(x, packing), dropout=rate, scale=1.0)
         return self.o(packing.pack(merge_heads(out)))
 
 
@@ -178,12 +163,12 @@ class T5Block(Module):
         index: int = 0,
         cross: KeysValues | None = None,
         cross_mask: AttentionMask | None = None,
-        riding: tuple[Any, Any] | None = None,
+        folded: tuple[Any, Any] | None = None,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(R*K, T, d) -> (R*K, T, d), self- and cross-attention weights if wanted.
 
-        `riding` is (R, K*T).
+        `folded` is (R, K*T).
         """
         first = self.layer[0]
         normed = first.layer_norm(x)
@@ -194,9 +179,10 @@ class T5Block(Module):
         x = first.add(x, update, training)
         cross_weights = None
         if cross is not None and cross_mask is not None:
-            second, given = self.layer[1], (cross, cross_mask, need_weights, training)
-            update, cross_weights = asked(
-                second.EncDecAttention, second.layer_norm(x), riding, *given
+            second = self.layer[1]
+            arguments = (cross, cross_mask, need_weights, training)
+            update, cross_weights = cross_attention(
+                second.EncDecAttention, second.layer_norm(x), folded, *arguments
             )
             x = second.add(x, update, training)
         return self._feed_forward(x, training), weights, cross_weights
@@ -284,8 +270,8 @@ class T5Encoder(T5Stack):
         """
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, training)
-        length = size(x, 1)
-        mask = AttentionMask(key_mask(attention_mask).allowed, self.position_bias(length, length))
+        length = dim(x, 1)
+        mask = key_mask(attention_mask, self.position_bias(length, length))
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if training else None
         for block in self.block:
@@ -304,8 +290,8 @@ class T5Encoder(T5Stack):
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
         x = self._embed(packing.pick(input_ids), None, training)
-        length = size(packing.mask, 1)
-        mask = AttentionMask(key_mask(packing.mask).allowed, self.position_bias(length, length))
+        length = dim(packing.mask, 1)
+        mask = key_mask(packing.mask, self.position_bias(length, length))
         options = self.checkpointing if training else None
 
         def run(block: T5Block, x: Tensor, mask: AttentionMask) -> tuple[Tensor]:
@@ -327,7 +313,9 @@ class T5Decoder(Decoder, T5Stack):
         h) or (R, H, L, h).
         """
         if not self.block:
-            return unasked(encoder_hidden if packing is None else packing.spread(encoder_hidden))
+            return cross_without_layers(
+                encoder_hidden if packing is None else packing.spread(encoder_hidden)
+            )
         return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.block))]
 
     def cross_of(
@@ -362,13 +350,13 @@ class T5Decoder(Decoder, T5Stack):
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds, training)
-        length = size(x, 1)
+        length = dim(x, 1)
         anew = cross if isinstance(cross, Anew) else None
-        rows = size(cross[0][0], 0) if anew is None else anew.rows
-        riding, bias = cache.riding(length, rows), self._bias(cache, length)
-        mask = AttentionMask(cache.allowed(length, attention_mask), bias)
-        if attention_mask is None:
-            mask.alive = None  # every position sees itself
+        rows = dim(cross[0][0], 0) if anew is None else anew.rows
+        folded = cache.folded(length, rows)
+        bias = self._bias(cache, length)
+        allowed = cache.allowed(length, attention_mask)
+        mask = AttentionMask(allowed, bias, includes_self=attention_mask is None)
 
         def run(
             index: int,
@@ -377,10 +365,10 @@ class T5Decoder(Decoder, T5Stack):
             mask: AttentionMask,
             cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            asked = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
-            seen = trace.want_attentions
+            contexts = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
+            need_weights = trace.want_attentions
             return self.block[index](
-                x, mask, seen, cache, index, asked, cross_mask, riding, training
+                x, mask, need_weights, cache, index, contexts, cross_mask, folded, training
             )
 
         options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)

@@ -18,19 +18,15 @@ from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
 from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
+from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
 from rag_torch.decode_state import noted
 from rag_torch.layers import (
-    AttentionMask,
     Trace,
     activation,
-    attend,
     checkpointed,
+    cross_without_layers,
     embedding_scale,
     init_normal,
-    key_mask,
-    merge_heads,
-    split_heads,
-    unasked,
 )
 from rag_torch.packing import Packing
 from rag_torch.seq2seq import Decoder, Generator, Steps
@@ -45,6 +41,7 @@ class BartAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        self.scaling = (width // heads) ** -0.5
         self.dropout = dropout
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -65,7 +62,9 @@ class BartAttention(nn.Module):
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q_proj(x), self.heads)
         dropout = self.dropout if self.training else 0.0
-        out, weights = attend(query, *keys_values, mask, dropout=dropout, need_weights=need_weights)
+        out, weights = mask.attend(
+            query, *keys_values, dropout=dropout, scale=self.scaling, need_weights=need_weights
+        )
         return self.out_proj(merge_heads(out)), weights
 
 
@@ -134,9 +133,10 @@ class BartDecoderLayer(_BartLayer):
         """
         update, weights = self.self_attn(x, keys_values, mask, need_weights)
         x = self._add(x, update, self.self_attn_layer_norm)
-        # The beams of a context ride on the query axis, so its keys and values are never repeated.
-        riding = x.reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
-        update, cross_weights = self.encoder_attn(riding, cross, cross_mask, need_weights)
+        # The beams of a context are folded into the query axis, so its keys and values are never
+        # repeated.
+        folded = x.reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
+        update, cross_weights = self.encoder_attn(folded, cross, cross_mask, need_weights)
         x = self._add(x, update.reshape(x.shape), self.encoder_attn_layer_norm)
         return self._feed_forward(x), weights, cross_weights
 
@@ -242,7 +242,7 @@ class BartDecoder(Decoder, _BartStack):
         """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
         return [
             self.cross_of(index, encoder_hidden) for index in range(len(self.layers))
-        ] or unasked(encoder_hidden)
+        ] or cross_without_layers(encoder_hidden)
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(R, S, d) -> one layer's cross-attention keys and values, (R, H, S, h)."""
@@ -267,10 +267,9 @@ class BartDecoder(Decoder, _BartStack):
             input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions
         )
         shape = x.shape
-        mask = AttentionMask(cache.allowed(x.shape[1], x.device, attention_mask))
-        if attention_mask is None:
-            mask.alive = None  # every position sees itself
-        x = cache.ride(x)
+        allowed = cache.allowed(x.shape[1], x.device, attention_mask)
+        mask = AttentionMask(allowed, includes_self=attention_mask is None)
+        x = cache.fold(x)
 
         def run(
             index: int, x: Tensor, mask: AttentionMask, cross_mask: AttentionMask
@@ -286,7 +285,7 @@ class BartDecoder(Decoder, _BartStack):
             x, weights, cross_weights = checkpointed(
                 options, partial(run, index), x, mask, cross_mask
             )
-            trace.attentions(cache.own(weights), cross_weights)
+            trace.attentions(cache.unfold_weights(weights), cross_weights)
         x = x.reshape(shape)
         trace.hidden(x)
         return x

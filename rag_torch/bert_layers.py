@@ -14,17 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rag_core.outputs import EncoderOutput
+from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
 from rag_torch.contexts import checked_ids
-from rag_torch.layers import (
-    AttentionMask,
-    Trace,
-    activation,
-    attend,
-    checkpointed,
-    key_mask,
-    merge_heads,
-    split_heads,
-)
+from rag_torch.layers import Trace, activation, checkpointed
 from rag_torch.packing import Packing
 
 
@@ -85,7 +77,7 @@ class BertSelfAttention(nn.Module):
             split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
-        out, weights = attend(query, key, value, mask, dropout=dropout, need_weights=need_weights)
+        out, weights = mask.attend(query, key, value, dropout=dropout, need_weights=need_weights)
         return merge_heads(out), weights
 
 

@@ -1,8 +1,9 @@
 """What decoding keeps: each context's cross-attention, and the self-attention of what was written
 so far.
 
-Letters: R rows (contexts), K beams of a row, k of them decoded now, T target positions now, L
-positions so far and now, S context length, H heads, h width of a head, d width of the model.
+Letters: R rows (contexts), K beams of a row, k of them decoded now (folded into a row's positions),
+T target positions now, L positions so far and now, S context length, H heads, h width of a head, d
+width of the model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rag_torch.layers import AttentionMask, Trace, causal_allowed
+from rag_torch.attention import AttentionMask, causal_allowed
+from rag_torch.layers import Trace
 
 
 def noted(trace: Trace, x: Tensor, shape: torch.Size) -> Tensor:
@@ -25,9 +27,12 @@ def noted(trace: Trace, x: Tensor, shape: torch.Size) -> Tensor:
     """
     if not trace.want_hidden:
         return x
-    seen = x if x.shape == shape else x.reshape(shape)
-    trace.hidden(seen)
-    return seen if x.shape == shape else seen.reshape(x.shape)
+    if x.shape == shape:
+        trace.hidden(x)
+        return x
+    reshaped = x.reshape(shape)
+    trace.hidden(reshaped)
+    return reshaped.reshape(x.shape)
 
 
 class GrowingCache:
@@ -44,7 +49,7 @@ class GrowingCache:
         self.position = self.past[0][0].shape[2] if self.past else 0
         self.layers: list[tuple[Tensor, Tensor]] = []
 
-    def ride(self, x: Tensor) -> Tensor:
+    def fold(self, x: Tensor) -> Tensor:
         """(R, T, d) as it is: every row attends to its own past."""
         return x
 
@@ -54,7 +59,7 @@ class GrowingCache:
         """Which positions each of `length` new ones sees; see `causal_allowed`."""
         return causal_allowed(length, self.position, device, attention_mask)
 
-    def own(self, weights: Tensor | None) -> Tensor | None:
+    def unfold_weights(self, weights: Tensor | None) -> Tensor | None:
         """Attention weights (R, H, T, L) as they are."""
         return weights
 
@@ -71,7 +76,10 @@ class GrowingCache:
         """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next
         time.
         """
-        return tuple((*own, *other) for own, other in zip(self.layers, cross, strict=False))
+        return tuple(
+            (*self_attention, *cross_attention)
+            for self_attention, cross_attention in zip(self.layers, cross, strict=False)
+        )
 
 
 @dataclass
@@ -104,7 +112,7 @@ class DecodeState:
         beams: K.
         cache: (layers, 2, R, H, max_length, K, h) or None: without it, every call decodes a whole
             prefix.
-        lineage: (R, K, max_length, K) bool with a cache of several beams: whose tokens each beam
+        ancestry: (R, K, max_length, K) bool with a cache of several beams: whose tokens each beam
             continues.
         position: number of positions in the cache.
         rows: R.
@@ -112,7 +120,7 @@ class DecodeState:
             self-attention scores (T5).
         tree: without a cache: how the positions decoded at once hang together, where they are no
             sequence.
-        riding: k, beams that are decoded now: K, or 1 that stands for all of them as long as they
+        folded: k, beams that are decoded now: K, or 1 that stands for all of them as long as they
             are equal.
     """
 
@@ -120,12 +128,12 @@ class DecodeState:
     cross_mask: AttentionMask
     beams: int
     cache: Tensor | None = None
-    lineage: Tensor | None = None
+    ancestry: Tensor | None = None
     position: int = 0
     rows: int = 0
     position_bias: Tensor | None = None
     tree: Tree | None = None
-    riding: int = 1
+    folded: int = 1
 
     @classmethod
     def allocate(
@@ -136,17 +144,18 @@ class DecodeState:
         max_length: int | None,
     ) -> DecodeState:
         """A fresh state; the self-attention cache is made iff `max_length` is given."""
-        key, cache, lineage = cross[0][0], None, None
+        key = cross[0][0]
         rows, heads, _, width = key.shape
-        if max_length is not None:
-            cache = key.new_empty(len(cross), 2, rows, heads, max_length, beams, width)
-            if beams > 1:
-                # (1, K, 1, K)
-                own = torch.eye(beams, dtype=torch.bool, device=key.device)[None, :, None]
-                lineage = own.repeat(rows, 1, max_length, 1)
-        return cls(cross, mask.by_row(2 * heads * width), beams, cache, lineage, 0, rows)
+        state = cls(cross, mask.by_row(2 * heads * width), beams, rows=rows)
+        if max_length is None:
+            return state
+        state.cache = key.new_empty(len(cross), 2, rows, heads, max_length, beams, width)
+        if beams > 1:
+            own_tokens = torch.eye(beams, dtype=torch.bool, device=key.device)
+            state.ancestry = own_tokens[None, :, None].repeat(rows, 1, max_length, 1)
+        return state
 
-    def ride(self, x: Tensor) -> Tensor:
+    def fold(self, x: Tensor) -> Tensor:
         """(R*k, T, d) -> (R, k*T, d): with a cache the beams of a row share its keys and values."""
         return x if self.cache is None else x.reshape(self.rows, -1, x.shape[-1])
 
@@ -159,32 +168,32 @@ class DecodeState:
         """
         if self.tree is not None:
             return self.tree.allowed[None, None]
-        if self.lineage is None:
+        if self.ancestry is None:
             return causal_allowed(length, self.position, device, attention_mask)
         end = self.position + length
-        seen = self.lineage[:, : self.riding, None, :end]  # (R, k, 1, L, K)
+        seen = self.ancestry[:, : self.folded, None, :end]  # (R, k, 1, L, K)
         if length > 1:
             causal = causal_allowed(length, self.position, device)  # (1, 1, T, L)
             seen = seen & causal[0, 0, :, :, None]  # type: ignore[index]
-        return seen.flatten(3, 4).flatten(1, 2)[:, None]
+        return seen.flatten(3, 4).flatten(1, 2)[:, None]  # (R, 1, k*T, L*K)
 
-    def own(self, weights: Tensor | None) -> Tensor | None:
+    def unfold_weights(self, weights: Tensor | None) -> Tensor | None:
         """Attention weights over all that a row's beams wrote, (R, H, k*T, L*K), as each beam's
         own, (R*k, H, T, L).
         """
-        if weights is None or self.lineage is None:
+        if weights is None or self.ancestry is None:
             return weights
         weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, k*T, L)
-        return weights.unflatten(2, (self.riding, -1)).transpose(1, 2).flatten(0, 1)
+        return weights.unflatten(2, (self.folded, -1)).transpose(1, 2).flatten(0, 1)
 
     def biased(self, bias: Tensor) -> Tensor:
         """A bias of T positions on L, (1, H, T, L), for all beams side by side.
 
         (1, H, k*T, L*K).
         """
-        if self.lineage is None:
+        if self.ancestry is None:
             return bias
-        return bias.repeat(1, 1, self.riding, 1).repeat_interleave(self.beams, dim=3)
+        return bias.repeat(1, 1, self.folded, 1).repeat_interleave(self.beams, dim=3)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new (R, H, k*T, h) into the layer's cache; everything up to the new end comes
@@ -194,7 +203,7 @@ class DecodeState:
         """
         if self.cache is None:
             return key, value
-        end = self.position + key.shape[2] // self.riding
+        end = self.position + key.shape[2] // self.folded
         if end > self.cache.shape[4]:
             raise ValueError(
                 f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a "
@@ -202,7 +211,7 @@ class DecodeState:
             )
         store = self.cache[layer]
         for place, new in zip(store, (key, value), strict=True):
-            place[:, :, self.position : end] = new.unflatten(2, (self.riding, -1)).transpose(2, 3)
+            place[:, :, self.position : end] = new.unflatten(2, (self.folded, -1)).transpose(2, 3)
         used = store[:, :, :, :end].flatten(3, 4)
         return used[0], used[1]
 
@@ -218,11 +227,11 @@ class DecodeState:
         Args:
             source: (R, K) long.
         """
-        if self.lineage is None or self.position == 0:
+        if self.ancestry is None or self.position == 0:
             return
-        past = self.lineage[:, :, : self.position]  # (R, K, L, K)
+        past = self.ancestry[:, :, : self.position]  # (R, K, L, K)
         row = torch.arange(self.rows, device=past.device)[:, None]  # (R, 1)
-        self.lineage[:, :, : self.position] = past[row, source.to(past.device)]
+        self.ancestry[:, :, : self.position] = past[row, source.to(past.device)]
 
     def part(self, rows: slice, width: int) -> DecodeState:
         """A fresh state without a cache for some contexts, cut to `width` columns.
@@ -231,8 +240,9 @@ class DecodeState:
         """
         cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
         allowed = self.cross_mask.allowed
-        mask = AttentionMask(None if allowed is None else allowed[rows, ..., :width])
-        return DecodeState.allocate(cross, mask, 1, None)
+        if allowed is not None:
+            allowed = allowed[rows, ..., :width]
+        return DecodeState.allocate(cross, AttentionMask(allowed), 1, None)
 
     def select(self, rows: Tensor) -> DecodeState:
         """A state of these contexts only.
@@ -241,10 +251,12 @@ class DecodeState:
             rows: (R',) long, rows to keep in their new order.
         """
         cross = [(key[rows], value[rows]) for key, value in self.cross]
-        cache = None if self.cache is None else self.cache[:, :, rows]
-        lineage = None if self.lineage is None else self.lineage[rows]
-        key = cross[0][0]
-        mask = self.cross_mask.rows(rows).by_row(2 * key.shape[1] * key.shape[3])
-        return DecodeState(
-            cross, mask, self.beams, cache, lineage, self.position, len(rows), self.position_bias
-        )
+        _, heads, _, width = cross[0][0].shape
+        mask = self.cross_mask.rows(rows).by_row(2 * heads * width)
+        state = DecodeState(cross, mask, self.beams, position=self.position, rows=len(rows))
+        state.position_bias = self.position_bias
+        if self.cache is not None:
+            state.cache = self.cache[:, :, rows]
+        if self.ancestry is not None:
+            state.ancestry = self.ancestry[rows]
+        return state

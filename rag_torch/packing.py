@@ -1,7 +1,7 @@
 """Real tokens side by side, without the padding between them: what an encoder computes token by
 token needs no padding.
 
-Only attention wants rows: it is called for each of them (`AttentionMask.packed`).
+Only attention wants rows: it is called for each of them (`PackedMask`).
 Letters: R rows, S positions, P real tokens, H heads, d width.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rag_torch.layers import AttentionMask
+from rag_torch.attention import PackedMask, lengths_if_padded_right
 
 # attention called once more costs a CPU as much as a layer's products of this many numbers
 _CALL = 2**17
@@ -24,7 +24,8 @@ class Packing:
     """
 
     def __init__(self, mask: Tensor) -> None:
-        self._mask, self._shape = mask, mask.shape
+        self._mask = mask
+        self._shape = mask.shape
         self._real = mask.flatten().nonzero()[:, 0]  # (P,)
 
     @classmethod
@@ -36,13 +37,11 @@ class Packing:
         if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         mask = mask.bool()
-        lengths = mask.sum(1)
-        trailing = (
-            bool((mask == (torch.arange(mask.shape[1]) < lengths[:, None])).all())
-            and int(lengths.min()) > 0
-        )
+        lengths = lengths_if_padded_right(mask)
+        if lengths is None:
+            return None
         spared = (mask.numel() - int(lengths.sum())) * width**2
-        return cls(mask) if trailing and spared > _CALL * len(mask) else None
+        return cls(mask) if spared > _CALL * len(mask) else None
 
     def pack(self, x: Tensor) -> Tensor:
         """(R, S, d) -> (1, P, d)."""
@@ -50,17 +49,12 @@ class Packing:
 
     def padded(self, x: Tensor) -> Tensor:
         """(1, P, d) -> (R, S, d), with zeros for padding."""
-        return (
-            x.new_zeros(self._shape.numel(), x.shape[2])
-            .index_copy(0, self._real, x[0])
-            .unflatten(0, self._shape)
-        )
+        zeros = x.new_zeros(self._shape.numel(), x.shape[2])
+        return zeros.index_copy(0, self._real, x[0]).unflatten(0, self._shape)
 
-    def mask(self, position_bias: Tensor | None = None) -> AttentionMask:
+    def mask(self, position_bias: Tensor | None = None) -> PackedMask:
         """Lets tokens attend to their own row, with a learned bias (1, H, S, S) or without.
 
         Each row must be real tokens, one at least, and then padding.
         """
-        mask = AttentionMask(None, position_bias)
-        mask.packed = self._mask.sum(1).tolist()
-        return mask
+        return PackedMask(None, position_bias, lengths=tuple(self._mask.sum(1).tolist()))

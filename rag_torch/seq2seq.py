@@ -29,9 +29,10 @@ from rag_core.generation import (
 )
 from rag_core.modeling import check_table
 from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
+from rag_torch.attention import AttentionMask, key_mask
 from rag_torch.contexts import check_text, checked_ids, checked_mask, facts, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
-from rag_torch.layers import AttentionMask, Trace, as_encoder_output, key_mask, shift_tokens_right
+from rag_torch.layers import Trace, as_encoder_output, shift_tokens_right
 from rag_torch.marginalize import target_log_probs
 from rag_torch.packing import Packing
 from rag_torch.pretrained import PretrainedModel
@@ -453,7 +454,7 @@ class Generator(PretrainedModel, ABC):
         Args:
             encoder_hidden: (R, S, d).
             encoder_mask: (R, S) bool, True = a real token.
-            beams: K, sequences riding on a context.
+            beams: K, sequences of a context.
             max_length: number of positions to allocate a self-attention cache for; None = no cache.
 
         Returns:
@@ -495,11 +496,11 @@ class Generator(PretrainedModel, ABC):
 
     def _decoded(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """What `decode` makes logits of, (R*K, T, d)."""
-        state.riding = tokens.shape[1]
+        state.folded = tokens.shape[1]
         steps = Steps(state, state.cross, state.cross_mask, trace)
         x = self.get_decoder()(tokens.flatten(0, 1), steps=steps)
         if trace is not None:
-            trace.separate(tokens.shape[1])
+            trace.unfold_beams(tokens.shape[1])
         state.advance(tokens.shape[2])
         return x
 

@@ -21,19 +21,9 @@ from rag_core.generation import check_one_of
 from rag_core.modeling import check_table
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
+from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
 from rag_torch.decode_state import DecodeState, GrowingCache, noted
-from rag_torch.layers import (
-    AttentionMask,
-    Trace,
-    activation,
-    attend,
-    checkpointed,
-    key_mask,
-    merge_heads,
-    outside_graph,
-    split_heads,
-    unasked,
-)
+from rag_torch.layers import Trace, activation, checkpointed, cross_without_layers, outside_graph
 from rag_torch.marginalize import widen
 from rag_torch.packing import Packing
 from rag_torch.seq2seq import Decoder, Generator, Steps
@@ -88,8 +78,8 @@ class T5Attention(nn.Module):
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q(x), self.heads)
         dropout = self.dropout if self.training else 0.0
-        out, weights = attend(
-            query, *keys_values, mask, dropout=dropout, scale=1.0, need_weights=need_weights
+        out, weights = mask.attend(
+            query, *keys_values, dropout=dropout, scale=1.0, need_weights=need_weights
         )
         return self.o(merge_heads(out)), weights
 
@@ -193,10 +183,10 @@ class T5Block(nn.Module):
         cross_weights = None
         if cross is not None and cross_mask is not None:
             second = self.layer[1]
-            # The beams of a context ride on the query axis, so its keys and values are never
-            # repeated.
-            riding = second.layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
-            update, cross_weights = second.EncDecAttention(riding, cross, cross_mask, need_weights)
+            # The beams of a context are folded into the query axis, so its keys and values are
+            # never repeated.
+            folded = second.layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
+            update, cross_weights = second.EncDecAttention(folded, cross, cross_mask, need_weights)
             x = second.add(x, update.reshape(x.shape))
         last = self.layer[-1]
         return last.add(x, last.DenseReluDense(last.layer_norm(x))), weights, cross_weights
@@ -273,12 +263,10 @@ class T5Encoder(T5Stack):
         x = self._embed(input_ids, inputs_embeds)
         bias = self.position_bias(x.shape[1], x.shape[1])
         packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
-        x = x if packing is None else packing.pack(x)
-        mask = (
-            AttentionMask(key_mask(attention_mask).allowed, bias)
-            if packing is None
-            else packing.mask(bias)
+        mask: AttentionMask = (
+            key_mask(attention_mask, bias) if packing is None else packing.mask(bias)
         )
+        x = x if packing is None else packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if self.training else None
         for block in self.block:
@@ -307,7 +295,7 @@ class T5Decoder(Decoder, T5Stack):
         """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
         return [
             self.cross_of(index, encoder_hidden) for index in range(len(self.block))
-        ] or unasked(encoder_hidden)
+        ] or cross_without_layers(encoder_hidden)
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> KeysValues:
         """(R, S, d) -> one block's cross-attention keys and values, (R, H, S, h)."""
@@ -342,12 +330,10 @@ class T5Decoder(Decoder, T5Stack):
         options = self.checkpointing if self.training else None
         x = self._embed(input_ids, inputs_embeds)
         shape = x.shape
-        mask = AttentionMask(
-            cache.allowed(shape[1], x.device, attention_mask), self._bias(cache, shape[1])
-        )
-        if attention_mask is None:
-            mask.alive = None  # every position sees itself
-        x = cache.ride(x)
+        allowed = cache.allowed(shape[1], x.device, attention_mask)
+        bias = self._bias(cache, shape[1])
+        mask = AttentionMask(allowed, bias, includes_self=attention_mask is None)
+        x = cache.fold(x)
 
         def run(
             index: int, x: Tensor, mask: AttentionMask, cross_mask: AttentionMask
@@ -361,7 +347,7 @@ class T5Decoder(Decoder, T5Stack):
             x, weights, cross_weights = checkpointed(
                 options, partial(run, index), x, mask, cross_mask
             )
-            trace.attentions(cache.own(weights), cross_weights)
+            trace.attentions(cache.unfold_weights(weights), cross_weights)
         x = self._finish(x).reshape(shape)
         trace.hidden(x)
         return x

@@ -15,9 +15,9 @@ from typing import Any
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig
+from rag_tf.decode_state import DecodeState
 from rag_tf.graph.beam import Reorder, Scorer, search
 from rag_tf.graph.state import Found
-from rag_tf.layers import DecodeState
 from rag_tf.marginalize import doc_log_probs, logsumexp, sequence_joint, target_log_probs
 from rag_tf.modules import widen
 from rag_tf.step_scores import marginal_scores

@@ -3,7 +3,7 @@ question retraces.
 
 tf.function alone traces again whenever a shape changes. Here every axis is left open at the first
 call, so that one graph serves all batch sizes and lengths. Code that runs in such a graph takes an
-activation's sizes from the weights or from `modules.size`: a number only where it cannot change.
+activation's sizes from the weights or from `modules.dim`: a number only where it cannot change.
 """
 
 from __future__ import annotations

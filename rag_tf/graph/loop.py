@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import GenerationConfig, SearchResult
+from rag_tf.decode_state import DecodeState
 from rag_tf.graph.beam import Plan
 from rag_tf.graph.decoding import resumed, steps
 from rag_tf.graph.function import Graph, tracing
 from rag_tf.graph.rules import offered
 from rag_tf.graph.state import Found, Moment
-from rag_tf.layers import DecodeState
 from rag_tf.step_decoder import Decoder, in_graphs
 
 # Sets of options that are remembered, those that were asked for last.

@@ -13,16 +13,25 @@ ROOT = Path(__file__).parents[2]
 TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
 # TensorFlow has no int8 products outside its converter for small devices
 TORCH_ONLY |= {"quantize.py"}
-# layers.py of rag_tf has its own: graphs move caches where PyTorch changes a mask
-TORCH_ONLY |= {"decode_state.py"}
 TORCH_ONLY |= {"pytree.py"}  # TensorFlow asks the records themselves
 TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.
 WITHOUT_TWIN: dict[str, set[str]] = {
     "weights.py": {"MetaDevice"},  # modules.placeholders, a function
-    # torch.compile's; a CPU's without a graph; rag_tf subtracts a penalty instead
-    "layers.py": {"outside_graph", "AttentionMask.by_row", "AttentionMask.bias"},
+    "layers.py": {"outside_graph"},  # torch.compile's
+    # a CPU's, without a graph; rag_tf subtracts a penalty instead
+    "attention.py": {
+        *("RowLengthsMask", "PackedMask", "AttentionMask.by_row", "lengths_if_padded_right"),
+        "AttentionMask.bias",
+    },
+    # a mask over what all beams have written, where rag_tf moves caches
+    "decode_state.py": {
+        "noted",
+        *("GrowingCache.fold", "GrowingCache.unfold_weights"),
+        "GrowingCache.__init__",  # `kept`: a graph leaves out what nobody reads
+        *("DecodeState.fold", "DecodeState.unfold_weights", "DecodeState.biased"),
+    },
     # a length is a tensor in a graph; no meta device
     "contexts.py": {"used_length", "check_places"},
     # a hook of autograd's, for adapters around a frozen table; tensors taken as they are (`assign`)
@@ -39,7 +48,7 @@ WITHOUT_TWIN: dict[str, set[str]] = {
 # What users of TensorFlow write besides, and what they have no use for.
 ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device", "skip_padding"}
 ADDED |= {"packing"}  # real tokens alone, which PyTorch's encoders see to themselves
-ADDED |= {"riding"}  # how the queries lie: a tensor of PyTorch tells its sizes at any time
+ADDED |= {"folded"}  # how the queries lie: a tensor of PyTorch tells its sizes at any time
 SPECIAL = {"__init__", "__call__"}
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from rag_core.checkpoint.weights import expected_shapes
 from rag_core.config.rag import BartConfig, BertConfig, DPRConfig
 from rag_core.positions import t5_buckets, t5_distance_buckets
+from rag_torch.attention import AttentionMask
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.encoders import PassageEncoder
 from rag_torch.foreign import ForeignGenerator
-from rag_torch.layers import AttentionMask, attend
 from rag_torch.t5 import T5ForConditionalGeneration
 from tests.support.networks import (
     BART,
@@ -281,7 +281,7 @@ def test_a_query_without_keys_gets_zeros(dtype, need_weights):
     query, key, value = torch.randn(3, 2, 2, 4, 8, dtype=torch.float64).to(dtype) * 30
     allowed = torch.tensor([True, True, False, False])[None, None, None].repeat(2, 1, 1, 1)
     allowed[1] = False
-    out, weights = attend(query, key, value, AttentionMask(allowed), need_weights=need_weights)
+    out, weights = AttentionMask(allowed).attend(query, key, value, need_weights=need_weights)
     assert out.isfinite().all()
     assert out[1].abs().max() == 0
     assert out[0].abs().min() > 0

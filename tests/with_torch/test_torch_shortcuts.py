@@ -15,8 +15,8 @@ from rag_core.config.rag import BertConfig
 from rag_core.generation import rescoring
 from rag_core.generation.candidates import prefix_tree
 from rag_torch import engine, packing, seq2seq, step_scores
+from rag_torch.attention import key_mask
 from rag_torch.bert import BertEncoder
-from rag_torch.layers import attend, key_mask
 from rag_torch.marginalize import token_log_probs
 from rag_torch.rag import RagSequenceForGeneration
 from rag_torch.step_scores import best_candidates, marginal_scores
@@ -203,11 +203,15 @@ def test_rows_read_by_themselves_attend_to_the_same():
     query, key, value = (torch.randn(3, 2, length, 4, generator=draw) for length in (5, 9, 9))
     for lengths, alone in (([9, 2, 4], True), ([9, 0, 4], False), ([9, 9, 9], False)):
         mask = key_mask(torch.arange(9) < torch.tensor(lengths)[:, None])
-        want = attend(query, key, value, mask)[0]
-        assert mask.by_row(2**17).lengths == (lengths if alone else None)
-        close(attend(query, key, value, mask)[0], want, 1e-6)
-    assert key_mask(torch.tensor([[0, 1], [1, 0]])).by_row(2**17).lengths is None
-    assert key_mask(None).by_row(2**17).lengths is None
+        want = mask.attend(query, key, value)[0]
+        by_row = mask.by_row(2**17)
+        assert getattr(by_row, "lengths", None) == (tuple(lengths) if alone else None)
+        close(by_row.attend(query, key, value)[0], want, 1e-6)
+        seen, weights = by_row.attend(query, key, value, need_weights=True)
+        close(seen, want, 1e-6)
+        close(weights @ value, want, 1e-6)
+    for mask in (key_mask(torch.tensor([[0, 1], [1, 0]])), key_mask(None)):
+        assert mask.by_row(2**17) is mask
 
 
 @pytest.mark.parametrize("prompt", [None, [[2, 9, 4], [2, 5, 6]]])

@@ -1,0 +1,249 @@
+"""What decoding keeps: each context's cross-attention, and the self-attention of what was written
+so far.
+
+Letters: R rows (contexts), K beams of a row, T target positions now, L positions so far and now, S
+context length, H heads, h width of a head, d width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from rag_tf.attention import AttentionMask, causal_allowed
+from rag_tf.modules import dim
+
+
+class GrowingCache:
+    """Keys and values of a decoder's self-attention as Hugging Face's `past_key_values` keeps them.
+
+    Args:
+        past: for each layer (self_k, self_v, cross_k, cross_v) of an earlier call, or None.
+    """
+
+    def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
+        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
+        self.position: Any = dim(self.past[0][0], 2) if self.past else 0
+        self.tree: Tree | None = None
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
+        """Which positions each of `length` new ones sees; see `causal_allowed`."""
+        return causal_allowed(length, self.position, attention_mask)
+
+    def folded(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
+        """How the queries of cross-attention lie: `rows` contexts, and the queries of each.
+
+        None = as they are.
+        """
+        return rows, -1
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
+        if self.past:
+            key = tf.concat([self.past[layer][0], key], 2)
+            value = tf.concat([self.past[layer][1], value], 2)
+        self.layers.append((key, value))
+        return key, value
+
+    def past_with(self, cross: Sequence[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
+        """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next
+        time.
+        """
+        return tuple(
+            (*self_attention, *cross_attention)
+            for self_attention, cross_attention in zip(self.layers, cross, strict=False)
+        )
+
+
+@dataclass
+class Tree:
+    """Targets of a context that share their beginnings, each prefix once: a position attends to
+    those it continues.
+
+    Attributes:
+        positions: (T,) int32, the place of each in its target.
+        allowed: (T, T) bool, True = attend.
+    """
+
+    positions: Tensor
+    allowed: Tensor
+
+
+@dataclass
+class DecodeState:
+    """What decoding keeps between steps: each context's cross-attention, and the beams'
+    self-attention.
+
+    It may be an argument of a `Graph` as it is; inside, its numbers are tensors. A graph
+    cannot change the state outside of it, so it returns `cache`, and `finish` takes that over.
+
+    Attributes:
+        cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all
+            beams of a row.
+        cross_allowed: bool (R, 1, 1, S), which context positions are real; None = all.
+        beams: K.
+        cache: for each layer keys and values (R*K, H, L, h) of the L positions so far, or None:
+            without it, every call decodes a whole prefix.
+        position: number of positions in the cache.
+        source: (R*K,) the row of the cache that each beam continues, where `reorder` left that to
+            the next step, which copies the cache anyway.
+        max_length: number of positions that the cache may grow to.
+        tree: without a cache: how the positions decoded at once hang together, where they are no
+            sequence.
+    """
+
+    cross: Sequence[tuple[Tensor, Tensor]]
+    cross_allowed: Tensor | None = None
+    beams: Any = field(default=1, repr=False)
+    cache: Sequence[tuple[Tensor, Tensor]] | None = None
+    position: Any = 0
+    source: Tensor | None = None
+    max_length: Any = field(default=None, repr=False)
+    tree: Tree | None = None
+
+    @classmethod
+    def allocate(
+        cls,
+        cross: Sequence[tuple[Tensor, Tensor]],
+        mask: AttentionMask,
+        beams: Any,
+        max_length: Any,
+    ) -> DecodeState:
+        """A fresh state; the self-attention cache is made iff `max_length` is given."""
+        state = cls(cross, mask.allowed, beams, max_length=max_length)
+        if max_length is not None:
+            key = cross[0][0]
+            none = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
+            empty = tf.zeros(
+                (tf.shape(key)[0] * beams, key.shape[1], none, key.shape[3]), key.dtype
+            )
+            state.cache = [(empty, empty) for _ in cross]
+        return state
+
+    @property
+    def cross_mask(self) -> AttentionMask:
+        """Which context positions are real."""
+        return AttentionMask(self.cross_allowed)
+
+    def folded(self, length: Any, rows: Any) -> tuple[Any, Any] | None:
+        """See `GrowingCache.folded`: (R, K * T) for `length` new positions."""
+        if not (isinstance(self.beams, int) and isinstance(length, int)):
+            return rows, -1
+        return None if self.beams == 1 else (-1, self.beams * length)
+
+    def reserve(self, length: int) -> None:
+        """Check that there is room for `length` more positions: before a graph that decodes is run.
+
+        Raises:
+            ValueError: there would be more than `max_length`.
+        """
+        end = int(self.position) + length
+        if self.cache is not None and self.max_length is not None and end > int(self.max_length):
+            raise ValueError(
+                f"the cache holds {int(self.max_length)} positions, {end} are needed: pass a "
+                "larger max_length to start"
+            )
+
+    def allowed(self, length: Any, attention_mask: Tensor | None = None) -> Tensor | None:
+        """Which positions each of `length` new ones sees; see `causal_allowed`."""
+        if self.tree is not None:
+            return self.tree.allowed[None, None]
+        return causal_allowed(length, self.position, attention_mask)
+
+    def part(self, rows: slice, width: Any) -> DecodeState:
+        """A fresh state without a cache for some contexts, cut to `width` columns."""
+        cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
+        return DecodeState(
+            cross, None if self.cross_allowed is None else self.cross_allowed[rows, ..., :width]
+        )
+
+    def opened(self) -> DecodeState:
+        """A copy that a graph may write to."""
+        return replace(self, cache=None if self.cache is None else list(self.cache))
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new (R*K, H, T, h) to the layer's cache.
+
+        All keys and values so far come back.
+        """
+        if self.cache is None:
+            return key, value
+        key, value = (
+            tf.concat([old if self.source is None else tf.gather(old, self.source), new], 2)
+            for old, new in zip(self.cache[layer], (key, value), strict=True)
+        )
+        self.cache[layer] = key, value  # type: ignore[index]
+        return key, value
+
+    def finish(self, cache: Sequence[tuple[Tensor, Tensor]] | None, length: Any) -> None:
+        """Take over the cache that a step of `length` positions returned."""
+        self.cache, self.source = cache, None
+        self.advance(length)
+
+    def advance(self, length: Any) -> None:
+        """Count `length` new positions (only a cached state has a position)."""
+        if self.cache is not None:
+            self.position += length
+
+    def reorder(self, source: Tensor) -> None:
+        """Beam k of row r continues beam `source[r, k]` of the same row; self-attention cache only.
+
+        Args:
+            source: (R, K) integers.
+        """
+        if self.cache is None or (isinstance(self.position, int) and self.position == 0):
+            return
+        source = tf.cast(source, tf.int32)
+        shape = tf.shape(source)
+        flat = tf.reshape(tf.range(shape[0])[:, None] * shape[1] + source, (-1,))  # (R*K,)
+        self.source = flat if self.source is None else tf.gather(self.source, flat)
+
+    def select(self, rows: Tensor) -> DecodeState:
+        """A state of these contexts only.
+
+        Args:
+            rows: (R',) integers, rows to keep in their new order.
+        """
+        rows = tf.cast(rows, tf.int32)
+        cross = [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in self.cross]
+        allowed = self.cross_mask.rows(rows).allowed
+        state = replace(self, cross=cross, cross_allowed=allowed, source=None)
+        if self.cache is not None:
+            flat = tf.reshape(rows[:, None] * self.beams + tf.range(self.beams), (-1,))  # (R'*K,)
+            flat = flat if self.source is None else tf.gather(self.source, flat)
+            state.cache = [
+                (tf.gather(key, flat), tf.gather(value, flat)) for key, value in self.cache
+            ]
+        return state
+
+    def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What is compiled in, and the tensors.
+
+        With a cache there is always a `source`, so that one graph serves.
+        """
+        source = self.source
+        if source is None and self.cache is not None:
+            source = tf.range(tf.shape(self.cache[0][0])[0])
+        numbers = (
+            tf.convert_to_tensor(self.position, tf.int32),
+            tf.convert_to_tensor(self.beams, tf.int32),
+        )
+        return (), (_pairs(self.cross), self.cross_allowed, _pairs(self.cache), *numbers, source)
+
+    @classmethod
+    def __tf_unflatten__(
+        cls, metadata: tuple[Any, ...], components: tuple[Any, ...]
+    ) -> DecodeState:
+        """The state as a graph sees it."""
+        cross, allowed, cache, position, beams, source = components
+        return cls(cross, allowed, beams, cache, position, source)
+
+
+def _pairs(layers: Any) -> Any:
+    # One nesting always, or the same arguments would look new to a graph.
+    return None if layers is None else tuple((key, value) for key, value in layers)
