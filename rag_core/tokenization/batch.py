@@ -14,7 +14,8 @@ from rag_core.backends import to_tensor
 if TYPE_CHECKING:
     import tokenizers
 
-_FOUND_LATER = "_find"  # where an encoding keeps how its `encodings` are made
+# Where an encoding keeps how its `encodings` are made: few ask for them, and they take long.
+_ENCODE = "_encode"
 
 
 class CharSpan(NamedTuple):
@@ -58,13 +59,15 @@ class BatchEncoding(dict[str, Any]):
     ) -> None:
         super().__init__(data or {}, **more)
         if encoding is not None:
-            found = list(encoding) if isinstance(encoding, list | tuple) else [encoding]
-            self._find_later(lambda: found)
+            encodings = [encoding]
+            if isinstance(encoding, list | tuple):
+                encodings = list(encoding)
+            self._encode_later(lambda: encodings)
         self.__dict__["_n_sequences"] = n_sequences
         self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
-    def _find_later(self, find: Callable[[], list[tokenizers.Encoding]]) -> BatchEncoding:
-        self.__dict__[_FOUND_LATER] = find
+    def _encode_later(self, encode: Callable[[], list[tokenizers.Encoding]]) -> BatchEncoding:
+        self.__dict__[_ENCODE] = encode
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -87,6 +90,7 @@ class BatchEncoding(dict[str, Any]):
         return rows[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The library's encodings are made by a closure, which can't be pickled.
         return type(self), (dict(self), None, None, False, self.__dict__["_n_sequences"])
 
     def __copy__(self) -> BatchEncoding:
@@ -115,16 +119,16 @@ class BatchEncoding(dict[str, Any]):
 
         None if this was not made by a tokenizer.
         """
-        if _FOUND_LATER not in self.__dict__:
+        if _ENCODE not in self.__dict__:
             return None
-        found = self.__dict__[_FOUND_LATER]()
-        self.__dict__[_FOUND_LATER] = lambda: found
-        return list(found)
+        encodings = self.__dict__[_ENCODE]()
+        self._encode_later(lambda: encodings)
+        return list(encodings)
 
     @property
     def is_fast(self) -> bool:
         """Whether tokens, words and characters can be asked for."""
-        return _FOUND_LATER in self.__dict__
+        return _ENCODE in self.__dict__
 
     @property
     def n_sequences(self) -> int | None:
@@ -187,8 +191,8 @@ class BatchEncoding(dict[str, Any]):
         None for special tokens.
         """
         row, token = self._place(batch_or_token_index, token_index)
-        found = row.token_to_chars(token)
-        return None if found is None else CharSpan(*found)
+        span = row.token_to_chars(token)
+        return span and CharSpan(*span)
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
@@ -212,21 +216,25 @@ class BatchEncoding(dict[str, Any]):
     ) -> TokenSpan | None:
         """The tokens of a word, as (start, end); with one number, of row 0."""
         row, word = self._place(batch_or_word_index, word_index)
-        found = row.word_to_tokens(word, sequence_index)
-        return None if found is None else TokenSpan(*found)
+        span = row.word_to_tokens(word, sequence_index)
+        return span and TokenSpan(*span)
 
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> CharSpan | None:
         """The characters of a word, as (start, end); with one number, of row 0."""
         row, word = self._place(batch_or_word_index, word_index)
-        found = row.word_to_chars(word, sequence_index)
-        return None if found is None else CharSpan(*found)
+        span = row.word_to_chars(word, sequence_index)
+        return span and CharSpan(*span)
 
-    def _place(self, first: int, second: int | None) -> tuple[tokenizers.Encoding, int]:
-        rows = self._rows()
-        row, index = (0, first) if second is None else (first, second)
-        return rows[row], len(rows[row]) + index if index < 0 else index
+    def _place(self, row: int, index: int | None) -> tuple[tokenizers.Encoding, int]:
+        if index is None:
+            row, index = 0, row
+        encoding = self._rows()[row]
+        # The library knows no places counted from the end.
+        if index < 0:
+            index += len(encoding)
+        return encoding, index
 
     def to(self, device: Any, *, non_blocking: bool = False) -> BatchEncoding:
         """Moves every tensor that can move (torch) to a device, in place.
@@ -246,10 +254,11 @@ class BatchEncoding(dict[str, Any]):
                 f"device must be a device, its name or its number, got {device!r}. Cast the "
                 "model, not ids"
             )
-        how = {"non_blocking": True} if non_blocking else {}
+        # Values of other libraries that move need not know the word.
+        options = {"non_blocking": True} if non_blocking else {}
         for key, value in self.items():
             if hasattr(value, "to"):
-                self[key] = value.to(device, **how)
+                self[key] = value.to(device, **options)
         return self
 
     def convert_to_tensors(
@@ -283,9 +292,9 @@ def _as_array(key: str, rows: Any, tensor_type: str) -> np.ndarray:
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
             raise ValueError(
-                f"{key}: rows of {min(lengths)} to {max(lengths)} tokens make no tensor; pass "
-                "padding=True (and truncation=True, max_length=... for long text) or "
-                "return_tensors=None"
+                f"{key} must hold rows of one length to become a tensor, got {min(lengths)} to "
+                f"{max(lengths)} tokens. Pass padding=True (and truncation=True, max_length=... "
+                "for long text) or return_tensors=None"
             )
     array = np.asarray(rows)
     if array.dtype.kind in "iu" or not array.size:
@@ -294,8 +303,10 @@ def _as_array(key: str, rows: Any, tensor_type: str) -> np.ndarray:
         raise ValueError(
             f"{key} must hold numbers to become a tensor, got {str(rows)[:80]}. Take it out first"
         )
-    # as torch.tensor and tf.constant make of Python's floats
-    return array.astype(np.float32) if array.dtype.kind == "f" and tensor_type != "np" else array
+    # As torch.tensor and tf.constant make of Python's floats.
+    if array.dtype.kind == "f" and tensor_type != "np":
+        return array.astype(np.float32)
+    return array
 
 
 def pad_arrays(
@@ -310,25 +321,33 @@ def pad_arrays(
 
     None where rows are too long to make an array.
     """
-    lengths = np.array([len(row) for row in next(iter(batch.values()), [])], dtype=np.int64)  # (B,)
+    lengths = np.array(_lengths(batch), dtype=np.int64)[:, None]  # (B, 1)
     longest = int(lengths.max(initial=0))
-    width = _padded_length(longest if length is None else length, multiple_of)
+    width = _padded_length(longest, length, multiple_of)
     if longest > width or not len(lengths):
         return None
     steps = np.arange(width)
-    # (B, L)
-    there = steps < lengths[:, None] if side == "right" else steps >= width - lengths[:, None]
+    is_token = steps < lengths  # (B, L)
+    if side == "left":
+        is_token = steps >= width - lengths
+    tokens = int(lengths.sum())
     padded = {}
     for key, rows in batch.items():
-        padded[key] = np.full(there.shape, fills[key], dtype=np.int64)
-        padded[key][there] = np.fromiter(
-            chain.from_iterable(rows), np.int64, count=int(lengths.sum())
-        )
+        padded[key] = np.full(is_token.shape, fills[key], dtype=np.int64)
+        padded[key][is_token] = np.fromiter(chain.from_iterable(rows), np.int64, count=tokens)
     return padded
 
 
-def _padded_length(length: int, multiple_of: int | None) -> int:
-    return -(-length // multiple_of) * multiple_of if multiple_of else length
+def _lengths(batch: Mapping[str, Sequence[Sequence[int]]]) -> list[int]:
+    return [len(row) for row in next(iter(batch.values()), [])]
+
+
+def _padded_length(longest: int, length: int | None, multiple_of: int | None) -> int:
+    """Tokens to pad to, a multiple of `multiple_of` that holds `length`, or the longest row."""
+    if length is None:
+        length = longest
+    step = multiple_of or 1
+    return -(-length // step) * step
 
 
 def pad_rows(
@@ -353,14 +372,14 @@ def pad_rows(
     """
     if side not in ("right", "left"):
         raise ValueError(f"padding_side must be 'right' or 'left', got {side!r}")
-    if length is None:
-        length = max((len(row) for row in next(iter(batch.values()), [])), default=0)
-    length = _padded_length(length, multiple_of)
-    padded = {}
+    width = _padded_length(max(_lengths(batch), default=0), length, multiple_of)
+    padded: dict[str, list[list[int]]] = {}
     for key, rows in batch.items():
-        filled = []
+        padded[key] = []
         for row in rows:
-            filling = [fills[key]] * max(0, length - len(row))
-            filled.append([*row, *filling] if side == "right" else [*filling, *row])
-        padded[key] = filled
+            filling = [fills[key]] * (width - len(row))
+            if side == "right":
+                padded[key].append([*row, *filling])
+            else:
+                padded[key].append([*filling, *row])
     return padded

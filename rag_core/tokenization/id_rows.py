@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from rag_core.backends import to_numpy
 from rag_core.tokenization.batch import BatchEncoding, pad_arrays, pad_rows
-from rag_core.tokenization.truncation import check_side, check_strategies, kept_lengths
+from rag_core.tokenization.truncation import EncodeOptions, check_side, kept_lengths
 from rag_core.tokenization.vocabulary import Vocabulary, plain_ids
 
-# what `pad` fills up
+# What `pad` fills up; the rest (labels, say) has a length of its own.
 _ROW_KEYS = ("input_ids", "token_type_ids", "attention_mask", "special_tokens_mask")
 
 logger = logging.getLogger(__name__)
 
 
 class _Row(NamedTuple):
+    """A row in the making, entry by entry."""
+
     ids: list[int]
     type_ids: list[int]
     special_tokens_mask: list[int]
+
+    def extend(self, ids: list[int], type_id: int, special: bool) -> None:
+        self.ids.extend(ids)
+        self.type_ids.extend([type_id] * len(ids))
+        self.special_tokens_mask.extend([int(special)] * len(ids))
 
 
 class IdRows(Vocabulary):
@@ -77,28 +85,34 @@ class IdRows(Vocabulary):
             turns.
         """
         check_side(self.truncation_side)
-        parts = [plain_ids(ids)] if pair_ids is None else [plain_ids(ids), plain_ids(pair_ids)]
-        lengths = [len(part) for part in parts]
+        first, second = plain_ids(ids), None
+        if pair_ids is not None:
+            second = plain_ids(pair_ids)
         if num_tokens_to_remove <= 0:
-            return parts[0], None if pair_ids is None else parts[1], []
-        if truncation_strategy == "longest_first" and len(parts) == 2:
+            return first, second, []
+        if truncation_strategy == "longest_first" and second is not None:
+            lengths = [len(first), len(second)]
             for _ in range(min(num_tokens_to_remove, sum(lengths))):
-                lengths[0 if lengths[0] > lengths[1] else 1] -= 1
-        else:
-            lengths = kept_lengths(
-                lengths, sum(lengths) - num_tokens_to_remove, truncation_strategy
-            )
+                # Of equals the second goes first, as in the slow tokenizers of transformers.
+                lengths[int(lengths[0] <= lengths[1])] -= 1
+            first, _ = self._split(first, lengths[0])
+            second, _ = self._split(second, lengths[1])
+            return first, second, []
+        lengths = [len(part) for part in (first, second) if part is not None]
+        lengths = kept_lengths(lengths, sum(lengths) - num_tokens_to_remove, truncation_strategy)
         taken: list[int] = []
-        right = self.truncation_side == "right"
-        for number, length in enumerate(lengths):
-            part = parts[number]
-            if length == len(part):
-                continue
-            window = min(len(part), stride + len(part) - length)
-            if truncation_strategy != "longest_first" or len(parts) == 1:
-                taken = part[len(part) - window :] if right else part[:window]
-            parts[number] = part[:length] if right else part[len(part) - length :]
-        return parts[0], None if pair_ids is None else parts[1], taken
+        if lengths[0] < len(first):
+            first, taken = self._split(first, lengths[0], stride)
+        if second is not None and lengths[1] < len(second):
+            second, taken = self._split(second, lengths[1], stride)
+        return first, second, taken
+
+    def _split(self, ids: list[int], length: int, stride: int = 0) -> tuple[list[int], list[int]]:
+        """The ids that stay, and those taken off with `stride` of those that stay."""
+        taken = min(len(ids), stride + len(ids) - length)
+        if self.truncation_side == "right":
+            return ids[:length], ids[len(ids) - taken :]
+        return ids[len(ids) - length :], ids[:taken]
 
     def prepare_for_model(
         self,
@@ -136,32 +150,37 @@ class IdRows(Vocabulary):
                 "return_offsets_mapping must be False for ids. Call the tokenizer itself with the "
                 "text"
             )
-        limit = self.model_max_length if max_length is None else max_length
-        _, cut = check_strategies(padding, truncation, max_length, limit, pad_to_multiple_of)
-        pair = pair_ids is not None
-        if return_overflowing_tokens and pair and cut == "longest_first":
+        options = EncodeOptions(
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+        limit = self._limit(max_length)
+        _, strategy = options.strategies(limit)
+        is_pair = pair_ids is not None
+        if return_overflowing_tokens and is_pair and strategy == "longest_first":
             raise ValueError(
                 "return_overflowing_tokens must be False where a pair is cut by "
                 "truncation='longest_first'. Use 'only_first' or 'only_second'"
             )
-        ids, pair_ids = plain_ids(ids), None if pair_ids is None else plain_ids(pair_ids)
-        extra = self.num_special_tokens_to_add(pair) if add_special_tokens else 0
-        excess = len(ids) + len(pair_ids or ()) + extra - limit
+        ids = plain_ids(ids)
+        if is_pair:
+            pair_ids = plain_ids(pair_ids)
+        # Below 0 where there is room; `num_truncated_tokens` says it as transformers does.
+        excess = len(ids) + len(pair_ids or ()) - limit
+        if add_special_tokens:
+            excess += self.num_special_tokens_to_add(is_pair)
         row: dict[str, Any] = {}
-        if cut:
-            ids, pair_ids, taken = self.truncate_sequences(ids, pair_ids, excess, cut, stride)
+        if strategy:
+            ids, pair_ids, taken = self.truncate_sequences(ids, pair_ids, excess, strategy, stride)
             if return_overflowing_tokens:
                 row = {"overflowing_tokens": taken, "num_truncated_tokens": excess}
-        if add_special_tokens:
-            framed = self._framed(ids, pair_ids)
-        else:
-            both = [*ids, *(pair_ids or ())]
-            framed = _Row(both, [0] * len(both), [0] * len(both))
-        if cut is None and max_length is None and verbose:
+        framed = self._framed(ids, pair_ids, add_special_tokens)
+        if strategy is None and max_length is None and verbose:
             self._note_long([framed.ids])
         row["input_ids"] = framed.ids
-        names = self.model_input_names
-        if return_token_type_ids or (return_token_type_ids is None and "token_type_ids" in names):
+        if self._returns("token_type_ids", return_token_type_ids):
             row["token_type_ids"] = framed.type_ids
         if return_special_tokens_mask:
             row["special_tokens_mask"] = framed.special_tokens_mask
@@ -196,26 +215,32 @@ class IdRows(Vocabulary):
             )
         return self.convert_tokens_to_ids(list(value))
 
-    def _framed(self, ids: Any, pair_ids: Any = None) -> _Row:
+    def _framed(self, ids: Any, pair_ids: Any = None, special: bool = True) -> _Row:
         """Ids with special tokens around, learned from what the pipeline puts around a word."""
         backend = self.backend_tokenizer
-        # the vocabulary is large
-        texts = (text for some in (lambda: ["a"], self.get_vocab) for text in some())
-        word = next(text for text in texts if backend.encode(text, add_special_tokens=False).ids)
-        frame = backend.encode(word, None if pair_ids is None else word)
-        parts = [plain_ids(ids), [] if pair_ids is None else plain_ids(pair_ids)]
         row = _Row([], [], [])
-        done = None
+        parts = [plain_ids(ids)]
+        if pair_ids is not None:
+            parts.append(plain_ids(pair_ids))
+        if not special:
+            row.extend(list(chain.from_iterable(parts)), 0, special=False)
+            return row
+
+        def has_ids(text: str) -> bool:
+            return bool(backend.encode(text, add_special_tokens=False).ids)
+
+        # The vocabulary is large: it is looked at only where an "a" is no word.
+        word = "a" if has_ids("a") else next(filter(has_ids, self.get_vocab()))
+        frame = backend.encode(word, word if len(parts) == 2 else None)
+        before = None
         for index, type_id, sequence in zip(
             frame.ids, frame.type_ids, frame.sequence_ids, strict=True
         ):
-            if sequence is not None and sequence == done:
-                continue
-            done = sequence
-            new = [index] if sequence is None else parts[sequence]
-            row.ids.extend(new)
-            row.type_ids.extend([type_id] * len(new))
-            row.special_tokens_mask.extend([int(sequence is None)] * len(new))
+            if sequence is None:
+                row.extend([index], type_id, special=True)
+            elif sequence != before:
+                row.extend(parts[sequence], type_id, special=False)
+            before = sequence
         return row
 
     def pad(
@@ -244,23 +269,30 @@ class IdRows(Vocabulary):
         Raises:
             ValueError: no `input_ids`, or encodings that have not all the same keys.
         """
-        rows, single, kind = _collected(encoded_inputs)
+        rows, is_single, kind = _collected(encoded_inputs)
         if not rows["input_ids"]:
-            return BatchEncoding(
-                {**encoded_inputs} if isinstance(encoded_inputs, Mapping) else rows
-            )
-        if "attention_mask" not in rows and or_default(
-            return_attention_mask, "attention_mask" in self.model_input_names
-        ):
+            if isinstance(encoded_inputs, Mapping):
+                rows = dict(encoded_inputs)
+            return BatchEncoding(rows)
+        wants_mask = self._returns("attention_mask", return_attention_mask)
+        if wants_mask and "attention_mask" not in rows:
             rows["attention_mask"] = [[1] * len(row) for row in rows["input_ids"]]
-        limit = self.model_max_length if max_length is None else max_length
-        how, _ = check_strategies(padding, False, max_length, limit, pad_to_multiple_of)
-        if how:
-            known = {key: rows[key] for key in _ROW_KEYS if key in rows}
+        options = EncodeOptions(
+            padding=padding,
+            truncation=False,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+        limit = self._limit(max_length)
+        strategy, _ = options.strategies(limit)
+        if strategy:
+            filled = {key: rows[key] for key in _ROW_KEYS if key in rows}
+            # A mask that is not asked for stays as it came.
             if return_attention_mask is False:
-                known.pop("attention_mask", None)
-            rows |= self._padded(known, limit if how == "max_length" else None, pad_to_multiple_of)
-        if single:
+                filled.pop("attention_mask", None)
+            length = limit if strategy == "max_length" else None
+            rows |= self._padded(filled, length, pad_to_multiple_of)
+        if is_single:
             rows = {key: value[0] for key, value in rows.items()}
         return BatchEncoding(rows, tensor_type=return_tensors or kind)
 
@@ -273,8 +305,8 @@ class IdRows(Vocabulary):
     ) -> dict[str, Any]:
         if self.pad_token_id is None:
             raise ValueError(
-                "padding was asked for but this tokenizer has no pad token; set "
-                "tokenizer.pad_token first"
+                "padding must be False where a tokenizer has no pad token. Set tokenizer.pad_token "
+                "first"
             )
         fills: dict[str, Any] = {
             "input_ids": self.pad_token_id,
@@ -283,17 +315,11 @@ class IdRows(Vocabulary):
             "special_tokens_mask": 1,
             "offset_mapping": (0, 0),
         }
-        how: dict[str, Any] = {
-            "length": length,
-            "multiple_of": multiple_of,
-            "side": self.padding_side,
-        }
-        padded = (
-            pad_arrays(rows, fills, **how)
-            if arrays and self.padding_side in ("right", "left")
-            else None
-        )
-        return padded or pad_rows(rows, fills, **how)
+        side = self.padding_side
+        padded = None
+        if arrays and side in ("right", "left"):
+            padded = pad_arrays(rows, fills, length=length, multiple_of=multiple_of, side=side)
+        return padded or pad_rows(rows, fills, length=length, multiple_of=multiple_of, side=side)
 
     def _note_long(self, rows: list[list[int]]) -> None:
         longest = max(map(len, rows), default=0)
@@ -307,45 +333,39 @@ class IdRows(Vocabulary):
             )
 
 
-def or_default(choice: bool | None, default: bool) -> bool:
-    """A switch that may be left open."""
-    return default if choice is None else choice
-
-
 def _collected(encoded: Any) -> tuple[dict[str, Any], bool, str | None]:
     """Lists by key, whether they were a single encoding, and which kind of tensor they were
     ("np", "pt", "tf").
     """
-    listed = not isinstance(encoded, Mapping)
-    if listed:
-        keys = set(encoded[0]) if encoded else {"input_ids"}
-        if any(set(one) != keys for one in encoded):
+    is_list = not isinstance(encoded, Mapping)
+    if is_list:
+        keys = ["input_ids"]
+        if encoded:
+            keys = list(encoded[0])
+        if any(set(row) != set(keys) for row in encoded):
             raise ValueError(
                 "encoded_inputs must have the same keys in each, got "
-                f"{sorted({tuple(sorted(one)) for one in encoded})}"
+                f"{sorted({tuple(sorted(row)) for row in encoded})}"
             )
-        encoded = {key: [one[key] for one in encoded] for key in (encoded[0] if encoded else keys)}
+        encoded = {key: [row[key] for row in encoded] for key in keys}
     if "input_ids" not in encoded:
         raise ValueError(f"encoded_inputs must hold input_ids, got {sorted(encoded)}")
-    ids = encoded["input_ids"]
-    first = ids[0] if isinstance(ids, list | tuple) and ids else ids
+    first = encoded["input_ids"]
+    if isinstance(first, list | tuple) and first:
+        first = first[0]
     kinds = {"torch": "pt", "numpy": "np", "tensorflow": "tf"}
     kind = kinds.get(type(first).__module__.partition(".")[0])
     rows = {key: _plain(value) for key, value in encoded.items()}
-    single = (
-        not listed
-        and bool(rows["input_ids"])
-        and not isinstance(rows["input_ids"][0], list | tuple)
-    )
-    return {key: [value] for key, value in rows.items()} if single else rows, single, kind
+    ids = rows["input_ids"]
+    if is_list or not ids or isinstance(ids[0], list | tuple):
+        return rows, False, kind
+    return {key: [value] for key, value in rows.items()}, True, kind
 
 
 def _plain(value: Any) -> Any:
     """Lists in place of arrays and tensors, also inside a list."""
-    if isinstance(value, list | tuple):
-        return (
-            [_plain(item) for item in value]
-            if any(hasattr(item, "shape") for item in value)
-            else value
-        )
-    return to_numpy(value).tolist() if hasattr(value, "shape") else value
+    if hasattr(value, "shape"):
+        return to_numpy(value).tolist()
+    if isinstance(value, list | tuple) and any(hasattr(item, "shape") for item in value):
+        return [_plain(item) for item in value]
+    return value

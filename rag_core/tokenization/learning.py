@@ -59,46 +59,52 @@ def trained_files(
         for _, token in sorted(files.backend.get_added_tokens_decoder().items())
         if token.special
     ]
-    more = [
-        token for token in new_special_tokens if str(token) not in {old.content for old in special}
-    ]
-    chosen: dict[str, Any] = {
+    known = {token.content for token in special}
+    more = [token for token in new_special_tokens if str(token) not in known]
+    settings: dict[str, Any] = {
         "vocab_size": vocab_size,
         "special_tokens": [*special, *more],
         "show_progress": False,
+        **_emptied(content["model"], renamed),
     }
-    unknown = content["model"].get("unk_token")
-    content.update(added_tokens=[], post_processor=None)
-    if kind == "Unigram":
-        index = content["model"].get("unk_id")
-        unknown = content["model"]["vocab"][0 if index is None else index][0]
-        content["model"].update(vocab=[[renamed.get(unknown, unknown), 0.0]], unk_id=0)
-        chosen["unk_token"] = renamed.get(unknown, unknown)
-    else:
-        content["model"]["vocab"] = {}
-    if kind == "BPE":
-        content["model"]["merges"] = []
-    if unknown in renamed and kind != "Unigram":
-        content["model"]["unk_token"] = renamed[unknown]
-    for option in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if kind in ("BPE", "WordPiece") and content["model"].get(option) is not None:
-            chosen[option] = content["model"][option]
     if isinstance(files.backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        chosen["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+        # Bytes that no text holds are in the vocabulary, too: else some texts would have no ids.
+        settings["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    settings.update(options)
+    # The special tokens' step names ids of the old vocabulary: it is made again at the end.
+    content.update(added_tokens=[], post_processor=None)
     backend = Tokenizer.from_str(json.dumps(content))
-    backend.train_from_iterator(
-        texts, trainer=getattr(trainers, _TRAINERS[kind])(**{**chosen, **options}), length=length
-    )
+    trainer = getattr(trainers, _TRAINERS[kind])(**settings)
+    backend.train_from_iterator(texts, trainer=trainer, length=length)
     config = copy.deepcopy(files.config)
     for name in SPECIAL_NAMES:
         config[name] = renamed.get(config[name], config[name])
-    config[EXTRA] = [renamed.get(token, token) for token in config[EXTRA]] + [
-        str(token) for token in more
-    ]
+    config[EXTRA] = [renamed.get(token, token) for token in config[EXTRA]]
+    config[EXTRA] += map(str, more)
     config.pop("added_tokens_decoder", None)
     if files.backend.post_processor is not None:
         _frame_again(backend, files, config, renamed)
     return TokenizerFiles(backend, config, files.family)
+
+
+def _emptied(model: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Takes the vocabulary out of a model; returns what a trainer is to know of the old one."""
+    kind = model["type"]
+    if kind == "Unigram":
+        # Its unknown token is named by its place, and a model without it can't be read.
+        unknown = model["vocab"][model.get("unk_id") or 0][0]
+        unknown = renamed.get(unknown, unknown)
+        model.update(vocab=[[unknown, 0.0]], unk_id=0)
+        return {"unk_token": unknown}
+    model["vocab"] = {}
+    if kind == "BPE":
+        model["merges"] = []
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    if kind == "WordLevel":
+        return {}
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    return {affix: model[affix] for affix in affixes if model.get(affix) is not None}
 
 
 def _frame_again(

@@ -144,8 +144,8 @@ def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> toke
         ) from error
     if proto.trainer_spec.model_type != 1:
         raise ValueError(
-            "spiece.model: only unigram models (T5's kind) are supported; ship a tokenizer.json "
-            "instead"
+            "spiece.model must be a unigram model (T5's kind), got type "
+            f"{proto.trainer_spec.model_type}. Ship a tokenizer.json instead"
         )
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(int(config.get("extra_ids", 100))))]

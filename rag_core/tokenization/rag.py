@@ -73,6 +73,7 @@ class RagTokenizer(Pushable):
                 raise TypeError(f"{name} must be a tokenizer, got {type(value).__name__}")
         self.question_encoder = question_encoder
         self.generator = generator
+        # Code of transformers' examples switches between the two.
         self.current_tokenizer = question_encoder
         self.tables = tables
         encoder_config = getattr(config, "question_encoder", config)
@@ -114,7 +115,7 @@ class RagTokenizer(Pushable):
         has one.
         """
         if self.query_prompt or self.query_lower_case:
-            texts = [questions] if isinstance(questions, str) else list(questions)
+            texts = [questions] if isinstance(questions, str) else questions
             prepared = prepared_texts(texts, self.query_prompt, self.query_lower_case)
             questions = prepared[0] if isinstance(questions, str) else prepared
         if self.query_max_length and kwargs.get("truncation") and kwargs.get("max_length") is None:
@@ -192,16 +193,15 @@ class RagTokenizer(Pushable):
         config = None
         if resolve_file(name_or_path, "config.json", required=False, **hub) is not None:
             values = read_config(name_or_path, **hub)[0].get("question_encoder")
-            config = SimpleNamespace(**values) if isinstance(values, dict) else None
+            if isinstance(values, dict):
+                config = SimpleNamespace(**values)
         above = kwargs.pop("subfolder", "") or ""
-        parts = [
-            Tokenizer.from_pretrained(
-                name_or_path, subfolder=f"{above}/{part}".strip("/"), **kwargs
-            )
-            for part in (QUESTION_FOLDER, GENERATOR_FOLDER)
-        ]
-        question_encoder, generator = parts
-        return cls(question_encoder, generator, config)
+
+        def read(part: str) -> Tokenizer:
+            folder = f"{above}/{part}".strip("/")
+            return Tokenizer.from_pretrained(name_or_path, subfolder=folder, **kwargs)
+
+        return cls(read(QUESTION_FOLDER), read(GENERATOR_FOLDER), config)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes both tokenizers to their sub-folders, both or neither; files of earlier ones there
@@ -216,7 +216,10 @@ class RagTokenizer(Pushable):
             return
         folder = Path(save_directory)
         if folder.is_file():
-            raise ValueError(f"save_directory must be a folder, {folder} is a file")
+            raise ValueError(
+                f"save_directory must be a folder, got the file {folder}. Name a folder"
+            )
+        # Tokenizers of two saves would not fit one model.
         with atomic_folder(folder, stale=TOKENIZER_PATTERNS) as draft:
             self.question_encoder.save_pretrained(draft / QUESTION_FOLDER)
             self.generator.save_pretrained(draft / GENERATOR_FOLDER)
@@ -247,9 +250,9 @@ class AutoTokenizer:
             pretrained_model_name_or_path: a folder, or a repository id on the hub.
             **kwargs: as of `Tokenizer.from_pretrained`.
         """
-        rag = _is_rag(pretrained_model_name_or_path, **kwargs)
-        kind: type[Tokenizer] | type[RagTokenizer] = RagTokenizer if rag else Tokenizer
-        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if _is_rag(pretrained_model_name_or_path, **kwargs):
+            return RagTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return Tokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 def _is_rag(name_or_path: str | os.PathLike[str], **kwargs: Any) -> bool:

@@ -9,14 +9,17 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag_core.checks import as_list
 from rag_core.hub import AGAIN, DamagedFileError, read_json, reading, resolve_file
 from rag_core.tokenization.pipelines import (
     BART,
+    BERT,
     BUILDERS,
     FAMILIES,
     FAMILY_OF,
@@ -57,6 +60,29 @@ class TokenizerFiles:
     sources: dict[str, bytes] = field(default_factory=dict)
 
 
+@dataclass
+class _Parts:
+    """What was read of files, to make a tokenizer of.
+
+    Attributes:
+        config: the settings of tokenizer_config.json, foreign keys kept.
+        family: of the tokenizer.
+        backend: the pipeline of tokenizer.json; None: it is to be built of `sources`.
+        sources: bytes of the vocabulary's files by name.
+        where: the files of the vocabulary, for errors.
+        added: added tokens by id, with or without their settings.
+        flags: settings of special tokens, by token.
+    """
+
+    config: dict[str, Any]
+    family: Family
+    backend: tokenizers.Tokenizer | None
+    sources: dict[str, bytes]
+    where: str
+    added: Mapping[int, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_tokenizer(
     name_or_path: str | Path, overrides: Mapping[str, Any], wanted: Family | None = None, **hub: Any
 ) -> TokenizerFiles:
@@ -73,56 +99,54 @@ def read_tokenizer(
         ValueError: a file is not what its name says.
         ImportError: a `spiece.model` without the packages that read it.
     """
-    config = _settings(resolve_file(name_or_path, "tokenizer_config.json", required=False, **hub))
-    place = resolve_file(name_or_path, "config.json", required=False, **hub)
-    model_config = {} if place is None else read_json(place)
-    special = _settings(
-        resolve_file(name_or_path, "special_tokens_map.json", required=False, **hub)
-    )
-    flags = {
-        _content(value): value
-        for value in _flat(special.values())
-        if isinstance(value, dict) and _is_token(value)
-    }
+
+    def place_of(name: str) -> Path | None:
+        return resolve_file(name_or_path, name, required=False, **hub)
+
+    config = _settings(place_of("tokenizer_config.json"))
+    model_config = {}
+    if place := place_of("config.json"):
+        model_config = read_json(place)
+    special = _settings(place_of("special_tokens_map.json"))
+    # From 4.34 on tokenizer_config.json is complete; before, the map was the later word.
+    is_complete = "added_tokens_decoder" in config
     for key, value in special.items():
-        # from 4.34 on tokenizer_config.json is complete; before, the map was the later word
-        if not config.get(key) or "added_tokens_decoder" not in config:
+        if not is_complete or not config.get(key):
             config[key] = value
-    added = {
-        int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()
-    }
-    legacy = _legacy_tokens(resolve_file(name_or_path, "added_tokens.json", required=False, **hub))
-    for token, index in legacy.items():
+    decoder = config.get("added_tokens_decoder") or {}
+    added = {int(index): token for index, token in decoder.items()}
+    for token, index in _legacy_tokens(place_of("added_tokens.json")).items():
         added.setdefault(index, {"content": token})
     config.update(overrides)
 
-    serialized = resolve_file(name_or_path, "tokenizer.json", required=False, **hub)
-    backend = _deserialize(serialized) if serialized else None
+    backend = None
+    if serialized := place_of("tokenizer.json"):
+        backend = _deserialize(serialized)
     family = _declared_family(config, model_config) or wanted
     sources: dict[str, bytes] = {}
-    vocabulary = f"the tokenizer of {name_or_path}"
+    where = f"the tokenizer of {name_or_path}"
     for kind in FAMILIES:
-        if kind is family or (family is None and (backend is None or kind is T5)):
-            found = {
-                name: resolve_file(name_or_path, name, required=False, **hub)
-                for name in kind.vocabulary_files
-            }
-            if all(found.values()):
+        # T5's pipeline alone does not say what its vocabulary file does.
+        is_possible = family is None and (backend is None or kind is T5)
+        if kind is family or is_possible:
+            places = {name: place_of(name) for name in kind.vocabulary_files}
+            if all(places.values()):
                 family = kind
-                sources = {name: path.read_bytes() for name, path in found.items() if path}
-                vocabulary = " with ".join(str(path) for path in found.values())
+                sources = {name: place.read_bytes() for name, place in places.items() if place}
+                where = " with ".join(map(str, places.values()))
                 break
     family = family or _recognized_family(backend)
-    if backend is None and not sources:
-        names = [
-            name for kind in FAMILIES if family in (kind, OTHER) for name in kind.vocabulary_files
-        ]
-        folder = f"{name_or_path}/{hub['subfolder']}" if hub.get("subfolder") else str(name_or_path)
+    if backend is not None:
+        where = str(serialized)
+    elif not sources:
+        kinds = FAMILIES if family is OTHER else (family,)
+        names = [name for kind in kinds for name in kind.vocabulary_files]
+        folder = "/".join(filter(None, (str(name_or_path), hub.get("subfolder"))))
         raise OSError(
             f"{folder}: no tokenizer found; looked for tokenizer.json and {', '.join(names)}"
         )
-    where = str(serialized) if backend is not None else vocabulary
-    return _assembled(config, family, backend, sources, added, flags, where)
+    flags = {token["content"]: token for token in _flat(special.values()) if _is_object(token)}
+    return _assembled(_Parts(config, family, backend, sources, where, added, flags))
 
 
 def read_vocabulary(
@@ -141,37 +165,30 @@ def read_vocabulary(
         TypeError: no path, or some are missing.
         OSError: a file can't be read.
     """
-    given = {name: path for name, path in paths.items() if path is not None}
-    for name, path in (*given.items(), ("tokenizer.json", tokenizer_file)):
+    places = {name: path for name, path in paths.items() if path is not None}
+    for name, path in (*places.items(), ("tokenizer.json", tokenizer_file)):
         if not isinstance(path, str | os.PathLike | None):
             raise TypeError(
                 f"the path of {name} must be a str or Path, got {path!r}. Give settings by their "
                 "names"
             )
-    if tokenizer_file is None and len(given) < len(paths):
+    if tokenizer_file is None and len(places) < len(paths):
         raise TypeError(
-            f"files must be {' and '.join(paths)}, or tokenizer.json, got {list(given) or 'none'}"
+            f"files must be {' and '.join(paths)}, or tokenizer.json, got {list(places) or 'none'}"
         )
-    sources = {name: Path(path).read_bytes() for name, path in given.items()}
-    backend = None if tokenizer_file is None else _deserialize(Path(tokenizer_file))
-    where = str(tokenizer_file or " with ".join(str(path) for path in given.values()))
-    return _assembled(dict(settings), family, backend, sources, {}, {}, where)
+    backend = None
+    if tokenizer_file is not None:
+        backend = _deserialize(Path(tokenizer_file))
+    sources = {name: Path(path).read_bytes() for name, path in places.items()}
+    where = str(tokenizer_file or " with ".join(map(str, places.values())))
+    return _assembled(_Parts(dict(settings), family, backend, sources, where))
 
 
-def _assembled(
-    config: dict[str, Any],
-    family: Family,
-    backend: tokenizers.Tokenizer | None,
-    sources: dict[str, bytes],
-    added: Mapping[int, Any],
-    flags: Mapping[str, Any],
-    where: str,
-) -> TokenizerFiles:
-    """The tokenizer of what was read of files; `where` names those of its vocabulary."""
-    with reading(where, "and the settings beside it make no tokenizer"):
-        found = _built(config, family, backend, sources, added, flags, where)
-        _try(found.backend)
-        return found
+def _assembled(parts: _Parts) -> TokenizerFiles:
+    with reading(parts.where, "and the settings beside it make no tokenizer"):
+        files = _built(parts)
+        _try(files.backend)
+        return files
 
 
 def _try(backend: tokenizers.Tokenizer) -> None:
@@ -185,36 +202,28 @@ def _try(backend: tokenizers.Tokenizer) -> None:
         return
 
 
-def _built(
-    config: dict[str, Any],
-    family: Family,
-    backend: tokenizers.Tokenizer | None,
-    sources: dict[str, bytes],
-    added: Mapping[int, Any],
-    flags: Mapping[str, Any],
-    where: str,
-) -> TokenizerFiles:
-    built = backend is None
-    _settle_special_tokens(config, family, backend)
+def _built(parts: _Parts) -> TokenizerFiles:
+    config, family = parts.config, parts.family
+    _settle_special_tokens(parts)
+    backend = parts.backend
     if backend is None:
-        backend = BUILDERS[family.name](sources, config)
+        backend = BUILDERS[family.name](parts.sources, config)
     follow_config(backend, config)
-    _check_sides(config, where)
-    lacking = [
-        config[name]
-        for name in SPECIAL_NAMES
-        if built and config[name] and not _holds(backend, config[name])
-    ]
-    _add_tokens(backend, config, added, flags, family)
-    if lacking:
-        places = {token: backend.token_to_id(token) for token in lacking}
-        logger.warning(
-            "%s: the vocabulary lacks special tokens; they go to its end, as %s", where, places
-        )
-    if built:
+    _check_sides(config, parts.where)
+    named = [config[name] for name in SPECIAL_NAMES if config[name]]
+    missing = [token for token in named if backend.token_to_id(token) is None]
+    _add_tokens(backend, parts)
+    if parts.backend is None:
+        if missing:
+            logger.warning(
+                "%s: the vocabulary lacks special tokens; they go to its end, as %s",
+                parts.where,
+                {token: backend.token_to_id(token) for token in missing},
+            )
         frame_texts(backend, family, config)
-    keep = {"spiece.model": sources["spiece.model"]} if "spiece.model" in sources else {}
-    return TokenizerFiles(backend, config, family, keep)
+    # The library can't write T5's file; it writes those of the other families itself.
+    sources = {name: source for name, source in parts.sources.items() if name == "spiece.model"}
+    return TokenizerFiles(backend, config, family, sources)
 
 
 def _settings(path: Path | None) -> dict[str, Any]:
@@ -249,25 +258,26 @@ def _is_whole(value: Any, most: int = 2**31) -> bool:
     return type(value) is int and 0 <= value < most
 
 
+def _is_object(value: Any) -> bool:
+    """Whether a token is written with its settings."""
+    return isinstance(value, dict) and isinstance(value.get("content"), str)
+
+
 def _is_token(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, dict) and isinstance(value.get("content"), str)
-    )
+    return isinstance(value, str) or _is_object(value)
 
 
 def _is_tokens(value: Any) -> bool:
-    return isinstance(value, list | dict) and all(
-        map(_is_token, value.values() if isinstance(value, dict) else value)
-    )
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list) and all(map(_is_token, value))
 
 
 def _is_numbered(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    return all(
-        key.isdecimal() and len(key) < 10 and isinstance(each, dict) and _is_token(each)
-        for key, each in value.items()
-    )
+    are_ids = all(key.isdecimal() and len(key) < 10 for key in value)
+    return are_ids and all(map(_is_object, value.values()))
 
 
 def _is_length(value: Any) -> bool:
@@ -279,7 +289,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 _TOKEN = (_is_token, "a token: a text, or an object with its content")
@@ -316,31 +326,23 @@ def _deserialize(path: Path) -> tokenizers.Tokenizer:
 
 
 def _declared_family(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Family | None:
-    name = (
-        str(config.get("tokenizer_class") or "")
-        .removesuffix("Fast")
-        .removesuffix("Tokenizer")
-        .lower()
-    )
+    name = str(config.get("tokenizer_class") or "")
+    name = name.removesuffix("Fast").removesuffix("Tokenizer").lower()
     return FAMILY_OF.get(name) or FAMILY_OF.get(str(model_config.get("model_type")))
 
 
 def _recognized_family(backend: tokenizers.Tokenizer | None) -> Family:
-    model = type(backend.model).__name__ if backend is not None else None
     if backend is None:
         return OTHER
-    for family, kind, witness in (
-        (FAMILIES[0], "WordPiece", "[CLS]"),
-        (FAMILIES[1], "BPE", "<s>"),
-        (FAMILIES[2], "Unigram", "<extra_id_0>"),
+    model = type(backend.model).__name__
+    for kind, family, witness in (
+        ("WordPiece", BERT, "[CLS]"),
+        ("BPE", BART, "<s>"),
+        ("Unigram", T5, "<extra_id_0>"),
     ):
         if model == kind and backend.token_to_id(witness) is not None:
             return family
     return OTHER
-
-
-def _holds(backend: tokenizers.Tokenizer, token: str) -> bool:
-    return backend.token_to_id(token) is not None
 
 
 def _check_sides(config: Mapping[str, Any], where: str) -> None:
@@ -353,22 +355,23 @@ def _content(token: Any) -> str:
     return token["content"] if isinstance(token, dict) else str(token)
 
 
-def _flat(values: Any) -> list[Any]:
-    return [item for value in values for item in (value if isinstance(value, list) else [value])]
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """The values, and those of lists among them, in a row."""
+    return list(chain.from_iterable(map(as_list, values)))
 
 
-def _settle_special_tokens(
-    config: dict[str, Any], family: Family, backend: tokenizers.Tokenizer | None
-) -> None:
-    """Leaves each special token in `config` as plain text, from the files or else the family's
+def _settle_special_tokens(parts: _Parts) -> None:
+    """Leaves each special token in the settings as plain text, from the files or else the family's
     habit.
     """
+    config, family, backend = parts.config, parts.family, parts.backend
     for name in SPECIAL_NAMES:
         default = family.special_tokens.get(name)
         if default and backend is not None and backend.token_to_id(default) is None:
             default = None
-        value = config.get(name, default)
-        config[name] = None if value is None else _content(value)
+        config[name] = config.get(name, default)
+        if config[name] is not None:
+            config[name] = _content(config[name])
     extra = config.get(EXTRA) or config.pop("extra_special_tokens", None) or []
     if isinstance(extra, dict):
         extra = list(extra.values())
@@ -378,44 +381,40 @@ def _settle_special_tokens(
     config[EXTRA] = extra
 
 
-def _add_tokens(
-    backend: tokenizers.Tokenizer,
-    config: Mapping[str, Any],
-    added: Mapping[int, Any],
-    flags: Mapping[str, Any],
-    family: Family,
-) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, parts: _Parts) -> None:
     """Declares the added and special tokens that the pipeline does not have yet, in the order of
     their ids.
     """
     from tokenizers import AddedToken
 
-    special = list(
-        dict.fromkeys([*(config[name] for name in SPECIAL_NAMES if config[name]), *config[EXTRA]])
-    )
+    config = parts.config
+    named = [config[name] for name in SPECIAL_NAMES if config[name]]
+    special = list(dict.fromkeys([*named, *config[EXTRA]]))
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    wanted: dict[str, tuple[int | None, Any]] = {
-        _content(added[index]): (index, added[index]) for index in sorted(added)
-    }
+    declared: dict[str, tuple[int | None, Any]] = {}
+    for number, token in sorted(parts.added.items()):
+        declared[_content(token)] = number, token
     for token in sorted(special, key=lambda token: backend.token_to_id(token) or 0):
-        wanted.setdefault(token, (None, flags.get(token, {})))
-    for text, (index, settings) in wanted.items():
+        declared.setdefault(token, (None, parts.flags.get(token, {})))
+    for text, (index, settings) in declared.items():
         if text in known:
             continue
         is_special = bool(settings.get("special")) or text in special
-        defaults = {
-            "normalized": not is_special,
-            "lstrip": family is BART and text == config["mask_token"],
-        }
         options = {
-            key: bool(settings.get(key, defaults.get(key, False)))
-            for key in ("single_word", "lstrip", "rstrip", "normalized")
+            # BART's mask stands for a word with the blank before it.
+            "lstrip": parts.family is BART and text == config["mask_token"],
+            "normalized": not is_special,
+            "rstrip": False,
+            "single_word": False,
         }
+        options = {name: bool(settings.get(name, default)) for name, default in options.items()}
         token = AddedToken(text, special=is_special, **options)
-        (backend.add_special_tokens if is_special else backend.add_tokens)([token])
+        if is_special:
+            backend.add_special_tokens([token])
+        else:
+            backend.add_tokens([token])
         if index is not None and backend.token_to_id(text) != index:
             raise ValueError(
-                f"added token {text!r} should have id {index}, the vocabulary gives it "
-                f"{backend.token_to_id(text)}; vocabulary and added_tokens belong to different "
-                "tokenizers"
+                f"added token {text!r} must have the id {index}, got {backend.token_to_id(text)} "
+                "of the vocabulary. They belong to different tokenizers: fetch both again"
             )

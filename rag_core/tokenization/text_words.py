@@ -21,7 +21,6 @@ LONGEST_WORD = 500  # characters; German compounds, chemical names and most addr
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CJK_WORD = rf"[{CJK}][\u3001\u3002\uff01\uff0c\uff1f]*"
 
-
 ZERO_WIDTH_SPACE = "\u200b"  # marks ends of words in Thai and Khmer
 _RUN = re.compile(r"\S+")
 # all letters of scripts without blanks are here
@@ -48,7 +47,7 @@ def words_of(text: str, longest: int | None = LONGEST_WORD) -> list[Word]:
         text: any length.
         longest: characters a word may have; None = any number.
     """
-    found: list[Word] = []
+    words: list[Word] = []
     for run in _RUN.finditer(text):
         start, end = run.span()
         parts = [(start, end, False)]
@@ -57,16 +56,16 @@ def words_of(text: str, longest: int | None = LONGEST_WORD) -> list[Word]:
                 (*part.span(), part.lastgroup == "unspaced")
                 for part in _parts().finditer(text, start, end)
             ]
-        before = False
-        for start, end, unspaced in parts:
-            if before or (unspaced and found and found[-1].end == start):
-                found[-1] = found[-1]._replace(splits=text[start - 1] != ZERO_WIDTH_SPACE)
-            before = unspaced
+        after_unspaced = False
+        for start, end, is_unspaced in parts:
+            if after_unspaced or (is_unspaced and words and words[-1].end == start):
+                words[-1] = words[-1]._replace(splits=text[start - 1] != ZERO_WIDTH_SPACE)
+            after_unspaced = is_unspaced
             if longest is not None and end - start > longest:
-                found += _pieces(text, start, end, longest)
+                words += _pieces(text, start, end, longest)
             else:
-                found.append(Word(start, end, False))
-    return found
+                words.append(Word(start, end, False))
+    return words
 
 
 def plain_words(text: str, longest: int) -> list[str] | None:
@@ -74,7 +73,9 @@ def plain_words(text: str, longest: int) -> list[str] | None:
     if not text.isascii() and _BEYOND.search(text) and _scripts().search(text):
         return None
     parts = text.split()
-    return parts if max(map(len, parts), default=0) <= longest else None
+    if max(map(len, parts), default=0) > longest:
+        return None
+    return parts
 
 
 def _pieces(text: str, start: int, end: int, longest: int) -> list[Word]:
@@ -85,12 +86,16 @@ def _pieces(text: str, start: int, end: int, longest: int) -> list[Word]:
     if text[start:end].isascii():
         cuts = list(range(start, end, longest))
     else:
-        cuts, letters = [start], _letters()
+        cuts = [start]
+        letters = _letters()
         while end - cuts[-1] > longest:
             for letter in letters.finditer(text, cuts[-1], cuts[-1] + longest + 1):
                 last = letter.start()  # the last one may go on beyond
-            cuts.append(last if last > cuts[-1] else cuts[-1] + longest)
-    return [Word(a, b, b < end) for a, b in zip(cuts, [*cuts[1:], end], strict=True)]
+            if last == cuts[-1]:
+                last += longest  # one letter with more marks than a word may have characters
+            cuts.append(last)
+    ends = [*cuts[1:], end]
+    return [Word(first, last, last < end) for first, last in zip(cuts, ends, strict=True)]
 
 
 # The `regex` package knows Unicode's properties; `re` does not. It is loaded for text beyond ASCII
@@ -113,12 +118,17 @@ def _classes() -> dict[str, str]:
     }
 
 
+def _special() -> str:
+    """The letters of scripts that are written without blanks, as part of a set."""
+    c = _classes()
+    return rf"{CJK}{c['single']}{c['unspaced']}{c['tibetan']}"
+
+
 @functools.cache
 def _scripts() -> regex.Pattern[str]:
     import regex
 
-    c = _classes()
-    return regex.compile(rf"(?V1)[{CJK}{c['single']}{c['unspaced']}{c['tibetan']}]")
+    return regex.compile(rf"(?V1)[{_special()}]")
 
 
 @functools.cache
@@ -135,12 +145,11 @@ def _parts() -> regex.Pattern[str]:
     first = rf"\p{{Logical_Order_Exception}}(?=[{c['unspaced']}])"
     letter = rf"(?=[{c['unspaced']}])(?:{first})?\X(?:{stacked})*"
     syllable = rf"(?:(?=[{c['tibetan']}--[{c['ends']}]])\X){{1,8}}[{c['ends']}]*|[{c['ends']}]+"
-    special = rf"{CJK}{c['single']}{c['unspaced']}{c['tibetan']}"
     return regex.compile(
         rf"(?V1){_CJK_WORD}"
         rf"|(?=[{c['single']}])\X[\u3001\u3002\uff01\uff0c\uff1f\uff61\uff64]*"
         rf"|(?P<unspaced>(?:{letter}){{1,{LETTERS}}}{closing}|{syllable})"
-        rf"|[^{special}]+"
+        rf"|[^{_special()}]+"
         r"|."  # a mark without its letter
     )
 

@@ -25,7 +25,7 @@ from rag_core.hub import (
     text_fault,
 )
 from rag_core.tokenization.batch import BatchEncoding
-from rag_core.tokenization.id_rows import IdRows, or_default
+from rag_core.tokenization.id_rows import IdRows
 from rag_core.tokenization.pipelines import (
     BART,
     BERT,
@@ -35,7 +35,7 @@ from rag_core.tokenization.pipelines import (
     vocabulary_files,
 )
 from rag_core.tokenization.reading import EXTRA, SPECIAL_NAMES, read_tokenizer, read_vocabulary
-from rag_core.tokenization.truncation import Cut, check_strategies, fitted, kept
+from rag_core.tokenization.truncation import Cut, EncodeOptions, fitted, kept
 from rag_core.tokenization.vocabulary import Vocabulary
 from rag_core.tokenization.words import Words, splits_alike
 from rag_core.tokenization.writing import TOKENIZER_FILES, write_tokenizer
@@ -64,24 +64,22 @@ Part = str | list[str]  # a text, or its words
 Row = tuple[Part, ...]  # one part, or a pair
 
 
-class EncodeOptions(NamedTuple):
-    """The options of a call, as `Tokenizer.__call__` describes them."""
+class _Request(NamedTuple):
+    """The texts of a call and what becomes of them.
 
-    add_special_tokens: bool = True
-    padding: bool | str = False
-    truncation: bool | str | None = None
-    max_length: int | None = None
-    stride: int = 0
-    is_split_into_words: bool = False
-    pad_to_multiple_of: int | None = None
-    return_tensors: str | None = None
-    return_token_type_ids: bool | None = None
-    return_attention_mask: bool | None = None
-    return_overflowing_tokens: bool = False
-    return_special_tokens_mask: bool = False
-    return_offsets_mapping: bool = False
-    return_length: bool = False
-    verbose: bool = True
+    Attributes:
+        argument: name of the argument that they came in, for errors.
+        texts: B rows of one text or two.
+        options: of the call.
+        cut: how rows are made to fit; None leaves them as long as they are.
+        has_pairs: whether a row has two texts.
+    """
+
+    argument: str
+    texts: list[Row]
+    options: EncodeOptions
+    cut: Cut | None
+    has_pairs: bool
 
 
 class Tokenizer(IdRows, Pushable):
@@ -122,7 +120,10 @@ class Tokenizer(IdRows, Pushable):
                 f"{cls.__name__} must read a tokenizer of {cls.family.name}, {name_or_path} holds "
                 f"one of {files.family.name}. Use AutoTokenizer, or {files.family.tokenizer_class}"
             )
-        kind = _CLASSES.get(files.family.name, cls) if cls is Tokenizer else cls
+        kind: type[Tokenizer] = cls
+        if cls is Tokenizer:
+            kind = _CLASSES.get(files.family.name, cls)
+        # The classes' own constructors take single files.
         made = kind.__new__(kind)
         with locating(f"the tokenizer of {name_or_path}"):
             Vocabulary.__init__(made, files, name_or_path)
@@ -150,8 +151,6 @@ class Tokenizer(IdRows, Pushable):
         saving.finish(target, self)
         return tuple(str(target / name) for name in names)
 
-    # text -> ids
-
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, ...]:
@@ -169,20 +168,17 @@ class Tokenizer(IdRows, Pushable):
                 file.
         """
         with atomic_folder(Path(save_directory)) as draft:
-            written = [
-                path.name
-                for path in vocabulary_files(self.backend_tokenizer, draft, filename_prefix)
-            ]
-            for source_name, source in self._files.sources.items():
-                name = f"{filename_prefix}-{source_name}" if filename_prefix else source_name
-                (draft / name).write_bytes(source)
-                written.append(name)
-            if not written:
+            paths = vocabulary_files(self.backend_tokenizer, draft, filename_prefix)
+            names = [path.name for path in paths]
+            for name, source in self._files.sources.items():
+                names.append("-".join(filter(None, (filename_prefix, name))))
+                (draft / names[-1]).write_bytes(source)
+            if not names:
                 raise ValueError(
                     "this tokenizer has no vocabulary file of its own. Call save_pretrained: "
                     "tokenizer.json"
                 )
-        return tuple(str(Path(save_directory) / name) for name in written)
+        return tuple(str(Path(save_directory) / name) for name in names)
 
     # text -> ids
 
@@ -195,9 +191,8 @@ class Tokenizer(IdRows, Pushable):
                 f"text must be a str, got {type(text).__name__}. Call the tokenizer itself with a "
                 "list"
             )
-        return self(
-            text, pair, add_special_tokens=add_special_tokens, **{"verbose": False, **options}
-        ).tokens()
+        options.setdefault("verbose", False)
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def token_starts(self, texts: Sequence[str]) -> list[list[int]]:
         """Where in each of B texts its tokens begin, in characters.
@@ -229,17 +224,15 @@ class Tokenizer(IdRows, Pushable):
             TypeError: neither text, tokens nor ids.
             ValueError: a list of texts.
         """
-        if (
-            isinstance(text, tuple)
-            and len(text) == 2
-            and text_pair is None
-            and isinstance(text[0], str)
-        ):
+        is_pair = isinstance(text, tuple) and len(text) == 2 and isinstance(text[0], str)
+        if is_pair and text_pair is None:
             text, text_pair = text
         if isinstance(text, str | None) or options.get("is_split_into_words"):
             return self(text, text_pair, add_special_tokens=add_special_tokens, **options)
         ids = self._ids_of("text", text)
-        pair_ids = None if text_pair is None else self._ids_of("text_pair", text_pair)
+        pair_ids = None
+        if text_pair is not None:
+            pair_ids = self._ids_of("text_pair", text_pair)
         if options.get("return_tensors") is not None:
             options.setdefault("prepend_batch_axis", True)
         return self.prepare_for_model(ids, pair_ids, add_special_tokens, **options)
@@ -339,111 +332,90 @@ class Tokenizer(IdRows, Pushable):
         )
         if pad_to_max_length and padding is False:
             options = _padded_to_max_length(options)
+        # Questions and targets of seq2seq models are encoded alike by these families.
         if text is None:
             return self._encode_rows("text_target", text_target, text_pair_target, options)
         encoded = self._encode_rows("text", text, text_pair, options)
         if text_target is not None:
-            encoded["labels"] = self._encode_rows(
-                "text_target", text_target, text_pair_target, options
-            )["input_ids"]
+            targets = self._encode_rows("text_target", text_target, text_pair_target, options)
+            encoded["labels"] = targets["input_ids"]
         return encoded
 
     def _encode_rows(
         self, argument: str, text: Any, pair: Any, options: EncodeOptions
     ) -> BatchEncoding:
-        limit = self.model_max_length if options.max_length is None else options.max_length
-        pad, strategy = check_strategies(
-            options.padding,
-            options.truncation,
-            options.max_length,
-            limit,
-            options.pad_to_multiple_of,
-        )
+        limit = self._limit(options.max_length)
+        pad, strategy = options.strategies(limit)
         if options.stride < 0:
             raise ValueError(f"stride must be 0 or more, got {options.stride}")
-        cut = (
-            None if strategy is None else Cut(strategy, limit, self.truncation_side, options.stride)
-        )
-        inputs, single = _inputs(argument, text, pair, options.is_split_into_words)
+        cut = None
+        if strategy is not None:
+            cut = Cut(strategy, limit, self.truncation_side, options.stride)
+        texts, is_single = _rows_of(argument, text, pair, options.is_split_into_words)
         if options.is_split_into_words:
             self._check_words(argument)
-        rows, samples = self._unpadded(inputs, options, cut, argument)
+        request = _Request(argument, texts, options, cut, any(len(row) > 1 for row in texts))
+        rows, samples = self._unpadded(request)
         if cut is None and options.max_length is None and options.verbose:
             self._note_long(rows["input_ids"])
         if pad:
-            rows = self._padded(
-                rows,
-                limit if pad == "max_length" else None,
-                options.pad_to_multiple_of,
-                arrays=options.return_tensors is not None and not options.return_offsets_mapping,
-            )
+            # Pairs of offsets make no array of two dimensions.
+            arrays = options.return_tensors is not None and not options.return_offsets_mapping
+            length = limit if pad == "max_length" else None
+            rows = self._padded(rows, length, options.pad_to_multiple_of, arrays)
         lengths = [len(row) for row in rows["input_ids"]]
         if options.return_length:
             rows["length"] = lengths
         if options.return_overflowing_tokens:
             rows["overflow_to_sample_mapping"] = samples
-        if single and options.return_tensors is None and not options.return_overflowing_tokens:
-            encoded = BatchEncoding(
-                {key: row if key == "length" else row[0] for key, row in rows.items()}
-            )
-        else:
-            encoded = BatchEncoding(rows, tensor_type=options.return_tensors)
+        elif is_single and options.return_tensors is None:
+            rows.update({key: row[0] for key, row in rows.items() if key != "length"})
+        encoded = BatchEncoding(rows, tensor_type=options.return_tensors)
+        # The attribute may have another value by the time that somebody asks.
         side = self.padding_side
-        return encoded._find_later(
-            lambda: self._encodings(inputs, options, cut, argument, lengths, side)
-        )
+        return encoded._encode_later(lambda: self._encodings(request, lengths, side))
 
-    def _unpadded(
-        self, inputs: list[Row], options: EncodeOptions, cut: Cut | None, argument: str
-    ) -> tuple[dict[str, list[Any]], list[int]]:
-        """The rows of each key, and of which input each row is."""
-        names = self.model_input_names
-        overflow = options.return_overflowing_tokens
-        types = or_default(options.return_token_type_ids, "token_type_ids" in names)
-        mask = or_default(options.return_attention_mask, "attention_mask" in names)
-        more = (
-            types
-            or overflow
-            or options.return_special_tokens_mask
-            or options.return_offsets_mapping
-        )
-        plain = not (more or options.is_split_into_words or options.stride)
-        words = self._words() if plain and all(len(row) == 1 for row in inputs) else None
-        if words is not None:
-            ids = self._ids_by_words(words, inputs, options, cut, argument)
+    def _unpadded(self, request: _Request) -> tuple[dict[str, list[Any]], list[int]]:
+        """The rows of each key, and of which text each row is."""
+        options = request.options
+        has_overflow = options.return_overflowing_tokens
+        with_types = self._returns("token_type_ids", options.return_token_type_ids)
+        with_mask = self._returns("attention_mask", options.return_attention_mask)
+        ids = None
+        if not (with_types or request.has_pairs or options.need_encodings()):
+            ids = self._ids_by_words(request)
+        if ids is not None:
             rows: dict[str, list[Any]] = {"input_ids": ids}
-            if mask:
+            if with_mask:
                 rows["attention_mask"] = [[1] * len(row) for row in ids]
             return rows, [*range(len(ids))]
-        found = self._encode(inputs, options, cut, argument, options.return_offsets_mapping)
-        encodings = _with_overflow(found) if overflow else found
-        rows = {"input_ids": [e.ids for e in encodings]}
-        if types and overflow:
-            rows["token_type_ids"] = list(chain.from_iterable(map(_type_ids, found)))
-        elif types:
-            rows["token_type_ids"] = [e.type_ids for e in encodings]
-        if mask:
-            rows["attention_mask"] = [e.attention_mask for e in encodings]
+        first_rows = self._encode(request, options.return_offsets_mapping)
+        encodings = first_rows
+        if has_overflow:
+            encodings = _with_overflow(first_rows)
+        rows = {"input_ids": [row.ids for row in encodings]}
+        if with_types and has_overflow:
+            rows["token_type_ids"] = list(chain.from_iterable(map(_type_ids, first_rows)))
+        elif with_types:
+            rows["token_type_ids"] = [row.type_ids for row in encodings]
+        if with_mask:
+            rows["attention_mask"] = [row.attention_mask for row in encodings]
         if options.return_special_tokens_mask:
-            rows["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
+            rows["special_tokens_mask"] = [row.special_tokens_mask for row in encodings]
         if options.return_offsets_mapping:
-            rows["offset_mapping"] = [e.offsets for e in encodings]
-        return rows, [
-            sample for sample, e in enumerate(found) for _ in range(1 + len(e.overflowing))
-        ]
+            rows["offset_mapping"] = [row.offsets for row in encodings]
+        samples: list[int] = []
+        for sample, row in enumerate(first_rows):
+            samples += [sample] * (1 + len(row.overflowing))
+        return rows, samples
 
     def _encodings(
-        self,
-        inputs: list[Row],
-        options: EncodeOptions,
-        cut: Cut | None,
-        argument: str,
-        lengths: list[int],
-        side: str,
+        self, request: _Request, lengths: list[int], side: str
     ) -> list[tokenizers.Encoding]:
         """What a `BatchEncoding` answers about tokens, words and characters from."""
-        found = self._encode(inputs, options, cut, argument, offsets=True)
-        encodings = _with_overflow(found) if options.return_overflowing_tokens else found
+        encodings = self._encode(request, offsets=True)
+        if request.options.return_overflowing_tokens:
+            encodings = _with_overflow(encodings)
         for encoding, length in zip(encodings, lengths, strict=True):
             if len(encoding) < length:
                 encoding.pad(
@@ -463,57 +435,48 @@ class Tokenizer(IdRows, Pushable):
                 "blank before a word. Load it with add_prefix_space=True"
             )
 
-    def _encode(
-        self,
-        inputs: list[Row],
-        options: EncodeOptions,
-        cut: Cut | None,
-        argument: str,
-        offsets: bool = False,
-    ) -> list[tokenizers.Encoding]:
-        special = options.add_special_tokens
-        split = options.is_split_into_words
-        if cut is None:
-            return self._run(self._pipeline(), inputs, special, split, argument, offsets)
+    def _encode(self, request: _Request, offsets: bool = False) -> list[tokenizers.Encoding]:
+        """The library's encoding of each row, cut to fit."""
+        cut = request.cut
+        special = request.options.add_special_tokens
         whole = self._pipeline()
-        alone = all(len(row) == 1 for row in inputs)
+        if cut is None:
+            return self._run(whole, request, special, offsets)
         # The special tokens' step also moves offsets off blanks and numbers the texts, and must not
         # be done twice.
-        parts_of = self._pipeline(bare=offsets and not (alone and _only_adds(whole.post_processor)))
-        if alone:
-            # cut before their special tokens are added, so that none is encoded twice
-            encodings = self._run(parts_of, inputs, False, split, argument, offsets)
+        once = offsets and (request.has_pairs or not _only_adds(whole.post_processor))
+        parts_of = self._pipeline(bare=once)
+        if not request.has_pairs:
+            # Cut before their special tokens are added, so that none is encoded twice.
+            encodings = self._run(parts_of, request, False, offsets)
             return [fitted(whole, (encoding,), special, cut) for encoding in encodings]
-        encodings = self._run(whole, inputs, special, split, argument, offsets)
-        for number, row in enumerate(inputs):
+        encodings = self._run(whole, request, special, offsets)
+        for number, row in enumerate(request.texts):
             if len(encodings[number].ids) > cut.limit:
-                parts = self._run(
-                    parts_of, [(part,) for part in row], False, split, argument, offsets
-                )
+                apart = request._replace(texts=[(part,) for part in row])
+                parts = self._run(parts_of, apart, False, offsets)
                 encodings[number] = fitted(whole, tuple(parts), special, cut)
         return encodings
 
     @staticmethod
     def _run(
-        backend: tokenizers.Tokenizer,
-        inputs: list[Row],
-        special: bool,
-        split: bool,
-        argument: str,
-        offsets: bool,
+        backend: tokenizers.Tokenizer, request: _Request, special: bool, offsets: bool
     ) -> list[tokenizers.Encoding]:
-        # a third faster without them
-        encode_batch = backend.encode_batch if offsets else backend.encode_batch_fast
+        texts = request.texts
+        split = request.options.is_split_into_words
         try:
-            if len(inputs) == 1:
-                first, second = (*inputs[0], None)[:2]
+            if len(texts) == 1:
+                first, second = (*texts[0], None)[:2]
                 return [backend.encode(first, second, split, special)]
-            batch = [row[0] if len(row) == 1 else row for row in inputs]
+            # Without offsets the library is a third faster.
+            encode_batch = backend.encode_batch if offsets else backend.encode_batch_fast
+            batch = [row[0] if len(row) == 1 else row for row in texts]
             return encode_batch(batch, is_pretokenized=split, add_special_tokens=special)
         except (TypeError, UnicodeEncodeError) as error:
-            raise ValueError(
-                _no_text(inputs, argument) or f"{argument} must hold Unicode characters: {error}"
-            ) from None
+            fault = (
+                _text_fault(request) or f"{request.argument} must hold Unicode characters: {error}"
+            )
+            raise ValueError(fault) from None
 
     def _pipeline(self, bare: bool = False) -> tokenizers.Tokenizer:
         """The shared pipeline, or a copy with other settings: set on the shared one, other threads
@@ -527,6 +490,7 @@ class Tokenizer(IdRows, Pushable):
         backend = self.backend_tokenizer
         if not bare and not self.split_special_tokens:
             return backend
+        # Tokens added since a copy was made are not in it.
         state = backend, len(self)
         if self.__dict__.get("_copies", (None,))[0] != state:
             self._copies: tuple[Any, dict[Any, Pipeline]] = state, {}
@@ -544,32 +508,39 @@ class Tokenizer(IdRows, Pushable):
     def _words(self) -> Words | None:
         """The words seen so far, where a text's ids are those of its words."""
         backend = self.backend_tokenizer
-        known = self.__dict__.get("_known_words")
-        if known is None or known[0] is not backend:
-            known = self._known_words = backend, Words(backend) if splits_alike(backend) else None
-        return known[1]
+        known_backend, words = self.__dict__.get("_known_words", (None, None))
+        if known_backend is not backend:
+            words = None
+            if splits_alike(backend):
+                words = Words(backend)
+            self._known_words = backend, words
+        return words
 
-    def _ids_by_words(
-        self,
-        words: Words,
-        inputs: list[Row],
-        options: EncodeOptions,
-        cut: Cut | None,
-        argument: str,
-    ) -> list[list[int]]:
-        found = words.encode([str(row[0]) for row in inputs])
-        left = [number for number, row in enumerate(found) if row is None]
-        before, after = (words.before, words.after) if options.add_special_tokens else ([], [])
-        rows = []
-        for row in found:
-            if row is not None and cut and len(row) + len(before) + len(after) > cut.limit:
-                row = kept(row, cut.limit - len(before) - len(after), cut.strategy, cut.side)
-            rows.append([*before, *(row or ()), *after])
-        if left:
-            encoded = self._encode([inputs[number] for number in left], options, cut, argument)
-            for number, encoding in zip(left, encoded, strict=True):
-                rows[number] = encoding.ids
-        return rows
+    def _ids_by_words(self, request: _Request) -> list[list[int]] | None:
+        """The rows of single texts by the ids of their words; None where these do not tell."""
+        words = self._words()
+        if words is None:
+            return None
+        cut = request.cut
+        before: list[int] = []
+        after: list[int] = []
+        if request.options.add_special_tokens:
+            before, after = words.before, words.after
+        rows = words.encode([str(row[0]) for row in request.texts])
+        unknown = [number for number, row in enumerate(rows) if row is None]
+        special = len(before) + len(after)
+        framed = []
+        for row in rows:
+            ids = row or []
+            if cut and len(ids) + special > cut.limit:
+                ids = kept(ids, cut.limit - special, cut.strategy, cut.side)
+            framed.append([*before, *ids, *after])
+        if unknown:
+            texts = [request.texts[number] for number in unknown]
+            encodings = self._encode(request._replace(texts=texts))
+            for number, encoding in zip(unknown, encodings, strict=True):
+                framed[number] = encoding.ids
+        return framed
 
     def train_new_from_iterator(
         self,
@@ -631,10 +602,10 @@ class Tokenizer(IdRows, Pushable):
         options |= {"padding": padding, "return_tensors": return_tensors, "truncation": truncation}
         encoded = self(src_texts, max_length=max_length, **options)
         if tgt_texts is not None:
-            longest = max_length if max_target_length is None else max_target_length
-            encoded["labels"] = self(text_target=tgt_texts, max_length=longest, **options)[
-                "input_ids"
-            ]
+            if max_target_length is None:
+                max_target_length = max_length
+            targets = self(text_target=tgt_texts, max_length=max_target_length, **options)
+            encoded["labels"] = targets["input_ids"]
         return encoded
 
     @contextmanager
@@ -762,23 +733,25 @@ def _padded_to_max_length(options: EncodeOptions) -> EncodeOptions:
     warnings.warn(
         "pad_to_max_length is deprecated; write padding='max_length'", FutureWarning, stacklevel=3
     )
-    cut = options.max_length is not None if options.truncation is None else options.truncation
-    return options._replace(
-        padding="longest" if options.max_length is None else "max_length", truncation=cut
-    )
+    truncation = options.truncation
+    if truncation is None:
+        truncation = options.max_length is not None
+    padding = "longest" if options.max_length is None else "max_length"
+    return options._replace(padding=padding, truncation=truncation)
 
 
-def _no_text(inputs: list[Row], argument: str) -> str | None:
+def _text_fault(request: _Request) -> str | None:
     """Which of the texts is none, and where; None where all are."""
-    for number, row in enumerate(inputs):
-        parts = [part for each in row for part in ([each] if isinstance(each, str) else each)]
-        for part in parts:
-            # NUL is encoded as any other character
-            if fault := text_fault(part.replace("\0", " ")):
-                where = argument if len(inputs) == 1 else f"{argument}[{number}]"
-                return (
-                    f"{where} must hold Unicode characters, but holds {fault}. Mend or remove it."
-                )
+    for number, row in enumerate(request.texts):
+        for part in chain.from_iterable([text] if isinstance(text, str) else text for text in row):
+            # NUL is encoded as any other character.
+            fault = text_fault(part.replace("\0", " "))
+            if not fault:
+                continue
+            where = request.argument
+            if len(request.texts) > 1:
+                where = f"{where}[{number}]"
+            return f"{where} must hold Unicode characters, but holds {fault}. Mend or remove it."
     return None
 
 
@@ -791,34 +764,39 @@ def _type_ids(encoding: tokenizers.Encoding) -> list[list[int]]:
     first ones.
     """
     typed = zip(encoding.type_ids, encoding.sequence_ids, strict=True)
-    second = next((type_id for type_id, sequence in typed if sequence == 1), 0)
+    second_type = next((type_id for type_id, sequence in typed if sequence == 1), 0)
     rows = [encoding.type_ids]
-    for left in encoding.overflowing:
-        typed = zip(left.type_ids, left.sequence_ids, strict=True)
-        rows.append([second if sequence == 1 else type_id for type_id, sequence in typed])
+    for overflowing in encoding.overflowing:
+        type_ids = list(overflowing.type_ids)
+        for token, sequence in enumerate(overflowing.sequence_ids):
+            if sequence == 1:
+                type_ids[token] = second_type
+        rows.append(type_ids)
     return rows
 
 
-def _inputs(argument: str, text: Any, pair: Any, split: bool) -> tuple[list[Row], bool]:
-    """Rows of one or two parts each, and whether a single text was given."""
-    single = isinstance(text, str) if not split else _is_words(text)
-    firsts = [text] if single else text
-    if single and pair in ("", []):
+def _rows_of(argument: str, text: Any, pair: Any, split: bool) -> tuple[list[Row], bool]:
+    """Rows of one text or two each, and whether a single text was given."""
+    is_text = _is_words if split else _is_str
+    is_single = is_text(text)
+    firsts = text
+    if is_single:
+        firsts = [text]
+    if is_single and pair in ("", []):
         pair = None  # as in transformers, where an empty second text of a single one is none
     if not isinstance(firsts, list | tuple):
-        rule = (
-            "a list of words or a list of such lists (is_split_into_words=True)"
-            if split
-            else "a str or a list of str"
-        )
+        rule = "a str or a list of str"
+        if split:
+            rule = "a list of words or a list of such lists (is_split_into_words=True)"
         raise TypeError(f"{argument} must be {rule}, got {type(text).__name__}")
     if pair is None:
-        if not split and all(isinstance(item, str) for item in firsts):
-            return [(item,) for item in firsts], single
-        return [
-            _row(f"{argument}[{index}]", item, split) for index, item in enumerate(firsts)
-        ], single
-    seconds = [pair] if isinstance(pair, str) or (split and _is_words(pair)) else pair
+        if not split and all(map(_is_str, firsts)):
+            return [(item,) for item in firsts], is_single
+        rows = [_row(f"{argument}[{index}]", item, split) for index, item in enumerate(firsts)]
+        return rows, is_single
+    seconds = pair
+    if isinstance(pair, str) or is_text(pair):
+        seconds = [pair]
     if not isinstance(seconds, list | tuple):
         raise TypeError(
             f"{argument}_pair must be a str or a list of str, got {type(pair).__name__}"
@@ -830,12 +808,12 @@ def _inputs(argument: str, text: Any, pair: Any, split: bool) -> tuple[list[Row]
     for name, items in ((argument, firsts), (f"{argument}_pair", seconds)):
         for index, item in enumerate(items):
             _check_part(f"{name}[{index}]", item, split)
-    return [(first, second) for first, second in zip(firsts, seconds, strict=True)], single
+    return [(first, second) for first, second in zip(firsts, seconds, strict=True)], is_single
 
 
 def _row(name: str, item: Any, split: bool) -> Row:
     if isinstance(item, list | tuple) and not split:
-        if len(item) == 2 and all(isinstance(part, str) for part in item):
+        if len(item) == 2 and _is_words(item):
             return tuple(item)
         raise TypeError(
             f"{name} must be a str or a pair of them, got {len(item)} items: {str(item)[:80]}. "
@@ -854,5 +832,9 @@ def _check_part(name: str, item: Any, split: bool) -> None:
         raise TypeError(f"{name} must be a str, got {type(item).__name__}: {str(item)[:80]!r}")
 
 
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_words(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
+    return isinstance(value, list | tuple) and all(map(_is_str, value))

@@ -6,8 +6,7 @@ Transformers 4.37.2's rules, free of shared state.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,54 +26,85 @@ _TRUNCATION: dict[bool | str, str | None] = {
     True: "longest_first",
     **{name: name for name in ("longest_first", "only_first", "only_second")},
 }
-_HUGE = int(1e20)  # a model_max_length above this means "not known"
+# Above this a model_max_length means "not known": transformers' files say 1e30 then, as a float or
+# rounded to some whole number.
+_HUGE = int(1e20)
 
 
-def check_strategies(
-    padding: bool | str,
-    truncation: bool | str | None,
-    max_length: int | None,
-    limit: int,
-    pad_to_multiple_of: int | None,
-) -> tuple[str | None, str | None]:
-    """Settles the padding ("longest", "max_length", None) and the truncation strategy of a call.
+# Tuples, not frozen dataclasses: those take three times as long to make, which a call with one
+# short text would show.
+class EncodeOptions(NamedTuple):
+    """The options of a call, as `Tokenizer.__call__` describes them."""
 
-    Args:
-        padding, truncation, max_length, pad_to_multiple_of: as the caller gave them.
-        limit: `max_length`, or the model's where that is None.
+    add_special_tokens: bool = True
+    padding: bool | str = False
+    truncation: bool | str | None = None
+    max_length: int | None = None
+    stride: int = 0
+    is_split_into_words: bool = False
+    pad_to_multiple_of: int | None = None
+    return_tensors: str | None = None
+    return_token_type_ids: bool | None = None
+    return_attention_mask: bool | None = None
+    return_overflowing_tokens: bool = False
+    return_special_tokens_mask: bool = False
+    return_offsets_mapping: bool = False
+    return_length: bool = False
+    verbose: bool = True
 
-    Raises:
-        ValueError: an unknown strategy, or lengths that contradict each other.
-    """
-    if padding not in _PADDING:
-        raise ValueError(f"padding must be True, 'longest', 'max_length' or False, got {padding!r}")
-    if truncation is not None and truncation not in _TRUNCATION:
-        raise ValueError(
-            f"truncation must be True, False or one of {sorted(_TRUNCATION, key=str)}, got "
-            f"{truncation!r}"
+    def need_encodings(self) -> bool:
+        """Whether the ids of a text's words are not all that is asked for."""
+        return bool(
+            self.return_overflowing_tokens
+            or self.return_special_tokens_mask
+            or self.return_offsets_mapping
+            or self.is_split_into_words
+            or self.stride
         )
-    if max_length is not None and max_length < 0:
-        raise ValueError(f"max_length must be 0 or more, got {max_length}")
-    pad = _PADDING[padding]
-    if truncation is None:
-        truncation = max_length is not None and pad is None
-    cut = _TRUNCATION[truncation]
-    if limit > _HUGE:
-        if pad == "max_length" or cut:
-            logger.warning(
-                "padding or truncation to max_length: this tokenizer knows no maximum; pass "
-                "max_length"
+
+    def strategies(self, limit: int) -> tuple[str | None, str | None]:
+        """Settle the padding ("longest", "max_length", None) and the truncation strategy.
+
+        Args:
+            limit: `max_length`, or the model's where that is None.
+
+        Raises:
+            ValueError: an unknown strategy, or lengths that contradict each other.
+        """
+        padding, truncation, multiple_of = self.padding, self.truncation, self.pad_to_multiple_of
+        if padding not in _PADDING:
+            raise ValueError(
+                f"padding must be True, 'longest', 'max_length' or False, got {padding!r}"
             )
-        return (None if pad == "max_length" else pad), None
-    if cut and pad and pad_to_multiple_of and limit % pad_to_multiple_of:
-        raise ValueError(
-            f"max_length {limit} is no multiple of pad_to_multiple_of {pad_to_multiple_of}"
-        )
-    return pad, cut
+        if truncation is not None and truncation not in _TRUNCATION:
+            raise ValueError(
+                f"truncation must be True, False or one of {sorted(_TRUNCATION, key=str)}, got "
+                f"{truncation!r}"
+            )
+        if self.max_length is not None and self.max_length < 0:
+            raise ValueError(f"max_length must be 0 or more, got {self.max_length}")
+        pad = _PADDING[padding]
+        if truncation is None:
+            truncation = self.max_length is not None and pad is None
+        strategy = _TRUNCATION[truncation]
+        if limit > _HUGE:
+            if pad == "max_length" or strategy:
+                logger.warning(
+                    "padding or truncation to max_length: this tokenizer knows no maximum; pass "
+                    "max_length"
+                )
+            # The longest row of a batch has a length without any maximum.
+            if pad == "max_length":
+                pad = None
+            return pad, None
+        if strategy and pad and multiple_of and limit % multiple_of:
+            raise ValueError(
+                f"max_length must be a multiple of pad_to_multiple_of, {multiple_of}, got {limit}"
+            )
+        return pad, strategy
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """How rows are made to fit.
 
     Attributes:
@@ -102,19 +132,22 @@ def fitted(
         ValueError: the part that may be cut is too short to make the row fit, or the stride too
             long.
     """
-    extra = backend.num_special_tokens_to_add(len(parts) == 2) if add_special_tokens else 0
+    budget = cut.limit
+    if add_special_tokens:
+        budget -= backend.num_special_tokens_to_add(len(parts) == 2)
     lengths = [len(part) for part in parts]
-    if cut.stride and cut.stride >= cut.limit - extra:
-        raise ValueError(_too_long(cut.stride, cut.limit - extra))
-    if sum(lengths) + extra > cut.limit:
+    if cut.stride and cut.stride >= budget:
+        raise ValueError(_too_long(cut.stride, budget))
+    if sum(lengths) > budget:
         check_side(cut.side)
-        for part, length in zip(
-            parts, kept_lengths(lengths, cut.limit - extra, cut.strategy), strict=True
-        ):
+        new_lengths = kept_lengths(lengths, budget, cut.strategy)
+        for part, length in zip(parts, new_lengths, strict=True):
+            # The library panics at a stride that long.
             if cut.stride and 0 < length < len(part) and cut.stride >= length:
                 raise ValueError(_too_long(cut.stride, length))
             part.truncate(length, stride=cut.stride, direction=cut.side)
-    return backend.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens)
+    second = parts[1] if len(parts) == 2 else None
+    return backend.post_process(parts[0], second, add_special_tokens)
 
 
 def _too_long(stride: int, room: int) -> str:
@@ -134,7 +167,9 @@ def kept(ids: list[int], budget: int, strategy: str, side: str) -> list[int]:
     """Cuts the ids of a text without special tokens as `fitted` does; raises what it raises."""
     check_side(side)
     length = kept_lengths([len(ids)], budget, strategy)[0]
-    return ids[:length] if side == "right" else ids[len(ids) - length :]
+    if side == "right":
+        return ids[:length]
+    return ids[len(ids) - length :]
 
 
 def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
@@ -158,15 +193,20 @@ def kept_lengths(lengths: list[int], budget: int, strategy: str) -> list[int]:
     if strategy == "longest_first":
         if len(lengths) == 1:
             return [budget]
-        small, large = sorted(lengths)
-        large = max(small, budget - small)
-        if small + large > budget:
-            small, large = budget // 2, budget - budget // 2
-        return [small, large] if lengths[0] <= lengths[1] else [large, small]
-    which = 0 if strategy == "only_first" else 1
+        short, long = sorted(lengths)
+        long = max(short, budget - short)
+        if short + long > budget:
+            short = budget // 2
+            long = budget - short
+        if lengths[0] <= lengths[1]:
+            return [short, long]
+        return [long, short]
+    which = int(strategy != "only_first")
     if which >= len(lengths) or lengths[which] <= excess:
         raise ValueError(
-            f"truncation={strategy!r} can't remove {excess} tokens from texts of {lengths} tokens; "
-            "raise max_length or use truncation='longest_first'"
+            f"truncation must leave something of each text, got {strategy!r} where {excess} tokens "
+            f"must go from texts of {lengths}. Raise max_length or use truncation='longest_first'"
         )
-    return [length - excess if index == which else length for index, length in enumerate(lengths)]
+    shortened = list(lengths)
+    shortened[which] -= excess
+    return shortened

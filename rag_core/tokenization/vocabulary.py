@@ -105,6 +105,7 @@ class Vocabulary:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
     def __bool__(self) -> bool:
+        # Without it an empty vocabulary would count as no tokenizer.
         return True
 
     def __repr__(self) -> str:
@@ -114,27 +115,29 @@ class Vocabulary:
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # A special token and its id are set together, whichever of them is assigned.
         if name in _ID_NAMES:
-            name, value = name.removesuffix("_id"), self._token_of(name, value)
+            value = self._token_of(name, value)
+            name = name.removesuffix("_id")
         if name in SPECIAL_NAMES:
-            value = None if value is None else str(value)
-            if value is not None and self.backend_tokenizer.token_to_id(value) is None:
-                raise ValueError(
-                    f"{name} {value!r} is not in the vocabulary; add it first with add_tokens, "
-                    f"or add_special_tokens({{{name!r}: {value!r}}})"
-                )
-            object.__setattr__(
-                self,
-                f"{name}_id",
-                None if value is None else self.backend_tokenizer.token_to_id(value),
-            )
+            index = None
+            if value is not None:
+                value = str(value)
+                index = self.backend_tokenizer.token_to_id(value)
+                if index is None:
+                    raise ValueError(
+                        f"{name} must be in the vocabulary, got {value!r}. Add it first with "
+                        f"add_tokens, or add_special_tokens({{{name!r}: {value!r}}})"
+                    )
+            object.__setattr__(self, f"{name}_id", index)
         object.__setattr__(self, name, value)
 
     def _token_of(self, name: str, index: Any) -> str | None:
         if index is None:
             return None
-        number = int(index) if isinstance(index, Integral) else -1
-        token = self.convert_ids_to_tokens(number) if number >= 0 else None
+        token = None
+        if isinstance(index, Integral) and int(index) >= 0:
+            token = self.convert_ids_to_tokens(index)
         if token is None:
             raise ValueError(
                 f"{name} must be an id of the vocabulary, 0 to {len(self) - 1}, or None, got "
@@ -190,14 +193,13 @@ class Vocabulary:
     @property
     def special_tokens_map(self) -> dict[str, Any]:
         """The special tokens by name, as special_tokens_map.json holds them."""
-        named = {
-            name: getattr(self, name) for name in SPECIAL_NAMES if getattr(self, name) is not None
-        }
-        return (
-            {**named, EXTRA: self.additional_special_tokens}
-            if self.additional_special_tokens
-            else named
-        )
+        tokens: dict[str, Any] = {}
+        for name in SPECIAL_NAMES:
+            if getattr(self, name) is not None:
+                tokens[name] = getattr(self, name)
+        if self.additional_special_tokens:
+            tokens[EXTRA] = self.additional_special_tokens
+        return tokens
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -208,11 +210,12 @@ class Vocabulary:
     @property
     def special_tokens_map_extended(self) -> dict[str, Any]:
         """As `special_tokens_map`, with the library's `AddedToken`s in place of texts."""
-        extended: dict[str, Any] = {}
-        for name, value in self.special_tokens_map.items():
-            extended[name] = (
-                [self._added(token) for token in value] if name == EXTRA else self._added(value)
-            )
+        extended = self.special_tokens_map
+        for name, value in extended.items():
+            if name == EXTRA:
+                extended[name] = [self._added(token) for token in value]
+            else:
+                extended[name] = self._added(value)
         return extended
 
     @property
@@ -221,10 +224,8 @@ class Vocabulary:
         return [self._added(token) for token in self.all_special_tokens]
 
     def _added(self, token: str) -> Any:
-        found = self.backend_tokenizer.get_added_tokens_decoder().get(
-            self.backend_tokenizer.token_to_id(token) or 0
-        )
-        return found if found is not None and found.content == token else token
+        added = self.backend_tokenizer.get_added_tokens_decoder().values()
+        return next((known for known in added if known.content == token), token)
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -273,13 +274,16 @@ class Vocabulary:
             )
         before = len(self)
         for name, value in special_tokens_dict.items():
-            tokens = [value] if name in SPECIAL_NAMES else list(value)
-            self.backend_tokenizer.add_special_tokens(tokens)
             if name in SPECIAL_NAMES:
+                self.backend_tokenizer.add_special_tokens([value])
                 setattr(self, name, value)
                 continue
-            kept = [] if replace_additional_special_tokens else self.additional_special_tokens
-            self.additional_special_tokens = list(dict.fromkeys([*kept, *map(str, tokens)]))
+            tokens = list(value)
+            self.backend_tokenizer.add_special_tokens(tokens)
+            if replace_additional_special_tokens:
+                self.additional_special_tokens = []
+            everything = [*self.additional_special_tokens, *map(str, tokens)]
+            self.additional_special_tokens = list(dict.fromkeys(everything))
         return len(self) - before
 
     def add_tokens(self, new_tokens: str | Sequence[str], special_tokens: bool = False) -> int:
@@ -294,18 +298,18 @@ class Vocabulary:
         Returns:
             How many were new.
         """
-        listed: list[Any] = (
-            list(new_tokens) if isinstance(new_tokens, list | tuple) else [new_tokens]
-        )
+        tokens: list[Any] = [new_tokens]
+        if isinstance(new_tokens, list | tuple):
+            tokens = list(new_tokens)
         before = len(self)
-        if special_tokens:
-            self.backend_tokenizer.add_special_tokens(listed)
-            known = self.all_special_tokens
-            self.additional_special_tokens += [
-                str(token) for token in listed if str(token) not in known
-            ]
-        else:
-            self.backend_tokenizer.add_tokens(listed)
+        if not special_tokens:
+            self.backend_tokenizer.add_tokens(tokens)
+            return len(self) - before
+        self.backend_tokenizer.add_special_tokens(tokens)
+        known = self.all_special_tokens
+        self.additional_special_tokens += [
+            str(token) for token in tokens if str(token) not in known
+        ]
         return len(self) - before
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
@@ -322,8 +326,11 @@ class Vocabulary:
         """Tokens of ids; a str for an int, else a list."""
         if isinstance(ids, Integral):
             return self._tokens([int(ids)])[0]
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        return self._tokens([index for index in plain_ids(ids) if index not in skipped])
+        indices = plain_ids(ids)
+        if skip_special_tokens:
+            special = set(self.all_special_ids)
+            indices = [index for index in indices if index not in special]
+        return self._tokens(indices)
 
     def _tokens(self, ids: list[int]) -> list[Any]:
         renamed = self._renamed()
@@ -335,17 +342,26 @@ class Vocabulary:
         Not so here.
         """
         backend = self.backend_tokenizer
+        # Looked at by every `decode`; a caller may add tokens to the pipeline itself.
         state = backend, backend.get_vocab_size()
-        known = self.__dict__.get("_known_renamed")
-        if known is None or known[0] != state:
+        known_state, renamed = self.__dict__.get("_known_renamed", (None, {}))
+        if known_state != state:
             added = backend.get_added_tokens_decoder().items()
             renamed = {
                 index: token.content
                 for index, token in added
                 if backend.id_to_token(index) != token.content
             }
-            known = self._known_renamed = state, renamed
-        return known[1]
+            self._known_renamed = state, renamed
+        return renamed
+
+    def _limit(self, max_length: int | None) -> int:
+        """Tokens that a row may have."""
+        return self.model_max_length if max_length is None else max_length
+
+    def _returns(self, key: str, choice: bool | None) -> bool:
+        """Whether a call returns a key; `choice` is None where the call leaves it open."""
+        return key in self.model_input_names if choice is None else choice
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens put around one text (or a pair)."""
@@ -397,13 +413,13 @@ class Vocabulary:
 
         Arguments as of `decode`.
         """
-        rows = [
-            plain_ids(row)
-            for row in (sequences if isinstance(sequences, list | tuple) else to_numpy(sequences))
-        ]
+        if not isinstance(sequences, list | tuple):
+            sequences = to_numpy(sequences)
+        rows = [plain_ids(row) for row in sequences]
         if self._renamed():
             texts = [self._text(row, skip_special_tokens) for row in rows]
         else:
+            # In parallel, unlike row by row.
             texts = self.backend_tokenizer.decode_batch(
                 rows, skip_special_tokens=skip_special_tokens
             )
@@ -427,7 +443,9 @@ class Vocabulary:
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Joins tokens into text as `decode` does, without clean-up."""
         decoder = self.backend_tokenizer.decoder
-        return decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+        if decoder is None:
+            return " ".join(tokens)
+        return decoder.decode(list(tokens))
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:
@@ -435,11 +453,9 @@ class Vocabulary:
         return clean_up_tokenization(out_string)
 
     def _cleaned(self, text: str, clean: bool | None) -> str:
-        return (
-            clean_up_tokenization(text)
-            if (self.clean_up_tokenization_spaces if clean is None else clean)
-            else text
-        )
+        if clean is None:
+            clean = self.clean_up_tokenization_spaces
+        return clean_up_tokenization(text) if clean else text
 
 
 def clean_up_tokenization(text: str) -> str:
@@ -461,7 +477,7 @@ def plain_ids(value: Any) -> list[int]:
         raise TypeError(f"token ids must be integers, got {str(value)[:80]}") from error
     if value and min(value) < 0:
         raise ValueError(
-            f"token ids must be 0 or more, got {min(value)}; replace -100 by the pad token's id "
+            f"token ids must be 0 or more, got {min(value)}. Replace -100 by the pad token's id "
             "first"
         )
     return value
@@ -486,16 +502,17 @@ def within_table(ids: Any, size: int | None, tokenizer: Any) -> Any:
         return ids
     if isinstance(ids, list) and isinstance(ids[0], list):
         rows = [within_table(row, size, tokenizer) for row in ids]
-        return ids if all(new is old for new, old in zip(rows, ids, strict=True)) else rows
+        if all(new is old for new, old in zip(rows, ids, strict=True)):
+            return ids
+        return rows
     array = to_numpy(ids)
+    # Nearly every row: what follows asks the tokenizer for all its tokens.
     if not array.size or array.max() < size:
         return ids
     unknown = getattr(tokenizer, "unk_token_id", None)
     added = getattr(tokenizer, "added_tokens_decoder", {}).items()
-    special = {
-        *getattr(tokenizer, "all_special_ids", ()),
-        *(index for index, token in added if token.special),
-    }
+    special = {index for index, token in added if token.special}
+    special.update(getattr(tokenizer, "all_special_ids", ()))
     beyond = np.isin(array, sorted(index for index in special if index >= size))
     if not beyond.any() or unknown is None or not 0 <= unknown < size:
         return ids
@@ -528,6 +545,7 @@ def encoded_within(
     return encoded
 
 
+# The same texts come again in every epoch.
 @lru_cache(maxsize=64)
 def _warn_once(message: str) -> None:
     logger.warning(message)

@@ -86,9 +86,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
 def _class_name(declared: str | None, family: str) -> str:
     # transformers 5 names BART's tokenizer RobertaTokenizer, and unknown ones TokenizersBackend,
     # which 4.x lacks
-    declared = str(declared)
-    known = declared.startswith("DPR") or declared.removesuffix("Fast") in (
-        "RobertaTokenizer",
-        family,
-    )
-    return declared if known else family
+    name = str(declared)
+    if name.startswith("DPR") or name.removesuffix("Fast") in ("RobertaTokenizer", family):
+        return name
+    return family

@@ -352,7 +352,7 @@ def test_ids_word_by_word_are_those_of_the_library(texts, limit, side, special):
 def test_the_library_splits_only_what_is_not_known(tokenizers, monkeypatch):
     tokenizer, asked = bart(), []
     monkeypatch.setattr(
-        Tokenizer, "_encode", lambda self, texts, *rest, **more: asked.append(texts) or []
+        Tokenizer, "_encode", lambda self, request: asked.append(request.texts) or []
     )
     assert tokenizer(["Plain words, 10 of them.", ""])["input_ids"][1] == [0, 2] and not asked
     assert isinstance(tokenizers["bart"]._words(), Words) and tokenizers["bert"]._words() is None
