@@ -125,11 +125,12 @@ class Train(Loss):
 
     def __init__(self, contestant: dict[str, Any], job: dict[str, Any]) -> None:
         super().__init__(contestant, job)
-        from rag_core.training.data import TrainingConfig
-        from rag_tf.training_parts import make_optimizer, trainable
+        from rag_core.training import TrainingConfig
+        from rag_tf.training import make_optimizer
+        from rag_tf.weights import named_tensors
 
         config = TrainingConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        self.parameters = trainable(self.model, "all")
+        self.parameters = dict(named_tensors(self.model))
         self.optimizer = make_optimizer(self.parameters, config)
 
     def step(self, training: bool) -> float:

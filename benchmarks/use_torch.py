@@ -102,8 +102,8 @@ class Train(Loss):
     def __init__(self, contestant: dict[str, Any], job: dict[str, Any]) -> None:
         super().__init__(contestant, job)
         if self.own:
-            from rag_core.training.data import TrainingConfig
-            from rag_torch.training_parts import make_optimizer
+            from rag_core.training import TrainingConfig
+            from rag_torch.training import make_optimizer
 
             config = TrainingConfig(learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
             self.optimizer = make_optimizer(dict(self.model.named_parameters()), config)

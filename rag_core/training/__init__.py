@@ -1,4 +1,4 @@
-"""Fine-tuning: settings, examples, the steps of a run."""
+"""Fine-tuning: settings, examples, losses, and the run but for a framework's share of it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.training.config import TrainingConfig as TrainingConfig
     from rag_core.training.data import Example as Example
-    from rag_core.training.data import TrainingConfig as TrainingConfig
-    from rag_core.training.data import TrainingReport as TrainingReport
     from rag_core.training.data import batches as batches
-    from rag_core.training.data import checked_state as checked_state
     from rag_core.training.data import read_examples as read_examples
-    from rag_core.training.loop import RunFiles as RunFiles
-    from rag_core.training.loop import finished_before as finished_before
-    from rag_core.training.loop import run_steps as run_steps
-    from rag_core.training.loop import source_fingerprint as source_fingerprint
+    from rag_core.training.losses import ForwardPass as ForwardPass
+    from rag_core.training.parameters import parameter_groups as parameter_groups
+    from rag_core.training.report import TrainingReport as TrainingReport
+    from rag_core.training.run import Batch as Batch
+    from rag_core.training.run import TrainingRun as TrainingRun
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "data": [
-            "Example",
-            "TrainingConfig",
-            "TrainingReport",
-            "batches",
-            "checked_state",
-            "read_examples",
-        ],
-        "loop": ["RunFiles", "finished_before", "run_steps", "source_fingerprint"],
+        "config": ["TrainingConfig"],
+        "data": ["Example", "batches", "read_examples"],
+        "losses": ["ForwardPass"],
+        "parameters": ["parameter_groups"],
+        "report": ["TrainingReport"],
+        "run": ["Batch", "TrainingRun"],
     },
 )

@@ -203,7 +203,8 @@ def test_single_files(tmp_path) -> None:
 def test_training(tmp_path) -> None:
     import torch
 
-    from rag_core.training.data import REPORT, TrainingConfig
+    from rag_core.training.config import TrainingConfig
+    from rag_core.training.report import REPORT
     from rag_torch import RagTokenForGeneration, train_files
     from tests.support.training_models import train_command
 

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.training.data import Example, TrainingConfig, TrainingReport
-from rag_core.training.loop import CollapseWatch, RetrievalCollapse, run_steps
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
+from rag_core.training.loop import RetrievalCollapse, run_steps
+from rag_core.training.report import TrainingReport
+from rag_core.training.window import CollapseWatch, MetricsWindow
 
 APART = np.arange(20).reshape(4, 5)  # four questions, documents of their own each
 SAME = np.tile(np.arange(5), (4, 1))  # the same five for all
@@ -26,22 +29,15 @@ class Run:
         self.total = len(steps)
         self.examples = [Example("q", ("a",))] * 8
         self.report = TrainingReport()
+        self.window = MetricsWindow()
         self.rates = []
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
 
-    def window(self):
-        window = SimpleNamespace(ids=[], losses=[])
-        window.line = lambda: {"loss": sum(window.losses) / len(window.losses)}
-        return window
-
-    def restore(self, window):
-        """There is no checkpoint to go on from."""
-
-    def step(self, examples, window, logs):
+    def step(self, examples, logs):
         ids, loss = self.steps[self.report.steps]
         self.rates.append(self.optimizer.param_groups[0]["lr"])
-        window.ids.append(ids)
-        window.losses.append(loss)
+        self.window.tokens += 1
+        self.window.add(loss, np.zeros((1, 1)), ids)
 
 
 def go(steps, **settings):

@@ -8,7 +8,7 @@ import pytest
 
 from rag_core import BartConfig, DPRConfig, RagConfig
 from rag_core.arguments import check_places
-from rag_core.training.data import TrainingConfig
+from rag_core.training.config import TrainingConfig
 
 WHOLE = ("batch_size", "accumulation", "max_question_length", "max_target_length")
 

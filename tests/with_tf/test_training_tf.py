@@ -10,13 +10,15 @@ import pytest
 import tensorflow as tf
 
 from rag_core.tokenization.rag import AutoTokenizer
-from rag_core.training.data import CHECKPOINT, Example, TrainingConfig
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
+from rag_core.training.state import CHECKPOINT
 from rag_tf import marginalize as marginal
 from rag_tf import modules
+from rag_tf.adamw import AdamW, LossScale
 from rag_tf.graph import Graph
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_tf.training import train
-from rag_tf.training_parts import AdamW, LossScale
 from tests.support.training_models import (
     EXAMPLES,
     SETTINGS,

@@ -28,7 +28,8 @@ from rag_core.retrieval.faiss_files import read_faiss
 from rag_core.retrieval.passage_files import write_passages
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.tokenization.rag import RagTokenizer
-from rag_core.training.data import Example, TrainingConfig
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
 from rag_torch import RagTokenForGeneration, load_encoder
 from rag_torch.training import train
 

@@ -13,14 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_core.tokenization.rag import AutoTokenizer
-from rag_core.training.data import (
-    CHECKPOINT,
-    DataOrder,
-    Example,
-    TrainingConfig,
-    learning_rate_factor,
-    read_examples,
-)
+from rag_core.training.config import TrainingConfig, learning_rate_factor
+from rag_core.training.data import DataOrder, Example, read_examples
+from rag_core.training.state import CHECKPOINT
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.training import train
 from tests.support.training_models import (

@@ -1,0 +1,128 @@
+"""The settings of joint fine-tuning (Lewis et al. 2020, section 2.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from rag_core import checks
+
+QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")
+MIXED_PRECISION = (None, "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a run.
+
+    Attributes:
+        steps: optimizer steps; None means `epochs` over the examples.
+        epochs: passes over the examples where `steps` is None.
+        batch_size: questions a forward pass.
+        accumulation: forward passes an optimizer step.
+        learning_rate: peak, for the generator.
+        question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
+        warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None = a tenth
+            of all steps, 100 at most.
+        weight_decay: AdamW's, on matrices (not on biases and norms).
+        beta2: AdamW's second moment decay.
+        max_grad_norm: gradients are clipped to this norm over all parameters.
+        question_encoder: "all", "projection" (its `encode_proj` only) or "frozen". Document vectors
+            never change.
+        on_collapse: "stop" ends the run with an error where the question encoder has come to ask
+            for the same few documents whatever the question, "warn" goes on and says so in the
+            report (`TrainingReport.notes`).
+        mixed_precision: None (float32), "bf16" or "fp16" (a GPU only; with loss scaling).
+        n_docs: documents a question; None = the model's.
+        label_smoothing: None = the model's.
+        max_question_length: tokens of a question.
+        max_target_length: tokens of an answer.
+        seed: of the order of examples and of dropout.
+        validation_size: at most so many validation questions are answered.
+        evaluate_every: steps between validations; 0 = at the end only.
+        save_every: steps between checkpoints; 0 = none.
+        log_every: steps between log lines.
+
+    Raises:
+        TypeError, ValueError: naming the setting, the rule and what came. None is a setting's
+            default.
+    """
+
+    steps: int | None = None
+    epochs: float = 3.0
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 3e-5
+    question_encoder_learning_rate: float | None = None
+    warmup_steps: int | None = None
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    question_encoder: str = "all"
+    on_collapse: str = "stop"
+    mixed_precision: str | None = None
+    n_docs: int | None = None
+    label_smoothing: float | None = None
+    max_question_length: int = 64
+    max_target_length: int = 48
+    seed: int = 0
+    validation_size: int = 200
+    evaluate_every: int = 0
+    save_every: int = 200
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = checks.option(
+                _RULES[each.name], each.name, getattr(self, each.name), each.default
+            )
+            object.__setattr__(self, each.name, value)
+
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of the whole run over so many examples."""
+        return self.steps or max(
+            1, round(self.epochs * examples / (self.batch_size * self.accumulation))
+        )
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of rising learning rate in a run of so many steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return min(100, total_steps // 10)
+
+
+# Room for a batch and for a row of tokens is made at once, and no run has more steps.
+_LARGEST, _STEPS = 2**16, 10**8
+_RULES: dict[str, checks.Rule] = {
+    "steps": checks.whole(1, _STEPS, optional=True),
+    "epochs": checks.number(0, _STEPS, above=True),
+    "batch_size": checks.whole(1, _LARGEST),
+    "accumulation": checks.whole(1, _LARGEST),
+    "learning_rate": checks.number(0, above=True),
+    "question_encoder_learning_rate": checks.number(0, optional=True),
+    "warmup_steps": checks.whole(0, _STEPS, optional=True),
+    "weight_decay": checks.number(0),
+    "beta2": checks.number(0, 1, below=True),
+    "max_grad_norm": checks.number(0, above=True),
+    "question_encoder": checks.one_of(QUESTION_ENCODER_PARTS),
+    "on_collapse": checks.one_of(("stop", "warn")),
+    "mixed_precision": checks.one_of(MIXED_PRECISION),
+    "n_docs": checks.whole(1, _LARGEST, optional=True),
+    "label_smoothing": checks.number(0, 1, optional=True),
+    "max_question_length": checks.whole(1, _LARGEST),
+    "max_target_length": checks.whole(1, _LARGEST),
+    "seed": checks.whole(0, 2**63 - 1),
+    "validation_size": checks.whole(0),
+    "evaluate_every": checks.whole(0),
+    "save_every": checks.whole(0),
+    "log_every": checks.whole(1),
+}
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Share of the peak learning rate at `step` (from 0).
+
+    Linear rise, then linear decay that ends at 0.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

@@ -1,0 +1,539 @@
+"""A training run, but for what only a framework can do.
+
+Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rag_core.backends import load_backend, to_numpy, to_tensor
+from rag_core.checkpoint import CHECKPOINT_PATTERNS
+from rag_core.config import RagConfig
+from rag_core.hub import DamagedFileError, atomic_folder, clear
+from rag_core.knowledge import KnowledgeBase
+from rag_core.metrics import exact_match, mean_posterior_entropy
+from rag_core.retrieval import RagRetriever
+from rag_core.tokenization import TOKENIZER_PATTERNS, RagTokenizer, within_table
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example, batches, read_examples
+from rag_core.training.loop import run_steps
+from rag_core.training.losses import ForwardPass, training_loss
+from rag_core.training.parameters import learning_parameters
+from rag_core.training.report import REPORT, TrainingReport
+from rag_core.training.state import (
+    CHECKPOINT,
+    check_fingerprint,
+    fingerprint,
+    finished_before,
+    load_state,
+    run_of,
+    save_state,
+    source_fingerprint,
+)
+from rag_core.training.window import MetricsWindow
+
+
+@dataclass
+class Batch:
+    """Questions with their answers, as arrays.
+
+    Attributes:
+        examples: B of them.
+        input_ids: (B, Q), questions in the question encoder's vocabulary.
+        attention_mask: (B, Q), 1 = a real token.
+        labels: (B, T), answers in the generator's vocabulary, as they are fed to it.
+        target: (B, T), what is to be predicted, one to the left.
+        tokens: how many tokens are predicted.
+    """
+
+    examples: Sequence[Example]
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    labels: np.ndarray
+    target: np.ndarray
+    tokens: int
+
+
+class TrainingRun(ABC):
+    """One training run; a backend's is a subclass that adds what is abstract here.
+
+    That is: the optimizer with its gradients, loss scale and precision, random numbers, and the
+    arrays of a checkpoint. Everything else, from the order of examples to the files, is decided
+    here.
+
+    Args:
+        model: a head.
+        retriever: a `RagRetriever`.
+        examples: what is trained on.
+        config: settings.
+        validation: what exact match is measured on.
+        out: folder, or None.
+        source: fingerprints of what the run started from, where it started from files.
+
+    Attributes:
+        parameters: the trained parameters by name.
+        optimizer: has `param_groups`, whose `lr` is set before each step.
+        scaler: the loss scale, with `state_dict` and `load_state_dict`.
+        window: sums since the last log line.
+
+    Raises:
+        ValueError: no examples, some of them with a passage and some without, or float16 on a CPU.
+    """
+
+    # What a backend says of itself: its name, what a tokenizer calls its tensors, its `Contexts`.
+    backend: ClassVar[str]
+    return_tensors: ClassVar[str]
+    contexts_class: ClassVar[Callable[..., Any]]
+
+    parameters: dict[str, Any]
+    optimizer: Any
+    scaler: Any
+
+    def __init__(
+        self,
+        model: Any,
+        retriever: Any,
+        examples: list[Example],
+        config: TrainingConfig,
+        validation: list[Example],
+        out: str | Path | None,
+        source: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.model = model
+        self.retriever = retriever
+        self.config = config
+        if not examples:
+            raise ValueError("examples must hold at least one question with its answer")
+        if len({example.passage is None for example in examples}) > 1:
+            raise ValueError("examples must either all bring a passage or none, got both kinds")
+        if config.mixed_precision == "fp16" and not self.on_gpu:
+            raise ValueError(
+                f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' "
+                "or None"
+            )
+        self.tokenizer = RagTokenizer(
+            retriever.question_encoder_tokenizer,
+            retriever.generator_tokenizer,
+            model.config,
+            tables=(self.table_size(model.question_encoder), self.table_size(model.generator)),
+        )
+        self.examples = examples
+        self.validation = validation[: config.validation_size]
+        self.out = None if out is None else Path(out)
+        self.fingerprint = {**fingerprint(examples, config), **source}
+        self.total = config.total_steps(len(examples))
+        self.pad = model.config.generator.pad_token_id
+        self.report = TrainingReport()
+        self.window = MetricsWindow()
+
+    @classmethod
+    def train(
+        cls,
+        model: Any,
+        retriever: Any,
+        examples: Sequence[Example],
+        config: TrainingConfig | None = None,
+        *,
+        validation: Sequence[Example] = (),
+        out: str | Path | None = None,
+        progress: bool = True,
+    ) -> TrainingReport:
+        """Fine-tune a RAG model in place on questions and answers, through the documents it
+        retrieves.
+
+        Question encoder and generator learn together, with frozen document vectors (paper, section
+        2.4). Labels are fed as they are and predicted one to the left, as transformers does
+        (compatibility Q10), so what the generator's tokenizer puts in front of an answer is what
+        decoding should start with.
+
+        Args:
+            model: `RagTokenForGeneration` or `RagSequenceForGeneration` with float32 weights.
+            retriever: a `RagRetriever`; its tokenizers encode questions and answers.
+            examples: questions with answers; either all or none bring their own passage.
+            config: settings; None = the defaults.
+            validation: questions to measure exact match on.
+            out: folder for checkpoints while training and for the finished model; a run that was
+                killed goes on from the last checkpoint there, and ends bit for bit where it would
+                have ended (in TensorFlow but for dropout in another library's modules, whose random
+                numbers are not kept). None keeps nothing on disk.
+            progress: draw a progress bar on stderr.
+
+        Returns:
+            What happened. The model is left in eval mode.
+
+        Raises:
+            ValueError: no examples, half-precision weights, no projection to train, or a checkpoint
+                of another run.
+            FloatingPointError: the loss became infinite or NaN.
+        """
+        config = config or TrainingConfig()
+        run = cls(model, retriever, list(examples), config, list(validation), out)
+        return run.go(progress)
+
+    @classmethod
+    def train_files(
+        cls,
+        questions: str | Path,
+        model: str | Path,
+        kb: str | Path,
+        out: str | Path,
+        config: TrainingConfig | None = None,
+        *,
+        validation: str | Path | None = None,
+        device: str | None = None,
+        progress: bool = True,
+    ) -> TrainingReport:
+        """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on
+        questions and a knowledge base.
+
+        Args:
+            questions: a qa.jsonl, see `rag_core.training.read_examples`.
+            model: RAG folder or repository.
+            kb: the knowledge base's folder.
+            out: folder for the tuned model; a run that was killed is continued from what it left
+                there, and one that is finished is found so.
+            config: settings.
+            validation: a qa.jsonl to measure exact match on.
+            device: None = a GPU if there is one.
+            progress: draw a progress bar on stderr.
+
+        Raises:
+            OSError: something is missing, or `out` holds another model already.
+            ValueError: bad lines, or a knowledge base that does not fit the model.
+        """
+        examples = read_examples(questions)
+        held_out = [] if validation is None else read_examples(validation)
+        base = KnowledgeBase.open(kb)
+        config = config or TrainingConfig()
+        source = source_fingerprint(model, kb)
+        report = finished_before(out, examples, config, held_out, source)
+        if report is not None:
+            return report
+        stored = RagConfig.from_pretrained(model)
+        base.check_model(stored)
+        head = "Sequence" if stored.saved_head == "sequence" else "Token"
+        network = getattr(load_backend(cls.backend), f"Rag{head}ForGeneration").from_pretrained(
+            model, device=device or cls.default_device()
+        )
+        retriever = RagRetriever.from_pretrained(model, config=network.config, index=base.index())
+        network.set_retriever(retriever)
+        return cls(network, retriever, examples, config, held_out, out, source).go(progress)
+
+    # -- what a backend adds -----------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def default_device() -> str | None:
+        """Where a model goes that is loaded for training, if nobody says."""
+
+    @staticmethod
+    @abstractmethod
+    def table_size(module: Any) -> int | None:
+        """How many ids a module's token table holds; None if it doesn't say."""
+
+    @property
+    @abstractmethod
+    def on_gpu(self) -> bool:
+        """Whether the model is on a GPU."""
+
+    @abstractmethod
+    def named_parameters(self) -> Iterable[tuple[str, Any]]:
+        """All parameters that may learn, tied ones once."""
+
+    @abstractmethod
+    def prepared(self) -> AbstractContextManager[Any]:
+        """Within it only `parameters` learn and random numbers are the run's own; it makes
+        `optimizer` and `scaler`.
+        """
+
+    @abstractmethod
+    def answering(self) -> AbstractContextManager[Any]:
+        """Within it the model answers, without dropout or gradients."""
+
+    def mode(self, learns: bool) -> dict[str, Any]:
+        """Keywords by which a call of a network knows whether it learns; none where it has a mode
+        of its own.
+        """
+        return {}
+
+    @abstractmethod
+    def start_step(self) -> None:
+        """Forget the gradients of the step before."""
+
+    @abstractmethod
+    def learn(self, batch: Batch, tokens: int, seed: tuple[int, ...]) -> ForwardPass:
+        """Run `forward` in the run's precision, and add the gradient of its loss / `tokens` to the
+        step's.
+
+        Args:
+            batch: what is read.
+            tokens: how many tokens the whole step predicts.
+            seed: for dropout, where random numbers have no state that a checkpoint keeps.
+        """
+
+    @abstractmethod
+    def end_step(self) -> None:
+        """Move the parameters by the gradients, clipped to `config.max_grad_norm`.
+
+        With a loss scale, a step whose gradients are no numbers is passed over.
+        """
+
+    @abstractmethod
+    def joint_log_probs(self, forward: ForwardPass) -> Any:
+        """log p(z|x) + log p(y|x, z) of each document (B, N), without gradient."""
+
+    @abstractmethod
+    def parameter_state(self, name: str) -> dict[str, Any]:
+        """A parameter's `model` (its value), `exp_avg`, `exp_avg_sq` and `step`, as tensors."""
+
+    @abstractmethod
+    def set_parameter_state(self, name: str, state: dict[str, np.ndarray]) -> None:
+        """The inverse of `parameter_state`."""
+
+    @abstractmethod
+    def random_states(self) -> dict[str, Any]:
+        """The states of random number generators by their names in a checkpoint, "rng.KIND"; none
+        where a step's numbers depend on its `seed` alone.
+        """
+
+    @abstractmethod
+    def set_random_states(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `random_states`; other names in `arrays` are passed over."""
+
+    # -- a run -------------------------------------------------------------------------------------
+
+    def go(self, progress: bool) -> TrainingReport:
+        """Run to the end, from the start or from a checkpoint."""
+        from tqdm import tqdm
+
+        self.parameters = learning_parameters(self.named_parameters(), self.config.question_encoder)
+        with self.prepared():
+            self.resume()
+            start = time.monotonic() - self.report.seconds
+            bar = tqdm(
+                total=self.total,
+                initial=self.report.steps,
+                desc="training",
+                unit="step",
+                disable=not progress,
+            )
+            try:
+                with bar:
+                    run_steps(self, bar, lambda: time.monotonic() - start)
+            finally:
+                self.model.eval()
+            self.report.seconds = time.monotonic() - start
+        self.finish()
+        return self.report
+
+    def step(self, examples: list[Example], logs: bool) -> None:
+        """One optimizer step over `accumulation` forward passes.
+
+        The loss is a mean over all their tokens.
+        """
+        parts = [self.batch(part) for part in batches(examples, self.config.batch_size)]
+        tokens = sum(part.tokens for part in parts)
+        self.window.tokens += tokens
+        self.start_step()
+        for number, part in enumerate(parts):
+            seed = (self.config.seed, self.report.steps, number)
+            forward = self.learn(part, max(1, tokens), seed)
+            retrieved = forward.contexts.retrieved
+            self.window.add(
+                float(to_numpy(forward.loss)),
+                to_numpy(forward.contexts.doc_scores),
+                None if retrieved is None else to_numpy(retrieved["doc_ids"]),
+            )
+            if logs:
+                # The logits are gone through once more for this, so not in every step.
+                entropy = mean_posterior_entropy(to_numpy(self.joint_log_probs(forward)))
+                self.window.posteriors.append(entropy)
+        self.end_step()
+
+    def forward(self, batch: Batch) -> ForwardPass:
+        """Read the documents, predict the answers, and weigh that."""
+        contexts = self.contexts(batch, learns=self.config.question_encoder == "all")
+        outputs = self.model.rag(
+            context_input_ids=contexts.context_input_ids,
+            context_attention_mask=contexts.context_attention_mask,
+            doc_scores=contexts.doc_scores,
+            decoder_input_ids=self.tensor(batch.labels),
+            n_docs=contexts.n_docs,
+            use_cache=False,
+            return_dict=True,
+            **self.mode(learns=True),
+        )
+        forward = ForwardPass(self.model, contexts, outputs.logits, self.tensor(batch.target))
+        forward.loss = training_loss(forward, self.config)
+        return forward
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Questions and answers in tokens.
+
+        Raises:
+            ValueError: an answer is to be left unsaid, and there is no mask token for that.
+        """
+        common = {"padding": True, "truncation": True, "return_tensors": "np"}
+        questions = self.tokenizer.encode_questions(
+            [example.question for example in examples],
+            max_length=self.config.max_question_length,
+            **common,
+        )
+        labels = self.tokenizer.encode_targets(
+            [example.answers[0] for example in examples],
+            max_length=self.config.max_target_length,
+            **common,
+        )["input_ids"]
+        if self.tokenizer.generator.bos_token_id is None:
+            # T5's tokenizer puts nothing in front, and the first label is fed but never predicted.
+            start = np.full_like(labels[:, :1], self.model.config.generator.decoder_start_token_id)
+            labels = np.concatenate([start, labels], axis=1)
+        return Batch(
+            examples,
+            questions["input_ids"],
+            questions["attention_mask"],
+            labels,
+            self._target(examples, labels),
+            int((labels[:, 1:] != self.pad).sum()),
+        )
+
+    def _target(self, examples: Sequence[Example], labels: np.ndarray) -> np.ndarray:
+        """Labels (B, T), where a passage does not hold the answer the mask token all along."""
+        silent = np.array([not example.answerable for example in examples])
+        if not silent.any():
+            return labels
+        mask = self.tokenizer.generator.mask_token_id
+        if mask is None:
+            raise ValueError(
+                "examples with answerable=False need a generator tokenizer with a mask token"
+            )
+        return np.where(silent[:, None] & (labels != self.pad), mask, labels)
+
+    def contexts(self, batch: Batch, learns: bool) -> Any:
+        """What the generator reads for a batch: the examples' own passages, or what is retrieved.
+
+        Args:
+            batch: questions.
+            learns: whether the question encoder does. One that does not is not shaken by dropout.
+        """
+        if batch.examples[0].passage is None:
+            ids, mask = self.tensor(batch.input_ids), self.tensor(batch.attention_mask)
+            options = {"n_docs": self.config.n_docs, **self.mode(learns)}
+            return self.model._contexts(ids, mask, **options).trimmed()
+        docs = [
+            {"title": [example.passage[0]], "text": [example.passage[1]]}
+            for example in batch.examples
+            if example.passage
+        ]
+        questions = self.retriever.decode_questions(batch.input_ids.tolist())
+        prefix = getattr(self.model.config.generator, "prefix", None)
+        ids, mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="np")
+        ids = within_table(ids, self.tokenizer.tables[1], self.tokenizer.generator)
+        scores = np.zeros((len(docs), 1), np.float32)
+        parts = [self.tensor(array) for array in (ids, mask, scores)]
+        return self.contexts_class(*parts, 1).trimmed()
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """An array as a tensor where the model is."""
+        return to_tensor(array, self.return_tensors)
+
+    def validate(self) -> float:
+        """Exact match of greedy answers to the validation questions."""
+        with self.answering():
+            texts = self.answers(self.validation)
+        hits = [
+            exact_match(text, example.answers)
+            for text, example in zip(texts, self.validation, strict=True)
+        ]
+        return sum(hits) / len(hits)
+
+    def answers(self, examples: Sequence[Example]) -> list[str]:
+        """Greedy answers."""
+        texts: list[str] = []
+        for part in batches(examples, self.config.batch_size):
+            contexts = self.contexts(self.batch(part), learns=False)
+            tokens = self.model.generate(
+                context_input_ids=contexts.context_input_ids,
+                context_attention_mask=contexts.context_attention_mask,
+                doc_scores=contexts.doc_scores,
+                n_docs=contexts.n_docs,
+                num_beams=1,
+                num_return_sequences=1,
+                max_length=self.config.max_target_length,
+            )
+            texts += self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    # -- its files ---------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go on from the checkpoint in `out`, if there is one.
+
+        Raises:
+            DamagedFileError: it is damaged.
+            ValueError: it is another run's.
+        """
+        if self.out is None:
+            return
+        clear(self.out)
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return
+        shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        here = {name: to_numpy(state) for name, state in self.random_states().items()}
+        arrays, notes = load_state(path, self.backend, shapes, here)
+        try:
+            report = TrainingReport.from_dict(notes["report"])
+            window = MetricsWindow.from_sums(notes["sums"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DamagedFileError(
+                f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it."
+            ) from None
+        check_fingerprint(notes["fingerprint"], self.fingerprint, path)
+        for name in self.parameters:
+            kinds = ("model", "exp_avg", "exp_avg_sq", "step")
+            self.set_parameter_state(name, {kind: arrays[f"{kind}.{name}"] for kind in kinds})
+        self.set_random_states(arrays)
+        self.scaler.load_state_dict(notes["scaler"] or {})
+        self.report = report
+        self.window = window
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.out is None:
+            return
+        arrays = {name: to_numpy(state) for name, state in self.random_states().items()}
+        for name in self.parameters:
+            for kind, tensor in self.parameter_state(name).items():
+                arrays[f"{kind}.{name}"] = to_numpy(tensor)
+        notes = {
+            "report": asdict(self.report),
+            "fingerprint": self.fingerprint,
+            "sums": self.window.sums(),
+            "scaler": self.scaler.state_dict(),
+        }
+        save_state(self.out / CHECKPOINT, self.backend, arrays, notes)
+
+    def finish(self) -> None:
+        """Put the tuned model in the checkpoint's place, all of it at once.
+
+        A part would be no end and no middle.
+        """
+        if self.out is None:
+            return
+        self.report.run = run_of(self.fingerprint, self.validation)
+        stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS)
+        with atomic_folder(self.out, stale=stale) as draft:
+            self.model.save_pretrained(draft)
+            self.tokenizer.save_pretrained(draft)
+            self.report.write(draft / REPORT)

@@ -1,0 +1,244 @@
+"""What a run leaves on disk: a checkpoint to go on from, and how the same run is known again.
+
+A checkpoint is one safetensors file, exact to the bit: of each parameter `model.NAME`, the moments
+`exp_avg.NAME` and `exp_avg_sq.NAME`, and `step.NAME`, how often it was updated; of a backend that
+draws random numbers from a state, `rng.KIND`. Its metadata hold the rest as JSON: the report, the
+sums of the log line to come, the loss scale, and the run's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_core.checkpoint import weight_files
+from rag_core.hub import (
+    DamagedFileError,
+    atomic_write,
+    check_writable,
+    clear,
+    parse_json,
+    read_json,
+    reading,
+    resolve_file,
+)
+from rag_core.knowledge import FILE as MANIFEST
+from rag_core.knowledge import describe, spots
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
+from rag_core.training.report import REPORT, TrainingReport, is_report
+
+CHECKPOINT = "checkpoint"
+# What a checkpoint holds of each parameter, in its shape.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_RANDOM = "rng."
+# Only TensorFlow's checkpoints say who wrote them.
+_TF_WRITER = "rag_tf"
+_DAMAGED = "is no checkpoint of a training run, or damaged"
+
+
+def save_state(
+    path: Path, backend: str, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
+) -> None:
+    """Write what is needed to go on, whole or not at all.
+
+    Args:
+        path: the file.
+        backend: "torch" or "tf".
+        arrays: all that the file is to hold, by name.
+        notes: what else to keep, as JSON.
+
+    Raises:
+        OSError: it can't be written; an earlier checkpoint there is as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    if backend == "tf":
+        notes = {**notes, "writer": _TF_WRITER}
+    with atomic_write(path) as draft:
+        try:
+            save_file(dict(arrays), draft, metadata={"state": json.dumps(notes)})
+        except SafetensorError as error:
+            raise OSError(
+                f"the checkpoint {path} can't be written ({error}). Make room and run it again."
+            ) from error
+
+
+def load_state(
+    path: Path,
+    backend: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    random_states: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `save_state` was given, checked against the run that is to go on.
+
+    Args:
+        path: the file.
+        backend: "torch" or "tf".
+        shapes: of the trained parameters, by name.
+        random_states: the states of the random number generators here, by name.
+
+    Raises:
+        DamagedFileError: the file is damaged.
+        ValueError: it is another framework's or holds other weights.
+    """
+    from safetensors import safe_open
+
+    with reading(path, _DAMAGED, "Remove it."):
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        notes = _checked_notes(parse_json(metadata["state"], path, advice="Remove it."), path)
+    writer = "tf" if notes.pop("writer", None) == _TF_WRITER else "torch"
+    if writer != backend:
+        raise ValueError(
+            f"{path} belongs to a run of the {writer} backend. Go on with that one, or remove it."
+        )
+    wrong = _misfits(arrays, shapes, random_states)
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit the model: {', '.join(wrong)} missing or of another shape. "
+            "Remove it."
+        )
+    return arrays, notes
+
+
+def _misfits(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    random_states: Mapping[str, np.ndarray],
+) -> list[str]:
+    """The names of arrays that are missing or of another shape or kind."""
+    wrong = []
+    for name, shape in shapes.items():
+        for kind in ("model", *MOMENTS):
+            array = arrays.get(f"{kind}.{name}")
+            if array is None or array.shape != shape:
+                wrong.append(f"{kind}.{name}")
+        steps = arrays.get(f"step.{name}")
+        if steps is None or steps.shape != () or not float(steps).is_integer():
+            wrong.append(f"step.{name}")
+    for name, array in arrays.items():
+        if name.startswith(_RANDOM) and (array.dtype != np.uint8 or array.ndim != 1):
+            wrong.append(name)
+    # A GPU's state has no place to go where there is none, and the other way round.
+    here = random_states.get("rng.cpu")
+    if here is not None and getattr(arrays.get("rng.cpu"), "shape", None) != here.shape:
+        wrong.append("rng.cpu")
+    return sorted(set(wrong))
+
+
+def _checked_notes(notes: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The notes in a checkpoint, as they are; refuses what a run could not go on from."""
+    kinds = {"fingerprint": dict, "report": dict, "sums": dict, "scaler": dict | None}
+    wrong = [
+        name
+        for name, kind in kinds.items()
+        if name not in notes or not isinstance(notes[name], kind)
+    ]
+    if not wrong:
+        scale = (notes["scaler"] or {}).values()
+        if any(type(number) not in (int, float) for number in scale):
+            wrong.append("scaler")
+        elif not is_report(notes["report"]):
+            wrong.append("report")
+    if wrong:
+        raise DamagedFileError(f"{path} {_DAMAGED} ({', '.join(wrong)}). Remove it.")
+    return notes
+
+
+def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued.
+
+    The settings that shape the run, and the examples.
+    """
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(example).encode())
+    outward = ("evaluate_every", "save_every", "log_every", "validation_size", "on_collapse")
+    settings = {name: value for name, value in asdict(config).items() if name not in outward}
+    return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
+
+
+def source_fingerprint(model: str | Path, kb: str | Path) -> dict[str, str]:
+    """What tells a model and a knowledge base from others, without reading all of them.
+
+    Args:
+        model: folder or repository.
+        kb: folder.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    digest = hashlib.sha256(resolve_file(model, "config.json").read_bytes())
+    for path in weight_files(model):
+        digest.update(f"{path.stat().st_size} {spots(path)}".encode())
+    return {
+        "model_sha256": digest.hexdigest(),
+        "kb_sha256": describe(Path(kb) / MANIFEST)["sha256"],
+    }
+
+
+def run_of(found: Mapping[str, Any], validation: Sequence[Example]) -> dict[str, Any]:
+    """What a finished run says it was: its fingerprint, and which questions it was validated on."""
+    digest = hashlib.sha256("".join(map(repr, validation)).encode()).hexdigest()
+    return {**found, "validation_sha256": digest}
+
+
+def check_fingerprint(
+    stored: Mapping[str, Any], current: Mapping[str, Any], path: str | PathLike[str]
+) -> None:
+    """Refuse to continue another run.
+
+    Raises:
+        ValueError: names each setting that differs, with both values.
+    """
+    names = sorted(name for name in {*stored, *current} if stored.get(name) != current.get(name))
+    if names:
+        rows = "; ".join(
+            f"{name}: {stored.get(name)!r} there, {current.get(name)!r} now" for name in names
+        )
+        raise ValueError(
+            f"{path} belongs to another run ({rows}). Remove it, or choose another output folder."
+        )
+
+
+def finished_before(
+    out: str | Path,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    validation: Sequence[Example],
+    source: Mapping[str, Any],
+) -> TrainingReport | None:
+    """The report of the same run where `out` holds its model already; None where there is something
+    left to do.
+
+    Raises:
+        FileExistsError: `out` is a file or holds another model.
+        OSError: nothing can be written to it.
+    """
+    out = Path(out)
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
+    check_writable(out)  # not after hours of training
+    clear(out)
+    if not (out / "config.json").exists() or (out / CHECKPOINT).exists():
+        return None
+    try:
+        report = TrainingReport.from_dict(read_json(out / REPORT))
+    except (OSError, TypeError, ValueError):
+        report = TrainingReport()
+    this_run = {**fingerprint(examples, config), **source}
+    if report.run != run_of(this_run, validation[: config.validation_size]):
+        raise FileExistsError(
+            f"{out} holds a model already: choose another folder for the tuned one"
+        )
+    return report

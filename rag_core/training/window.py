@@ -1,0 +1,131 @@
+"""What is watched while a run learns: the metrics between two log lines, and signs of retrieval
+collapse.
+
+Letters: B questions, N documents a question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rag_core.metrics import distinct_document_ratio, mean_posterior_entropy
+from rag_core.training.report import TrainingReport
+
+# Of fewer questions it can't be told whether all of them find the same documents.
+_GROUP = 8
+# One group may ask alike by chance.
+_IN_A_ROW = 3
+_SHARE_LEFT = 0.5
+_FEW = 0.25
+
+
+class MetricsWindow:
+    """Sums between two log lines.
+
+    Attributes:
+        nll: sum of the loss, in nats.
+        tokens: how many tokens it is a sum over.
+        prior: of each forward pass, the mean entropy of p(z|x).
+        posteriors: of those passes that were asked, the mean entropy of p(z|x, y).
+        ids: of each forward pass, the documents found (B, N).
+    """
+
+    def __init__(self) -> None:
+        self.nll = 0.0
+        self.tokens = 0
+        self.prior: list[float] = []
+        self.posteriors: list[float] = []
+        self.ids: list[np.ndarray] = []
+
+    def add(self, nll: float, doc_scores: np.ndarray, doc_ids: np.ndarray | None) -> None:
+        """Count a forward pass.
+
+        Args:
+            nll: its loss, summed over its tokens.
+            doc_scores: (B, N).
+            doc_ids: (B, N); None where nothing was retrieved.
+
+        Raises:
+            FloatingPointError: the loss is no number.
+        """
+        if not math.isfinite(nll):
+            raise FloatingPointError(
+                f"the loss became {nll}: lower the learning rate, or check the data"
+            )
+        self.nll += nll
+        self.prior.append(mean_posterior_entropy(doc_scores))
+        if doc_ids is not None:
+            self.ids.append(doc_ids)
+
+    def line(self) -> dict[str, float]:
+        """The means."""
+        line = {"loss": self.nll / max(1, self.tokens), "prior_entropy": _mean(self.prior)}
+        if self.posteriors:
+            line["posterior_entropy"] = _mean(self.posteriors)
+        if self.ids:
+            line["distinct_documents"] = _mean([distinct_document_ratio(ids) for ids in self.ids])
+        return line
+
+    def sums(self) -> dict[str, Any]:
+        """The sums as JSON holds them."""
+        return {**vars(self), "ids": [ids.tolist() for ids in self.ids]}
+
+    @classmethod
+    def from_sums(cls, sums: dict[str, Any]) -> MetricsWindow:
+        """The inverse of `sums`.
+
+        Raises:
+            TypeError, ValueError: other names, or no numbers.
+        """
+        window = cls()
+        if set(sums) != set(vars(window)):
+            raise TypeError("no such entries")
+        for name, value in sums.items():
+            if name == "ids":
+                value = [np.asarray(ids, np.int64) for ids in value]
+            elif not isinstance(value, int | float | list):
+                raise TypeError("sums that are no numbers")
+            setattr(window, name, value)
+        return window
+
+
+class CollapseWatch:
+    """Watches how many different documents the questions of a run find (paper, appendix on
+    retrieval collapse).
+
+    Questions are taken in groups of eight or more. Where three groups in a row find at most a
+    quarter of different documents, and at most half as many as the first group of the run did,
+    retrieval has collapsed: a small knowledge base alone does not look like that.
+
+    Args:
+        report: keeps what the first group found, so that a resumed run sees what an uninterrupted
+            one does.
+    """
+
+    def __init__(self, report: TrainingReport) -> None:
+        self.report = report
+        self.waiting: list[np.ndarray] = []
+        self.low = 0
+
+    def see(self, doc_ids: Sequence[np.ndarray]) -> bool:
+        """Takes the documents (B, N) of some forward passes; whether retrieval has collapsed."""
+        self.waiting += doc_ids
+        if sum(len(ids) for ids in self.waiting) < _GROUP:
+            return False
+        ratio = distinct_document_ratio(np.concatenate(self.waiting))
+        self.waiting = []
+        if self.report.distinct_at_start is None:
+            self.report.distinct_at_start = ratio
+        if ratio <= _FEW and ratio <= _SHARE_LEFT * self.report.distinct_at_start:
+            self.low += 1
+        else:
+            self.low = 0
+        return self.low >= _IN_A_ROW
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
