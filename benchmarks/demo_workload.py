@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from benchmarks.workload import CACHE, VERSION
+from conformance.seeded import seeded_weights
 from rag_core.checkpoint.folder import read_weights, write_checkpoint
 from rag_core.checkpoint.shapes import expected_shapes
 from rag_core.config.rag import RagConfig
 from rag_core.demo import material as demo
 from rag_core.demo.checkpoint import SHIPPED
-from rag_core.parity.seeded import seeded_weights
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.tokenization.rag import RagTokenizer
 from rag_torch import RagSequenceForGeneration, load_encoder

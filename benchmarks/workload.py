@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from conformance.seeded import seeded_weights
 from rag_core.checkpoint.folder import write_checkpoint
 from rag_core.checkpoint.shapes import expected_shapes, tied_names
 from rag_core.config.rag import RagConfig
 from rag_core.demo import material as demo
-from rag_core.parity.seeded import seeded_noise, seeded_weights
+from rag_core.parity.inputs import seeded_noise
 from rag_core.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(__file__).resolve().parent.parent / "build" / "benchmarks"

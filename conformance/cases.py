@@ -2,19 +2,19 @@
 tests; numpy only.
 
 Nothing here is drawn from a framework's generator: weights come from
-`rag_core.parity.seeded_weights`, tokens and scores from the same kind of stream, so a golden file
+`conformance.seeded`, tokens and scores from the same kind of stream, so a golden file
 holds outputs only.
 
 B questions, N documents a question, Q question length, S context length, T target length, V
 vocabulary, D vector size.
 """
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
-from rag_core.parity.seeded import seeded_noise, seeded_weights
+from conformance.seeded import seeded_weights
+from rag_core.parity.inputs import integers, seeded_noise
 
 SEEDS = (1, 2, 4)
 PASSAGES = 12
@@ -134,16 +134,6 @@ def model_weights(
         ):
             array[eos] *= 1.7
     return weights
-
-
-def integers(key: str, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Integers in [low, high), by key."""
-    stream = np.random.Philox(
-        key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    )
-    return (stream.random_raw(int(np.prod(shape))) % np.uint64(high - low)).astype(
-        np.int64
-    ).reshape(shape) + low
 
 
 def _ragged(

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from conformance.exchange import outputs
+from conformance.mismatches import compare, relative_error
 from conformance.oracle import CLASSES
-from rag_core.parity.seeded import compare, relative_error
 
 TOLERANCE = 1e-5
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from conformance.cases import MODELS, model_weights, rag_config, toy_retrieve
-from rag_core.parity.seeded import seeded_weights
+from conformance.seeded import seeded_weights
 
 CLASSES = {"model": RagModel, "token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
 

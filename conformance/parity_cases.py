@@ -14,10 +14,10 @@ import numpy as np
 
 from conformance.cases import MODELS
 from conformance.generation_cases import generation_cases
+from conformance.seeded import seeded_weights
 from rag_core.checkpoint.shapes import expected_shapes, tied_names
 from rag_core.config.rag import RagConfig
 from rag_core.parity.inputs import TARGETS, integers
-from rag_core.parity.seeded import seeded_weights
 
 HEADS = ("token", "sequence")
 _DPR, _BART = MODELS["bart"]["question_encoder"], MODELS["bart"]["generator"]

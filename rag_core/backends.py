@@ -45,19 +45,18 @@ def load_backend(name: str | None = None) -> ModuleType:
     """
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend must be one of {sorted(BACKENDS)} or None, got {name!r}")
-    if name is not None and all(
-        sys.modules.get(module) is not None for module in BACKENDS[name][:2]
-    ):
-        return sys.modules[BACKENDS[name][0]]  # asked for with each tensor: no search of the disk
-    found = available_backends()
-    if name is None and not found:
+    # Asked for with each tensor: no search of the disk once it is loaded.
+    if name is not None and all(sys.modules.get(module) for module in BACKENDS[name][:2]):
+        return sys.modules[BACKENDS[name][0]]
+    installed = available_backends()
+    if name is None and not installed:
         raise ImportError(
             "No backend is installed: dualrag needs PyTorch or TensorFlow for its models. "
             "Run  pip install 'dualrag[torch]'  or  pip install 'dualrag[tf]'."
         )
-    name = name or found[0]
+    name = name or installed[0]
     package, framework, extra = BACKENDS[name]
-    if name not in found:
+    if name not in installed:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"The {name} backend ({package}) is not part of this installation of dualrag."
@@ -91,13 +90,13 @@ def uncollected() -> Iterator[None]:
     Importing a framework makes a million objects that stay. Python would search them time and again
     meanwhile, which takes a fifth of TensorFlow's import.
     """
-    on = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        if on:
+        if was_enabled:
             gc.enable()
 
 
@@ -105,13 +104,13 @@ def _keep_stderr_to_python() -> None:
     try:
         if sys.stderr.fileno() != 2:
             return  # done before, or somebody else's stream
-        kept = os.fdopen(
+        python_stderr = os.fdopen(
             os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
         )
     except (AttributeError, OSError):
         return  # no stderr, or one without a file
     sys.stderr.flush()
-    sys.stderr = kept
+    sys.stderr = python_stderr
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
@@ -125,8 +124,11 @@ def process_count() -> int:
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_world_size())
-    said = os.environ.get("WORLD_SIZE", "")
-    return int(said) if said.isdigit() else 1
+    # what torchrun and accelerate tell their processes
+    world_size = os.environ.get("WORLD_SIZE", "")
+    if not world_size.isdigit():
+        return 1
+    return int(world_size)
 
 
 def to_tensor(array: Any, return_tensors: str | None) -> Any:
@@ -162,4 +164,6 @@ def to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "numpy"):  # TensorFlow
         value = value.numpy()
     array = np.asarray(value)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    return array

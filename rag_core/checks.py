@@ -28,18 +28,24 @@ def plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, list | tuple):
-        return (
-            type(value)([plain(each) for each in value]) if type(value) in (list, tuple) else value
-        )
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    if isinstance(value, list | tuple):  # one with names, say: as it is
+        return value
     if isinstance(value, Mapping):
-        return {plain(key): plain(each) for key, each in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        array = value if hasattr(value, "tolist") else getattr(value, "numpy", lambda: value)()
-        return array.tolist() if hasattr(array, "tolist") else value
+        array = value
+        if not hasattr(value, "tolist") and hasattr(value, "numpy"):  # TensorFlow's
+            array = value.numpy()
+        if hasattr(array, "tolist"):
+            return array.tolist()
+        return value
     if isinstance(value, Integral):
         return int(value)
-    return float(value) if isinstance(value, Real) else value
+    if isinstance(value, Real):
+        return float(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,6 @@ class Rule:
             TypeError: it is of another kind.
             ValueError: it is out of range.
         """
-        given = value
         if value is None and self.optional:
             return None
         try:
@@ -80,19 +85,25 @@ class Rule:
             kind: type[Exception] = TypeError
         except (ValueError, OverflowError):
             kind = ValueError
-        message = f"{name} must {self.verb}{self.what}, got {given!r:.200}"
-        raise kind(f"{message}. {hint}" if hint else message)
+        message = f"{name} must {self.verb}{self.what}, got {value!r:.200}"
+        if hint:
+            message += f". {hint}"
+        raise kind(message)
 
 
 def _range(low: float, high: float, above: bool = False, below: bool = False) -> str:
     if low == -math.inf and high == math.inf:
         return ""
-    if high == math.inf:
-        return f" above {low}" if above else f" of at least {low}"
-    if not (above or below):
+    if high < math.inf and not (above or below):
         return f" from {low} to {high}"
-    lower = f"above {low}" if above else f"of at least {low}"
-    return f" {lower} and {'below' if below else 'at most'} {high}"
+    words = f" of at least {low}"
+    if above:
+        words = f" above {low}"
+    if high == math.inf:
+        return words
+    if below:
+        return f"{words} and below {high}"
+    return f"{words} and at most {high}"
 
 
 def whole(low: float = -math.inf, high: float = math.inf, optional: bool = False) -> Rule:
@@ -121,14 +132,16 @@ def number(
     def convert(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError
-        fits = low < value if above else low <= value
-        fits = fits and (value < high if below else value <= high)
-        if not fits or not math.isfinite(value):
+        if not low <= value <= high or not math.isfinite(value):
+            raise ValueError
+        if (above and value == low) or (below and value == high):
             raise ValueError
         return value
 
-    limits = _range(low, high, above, below)
-    return Rule(("a finite number" if high == math.inf else "a number") + limits, convert, optional)
+    kind = "a number"
+    if high == math.inf:
+        kind = "a finite number"
+    return Rule(kind + _range(low, high, above, below), convert, optional)
 
 
 def switch(*words: str, optional: bool = False) -> Rule:
@@ -137,9 +150,11 @@ def switch(*words: str, optional: bool = False) -> Rule:
     def convert(value: Any) -> Any:
         if isinstance(value, bool) or (isinstance(value, str) and value in words):
             return value
-        if not words and isinstance(value, int) and value in (0, 1):
+        if words:
+            raise ValueError
+        if isinstance(value, int) and value in (0, 1):
             return bool(value)
-        raise ValueError if words else TypeError
+        raise TypeError
 
     names = ["True", "False", *(repr(word) for word in words)]
     return Rule(f"{', '.join(names[:-1])} or {names[-1]}", convert, optional)
@@ -170,7 +185,7 @@ def _id(value: Any) -> int:
 def _ids(value: Any) -> list[int]:
     if not isinstance(value, list | tuple):
         raise TypeError
-    return [_id(each) for each in value]
+    return [_id(item) for item in value]
 
 
 def token_id(optional: bool = True) -> Rule:
@@ -180,21 +195,27 @@ def token_id(optional: bool = True) -> Rule:
 
 def token_ids(optional: bool = True) -> Rule:
     """One token id or a list of some."""
+
+    def convert(value: Any) -> int | list[int]:
+        if isinstance(value, list | tuple):
+            return _ids(value)
+        return _id(value)
+
     what = "a token id (a whole number of at least 0) or a list of token ids"
-    return Rule(
-        what, lambda value: _ids(value) if isinstance(value, list | tuple) else _id(value), optional
-    )
+    return Rule(what, convert, optional)
 
 
 def id_list(optional: bool = True) -> Rule:
     """A list of token ids; one id is a list of one."""
-    convert = token_ids().convert
-    return Rule(token_ids().what, lambda value: as_list(convert(value)), optional)
+    rule = token_ids()
+    return Rule(rule.what, lambda value: as_list(rule.convert(value)), optional)
 
 
 def as_list(value: Any) -> list[Any]:
     """A list as it is, anything else as a list of one."""
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
 def sequences(optional: bool = True) -> Rule:
@@ -203,31 +224,35 @@ def sequences(optional: bool = True) -> Rule:
     def convert(value: Any) -> list[list[int]]:
         if not isinstance(value, list | tuple):
             raise TypeError
-        found = [_ids(each) for each in value]
-        if not all(found):
+        rows = [_ids(row) for row in value]
+        if not all(rows):
             raise ValueError
-        return found
+        return rows
 
     return Rule("non-empty sequences of token ids, as in [[4, 5], [6]]", convert, optional, "hold ")
 
 
 def option(rule: Rule, name: str, value: Any, default: Any) -> Any:
     """An option's value as it is to be kept; None is its default."""
-    return copy.copy(default) if value is None else rule(name, value)
+    if value is None:
+        return copy.copy(default)
+    return rule(name, value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that a misspelt one stands for; None where none is near."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.8)
-    return near[0] if near else None
+    # 0.8: one letter of five may be wrong
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=0.8)), None)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns of the line of the caller's code that led here, however deep in the library this is."""
-    level, frame = 2, sys._getframe(1)
-    while (
-        frame.f_back is not None
-        and str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OURS
-    ):
-        level, frame = level + 1, frame.f_back
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in _OURS:
+            break
+        frame = frame.f_back
+        level += 1
     warnings.warn(message, category, stacklevel=level)

@@ -35,7 +35,9 @@ def t5_distance_buckets(
     Raises:
         ValueError: too few buckets, or a `max_distance` that leaves none to grow into.
     """
-    needed = 4 if bidirectional else 2
+    needed = 2
+    if bidirectional:  # as many for each side
+        needed = 4
     if num_buckets < needed or max_distance <= num_buckets // needed:
         raise ValueError(
             f"relative_attention_num_buckets must be at least {needed} and "

@@ -35,6 +35,7 @@ from rag_core.hub import (
     is_local,
     list_commit,
     list_files,
+    numbered,
     resolve_file,
     split_hub_kwargs,
 )
@@ -65,18 +66,15 @@ _TOKENIZER = (
 )
 _ALONG = (
     *_TOKENIZER,
-    *(
-        f"{folder}/{name}"
-        for folder in ("question_encoder_tokenizer", "generator_tokenizer")
-        for name in _TOKENIZER
-    ),
-    *(
-        "generation_config.json",
-        "modules.json",
-        "sentence_bert_config.json",
-        "config_sentence_transformers.json",
-    ),
-    *("1_Pooling/config.json", "hf_dataset/*", "hf_dataset_index.faiss"),
+    *(f"question_encoder_tokenizer/{name}" for name in _TOKENIZER),
+    *(f"generator_tokenizer/{name}" for name in _TOKENIZER),
+    "generation_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "hf_dataset/*",
+    "hf_dataset_index.faiss",
 )
 
 
@@ -107,8 +105,10 @@ class Converted:
             "other file(s) copied"
         )
         if self.left_out:
-            named = ", ".join(self.left_out[:5]) + (", ..." if len(self.left_out) > 5 else "")
-            text += f"; left out, as nothing here needs them: {len(self.left_out)} ({named})"
+            count = len(self.left_out)
+            text += (
+                f"; left out, as nothing here needs them: {count} ({numbered(self.left_out, 5)})"
+            )
         return text
 
 
@@ -152,22 +152,22 @@ def convert_checkpoint(
     # configuration, weights and tokenizers of one commit, should the branch move meanwhile
     if not is_local(source):
         hub["revision"] = list_commit(source, **hub)[0]
-    held = [name for name in ("config.json", *WEIGHT_FILES) if (Path(target) / name).exists()]
+    names = ("config.json", *WEIGHT_FILES)
+    model_files = [name for name in names if (Path(target) / name).exists()]
     config = AutoConfig.from_pretrained(source, **hub)
-    if held and not _may_be(config, Path(target)):
-        raise _held(target, held)
-    found = read_weights(source, **hub)
-    head = _head(config, found)
+    if model_files and not _may_be(config, Path(target)):
+        raise _holds_model(target, model_files)
+    stored = read_weights(source, **hub)
+    head = _head(config, stored)
     fitted = fit_weights(
-        _shaped(config, found),
-        found,
+        _shaped(config, stored),
+        stored,
         head,
         context_encoder=_context_encoder(config),
         source=str(source),
     )
-    weights = _to_write(
-        fitted, [name for group in tied_names(config, head) for name in group[1:]], dtype
-    )
+    copies = {name for group in tied_names(config, head) for name in group[1:]}
+    weights = _to_write(fitted, copies, dtype)
     along = [
         name
         for name in list_files(source, **hub)
@@ -177,14 +177,9 @@ def convert_checkpoint(
     from tqdm import tqdm
 
     size = sum(math.prod(weights.shapes[name]) * weights.dtypes[name].itemsize for name in weights)
+    hidden = not progress or None  # None: at a terminal alone
     with atomic_folder(target) as draft:
-        with tqdm(
-            total=size,
-            desc="converting",
-            unit="B",
-            unit_scale=True,
-            disable=None if progress else True,
-        ) as bar:
+        with tqdm(total=size, desc="converting", unit="B", unit_scale=True, disable=hidden) as bar:
             write_checkpoint(
                 draft,
                 weights,
@@ -199,15 +194,15 @@ def convert_checkpoint(
         files = sorted(path.name for path in draft.glob("*.safetensors"))
         # A run that was killed at its very end leaves what it was asked for: asked again, it finds
         # it done.
-        if held and not _holds(Path(target), draft):
-            raise _held(target, held)
-    dtypes = sorted({each.name for each in weights.dtypes.values()})
+        if model_files and not _equals(Path(target), draft):
+            raise _holds_model(target, model_files)
+    dtypes = sorted({dtype.name for dtype in weights.dtypes.values()})
     return Converted(len(weights), size, files, dtypes, list(fitted.left_out), along)
 
 
-def _held(folder: str | Path, held: list[str]) -> FileExistsError:
+def _holds_model(folder: str | Path, files: list[str]) -> FileExistsError:
     return FileExistsError(
-        f"{str(folder)!r} holds a model already ({', '.join(held)}); name another folder."
+        f"{str(folder)!r} holds a model already ({', '.join(files)}); name another folder."
     )
 
 
@@ -217,16 +212,14 @@ def _may_be(config: PretrainedConfig, folder: Path) -> bool:
     Cheap to ask.
     """
     try:
-        found = AutoConfig.from_pretrained(folder)
+        other = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError):
         return False
-    ours, theirs = (
-        {**each.to_dict(), "torch_dtype": None, "architectures": None} for each in (config, found)
-    )
-    return ours == theirs
+    rewritten = {"torch_dtype": None, "architectures": None}
+    return {**config.to_dict(), **rewritten} == {**other.to_dict(), **rewritten}
 
 
-def _holds(folder: Path, draft: Path) -> bool:
+def _equals(folder: Path, draft: Path) -> bool:
     """Whether the folder has all files of a draft, byte for byte, and no other weights."""
     files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
     others = {path.name for path in folder.glob("*.safetensors")} - {str(name) for name in files}
@@ -236,69 +229,68 @@ def _holds(folder: Path, draft: Path) -> bool:
     )
 
 
-def _head(config: PretrainedConfig, found: LazyWeights) -> str | None:
+def _head(config: PretrainedConfig, weights: LazyWeights) -> str | None:
     """Under which names a checkpoint is written: as the class that saved it says."""
     saved_by = "".join(map(str, config.architectures or []))
     if isinstance(config, RagConfig):
-        return "model" if "RagModel" in saved_by else config.saved_head
+        if "RagModel" in saved_by:
+            return "model"
+        return config.saved_head
     if isinstance(config, DPRConfig):
-        held = {part for name in found for part in name.split(".")}
-        context = "Context" in saved_by or (
-            "ctx_encoder" in held and "question_encoder" not in held
-        )
-        return "context" if context else "question"
+        if "Context" in saved_by:
+            return "context"
+        scopes = {part for name in weights for part in name.split(".")}
+        if "ctx_encoder" in scopes and "question_encoder" not in scopes:
+            return "context"
+        return "question"
     return None
 
 
 def _architecture(config: PretrainedConfig, head: str | None) -> str:
     if isinstance(config, DPRConfig):
         return _DPR_CLASSES[head or "question"]
-    return (
-        _RAG_CLASSES[head or "token"]
-        if isinstance(config, RagConfig)
-        else _CLASSES[config.model_type]
-    )
+    if isinstance(config, RagConfig):
+        return _RAG_CLASSES[head or "token"]
+    return _CLASSES[config.model_type]
 
 
-def _shaped(config: PretrainedConfig, found: LazyWeights) -> PretrainedConfig:
+def _shaped(config: PretrainedConfig, weights: LazyWeights) -> PretrainedConfig:
     """The configuration whose network has all that is worth keeping.
 
     BERT's pooler where the checkpoint has one.
     """
-    pooler = any(name.endswith("pooler.dense.weight") for name in found)
+    pooler = any(name.endswith("pooler.dense.weight") for name in weights)
     if isinstance(config, BertConfig) and pooler:
         return BertConfig.from_dict(config.to_dict(), pooling="pooler")
     return config
 
 
 def _context_encoder(config: PretrainedConfig) -> PretrainedConfig | None:
-    values = config.extra.get("ctx_encoder") if isinstance(config, RagConfig) else None
-    return config_from_dict(values) if values else None
+    if isinstance(config, RagConfig) and config.extra.get("ctx_encoder"):
+        return config_from_dict(config.extra["ctx_encoder"])
+    return None
 
 
-def _to_write(weights: LazyWeights, copies: list[str], dtype: str) -> LazyWeights:
+def _to_write(weights: LazyWeights, copies: set[str], dtype: str) -> LazyWeights:
     """Weights without their tied copies, floats as `dtype`.
 
     Memory of what was read before is given back.
     """
     names = [name for name in weights if name not in copies]
-    kept = {name: weights.dtypes[name].newbyteorder("=") for name in names}
+    dtypes = {name: weights.dtypes[name].newbyteorder("=") for name in names}
     if dtype != "keep":
-        import ml_dtypes
+        import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by its name from then on
 
-        wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-        kept = {name: wanted if kind.name in FLOATS else kind for name, kind in kept.items()}
+        floats = [name for name in names if dtypes[name].name in FLOATS]
+        dtypes |= dict.fromkeys(floats, np.dtype(dtype))
 
     def read(name: str) -> np.ndarray:
         weights.free()
         array = weights[name]
         with np.errstate(over="ignore"):
-            cast = array.astype(kept[name], copy=False)
-        if (
-            kept[name].itemsize < array.dtype.itemsize
-            and not np.isfinite(cast).all()
-            and np.isfinite(array).all()
-        ):
+            cast = array.astype(dtypes[name], copy=False)
+        is_narrower = cast.dtype.itemsize < array.dtype.itemsize
+        if is_narrower and not np.isfinite(cast).all() and np.isfinite(array).all():
             largest = float(np.abs(array).max())
             raise ValueError(
                 f"{name} holds {largest:.6g}, too large for {dtype}; nothing was written. Take "
@@ -307,5 +299,5 @@ def _to_write(weights: LazyWeights, copies: list[str], dtype: str) -> LazyWeight
         return cast
 
     return LazyWeights(
-        {name: weights.shapes[name] for name in names}, read, dtypes=kept, free=weights.free
+        {name: weights.shapes[name] for name in names}, read, dtypes=dtypes, free=weights.free
     )

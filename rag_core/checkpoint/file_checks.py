@@ -23,8 +23,10 @@ from rag_core.hub import AGAIN, DamagedFileError, reading
 
 # Arrow files of up to this much in all are read in full; of others the structure is
 FULL_BYTES = 256 << 20
-MEMORY = 4 << 30  # for the child, beside the files
-SECONDS = 120  # for a file, and for each 16 MB of it one more
+# What the child may have beside the files: enough for its libraries, far from a machine's all.
+MEMORY = 4 << 30
+# For a file, and for each 16 MB of it one more: slow disks end in time, a loop does not.
+SECONDS = 120
 
 _READY = "ready"
 _AT_ONCE = 1000  # command lines have an end
@@ -64,9 +66,12 @@ def check_arrow(paths: Iterable[str | Path], *, full: bool | None = None) -> Non
         waiting = [path for path in waiting if _state(path) not in _sound]
     if full is None:
         full = sum(path.stat().st_size for path in waiting) <= FULL_BYTES
-    for found in outcomes("arrow-full" if full else "arrow", waiting):
-        if isinstance(found, Exception):
-            raise found
+    kind = "arrow"
+    if full:
+        kind = "arrow-full"
+    for outcome in outcomes(kind, waiting):
+        if isinstance(outcome, Exception):
+            raise outcome
     vouch(waiting)
 
 
@@ -83,10 +88,10 @@ def h5_structure(path: str | Path) -> dict[str, tuple[int, tuple[int, ...], str]
     Raises:
         DamagedFileError: the file is damaged or refused, or opening it crashes.
     """
-    [found] = outcomes("h5", [path])
-    if isinstance(found, Exception):
-        raise found
-    return {name: (offset, tuple(shape), dtype) for name, (offset, shape, dtype) in found.items()}
+    [outcome] = outcomes("h5", [path])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return {name: (offset, tuple(shape), dtype) for name, (offset, shape, dtype) in outcome.items()}
 
 
 def outcomes(kind: str, paths: Iterable[str | Path]) -> list[Any]:
@@ -100,26 +105,26 @@ def outcomes(kind: str, paths: Iterable[str | Path]) -> list[Any]:
         For each file what its reader returns, or a `DamagedFileError`.
     """
     names = [str(path) for path in paths]
-    found: list[Any] = []
-    while len(found) < len(names):
-        rest = names[len(found) : len(found) + _AT_ONCE]
-        if not _can_start():
-            return found + [_read(kind, name) for name in rest]
-        answer = _ask(kind, rest)
+    results: list[Any] = []
+    while len(results) < len(names):
+        batch = names[len(results) : len(results) + _AT_ONCE]
+        answer = None
+        if _can_start():
+            answer = _ask(kind, batch)
         if answer is None:
-            return found + [_read(kind, name) for name in names[len(found) :]]
+            return results + [_read(kind, name) for name in names[len(results) :]]
         lines, end = answer
-        found += [
-            value if fault is None else DamagedFileError(fault)
-            for fault, value in map(json.loads, lines)
-        ]
-        if len(lines) < len(rest):
+        for fault, value in map(json.loads, lines):
+            if fault is not None:
+                value = DamagedFileError(fault)
+            results.append(value)
+        if len(lines) < len(batch):
             fault = (
-                f"{rest[len(lines)]} can't be read: the library that reads such files {end}. "
+                f"{batch[len(lines)]} can't be read: the library that reads such files {end}. "
                 f"{AGAIN}"
             )
-            found.append(DamagedFileError(fault))
-    return found
+            results.append(DamagedFileError(fault))
+    return results
 
 
 def serve(arguments: list[str]) -> None:
@@ -128,9 +133,11 @@ def serve(arguments: list[str]) -> None:
     print(_READY, flush=True)
     _limit(sum(Path(path).stat().st_size for path in paths))
     for path in paths:
-        found = _read(kind, path)
-        line = (str(found), None) if isinstance(found, Exception) else (None, found)
-        print(json.dumps(line), flush=True)
+        value = _read(kind, path)
+        fault = None
+        if isinstance(value, Exception):
+            fault, value = str(value), None
+        print(json.dumps([fault, value]), flush=True)
 
 
 def _read(kind: str, path: str) -> Any:
@@ -149,11 +156,9 @@ def _ask(kind: str, names: list[str]) -> tuple[list[str], str] | None:
     import rag_core
 
     # Without what a folder that someone happens to stand in could hold.
-    places = [
-        str(Path(rag_core.__file__).resolve().parents[1]),
-        *(each for each in sys.path if each),
-    ]
-    command = [sys.executable, "-I", "-c", _CHILD, json.dumps(places), kind, *names]
+    folders = [folder for folder in sys.path if folder]
+    folders.insert(0, str(Path(rag_core.__file__).resolve().parents[1]))
+    command = [sys.executable, "-I", "-c", _CHILD, json.dumps(folders), kind, *names]
     seconds = sum(SECONDS + Path(name).stat().st_size / (16 << 20) for name in names)
     try:
         done = subprocess.run(
@@ -164,17 +169,20 @@ def _ask(kind: str, names: list[str]) -> tuple[list[str], str] | None:
             close_fds=False,
             check=False,
         )
-        output, end = done.stdout, f"crashed at it (exit status {done.returncode})"
+        output = done.stdout
+        end = f"crashed at it (exit status {done.returncode})"
     except subprocess.TimeoutExpired as error:
-        output, end = error.stdout or b"", f"did not come to an end within {seconds:.0f} s"
-    whole = output.decode("utf-8", "replace").replace("\r\n", "\n").splitlines(keepends=True)
-    if _READY + "\n" not in whole:
+        output = error.stdout or b""
+        end = f"did not come to an end within {seconds:.0f} s"
+    lines = output.decode("utf-8", "replace").replace("\r\n", "\n").splitlines(keepends=True)
+    if _READY + "\n" not in lines:
         warn(
             f"no process could be started to look at {names[0]} first ({end}): it is read here, "
             "where a crash of a library would end this process."
         )
         return None
-    return [line for line in whole if line.startswith("[") and line.endswith("\n")], end
+    # the last line of a child that crashed may be half of one
+    return [line for line in lines if line.startswith("[") and line.endswith("\n")], end
 
 
 def _can_start() -> bool:
@@ -191,17 +199,17 @@ def _limit(size: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    for kind, most in ((resource.RLIMIT_AS, MEMORY + 2 * size), (resource.RLIMIT_CORE, 0)):
+    for kind, limit in ((resource.RLIMIT_AS, MEMORY + 2 * size), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(
-            kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
-        )
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(kind, (limit, hard))
 
 
 def _state(path: str | Path) -> tuple[Any, ...]:
-    found = Path(path).stat()
+    stat = Path(path).stat()
     # renamed, it is the same file
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _arrow(path: str, full: bool = False) -> int:

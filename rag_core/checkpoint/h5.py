@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by its name from then on
 import numpy as np
 
 from rag_core.checkpoint.file_checks import h5_structure
@@ -39,14 +39,15 @@ class H5File:
             raise ImportError(f"Reading {path} needs h5py:  pip install h5py")
         self._file = MappedFile(path, "HDF5")
         self._places: dict[str, tuple[int, tuple[int, ...], np.dtype]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype] = {}
         for name, (offset, shape, kind) in h5_structure(path).items():
-            dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+            dtype = np.dtype(kind)
+            # the child's word is taken for nothing
             self._file.check(name, offset, shape, dtype)
             self._places[name] = offset, shape, dtype
-        self.shapes = {name: shape for name, (_, shape, _) in self._places.items()}
-        self.dtypes = {
-            name: dtype.newbyteorder("=") for name, (_, _, dtype) in self._places.items()
-        }
+            self.shapes[name] = shape
+            self.dtypes[name] = dtype.newbyteorder("=")
         self.free = self._file.free
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -16,6 +16,8 @@ from rag_core.hub import DamagedFileError
 
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
+# What h5py raises on the way through a damaged file.
+_MALFORMED = (OSError, ValueError, TypeError, LookupError, RuntimeError, MemoryError)
 
 # (bits, first bit of sign, of exponent, its width, of mantissa, its width) of the floats that are
 # read.
@@ -53,16 +55,7 @@ def structure(path: str | Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
         raise DamagedFileError(
             f"{path} is refused: {error}. Nothing was loaded; save it as safetensors."
         ) from error
-    # What h5py raises on the way through a damaged file.
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        RuntimeError,
-        UnicodeError,
-        MemoryError,
-    ) as error:
+    except _MALFORMED as error:
         if str(error).startswith(str(path)):
             raise
         file.refuse(f"{type(error).__name__}: {error}", error)
@@ -94,21 +87,21 @@ class _Walk:
                     f"{name!r} stands in it twice, or it holds more than {_MAX_OBJECTS:,} objects"
                 )
             self._seen.add((info.fileno, info.addr))
-            found = h5py.h5o.open(group, key)
-            if isinstance(found, h5py.h5g.GroupID):
-                self.through(found, f"{name}/", depth + 1)
-            elif isinstance(found, h5py.h5d.DatasetID):
-                self._take(found, name)
+            member = h5py.h5o.open(group, key)
+            if isinstance(member, h5py.h5g.GroupID):
+                self.through(member, f"{name}/", depth + 1)
+            elif isinstance(member, h5py.h5d.DatasetID):
+                self._take(member, name)
             else:
                 raise _Refused(f"{name!r} is neither a group nor an array")
 
     def _take(self, dataset: Any, name: str) -> None:
         """Notes where an array lies, after all that could make it something else."""
         h5py = self._h5py
-        how = dataset.get_create_plist()
-        if how.get_nfilters():
+        storage = dataset.get_create_plist()
+        if storage.get_nfilters():
             raise _Refused(f"{name!r} is compressed or filtered, which Keras doesn't write")
-        if how.get_layout() != h5py.h5d.CONTIGUOUS or how.get_external_count():
+        if storage.get_layout() != h5py.h5d.CONTIGUOUS or storage.get_external_count():
             raise _Refused(
                 f"{name!r} doesn't lie in one piece in this file (chunks, virtual or external "
                 "storage)"
@@ -118,34 +111,39 @@ class _Walk:
         if space.get_simple_extent_type() not in (h5py.h5s.SIMPLE, h5py.h5s.SCALAR):
             raise _Refused(f"{name!r} has no shape")
         shape = tuple(int(size) for size in space.get_simple_extent_dims())
-        offset = 0 if 0 in shape else dataset.get_offset()
+        offset = 0
+        if 0 not in shape:
+            offset = dataset.get_offset()
         if offset is None:
             raise _Refused(f"{name!r} was made but never filled")
         self._file.check(name, offset, shape, dtype)
-        self.places[name] = offset, shape, dtype.name if dtype.kind == "V" else dtype.str
+        code = dtype.str
+        if dtype.kind == "V":  # bfloat16 has a name, and no code of its own
+            code = dtype.name
+        self.places[name] = offset, shape, code
 
 
 def _dtype(h5py: Any, kind: Any, name: str) -> np.dtype:
     """The NumPy dtype of a stored type, judged by its bits."""
-    found: Any = None
-    order = "<"
+    stored: Any = None
+    bits = kind.get_size() * 8
     if isinstance(kind, h5py.h5t.TypeFloatID):
-        found = _FLOATS.get((kind.get_size() * 8, *kind.get_fields()))
-        order = ">" if kind.get_order() == h5py.h5t.ORDER_BE else "<"
-    elif (
-        isinstance(kind, h5py.h5t.TypeIntegerID)
-        and kind.get_precision() == kind.get_size() * 8 <= 64
-    ):
-        found = f"{'u' if kind.get_sign() == h5py.h5t.SGN_NONE else 'i'}{kind.get_size()}"
-        order = ">" if kind.get_order() == h5py.h5t.ORDER_BE else "<"
-    elif isinstance(kind, h5py.h5t.TypeOpaqueID) and kind.get_size() == 2 and not kind.get_tag():
-        found = ml_dtypes.bfloat16  # what h5py writes of TensorFlow's bfloat16, for want of a type
-    if found is None:
+        stored = _FLOATS.get((bits, *kind.get_fields()))
+    elif isinstance(kind, h5py.h5t.TypeIntegerID) and kind.get_precision() == bits <= 64:
+        stored = f"i{kind.get_size()}"
+        if kind.get_sign() == h5py.h5t.SGN_NONE:
+            stored = f"u{kind.get_size()}"
+    elif isinstance(kind, h5py.h5t.TypeOpaqueID) and bits == 16 and not kind.get_tag():
+        # what h5py writes of TensorFlow's bfloat16, for want of a type
+        return np.dtype(ml_dtypes.bfloat16)
+    if stored is None:
         raise _Refused(
             f"{name!r} holds {type(kind).__name__} of {kind.get_size()} bytes, no numbers that "
             "are read"
         )
-    dtype = np.dtype(found)
-    if order == ">" and dtype.kind == "V":
+    dtype = np.dtype(stored)
+    if kind.get_order() != h5py.h5t.ORDER_BE:
+        return dtype
+    if dtype.kind == "V":
         raise _Refused(f"{name!r} holds big-endian bfloat16")
-    return dtype.newbyteorder(order) if dtype.kind != "V" else dtype
+    return dtype.newbyteorder(">")

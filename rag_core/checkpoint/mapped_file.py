@@ -27,7 +27,8 @@ class MappedFile:
     """
 
     def __init__(self, path: str | Path, kind: str) -> None:
-        self.path, self.kind = Path(path), kind
+        self.path = Path(path)
+        self.kind = kind
         try:
             with self.path.open("rb") as file:
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -54,12 +55,10 @@ class MappedFile:
             self.refuse(f"{name} has shape {shape} at byte {offset}")
         size = math.prod(shape) * dtype.itemsize
         # An array without numbers needs no bytes, but its other sizes would still be trusted later.
-        if offset + size > len(self.data) or math.prod(number or 1 for number in shape) > len(
-            self.data
-        ):
-            self.refuse(
-                f"{name} of shape {shape} needs {size} bytes at byte {offset} of {len(self.data)}"
-            )
+        count = math.prod(axis or 1 for axis in shape)
+        length = len(self.data)
+        if offset + size > length or count > length:
+            self.refuse(f"{name} of shape {shape} needs {size} bytes at byte {offset} of {length}")
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array that was checked before."""

@@ -66,20 +66,22 @@ class SafetensorsFile:
             }
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             self._file.refuse(f"{type(error).__name__}: {error}", error)
-        end = 8 + length
-        for name, (start, shape, dtype) in sorted(
-            self._places.items(), key=lambda item: item[1][0]
-        ):
-            if start != end and 0 not in shape:
-                self._file.refuse(
-                    f"the numbers of {name} start at byte {start}, where {end} is free"
-                )
-            end += math.prod(shape) * dtype.itemsize
-        if end != len(data):
-            self._file.refuse(f"its tensors end at byte {end} of {len(data)}")
         self.shapes = {name: shape for name, (_, shape, _) in self._places.items()}
         self.dtypes = {name: dtype for name, (_, _, dtype) in self._places.items()}
         self.free = self._file.free
+        end = 8 + length
+        for name in sorted(self._places, key=self._start):
+            start = self._start(name)
+            if start != end and 0 not in self.shapes[name]:
+                self._file.refuse(
+                    f"the numbers of {name} start at byte {start}, where {end} is free"
+                )
+            end += math.prod(self.shapes[name]) * self.dtypes[name].itemsize
+        if end != len(data):
+            self._file.refuse(f"its tensors end at byte {end} of {len(data)}")
+
+    def _start(self, name: str) -> int:
+        return self._places[name][0]
 
     def _place(
         self, name: str, entry: Mapping[str, Any], base: int
@@ -88,7 +90,8 @@ class SafetensorsFile:
             raise ValueError(
                 f"{name} holds numbers of type {entry['dtype']!r}, known are {', '.join(DTYPES)}"
             )
-        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        shape = tuple(entry["shape"])
+        dtype = DTYPES[entry["dtype"]]
         first, last = entry["data_offsets"]
         if type(first) is not int or type(last) is not int:
             raise ValueError(f"{name} has offsets {first!r}, {last!r}")
@@ -132,13 +135,15 @@ def write_safetensors(
                 f"{name} holds numbers of type {dtype}, which safetensors can't; known: "
                 f"{', '.join(DTYPES)}."
             )
-        start, end = end, end + math.prod(shapes[name]) * dtype.itemsize
+        start = end
+        end += math.prod(shapes[name]) * dtype.itemsize
         header[name] = {
             "dtype": _NAMES[dtype],
             "shape": list(shapes[name]),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # The numbers begin at a multiple of 8, too.
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -160,7 +165,7 @@ def _bytes(array: np.ndarray) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("a name stands twice in its header")
-    return found
+    return entries

@@ -19,13 +19,15 @@ from rag_core.checkpoint.lazy import LazyWeights, same_numbers
 # What a network may need in front of a name's end, where the file holds a part alone or left a
 # scope out.
 _PARTS = (
-    *("", "model.", "generator.", "generator.model."),
-    *("question_encoder.", "question_encoder.question_encoder."),
-    *(
-        "question_encoder.bert_model.",
-        "question_encoder.question_encoder.bert_model.",
-        "ctx_encoder.bert_model.",
-    ),
+    "",
+    "model.",
+    "generator.",
+    "generator.model.",
+    "question_encoder.",
+    "question_encoder.question_encoder.",
+    "question_encoder.bert_model.",
+    "question_encoder.question_encoder.bert_model.",
+    "ctx_encoder.bert_model.",
 )
 _FRONTS = (*_PARTS, *(f"rag.{part}" for part in _PARTS))
 _COMPONENTS = {"question_encoder", "ctx_encoder", "generator"}
@@ -43,8 +45,10 @@ def torch_name(name: str) -> str:
     """
     path = re.sub(r":\d+$", "", name).replace("_._", "/")
     parts = [part.rpartition("___")[2] or part for part in re.split(r"[/.]", path) if part]
-    leaf = parts[-1] if parts else name
-    return ".".join([*parts[:-1], _LEAVES.get(leaf, leaf)])
+    if not parts:
+        return name
+    parts[-1] = _LEAVES.get(parts[-1], parts[-1])
+    return ".".join(parts)
 
 
 def torch_layout(weights: LazyWeights, source: str) -> LazyWeights:
@@ -66,27 +70,30 @@ def torch_layout(weights: LazyWeights, source: str) -> LazyWeights:
             f"{source} holds two weights that PyTorch would call alike: "
             f"{', '.join(map(torch_name, twice))}."
         )
-    turned = {
+    shapes = {name: weights.shapes[old] for name, old in names.items()}
+    # Keras stores matrices as (in, out)
+    transposed = {
         name
         for name, old in names.items()
-        if re.search(r"(^|/)kernel(:\d+)?$", old) and len(weights.shapes[old]) == 2
+        if re.search(r"(^|/)kernel(:\d+)?$", old) and len(shapes[name]) == 2
     }
 
     def read(name: str) -> np.ndarray:
         array = weights[names[name]]
-        return array.T if name in turned else array
+        if name in transposed:
+            return array.T
+        return array
 
-    shapes = {name: weights.shapes[old] for name, old in names.items()}
-    shapes |= {name: shapes[name][::-1] for name in turned}
+    shapes |= {name: shapes[name][::-1] for name in transposed}
     dtypes = {name: weights.dtypes[old] for name, old in names.items()}
     return LazyWeights(shapes, read, dtypes=dtypes, free=weights.free, scoped=True)
 
 
-def by_end(found: Iterable[str], expected: Iterable[str]) -> dict[str, list[str]]:
+def by_end(names: Iterable[str], expected: Iterable[str]) -> dict[str, list[str]]:
     """Which names of a file serve each needed name.
 
     Args:
-        found: names as `torch_name` spells them.
+        names: of the file, as `torch_name` spells them.
         expected: names needed.
 
     Returns:
@@ -95,7 +102,7 @@ def by_end(found: Iterable[str], expected: Iterable[str]) -> dict[str, list[str]
     """
     needed = set(expected)
     served: dict[str, list[str]] = {}
-    for name in found:
+    for name in names:
         match = _match(name.split("."), needed)
         if match is not None:
             served.setdefault(match, []).append(name)
@@ -103,28 +110,27 @@ def by_end(found: Iterable[str], expected: Iterable[str]) -> dict[str, list[str]
 
 
 def _match(parts: list[str], needed: set[str]) -> str | None:
+    components = _COMPONENTS.intersection(parts)
     for start in range(len(parts)):
         end = ".".join(parts[start:])
         for front in _FRONTS:
             name = front + end
+            if name not in needed:
+                continue
             # A generator's weights never serve an encoder, nor one encoder's the other, however
             # alike they end.
-            if name in needed and _agree(
-                set(parts) & _COMPONENTS, set(name.split(".")) & _COMPONENTS
-            ):
+            others = _COMPONENTS.intersection(name.split("."))
+            if not components or not others or components & others:
                 return name
     return None
-
-
-def _agree(one: set[str], other: set[str]) -> bool:
-    return not one or not other or bool(one & other)
 
 
 def unscoped(name: str) -> str:
     """A name without the scopes in front of the model's own, for people."""
     parts = name.split(".")
-    last = max((at for at, part in enumerate(parts) if re.fullmatch(r"tf\w+", part)), default=-1)
-    return ".".join(parts[last + 1 :]) or name
+    scopes = [number for number, part in enumerate(parts) if re.fullmatch(r"tf\w+", part)]
+    start = max(scopes, default=-1) + 1
+    return ".".join(parts[start:]) or name
 
 
 def under_needed_names(

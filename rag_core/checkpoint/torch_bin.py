@@ -21,23 +21,23 @@ import numpy as np
 
 from rag_core.checkpoint.mapped_file import free_pages
 from rag_core.checkpoint.unpickler import Refused, Storage, Tensor, run
+from rag_core.hub import DamagedFileError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
 # What Python raises on the way through a damaged file.
 _MALFORMED = (
-    *(
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        MemoryError,
-    ),
-    *(struct.error, zipfile.BadZipFile),
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -114,7 +114,7 @@ class TorchFile(Mapping[str, np.ndarray]):
         free_pages(self._data)
 
     def _fail(self, what: str, cause: Exception | None = None) -> NoReturn:
-        raise OSError(
+        raise DamagedFileError(
             f"{self.path} {what}. Nothing was loaded; fetch the file again or save it as "
             "safetensors."
         ) from cause
@@ -143,19 +143,18 @@ class TorchFile(Mapping[str, np.ndarray]):
                     )
                 places[name.removeprefix(root)] = (start, entry.file_size, entry.CRC)
         self._places = {
-            name.removeprefix("data/"): at
-            for name, at in places.items()
+            name.removeprefix("data/"): place
+            for name, place in places.items()
             if name.startswith("data/")
         }
         start, size, checksum = places["data.pkl"]
         pickled = self._data[start : start + size]
         if zlib.crc32(pickled) != checksum:
             raise Refused("is corrupt: its table of contents doesn't match its checksum")
-        if (
-            "byteorder" in places
-            and self._data[places["byteorder"][0] : places["byteorder"][0] + 6] != b"little"
-        ):
-            raise Refused("holds big-endian numbers, which aren't supported")
+        if "byteorder" in places:  # files of old releases have no such entry
+            start = places["byteorder"][0]
+            if self._data[start : start + 6] != b"little":
+                raise Refused("holds big-endian numbers, which aren't supported")
         return run(_Bytes(pickled))
 
     def _read_legacy(self) -> Any:
@@ -181,25 +180,24 @@ class TorchFile(Mapping[str, np.ndarray]):
         """Refuses sizes and strides that reach outside the storage, before anything is
         allocated.
         """
-        numbers = (tensor.offset, tensor.storage.numel, *tensor.size, *tensor.stride)
-        if any(type(number) is not int or number < 0 for number in numbers) or len(
-            tensor.size
-        ) != len(tensor.stride):
-            raise Refused(f"is corrupt: {name} has size {tensor.size} and strides {tensor.stride}")
-        if tensor.storage.key not in self._places:
+        size = tensor.size
+        stride = tensor.stride
+        storage = tensor.storage
+        numbers = (tensor.offset, storage.numel, *size, *stride)
+        is_malformed = any(type(number) is not int or number < 0 for number in numbers)
+        if is_malformed or len(size) != len(stride):
+            raise Refused(f"is corrupt: {name} has size {size} and strides {stride}")
+        if storage.key not in self._places:
             raise Refused(f"is truncated or corrupt: the values of {name} are missing")
-        start, held, _ = self._places[tensor.storage.key]
-        itemsize = np.dtype(tensor.storage.dtype).itemsize
-        last = tensor.offset + sum(
-            (n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)
-        )
-        fits = tensor.storage.numel * itemsize <= held and start + held <= len(self._data)
+        start, length, _ = self._places[storage.key]
+        itemsize = np.dtype(storage.dtype).itemsize
+        last = tensor.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        fits = storage.numel * itemsize <= length and start + length <= len(self._data)
         # A stride of 0 lets few bytes declare any size.
-        bounded = math.prod(tensor.size) * itemsize <= len(self._data) and len(tensor.size) <= 32
-        if not fits or not bounded or (0 not in tensor.size and last >= tensor.storage.numel):
+        bounded = math.prod(size) * itemsize <= len(self._data) and len(size) <= 32
+        if not fits or not bounded or (0 not in size and last >= storage.numel):
             raise Refused(
-                f"is truncated or corrupt: {name} of size {tensor.size} reaches outside its "
-                f"{held} bytes"
+                f"is truncated or corrupt: {name} of size {size} reaches outside its {length} bytes"
             )
 
 
@@ -207,32 +205,33 @@ class _Bytes:
     """Bytes with the three methods that the machine reads a file with."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+        self._data = data
+        self._position = 0
 
     def read(self, count: int) -> bytes:
-        part = self._data[self._at : self._at + count]
-        self._at += len(part)
+        part = self._data[self._position : self._position + count]
+        self._position += len(part)
         return part
 
     def readline(self) -> bytes:
-        end = self._data.find(b"\n", self._at) + 1
-        return self.read((end or len(self._data)) - self._at)
+        end = self._data.find(b"\n", self._position) + 1
+        return self.read((end or len(self._data)) - self._position)
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
 
 def _tensors_of(content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, or of the one a training checkpoint holds under "state_dict"."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    if not isinstance(content, dict):
+        content = {}
+    if isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {
-            name: value
-            for name, value in content.items()
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise Refused("holds no state dict (names with tensors)")
     return tensors

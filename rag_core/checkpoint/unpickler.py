@@ -75,18 +75,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch.device": lambda *_: None,
 }
 
-_LITERALS = {
-    *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *(
-        "UNICODE",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-    ),
-}
+_LITERALS = frozenset(
+    "INT LONG BININT BININT1 BININT2 LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING".split()
+)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -108,7 +100,8 @@ def run(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
         Refused: an operation or a name that a state dict doesn't need.
         ValueError, LookupError, TypeError: a malformed stream.
     """
-    known = {} if storages is None else storages
+    if storages is None:
+        storages = {}
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     argument: Any
@@ -131,25 +124,33 @@ def run(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
         elif operation in _TUPLES:
             count = _TUPLES[operation]
             stack[-count:] = [tuple(_popped(stack, count))]
-        elif operation in ("TUPLE", "LIST"):
-            stack.append((tuple if operation == "TUPLE" else list)(_to_mark(stack)))
+        elif operation == "TUPLE":
+            stack.append(tuple(_to_mark(stack)))
+        elif operation == "LIST":
+            stack.append(_to_mark(stack))
         elif operation == "DICT":
-            items = _to_mark(stack)
-            stack.append(dict(zip(items[::2], items[1::2], strict=True)))
-        elif operation in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if operation == "APPEND" else _to_mark(stack)
-            _as(stack[-1], list).extend(items)
-        elif operation in ("SETITEM", "SETITEMS"):
-            items = _popped(stack, 2, remove=True) if operation == "SETITEM" else _to_mark(stack)
-            _as(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
-        elif operation in ("GLOBAL", "STACK_GLOBAL"):
-            names = argument.split(" ") if operation == "GLOBAL" else _popped(stack, 2, remove=True)
-            stack.append(_global(".".join(names)))
+            stack.append(_pairs(_to_mark(stack)))
+        elif operation == "APPEND":
+            value = stack.pop()
+            _as(stack[-1], list).append(value)
+        elif operation == "APPENDS":
+            values = _to_mark(stack)
+            _as(stack[-1], list).extend(values)
+        elif operation == "SETITEM":
+            values = _popped(stack, 2, remove=True)
+            _as(stack[-1], dict).update(_pairs(values))
+        elif operation == "SETITEMS":
+            values = _to_mark(stack)
+            _as(stack[-1], dict).update(_pairs(values))
+        elif operation == "GLOBAL":
+            stack.append(_global(argument.replace(" ", ".")))
+        elif operation == "STACK_GLOBAL":
+            stack.append(_global(".".join(_popped(stack, 2, remove=True))))
         elif operation == "REDUCE":
             called, arguments = _popped(stack, 2, remove=True)
             stack.append(_CALLS[_as(called, Global).name](*_as(arguments, tuple)))
         elif operation == "BINPERSID":
-            stack.append(_storage(stack.pop(), known))
+            stack.append(_storage(stack.pop(), storages))
         elif operation == "BUILD":
             stack.pop()  # the attributes of a state dict: version numbers
         elif operation == "STOP":
@@ -160,6 +161,11 @@ def run(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
                 "doesn't need"
             )
     raise Refused("is truncated")
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    """A mapping out of its keys and values in turn."""
+    return dict(zip(values[::2], values[1::2], strict=True))
 
 
 def _global(name: str) -> Global:
@@ -173,16 +179,13 @@ def _global(name: str) -> Global:
 
 def _storage(description: Any, known: dict[str, Storage]) -> Storage:
     """What a persistent id describes: ("storage", type, key, location, numel[, view])."""
-    kind, of, key, _, numel, *view = _as(description, tuple)
-    if (
-        kind != "storage"
-        or _as(of, Global).name not in STORAGES
-        or any(each is not None for each in view)
-    ):
+    kind, numbers, key, _, numel, *view = _as(description, tuple)
+    is_known = kind == "storage" and _as(numbers, Global).name in STORAGES
+    if not is_known or any(part is not None for part in view):
         raise Refused("is refused: it describes a storage in a form that isn't known")
     if type(numel) is not int or numel < 0:
         raise Refused(f"is corrupt: a storage of {numel!r} numbers")
-    storage = Storage(str(key), STORAGES[of.name], numel)
+    storage = Storage(str(key), STORAGES[numbers.name], numel)
     if known.setdefault(storage.key, storage) != storage:
         raise Refused(f"is corrupt: storage {storage.key} is described twice, differently")
     return storage
@@ -206,11 +209,11 @@ def _popped(stack: list[Any], count: int, *, remove: bool = False) -> list[Any]:
 
 def _to_mark(stack: list[Any]) -> list[Any]:
     """Takes everything above the last mark, and the mark."""
-    at = len(stack) - 1
-    while stack[at] is not _MARK:
-        at -= 1
-        if at < 0:
+    mark = len(stack) - 1
+    while stack[mark] is not _MARK:
+        mark -= 1
+        if mark < 0:
             raise Refused("is truncated or corrupt: a mark is missing")
-    values = stack[at + 1 :]
-    del stack[at:]
+    values = stack[mark + 1 :]
+    del stack[mark:]
     return values

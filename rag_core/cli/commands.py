@@ -11,15 +11,18 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rag_core.hub import Line, scan_lines, text_fault
 from rag_core.knowledge import BadFilesError, PassedByWarning
+
+if TYPE_CHECKING:
+    from rag_core.outputs import Answer
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_QUESTIONS = (
@@ -52,14 +55,14 @@ def _one_line_errors(stopped: str) -> Iterator[None]:
 
     `stopped` is said at Ctrl-C.
     """
-    said: set[str] = set()
+    shown: set[str] = set()
     late: list[str] = []
 
     def note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         line = f"note: {message}"
-        if not issubclass(category, UserWarning) or line in said:
+        if not issubclass(category, UserWarning) or line in shown:
             return
-        said.add(line)
+        shown.add(line)
         if issubclass(category, PassedByWarning):
             late.append(line)
         else:
@@ -103,9 +106,8 @@ def _write_nowhere() -> None:
 
 def _error_line(error: Exception) -> str:
     if isinstance(error, BadFilesError):
-        return "\n  ".join(
-            ["dualrag: error:", *(" ".join(fault.split()) for fault in error.faults)]
-        )
+        faults = [" ".join(fault.split()) for fault in error.faults]
+        return "\n  ".join(["dualrag: error:", *faults])
     return f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}"
 
 
@@ -113,8 +115,9 @@ def clean(command: Callable[..., None]) -> Callable[..., None]:
     """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1
     shows tracebacks).
     """
-    resumed = command.__name__ in ("index", "train", "demo")
-    stopped = " What was finished is kept; the same command goes on from there." if resumed else ""
+    stopped = ""
+    if command.__name__ in ("index", "train", "demo"):
+        stopped = " What was finished is kept; the same command goes on from there."
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -132,11 +135,9 @@ def _check_names(arguments: dict[str, Any]) -> None:
     Questions may be so, and files of text, which are opened here.
     """
     for name, value in arguments.items():
-        if (
-            name not in ("paths", "question")
-            and isinstance(value, str | Path)
-            and text_fault(str(value))
-        ):
+        if name in ("paths", "question") or not isinstance(value, str | Path):
+            continue
+        if text_fault(str(value)):
             raise ValueError(
                 f"{name} must be a name that is text in this locale, got {str(value)!r}. Rename "
                 "it, or set another locale, e.g. LC_ALL=C.UTF-8"
@@ -217,10 +218,7 @@ def index(
     from rag_core.cli.models import open_encoder
     from rag_core.knowledge import build_knowledge_base, check_settings
 
-    given = {"nlist": nlist, "nprobe": nprobe, "m": m, "rerank": rerank}
-    settings = check_settings(
-        kind, {name: value for name, value in given.items() if value is not None}
-    )
+    settings = check_settings(kind, _without_none(nlist=nlist, nprobe=nprobe, m=m, rerank=rerank))
     loaded, name, fingerprint = open_encoder(engine, encoder, say)
     kb = build_knowledge_base(
         paths,
@@ -235,10 +233,12 @@ def index(
         batch_size=batch_size,
         overwrite=overwrite,
     )
-    found = kb.manifest.index
+    manifest = kb.manifest
     say(
-        f"{out}: {len(kb):,} passages of {len(kb.manifest.sources)} file(s), {kb.manifest.dimension} numbers each, "
-        f'{found["kind"]} index, recall@5 {found["recall_at_5"]:.3f}.\nAsk it:  dualrag ask --kb {out} "..."'
+        f"{out}: {len(kb):,} passages of {len(manifest.sources)} file(s), {manifest.dimension} "
+        f"numbers each, {manifest.index['kind']} index, recall@5 "
+        f"{manifest.index['recall_at_5']:.3f}.\n"
+        f'Ask it:  dualrag ask --kb {out} "..."'
     )
 
 
@@ -291,11 +291,11 @@ def ask(
     if sys.stdin is None:
         raise ValueError("QUESTION must be given where standard input is closed")
     refused = False
-    for asked in _typed() if _at_terminal() else _piped():
+    for line in _questions():
         try:
-            if asked.fault:
-                raise ValueError(asked.fault)
-            answer([asked.text.strip()])
+            if line.fault:
+                raise ValueError(line.fault)
+            answer([line.text.strip()])
         except (ValueError, TypeError) as error:  # one refused question does not end the session
             say(_error_line(error))
             refused = True
@@ -389,16 +389,16 @@ def train(
     report = load_backend_for_command(backend).train_files(
         questions, model, kb, out, config, validation=validation, device=device
     )
-    loss = (
-        f"loss {report.history[-1]['loss']:.3f} nats a token"
-        if report.history
-        else "nothing left to train"
-    )
-    match = "" if report.exact_match is None else f", exact match {report.exact_match:.3f}"
+    outcome = "nothing left to train"
+    if report.history:
+        outcome = f"loss {report.history[-1]['loss']:.3f} nats a token"
+    if report.exact_match is not None:
+        outcome += f", exact match {report.exact_match:.3f}"
     for note in report.notes():
         say(f"note: {note}")
     say(
-        f'{out}: {report.steps} steps, {loss}{match}.\nAsk it:  dualrag ask --model {out} --kb {kb} "..."'
+        f"{out}: {report.steps} steps, {outcome}.\n"
+        f'Ask it:  dualrag ask --model {out} --kb {kb} "..."'
     )
 
 
@@ -421,11 +421,10 @@ def convert(
     """
     from rag_core.checkpoint import convert_checkpoint
 
-    options = {} if revision is None else {"revision": revision}
-    done = convert_checkpoint(
-        source, target, max_shard_size=max_shard_size, dtype=dtype, progress=True, **options
+    converted = convert_checkpoint(
+        source, target, max_shard_size=max_shard_size, dtype=dtype, progress=True, revision=revision
     )
-    say(f"{target}: {done}.")
+    say(f"{target}: {converted}.")
 
 
 @app.command(short_help="Is a checkpoint the same function in PyTorch and TensorFlow?")
@@ -478,14 +477,26 @@ def parity(
             "--model must be given, or --trace and --against to compare two recorded files"
         )
     else:
-        given = {"kb": kb, "questions": questions}
-        texts = {name: None if path is None else str(path) for name, path in given.items()}
-        request = Request(model, **texts, dtype=dtype, head=head, seed=seed, n_docs=n_docs)
+        request = Request(
+            model,
+            kb=_text(kb),
+            questions=_text(questions),
+            dtype=dtype,
+            head=head,
+            seed=seed,
+            n_docs=n_docs,
+        )
         status = check_parity(
             request, against=against, keep=record, out=out, backend=backend, tolerance=tolerance
         )
     if status:
         raise typer.Exit(status)
+
+
+def _text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    return str(path)
 
 
 def _utf8(argument: str) -> str:
@@ -500,8 +511,19 @@ def _utf8(argument: str) -> str:
     return argument
 
 
+def _without_none(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _at_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+def _questions() -> Iterator[Line]:
+    if _at_terminal():
+        return _typed()
+    return _piped()
 
 
 def _typed() -> Iterator[Line]:
@@ -509,11 +531,14 @@ def _typed() -> Iterator[Line]:
     say("Ask away; an empty line ends.")
     with suppress(ImportError):
         import readline  # noqa: F401  # arrow keys and history in input()
+    prompt = "question> "
+    if not sys.stdout.isatty():  # else answers and prompts would go to one file
+        prompt = ""
     for number in count(1):
         try:
-            if not sys.stdout.isatty():  # else answers and prompts would go to one file
+            if not prompt:
                 print("question> ", end="", file=sys.stderr, flush=True)
-            text = input("question> " if sys.stdout.isatty() else "")
+            text = input(prompt)
         except EOFError:
             return
         except UnicodeDecodeError as error:
@@ -521,11 +546,8 @@ def _typed() -> Iterator[Line]:
             continue
         if not text.strip():
             return
-        yield Line(
-            number,
-            text,
-            text_fault(text) and f"QUESTION must be text, but holds {text_fault(text)}",
-        )
+        fault = text_fault(text)
+        yield Line(number, text, fault and f"QUESTION must be text, but holds {fault}")
 
 
 def _piped() -> Iterator[Line]:
@@ -553,20 +575,26 @@ def _answerer(
     from rag_core.cli.models import open_model, single_use
 
     network, base = open_model(engine, kb, model, head, say, int8, **placing)
-    options = {} if n_docs is None else {"n_docs": n_docs}
+    options = _without_none(n_docs=n_docs)
+    credit = None
+    if base is not None:
+        credit = base.manifest.credit
+
+    def show(answer: Answer) -> None:
+        if as_json:
+            print(_json_line(answer.to_dict()), flush=True)
+            return
+        from rich.console import Console
+
+        from rag_core.cli.show import show_answer
+
+        show_answer(answer, Console(), credit)
 
     def answer(questions: list[str], last: bool = False) -> None:
-        with single_use(engine) if last else nullcontext():
+        with single_use(engine, last):
             answers = network.answer(questions, **options)
-        for found in answers:
-            if as_json:
-                print(_json_line(found.to_dict()), flush=True)
-            else:
-                from rich.console import Console
-
-                from rag_core.cli.show import show_answer
-
-                show_answer(found, Console(), base.manifest.credit if base else None)
+        for each in answers:
+            show(each)
 
     return answer
 

@@ -25,13 +25,18 @@ def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None
     from rag_core.demo import ENCODER, ENCODER_FINGERPRINT, encoder_folder
     from rag_core.knowledge import describe
 
-    folder = encoder_folder(say) if name == ENCODER else name
-    weights = Path(folder) / "model.safetensors"
-    fingerprint = f"sha256:{describe(weights)['sha256']}" if weights.is_file() else None
-    known = Path(name).resolve().name if Path(name).is_dir() else name
+    folder = Path(name)
+    if name == ENCODER:
+        folder = encoder_folder(say)
+    elif folder.is_dir():
+        name = folder.resolve().name
+    weights = folder / "model.safetensors"
+    fingerprint = None
+    if weights.is_file():
+        fingerprint = f"sha256:{describe(weights)['sha256']}"
     if fingerprint == ENCODER_FINGERPRINT:  # whatever the folder of this copy is called
-        known = ENCODER
-    return engine.load_encoder(str(folder)), known, fingerprint
+        name = ENCODER
+    return engine.load_encoder(str(folder)), name, fingerprint
 
 
 def open_model(
@@ -69,7 +74,8 @@ def open_model(
         folder = str(demo_model_folder(say))
         config = RagConfig.from_pretrained(folder)
     else:
-        folder, config = model, RagConfig.from_pretrained(model)
+        folder = model
+        config = RagConfig.from_pretrained(folder)
         base = _open_base(engine, kb, model, say)
     if base is None:
         if config.index_name == "custom" and not (config.passages_path and config.index_path):
@@ -84,22 +90,23 @@ def open_model(
         retriever = RagRetriever(
             config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
         )
-    kind = (
-        "RagTokenForGeneration"
-        if (head or config.saved_head) == "token"
-        else "RagSequenceForGeneration"
-    )
-    given = {name: value for name, value in placing.items() if value is not None}
+    kind = "RagSequenceForGeneration"
+    if (head or config.saved_head) == "token":
+        kind = "RagTokenForGeneration"
+    options = {name: value for name, value in placing.items() if value is not None}
     # nothing of the framework is imported before, unless a knowledge base had to be built
     with uncollected():
-        network = getattr(engine, kind).from_pretrained(folder, retriever=retriever, **given)
-    return engine.quantized(network) if int8 else network, base
+        network = getattr(engine, kind).from_pretrained(folder, retriever=retriever, **options)
+    if int8:
+        network = engine.quantized(network)
+    return network, base
 
 
-def single_use(engine: Any) -> AbstractContextManager[None]:
-    """Within it a backend makes nothing ready for later calls."""
-    once = getattr(engine, "once", None)
-    return nullcontext() if once is None else once()
+def single_use(engine: Any, last: bool) -> AbstractContextManager[None]:
+    """Within it a backend makes nothing ready for later calls, where this is the last one."""
+    if last and hasattr(engine, "once"):
+        return engine.once()
+    return nullcontext()
 
 
 def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> KnowledgeBase | None:

@@ -52,38 +52,39 @@ def show_answer(answer: Answer, console: Console, credit: str | None = None) -> 
     if not narrow:
         table.add_column("before answering", width=16)
         table.add_column("given the answer", width=16)
-    best = max((p.posterior for p in answer.passages), default=0.0)
+    best = max((passage.posterior for passage in answer.passages), default=0.0)
     for rank, passage in enumerate(answer.passages, 1):
-        text = line(passage.text)
-        snippet = (
-            text
-            if len(text) <= SNIPPET
-            else text[:SNIPPET].rsplit(" ", 1)[0] + (" ..." if plain else " …")
-        )
-        style = "bold cyan" if passage.posterior == best else "cyan"
+        style = "cyan"
+        if passage.posterior == best:
+            style = "bold cyan"
         cell = Text.assemble(
             (line(passage.title) or "(untitled)", style),
             (f"  row {passage.id}", "dim"),
             "\n",
-            snippet,
+            _snippet(line(passage.text), plain),
         )
+        bars = []
         if narrow:
-            cell.append(
-                f"\n{_percent(passage.prior)} before, {_percent(passage.posterior)} given the "
-                "answer",
-                "green",
-            )
-            table.add_row(str(rank), cell)
+            prior = _percent(passage.prior)
+            posterior = _percent(passage.posterior)
+            cell.append(f"\n{prior} before, {posterior} given the answer", "green")
         else:
-            table.add_row(
-                str(rank),
-                cell,
-                _bar(passage.prior, "blue", plain),
-                _bar(passage.posterior, "green", plain),
-            )
+            bars.append(_bar(passage.prior, "blue", plain))
+            bars.append(_bar(passage.posterior, "green", plain))
+        table.add_row(str(rank), cell, *bars)
     console.print(Padding(table, (0, 1)))
     if credit:
         console.print(Padding(Text(credit, style="dim"), (0, 1, 1, 1)))
+
+
+def _snippet(text: str, plain: bool) -> str:
+    """The beginning of a text, to the end of a word."""
+    if len(text) <= SNIPPET:
+        return text
+    start = text[:SNIPPET].rsplit(" ", 1)[0]
+    if plain:
+        return start + " ..."
+    return start + " …"
 
 
 def _line(text: str, encoding: str) -> str:
@@ -97,14 +98,18 @@ def _line(text: str, encoding: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %"
 
 
 def _bar(share: float, colour: str, plain: bool) -> Text:
     from rich.text import Text
 
-    full = round(BAR * min(1.0, max(0.0, share)))
-    done, left = ("#", "-") if plain else ("█", "░")
-    return Text.assemble(
-        (done * full, colour), (left * (BAR - full), "dim"), f"\n{_percent(share)}"
-    )
+    letters = "█░"
+    if plain:
+        letters = "#-"
+    length = round(BAR * min(1.0, max(0.0, share)))
+    filled = letters[0] * length
+    rest = letters[1] * (BAR - length)
+    return Text.assemble((filled, colour), (rest, "dim"), f"\n{_percent(share)}")

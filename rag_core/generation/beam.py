@@ -8,10 +8,17 @@ step, t tokens so far, R = Q * K rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+
+Watch = Callable[[float, float], None]
+
+
+def _unwatched(better: float, worse: float) -> None:
+    pass
 
 
 def order_candidates(
@@ -64,8 +71,9 @@ class _Hypothesis:
 class _Pool:
     """The K best finished sequences of one search."""
 
-    def __init__(self, size: int, length_penalty: float) -> None:
+    def __init__(self, size: int, length_penalty: float, watch: Watch) -> None:
         self.size, self.length_penalty = size, length_penalty
+        self.watch = watch
         self.kept: list[_Hypothesis] = []
         self.worst = 1e9
 
@@ -73,8 +81,10 @@ class _Pool:
         self, tokens: np.ndarray, sum_log_probs: float, indices: np.ndarray, generated: int
     ) -> None:
         score = sum_log_probs / generated**self.length_penalty
-        if len(self.kept) >= self.size and not score > self.worst:
-            return
+        if len(self.kept) >= self.size:
+            self.watch(self.worst, score)
+            if not score > self.worst:
+                return
         self.kept.append(_Hypothesis(score, sum_log_probs, tokens, indices))
         if len(self.kept) > self.size:
             lowest = min(range(len(self.kept)), key=lambda i: self.kept[i].score)
@@ -85,7 +95,10 @@ class _Pool:
 
     def best(self, count: int) -> list[_Hypothesis]:
         # of equals the later one first, as 4.37.2 pops them from the end of a stable sort
-        return sorted(self.kept, key=lambda h: h.score)[::-1][:count]
+        ranked = sorted(self.kept, key=lambda h: h.score)[::-1]
+        for better, worse in pairwise(ranked[: count + 1]):
+            self.watch(better.score, worse.score)
+        return ranked[:count]
 
 
 def _begin(rows: int, start_token_id: int, start_tokens: np.ndarray | None) -> np.ndarray:
@@ -133,6 +146,7 @@ class BeamSearch(_Search):
             could.
         num_return_sequences: sequences handed back for each search, at most K.
         sampled: candidates are drawn, so that beams differ from the first step on.
+        watch: told of two scores wherever their order decides something.
     """
 
     def __init__(
@@ -149,6 +163,7 @@ class BeamSearch(_Search):
         early_stopping: bool | str = False,
         num_return_sequences: int = 1,
         sampled: bool = False,
+        watch: Watch = _unwatched,
     ) -> None:
         if num_return_sequences > beams:
             raise ValueError(
@@ -172,7 +187,8 @@ class BeamSearch(_Search):
             # all beams of a search are equal at first: only one may speak
             self.scores[:, 1:] = -1e9
         self.finished = np.zeros(searches, dtype=bool)
-        self._pools = [_Pool(beams, length_penalty) for _ in range(searches)]
+        self._watch = watch
+        self._pools = [_Pool(beams, length_penalty, watch) for _ in range(searches)]
 
     @property
     def live(self) -> np.ndarray:
@@ -246,7 +262,9 @@ class BeamSearch(_Search):
             return True
         if self.early_stopping == "never" and self.length_penalty > 0:
             generated = self.max_length - self.prompt_length
-        return pool.worst >= best / generated**self.length_penalty
+        best /= generated**self.length_penalty
+        self._watch(pool.worst, best)
+        return pool.worst >= best
 
     def finish(self) -> SearchResult:
         """Ends the searches: beams still running compete with the finished ones."""

@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 29
 MAX_DEPTH = 64
 # transformers writes "no limit" as 1e30, in full
 MAX_DIGITS = 40
-_KINDS = {dict: "object", list: "array"}
+_KINDS: dict[type, str] = {dict: "object", list: "array"}
 
 
 def read_json(path: Path, kind: type = dict, *, advice: str = AGAIN) -> Any:

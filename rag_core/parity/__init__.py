@@ -10,13 +10,8 @@ if TYPE_CHECKING:
     from rag_core.parity.command import Request as Request
     from rag_core.parity.command import check_parity as check_parity
     from rag_core.parity.command import compare_traces as compare_traces
-    from rag_core.parity.seeded import compare as compare
-    from rag_core.parity.seeded import seeded_weights as seeded_weights
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
-    {
-        "command": ["Request", "check_parity", "compare_traces"],
-        "seeded": ["compare", "seeded_weights"],
-    },
+    {"command": ["Request", "check_parity", "compare_traces"]},
 )

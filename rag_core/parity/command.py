@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +24,10 @@ import numpy as np
 from rag_core.backends import available_backends, load_backend
 from rag_core.config import RagConfig, config_from_dict
 from rag_core.hub import atomic_write, check_text, check_writable, parse_object, read_lines
-from rag_core.parity.compare import compare_files, load_tolerances
+from rag_core.parity.compare import compare_files
 from rag_core.parity.inputs import DrawnRetriever, contexts, questions, targets
-from rag_core.parity.report import AGREE, DIFFER, as_text, write_reports
-from rag_core.parity.trace import fingerprint, trace
+from rag_core.parity.report import AGREE, DIFFER, as_text, report_base, write_reports
+from rag_core.parity.trace import batch_size, fingerprint, trace
 from rag_core.parity.trace_files import TraceFile, TraceWriter
 
 _CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGeneration"}
@@ -37,8 +37,12 @@ _MODES: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "sampled": {"do_sample": True, "top_k": 50, "seed": 1},
 }
-_FAST = {"fast": {"num_beams": 3, "decoding": "fast"}}
 _LENGTHS = {"max_length": 16, "min_length": 0}
+# Fields of a RagConfig that change what is computed.
+_COMPUTED = tuple(
+    "question_encoder generator label_smoothing exclude_bos_score bos_token_id "
+    "do_deduplication".split()
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ def check_parity(
         ValueError: the traces are not of the same thing, or nothing to compare with.
         OSError, ImportError: a file or a framework is missing.
     """
-    names = [backend] if backend else available_backends()
+    names = available_backends()
+    if backend:
+        names = [backend]
     if not names or backend:
         load_backend(backend)
     RagConfig.from_pretrained(request.model)  # a wrong name should not wait for a framework to load
@@ -119,21 +125,19 @@ def check_parity(
     if against is not None:
         TraceFile(against).close()
     with tempfile.TemporaryDirectory() as folder:
-        found: list[Path] = []
+        traces: list[str | Path] = []
         for name in names:
             say(f"recording with {name} ...")
-            found.append(Path(folder) / f"{name}.npz")
-            _in_process(request, name, found[-1])
+            path = Path(folder) / f"{name}.npz"
+            _in_process(request, name, path)
+            traces.append(path)
         if keep is not None:
             with atomic_write(keep) as draft:
-                shutil.copyfile(found[0], draft)
+                shutil.copyfile(traces[0], draft)
             say(f"recorded with {names[0]}: {keep}")
-        pairs = (
-            [(found[0], other) for other in found[1:]]
-            if against is None
-            else [(against, path) for path in found]
-        )
-        return compare_traces(pairs, out, tolerance, say)
+        if against is None:
+            against, *traces = traces
+        return compare_traces([(against, path) for path in traces], out, tolerance, say)
 
 
 def compare_traces(
@@ -143,27 +147,23 @@ def compare_traces(
     say: Callable[[str], None],
 ) -> int:
     """Compares pairs of trace files and reports; arguments and status as in `check_parity`."""
-    result = AGREE
+    bounds = None
+    if tolerance is not None:
+        bounds = {"": tolerance, "choices": tolerance}
+    status = AGREE
     for expected, actual in pairs:
-        one, other = TraceFile(expected), TraceFile(actual)
-        bounds = (
-            load_tolerances(one.header["dtype"])
-            if tolerance is None
-            else {"": tolerance, "choices": tolerance}
-        )
-        compared = compare_files(one, other, bounds)
-        headers = one.header, other.header
-        say(as_text(compared, headers))
+        files = TraceFile(expected), TraceFile(actual)
+        headers = files[0].header, files[1].header
+        result = compare_files(*files, bounds)
+        say(as_text(result, headers))
         if out is not None:
-            base = Path(out).with_suffix("") if Path(out).suffix in (".json", ".md") else Path(out)
-            base = (
-                base
-                if len(pairs) == 1
-                else base.with_name(f"{base.name}-{other.header['run']['backend']}")
-            )
-            say("written: " + ", ".join(map(str, write_reports(compared, headers, base))))
-        result = result if compared.agrees else DIFFER
-    return result
+            base = report_base(out)
+            if len(pairs) > 1:
+                base = base.with_name(f"{base.name}-{headers[1]['run']['backend']}")
+            say("written: " + ", ".join(map(str, write_reports(result, headers, base))))
+        if not result.agrees:
+            status = DIFFER
+    return status
 
 
 def _in_process(request: Request, backend: str, out: Path) -> None:
@@ -197,10 +197,9 @@ def record(request: Request, backend: str, out: Path) -> None:
     model = getattr(engine, _CLASSES[head]).from_pretrained(request.model, dtype=request.dtype)
     tracer = tracing.Tracer(model)
     n_docs = request.n_docs or min(int(config.n_docs), 5)
-    modes = {
-        name: {**options, **_LENGTHS}
-        for name, options in ({**_MODES, **(_FAST if head == "sequence" else {})}).items()
-    }
+    modes = {name: {**options, **_LENGTHS} for name, options in _MODES.items()}
+    if head == "sequence":
+        modes["fast"] = {"num_beams": 3, "decoding": "fast", **_LENGTHS}
     weights = _weights(request.model, config, head)
     about = {"head": head, "n_docs": n_docs, "config": _digest(_function(config)), **about}
     writer = TraceWriter(
@@ -212,37 +211,34 @@ def record(request: Request, backend: str, out: Path) -> None:
         about=about,
     )
     with writer:
-        for name, given in _cases(request, config, n_docs).items():
-            model.set_retriever(retriever if "input_ids" in given else None)
-            batch = len(given["input_ids"]) if "input_ids" in given else len(given["doc_scores"])
-            labels = targets(config, f"{name}:{request.seed}", "padded", batch, length=8)
-            stages = trace(tracer, given, labels, n_docs, modes, margins=request.dtype == "float32")
-            writer.add(
-                name,
-                {"weights": weights, "inputs": fingerprint({**given, "labels": labels})},
-                stages,
-            )
+        for name, inputs in _cases(request, config, n_docs).items():
+            model.set_retriever(None)
+            if "input_ids" in inputs:
+                model.set_retriever(retriever)
+            key = f"{name}:{request.seed}"
+            labels = targets(config, key, "padded", batch_size(inputs), length=8)
+            info = {"weights": weights, "inputs": fingerprint({**inputs, "labels": labels})}
+            near = request.dtype == "float32"  # float64 decides, and needs no excuse
+            writer.add(name, info, trace(tracer, inputs, labels, n_docs, modes, margins=near))
 
 
 def _cases(request: Request, config: RagConfig, n_docs: int) -> dict[str, dict[str, np.ndarray]]:
     key = f"parity:{request.seed}"
     if request.questions is None:
-        given = contexts(config, key, 2, n_docs)
+        drawn = contexts(config, key, 2, n_docs)
         if n_docs > 1:
-            given["doc_scores"][1, -1] = -np.inf  # a document that was not found
-        return {"drawn questions": questions(config, key, 2, length=9), "drawn contexts": given}
+            drawn["doc_scores"][1, -1] = -np.inf  # a document that was not found
+        return {"drawn questions": questions(config, key, 2, length=9), "drawn contexts": drawn}
     from rag_core.tokenization import RagTokenizer
 
     texts = read_questions(request.questions)
     encode = RagTokenizer.from_pretrained(request.model).question_encoder
     cases = {}
     for start in range(0, len(texts), _BATCH):
-        rows = encode(
-            texts[start : start + _BATCH], padding=True, truncation=True, return_tensors="np"
-        )
-        name = f"questions {start + 1} to {start + len(rows['input_ids'])}"
-        cases[name] = {
-            part: np.asarray(rows[part], np.int64) for part in ("input_ids", "attention_mask")
+        batch = texts[start : start + _BATCH]
+        rows = encode(batch, padding=True, truncation=True, return_tensors="np")
+        cases[f"questions {start + 1} to {start + len(batch)}"] = {
+            name: np.asarray(rows[name], np.int64) for name in ("input_ids", "attention_mask")
         }
     return cases
 
@@ -255,20 +251,22 @@ def read_questions(path: str | Path) -> list[str]:
             file and line.
         OSError: it cannot be read.
     """
-    found: list[str] = []
+    texts: list[str] = []
     for number, line in read_lines(path):
-        text, place = line.strip(), f"{path}:{number}"
+        text = line.strip()
+        place = f"{path}:{number}"
         if text.startswith(("{", "[{")) or text == "[":  # an array is refused with advice
-            question = parse_object(text, place, first=not found).get("question")
+            question = parse_object(text, place, first=not texts).get("question")
             if not isinstance(question, str):
                 raise ValueError(
                     f'{place}: expected JSON like {{"question": "..."}}, got {question!r:.60}'
                 )
             text = check_text(question, place, '"question"').strip()
-        found += [text] if text else []
-    if not found:
+        if text:
+            texts.append(text)
+    if not texts:
         raise ValueError(f"{path}: no question in it; expected one a line")
-    return found
+    return texts
 
 
 def _retriever(request: Request, config: RagConfig) -> tuple[Any, dict[str, Any]]:
@@ -281,12 +279,14 @@ def _retriever(request: Request, config: RagConfig) -> tuple[Any, dict[str, Any]
     from rag_core.retrieval import RagRetriever
     from rag_core.tokenization import RagTokenizer
 
-    base, tokenizer = KnowledgeBase.open(request.kb), RagTokenizer.from_pretrained(request.model)
+    base = KnowledgeBase.open(request.kb)
+    tokenizer = RagTokenizer.from_pretrained(request.model)
     base.check_model(config)
     about["knowledge base"] = _digest([base.manifest.rows, base.manifest.files])
-    return RagRetriever(
+    retriever = RagRetriever(
         config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
-    ), about
+    )
+    return retriever, about
 
 
 def _weights(name_or_path: str, config: RagConfig, head: str) -> str:
@@ -295,41 +295,18 @@ def _weights(name_or_path: str, config: RagConfig, head: str) -> str:
     """
     from rag_core.checkpoint import fit_weights, read_weights, tied_names
 
-    context = config.extra.get("ctx_encoder")
-    context_config = None if context is None else config_from_dict(context)
-    found = fit_weights(config, read_weights(name_or_path), head, context_encoder=context_config)
+    context_encoder = config.extra.get("ctx_encoder")
+    if context_encoder is not None:
+        context_encoder = config_from_dict(context_encoder)
+    weights = fit_weights(config, read_weights(name_or_path), head, context_encoder=context_encoder)
     copies = {name for group in tied_names(config, head) for name in group[1:]}
-    return fingerprint(_Without(found, copies))
-
-
-class _Without(Mapping[str, np.ndarray]):
-    """A mapping without some names; arrays are read one at a time."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], names: set[str]) -> None:
-        self.arrays, self.names = arrays, names
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
-
-    def __iter__(self) -> Any:
-        return (name for name in self.arrays if name not in self.names)
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+    return fingerprint(weights, weights.keys() - copies)
 
 
 def _function(config: RagConfig) -> dict[str, Any]:
     """The part of a config that says what is computed, not where things lie."""
     values = config.to_dict()
-    names = (
-        "question_encoder",
-        "generator",
-        "label_smoothing",
-        "exclude_bos_score",
-        "bos_token_id",
-        "do_deduplication",
-    )
-    return {name: values.get(name) for name in names}
+    return {name: values.get(name) for name in _COMPUTED}
 
 
 def _digest(value: Any) -> str:

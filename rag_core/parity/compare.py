@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +13,13 @@ from rag_core.parity.trace import places
 from rag_core.parity.trace_files import TraceFile, refusals
 
 TOLERANCES = Path(__file__).parent / "tolerances.json"
-# The share of generations that rounding may turn in float32.
-MOST_TURNED = 0.005
+# The share of generations that rounding may flip in float32.
+MAX_FLIPPED = 0.005
 # Below this, a number is held to an absolute error: log p of an only document is 0.
-_LEAST = 1e-3
+_FLOOR = 1e-3
 # A gradient is held to the largest of its case: that of a key's bias is 0 but for rounding.
-_LEAST_GRADIENT = 1e-2
+_GRADIENT_FLOOR = 1e-2
+_SHOWN = 20  # reasons that an error lists
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,13 @@ class Difference:
 
     def __str__(self) -> str:
         """One line for a person."""
-        at = "" if self.place is None else f" at {list(self.place)}"
-        pair = "" if self.values is None else f" ({self.values[0]:.9g} and {self.values[1]:.9g})"
-        return f"{self.case}: {self.stage}{at}: {self.reason}{pair}"
+        text = f"{self.case}: {self.stage}"
+        if self.place is not None:
+            text += f" at {list(self.place)}"
+        text += f": {self.reason}"
+        if self.values is not None:
+            text += f" ({self.values[0]:.9g} and {self.values[1]:.9g})"
+        return text
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Comparison:
         differences: how many stages part in all.
         stages: kind of stage -> its largest difference.
         cases, generations: how many were compared.
-        turned: generations whose tokens differ where the choice was nearer than float32 can tell.
+        flipped: generations whose tokens differ where the choice was nearer than float32 can tell.
     """
 
     first: list[Difference] = field(default_factory=list)
@@ -81,21 +85,19 @@ class Comparison:
     stages: dict[str, Worst] = field(default_factory=dict)
     cases: int = 0
     generations: int = 0
-    turned: list[str] = field(default_factory=list)
+    flipped: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
         """Whether the traces are those of the same function."""
-        return not self.first and len(self.turned) <= MOST_TURNED * self.generations
+        return not self.first and len(self.flipped) <= MAX_FLIPPED * self.generations
 
 
 def load_tolerances(dtype: str, path: Path = TOLERANCES) -> dict[str, float]:
     """Kind of stage -> what the relative error may be; `""` is for kinds not named."""
     table = json.loads(path.read_text("utf-8"))[dtype]
-    return {
-        "": table["otherwise"],
-        **{kind: entry["bound"] for kind, entry in table.get("stages", {}).items()},
-    }
+    bounds = {kind: entry["bound"] for kind, entry in table.get("stages", {}).items()}
+    return {"": table["otherwise"], **bounds}
 
 
 def compare_files(
@@ -114,19 +116,20 @@ def compare_files(
             the message lists all.
     """
     reasons = refusals(expected.header, actual.header)
+    if len(reasons) > _SHOWN:
+        reasons[_SHOWN:] = [f"and {len(reasons) - _SHOWN} more"]
     if reasons:
-        shown = "\n  ".join(reasons[:20]) + (
-            f"\n  and {len(reasons) - 20} more" if len(reasons) > 20 else ""
-        )
         raise ValueError(
-            f"{expected.path} and {actual.path} are not traces of the same thing:\n  {shown}"
+            f"{expected.path} and {actual.path} are not traces of the same thing:\n  "
+            + "\n  ".join(reasons)
         )
-    tolerances = load_tolerances(expected.header["dtype"]) if tolerances is None else tolerances
+    if tolerances is None:
+        tolerances = load_tolerances(expected.header["dtype"])
     result = Comparison()
     for case in expected.cases:
-        mine, theirs = expected.stages(case), actual.stages(case)
-        shapes = {stage: expected.shape(case, stage) for stage in mine}
-        compare_case(case, mine, theirs, shapes, tolerances, result)
+        stages = expected.stages(case)
+        shapes = {stage: expected.shape(case, stage) for stage in stages}
+        compare_case(case, stages, actual.stages(case), shapes, tolerances, result)
     return result
 
 
@@ -140,116 +143,117 @@ def compare_case(
 ) -> None:
     """Compares the stages of one case, in order, and adds what it finds to `result`."""
     result.cases += 1
-    slopes = [
+    gradients = [
         array for stage, array in expected.items() if stage.startswith("gradient") and array.size
     ]
-    steepest = max((float(np.abs(array).max()) for array in slopes), default=0.0)
-    turned = set(_turned(case, expected, actual, tolerances, result))
-    found = []
+    max_gradient = max((float(np.abs(array).max()) for array in gradients), default=0.0)
+    flipped = set(_flipped(case, expected, actual, tolerances, result))
+    differences = []
     for stage in [*expected, *(stage for stage in actual if stage not in expected)]:
         kind, _, rest = stage.partition(".")
-        if kind == "margin" or (kind in ("tokens", "scores", "choices") and rest in turned):
+        if kind == "margin" or (kind in ("tokens", "scores", "choices") and rest in flipped):
             continue
         bound = tolerances.get(kind, tolerances[""])
-        least = _LEAST_GRADIENT * steepest if kind.startswith("gradient") else _LEAST
+        floor = _FLOOR
+        if kind.startswith("gradient"):
+            floor = max(_GRADIENT_FLOOR * max_gradient, 1e-300)
         if stage not in expected or stage not in actual:
-            found.append(Difference(case, stage, "recorded by one of them only", tolerance=bound))
+            reason = "recorded by one of them only"
+            differences.append(Difference(case, stage, reason, tolerance=bound))
             continue
-        difference = _difference(
-            case, stage, expected[stage], actual[stage], bound, max(least, 1e-300)
-        )
+        difference = _difference(case, stage, expected[stage], actual[stage], bound, floor)
         if difference.reason:
-            found.append(difference)
+            differences.append(difference)
         _count(result.stages.setdefault(kind, Worst()), difference)
-    result.differences += len(found)
-    result.first += [_located(each, shapes) for each in found[:1]]
+    result.differences += len(differences)
+    result.first += [_located(difference, shapes) for difference in differences[:1]]
 
 
-def _turned(
+def _flipped(
     case: str,
     expected: Mapping[str, np.ndarray],
     actual: Mapping[str, np.ndarray],
     tolerances: Mapping[str, float],
     result: Comparison,
-) -> Iterable[str]:
+) -> Iterator[str]:
+    """The modes whose tokens rounding flipped; counts the generations on the way."""
     for stage in expected:
         kind, _, mode = stage.partition(".")
         if kind != "tokens":
             continue
         result.generations += 1
-        margins = [
-            float(each[f"margin.{mode}"]) for each in (expected, actual) if f"margin.{mode}" in each
-        ]
-        near = bool(margins) and min(margins) <= tolerances.get("choices", 0.0)
+        name = f"margin.{mode}"
+        margins = [float(stages[name]) for stages in (expected, actual) if name in stages]
+        margin = min(margins, default=float("inf"))
+        near = margin <= tolerances.get("choices", 0.0)
         if near and stage in actual and not np.array_equal(expected[stage], actual[stage]):
-            result.turned.append(f"{case}: {mode}, nearest choice {min(margins):.3g}")
+            result.flipped.append(f"{case}: {mode}, nearest choice {margin:.3g}")
             yield mode
 
 
 def _difference(
-    case: str, stage: str, expected: np.ndarray, actual: np.ndarray, bound: float, least: float
+    case: str, stage: str, expected: np.ndarray, actual: np.ndarray, bound: float, floor: float
 ) -> Difference:
     """How far two arrays are apart; `reason` is empty where they agree."""
-
-    def failed(reason: str) -> Difference:
-        return Difference(case, stage, reason, tolerance=bound)
-
     if expected.shape != actual.shape:
-        return failed(f"shape {actual.shape}, expected {expected.shape}")
-    kinds = ["integer" if array.dtype.kind in "iub" else "float" for array in (expected, actual)]
-    if kinds[0] != kinds[1]:
-        return failed(f"{kinds[1]} numbers, expected {kinds[0]}")
+        reason = f"shape {actual.shape}, expected {expected.shape}"
+        return Difference(case, stage, reason, tolerance=bound)
+    kind = _kind(expected)
+    if kind != _kind(actual):
+        reason = f"{_kind(actual)} numbers, expected {kind}"
+        return Difference(case, stage, reason, tolerance=bound)
     if not expected.size:
         return Difference(case, stage, "", 0.0, 0.0, bound)
-    if kinds[0] == "integer":
-        apart = expected != actual
-        count = int(apart.sum())
-        place = np.unravel_index(int(np.argmax(apart)), apart.shape)
-        reason = f"{count} of {apart.size} values differ" if count else ""
-        return Difference(
-            case, stage, reason, float(count), float(count), 0.0, *_at(expected, actual, place)
-        )
-    mine, theirs = expected.astype(np.float64), actual.astype(np.float64)
-    same = np.isinf(mine) & (mine == theirs)
-    with np.errstate(invalid="ignore"):
-        gaps = np.where(same, 0.0, np.abs(mine - theirs))
-    gaps = np.where(np.isnan(gaps), np.inf, gaps)
+    if kind == "integer":
+        gaps = (expected != actual).astype(np.float64)
+        absolute = relative = float(gaps.sum())
+        bound = 0.0
+        reason = f"{int(absolute)} of {gaps.size} values differ"
+    else:
+        gaps = _gaps(expected.astype(np.float64), actual.astype(np.float64))
+        absolute = float(gaps.max())
+        scale = np.abs(expected[np.isfinite(expected)].astype(np.float64)).max(initial=floor)
+        relative = absolute / float(scale)
+        reason = f"relative difference {relative:.3g} (absolute {absolute:.3g}) above {bound:.3g}"
+    # "<=" for agreement rather than ">" for the rest: a NaN bound must not let anything through
+    if relative <= bound:
+        reason = ""
     place = np.unravel_index(int(np.argmax(gaps)), gaps.shape)
-    finite = np.abs(mine[np.isfinite(mine)])
-    absolute = float(gaps[place])
-    relative = absolute / max(float(finite.max()) if finite.size else 0.0, least)
-    # "not <=" rather than ">": a NaN bound must not let anything through
-    reason = (
-        ""
-        if relative <= bound
-        else f"relative difference {relative:.3g} (absolute {absolute:.3g}) above {bound:.3g}"
-    )
-    return Difference(case, stage, reason, absolute, relative, bound, *_at(expected, actual, place))
+    values = float(expected[place]), float(actual[place])
+    where = tuple(int(axis) for axis in place)
+    return Difference(case, stage, reason, absolute, relative, bound, where, values)
 
 
-def _at(
-    expected: np.ndarray, actual: np.ndarray, place: Any
-) -> tuple[tuple[int, ...], tuple[float, float]]:
-    return tuple(int(axis) for axis in place), (float(expected[place]), float(actual[place]))
+def _kind(array: np.ndarray) -> str:
+    if array.dtype.kind in "iub":
+        return "integer"
+    return "float"
+
+
+def _gaps(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Absolute differences; equal infinities are none apart, NaN is infinitely far from all."""
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(expected == actual, 0.0, np.abs(expected - actual))
+    return np.where(np.isnan(gaps), np.inf, gaps)
 
 
 def _located(difference: Difference, shapes: Mapping[str, tuple[int, ...]]) -> Difference:
     """The difference with its place in the whole array, where a sample was compared."""
-    shape = shapes.get(difference.stage)
-    chosen = None if shape is None else places(difference.stage, shape)
-    if chosen is None or shape is None or difference.place is None:
+    if difference.stage not in shapes or difference.place is None:
         return difference
-    place = tuple(int(axis) for axis in np.unravel_index(int(chosen[difference.place[0]]), shape))
-    return Difference(**{**asdict(difference), "place": place})
+    shape = shapes[difference.stage]
+    sample = places(difference.stage, shape)
+    if sample is None:
+        return difference
+    place = np.unravel_index(int(sample[difference.place[0]]), shape)
+    return replace(difference, place=tuple(int(axis) for axis in place))
 
 
 def _count(worst: Worst, difference: Difference) -> None:
     worst.arrays += 1
     worst.tolerance = max(worst.tolerance, difference.tolerance)
-    if difference.relative > worst.relative or not worst.case:
-        worst.relative, worst.case, worst.stage = (
-            difference.relative,
-            difference.case,
-            difference.stage,
-        )
     worst.absolute = max(worst.absolute, difference.absolute)
+    if difference.relative > worst.relative or not worst.case:
+        worst.relative = difference.relative
+        worst.case = difference.case
+        worst.stage = difference.stage

@@ -9,13 +9,14 @@ D vector size, P passages.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rag_core.backends import to_tensor
-from rag_core.config import RagConfig
-from rag_core.parity.seeded import seeded_noise
+
+if TYPE_CHECKING:
+    from rag_core.config import RagConfig
 
 TARGETS = (
     "plain",
@@ -29,21 +30,30 @@ TARGETS = (
 )
 
 
+def random_words(key: str, count: int) -> np.ndarray:
+    """Raw words (`count`,) of a stream that a text names: the same on every platform and numpy."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    return np.random.Philox(key=seed).random_raw(count)
+
+
 def integers(key: str, low: int, high: int, shape: tuple[int, ...]) -> np.ndarray:
     """Integers in [low, high), by key."""
-    stream = np.random.Philox(
-        key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    )
-    return (stream.random_raw(int(np.prod(shape))) % np.uint64(high - low)).astype(
-        np.int64
-    ).reshape(shape) + low
+    words = random_words(key, int(np.prod(shape))) % np.uint64(high - low)
+    return words.astype(np.int64).reshape(shape) + low
+
+
+def seeded_noise(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise of mean 0, variance 1 and range (-3, 3), by key: sums of three uniform numbers."""
+    count = int(np.prod(shape, dtype=np.int64))
+    words = random_words(key, 3 * count).reshape(3, count) >> np.uint64(11)
+    uniform = words.astype(np.float64) * 2.0**-52 - 1.0
+    return (uniform[0] + uniform[1] + uniform[2]).reshape(shape)
 
 
 def _ordinary(part: Any) -> np.ndarray:
     """The ids of a vocabulary that are not special."""
-    special = {
-        getattr(part, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")
-    }
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+    special = {getattr(part, name, None) for name in names}
     return np.array([token for token in range(part.vocab_size) if token not in special])
 
 
@@ -81,20 +91,26 @@ def contexts(
 def targets(config: RagConfig, key: str, kind: str, batch: int, length: int = 6) -> np.ndarray:
     """Labels (B, T) of one of `TARGETS`; each meets another corner of the losses."""
     generator = config.generator
-    tokens, pad, eos = _ordinary(generator), generator.pad_token_id, generator.eos_token_id
+    pad = generator.pad_token_id
+    eos = generator.eos_token_id
     bos = config.bos_token_id or generator.bos_token_id
+    tokens = _ordinary(generator)
     ids = tokens[integers(f"target:{key}", 0, len(tokens), (batch, length))]
     ids[:, -1] = eos
     if kind == "padded":
         ids[-1, 3:] = [eos, *[pad] * (length - 4)]
     elif kind == "ignored":
         ids[-1, 3:] = [eos, *[-100] * (length - 4)]
-    elif kind in ("length_one", "length_two"):
-        ids = ids[:, : 1 if kind == "length_one" else 2]
+    elif kind == "length_one":
+        ids = ids[:, :1]
+    elif kind == "length_two":
+        ids = ids[:, :2]
     elif kind == "pad_second":
         ids[-1, 2:] = pad
-    elif kind in ("bos_first", "bos_in_one_row") and bos is not None:
-        ids[: None if kind == "bos_first" else 1, 1] = bos
+    elif kind == "bos_first" and bos is not None:
+        ids[:, 1] = bos
+    elif kind == "bos_in_one_row" and bos is not None:
+        ids[0, 1] = bos
     return ids
 
 
@@ -113,12 +129,14 @@ class DrawnRetriever:
     def __init__(
         self, config: RagConfig, key: str, passages: int = 60, length: int = 14, missing: int = 0
     ) -> None:
-        encoder, self.generator = config.question_encoder, config.generator
+        encoder = config.question_encoder
+        self.generator = config.generator
         width = getattr(encoder, "projection_dim", 0) or encoder.hidden_size
         # float32, as an index stores them
         self.vectors = (0.35 * seeded_noise(f"bank:{key}", (passages, width))).astype(np.float32)
         self.ids, self.mask = _ragged(f"bank:{key}", passages, length, self.generator)
-        self.tokens, self.missing = _ordinary(self.generator), missing
+        self.tokens = _ordinary(self.generator)
+        self.missing = missing
 
     def __call__(
         self,
@@ -132,28 +150,27 @@ class DrawnRetriever:
         """Passages with four question tokens after them, (B*N, S), and what `RagRetriever`
         returns beside them.
         """
-        questions, n_docs = np.asarray(question_input_ids), n_docs or 1
+        n_docs = n_docs or 1
+        questions = np.asarray(question_input_ids)
         scores = np.asarray(question_hidden_states, np.float64) @ self.vectors.T.astype(np.float64)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :n_docs]  # (B, N)
+        starts = self.tokens[questions[:, :4] % len(self.tokens)].repeat(n_docs, axis=0)  # (B*N, 4)
         rows = order.reshape(-1)
-        asked = self.tokens[questions[:, :4] % len(self.tokens)].repeat(n_docs, axis=0)  # (B*N, 4)
         lengths = self.mask[rows].sum(1)
-        width = self.ids.shape[1] + asked.shape[1]
+        width = self.ids.shape[1] + starts.shape[1]
         # (B*N, S)
         ids = np.full((len(rows), width), self.generator.pad_token_id or 0, dtype=np.int64)
-        for row, (passage, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[row, : length + asked.shape[1]] = np.concatenate(
-                [self.ids[passage, :length], asked[row]]
-            )
-        mask = np.arange(width) < (lengths + asked.shape[1])[:, None]
-        found = {
+        for row, length in enumerate(lengths):
+            ids[row, :length] = self.ids[rows[row], :length]
+            ids[row, length : length + starts.shape[1]] = starts[row]
+        mask = np.arange(width) < (lengths + starts.shape[1])[:, None]
+        docs = {
             "context_input_ids": ids,
             "context_attention_mask": mask.astype(np.int64),
             "retrieved_doc_embeds": self.vectors[order],
             "doc_ids": order,
         }
         if self.missing:
-            found["doc_mask"] = np.broadcast_to(
-                np.arange(n_docs) < n_docs - self.missing, order.shape
-            ).copy()
-        return {name: to_tensor(array, return_tensors) for name, array in found.items()}
+            is_found = np.arange(n_docs) < n_docs - self.missing
+            docs["doc_mask"] = np.broadcast_to(is_found, order.shape).copy()
+        return {name: to_tensor(array, return_tensors) for name, array in docs.items()}

@@ -18,13 +18,13 @@ from rag_core.generation import BeamSearch, GenerationConfig, RowSearch, gumbel_
 _SHUT = -1e8
 
 
-class _Watch:
+class _Margin:
     """The smallest distance between what was chosen and what was not, relative to the scores
     where these exceed 1.
     """
 
     def __init__(self) -> None:
-        self.margin = float("inf")
+        self.smallest = float("inf")
 
     def note(self, better: Any, worse: Any) -> None:
         better, worse = np.broadcast_arrays(
@@ -33,40 +33,7 @@ class _Watch:
         real = np.isfinite(better) & np.isfinite(worse) & (np.minimum(better, worse) > _SHUT)
         if real.any():
             gaps = np.abs(better[real] - worse[real]) / np.maximum(1.0, np.abs(better[real]))
-            self.margin = min(self.margin, float(gaps.min()))
-
-
-class _WatchedSearch(BeamSearch):
-    watch: _Watch
-
-    def _close(self, q: int, source: int, score: float) -> None:
-        self._weigh(q, score / (self.length + 1 - self.prompt_length) ** self.length_penalty)
-        super()._close(q, source, score)
-
-    def _weigh(self, q: int, score: float) -> None:
-        if len(self._pools[q].kept) >= self.beams:
-            self.watch.note(self._pools[q].worst, score)
-
-    def _settled(self, q: int, best: float) -> bool:
-        pool, generated = self._pools[q], self.length + 1 - self.prompt_length
-        if len(pool.kept) >= self.beams and self.early_stopping is not True:
-            if self.early_stopping == "never" and self.length_penalty > 0:
-                generated = self.max_length - self.prompt_length
-            self.watch.note(pool.worst, best / generated**self.length_penalty)
-        return super()._settled(q, best)
-
-    def ranking(self) -> None:
-        """Notes how near the sequences handed back are to each other and to the next."""
-        width = max(self.length - self.prompt_length, 1)
-        for q in np.flatnonzero(~self.finished).tolist():
-            for score in self.scores[q]:
-                self._weigh(q, float(score) / width**self.length_penalty)
-        self.finish()
-        for pool in self._pools:
-            scores = np.sort([each.score for each in pool.kept])[::-1][
-                : self.num_return_sequences + 1
-            ]
-            self.watch.note(scores[:-1], scores[1:])
+            self.smallest = min(self.smallest, float(gaps.min()))
 
 
 def replay(
@@ -95,8 +62,9 @@ def replay(
         "eos_token_ids": options.eos_token_ids,
         "pad_token_id": options.pad_token_id,
     }
-    run = _replay_beams if options.num_beams > 1 else _replay_rows
-    return run(step_scores, options, starts, limits, seed)
+    if options.num_beams > 1:
+        return _replay_beams(step_scores, options, starts, limits, seed)
+    return _replay_rows(step_scores, options, starts, limits, seed)
 
 
 def _replay_rows(
@@ -106,21 +74,21 @@ def _replay_rows(
     limits: dict[str, Any],
     seed: int,
 ) -> tuple[np.ndarray, float]:
-    watch, copies = _Watch(), len(step_scores[0]) // len(starts)
-    search = RowSearch(
-        rows=len(step_scores[0]), start_tokens=starts.repeat(copies, axis=0), **limits
-    )
-    choices = np.zeros((len(step_scores), len(step_scores[0]), 2))
+    rows = len(step_scores[0])
+    starts = starts.repeat(rows // len(starts), axis=0)
+    search = RowSearch(rows=rows, start_tokens=starts, **limits)
+    margin = _Margin()
+    choices = np.zeros((len(step_scores), rows, 2))
     for step, scores in enumerate(step_scores):
         if options.do_sample:
             scores = scores + gumbel_noise(seed, *_place(scores, search))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :2]
         values = np.take_along_axis(scores, best, axis=1).astype(np.float64)
-        alive = ~search.finished
-        choices[step, alive] = np.where(np.isfinite(values[alive]), values[alive], 0.0)
-        watch.note(values[alive, 0], values[alive, 1])
+        values = values[~search.finished]
+        choices[step, ~search.finished] = np.where(np.isfinite(values), values, 0.0)
+        margin.note(values[:, 0], values[:, 1])
         search.step(best[:, 0])
-    return choices, watch.margin
+    return choices, margin.smallest
 
 
 def _place(scores: np.ndarray, search: RowSearch | BeamSearch) -> tuple[int, int, int]:
@@ -134,7 +102,8 @@ def _replay_beams(
     limits: dict[str, Any],
     seed: int,
 ) -> tuple[np.ndarray, float]:
-    search = _WatchedSearch(
+    margin = _Margin()
+    search = BeamSearch(
         searches=len(starts),
         beams=options.num_beams,
         start_tokens=starts,
@@ -142,28 +111,31 @@ def _replay_beams(
         early_stopping=options.early_stopping,
         num_return_sequences=options.num_return_sequences,
         sampled=options.do_sample,
+        watch=margin.note,
         **limits,
     )
-    search.watch = _Watch()
     choices = np.zeros((len(step_scores), len(starts), 2))
     for step, scores in enumerate(step_scores):
         total = scores + search.scores.astype(scores.dtype).reshape(-1, 1)
-        drawn = total + gumbel_noise(seed, *_place(scores, search)) if options.do_sample else total
-        drawn, flat_total = (x.reshape(len(starts), -1) for x in (drawn, total))  # (Q, K*V)
+        drawn = total
+        if options.do_sample:
+            drawn = total + gumbel_noise(seed, *_place(scores, search))
+        total = total.reshape(len(starts), -1)  # (Q, K*V)
+        drawn = drawn.reshape(len(starts), -1)
+        active = ~search.finished
+        # one candidate more than the search takes: the best of those that it does not see
         nearest = np.argsort(-drawn, axis=1, kind="stable")[:, : search.candidates + 1]
-        alive = ~search.finished
-        ranked = np.take_along_axis(drawn, nearest, axis=1)
-        search.watch.note(ranked[alive, :-1], ranked[alive, 1:])
+        ranked = np.take_along_axis(drawn, nearest, axis=1)[active]
+        margin.note(ranked[:, :-1], ranked[:, 1:])
         chosen = nearest[:, : search.candidates]
-        values = np.take_along_axis(flat_total, chosen, axis=1)
+        values = np.take_along_axis(total, chosen, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
-        values, chosen = (
-            np.take_along_axis(values, order, axis=1),
-            np.take_along_axis(chosen, order, axis=1),
-        )
-        search.watch.note(values[alive, :-1], values[alive, 1:])
-        choices[step, alive] = np.where(np.isfinite(values[alive, :2]), values[alive, :2], 0.0)
-        size = scores.shape[1]
-        search.step(values, chosen % size, chosen // size)
-    search.ranking()
-    return choices, search.watch.margin
+        values = np.take_along_axis(values, order, axis=1)
+        chosen = np.take_along_axis(chosen, order, axis=1)
+        margin.note(values[active, :-1], values[active, 1:])
+        best = values[active, :2]
+        choices[step, active] = np.where(np.isfinite(best), best, 0.0)
+        vocabulary = scores.shape[1]
+        search.step(values, chosen % vocabulary, chosen // vocabulary)
+    search.finish()
+    return choices, margin.smallest

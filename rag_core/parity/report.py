@@ -10,131 +10,143 @@ from pathlib import Path
 from typing import Any
 
 from rag_core.hub import atomic_folder
-from rag_core.parity.compare import MOST_TURNED, Comparison
+from rag_core.parity.compare import MAX_FLIPPED, Comparison
 
 AGREE, DIFFER, REFUSED = 0, 1, 2
 _SHOWN = 20
+# of these stages the numbers that differ are counted
+_EXACT = ("tokens", "doc_ids", "context_ids", "context_mask")
+
+Headers = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
-def verdict(found: Comparison) -> str:
+def verdict(result: Comparison) -> str:
     """The result in one sentence."""
-    if found.first:
-        return f"They differ at {found.differences} stages. The first in each case: see below."
-    if not found.agrees:
+    if result.first:
+        return f"They differ at {result.differences} stages. The first in each case: see below."
+    if not result.agrees:
         return (
-            f"Rounding turned {len(found.turned)} of {found.generations} generations, more than "
-            f"{100 * MOST_TURNED:g} % of them."
+            f"Rounding turned {len(result.flipped)} of {result.generations} generations, more than "
+            f"{100 * MAX_FLIPPED:g} % of them."
         )
     return (
-        f"They agree: every stage of {found.cases} case(s), the tokens of {found.generations} "
+        f"They agree: every stage of {result.cases} case(s), the tokens of {result.generations} "
         "generation(s)."
     )
 
 
-def as_dict(
-    found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]]
-) -> dict[str, Any]:
+def as_dict(result: Comparison, headers: Headers) -> dict[str, Any]:
     """The whole result, JSON types only; infinite differences are null."""
     expected, actual = headers
-    weights = {case["weights"] for case in expected["cases"].values()}
+    weights = _weights(expected)
+    if len(weights) != 1:
+        weights = [f"{len(weights)} sets"]
     return {
-        "agrees": found.agrees,
-        "verdict": verdict(found),
+        "agrees": result.agrees,
+        "verdict": verdict(result),
         "expected": expected["run"],
         "actual": actual["run"],
         **{name: expected[name] for name in ("format", "version", "dtype", "seed", "about")},
-        "weights": sorted(weights)[0] if len(weights) == 1 else f"{len(weights)} sets",
-        "cases": found.cases,
-        "generations": found.generations,
-        "generations_turned_by_rounding": list(found.turned),
-        "stages": {kind: _finite(asdict(worst)) for kind, worst in found.stages.items()},
-        "differing_stages": found.differences,
-        "first_differences": [_finite(asdict(each)) for each in found.first],
+        "weights": weights[0],
+        "cases": result.cases,
+        "generations": result.generations,
+        "generations_turned_by_rounding": list(result.flipped),
+        "stages": {kind: _finite(asdict(worst)) for kind, worst in result.stages.items()},
+        "differing_stages": result.differences,
+        "first_differences": [_finite(asdict(difference)) for difference in result.first],
     }
+
+
+def _weights(header: Mapping[str, Any]) -> list[str]:
+    """Fingerprints of the weights that a trace is of."""
+    return sorted({case["weights"] for case in header["cases"].values()})
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(v, float) and not math.isfinite(v) else v
-        for key, v in values.items()
-    }
+    finite = dict(values)
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            finite[name] = None
+    return finite
 
 
-def as_text(found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]]) -> str:
+def as_text(result: Comparison, headers: Headers) -> str:
     """The result for a terminal."""
-    lines = [*_heading(headers), "", *_table(found, " ", "", ""), "", verdict(found)]
-    lines += [f"  {each}" for each in found.first[:_SHOWN]]
-    lines += [f"  and {len(found.first) - _SHOWN} more cases"] if len(found.first) > _SHOWN else []
-    return "\n".join([*lines, *_turned(found)])
+    lines = [*_heading(headers), "", *_table(result, " ", "", ""), "", verdict(result)]
+    lines += [f"  {difference}" for difference in result.first[:_SHOWN]]
+    if len(result.first) > _SHOWN:
+        lines.append(f"  and {len(result.first) - _SHOWN} more cases")
+    return "\n".join([*lines, *_flipped(result)])
 
 
-def as_markdown(found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]]) -> str:
+def as_markdown(result: Comparison, headers: Headers) -> str:
     """The result as a page."""
-    lines = ["# Parity report", "", f"**{verdict(found)}**", ""]
+    lines = ["# Parity report", "", f"**{verdict(result)}**", ""]
     lines += [f"- {line}" for line in _heading(headers)]
-    lines += ["", *_table(found, " | ", "| ", " |"), ""]
-    lines += [f"- {each}" for each in found.first[:_SHOWN]]
-    return "\n".join([*lines, *_turned(found)]).rstrip() + "\n"
+    lines += ["", *_table(result, " | ", "| ", " |"), ""]
+    lines += [f"- {difference}" for difference in result.first[:_SHOWN]]
+    return "\n".join([*lines, *_flipped(result)]).rstrip() + "\n"
 
 
-def _heading(headers: tuple[Mapping[str, Any], Mapping[str, Any]]) -> list[str]:
+def _heading(headers: Headers) -> list[str]:
     lines = []
     for name, header in zip(("expected", "actual"), headers, strict=True):
         run = header["run"]
-        with_what = f"numpy {run['numpy']}, Python {run['python']}, {run['machine']}"
-        lines.append(f"{name}: {run['backend']} {run['framework']}, {with_what}")
+        software = f"numpy {run['numpy']}, Python {run['python']}, {run['machine']}"
+        lines.append(f"{name}: {run['backend']} {run['framework']}, {software}")
     first = headers[0]
-    weights = {case["weights"] for case in first["cases"].values()}
-    known = (
-        f"weights sha256 {sorted(weights)[0][:16]}"
-        if len(weights) == 1
-        else f"{len(weights)} sets of weights"
-    )
+    weights = _weights(first)
+    known = f"{len(weights)} sets of weights"
+    if len(weights) == 1:
+        known = f"weights sha256 {weights[0][:16]}"
     lines.append(f"dualrag {first['version']}, {first['dtype']}, seed {first['seed']}, {known}")
     return [*lines, *(f"{key}: {value}" for key, value in first["about"].items())]
 
 
-def _table(found: Comparison, between: str, before: str, after: str) -> list[str]:
-    rows = [("stage", "arrays", "largest relative", "absolute", "tolerance", "where")]
-    for kind, worst in found.stages.items():
-        exact = kind in ("tokens", "doc_ids", "context_ids", "context_mask")
-        relative = f"{worst.absolute:.0f} differ" if exact else f"{worst.relative:.2g}"
-        bounds = ("", "equal") if exact else (f"{worst.absolute:.2g}", f"{worst.tolerance:.2g}")
-        place = f"{worst.case}: {worst.stage}" if worst.relative else ""
-        rows.append((kind, str(worst.arrays), relative, *bounds, place))
+def _table(result: Comparison, between: str, before: str, after: str) -> list[str]:
+    rows = [["stage", "arrays", "largest relative", "absolute", "tolerance", "where"]]
+    for kind, worst in result.stages.items():
+        figures = (f"{worst.relative:.2g}", f"{worst.absolute:.2g}", f"{worst.tolerance:.2g}")
+        if kind in _EXACT:
+            figures = (f"{worst.absolute:.0f} differ", "", "equal")
+        place = ""
+        if worst.relative:
+            place = f"{worst.case}: {worst.stage}"
+        rows.append([kind, str(worst.arrays), *figures, place])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        before
-        + between.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        + after
-        for row in rows
-    ]
     if before:
-        lines.insert(1, before + between.join("-" * width for width in widths) + after)
-    return [line.rstrip() for line in lines]
+        rows.insert(1, ["-" * width for width in widths])
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(f"{before}{between.join(cells)}{after}".rstrip())
+    return lines
 
 
-def _turned(found: Comparison) -> list[str]:
-    if not found.turned:
+def _flipped(result: Comparison) -> list[str]:
+    if not result.flipped:
         return []
-    return [
-        f"{len(found.turned)} generation(s) turned by rounding:",
-        *(f"  {each}" for each in found.turned[:_SHOWN]),
-    ]
+    heading = f"{len(result.flipped)} generation(s) turned by rounding:"
+    return [heading, *(f"  {generation}" for generation in result.flipped[:_SHOWN])]
 
 
-def write_reports(
-    found: Comparison, headers: tuple[Mapping[str, Any], Mapping[str, Any]], out: str | Path
-) -> tuple[Path, Path]:
+def report_base(out: str | Path) -> Path:
+    """The path of a report without the ending of either of its files."""
+    out = Path(out)
+    if out.suffix in (".json", ".md"):
+        return out.with_suffix("")
+    return out
+
+
+def write_reports(result: Comparison, headers: Headers, out: str | Path) -> tuple[Path, Path]:
     """Writes `out`.json and `out`.md (an ending of either kind is dropped first) and returns
     their paths.
     """
-    out = Path(out)
-    base = out.with_suffix("") if out.suffix in (".json", ".md") else out
-    paths = base.with_name(base.name + ".json"), base.with_name(base.name + ".md")
+    base = report_base(out)
+    as_json = base.with_name(base.name + ".json")
+    as_page = base.with_name(base.name + ".md")
     with atomic_folder(base.parent) as draft:
-        (draft / paths[0].name).write_text(
-            json.dumps(as_dict(found, headers), indent=2) + "\n", "utf-8"
-        )
-        (draft / paths[1].name).write_text(as_markdown(found, headers), "utf-8")
-    return paths
+        values = json.dumps(as_dict(result, headers), indent=2)
+        (draft / as_json.name).write_text(values + "\n", "utf-8")
+        (draft / as_page.name).write_text(as_markdown(result, headers), "utf-8")
+    return as_json, as_page

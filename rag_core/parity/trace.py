@@ -8,11 +8,12 @@ Letters: B questions, N documents a question, S context length, T target length,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from rag_core.parity.inputs import random_words
 from rag_core.parity.margins import replay
 
 # Stages of more numbers than this are kept as a sample of as many places, drawn by the stage's
@@ -20,41 +21,34 @@ from rag_core.parity.margins import replay
 SAMPLE = 2**16
 
 # stage -> field of the output; the fields of layers are tuples, embeddings first
-_BEFORE = {
+_FIELDS = {
     "question_encoder": "question_enc_hidden_states",
     "question_vector": "question_encoder_last_hidden_state",
-}
-_RETRIEVED = {
     "doc_scores": "doc_scores",
     "doc_ids": "retrieved_doc_ids",
     "context_ids": "context_input_ids",
-}
-_GENERATOR = {
+    "context_mask": "context_attention_mask",
     "encoder": "generator_enc_hidden_states",
     "decoder": "generator_dec_hidden_states",
     "logits": "logits",
-}
-_AFTER = {"doc_log_probs": "doc_log_probs", "marginal": "marginal", "loss": "loss"}
-_FIELDS = {
-    **_BEFORE,
-    **_RETRIEVED,
-    "context_mask": "context_attention_mask",
-    **_GENERATOR,
-    **_AFTER,
+    "doc_log_probs": "doc_log_probs",
+    "marginal": "marginal",
+    "loss": "loss",
 }
 
 
 def loss_switches(head: str) -> dict[str, dict[str, Any]]:
     """The losses recorded beside the model's own: name -> keywords of `get_nll`."""
-    found: dict[str, dict[str, Any]] = {}
-    for bos in ("", "exclude_bos") if head == "sequence" else ("",):
-        for smoothing in (0.0, 0.1):
-            keywords: dict[str, Any] = {"epsilon": smoothing}
-            if head == "sequence":
-                keywords["exclude_bos_score"] = bool(bos)
-            found["_".join(part for part in (bos, f"smoothing{smoothing:g}") if part)] = keywords
-    found["reduced"] = {"reduce_loss": True}
-    return found
+    switches: dict[str, dict[str, Any]] = {
+        "smoothing0": {"epsilon": 0.0},
+        "smoothing0.1": {"epsilon": 0.1},
+    }
+    if head == "sequence":
+        for name, keywords in list(switches.items()):
+            keywords["exclude_bos_score"] = False
+            switches[f"exclude_bos_{name}"] = {**keywords, "exclude_bos_score": True}
+    switches["reduced"] = {"reduce_loss": True}
+    return switches
 
 
 def trace(
@@ -87,32 +81,41 @@ def trace(
         `gradient.<name>` or, in a network with ReLU, `gradient_relu.<name>`, generations
         `tokens.<mode>` and `scores.<mode>`.
     """
-    found: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
     if forward:
         switches = loss_switches(tracer.model.head)
-        fields, slopes = tracer.forward(inputs, labels, n_docs, list(switches.values()), gradients)
+        losses = list(switches.values())
+        fields, by_name = tracer.forward(inputs, labels, n_docs, losses, gradients)
         for stage, field in _FIELDS.items():
             value = fields.get(field)
             if isinstance(value, tuple):
-                found.update({f"{stage}.{place}": each for place, each in enumerate(value)})
+                stages |= {f"{stage}.{number}": layer for number, layer in enumerate(value)}
             elif value is not None:
-                found[stage] = value
-        found.update(
-            {f"loss.{name}": loss for name, loss in zip(switches, fields["losses"], strict=True)}
-        )
-        kind = "gradient_relu" if _kinked(tracer.model.config) else "gradient"
-        found.update({f"{kind}.{name}": slopes[name] for name in sorted(slopes)})
+                stages[stage] = value
+        for name, loss in zip(switches, fields["losses"], strict=True):
+            stages[f"loss.{name}"] = loss
+        kind = "gradient"
+        if _has_relu(tracer.model.config):
+            kind = "gradient_relu"
+        stages |= {f"{kind}.{name}": by_name[name] for name in sorted(by_name)}
     for name, options in modes.items():
         out = tracer.generate(inputs, n_docs, options)
-        found[f"tokens.{name}"] = out["sequences"]
+        stages[f"tokens.{name}"] = out["sequences"]
         if margins:
-            found.update(_margins(tracer, inputs, n_docs, name, options))
+            stages |= _margins(tracer, inputs, n_docs, name, options)
         if out.get("sequences_scores") is not None:
-            found[f"scores.{name}"] = out["sequences_scores"]
-    return {stage: np.asarray(array) for stage, array in found.items()}
+            stages[f"scores.{name}"] = out["sequences_scores"]
+    return {stage: np.asarray(array) for stage, array in stages.items()}
 
 
-def _kinked(config: Any) -> bool:
+def batch_size(inputs: Mapping[str, np.ndarray]) -> int:
+    """B of questions or contexts."""
+    if "input_ids" in inputs:
+        return len(inputs["input_ids"])
+    return len(inputs["doc_scores"])
+
+
+def _has_relu(config: Any) -> bool:
     """Whether a network has ReLU.
 
     A float32 that rounding takes across 0 switches a whole unit's gradient on or off.
@@ -132,18 +135,18 @@ def _margins(
     """The scores chosen from, and the smallest distance between what was chosen and what was
     not.
     """
-    resolved, asked = tracer.options(options), dict(options)
-    weighed = tracer.model.head == "sequence"
-    wanted = tracer.generate(inputs, n_docs, {**options, "output_scores": True})
-    questions = (
-        len(next(iter(inputs.values()))) if "input_ids" in inputs else len(inputs["doc_scores"])
-    )
-    searches = questions * (n_docs if weighed else 1)
-    choices, margin = replay(
-        wanted["scores"], resolved, questions, searches, asked.get("seed") or 0
-    )
-    if weighed:
-        count = len(wanted["sequences"]) // questions
+    resolved = tracer.options(options)
+    scored = tracer.generate(inputs, n_docs, {**options, "output_scores": True})
+    questions = batch_size(inputs)
+    searches = questions
+    by_document = tracer.model.head == "sequence"
+    if by_document:
+        searches = questions * n_docs
+    seed = options.get("seed") or 0
+    choices, margin = replay(scored["scores"], resolved, questions, searches, seed)
+    if by_document:
+        # candidates of all documents compete: the first that is not handed back is seen, too
+        count = len(scored["sequences"]) // questions
         more = tracer.generate(inputs, n_docs, {**options, "num_return_sequences": count + 1})
         ranked = more["sequences_scores"].reshape(questions, count + 1).astype(np.float64)
         with np.errstate(invalid="ignore"):
@@ -157,20 +160,21 @@ def places(stage: str, shape: tuple[int, ...]) -> np.ndarray | None:
     size = int(np.prod(shape, dtype=np.int64))
     if size <= SAMPLE:
         return None
-    key = int.from_bytes(hashlib.sha256(stage.encode()).digest()[:16], "little")
-    return np.sort(np.random.Philox(key=key).random_raw(SAMPLE) % np.uint64(size)).astype(np.int64)
+    return np.sort(random_words(stage, SAMPLE) % np.uint64(size)).astype(np.int64)
 
 
 def kept(stage: str, array: np.ndarray) -> np.ndarray:
     """The array, or a sample (`SAMPLE`,) of a large one; the same places for every program."""
-    chosen = places(stage, array.shape)
-    return array if chosen is None else array.reshape(-1)[chosen]
+    sample = places(stage, array.shape)
+    if sample is None:
+        return array
+    return array.reshape(-1)[sample]
 
 
-def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of names."""
+def fingerprint(arrays: Mapping[str, np.ndarray], names: Iterable[str] | None = None) -> str:
+    """sha256 over names, types, shapes and bytes of arrays (or of some), in the order of names."""
     digest = hashlib.sha256()
-    for name in sorted(arrays):
+    for name in sorted(names or arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.tobytes())

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.parity.seeded import compare, relative_error, seeded_noise, seeded_weights
+from conformance.mismatches import compare, relative_error
+from conformance.seeded import seeded_weights
+from rag_core.parity.inputs import seeded_noise
 
 TRACE = {
     "logits": np.linspace(-3.0, 3.0, 24).reshape(2, 3, 4),

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from conformance.cases import MODELS, model_weights, rag_config, toy_retrieve
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import DPRConfig, RagConfig
-from rag_core.parity.seeded import seeded_weights
 from rag_torch import DPRContextEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.weights import named_tensors
 

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from conformance.cases import MODELS, contexts, model_weights, rag_config, toy_retrieve
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import DPRConfig, RagConfig
-from rag_core.parity.seeded import seeded_weights
 from rag_tf import DPRContextEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from rag_tf.weights import named_tensors
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, T5Config
-from rag_core.parity.seeded import seeded_weights
 
 BART = BartConfig(
     vocab_size=23, d_model=12, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=3,

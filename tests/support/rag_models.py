@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig, T5Config
-from rag_core.parity.seeded import seeded_weights
 from rag_torch.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 V, N, B, S, D = 23, 3, 2, 7, 12

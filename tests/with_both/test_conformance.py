@@ -83,7 +83,7 @@ def test_the_backends_agree_at_every_stage_of_the_quick_cases(recorded):
     """With one backend at hand, its recording still has to be whole and equal to itself."""
     found = compare_files(TraceFile(recorded[0]), TraceFile(recorded[-1]))
     assert [str(each) for each in found.first] == []
-    assert found.agrees and not found.turned
+    assert found.agrees and not found.flipped
     assert len(HERE) == 1 or (found.cases == len(quick_cases()) and found.generations >= 190)
     wanted = (
         "question_encoder question_vector doc_scores doc_ids context_ids encoder decoder logits "

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from conformance.mismatches import relative_error
 from rag_core.checkpoint.convert import convert_checkpoint
 from rag_core.checkpoint.folder import read_weights
-from rag_core.parity.seeded import relative_error
 from rag_tf.modules import computing_in
 from rag_tf.rag import RagTokenForGeneration as TFRagTokenForGeneration
 from rag_torch.rag import RagTokenForGeneration

@@ -18,11 +18,11 @@ import rag_tf.bert
 import rag_tf.encoders
 import rag_torch.bert
 import rag_torch.encoders
+from conformance.seeded import seeded_weights
 from rag_core.checkpoint.folder import read_weights
 from rag_core.checkpoint.weights import expected_shapes
 from rag_core.config.rag import BartConfig, BertConfig, DPRConfig, PretrainedConfig
 from rag_core.outputs import PooledEncoderOutput, RetrievAugLMOutput
-from rag_core.parity.seeded import seeded_weights
 from rag_tf.holder import resolve_dtype
 from rag_tf.modules import Linear, Placeholder
 from rag_tf.weights import from_array, resolve_device, to_arrays

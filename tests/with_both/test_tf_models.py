@@ -16,9 +16,9 @@ import rag_torch.bart
 import rag_torch.layers
 import rag_torch.t5
 from conformance.cases import MODELS
+from conformance.mismatches import relative_error
 from rag_core.checkpoint.weights import expected_shapes
 from rag_core.config.rag import BartConfig, T5Config
-from rag_core.parity.seeded import relative_error
 from rag_tf.attention import AttentionMask
 from rag_tf.modules import computing_in, seeded_by
 from tests.support.networks import BART, DROPPING, NO_LAYERS, T5_TIED, T5_UNTIED, seeded

@@ -16,7 +16,7 @@ from conformance import record_decoder_prompts as prompted
 from conformance.cases import contexts, questions, targets
 from conformance.forward_cases import FORWARD_SEED, LOSS_MODELS, forward_cases, loss_cases
 from conformance.generation_cases import BATCH, allowed_tokens, generation_cases
-from rag_core.parity.seeded import compare
+from conformance.mismatches import compare
 from rag_tf.graph import Graph
 from rag_tf.graph import loop as graph_loop
 from tests.support.golden_models_tf import build, context_encoder, tensors, toy_retriever

@@ -12,7 +12,7 @@ import pytest
 import rag_tf
 from conformance import tf_exchange
 from conformance.exchange import CHECKPOINTS, SEARCHES, contexts, targets
-from rag_core.parity.seeded import compare
+from conformance.mismatches import compare
 
 FOLDER = Path(__file__).parents[2] / "conformance" / "golden" / "checkpoints"
 ROOT = FOLDER.parents[2]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig, T5Config
 from rag_core.generation.beam import BeamSearch, RowSearch, order_candidates
 from rag_core.generation.candidates import collect_candidates
 from rag_core.generation.config import GenerationConfig, resolve_options
 from rag_core.generation.logits_rules import StepRules
-from rag_core.parity.seeded import seeded_weights
 from rag_tf.export import export_saved_model
 from rag_tf.foreign import ForeignGenerator
 from rag_tf.graph.beam import search

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig
-from rag_core.parity.seeded import seeded_weights
 from rag_tf import clear_graphs, graph_memory, once, set_graph_memory, step_loop
 from rag_tf.graph import Graph, function
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig
-from rag_core.parity.seeded import seeded_weights
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 V, N, B, D = 23, 2, 2, 8

@@ -18,12 +18,12 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from conformance import exchange, tf_exchange
+from conformance.mismatches import compare, relative_error
 from rag_core.checkpoint.convert import convert_checkpoint
 from rag_core.checkpoint.folder import read_weights, write_checkpoint
 from rag_core.checkpoint.weights import fit_weights
 from rag_core.cli.commands import app
 from rag_core.config.rag import AutoConfig, BertConfig
-from rag_core.parity.seeded import compare, relative_error
 from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 from tests.support.small_weights import BART, BERT, DPR, T5_GATED, rag, same, some_weights
 

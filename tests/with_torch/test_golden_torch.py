@@ -16,7 +16,7 @@ import torch
 from conformance.cases import contexts, questions, targets
 from conformance.forward_cases import FORWARD_SEED, LOSS_MODELS, forward_cases, loss_cases
 from conformance.generation_cases import BATCH, allowed_tokens, generation_cases, raise_every_third
-from rag_core.parity.seeded import compare
+from conformance.mismatches import compare
 from tests.support.golden_models import build, context_encoder, tensors, toy_retriever
 
 GOLDEN = Path(__file__).parents[2] / "conformance" / "golden"

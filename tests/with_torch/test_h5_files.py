@@ -14,12 +14,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from conformance import tf_exchange
+from conformance.mismatches import relative_error
 from rag_core.checkpoint.folder import read_weights
 from rag_core.checkpoint.h5 import H5File
 from rag_core.checkpoint.tf_names import by_end, torch_name
 from rag_core.checkpoint.weights import expected_shapes, fit_weights
 from rag_core.config.rag import AutoConfig, BertConfig, DPRConfig
-from rag_core.parity.seeded import relative_error
 from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 from tests.support.small_weights import BART, BERT, DPR, T5, rag, same, some_weights
 

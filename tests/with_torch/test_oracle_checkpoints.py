@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conformance.exchange import CHECKPOINTS, outputs
-from rag_core.parity.seeded import compare
+from conformance.mismatches import compare
 from rag_torch import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 FOLDER = Path(__file__).parents[2] / "conformance" / "golden" / "checkpoints"
