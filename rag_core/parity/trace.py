@@ -163,7 +163,7 @@ def places(stage: str, shape: tuple[int, ...]) -> np.ndarray | None:
     return np.sort(random_words(stage, SAMPLE) % np.uint64(size)).astype(np.int64)
 
 
-def kept(stage: str, array: np.ndarray) -> np.ndarray:
+def sampled(stage: str, array: np.ndarray) -> np.ndarray:
     """The array, or a sample (`SAMPLE`,) of a large one; the same places for every program."""
     sample = places(stage, array.shape)
     if sample is None:

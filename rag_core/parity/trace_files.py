@@ -10,7 +10,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from rag_core import __version__
 from rag_core.hub import atomic_write, parse_json, reading
-from rag_core.parity.trace import kept
+from rag_core.parity.trace import sampled
 
 FORMAT = "dualrag-trace/1"
 _HEADER = "header.npy"
@@ -50,18 +50,22 @@ class TraceWriter:
         about: Mapping[str, Any],
     ) -> None:
         self.path = Path(path)
-        run = {"backend": backend, "framework": framework, "numpy": np.__version__}
-        run |= {
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}",
-        }
         self.header: dict[str, Any] = {
             "format": FORMAT,
             "version": __version__,
             "dtype": dtype,
             "seed": seed,
+            "about": dict(about),
+            "run": {
+                "backend": backend,
+                "framework": framework,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "machine": f"{platform.system()} {platform.machine()}",
+            },
+            "cases": {},
+            "stages": [],
         }
-        self.header |= {"about": dict(about), "run": run, "cases": {}, "stages": []}
 
     def __enter__(self) -> TraceWriter:
         with ExitStack() as writing:
@@ -79,9 +83,11 @@ class TraceWriter:
             stages: as `rag_core.parity.trace.trace` returns them.
         """
         self.header["cases"][case] = dict(info)
-        for stage, array in stages.items():
-            self._put(f"{len(self.header['stages'])}.npy", kept(stage, np.asarray(array)))
-            self.header["stages"].append([case, stage, list(np.shape(array))])
+        rows = self.header["stages"]
+        for stage, value in stages.items():
+            array = np.asarray(value)
+            self._put(f"{len(rows)}.npy", sampled(stage, array))
+            rows.append([case, stage, list(array.shape)])
 
     def _put(self, name: str, array: np.ndarray) -> None:
         memory = io.BytesIO()
@@ -89,14 +95,13 @@ class TraceWriter:
         self._zip.writestr(zipfile.ZipInfo(name, _DATE), memory.getvalue())
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: Any, traceback: TracebackType | None
     ) -> None:
         with self._writing:
             if error is not None:
-                raise error
-            self._put(
-                _HEADER, np.frombuffer(json.dumps(self.header, sort_keys=True).encode(), np.uint8)
-            )
+                raise error  # the draft goes, and what was there before stays
+            text = json.dumps(self.header, sort_keys=True)
+            self._put(_HEADER, np.frombuffer(text.encode(), np.uint8))
 
 
 class TraceFile:
@@ -114,39 +119,47 @@ class TraceFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with reading(self.path, "is not a trace that this version reads", "Record it again."):
+        with self._reading():
             self._zip = zipfile.ZipFile(self.path)
             self._members = {member.filename: member for member in self._zip.infolist()}
             self._check_sizes()
-            self.header: dict[str, Any] = parse_json(
-                self._read(_HEADER).tobytes(), f"the header of {self.path}"
-            )
+            header = self._read(_HEADER).tobytes()
+            self.header: dict[str, Any] = parse_json(header, f"the header of {self.path}")
             self._stages: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
             for number, (case, stage, shape) in enumerate(self.header["stages"]):
-                if (
-                    not all(isinstance(name, str) for name in (case, stage))
-                    or f"{number}.npy" not in self._members
-                ):
+                member = f"{number}.npy"
+                is_named = isinstance(case, str) and isinstance(stage, str)
+                if not is_named or member not in self._members:
                     raise ValueError(f"stage {number} has no name or no array")
                 if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
                     raise ValueError(f"stage {number} has the shape {shape!r:.60}")
-                self._stages.setdefault(case, {})[stage] = f"{number}.npy", tuple(shape)
-            known = all(isinstance(self.header[name], dict) for name in ("about", "run", "cases"))
-            if not known or set(self._stages) - set(self.header["cases"]):
-                raise ValueError("its header is not one of a trace")
-            if not all(isinstance(case, dict) for case in self.header["cases"].values()):
-                raise ValueError("its cases are no objects")
-            if missing := {"format", "version", "dtype", "seed"} - set(self.header):
-                raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
+                self._stages.setdefault(case, {})[stage] = member, tuple(shape)
+            self._check_header()
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self.path, "is not a trace that this version reads", "Record it again.")
+
+    def _check_header(self) -> None:
+        cases = self.header["cases"]
+        parts = (self.header["about"], self.header["run"], cases)
+        is_trace = all(isinstance(part, dict) for part in parts)
+        if not is_trace or set(self._stages) - set(cases):
+            raise ValueError("its header is not one of a trace")
+        if not all(isinstance(case, dict) for case in cases.values()):
+            raise ValueError("its cases are no objects")
+        if missing := {"format", "version", "dtype", "seed"} - set(self.header):
+            raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
 
     def _check_sizes(self) -> None:
         length = self.path.stat().st_size
         for member in self._members.values():
-            stored = (
-                member.compress_type == zipfile.ZIP_STORED
-                and member.compress_size == member.file_size
-            )
-            if not stored or member.header_offset + member.file_size > length:
+            size = member.file_size
+            is_stored = member.compress_type == zipfile.ZIP_STORED
+            if (
+                not is_stored
+                or member.compress_size != size
+                or member.header_offset + size > length
+            ):
                 raise ValueError(
                     f"{member.filename} is compressed, or declares more bytes than the file holds"
                 )
@@ -180,7 +193,7 @@ class TraceFile:
         Raises:
             OSError: an array is damaged.
         """
-        with reading(self.path, "is not a trace that this version reads", "Record it again."):
+        with self._reading():
             return {stage: self._read(name) for stage, (name, _) in self._stages[case].items()}
 
     def shape(self, case: str, stage: str) -> tuple[int, ...]:
@@ -202,24 +215,25 @@ def refusals(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str
     Returns:
         One sentence a reason; empty if they can.
     """
+    reasons = []
     names = {"format": "format", "version": "version of dualrag", "dtype": "dtype", "seed": "seed"}
-    found = [
-        f"other {what}: {expected[key]} and {actual[key]}"
-        for key, what in names.items()
-        if expected[key] != actual[key]
+    for key, name in names.items():
+        if expected[key] != actual[key]:
+            reasons.append(f"other {name}: {expected[key]} and {actual[key]}")
+    reasons += _unequal(expected["about"], actual["about"])
+    cases = expected["cases"]
+    others = actual["cases"]
+    for case in sorted({*cases, *others}):
+        if case in cases and case in others:
+            reasons += _unequal(cases[case], others[case], f" in case {case}")
+        else:
+            reasons.append(f"case {case} is in one of them only")
+    return reasons
+
+
+def _unequal(expected: Mapping[str, Any], actual: Mapping[str, Any], where: str = "") -> list[str]:
+    return [
+        f"other {key}{where}: {expected.get(key)} and {actual.get(key)}"
+        for key in sorted({*expected, *actual})
+        if expected.get(key) != actual.get(key)
     ]
-    about, other = expected["about"], actual["about"]
-    for key in sorted({*about, *other}):
-        if about.get(key) != other.get(key):
-            found.append(f"other {key}: {about.get(key)} and {other.get(key)}")
-    mine, theirs = expected["cases"], actual["cases"]
-    for case in sorted({*mine, *theirs}):
-        if case not in mine or case not in theirs:
-            found.append(f"case {case} is in one of them only")
-            continue
-        for key in sorted({*mine[case], *theirs[case]}):
-            if mine[case].get(key) != theirs[case].get(key):
-                found.append(
-                    f"other {key} in case {case}: {mine[case].get(key)} and {theirs[case].get(key)}"
-                )
-    return found

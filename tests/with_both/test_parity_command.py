@@ -16,7 +16,7 @@ from rag_core.backends import available_backends
 from rag_core.checkpoint.folder import write_checkpoint
 from rag_core.cli.commands import app
 from rag_core.parity.compare import compare_files
-from rag_core.parity.trace import SAMPLE, kept, places
+from rag_core.parity.trace import SAMPLE, places, sampled
 from rag_core.parity.trace_files import TraceFile, TraceWriter
 
 HERE = available_backends()
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_trace_or_declares_more_than_it_holds_is_refused(recor
 def test_large_stages_are_sampled_at_the_same_places_and_located_in_the_whole(tmp_path):
     array = np.arange(3 * SAMPLE, dtype=np.float64).reshape(3, SAMPLE)
     chosen = places("logits", array.shape)
-    assert len(chosen) == SAMPLE == len(kept("logits", array)) and (np.diff(chosen) >= 0).all()
+    assert len(chosen) == SAMPLE == len(sampled("logits", array)) and (np.diff(chosen) >= 0).all()
     place = np.unravel_index(int(chosen[100]), array.shape)
     other = array.copy()
     other[place] += 9.0
