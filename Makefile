@@ -60,7 +60,7 @@ docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 		rag_torch.answers rag_torch.decoding rag_torch.foreign rag_torch.marginalize
 
 demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it
-	$(BIN)/python -m rag_torch.demo_training
+	$(BIN)/python -m experiments.demo_training
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info

@@ -46,19 +46,19 @@ joins with them; its vectors of the passages are used unchanged.
 {rows}
 
 Recall counts a question as found if a passage of the article is among the first 1 or 5; exact match compares
-normalised text. Measured over the whole index by `python -m rag_torch.demo_training --evaluate`, which also
+normalised text. Measured over the whole index by `python -m experiments.demo_training --evaluate`, which also
 writes `evaluation.json`. A held-out article's clue is its description and second sentence without the words of its
 title. The natural questions were written by hand before any model had answered one.
 
 ## Training
 
-`make demo-model` trains it from scratch, with the code of `dualrag train`; `rag_torch/demo_training.py` holds every
+`make demo-model` trains it from scratch, with the code of `dualrag train`; `experiments/demo_training.py` holds every
 setting. 1,000 articles are held out whole: no clue about them and none of their titles is trained on, and the
 tokenizer has not seen them; their passages are in the index. The questions are about 40,000 clues made of the other
 articles' descriptions and sentences, with the words of the title taken out (`rag_core/demo/clues.py`).
 
 1. Copying the title out of passages of random tokens. The weights start so that copying is easy to learn
-   (`rag_torch/demo_generator.py`).
+   (`experiments/demo_generator.py`).
 2. Reading one given passage, in two rounds: the article's own is answered with its title, a near miss of the retriever
    with `<mask>` in place of every token of the title. Generation never writes `<mask>`, so a passage that does not hold
    the answer leaves each word to the others.

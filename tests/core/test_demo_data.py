@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from rag_core.demo.clues import (
     sentences,
     without_title,
 )
+
+ROOT = Path(__file__).parents[2]
 
 DANUBE = Article(
     "Danube",
@@ -142,6 +145,24 @@ def test_shipped_parts_and_stock_encoder_make_a_folder_that_loads(tmp_path):
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= 15_000_000
     with pytest.raises(FileNotFoundError, match="make demo-model"):
         assemble_model(encoder, tmp_path / "other", tmp_path)
+
+
+def test_the_shipped_card_is_written_from_the_shipped_figures():
+    from rag_core.demo.card import card
+    from rag_core.demo.checkpoint import SHIPPED
+
+    figures = json.loads((SHIPPED / "evaluation.json").read_text())
+    assert card(figures) == (SHIPPED / "README.md").read_text("utf-8")
+
+
+@pytest.mark.backend("torch")
+def test_the_command_that_made_the_shipped_model_is_there_and_no_part_of_the_packages(capsys):
+    from experiments import demo_training
+
+    with pytest.raises(SystemExit, match="0"):
+        demo_training.main(["--help"])
+    assert "python -m experiments.demo_training" in capsys.readouterr().out
+    assert not list((ROOT / "rag_torch").glob("demo*"))
 
 
 def _stock_encoder(folder):

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Tools that made the shipped model, once.
-TORCH_ONLY = {"demo_evaluation.py", "demo_generator.py", "demo_training.py"}
 # TensorFlow has no int8 products outside its converter for small devices
-TORCH_ONLY |= {"quantize.py"}
+TORCH_ONLY = {"quantize.py"}
 TORCH_ONLY |= {"pytree.py"}  # TensorFlow asks the records themselves
 TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)

@@ -49,7 +49,8 @@ class IndexWithout:
     """
 
     def __init__(self, index: Any, rows: Sequence[int]) -> None:
-        self.index, self.rows = index, np.asarray(rows)
+        self.index = index
+        self.rows = np.asarray(rows)
 
     def is_initialized(self) -> bool:
         """Whether the whole index is."""
@@ -107,16 +108,17 @@ def evaluate_demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         retriever.index, [row for row, title in enumerate(titles) if title in held_out]
     )
     for name, pairs in sets.items():
-        found = {"questions": len(pairs), **_retrieval(model, stock, retriever, pairs)}
-        found["rag_token_exact_match"] = _exact(model, retriever, pairs)
-        found["rag_sequence_exact_match"] = _exact(sequence, retriever, pairs)
-        found["closed_book_exact_match"] = _exact(model, retriever, pairs, closed_book=True)
+        shares = _retrieval(model, stock, retriever, pairs)
+        shares["rag_token_exact_match"] = _exact(model, retriever, pairs)
+        shares["rag_sequence_exact_match"] = _exact(sequence, retriever, pairs)
+        shares["closed_book_exact_match"] = _exact(model, retriever, pairs, closed_book=True)
         if name != "natural":
-            whole, retriever.index = retriever.index, lacking
-            found["index_without_them_exact_match"] = _exact(model, retriever, pairs)
+            whole = retriever.index
+            retriever.index = lacking
+            shares["index_without_them_exact_match"] = _exact(model, retriever, pairs)
             retriever.index = whole
-        figures[name] = found
-        say(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
+        figures[name] = {"questions": len(pairs), **shares}
+        say(f"{name}: " + ", ".join(f"{key} {share:.3f}" for key, share in figures[name].items()))
     figures["seconds"] = round(time.monotonic() - start, 1)
     with atomic_folder(out) as draft:
         (draft / EVALUATION).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -126,19 +128,16 @@ def evaluate_demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _retrieval(model: Any, stock: Any, retriever: RagRetriever, pairs: Pairs) -> dict[str, float]:
     """Recall of the article with the tuned projection and with the stock question vector."""
-    found: dict[str, float] = {}
+    texts = [question for question, _ in pairs]
+    answers = [[answer] for _, answer in pairs]
     tuned = np.concatenate([_vectors(model, retriever, part) for part in batches(pairs, BATCH)])
-    for name, vectors in (
-        ("", tuned),
-        ("stock_", stock.embed_texts([question for question, _ in pairs])),
-    ):
+    recalls: dict[str, float] = {}
+    for name, vectors in (("", tuned), ("stock_", stock.embed_texts(texts))):
         _, _, docs = retriever.retrieve(vectors, 5)
+        titles = [doc["title"] for doc in docs]
         for k in (1, 5):
-            titles = [doc["title"] for doc in docs]
-            found[f"{name}recall_at_{k}"] = recall_at_k(
-                titles, [[answer] for _, answer in pairs], k
-            )
-    return found
+            recalls[f"{name}recall_at_{k}"] = recall_at_k(titles, answers, k)
+    return recalls
 
 
 def _encoded(retriever: RagRetriever, pairs: Pairs) -> Any:
@@ -159,23 +158,23 @@ def _exact(model: Any, retriever: RagRetriever, pairs: Pairs, closed_book: bool 
     for part in batches(pairs, BATCH):
         ids = _encoded(retriever, part)
         if closed_book:
-            asked = retriever.question_encoder_tokenizer.batch_decode(
-                ids["input_ids"], skip_special_tokens=True
-            )
-            empty = [{"title": [""], "text": [""]}] * len(part)
-            contexts, mask = retriever.postprocess_docs(empty, asked, None, 1, return_tensors="pt")
-            scores = torch.zeros(len(part), 1)
-            given = {
-                "context_input_ids": contexts,
-                "context_attention_mask": mask,
-                "doc_scores": scores,
-                "n_docs": 1,
-            }
-            rows = model.generate(**given)
+            rows = model.generate(**_without_passage(retriever, ids["input_ids"]))
         else:
             rows = model.generate(ids["input_ids"], ids["attention_mask"])
         texts = retriever.generator_tokenizer.batch_decode(rows, skip_special_tokens=True)
-        hits += sum(
-            exact_match(text, [answer]) for text, (_, answer) in zip(texts, part, strict=True)
-        )
+        for text, (_, answer) in zip(texts, part, strict=True):
+            hits += exact_match(text, [answer])
     return hits / len(pairs)
+
+
+def _without_passage(retriever: RagRetriever, ids: torch.Tensor) -> dict[str, Any]:
+    """Contexts of questions (B, Q) beside a passage without any text."""
+    questions = retriever.question_encoder_tokenizer.batch_decode(ids, skip_special_tokens=True)
+    empty = [{"title": [""], "text": [""]}] * len(questions)
+    contexts, mask = retriever.postprocess_docs(empty, questions, None, 1, return_tensors="pt")
+    return {
+        "context_input_ids": contexts,
+        "context_attention_mask": mask,
+        "doc_scores": torch.zeros(len(questions), 1),
+        "n_docs": 1,
+    }

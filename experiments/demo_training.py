@@ -1,5 +1,6 @@
-"""Train the demo's model from scratch and measure it: `python -m rag_torch.demo_training
-[--evaluate]`.
+"""Train the demo's model from scratch and measure it.
+
+`python -m experiments.demo_training [--evaluate]`, or `make demo-model`.
 
 Runs of `rag_torch.training.train`, each of which goes on where it was stopped: copying random words
 out of a given passage; telling a passage that answers the clue from a near miss, to which the
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from experiments.demo_generator import demo_generator, demo_generator_config
 from rag_core.config import RagConfig
 from rag_core.demo import (
     ENCODER,
@@ -36,7 +38,6 @@ from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer, Tokenizer
 from rag_core.training import Example, TrainingConfig, batches
 from rag_torch.bert import BertEncoder
-from rag_torch.demo_generator import demo_generator, demo_generator_config
 from rag_torch.encoders import load_encoder
 from rag_torch.rag import RagTokenForGeneration
 from rag_torch.training import train
@@ -224,11 +225,11 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m rag_torch.demo_training`."""
-    from rag_torch.demo_evaluation import evaluate_demo
+    """Entry point of `python -m experiments.demo_training`."""
+    from experiments.demo_evaluation import evaluate_demo
 
     parser = argparse.ArgumentParser(
-        prog="python -m rag_torch.demo_training", description=__doc__.splitlines()[0]
+        prog="python -m experiments.demo_training", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--work", type=Path, help="folder of the runs (default: demo-training in the cache)"

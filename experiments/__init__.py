@@ -1,0 +1,1 @@
+"""What was done once to make what the packages ship; no part of the wheel."""
