@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from rag_core.checkpoint.lazy import LazyWeights, same_numbers
+from rag_core.hub import DamagedFileError
 
 # What a network may need in front of a name's end, where the file holds a part alone or left a
 # scope out.
@@ -60,13 +61,13 @@ def torch_layout(weights: LazyWeights, source: str) -> LazyWeights:
         source: what to call the file in errors.
 
     Raises:
-        OSError: two names of the file are spelled alike.
+        DamagedFileError: two names of the file are spelled alike.
     """
 
     names = {torch_name(name): name for name in weights.shapes}
     if len(names) < len(weights.shapes):
         twice = sorted(set(weights.shapes) - set(names.values()))
-        raise OSError(
+        raise DamagedFileError(
             f"{source} holds two weights that PyTorch would call alike: "
             f"{', '.join(map(torch_name, twice))}."
         )

@@ -8,7 +8,6 @@ articles are held out whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 import unicodedata
@@ -18,7 +17,7 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
-from rag_core.hub import read_json
+from rag_core.hub import parse_object, read_json, read_lines
 
 HELD_OUT = 1000
 SEED = 0
@@ -247,4 +246,4 @@ def questions(
 def natural_questions() -> list[dict[str, str]]:
     """The hundred questions written by hand, before any model had answered one."""
     path = Path(__file__).parent / "model" / "natural_questions.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [parse_object(line, f"{path}:{number}") for number, line in read_lines(path)]

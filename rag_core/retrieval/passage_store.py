@@ -71,7 +71,7 @@ def open_passages(
             parts.append(datasets.Dataset.from_file(str(arrow)))
         held += len(parts[-1])
     if not held:
-        raise OSError(
+        raise DamagedFileError(
             f"the {len(shards)} passage files of {source!r}, such as {shards[:1]}, hold no row."
         )
     if (held < rows and not fewer) or (held > rows and not first_rows):
@@ -156,7 +156,9 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
             if not missing and not _fits(name, there.field(name))
         }
         if missing or wrong:
-            raise OSError(f"{what} lacks columns {missing or wrong}; it has {there.names}.")
+            raise DamagedFileError(
+                f"{what} lacks columns {missing or wrong}; it has {there.names}."
+            )
         schema = pa.schema([there.field(name) for name in columns], metadata=None)
         yield pa.RecordBatch.from_pylist([], schema=schema)
         for batch in parquet.iter_batches(batch_size=10_000, columns=columns):
@@ -171,12 +173,12 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
             whole.validate(full=True)
             for name in ("title", "text"):
                 if empty := whole.column(name).null_count:
-                    raise OSError(f"{what} has {empty} passages without a {name}.")
+                    raise DamagedFileError(f"{what} has {empty} passages without a {name}.")
             if (
                 "embeddings" in columns
                 and not np.isfinite(as_matrix(whole.column("embeddings"), "embeddings")).all()
             ):
-                raise OSError(f"{what} holds NaN or infinity in its vectors.")
+                raise DamagedFileError(f"{what} holds NaN or infinity in its vectors.")
             yield whole
     except Exception as error:  # Arrow answers damaged bytes with a dozen kinds of error
         if isinstance(error, OSError) and str(error).startswith(what):
