@@ -24,9 +24,9 @@ from rag_core.knowledge.embedding import (
     Encode,
     batch_vectors,
     embed_shards,
+    passage_schema,
     read_batches,
     same_probe,
-    write_batches,
 )
 from rag_core.knowledge.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
 from rag_core.knowledge.passages import stream_passages
@@ -337,42 +337,22 @@ def index_settings(index: Any) -> dict[str, int]:
 
 
 def _write_passages(folder: Path, batches: Iterable[pa.RecordBatch]) -> tuple[list[Path], int]:
-    """Writes the layout of `Dataset.save_to_disk`.
+    """The files of a new folder of passages, and how many passages there are."""
+    from rag_core.retrieval import PassageWriter
 
-    Without a features entry, every release of `datasets` reads it.
-    """
     folder.mkdir(parents=True)
-    stream, rows = merged(batches), 0
-    files: list[Path] = []
+    rows = 0
+    file_bytes = FILE_BYTES
     content = hashlib.blake2b(digest_size=8)  # the same passages, built again, are the same bytes
-    for first in stream:
-        files.append(folder / f"{len(files)}.part")
-        size = 0
-
-        def one_file(batch: pa.RecordBatch = first) -> Iterator[pa.RecordBatch]:
-            nonlocal size, rows
-            while True:
-                size, rows = size + batch.nbytes, rows + len(batch)
-                content.update(batch.serialize())
-                yield batch
-                if size >= FILE_BYTES or (following := next(stream, None)) is None:
-                    return
-                batch = following
-
-        write_batches(files[-1], one_file())
-    named = [folder / f"data-{i:05d}-of-{len(files):05d}.arrow" for i in range(len(files))]
-    for part, name in zip(files, named, strict=True):
-        part.rename(name)
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name.name} for name in named],
-        "_fingerprint": content.hexdigest(),
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    info = {"citation": "", "description": "", "features": None, "homepage": "", "license": ""}
-    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
-    return named, rows
+    with PassageWriter(folder, passage_schema()) as writer:
+        for batch in merged(batches):
+            if file_bytes >= FILE_BYTES:
+                writer.start_file()
+                file_bytes = 0
+            writer.write(batch)
+            content.update(batch.serialize())
+            file_bytes += batch.nbytes
+            rows += len(batch)
+        # Without a features entry, every release of `datasets` reads it.
+        info = {"citation": "", "description": "", "features": None, "homepage": "", "license": ""}
+        return writer.finish(content.hexdigest(), info), rows

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.faiss_files import write_faiss as write_faiss
     from rag_core.retrieval.index import FaissIndex as FaissIndex
     from rag_core.retrieval.index import Index as Index
+    from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
     from rag_core.retrieval.passage_files import passage_parts as passage_parts
     from rag_core.retrieval.passage_files import read_passages as read_passages
     from rag_core.retrieval.recall import LOW_RECALL as LOW_RECALL
@@ -43,7 +44,7 @@ __getattr__, __dir__, __all__ = lazily(
             "write_faiss",
         ],
         "index": ["FaissIndex", "Index"],
-        "passage_files": ["passage_parts", "read_passages"],
+        "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],

@@ -33,6 +33,8 @@ from rag_core.retrieval.recall import LOW_RECALL, low_recall
 from rag_core.retrieval.rerank import checked_factor, notes_path, read_notes, reranked, write_notes
 from rag_core.retrieval.vectors import ArrowVectors, FaissVectors, VectorSource
 
+Parts = tuple[Any, Any, str | VectorSource | None]  # passages, faiss index, vectors
+
 INDEX_FILE = "hf_dataset_index.faiss"
 PASSAGES_FOLDER = "hf_dataset"
 # What an earlier index leaves in a folder: rows of one and passages of another would be answers
@@ -98,8 +100,6 @@ class FaissIndex:
         ValueError: a column or the faiss index is missing, or the two do not fit each other.
     """
 
-    _rerank: int = 1
-    _place: str = "the index"  # for errors, where it was opened from files
     _notes: Mapping[str, Any] = MappingProxyType({})  # what `rerank.read_notes` found
 
     def __init__(
@@ -111,22 +111,13 @@ class FaissIndex:
         column: str = "embeddings",
         rerank: int = 1,
     ) -> None:
-        self._column, self._rerank = column, checked_factor(rerank)
-        self._load: Callable[[], tuple[Any, Any, str | VectorSource | None]] | None = None
+        self._column = column
+        self._rerank = checked_factor(rerank)
         self._attach(passages, faiss_index, vectors)
+        self._warn()
 
-    @classmethod
-    def deferred(cls, load: Callable[[], tuple[Any, Any, str | VectorSource | None]]) -> FaissIndex:
-        """Return an index that calls `load` for (passages, faiss index, vectors) when it is
-        first needed.
-        """
-        index = cls.__new__(cls)
-        index._column, index._load = "embeddings", load
-        return index
-
-    @classmethod
+    @staticmethod
     def from_files(
-        cls,
         passages_path: str | Path,
         index_path: str | Path,
         *,
@@ -152,25 +143,21 @@ class FaissIndex:
         """
         refuse_pickle(passages_path, "passages_path")
         refuse_pickle(index_path, "index_path")
-        index = cls.deferred(
-            lambda: (
-                map_passages(passages_path),
-                read_faiss(index_path, memory_map=memory_map),
-                vectors,
-            )
-        )
-        index._place = f"passages_path={str(passages_path)!r} with index_path={str(index_path)!r}"
-        index._notes = read_notes(index_path)
-        index._rerank = checked_factor(
-            index._notes.get("settings", {}).get("rerank", 1) if rerank is None else rerank
-        )
-        return index
+        notes = read_notes(index_path)
+        if rerank is None:
+            rerank = notes.get("settings", {}).get("rerank", 1)
+
+        def load() -> Parts:
+            passages = map_passages(passages_path)
+            return passages, read_faiss(index_path, memory_map=memory_map), vectors
+
+        place = f"passages_path={str(passages_path)!r} with index_path={str(index_path)!r}"
+        return LazyIndex(load, rerank=rerank, place=place, notes=notes)
 
     def _attach(self, passages: Any, faiss_index: Any, vectors: str | VectorSource | None) -> None:
+        """Takes passages, faiss index and vectors that fit each other."""
         if not hasattr(passages, "column_names"):
-            raise TypeError(
-                f"the passages must be a datasets.Dataset, got {type(passages).__name__}."
-            )
+            raise TypeError(f"passages must be a datasets.Dataset, got {type(passages).__name__}.")
         columns = passages.column_names
         missing = [name for name in ("title", "text") if name not in columns]
         if missing:
@@ -193,41 +180,46 @@ class FaissIndex:
                 f"{len(passages)} rows; index_path and passages_path must come from the same "
                 "build."
             )
-        if vectors is None:
-            vectors = "stored" if self._column in columns else "index"
-        if vectors == "stored" and self._column not in columns:
-            raise ValueError(
-                f"vectors='stored' needs a column {self._column!r}, found {columns}; use "
-                "vectors='index'."
-            )
-        if isinstance(vectors, str):
-            if vectors not in ("stored", "index"):
-                raise ValueError(
-                    f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}."
-                )
-            vectors = (
-                ArrowVectors(passages, self._column)
-                if vectors == "stored"
-                else FaissVectors(faiss_index)
-            )
-        if self._rerank > 1 and isinstance(vectors, FaissVectors):
+        source = self._source(vectors, passages, faiss_index)
+        if self._rerank > 1 and isinstance(source, FaissVectors):
             raise ValueError(
                 "rerank ranks candidates by their stored vectors; it needs vectors='stored'."
             )
         if not len(passages):
-            vectors.vector_size = int(faiss_index.d)
-        if vectors.vector_size != faiss_index.d:
+            source.vector_size = int(faiss_index.d)
+        if source.vector_size != faiss_index.d:
             raise ValueError(
-                f"column {self._column!r} holds vectors of size {vectors.vector_size}, the faiss "
+                f"column {self._column!r} holds vectors of size {source.vector_size}, the faiss "
                 f"index is of size {faiss_index.d}; build the index from this data set."
             )
-        self._dataset, self._faiss, self._vectors = passages, faiss_index, vectors
-        if len(passages) and isinstance(vectors, FaissVectors):
+        self._dataset = passages
+        self._faiss = faiss_index
+        self._vectors = source
+        if len(passages) and isinstance(source, FaissVectors):
             self._check_reconstruction()
         self._check_order()
         self._texts = PassageTexts(passages, self._column)
-        self._load = None
-        self._warn()
+
+    def _source(
+        self, vectors: str | VectorSource | None, passages: Any, faiss_index: Any
+    ) -> VectorSource:
+        has_column = self._column in passages.column_names
+        if vectors is None:
+            vectors = "stored" if has_column else "index"
+        if not isinstance(vectors, str):
+            return vectors
+        if vectors == "index":
+            return FaissVectors(faiss_index)
+        if vectors != "stored":
+            raise ValueError(
+                f"vectors must be 'stored', 'index' or a VectorSource, got {vectors!r}."
+            )
+        if not has_column:
+            raise ValueError(
+                f"vectors='stored' needs a column {self._column!r}, found "
+                f"{passages.column_names}; use vectors='index'."
+            )
+        return ArrowVectors(passages, self._column)
 
     def _check_reconstruction(self) -> None:
         try:
@@ -275,18 +267,18 @@ class FaissIndex:
             )
         recall = self._notes.get("recall_at_5", 1.0)
         if recall < LOW_RECALL:
-            message = low_recall(
-                str(self._notes.get("kind")), recall, self._notes.get("settings", {})
-            )
-            warn(message)
+            kind = str(self._notes.get("kind"))
+            warn(low_recall(kind, recall, self._notes.get("settings", {})))
 
     def _one_length(self) -> bool:
         """Whether all vectors (of a sample) are of one length.
 
         Then every measure has the same order.
         """
-        if isinstance(self._vectors, FaissVectors) or not len(self._dataset):
-            return not len(self._dataset)
+        if not len(self._dataset):
+            return True
+        if isinstance(self._vectors, FaissVectors):
+            return False
         rows = np.unique(np.linspace(0, len(self._dataset) - 1, 200).astype(np.int64))
         lengths = np.linalg.norm(self._vectors.gather(rows), axis=1)
         return bool(np.ptp(lengths) <= 1e-3 * lengths.max())
@@ -303,6 +295,7 @@ class FaissIndex:
     def dataset(self) -> Any:
         """The passages (`datasets.Dataset`)."""
         self.init_index()
+        # Searches did without the `datasets` library, which takes long to import.
         if isinstance(self._dataset, PassageTable):
             self._dataset = self._dataset.dataset()
         return self._dataset
@@ -324,7 +317,7 @@ class FaissIndex:
 
     def is_initialized(self) -> bool:
         """Whether the files are open."""
-        return self._load is None
+        return True
 
     def init_index(self) -> None:
         """Open the files, if they are not open yet.
@@ -333,9 +326,6 @@ class FaissIndex:
             OSError: missing or damaged files.
             ValueError: files that do not fit each other.
         """
-        if self._load is not None:
-            with locating(self._place):
-                self._attach(*self._load())
 
     def get_top_docs(
         self, question_hidden_states: np.ndarray, n_docs: int = 5
@@ -364,8 +354,9 @@ class FaissIndex:
     def _search(self, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self._vectors, FaissVectors):
             _, doc_ids, vectors = self._faiss.search_and_reconstruct(queries, n_docs)
-            # (B, N), (B, N, D)
-            return self._rows(doc_ids), np.where(doc_ids[..., None] < 0, np.float32(0), vectors)
+            # Faiss fills the vectors of missing hits with NaN.
+            vectors = np.where(doc_ids[..., None] < 0, np.float32(0), vectors)
+            return self._rows(doc_ids), vectors  # (B, N), (B, N, D)
         if self._rerank > 1:
             return reranked(self._faiss, self._vectors, queries, n_docs, self._rerank)
         _, doc_ids = self._faiss.search(queries, n_docs)
@@ -384,11 +375,12 @@ class FaissIndex:
         doc_ids = np.asarray(doc_ids)
         self.init_index()
         columns = self._texts.read(doc_ids.reshape(-1))
-        width = doc_ids.shape[1]
-        return [
-            {name: values[row * width : (row + 1) * width] for name, values in columns.items()}
-            for row in range(len(doc_ids))
-        ]
+        n_docs = doc_ids.shape[1]
+        docs = []
+        for row in range(len(doc_ids)):
+            start, stop = row * n_docs, (row + 1) * n_docs
+            docs.append({name: values[start:stop] for name, values in columns.items()})
+        return docs
 
     def save(self, folder: str | Path) -> dict[str, str]:
         """Write passages and faiss file, as transformers' custom index is laid out, all or nothing.
@@ -407,3 +399,39 @@ class FaissIndex:
                 settings = {**self._notes.get("settings", {}), "rerank": self._rerank}
                 write_notes(draft / INDEX_FILE, {**self._notes, "settings": settings})
         return {"index_path": INDEX_FILE, "passages_path": PASSAGES_FOLDER}
+
+
+class LazyIndex(FaissIndex):
+    """A `FaissIndex` whose passages and faiss index are opened when they are first needed.
+
+    Args:
+        load: opens them: passages, faiss index and vectors, as `FaissIndex` takes them.
+        rerank: as of `FaissIndex`.
+        place: where they are opened from, for errors.
+        notes: what is known about the faiss index (see `rag_core.retrieval.rerank.read_notes`).
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Parts],
+        *,
+        rerank: int = 1,
+        place: str = "the index",
+        notes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self._load: Callable[[], Parts] | None = load
+        self._column = "embeddings"
+        self._rerank = checked_factor(rerank)
+        self._place = place
+        self._notes = notes
+
+    def is_initialized(self) -> bool:
+        return self._load is None
+
+    def init_index(self) -> None:
+        if self._load is None:
+            return
+        with locating(self._place):
+            self._attach(*self._load())
+            self._load = None
+            self._warn()

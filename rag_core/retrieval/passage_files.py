@@ -5,13 +5,19 @@ both read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag_core.checkpoint import check_arrow, vouch
 from rag_core.hub import DamagedFileError, atomic_folder, read_json, recover
+
+if TYPE_CHECKING:
+    from typing import Self
+
+# Rows of an Arrow record batch: some 40 MB of passages with vectors of 768 numbers.
+_BATCH_ROWS = 10_000
 
 
 def read_passages(path: str | Path) -> Any:
@@ -42,10 +48,12 @@ def opening(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind = "" if isinstance(error, DamagedFileError) else f"{type(error).__name__}: "
+        reason = str(error)[:300]
+        if not isinstance(error, DamagedFileError):
+            reason = f"{type(error).__name__}: {reason}"
         raise DamagedFileError(
             f"passages_path={str(path)!r} can't be opened as a saved data set: it is incomplete, "
-            f"damaged or another kind of folder ({kind}{str(error)[:300]}). Save it again with "
+            f"damaged or another kind of folder ({reason}). Save it again with "
             "dataset.save_to_disk."
         ) from error
 
@@ -80,39 +88,104 @@ def passage_parts(path: str | Path, *, full: bool | None = None) -> tuple[list[P
         )
     with opening(path):
         state = read_json(folder / "state.json")
-        lists = [
-            state.get(name) for name in ("_data_files", "_indices_files", "_indices_data_files")
-        ]
-        data, *indices = [
-            [_named(folder, entry) for entry in _listed(folder, files)] for files in lists
-        ]
+        data = _listed_files(folder, state.get("_data_files"))
+        # Older releases of `datasets` write the second name.
+        indices = _listed_files(folder, state.get("_indices_files"))
+        indices += _listed_files(folder, state.get("_indices_data_files"))
         if not data:
             raise DamagedFileError(f"{folder / 'state.json'} names no files")
         # `datasets` reads more of the folder than its rows.
         if (folder / "dataset_info.json").exists():
             read_json(folder / "dataset_info.json")
-        check_arrow([*data, *(file for files in indices for file in files)], full=full)
-    return data, any(indices)
+        check_arrow([*data, *indices], full=full)
+    return data, bool(indices)
 
 
-def _listed(folder: Path, files: Any) -> list[Any]:
-    if files is not None and not isinstance(files, list):
-        raise DamagedFileError(f"{folder / 'state.json'} must list files, got {files!r:.60}")
-    return files or []
+def _listed_files(folder: Path, entries: Any) -> list[Path]:
+    """The files that a list of state.json names; None is an empty one."""
+    place = folder / "state.json"
+    if not isinstance(entries, list | None):
+        raise DamagedFileError(f"{place} must list files, got {entries!r:.60}")
+    files = []
+    for entry in entries or ():
+        name = None
+        if isinstance(entry, dict):
+            name = entry.get("filename")
+        # A file elsewhere could be anybody's: this folder may come from the hub.
+        if not isinstance(name, str) or not name or not _is_inside(Path(name)):
+            raise DamagedFileError(f"{place} must name files of its folder, got {entry!r:.100}")
+        files.append(folder / name)
+    return files
 
 
-def _named(folder: Path, entry: Any) -> Path:
-    name = entry.get("filename") if isinstance(entry, dict) else None
-    if (
-        not isinstance(name, str)
-        or not name
-        or Path(name).is_absolute()
-        or {"..", ""} & set(Path(name).parts)
-    ):
-        raise DamagedFileError(
-            f"{folder / 'state.json'} must name files of its folder, got {entry!r:.100}"
-        )
-    return folder / name
+def _is_inside(path: Path) -> bool:
+    return not path.is_absolute() and ".." not in path.parts
+
+
+class PassageWriter:
+    """Writes a folder of passages, laid out as `Dataset.save_to_disk` does.
+
+    Used in a `with` statement; the folder is whole after `finish`.
+
+    Args:
+        folder: an existing folder: a draft, which others do not see yet.
+        schema: `pyarrow.Schema` of the rows.
+    """
+
+    def __init__(self, folder: Path, schema: Any) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._parts: list[Path] = []
+        self._opened = ExitStack()
+        self._rows: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def start_file(self) -> None:
+        """Begin the next file of rows."""
+        import pyarrow as pa
+
+        self._opened.close()
+        self._parts.append(self._folder / f"{len(self._parts)}.part")
+        sink = self._opened.enter_context(pa.OSFile(str(self._parts[-1]), "wb"))
+        self._rows = self._opened.enter_context(pa.ipc.new_stream(sink, self._schema))
+
+    def write(self, rows: Any) -> None:
+        """Add rows, a `pyarrow.RecordBatch` or `Table`, to the file that was begun last."""
+        self._rows.write(rows)
+
+    def finish(self, fingerprint: str, info: Mapping[str, Any]) -> list[Path]:
+        """Give the files their names, and write what `datasets` is to know about them.
+
+        Args:
+            fingerprint: what `datasets` tells this content by from others in its caches.
+            info: the entries of dataset_info.json.
+
+        Returns:
+            The files in row order.
+        """
+        self._opened.close()
+        files = []
+        for number, part in enumerate(self._parts):
+            # The names tell how many there are, which is known only now.
+            name = f"data-{number:05d}-of-{len(self._parts):05d}.arrow"
+            files.append(part.rename(self._folder / name))
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": file.name} for file in files],
+            "_fingerprint": fingerprint,
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        for name, content in (("state.json", state), ("dataset_info.json", info)):
+            (self._folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        return files
 
 
 def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_000_000) -> None:
@@ -131,53 +204,37 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
     Raises:
         OSError: the folder can't be written.
     """
-    import pyarrow as pa
-
-    rows = dataset.with_format("arrow")
     # Format must not hide columns from the writer: with_format("arrow") selects all of them.
+    rows = dataset.with_format("arrow")
     schema = dataset.data.schema.remove_metadata()
-    shards = max(1, -(-len(dataset) // max_shard_rows))
-    names = [f"data-{number:05d}-of-{shards:05d}.arrow" for number in range(shards)]
-    state = {
-        "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": dataset._fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
     info = {
         "citation": "",
         "description": "",
         "homepage": "",
         "license": "",
-        "features": dataset.features.to_dict(),
+        "features": _with_sequences(dataset.features.to_dict()),
     }
-    with atomic_folder(path, stale=("*.arrow",)) as folder:
-        for number, name in enumerate(names):
-            with (
-                pa.OSFile(str(folder / name), "wb") as sink,
-                pa.ipc.new_stream(sink, schema) as writer,
-            ):
-                stop = min((number + 1) * max_shard_rows, len(dataset))
-                for start in range(number * max_shard_rows, stop, 10_000):
-                    table = rows[start : min(start + 10_000, stop)]
-                    writer.write_table(
-                        table.replace_schema_metadata(None).cast(schema).combine_chunks()
-                    )
-        vouch(folder / name for name in names)
-        (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        (folder / "dataset_info.json").write_text(
-            json.dumps(_with_sequences(info), indent=2), encoding="utf-8"
-        )
+    with (
+        atomic_folder(path, stale=("*.arrow",)) as folder,
+        PassageWriter(folder, schema) as writer,
+    ):
+        # An empty data set has a file, too.
+        for first in range(0, max(1, len(dataset)), max_shard_rows):
+            writer.start_file()
+            stop = min(first + max_shard_rows, len(dataset))
+            for start in range(first, stop, _BATCH_ROWS):
+                table = rows[start : min(start + _BATCH_ROWS, stop)]
+                writer.write(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+        vouch(writer.finish(dataset._fingerprint, info))
 
 
 def _with_sequences(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _sequence_name(key, _with_sequences(value)) for key, value in node.items()}
-    return [_with_sequences(value) for value in node] if isinstance(node, list) else node
-
-
-def _sequence_name(key: str, value: Any) -> Any:
-    return "Sequence" if key == "_type" and value == "List" else value
+    """Features as releases before 4.0 name their types."""
+    if isinstance(node, list):
+        return [_with_sequences(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    renamed = {key: _with_sequences(value) for key, value in node.items()}
+    if renamed.get("_type") == "List":
+        renamed["_type"] = "Sequence"
+    return renamed

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from rag_core.checks import warn
 from rag_core.retrieval.faiss_files import PICKLE_HELP, build_faiss, read_faiss, refuse_pickle
-from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.index import LazyIndex, Parts
 from rag_core.retrieval.passage_store import listing_record, open_passages
-from rag_core.retrieval.rerank import checked_factor
 from rag_core.retrieval.vectors import ArrowVectors
 
 REPOSITORY = "facebook/wiki_dpr"
@@ -27,10 +26,11 @@ INDEX_NAMES = ("exact", "compressed")
 EMBEDDINGS_NAMES = ("nq", "multiset")
 NO_EMBEDDINGS = "no_embeddings"
 DUMMY_ROWS = 10_000
+# The names that `datasets` and the hub's converter give: the older ones end in a hash.
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
 
 
-class WikiDprIndex(FaissIndex):
+class WikiDprIndex(LazyIndex):
     """The faiss index of `wiki_dpr`, opened at the first use.
 
     Args:
@@ -72,7 +72,7 @@ class WikiDprIndex(FaissIndex):
         rerank: int = 1,
         **hub: Any,
     ) -> None:
-        kind, embeddings_name = _parse_name(index_name, embeddings_name)
+        self.index_name, self.embeddings_name = _parse_name(index_name, embeddings_name)
         use_dummy_dataset = use_dummy_dataset or "dummy" in index_name.split(".")
         if vectors not in ("index", "stored"):
             raise ValueError(
@@ -82,19 +82,20 @@ class WikiDprIndex(FaissIndex):
             raise ValueError(f"use_dummy_dataset must be True or False, got {use_dummy_dataset!r}.")
         if index_path is not None:
             refuse_pickle(index_path, "index_path")
-        self.index_name, self.embeddings_name = kind, embeddings_name
-        self.use_dummy_dataset = use_dummy_dataset
-        self.source = (
-            REPOSITORY if dataset == "wiki_dpr" and not Path(dataset).is_dir() else dataset
-        )
-        options = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
-
-        def load() -> tuple[Any, Any, str]:
-            return _open(self, split, revision, vectors, index_path, memory_map, options)
-
-        self._column, self._load, self._rerank = "embeddings", load, checked_factor(rerank)
+        super().__init__(self._open, rerank=rerank)
         if self._rerank > 1 and vectors != "stored":
             raise ValueError("index_rerank ranks by stored vectors: it needs doc_vectors='stored'.")
+        self.use_dummy_dataset = use_dummy_dataset
+        self.source = dataset
+        if dataset == "wiki_dpr" and not Path(dataset).is_dir():
+            self.source = REPOSITORY
+        self._split = split
+        self._revision = revision
+        self._doc_vectors = vectors
+        self._index_path = index_path
+        self._memory_map = memory_map
+        # These two belong to the model's repository.
+        self._hub = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}
 
     @classmethod
     def from_config(
@@ -131,6 +132,65 @@ class WikiDprIndex(FaissIndex):
             "use_dummy_dataset": self.use_dummy_dataset,
         }
 
+    def _open(self) -> Parts:
+        from rag_core.hub import list_commit, resolve_file
+
+        record = listing_record(self.source, self._revision, self._hub)
+        where = self._hub | {"repo_type": "dataset"}
+        # All files of one commit: a push between two of them would put texts beside the vectors of
+        # others.
+        commit, names = list_commit(self.source, record=record, revision=self._revision, **where)
+        place = f"{self.source!r}"
+        if commit:
+            place += f" (revision {self._revision or 'main'}, commit {commit})"
+        kind, encoder, dummy = self.index_name, self.embeddings_name, self.use_dummy_dataset
+        file: str | Path | None = self._index_path or None
+        if file is None:
+            name = find_faiss_file(names, kind, encoder, dummy, place)
+            if name is not None:
+                file = resolve_file(self.source, name, revision=commit, **where)
+        faiss_index = None
+        rows = DUMMY_ROWS
+        if file is not None:
+            faiss_index = read_faiss(file, memory_map=self._memory_map)
+            rows = int(faiss_index.ntotal)
+        if kind == "compressed":
+            self._warn_of_compression(faiss_index)
+        with_vectors = self._doc_vectors == "stored" or faiss_index is None
+        columns = ["id", "title", "text"]
+        if with_vectors:
+            columns.append("embeddings")
+        passages = open_passages(
+            self.source,
+            find_shards(names, encoder, self._split, dummy, place, vectors=with_vectors),
+            columns,
+            rows,
+            commit,
+            self._hub,
+            first_rows=dummy,
+            fewer=faiss_index is None,
+        )
+        if faiss_index is None:
+            stored = ArrowVectors(passages)
+            faiss_index = build_faiss(stored.blocks(), len(passages), stored.vector_size, "flat")
+        return passages, faiss_index, self._doc_vectors
+
+    def _warn_of_compression(self, faiss_index: Any) -> None:
+        import faiss
+
+        if self.use_dummy_dataset:
+            warn(
+                "index_name='compressed': the dummy data set has no compressed index; it is "
+                "searched as with index_name='exact'.",
+            )
+        elif self._rerank == 1 and faiss.try_extract_index_ivf(faiss_index) is not None:
+            warn(
+                "the 'compressed' index of wiki_dpr misses some of the best passages, and answers "
+                "suffer: users lost 17 points of exact match to it. Search wider "
+                "(retriever.index.faiss_index.nprobe), rank again by the stored vectors "
+                "(doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
+            )
+
 
 def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
     parts = [part for part in index_name.split(".") if part not in ("psgs_w100", "dummy")]
@@ -139,86 +199,18 @@ def _parse_name(index_name: str, embeddings_name: str) -> tuple[str, str]:
     if len(parts) == 2 and parts[0] in EMBEDDINGS_NAMES:
         embeddings_name = parts.pop(0)
     if len(parts) != 1 or parts[0] not in INDEX_NAMES:
-        old = (
-            " Checkpoints of September 2020 say so: pass index_name='exact'."
-            if index_name == "embeddings"
-            else ""
-        )
-        raise ValueError(
+        message = (
             "index_name must be 'exact', 'compressed' or 'custom' (with passages_path and "
-            f"index_path), got {index_name!r}.{old}"
+            f"index_path), got {index_name!r}."
         )
+        if index_name == "embeddings":
+            message += " Checkpoints of September 2020 say so: pass index_name='exact'."
+        raise ValueError(message)
     if embeddings_name not in EMBEDDINGS_NAMES:
         raise ValueError(
             f"embeddings_name must be one of {EMBEDDINGS_NAMES}, got {embeddings_name!r}."
         )
     return parts[0], embeddings_name
-
-
-def _open(
-    index: WikiDprIndex,
-    split: str,
-    revision: str | None,
-    vectors: str,
-    index_path: str | None,
-    memory_map: bool | None,
-    options: dict[str, Any],
-) -> tuple[Any, Any, str]:
-    from rag_core.hub import list_commit, resolve_file
-
-    dummy = index.use_dummy_dataset
-    record = listing_record(index.source, revision, options)
-    where = options | {"repo_type": "dataset"}
-    # All files of one commit: a push between two of them would put texts beside the vectors of
-    # others.
-    commit, names = list_commit(index.source, record=record, revision=revision, **where)
-    place = f"{index.source!r}" + (
-        f" (revision {revision or 'main'}, commit {commit})" if commit else ""
-    )
-    file = Path(index_path) if index_path else None
-    if file is None:
-        name = find_faiss_file(names, index.index_name, index.embeddings_name, dummy, place)
-        file = None if name is None else resolve_file(index.source, name, revision=commit, **where)
-    faiss_index = None if file is None else read_faiss(file, memory_map=memory_map)
-    if index.index_name == "compressed":
-        _warn_of_compression(faiss_index, dummy, index.rerank)
-    stored = vectors == "stored" or faiss_index is None
-    shards = find_shards(names, index.embeddings_name, split, dummy, place, vectors=stored)
-    columns = ["id", "title", "text"] + (["embeddings"] if stored else [])
-    rows = DUMMY_ROWS if faiss_index is None else int(faiss_index.ntotal)
-    passages = open_passages(
-        index.source,
-        shards,
-        columns,
-        rows,
-        commit,
-        options,
-        first_rows=dummy,
-        fewer=faiss_index is None,
-    )
-    if faiss_index is None:
-        stored_vectors = ArrowVectors(passages)
-        faiss_index = build_faiss(
-            stored_vectors.blocks(), len(passages), stored_vectors.vector_size, "flat"
-        )
-    return passages, faiss_index, vectors
-
-
-def _warn_of_compression(faiss_index: Any, dummy: bool, rerank: int) -> None:
-    import faiss
-
-    if dummy:
-        warn(
-            "index_name='compressed': the dummy data set has no compressed index; it is searched "
-            "as with index_name='exact'.",
-        )
-    elif rerank == 1 and faiss.try_extract_index_ivf(faiss_index) is not None:
-        warn(
-            "the 'compressed' index of wiki_dpr misses some of the best passages, and answers "
-            "suffer: users lost 17 points of exact match to it. Search wider "
-            "(retriever.index.faiss_index.nprobe), rank again by the stored vectors "
-            "(doc_vectors='stored', index_rerank=16), or take index_name='exact'.",
-        )
 
 
 def find_faiss_file(
@@ -242,27 +234,28 @@ def find_faiss_file(
         OSError: none fits, or several do; the message lists the faiss files that are there.
     """
     faiss_files = [name for name in names if name.endswith((".faiss", ".index"))]
-    found = []
+    fitting = []
     for name in faiss_files:
         base = name.rsplit("/", 1)[-1]
-        compressed = "IVF" in base or "compressed" in base
-        if (
-            embeddings_name in re.split(r"[./_-]", name)
-            and ("dummy" in name) == dummy
-            and (dummy or compressed == (index_name == "compressed"))
-        ):
-            found.append(name)
-    if dummy and not found:
+        is_compressed = "IVF" in base or "compressed" in base
+        is_of_kind = dummy or is_compressed == (index_name == "compressed")
+        is_of_encoder = embeddings_name in re.split(r"[./_-]", name)
+        if is_of_kind and is_of_encoder and ("dummy" in name) == dummy:
+            fitting.append(name)
+    if len(fitting) == 1:
+        return fitting[0]
+    if dummy and not fitting:
         return None
-    if len(found) != 1:
-        pattern = "IVF*" if index_name == "compressed" else "HNSW*"
-        raise OSError(
-            f"{'no' if not found else 'more than one'} faiss file for {embeddings_name!r}, "
-            f"index_name={index_name!r} in {place}: looked for "
-            f"index/{'dummy.' if dummy else ''}psgs_w100.{embeddings_name}.{'*' if dummy else pattern}.faiss, "
-            f"found {found or faiss_files or _held(names)}. index_path= names a file directly."
-        )
-    return found[0]
+    pattern = f"psgs_w100.{embeddings_name}.HNSW*.faiss"
+    if dummy:
+        pattern = f"dummy.psgs_w100.{embeddings_name}.*.faiss"
+    elif index_name == "compressed":
+        pattern = f"psgs_w100.{embeddings_name}.IVF*.faiss"
+    raise OSError(
+        f"{'more than one' if fitting else 'no'} faiss file for {embeddings_name!r}, "
+        f"index_name={index_name!r} in {place}: looked for index/{pattern}, found "
+        f"{fitting or faiss_files or _held(names)}. index_path= names a file directly."
+    )
 
 
 def find_shards(
@@ -287,11 +280,15 @@ def find_shards(
     Raises:
         OSError: there are none, or none of which all are there; the message lists what is there.
     """
-    kinds = [embeddings_name] if vectors else [NO_EMBEDDINGS, embeddings_name]
-    wanted = [(kind, True) for kind in kinds if dummy] + [(kind, False) for kind in kinds]
+    kinds = [embeddings_name]
+    if not vectors:
+        kinds.insert(0, NO_EMBEDDINGS)
+    choices = [(kind, False) for kind in kinds]
+    if dummy:
+        choices = [(kind, True) for kind in kinds] + choices
     sets = _shard_sets(names, split)
     missing = {}
-    for kind, of_dummy in wanted:
+    for kind, of_dummy in choices:
         fitting = [key for key in sets if kind in key.parts and ("dummy" in key.parts) == of_dummy]
         for key in sorted(fitting, key=lambda key: (len(key.folder), key)):
             shards = sets[key]
@@ -305,7 +302,7 @@ def find_shards(
             f"{place} lacks {len(gaps)} of {key.total:05d} passage files like "
             f"{next(iter(sets[key].values()))!r}: numbers {gaps[:10]}; download them again."
         )
-    folder = f"{'dummy.' if dummy else ''}{embeddings_name}"
+    folder = f"dummy.{embeddings_name}" if dummy else embeddings_name
     raise OSError(
         f"no passages in {place}: looked for data/psgs_w100/{folder}/{split}-*-of-*.parquet, "
         f"found {_held(names)}."
@@ -333,8 +330,11 @@ def _shard_sets(names: list[str], split: str) -> dict[_ShardSet, dict[int, str]]
         if not name.endswith(".parquet") or not re.match(rf"{re.escape(split)}\b", base):
             continue
         numbered = _SHARD.search(base)
-        key = _ShardSet(folder, int(numbered[2]) if numbered else 0)
-        sets[key][int(numbered[1]) if numbered else len(sets[key])] = name
+        if numbered:
+            sets[_ShardSet(folder, int(numbered[2]))][int(numbered[1])] = name
+        else:
+            unnumbered = sets[_ShardSet(folder, 0)]
+            unnumbered[len(unnumbered)] = name
     return sets
 
 
@@ -342,11 +342,12 @@ def _held(names: list[str]) -> str:
     """What a listing holds, in a few words."""
     parquet = [name for name in names if name.endswith(".parquet")]
     if not parquet:
-        script = (
-            " (revisions of March 2024 and later hold parquet files, earlier ones a script alone)"
-        )
-        return (
-            f"no parquet or faiss file among {names[:20]}{script if 'wiki_dpr.py' in names else ''}"
-        )
+        held = f"no parquet or faiss file among {names[:20]}"
+        if "wiki_dpr.py" in names:
+            held += (
+                " (revisions of March 2024 and later hold parquet files, earlier ones a script "
+                "alone)"
+            )
+        return held
     folders = sorted({name.rpartition("/")[0] or "." for name in parquet})
     return f"{len(parquet)} parquet files, in folders {folders[:20]}"

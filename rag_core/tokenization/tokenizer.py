@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rag_core.hub import (
     Pushable,
@@ -41,6 +41,8 @@ from rag_core.tokenization.words import Words, splits_alike
 from rag_core.tokenization.writing import TOKENIZER_FILES, write_tokenizer
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import tokenizers
 
 _SETTINGS = {
