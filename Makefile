@@ -57,7 +57,7 @@ bench-quick: $(INSTALLED) $(VENV)/.installed-bench  ## the same at tiny sizes: d
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	$(PIP) -e '.[docs]'
 	$(BIN)/pdoc --docformat google --output-directory site rag_core rag_core.metrics $(WINGS:%=rag_core.%) rag_torch \
-		rag_torch.answers rag_torch.decoding rag_torch.foreign rag_torch.marginalize
+		rag_torch.foreign rag_torch.marginalize
 
 demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m experiments.demo_training

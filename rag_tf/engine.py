@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.generation import Edit, Engine, GenerationConfig, Hooks, SearchResult
+from rag_core.generation import Edit, Engine, GenerationConfig, Hooks, SearchResult, is_native
 from rag_tf import contexts, rescoring, step_scores
 from rag_tf.decode_state import DecodeState
 from rag_tf.graph import Graph, searched
 from rag_tf.layers import Trace, as_encoder_output
 from rag_tf.marginalize import doc_log_probs, logsumexp
-from rag_tf.modules import widen
+from rag_tf.modules import dim, widen
 
 # Numbers of a block of logits held at once while rescoring.
 _BLOCK = 2**23
@@ -57,11 +57,15 @@ class TensorEngine(Engine):
         used = np.flatnonzero(mask.numpy().any(axis=0))
         return int(used[-1]) + 1 if len(used) else 1
 
+    def same_mask(self, mask: tf.Tensor, other: tf.Tensor) -> bool:
+        width = int(other.shape[1])
+        return np.array_equal(mask[:, :width], other) and not np.any(mask[:, width:])
+
     def take_rows(self, x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         return tf.gather(x, rows)
 
-    def repeat_rows(self, x: tf.Tensor, times: int, axis: int = 0) -> tf.Tensor:
-        return tf.repeat(x, times, axis=axis)
+    def repeat_rows(self, x: tf.Tensor, times: int) -> tf.Tensor:
+        return tf.repeat(x, times, axis=0)
 
     def scatter_rows(self, x: tf.Tensor, rows: tf.Tensor, count: int) -> tf.Tensor:
         shape = tf.concat([[count], tf.shape(x)[1:]], axis=0)
@@ -110,8 +114,7 @@ class TensorEngine(Engine):
             trace = Trace(*traced)
             logits = generator.decode(tokens, state, trace=trace)
             return _MARGINAL(logits, log_priors), trace.result()
-        native = getattr(type(generator), "native", False)
-        if not native or not isinstance(state, DecodeState):
+        if not is_native(generator) or not isinstance(state, DecodeState):
             return _MARGINAL(generator.decode(tokens, state), log_priors), None
         length = int(tokens.shape[2])
         generator.reserve(state, length)
@@ -166,18 +169,18 @@ ENGINE = TensorEngine()
 
 
 def _marginal(logits: tf.Tensor, log_priors: tf.Tensor | None) -> tf.Tensor:
-    """Logits (q*N, K, T, V) -> scores (q, K, V) of the token after the last one."""
-    logits = widen(logits[:, :, -1])  # (q*N, K, V)
-    if log_priors is None:
-        return logits
-    apart = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
-    return step_scores.marginal_scores(tf.reshape(logits, apart), log_priors)
+    """Logits (q*N, K, T, V) -> scores (q*K, V) of the token after the last one."""
+    scores = widen(logits[:, :, -1])  # (q*N, K, V)
+    if log_priors is not None:
+        apart = tf.concat([tf.shape(log_priors), tf.shape(scores)[1:]], axis=0)
+        scores = step_scores.marginal_scores(tf.reshape(scores, apart), log_priors)  # (q, K, V)
+    return tf.reshape(scores, (-1, dim(scores, 2)))
 
 
 def _step(
     generator: Any, tokens: tf.Tensor, state: DecodeState, log_priors: tf.Tensor | None
 ) -> tuple[tf.Tensor, Any]:
-    """One step as one graph: scores (q, K, V), and the cache that the tokens have been added to."""
+    """One step as one graph: scores (q*K, V), and the cache that the tokens have been added to."""
     return _marginal(generator.decode(tokens, state), log_priors), state.cache
 
 

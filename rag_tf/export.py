@@ -22,7 +22,7 @@ from rag_core.generation import (
     token_options,
 )
 from rag_core.hub import atomic_folder, clear
-from rag_tf.decoding import running
+from rag_tf.engine import ENGINE
 from rag_tf.graph import GraphRules, sequence_graph, token_graph
 from rag_tf.seq2seq import Generator
 
@@ -122,7 +122,11 @@ def export_saved_model(
         generation_config,
         options,
     )
-    with running(model), _without_dropout(generator), atomic_folder(target) as draft:
+    with (
+        ENGINE.generation_context(model),
+        _without_dropout(generator),
+        atomic_folder(target) as draft,
+    ):
         holder, signatures = _traced(generator, program)
         tf.saved_model.save(holder, str(draft), signatures=signatures)
     return target

@@ -20,6 +20,7 @@ from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
 from rag_tf import marginalize as marginal
 from rag_tf.components import RagPretrained
 from rag_tf.contexts import Contexts, check_loss, checked_ids, checked_labels, table_size
+from rag_tf.engine import ENGINE
 from rag_tf.keras_model import KerasModel
 from rag_tf.rag_model import RagModel
 
@@ -90,10 +91,10 @@ class _RagHead(RagPretrained, KerasModel):
         )
 
     def answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Answers with the passages they come from; see `rag_tf.answers.answer`."""
-        from rag_tf.answers import answer
+        """Answers with the passages they come from; see `rag_core.modeling.answer`."""
+        from rag_core.modeling import answer
 
-        return answer(self, *args, **kwargs)
+        return answer(ENGINE, self, *args, **kwargs)
 
     def _contexts(self, *args: Any, **kwargs: Any) -> Contexts:
         return self.rag._contexts(*args, **kwargs)
@@ -249,12 +250,12 @@ class RagSequenceForGeneration(_RagHead):
         n_docs: int | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Generate answers; see `rag_tf.decoding.rag_sequence_generate`."""
-        from rag_tf.decoding import rag_sequence_generate
+        """Generate answers; see `rag_core.generation.rag_sequence_generate`."""
+        from rag_core.generation import rag_sequence_generate
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
         options = (do_deduplication, num_return_sequences, num_beams, n_docs)
-        return rag_sequence_generate(self, *given, *options, **model_kwargs)
+        return rag_sequence_generate(ENGINE, self, *given, *options, **model_kwargs)
 
 
 class RagTokenForGeneration(_RagHead):
@@ -423,8 +424,8 @@ class RagTokenForGeneration(_RagHead):
         stopping_criteria: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate answers; see `rag_tf.decoding.rag_token_generate`."""
-        from rag_tf.decoding import rag_token_generate
+        """Generate answers; see `rag_core.generation.rag_token_generate`."""
+        from rag_core.generation import rag_token_generate
 
         given = (
             input_ids,
@@ -435,7 +436,7 @@ class RagTokenForGeneration(_RagHead):
             n_docs,
         )
         rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
-        return rag_token_generate(self, *given, *rules, **kwargs)
+        return rag_token_generate(ENGINE, self, *given, *rules, **kwargs)
 
 
 def _loss_inputs(logits: Any, scores: Any, target: Any, n_docs: int) -> tuple[tf.Tensor, ...]:

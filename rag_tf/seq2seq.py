@@ -32,6 +32,7 @@ from rag_core.outputs import DecoderOutput, Seq2SeqLMOutput
 from rag_tf.attention import AttentionMask, key_mask
 from rag_tf.contexts import check_text, checked_ids, checked_mask, facts
 from rag_tf.decode_state import DecodeState, GrowingCache
+from rag_tf.engine import ENGINE
 from rag_tf.keras_fit import spread
 from rag_tf.layers import Trace, as_encoder_output, shift_tokens_right
 from rag_tf.marginalize import target_log_probs
@@ -481,11 +482,12 @@ class Generator(PretrainedModel, Module, ABC):
     ) -> Any:
         """Generate texts from contexts alone, without documents.
 
-        See `rag_tf.decoding.plain_generate`.
+        See `rag_core.generation.plain_generate`.
         """
-        from rag_tf.decoding import plain_generate
+        from rag_core.generation import plain_generate
 
         return plain_generate(
+            ENGINE,
             self,
             inputs,
             generation_config,

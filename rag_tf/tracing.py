@@ -13,8 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.backends import to_numpy
-from rag_core.generation import GenerationConfig
-from rag_tf import decoding
+from rag_core.generation import GenerationConfig, sequence_options, token_options
 from rag_tf import marginalize as marginal
 from rag_tf.weights import named_tensors, tied_names
 
@@ -125,9 +124,9 @@ class Tracer:
             if name in GenerationConfig.__dataclass_fields__
         }
         if self.model.head == "token":
-            return decoding.token_options(self.model, **known)
+            return token_options(self.model, **known)
         known.pop("num_return_sequences", None)
-        return decoding.sequence_options(self.model, known.pop("num_beams", None), **known)
+        return sequence_options(self.model, known.pop("num_beams", None), **known)
 
     def _tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         tensors = {name: tf.constant(array) for name, array in inputs.items()}

@@ -57,11 +57,15 @@ class TensorEngine(Engine):
             return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
         return mask.bool()
 
+    def same_mask(self, mask: Tensor, other: Tensor) -> bool:
+        width = other.shape[1]
+        return torch.equal(mask[:, :width], other) and not bool(mask[:, width:].any())
+
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
 
-    def repeat_rows(self, x: Tensor, times: int, axis: int = 0) -> Tensor:
-        return x.repeat_interleave(times, dim=axis)
+    def repeat_rows(self, x: Tensor, times: int) -> Tensor:
+        return x.repeat_interleave(times, dim=0)
 
     def scatter_rows(self, x: Tensor, rows: Tensor, count: int) -> Tensor:
         return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
@@ -108,8 +112,8 @@ class TensorEngine(Engine):
         scores = widen(logits[:, :, -1])  # (q*N, K, V)
         if log_priors is not None:
             apart = scores.unflatten(0, (-1, log_priors.shape[1]))  # (q, N, K, V)
-            scores = step_scores.marginal_scores(apart, log_priors)
-        return scores, noted
+            scores = step_scores.marginal_scores(apart, log_priors)  # (q, K, V)
+        return scores.flatten(0, 1), noted
 
     def choose_tokens(
         self, scores: Tensor, noise: np.ndarray | None

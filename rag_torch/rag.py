@@ -27,6 +27,7 @@ from rag_torch.contexts import (
     checked_labels,
     table_size,
 )
+from rag_torch.engine import ENGINE
 from rag_torch.rag_model import RagModel
 
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
@@ -91,10 +92,10 @@ class _RagHead(RagPretrained):
         )
 
     def answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Answers with the passages they come from; see `rag_torch.answers.answer`."""
-        from rag_torch.answers import answer
+        """Answers with the passages they come from; see `rag_core.modeling.answer`."""
+        from rag_core.modeling import answer
 
-        return answer(self, *args, **kwargs)
+        return answer(ENGINE, self, *args, **kwargs)
 
     def _contexts(self, *args: Any, **kwargs: Any) -> Contexts:
         return self.rag._contexts(*args, **kwargs)
@@ -253,12 +254,12 @@ class RagSequenceForGeneration(_RagHead):
         n_docs: int | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Generate answers; see `rag_torch.decoding.rag_sequence_generate`."""
-        from rag_torch.decoding import rag_sequence_generate
+        """Generate answers; see `rag_core.generation.rag_sequence_generate`."""
+        from rag_core.generation import rag_sequence_generate
 
         given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
         options = (do_deduplication, num_return_sequences, num_beams, n_docs)
-        return rag_sequence_generate(self, *given, *options, **model_kwargs)
+        return rag_sequence_generate(ENGINE, self, *given, *options, **model_kwargs)
 
 
 class RagTokenForGeneration(_RagHead):
@@ -425,8 +426,8 @@ class RagTokenForGeneration(_RagHead):
         stopping_criteria: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate answers; see `rag_torch.decoding.rag_token_generate`."""
-        from rag_torch.decoding import rag_token_generate
+        """Generate answers; see `rag_core.generation.rag_token_generate`."""
+        from rag_core.generation import rag_token_generate
 
         given = (
             input_ids,
@@ -437,4 +438,4 @@ class RagTokenForGeneration(_RagHead):
             n_docs,
         )
         rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
-        return rag_token_generate(self, *given, *rules, **kwargs)
+        return rag_token_generate(ENGINE, self, *given, *rules, **kwargs)

@@ -32,6 +32,7 @@ from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput
 from rag_torch.attention import AttentionMask, key_mask
 from rag_torch.contexts import check_text, checked_ids, checked_mask, facts, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
+from rag_torch.engine import ENGINE
 from rag_torch.layers import Trace, as_encoder_output, shift_tokens_right
 from rag_torch.marginalize import target_log_probs
 from rag_torch.packing import Packing
@@ -409,11 +410,12 @@ class Generator(PretrainedModel, ABC):
     ) -> Any:
         """Generate texts from contexts alone, without documents.
 
-        See `rag_torch.decoding.plain_generate`.
+        See `rag_core.generation.plain_generate`.
         """
-        from rag_torch.decoding import plain_generate
+        from rag_core.generation import plain_generate
 
         return plain_generate(
+            ENGINE,
             self,
             inputs,
             generation_config,

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from rag_core.backends import to_numpy
-from rag_core.generation import GenerationConfig
-from rag_torch import decoding
+from rag_core.generation import GenerationConfig, sequence_options, token_options
 from rag_torch import marginalize as marginal
 from rag_torch.weights import named_tensors, tied_names
 
@@ -123,9 +122,9 @@ class Tracer:
             if name in GenerationConfig.__dataclass_fields__
         }
         if self.model.head == "token":
-            return decoding.token_options(self.model, **known)
+            return token_options(self.model, **known)
         known.pop("num_return_sequences", None)
-        return decoding.sequence_options(self.model, known.pop("num_beams", None), **known)
+        return sequence_options(self.model, known.pop("num_beams", None), **known)
 
     def _tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}

@@ -23,9 +23,19 @@ if TYPE_CHECKING:
     from rag_core.generation.config import default_of as default_of
     from rag_core.generation.config import own_options as own_options
     from rag_core.generation.config import resolve_options as resolve_options
+    from rag_core.generation.decode import encode_as_given as encode_as_given
+    from rag_core.generation.decode import generate_sequence as generate_sequence
+    from rag_core.generation.decode import generate_token as generate_token
+    from rag_core.generation.decode import plain_generate as plain_generate
+    from rag_core.generation.decode import rag_sequence_generate as rag_sequence_generate
+    from rag_core.generation.decode import rag_token_generate as rag_token_generate
+    from rag_core.generation.decoder import Decoder as Decoder
+    from rag_core.generation.decoder import Encoded as Encoded
+    from rag_core.generation.decoder import GuidedDecoder as GuidedDecoder
     from rag_core.generation.engine import Engine as Engine
+    from rag_core.generation.engine import is_native as is_native
     from rag_core.generation.hooks import Hooks as Hooks
-    from rag_core.generation.hooks import plugged as plugged
+    from rag_core.generation.hooks import pop_hooks as pop_hooks
     from rag_core.generation.inputs import UNREAD_BY_GENERATE as UNREAD_BY_GENERATE
     from rag_core.generation.inputs import check_context as check_context
     from rag_core.generation.inputs import check_embeds as check_embeds
@@ -44,9 +54,6 @@ if TYPE_CHECKING:
     from rag_core.generation.model_options import sequence_options as sequence_options
     from rag_core.generation.model_options import token_options as token_options
     from rag_core.generation.noise import gumbel_noise as gumbel_noise
-    from rag_core.generation.rescoring import fast_scores as fast_scores
-    from rag_core.generation.rescoring import is_native as is_native
-    from rag_core.generation.rescoring import thorough_scores as thorough_scores
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -68,8 +75,17 @@ __getattr__, __dir__, __all__ = lazily(
             "own_options",
             "resolve_options",
         ],
-        "engine": ["Engine"],
-        "hooks": ["Hooks", "plugged"],
+        "decode": [
+            "encode_as_given",
+            "generate_sequence",
+            "generate_token",
+            "plain_generate",
+            "rag_sequence_generate",
+            "rag_token_generate",
+        ],
+        "decoder": ["Decoder", "Encoded", "GuidedDecoder"],
+        "engine": ["Engine", "is_native"],
+        "hooks": ["Hooks", "pop_hooks"],
         "inputs": [
             "UNREAD_BY_GENERATE",
             "check_context",
@@ -90,6 +106,5 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "model_options": ["returned_sequences", "sequence_options", "token_options"],
         "noise": ["gumbel_noise"],
-        "rescoring": ["fast_scores", "is_native", "thorough_scores"],
     },
 )

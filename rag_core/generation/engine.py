@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 Tensor = Any  # the framework's own
 
 
+def is_native(generator: Any) -> bool:
+    """Whether a generator is one of the backends' own, which can do more than the four methods that
+    are asked of every generator (see `Generator.native`).
+    """
+    return getattr(type(generator), "native", False)
+
+
 class Engine(Protocol):
     """A framework's tensor operations, one object a backend: `rag_torch.engine.ENGINE` and
     `rag_tf.engine.ENGINE`.
@@ -77,11 +84,17 @@ class Engine(Protocol):
         """
         ...
 
+    def same_mask(self, mask: Tensor, other: Tensor) -> bool:
+        """Whether two bool masks (R, S) and (R, S'), S' <= S, agree, and the first is False beyond
+        the second.
+        """
+        ...
+
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """The rows (n,) of (R, ...) -> (n, ...)."""
         ...
 
-    def repeat_rows(self, x: Tensor, times: int, axis: int = 0) -> Tensor:
+    def repeat_rows(self, x: Tensor, times: int) -> Tensor:
         """Each row as often as `times` says, copies side by side: (R, ...) -> (R * times, ...)."""
         ...
 
@@ -183,14 +196,14 @@ class Engine(Protocol):
             traced: whether to note hidden states and attentions; None = neither.
 
         Returns:
-            Scores (q, K, V) of the token after the last one, logits or marginal log-probabilities,
+            Scores (q*K, V) of the token after the last one, logits or marginal log-probabilities,
             in float32 or wider; and what was noted, or None.
         """
         ...
 
     def guided_scores(self, scores: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        """log p(without) + scale * (log p(with documents) - log p(without)), of two (Q, K, V);
-        what is -inf with documents stays so.
+        """log p(without) + scale * (log p(with documents) - log p(without)), of two (R, V); what
+        is -inf with documents stays so.
         """
         ...
 

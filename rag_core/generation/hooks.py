@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ScoreFunction = Callable[[Any, Any], Any]  # (input_ids (R, t), scores) -> whatever it is for
 
 # Arguments of `Hooks.of` that come among the keywords of a call.
-_PLUGGED = (
+_HOOKS = (
     "streamer",
     "decoder_input_ids",
     "negative_prompt_ids",
@@ -117,11 +117,10 @@ class Hooks:
         return start_tokens(options, questions, self.decoder_input_ids)
 
 
-def plugged(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes what is no option, but plugged into the loop, out of a `generate` call's keywords.
-
-    What is unread goes.
+def pop_hooks(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of `Hooks.of` out of a `generate` call's keywords, and what is not
+    read.
     """
     for name in UNREAD_BY_GENERATE:
         kwargs.pop(name, None)
-    return {name: kwargs.pop(name) for name in _PLUGGED if name in kwargs}
+    return {name: kwargs.pop(name) for name in _HOOKS if name in kwargs}

@@ -14,7 +14,7 @@ import numpy as np
 from rag_core.backends import to_numpy
 from rag_core.generation.beam import SearchResult
 from rag_core.generation.candidates import Candidates, prefix_tree
-from rag_core.generation.engine import Engine, Tensor
+from rag_core.generation.engine import Engine, Tensor, is_native
 
 # Positions of a tree at most: their attention mask is quadratic.
 _PREFIXES = 1024
@@ -22,13 +22,6 @@ _PREFIXES = 1024
 _WHOLE_BLOCKS = 8
 # What is assumed of a vocabulary whose size the config does not say.
 _VOCABULARY = 2**16
-
-
-def is_native(generator: Any) -> bool:
-    """Whether a generator is one of the backends' own, which can do more than the four methods that
-    are asked of every generator (see `Generator.native`).
-    """
-    return getattr(type(generator), "native", False)
 
 
 def fast_scores(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.modeling.answers import answer as answer
     from rag_core.modeling.foreign import ForeignEncoderBase as ForeignEncoderBase
     from rag_core.modeling.foreign import ForeignGeneratorBase as ForeignGeneratorBase
     from rag_core.modeling.foreign import ForeignModule as ForeignModule
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "answers": ["answer"],
         "foreign": [
             "ForeignEncoderBase",
             "ForeignGeneratorBase",

@@ -1,4 +1,4 @@
-"""Generation of both heads as one graph, from contexts to sequences: `rag_tf.decoding` where no
+"""Generation of both heads as one graph, from contexts to sequences: `rag_core.generation.decode` where no
 Python may run.
 
 Letters: B questions, N documents a question, K beams, W = N * K sequences found for a question, C
@@ -74,7 +74,7 @@ def sequence_graph(
 
     Returns:
         `sequences` (B*n, L) int64 and `sequences_scores` (B*n,), rows left over as in
-        `decoding.generate_sequence`.
+        `rag_core.generation.generate_sequence`.
     """
     generator, pad = model.generator, options.pad_token_id
     # the searches read their mask off the pad tokens (compatibility Q23)
@@ -216,7 +216,7 @@ def _thorough(
     tokens: tf.Tensor,
     exists: tf.Tensor,
 ) -> tf.Tensor:
-    """The twin of `rescoring.thorough_scores`: (B, C)."""
+    """The twin of `rag_core.generation.rescoring.thorough_scores`: (B, C)."""
     config, generator = model.config, model.generator
     pad = config.generator.pad_token_id
     end = tf.fill(tf.shape(tokens[..., :1]), tf.constant(-1 if pad is None else pad, tf.int64))

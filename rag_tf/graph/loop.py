@@ -1,7 +1,7 @@
 """The searches of `generate` as a loop in a graph: no step of it comes back to Python.
 
 Python has its turn where half of the searches are over, so that the others go on alone. What calls
-for Python in each step is left to `rag_tf.step_loop`.
+for Python in each step is left to `rag_core.generation.loop`.
 Letters: Q searches, K beams, N documents of a search, P start tokens, V vocabulary.
 """
 
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.generation import GenerationConfig, SearchResult
+from rag_core.generation import Decoder, GenerationConfig, SearchResult, is_native
 from rag_tf.decode_state import DecodeState
 from rag_tf.graph.beam import Plan
 from rag_tf.graph.decoding import resumed, steps
 from rag_tf.graph.function import Graph, tracing
 from rag_tf.graph.rules import offered
 from rag_tf.graph.state import Found, Moment
-from rag_tf.step_decoder import Decoder, in_graphs
 
 # Sets of options that are remembered, those that were asked for last.
 _REMEMBERED = 32
@@ -42,27 +41,23 @@ def searched(
         What rag_core.generation.beam would hand back.
     """
     generator, state = decoder.generator, decoder.state
+    in_graphs = is_native(generator) and isinstance(state, DecodeState)
     plain = (
-        not decoder.traced
-        and decoder.without is None
+        not decoder.guided
+        and not decoder.traced
         and options.use_cache
         and not options.output_scores
     )
     if not plain or decoder.beams != options.num_beams or starts.shape[1] > 1:
         return None
-    if (
-        not tracing()
-        or not in_graphs(generator, state)
-        or generator.in_training(None)
-        or not offered(options)
-    ):
+    if not tracing() or not in_graphs or generator.in_training(None) or not offered(options):
         return None
     size = int(generator.get_output_embeddings().weight.shape[0])
     if size <= len(set(options.eos_token_ids)):
         return None
     plan = Plan(options, size, starts.shape[1])
     graph = generator.graph("search", _Search(generator))
-    if not graph.function.worth(plan, decoder.priors is not None, graph.most()):
+    if not graph.function.worth(plan, decoder.active_log_priors is not None, graph.most()):
         return None
     return _Run(decoder, options, plan, graph).result(starts)
 
@@ -131,7 +126,11 @@ class _Run:
         )
         # the decoder's own state stays as it is, for Python to begin with if the graph does not
         # come to an end
-        self.state, self.priors, self.docs = replace(decoder.state), decoder.priors, decoder.docs
+        self.state, self.priors, self.docs = (
+            replace(decoder.state),
+            decoder.active_log_priors,
+            decoder.docs,
+        )
         self.over: list[Any] = []  # searches that have been let go of
 
     def result(self, starts: np.ndarray) -> SearchResult | None:

@@ -8,6 +8,7 @@ import pytest
 
 from rag_core import BartConfig, DPRConfig, RagConfig
 from rag_core.arguments import check_places
+from rag_core.generation import sequence_options, token_options
 from rag_core.training.config import TrainingConfig
 
 WHOLE = ("batch_size", "accumulation", "max_question_length", "max_target_length")
@@ -233,7 +234,7 @@ def test_a_name_is_no_network_and_no_retriever(name, part):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_path):
     """4.37.2's RAG-Sequence takes all from the generator then; its RAG-Token fails."""
-    backend, decoding = import_module(f"rag_{name}"), import_module(f"rag_{name}.decoding")
+    backend = import_module(f"rag_{name}")
     backend.RagTokenForGeneration(rag_config(max_length=9, min_length=4)).save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(
         '{"num_beams": 2, "early_stopping": null, "min_length": 3}'
@@ -242,7 +243,7 @@ def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_
         head.from_pretrained(tmp_path)
         for head in (backend.RagTokenForGeneration, backend.RagSequenceForGeneration)
     )
-    options = decoding.token_options(token)
+    options = token_options(token)
     assert (
         options.decoder_start_token_id,
         options.eos_token_id,
@@ -254,7 +255,7 @@ def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_
         2,
         20,
     )
-    options = decoding.sequence_options(sequence, None)
+    options = sequence_options(sequence, None)
     assert (
         options.decoder_start_token_id,
         options.num_beams,
@@ -263,7 +264,7 @@ def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_
     ) == (2, 1, 9, 3)
     assert options.forced_eos_token_id == 2
     token.generation_config = {"num_beams": 3}
-    assert decoding.token_options(token).eos_token_id == 2
+    assert token_options(token).eos_token_id == 2
 
 
 def test_tensors_without_numbers_are_named_among_others():

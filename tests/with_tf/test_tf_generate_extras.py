@@ -3,6 +3,7 @@
 Functions, streams, generators of one's own.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from conformance.cases import contexts
+from rag_core.generation import decode as generation
 from rag_tf import engine, once
 from tests.support.golden_models_tf import tensors, with_contexts
 
@@ -271,9 +273,7 @@ class ToyHead:
 )
 @pytest.mark.parametrize("kind", ["token", "sequence"])
 def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, options):
-    from rag_tf import decoding
-
-    generate = getattr(decoding, f"rag_{kind}_generate")
+    generate = partial(getattr(generation, f"rag_{kind}_generate"), engine.ENGINE)
     draw, model = np.random.default_rng(0), ToyHead()
     ids = draw.integers(3, V, (15, 5))
     ids[::2, -2:] = PAD

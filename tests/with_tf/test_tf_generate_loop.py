@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig
-from rag_tf import clear_graphs, graph_memory, once, set_graph_memory, step_loop
+from rag_tf import clear_graphs, graph_memory, once, set_graph_memory
+from rag_tf.engine import ENGINE
 from rag_tf.graph import Graph, function
 from rag_tf.rag import RagSequenceForGeneration, RagTokenForGeneration
 
@@ -95,11 +96,11 @@ def both(model, monkeypatch, **options):
         ran.append(real(*args))
         return ran[-1]
 
-    real = step_loop.searched
+    real = ENGINE.search_in_graph
     with monkeypatch.context() as patch:
-        patch.setattr(step_loop, "searched", noted)
+        patch.setattr(ENGINE, "search_in_graph", noted)
         found = model.generate(**options, return_dict_in_generate=True)
-        patch.setattr(step_loop, "searched", lambda *args: None)
+        patch.setattr(ENGINE, "search_in_graph", lambda *args: None)
         wanted = model.generate(**options, return_dict_in_generate=True)
     return found, wanted, ran[-1] is not None if ran else False
 

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from rag_core.generation import (
+    rag_sequence_generate,
+    rag_token_generate,
+    returned_sequences,
+    sequence_options,
+)
 from rag_core.generation.logits_rules import Warp
-from rag_torch import decoding, engine
-from rag_torch.answers import answer
+from rag_core.modeling import answer
+from rag_torch import engine
 from rag_torch.contexts import Contexts
+from rag_torch.engine import ENGINE
 from rag_torch.marginalize import sequence_nll
 from rag_torch.step_scores import apply_warps, best_candidates
 
@@ -93,10 +100,10 @@ class Head(torch.nn.Module):
         )
 
     def token(self, inputs, **kwargs):
-        return decoding.rag_token_generate(self, **inputs, **kwargs)
+        return rag_token_generate(ENGINE, self, **inputs, **kwargs)
 
     def sequence(self, inputs, **kwargs):
-        return decoding.rag_sequence_generate(self, **inputs, **kwargs)
+        return rag_sequence_generate(ENGINE, self, **inputs, **kwargs)
 
 
 def contexts(questions=3, n_docs=3, seed=0, length=5):
@@ -350,19 +357,19 @@ def test_unknown_decoding_is_refused():
 
 def test_options_of_rag_sequence_come_from_the_rag_config_and_the_generator():
     model = Head(num_beams=3)
-    assert decoding.sequence_options(model, None).num_beams == 3
-    assert decoding.sequence_options(model, 2).num_return_sequences == 2
+    assert sequence_options(model, None).num_beams == 3
+    assert sequence_options(model, 2).num_return_sequences == 2
     own = SimpleNamespace(
         num_beams=4, to_dict=lambda: {"num_beams": 4, "decoder_start_token_id": 0}
     )
-    assert decoding.sequence_options(model, None, own).num_beams == 4
+    assert sequence_options(model, None, own).num_beams == 4
     assert (
-        decoding.sequence_options(
+        sequence_options(
             model, None, {"length_penalty": 2.0, "decoder_start_token_id": 0}
         ).num_beams
         == 3
     )
-    assert decoding.returned_sequences(model, None, {"num_return_sequences": 2}) == 2
+    assert returned_sequences(model, None, {"num_return_sequences": 2}) == 2
 
 
 def test_ties_go_to_the_lowest_index():
@@ -423,7 +430,7 @@ def test_answers_carry_passages_and_probabilities(kind):
     found = {"doc_ids": ids, "retrieved_doc_embeds": torch.zeros(2, 3, 4)}
     made = Contexts(*inputs.values(), 3, retrieved=found)
     model._contexts = lambda *args, **kwargs: made
-    answers = answer(model, ["a question", "and more"], num_beams=2, max_length=7)
+    answers = answer(ENGINE, model, ["a question", "and more"], num_beams=2, max_length=7)
     assert [[p.title for p in a.passages] for a in answers] == [["t7", "t3", "t5"], ["t2", "t9"]]
     for b, a in enumerate(answers):
         np.testing.assert_allclose(sum(p.posterior for p in a.passages), 1.0, rtol=1e-5)
@@ -440,6 +447,6 @@ def test_answers_carry_passages_and_probabilities(kind):
     assert model.generator.encoded == 6
     for wrong in ("", ["good", "  "], []):
         with pytest.raises(ValueError, match="question"):
-            answer(model, wrong)
+            answer(ENGINE, model, wrong)
     with pytest.raises(TypeError, match="number 1"):
-        answer(model, ["good", 5])
+        answer(ENGINE, model, ["good", 5])

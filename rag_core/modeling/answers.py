@@ -1,0 +1,227 @@
+"""From questions to answers that name the passages they come from, with probabilities (paper,
+sections 2.1 and 2.2).
+
+Letters: B questions, N documents a question, n answers a question, S context length, L tokens of a
+generated row, T those that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rag_core.arguments import checked_questions
+from rag_core.backends import to_numpy
+from rag_core.generation import (
+    Encoded,
+    Engine,
+    GenerationConfig,
+    Hooks,
+    encode_as_given,
+    generate_sequence,
+    generate_token,
+    pop_hooks,
+    returned_sequences,
+    sequence_options,
+    token_options,
+)
+from rag_core.outputs import Answer, Passage
+from rag_core.retrieval import read_docs
+from rag_core.tokenization import RagTokenizer
+
+_HOOKS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "seed")
+_WEIGHING = ("do_deduplication", "decoding")
+
+
+def answer(
+    engine: Engine,
+    model: Any,
+    questions: str | Sequence[str],
+    *,
+    n_docs: int | None = None,
+    tokenizer: Any = None,
+    question_text: bool | Sequence[str] | None = None,
+    **generate_kwargs: Any,
+) -> list[Answer]:
+    """Answer questions, each answer with its passages, their prior p(z|x) and their posterior
+    p(z|x, y).
+
+    RAG-Sequence draws one passage for the whole answer, so the posterior is p(z) p(y|x, z) / sum.
+    RAG-Token draws one for every token: `token_posteriors` holds p(z_i|x, y_i, y_<i) for each
+    token, and a passage's posterior is their mean, the share of the answer that it wrote.
+
+    Args:
+        engine: the model's framework.
+        model: a RagTokenForGeneration or RagSequenceForGeneration with a retriever.
+        questions: one question or several, in a list, an array or a column of a table.
+        n_docs: N, documents read for each question; by default the config's.
+        tokenizer: a RagTokenizer; by default the retriever's two tokenizers.
+        question_text: the questions as the prompt should hold them; True for as they were asked. By
+            default they are decoded from the question encoder's ids, as 4.37.2 does.
+        **generate_kwargs: options of `generate`.
+
+    Returns:
+        `num_return_sequences` answers for each question, best first, question after question; fewer
+        where RAG-Sequence found fewer. `log_probability` is log p(y|x) of all tokens after the
+        start token, the end token and those of a `decoder_input_ids` included.
+
+    Raises:
+        TypeError: questions that are not strings.
+        ValueError: an empty question, or a model without a retriever.
+    """
+    questions = checked_questions(questions, model.retriever)
+    if tokenizer is None:
+        encoder = model.retriever.question_encoder_tokenizer
+        decoder = model.retriever.generator_tokenizer
+    else:
+        encoder, decoder = tokenizer.question_encoder, tokenizer.generator
+    tables = engine.table_size(model.question_encoder), engine.table_size(model.generator)
+    batch = RagTokenizer(encoder, decoder, model.config, tables=tables).encode_questions(
+        questions, return_tensors="np", padding=True, truncation=True
+    )
+    if question_text is True:
+        question_text = questions
+    elif question_text is False:
+        question_text = None
+    with engine.generation_context(model):
+        ids = engine.tensor(batch["input_ids"], like=model)
+        mask = engine.tensor(batch["attention_mask"], like=model)
+        contexts = model._contexts(ids, mask, None, None, None, n_docs, question_text)
+        rows, options, encoded = _generate(engine, model, contexts, generate_kwargs)  # (B, n, L)
+        log_probs = _log_probs(engine, model, contexts, encoded, rows)  # (B, N, n, L-1)
+        log_priors = to_numpy(engine.doc_log_probs(contexts.doc_scores)).astype(np.float64)
+    counted = _counted(rows, options, model.config.generator.pad_token_id)
+    passages = _Passages(model.retriever, contexts, np.exp(log_priors))
+    answers = []
+    for b, question in enumerate(questions):
+        for i, row in enumerate(rows[b]):
+            counts = counted[b, i]
+            if not counts.any():
+                continue  # a candidate that isn't there
+            tokens = row[1:][counts]
+            joint = log_probs[b, :, i][:, counts]  # (N, T), log p(y_i|x, z, y_<i)
+            log_probability, posterior, by_token = _posterior(model, joint, log_priors[b])
+            answers.append(
+                Answer(
+                    question=question,
+                    text=decoder.decode(row.tolist(), skip_special_tokens=True).strip(),
+                    log_probability=log_probability,
+                    passages=passages.of(b, posterior),
+                    tokens=[decoder.decode([token]) for token in tokens.tolist()],
+                    token_posteriors=by_token,
+                )
+            )
+    return answers
+
+
+def _is_sequence(model: Any) -> bool:
+    return "Sequence" in type(model).__name__ or getattr(model, "head", "") == "sequence"
+
+
+def _generate(
+    engine: Engine, model: Any, contexts: Any, kwargs: dict[str, Any]
+) -> tuple[np.ndarray, GenerationConfig, Encoded | None]:
+    """Generated rows (B, n, L), the options they were made with, and the encoded contexts, if they
+    can serve again.
+    """
+    kwargs = dict(kwargs)
+    hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS), **pop_hooks(kwargs))
+    encoded: Encoded | None
+    if _is_sequence(model):
+        weighing = {name: kwargs.pop(name) for name in _WEIGHING if kwargs.get(name) is not None}
+        weighing.setdefault("do_deduplication", model.config.do_deduplication)
+        returned = returned_sequences(
+            model, kwargs.pop("num_return_sequences", None), kwargs.get("generation_config")
+        )
+        options = sequence_options(model, kwargs.pop("num_beams", None), **kwargs)
+        output, encoded = generate_sequence(
+            engine, model, contexts, options, hooks, num_return_sequences=returned, **weighing
+        )
+    else:
+        options = token_options(model, **kwargs)
+        output, encoded = generate_token(engine, model, contexts, options, hooks)
+    rows = to_numpy(output.sequences)
+    return rows.reshape(int(contexts.doc_scores.shape[0]), -1, rows.shape[1]), options, encoded
+
+
+def _log_probs(
+    engine: Engine, model: Any, contexts: Any, encoded: Encoded | None, rows: np.ndarray
+) -> np.ndarray:
+    """log p(y_i|x, z, y_<i) of every generated token under each document, (B, N, n, L-1)."""
+    generator, docs = model.generator, contexts.n_docs
+    if encoded is None:
+        encoded = encode_as_given(engine, generator, contexts)
+    of_contexts = engine.tensor(rows.repeat(docs, axis=0), like=encoded.mask)  # (B*N, n, L)
+    state = generator.start(encoded.hidden, encoded.mask, beams=rows.shape[1], max_length=None)
+    log_probs, _ = engine.target_log_probs(
+        generator, state, of_contexts[..., :-1], of_contexts[..., 1:], False
+    )
+    return to_numpy(log_probs).reshape(len(rows), docs, rows.shape[1], -1)
+
+
+def _counted(rows: np.ndarray, options: GenerationConfig, generator_pad: int | None) -> np.ndarray:
+    """Which tokens of the rows (B, n, L) count, (B, n, L-1) bool: those up to the end token."""
+    targets = rows[..., 1:]
+    ends = np.isin(targets, options.eos_token_ids)
+    counted = (ends.cumsum(axis=-1) - ends) == 0
+    if not options.eos_token_ids and options.pad_token_id is not None:
+        counted &= targets != options.pad_token_id
+    is_filler = (rows == generator_pad).all(axis=-1)  # (B, n)
+    counted &= ~is_filler[..., None]
+    if options.bos_token_id is not None:
+        counted[..., 0] &= targets[..., 0] != options.bos_token_id
+    return counted
+
+
+def _posterior(
+    model: Any, joint: np.ndarray, log_priors: np.ndarray
+) -> tuple[float, list[float], list[list[float]] | None]:
+    """log p(y|x), p(z|x, y) of the N passages, and for RAG-Token the same of each token.
+
+    Args:
+        model: the head.
+        joint: (N, T) log p(y_i|x, z, y_<i).
+        log_priors: (N,) log p(z|x), -inf where there is no passage.
+    """
+    exists = np.isfinite(log_priors)
+    if _is_sequence(model):
+        of_passages = np.where(exists, joint.sum(axis=1) + log_priors, -np.inf)  # (N,)
+        total = np.logaddexp.reduce(of_passages)
+        return float(total), np.exp(of_passages - total).tolist(), None
+    of_tokens = np.where(exists[:, None], joint + log_priors[:, None], -np.inf)  # (N, T)
+    marginal = np.logaddexp.reduce(of_tokens, axis=0)
+    shares = np.exp(of_tokens - marginal)
+    return float(marginal.sum()), shares.mean(axis=1).tolist(), shares[exists].T.tolist()
+
+
+class _Passages:
+    """The passages that were retrieved for B questions, read from the index.
+
+    Args:
+        retriever: the model's.
+        contexts: what its `_contexts` returned.
+        priors: (B, N) p(z|x).
+    """
+
+    def __init__(self, retriever: Any, contexts: Any, priors: np.ndarray) -> None:
+        self.ids = to_numpy(contexts.retrieved["doc_ids"])
+        vectors = to_numpy(contexts.retrieved["retrieved_doc_embeds"])
+        self.docs = read_docs(retriever.index, self.ids, vectors)
+        self.scores = to_numpy(contexts.doc_scores)
+        self.priors = priors
+
+    def of(self, b: int, posterior: list[float]) -> list[Passage]:
+        """Those of a question, with their posteriors; places of -1 found none."""
+        titles, texts = self.docs[b]["title"], self.docs[b]["text"]
+        columns = zip(
+            self.ids[b].tolist(),
+            titles,
+            texts,
+            self.scores[b].tolist(),
+            self.priors[b].tolist(),
+            posterior,
+            strict=False,
+        )
+        return [Passage(*column) for column in columns if column[0] >= 0]
