@@ -170,6 +170,34 @@ class EncoderOutput(ModelOutput):
     attentions: Any = None
 
 
+def as_encoder_output(value: Any) -> EncoderOutput:
+    """An earlier call's encoder output in any shape users keep it: our record, another library's, a
+    tuple, a tensor or array.
+
+    Raises:
+        TypeError: something else.
+    """
+    if isinstance(value, EncoderOutput):
+        return value
+    if isinstance(value, tuple | list):
+        hidden, attentions = (*value[1:3], None, None)[:2]
+        return EncoderOutput(
+            last_hidden_state=value[0], hidden_states=hidden, attentions=attentions
+        )
+    if hasattr(value, "last_hidden_state"):
+        return EncoderOutput(
+            last_hidden_state=value.last_hidden_state,
+            hidden_states=getattr(value, "hidden_states", None),
+            attentions=getattr(value, "attentions", None),
+        )
+    if not hasattr(value, "shape"):
+        raise TypeError(
+            "encoder_outputs must be an encoder's output, a tuple or a tensor, got "
+            f"{type(value).__name__}"
+        )
+    return EncoderOutput(last_hidden_state=value)
+
+
 @dataclass
 class DecoderOutput(ModelOutput):
     """Output of a decoder called by itself: (rows, T, d), its cache, and what it saw."""

@@ -15,7 +15,7 @@ from tensorflow import Tensor
 
 from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
-from rag_core.modeling import check_table
+from rag_core.modeling import BartGenerator, Steps, check_positions, traced_output
 from rag_core.outputs import EncoderOutput
 from rag_tf.attention import AttentionMask, cross_attention, key_mask, merge_heads, split_heads
 from rag_tf.layers import (
@@ -38,7 +38,7 @@ from rag_tf.modules import (
     uniform,
 )
 from rag_tf.packing import Packing
-from rag_tf.seq2seq import Anew, Decoder, Generator, Steps
+from rag_tf.seq2seq import CrossOnDemand, Decoder, Generator
 
 # BART's position table starts with two rows that no position uses.
 POSITION_OFFSET = 2
@@ -199,10 +199,7 @@ class _BartStack(Module):
     def check_length(self, length: int | None) -> None:
         """Refuses more positions than there are; `None`, a length of a graph, is taken on trust."""
         limit = self.embed_positions.num_embeddings - POSITION_OFFSET
-        if length is not None and length > limit:
-            raise ValueError(
-                f"this BART has {limit} positions (max_position_embeddings), got {length} tokens"
-            )
+        check_positions("BART", limit, length)
 
     def _embed(
         self,
@@ -267,11 +264,7 @@ class BartEncoder(_BartStack):
             x = self._kept(x, after, training)
             trace.attentions(weights)
         trace.hidden(x)
-        hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(
-            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
-        )
-        return output.to_tuple() if return_dict is False else output
+        return traced_output(x, trace, return_dict)
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
@@ -297,9 +290,6 @@ class BartDecoder(Decoder, _BartStack):
     def cross(
         self, encoder_hidden: Tensor, packing: Packing | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """(R, S, d), or (P, d) packed -> each layer's cross-attention keys and values, (R, H, S,
-        h) or (R, H, L, h).
-        """
         if not self.layers:
             return cross_without_layers(
                 encoder_hidden if packing is None else packing.spread(encoder_hidden)
@@ -309,7 +299,6 @@ class BartDecoder(Decoder, _BartStack):
     def cross_of(
         self, index: int, encoder_hidden: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `cross`, of one layer."""
         return self.layers[index].encoder_attn.keys_values(encoder_hidden, packing)
 
     def advance(
@@ -318,19 +307,15 @@ class BartDecoder(Decoder, _BartStack):
         steps: Steps,
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
-        training: bool,
+        training: bool = False,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
-
-        New keys and values go into the cache.
-        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         positions = None if cache.tree is None else cache.tree.positions
         x = self._embed(input_ids, inputs_embeds, cache.position, training, positions)
         length = dim(x, 1)
-        anew = cross if isinstance(cross, Anew) else None
-        rows = dim(cross[0][0], 0) if anew is None else anew.rows
+        on_demand = cross if isinstance(cross, CrossOnDemand) else None
+        rows = dim(cross[0][0], 0) if on_demand is None else on_demand.rows
         folded = cache.folded(length, rows)
         allowed = cache.allowed(length, attention_mask)
         mask = AttentionMask(allowed, includes_self=attention_mask is None)
@@ -343,13 +328,19 @@ class BartDecoder(Decoder, _BartStack):
             cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
             layer = self.layers[index]
-            contexts = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
+            contexts = (
+                cross[index]
+                if on_demand is None
+                else self.cross_of(index, hidden, on_demand.packing)
+            )
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
             return layer(
                 x, keys_values, mask, contexts, cross_mask, folded, trace.want_attentions, training
             )
 
-        options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)
+        options, hidden = (
+            (None, None) if on_demand is None else (self.checkpointing, on_demand.hidden)
+        )
         for index in range(len(self.layers)):
             trace.hidden(x)
             after, weights, cross_weights = checkpointed(
@@ -371,16 +362,7 @@ class BartModel(Module):
         self.decoder = BartDecoder(config)
 
 
-class BartForConditionalGeneration(Generator):
-    """BART with its language-model head.
-
-    Args:
-        config: a `BartConfig`.
-    """
-
-    config_class = BartConfig
-    base_model_prefix = "model"
-
+class BartForConditionalGeneration(BartGenerator, Generator):
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config)
         self.model = BartModel(config)
@@ -389,39 +371,10 @@ class BartForConditionalGeneration(Generator):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Fresh weights: normal with the config's `init_std`."""
         init_normal(self, self.config.init_std)
 
     def check_length(self, length: int | None) -> None:
-        """Refuses more positions than the network has, where that is known before the graph
-        runs.
-        """
         self.model.decoder.check_length(length)
-
-    def get_input_embeddings(self) -> Embedding:
-        """The token table."""
-        return self.model.shared
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size.
-
-        See `PretrainedModel.set_input_embeddings`.
-        """
-        self.model.shared = check_table("value", value, self.model.shared)
-        self.tie_weights()
-        self.reset_graphs()
-
-    def get_encoder(self) -> BartEncoder:
-        """The encoder."""
-        return self.model.encoder
-
-    def get_decoder(self) -> BartDecoder:
-        """The decoder."""
-        return self.model.decoder
-
-    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
-        """The context shifted right: BART reconstructs its input unless told otherwise."""
-        return self.prepare_decoder_input_ids_from_labels(input_ids)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits, bias = self.lm_head(hidden), tf.cast(self.final_logits_bias[0], hidden.dtype)

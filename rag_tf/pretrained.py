@@ -136,7 +136,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
             **kwargs,
         )
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,
         *,  # transformers' TensorFlow classes have another second argument

@@ -16,7 +16,7 @@ from tensorflow import Tensor
 
 from rag_core.config import T5Config
 from rag_core.generation import check_one_of
-from rag_core.modeling import check_table
+from rag_core.modeling import Steps, T5Generator, traced_output
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_distance_buckets
 from rag_tf.attention import AttentionMask, cross_attention, key_mask, merge_heads, split_heads
@@ -24,7 +24,7 @@ from rag_tf.decode_state import DecodeState, GrowingCache
 from rag_tf.layers import Trace, activation, checkpointed, cross_without_layers
 from rag_tf.modules import Embedding, Linear, Module, compute_dtype, dim, dropout, parameter, widen
 from rag_tf.packing import Packing
-from rag_tf.seq2seq import Anew, Decoder, Generator, Steps
+from rag_tf.seq2seq import CrossOnDemand, Decoder, Generator
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -281,11 +281,7 @@ class T5Encoder(T5Stack):
             trace.attentions(weights)
         x = self._finish(x, training)
         trace.hidden(x)
-        hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(
-            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
-        )
-        return output.to_tuple() if return_dict is False else output
+        return traced_output(x, trace, return_dict)
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
@@ -309,9 +305,6 @@ class T5Decoder(Decoder, T5Stack):
         super().__init__(config, True)
 
     def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[KeysValues]:
-        """(R, S, d), or (P, d) packed -> each block's cross-attention keys and values, (R, H, S,
-        h) or (R, H, L, h).
-        """
         if not self.block:
             return cross_without_layers(
                 encoder_hidden if packing is None else packing.spread(encoder_hidden)
@@ -321,7 +314,6 @@ class T5Decoder(Decoder, T5Stack):
     def cross_of(
         self, index: int, encoder_hidden: Tensor, packing: Packing | None = None
     ) -> KeysValues:
-        """As `cross`, of one block."""
         return self.block[index].layer[1].EncDecAttention.keys_values(encoder_hidden, packing)
 
     def _bias(self, cache: DecodeState | GrowingCache, length: Tensor) -> Tensor | None:
@@ -341,18 +333,14 @@ class T5Decoder(Decoder, T5Stack):
         steps: Steps,
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
-        training: bool,
+        training: bool = False,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
-
-        New keys and values go into the cache.
-        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds, training)
         length = dim(x, 1)
-        anew = cross if isinstance(cross, Anew) else None
-        rows = dim(cross[0][0], 0) if anew is None else anew.rows
+        on_demand = cross if isinstance(cross, CrossOnDemand) else None
+        rows = dim(cross[0][0], 0) if on_demand is None else on_demand.rows
         folded = cache.folded(length, rows)
         bias = self._bias(cache, length)
         allowed = cache.allowed(length, attention_mask)
@@ -365,13 +353,19 @@ class T5Decoder(Decoder, T5Stack):
             mask: AttentionMask,
             cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            contexts = cross[index] if anew is None else self.cross_of(index, hidden, anew.packing)
+            contexts = (
+                cross[index]
+                if on_demand is None
+                else self.cross_of(index, hidden, on_demand.packing)
+            )
             need_weights = trace.want_attentions
             return self.block[index](
                 x, mask, need_weights, cache, index, contexts, cross_mask, folded, training
             )
 
-        options, hidden = (None, None) if anew is None else (self.checkpointing, anew.hidden)
+        options, hidden = (
+            (None, None) if on_demand is None else (self.checkpointing, on_demand.hidden)
+        )
         for index in range(len(self.block)):
             trace.hidden(x)
             x, weights, cross_weights = checkpointed(
@@ -383,16 +377,7 @@ class T5Decoder(Decoder, T5Stack):
         return x
 
 
-class T5ForConditionalGeneration(Generator):
-    """T5 with its language-model head.
-
-    Args:
-        config: a `T5Config`.
-    """
-
-    config_class = T5Config
-    base_model_prefix = "transformer"
-
+class T5ForConditionalGeneration(T5Generator, Generator):
     def __init__(self, config: T5Config) -> None:
         super().__init__(config)
         self.shared = Embedding(config.vocab_size, config.d_model)
@@ -402,49 +387,12 @@ class T5ForConditionalGeneration(Generator):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was
-        trained.
-        """
-        config, factor = self.config, self.config.initializer_factor
-        wide, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
-        scales = {
-            "q": wide * config.d_kv**-0.5,
-            "o": inner,
-            "wo": config.d_ff**-0.5,
-            "shared": 1.0,
-            "lm_head": 1.0,
-        }
         for name, variable in self.named_parameters():
             if variable.shape.rank == 2:
-                std = factor * scales.get(name.split(".")[-2], wide)
+                std = self._initial_std(name)
                 variable.assign(tf.random.normal(variable.shape, 0.0, std, variable.dtype))
             else:
                 variable.assign(tf.ones_like(variable))
-
-    def get_input_embeddings(self) -> Embedding:
-        """The token table."""
-        return self.shared
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size.
-
-        See `PretrainedModel.set_input_embeddings`.
-        """
-        self.shared = check_table("value", value, self.shared)
-        self.tie_weights()
-        self.reset_graphs()
-
-    def get_encoder(self) -> T5Encoder:
-        """The encoder."""
-        return self.encoder
-
-    def get_decoder(self) -> T5Decoder:
-        """The decoder."""
-        return self.decoder
-
-    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
-        """T5 makes no target of its own out of a context: always an error."""
-        raise ValueError("decoder_input_ids (or labels) must be given to T5, got None")
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
-from rag_core.modeling import check_table
+from rag_core.modeling import BartGenerator, Steps, check_positions, traced_output
 from rag_core.outputs import EncoderOutput
 from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
 from rag_torch.decode_state import noted
@@ -29,7 +29,7 @@ from rag_torch.layers import (
     init_normal,
 )
 from rag_torch.packing import Packing
-from rag_torch.seq2seq import Decoder, Generator, Steps
+from rag_torch.seq2seq import Decoder, Generator
 
 # BART's position table starts with two rows that no position uses.
 POSITION_OFFSET = 2
@@ -170,11 +170,7 @@ class _BartStack(nn.Module):
             inputs_embeds = self.embed_tokens(input_ids) * self.scale
         length = inputs_embeds.shape[1] if positions is None else int(positions[-1]) + 1
         limit = self.embed_positions.num_embeddings - POSITION_OFFSET
-        if start + length > limit:
-            raise ValueError(
-                f"this BART has {limit} positions (max_position_embeddings), got {start + length} "
-                "tokens"
-            )
+        check_positions("BART", limit, start + length)
         first = start + POSITION_OFFSET
         at = slice(first, first + length) if positions is None else first + positions
         x = inputs_embeds + self.embed_positions.weight[at]
@@ -224,11 +220,7 @@ class BartEncoder(_BartStack):
             trace.attentions(weights)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
-        hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(
-            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
-        )
-        return output.to_tuple() if return_dict is False else output
+        return traced_output(x, trace, return_dict)
 
 
 class BartDecoder(Decoder, _BartStack):
@@ -239,13 +231,11 @@ class BartDecoder(Decoder, _BartStack):
         super().__init__(config, layers, config.decoder_layerdrop)
 
     def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(R, S, d) -> each layer's cross-attention keys and values, (R, H, S, h)."""
         return [
             self.cross_of(index, encoder_hidden) for index in range(len(self.layers))
         ] or cross_without_layers(encoder_hidden)
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, S, d) -> one layer's cross-attention keys and values, (R, H, S, h)."""
         return self.layers[index].encoder_attn.keys_values(encoder_hidden)
 
     def advance(
@@ -255,10 +245,6 @@ class BartDecoder(Decoder, _BartStack):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
-
-        New keys and values go into the cache.
-        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         options = self.checkpointing if self.training else None
@@ -301,16 +287,7 @@ class BartModel(nn.Module):
         self.decoder = BartDecoder(config)
 
 
-class BartForConditionalGeneration(Generator):
-    """BART with its language-model head.
-
-    Args:
-        config: a `BartConfig`.
-    """
-
-    config_class = BartConfig
-    base_model_prefix = "model"
-
+class BartForConditionalGeneration(BartGenerator, Generator):
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config)
         self.model = BartModel(config)
@@ -319,32 +296,7 @@ class BartForConditionalGeneration(Generator):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Fresh weights: normal with the config's `init_std`."""
         init_normal(self, self.config.init_std)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token table."""
-        return self.model.shared
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size.
-
-        See `PretrainedModel.set_input_embeddings`.
-        """
-        self.model.shared = check_table("value", value, self.model.shared)
-        self.tie_weights()
-
-    def get_encoder(self) -> BartEncoder:
-        """The encoder."""
-        return self.model.encoder
-
-    def get_decoder(self) -> BartDecoder:
-        """The decoder."""
-        return self.model.decoder
-
-    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
-        """The context shifted right: BART reconstructs its input unless told otherwise."""
-        return self.prepare_decoder_input_ids_from_labels(input_ids)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits, bias = self.lm_head(hidden), self.final_logits_bias

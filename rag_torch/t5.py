@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rag_core.config import T5Config
 from rag_core.generation import check_one_of
-from rag_core.modeling import check_table
+from rag_core.modeling import Steps, T5Generator, traced_output
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
 from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
@@ -26,7 +26,7 @@ from rag_torch.decode_state import DecodeState, GrowingCache, noted
 from rag_torch.layers import Trace, activation, checkpointed, cross_without_layers, outside_graph
 from rag_torch.marginalize import widen
 from rag_torch.packing import Packing
-from rag_torch.seq2seq import Decoder, Generator, Steps
+from rag_torch.seq2seq import Decoder, Generator
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -278,11 +278,7 @@ class T5Encoder(T5Stack):
         x = self._finish(x)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
-        hidden_states, attentions, _ = trace.result()
-        output = EncoderOutput(
-            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
-        )
-        return output.to_tuple() if return_dict is False else output
+        return traced_output(x, trace, return_dict)
 
 
 class T5Decoder(Decoder, T5Stack):
@@ -292,13 +288,11 @@ class T5Decoder(Decoder, T5Stack):
         super().__init__(config, True)
 
     def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
-        """(R, S, d) -> each block's cross-attention keys and values, (R, H, S, h)."""
         return [
             self.cross_of(index, encoder_hidden) for index in range(len(self.block))
         ] or cross_without_layers(encoder_hidden)
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> KeysValues:
-        """(R, S, d) -> one block's cross-attention keys and values, (R, H, S, h)."""
         return self.block[index].layer[1].EncDecAttention.keys_values(encoder_hidden)
 
     def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor | None:
@@ -321,10 +315,6 @@ class T5Decoder(Decoder, T5Stack):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        """(R*K, T) ids, or embeddings (R*K, T, d) -> (R*K, T, d).
-
-        New keys and values go into the cache.
-        """
         cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
         trace = steps.trace or Trace(False, False)
         options = self.checkpointing if self.training else None
@@ -353,16 +343,7 @@ class T5Decoder(Decoder, T5Stack):
         return x
 
 
-class T5ForConditionalGeneration(Generator):
-    """T5 with its language-model head.
-
-    Args:
-        config: a `T5Config`.
-    """
-
-    config_class = T5Config
-    base_model_prefix = "transformer"
-
+class T5ForConditionalGeneration(T5Generator, Generator):
     def __init__(self, config: T5Config) -> None:
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
@@ -372,45 +353,9 @@ class T5ForConditionalGeneration(Generator):
         self.post_init()
 
     def init_weights(self) -> None:
-        """Fresh weights, scaled by fan-in and the config's `initializer_factor` as T5 was
-        trained.
-        """
-        config, factor = self.config, self.config.initializer_factor
-        wide, inner = config.d_model**-0.5, (config.num_heads * config.d_kv) ** -0.5
-        scales = {
-            "q": wide * config.d_kv**-0.5,
-            "o": inner,
-            "wo": config.d_ff**-0.5,
-            "shared": 1.0,
-            "lm_head": 1.0,
-        }
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, 0.0, factor * scales.get(name.split(".")[-2], wide))
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token table."""
-        return self.shared
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size.
-
-        See `PretrainedModel.set_input_embeddings`.
-        """
-        self.shared = check_table("value", value, self.shared)
-        self.tie_weights()
-
-    def get_encoder(self) -> T5Encoder:
-        """The encoder."""
-        return self.encoder
-
-    def get_decoder(self) -> T5Decoder:
-        """The decoder."""
-        return self.decoder
-
-    def decoder_inputs(self, input_ids: Tensor) -> Tensor:
-        """T5 makes no target of its own out of a context: always an error."""
-        raise ValueError("decoder_input_ids (or labels) must be given to T5, got None")
+                nn.init.normal_(parameter, 0.0, self._initial_std(name))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # A tied table is as large as embeddings are, too large for a head.
@@ -425,7 +370,6 @@ class T5ForConditionalGeneration(Generator):
         beams: int = 1,
         max_length: int | None = None,
     ) -> DecodeState:
-        """Prepare decoding; see `Generator.start`."""
         state = super().start(encoder_hidden, encoder_mask, beams, max_length)
         if max_length is not None:
             state.position_bias = self.decoder.position_bias(max_length, max_length)

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from rag_core.modeling.foreign import checked_vectors as checked_vectors
     from rag_core.modeling.foreign import module_config as module_config
     from rag_core.modeling.foreign import offers_decoding as offers_decoding
+    from rag_core.modeling.generator import BartGenerator as BartGenerator
+    from rag_core.modeling.generator import DecoderBase as DecoderBase
+    from rag_core.modeling.generator import GeneratorBase as GeneratorBase
+    from rag_core.modeling.generator import GeneratorCall as GeneratorCall
+    from rag_core.modeling.generator import Steps as Steps
+    from rag_core.modeling.generator import T5Generator as T5Generator
+    from rag_core.modeling.generator import batches_by_length as batches_by_length
+    from rag_core.modeling.generator import check_positions as check_positions
+    from rag_core.modeling.generator import traced_output as traced_output
     from rag_core.modeling.pretrained import PretrainedBase as PretrainedBase
     from rag_core.modeling.pretrained import check_table as check_table
     from rag_core.modeling.pretrained import rows_wanted as rows_wanted
@@ -33,6 +42,17 @@ __getattr__, __dir__, __all__ = lazily(
             "checked_vectors",
             "module_config",
             "offers_decoding",
+        ],
+        "generator": [
+            "BartGenerator",
+            "DecoderBase",
+            "GeneratorBase",
+            "GeneratorCall",
+            "Steps",
+            "T5Generator",
+            "batches_by_length",
+            "check_positions",
+            "traced_output",
         ],
         "pretrained": ["PretrainedBase", "check_table", "rows_wanted"],
     },

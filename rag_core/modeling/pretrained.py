@@ -70,6 +70,7 @@ class PretrainedBase(Pushable):
     modules: Any
     parameters: Any
     eval: Any
+    dtype: Any
     _generation_config: Any = None
 
     def __init__(self, config: Any) -> None:
@@ -714,7 +715,7 @@ class PretrainedBase(Pushable):
         names = {
             "architectures": [self.architecture or type(self).__name__],
             "torch_dtype": self.dtype,
-        }  # type: ignore[attr-defined]
+        }
         return type(self.config).from_dict(self.config.to_dict(), **names)
 
     def _saved_generation_config(self) -> Any:
