@@ -397,6 +397,22 @@ def refuse_nan(name: str) -> None:
     raise ValueError(f"{name} must return numbers (-inf to forbid a token), got NaN")
 
 
+def check_target(target: Given, scores: Given) -> None:
+    """Refuses a decoder's input that is not (B, T) with a token or more.
+
+    Raises:
+        ValueError: naming the shapes.
+    """
+    questions = None if scores.shape is None else scores.shape[0]
+    empty = target.shape is not None and target.shape[-1:] == (0,)
+    if empty or differs(target.shape, (questions, None)):
+        raise ValueError(
+            f"{target.name} must be (B, T) with B = {questions} (doc_scores are {scores.shape}) "
+            f"and one token or more, got shape {target.shape}; labels take their place where they "
+            "are not given"
+        )
+
+
 def check_rows(target: Given, context: Given) -> None:
     """Refuses a decoder's input with another number of rows than the contexts have.
 

@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import Edit, Engine, GenerationConfig, Hooks, SearchResult, is_native
+from rag_core.outputs import as_encoder_output
 from rag_tf import contexts, rescoring, step_scores
 from rag_tf.decode_state import DecodeState
 from rag_tf.graph import Graph, searched
-from rag_tf.layers import Trace, as_encoder_output
+from rag_tf.layers import Trace
 from rag_tf.marginalize import doc_log_probs, logsumexp
 from rag_tf.modules import dim, widen
 

@@ -20,7 +20,6 @@ from rag_core.modeling import (
     checked_vectors,
     offers_decoding,
 )
-from rag_tf.layers import as_encoder_output
 from rag_tf.modules import Module
 from rag_tf.pretrained import PretrainedModel
 from rag_tf.weights import named_variables
@@ -85,7 +84,6 @@ class ForeignGenerator(ForeignGeneratorBase):
     )
     state_class = ForeignState
     __call__ = ForeignGeneratorBase.forward
-    _as_encoder_output = staticmethod(as_encoder_output)
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """The module's weights."""

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.outputs import EncoderOutput
 from rag_tf.attention import AttentionMask
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, Replay, widen
 
@@ -156,29 +154,6 @@ class Trace:
             None if part is None else tuple(part)
             for part in (self._hidden, self._attentions, self._cross)
         ]
-
-
-def as_encoder_output(value: Any) -> EncoderOutput:
-    """An earlier call's encoder output in any shape users keep it.
-
-    Our record, another library's, a tuple, a tensor.
-    """
-    if isinstance(value, EncoderOutput):
-        return value
-    if tf.is_tensor(value) or isinstance(value, np.ndarray):
-        return EncoderOutput(last_hidden_state=value)
-    if isinstance(value, tuple | list):
-        return EncoderOutput(value[0], *value[1:3])
-    if not hasattr(value, "last_hidden_state"):
-        raise TypeError(
-            "encoder_outputs must be an encoder's output, a tuple or a tensor, got "
-            f"{type(value).__name__}"
-        )
-    return EncoderOutput(
-        last_hidden_state=value.last_hidden_state,
-        hidden_states=getattr(value, "hidden_states", None),
-        attentions=getattr(value, "attentions", None),
-    )
 
 
 def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:

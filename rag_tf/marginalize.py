@@ -280,14 +280,14 @@ def sequence_nll(
 # For graphs: the same of logits as the generator returns them, (B*N, T, V), with N as a tensor.
 
 
-def apart(logits: tf.Tensor, n_docs: tf.Tensor) -> tf.Tensor:
+def split_docs(x: tf.Tensor, n_docs: Any) -> tf.Tensor:
     """(B*N, ...) -> (B, N, ...)."""
-    return tf.reshape(logits, tf.concat([[-1, n_docs], tf.shape(logits)[1:]], 0))
+    return tf.reshape(x, tf.concat([[-1, n_docs], tf.shape(x)[1:]], 0))
 
 
 def rows_marginal(logits: tf.Tensor, scores: tf.Tensor, n_docs: tf.Tensor) -> tf.Tensor:
     """`token_log_probs` of rows and scores."""
-    return token_log_probs(apart(logits, n_docs), doc_log_probs(scores))
+    return token_log_probs(split_docs(logits, n_docs), doc_log_probs(scores))
 
 
 def rows_token_nll(
@@ -296,13 +296,10 @@ def rows_token_nll(
     target: tf.Tensor,
     n_docs: tf.Tensor,
     pad: int,
-    epsilon: float,
-    reduce_loss: bool,
+    options: dict[str, Any],
 ) -> tf.Tensor:
     """`token_nll` of rows."""
-    return token_nll(
-        apart(logits, n_docs), scores, target, pad, epsilon=epsilon, reduce_loss=reduce_loss
-    )
+    return token_nll(split_docs(logits, n_docs), scores, target, pad, **options)
 
 
 def rows_sequence_nll(
@@ -311,16 +308,7 @@ def rows_sequence_nll(
     target: tf.Tensor,
     n_docs: tf.Tensor,
     pad: int,
-    bos: int | None,
-    exclude_bos_score: bool,
-    epsilon: float,
-    reduce_loss: bool,
+    options: dict[str, Any],
 ) -> tf.Tensor:
     """`sequence_nll` of rows."""
-    logits = apart(logits, n_docs)
-    options: dict[str, Any] = {
-        "exclude_bos_score": exclude_bos_score,
-        "epsilon": epsilon,
-        "reduce_loss": reduce_loss,
-    }
-    return sequence_nll(logits, scores, target, pad, bos_token_id=bos, **options)
+    return sequence_nll(split_docs(logits, n_docs), scores, target, pad, **options)

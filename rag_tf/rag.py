@@ -1,10 +1,7 @@
-"""The RAG models; the two heads that marginalise over documents (Lewis et al. 2020, arXiv
-2005.11401, section 2.1).
+"""The RAG models in TensorFlow; the mathematics of the two heads that marginalise over documents,
+as graphs.
 
-Names, arguments and defaults are those of transformers 4.37.2's PyTorch classes.
-`docs/compatibility.md` lists where results differ.
-Letters: B questions, N documents a question, S context length, T target length, V vocabulary. Row b
-* N + d of everything with B*N rows belongs to document d of question b.
+Letters: B questions, N documents a question, T target length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,138 +10,41 @@ from typing import Any
 
 import tensorflow as tf
 
-from rag_core.arguments import checked_epsilon, checked_n_docs, checked_start, checked_switch
-from rag_core.config import RagConfig
-from rag_core.generation import next_inputs
-from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
-from rag_tf import marginalize as marginal
+from rag_core.modeling import RagHead, RagSequenceHead, RagTokenHead
 from rag_tf.components import RagPretrained
-from rag_tf.contexts import Contexts, check_loss, checked_ids, checked_labels, table_size
 from rag_tf.engine import ENGINE
 from rag_tf.keras_model import KerasModel
+from rag_tf.marginalize import rows_marginal, rows_sequence_nll, rows_token_nll
 from rag_tf.rag_model import RagModel
 
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
-# in the order of `RagModel.call`
-_MODEL_ARGUMENTS = (
-    "input_ids attention_mask encoder_outputs decoder_input_ids decoder_attention_mask "
-    "past_key_values doc_scores context_input_ids context_attention_mask use_cache "
-    "output_attentions output_hidden_states output_retrieved n_docs"
-).split()
 
+class _Head(RagHead, RagPretrained, KerasModel):
+    """What both heads add to those of `rag_core.modeling`."""
 
-class _RagHead(RagPretrained, KerasModel):
-    """What RAG-Sequence and RAG-Token share: a `RagModel` inside, and the run-up to a loss."""
-
-    config_class = RagConfig
-
-    def __init__(
-        self,
-        config: RagConfig | None = None,
-        question_encoder: Any = None,
-        generator: Any = None,
-        retriever: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        rag = RagModel(config, question_encoder, generator, retriever, **kwargs)
-        super().__init__(rag.config)
-        self.rag = rag
-
-    @property
-    def retriever(self) -> Any:
-        """The retriever, or None."""
-        return self.rag.retriever
-
-    @property
-    def generator(self) -> Any:
-        """The generator."""
-        return self.rag.generator
-
-    @property
-    def question_encoder(self) -> Any:
-        """The question encoder."""
-        return self.rag.question_encoder
+    _rag_class = RagModel
+    _engine = ENGINE
+    _call_name = "call"
+    _rows_nll: Any
 
     def train(self, mode: bool = True) -> Any:
         """See `RagModel.train`."""
         self.rag.train(mode)
         return super().train(mode)
 
-    def set_retriever(self, retriever: Any) -> None:
-        """Attach a retriever, or detach it with None."""
-        self.rag.set_retriever(retriever)
-
-    def set_context_encoder_for_training(self, ctx_encoder: Any) -> None:
-        """See `RagModel.set_context_encoder_for_training`."""
-        self.rag.set_context_encoder_for_training(ctx_encoder)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RAG-Token's alone: RAG-Sequence scores whole answers, no next token.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no next token to prepare for: it scores whole answers. "
-            "Call generate()"
-        )
-
-    def answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Answers with the passages they come from; see `rag_core.modeling.answer`."""
-        from rag_core.modeling import answer
-
-        return answer(ENGINE, self, *args, **kwargs)
-
-    def _contexts(self, *args: Any, **kwargs: Any) -> Contexts:
-        return self.rag._contexts(*args, **kwargs)
-
-    @property
-    def _pad_token_id(self) -> int:
-        pad = self.config.generator.pad_token_id
-        if pad is None:
-            raise ValueError(
-                "config.generator.pad_token_id must be set: it says which labels are not scored"
-            )
-        return pad
-
-    def _run(
-        self, labels: Any, inputs: dict[str, Any], kwargs: dict[str, Any], training: bool | None
-    ) -> tuple[Any, tf.Tensor | None]:
-        """RagModel's output, and the labels with pads for -100."""
-        question_text = kwargs.pop("question_text", None)
-        kwargs.pop("token_type_ids", None)
-        # what is left of it is RAG-Token's, which scores every token
-        kwargs.pop("exclude_bos_score", None)
-        # None asks for nothing: PEFT hands on every argument that a transformers model may have.
-        unknown = sorted(name for name, value in kwargs.items() if value is not None)
-        if unknown:
-            raise TypeError(
-                f"{type(self).__name__}.call got unknown arguments: {', '.join(unknown)}"
-            )
-        if labels is not None:
-            fed = inputs["decoder_input_ids"]
-            labels = checked_labels(labels, fed, self._pad_token_id, table_size(self.generator))
-            if fed is None:
-                inputs["decoder_input_ids"] = labels
-            inputs["use_cache"] = False
-        return self.rag(
-            **inputs, question_text=question_text, return_dict=True, training=training
-        ), labels
-
-    def _result(self, outputs: RetrievAugLMOutput, loss: Any, return_dict: bool | None) -> Any:
-        output = RetrievAugLMMarginOutput(**{**vars(outputs), "loss": loss})
-        wanted = checked_switch("return_dict", return_dict, self.config.use_return_dict)
-        return output if wanted else output.to_tuple()
+    def _nll(
+        self, logits: tf.Tensor, scores: tf.Tensor, target: tf.Tensor, n_docs: int, **options: Any
+    ) -> tf.Tensor:
+        # ids always int64, and N a tensor: another type or number would be another graph
+        ids, documents = tf.cast(target, tf.int64), tf.constant(n_docs)
+        graph = self.graph("nll", self._rows_nll)
+        return graph(logits, scores, ids, documents, self._pad_token_id, options)
 
 
-class RagSequenceForGeneration(_RagHead):
-    """RAG-Sequence: one document explains the whole answer (paper, section 2.1).
-
-    Arguments as `RagModel`.
-    """
-
-    head = "sequence"
+class RagSequenceForGeneration(RagSequenceHead, _Head):
+    forward = KerasModel.forward
+    _rows_nll = staticmethod(rows_sequence_nll)
 
     def call(
         self,
@@ -169,102 +69,35 @@ class RagSequenceForGeneration(_RagHead):
         training: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`RagModel.call`, and the loss.
-
-        Args:
-            input_ids: see `RagModel.call` for this and every argument not named here.
-            exclude_bos_score: leave the first scored token out of the loss if it is BOS in every
-                row.
-            reduce_loss: sum the loss over the batch.
-            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored.
-                The loss is that of `decoder_input_ids` where both are given (kept: compatibility
-                Q16).
-            return_dict: False for a plain tuple.
-            training: see `RagModel.call`.
-            **kwargs: `question_text`, see `RagModel.call`.
-
-        Returns:
-            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`, and
-            `logits` (B*N, T, V).
-        """
-        config = self.config
-        given = (
-            input_ids,
-            attention_mask,
-            encoder_outputs,
-            decoder_input_ids,
-            decoder_attention_mask,
-            past_key_values,
-        )
-        contexts = (doc_scores, context_input_ids, context_attention_mask)
-        switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
-        inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
-        outputs, labels = self._run(labels, inputs, kwargs, training)
-        loss = None
-        if labels is not None:
-            loss = self.get_nll(
-                outputs.logits,
-                outputs.doc_scores,
-                inputs["decoder_input_ids"],
-                checked_switch("reduce_loss", reduce_loss, config.reduce_loss),
-                config.label_smoothing,
-                checked_switch("exclude_bos_score", exclude_bos_score, config.exclude_bos_score),
-                n_docs,
-            )
-        return self._result(outputs, loss, return_dict)
-
-    def get_nll(
-        self,
-        seq_logits: tf.Tensor,
-        doc_scores: tf.Tensor,
-        target: tf.Tensor,
-        reduce_loss: bool = False,
-        epsilon: float = 0.0,
-        exclude_bos_score: bool = False,
-        n_docs: int | None = None,
-    ) -> tf.Tensor:
-        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N).
-
-        See `sequence_nll`.
-        """
-        n_docs = checked_n_docs(n_docs, self.config.n_docs)
-        return self.graph("nll", marginal.rows_sequence_nll)(
-            *_loss_inputs(seq_logits, doc_scores, target, n_docs),
-            self._pad_token_id,
-            self.config.bos_token_id or self.config.generator.bos_token_id,
-            checked_switch("exclude_bos_score", exclude_bos_score, False),
-            checked_epsilon(epsilon),
-            checked_switch("reduce_loss", reduce_loss, False),
+        """See `rag_core.modeling.RagSequenceHead.forward`; `training` as in `RagModel`."""
+        return RagSequenceHead.forward(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_outputs=encoder_outputs,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+            context_input_ids=context_input_ids,
+            context_attention_mask=context_attention_mask,
+            doc_scores=doc_scores,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_retrieved=output_retrieved,
+            exclude_bos_score=exclude_bos_score,
+            reduce_loss=reduce_loss,
+            labels=labels,
+            n_docs=n_docs,
+            return_dict=return_dict,
+            training=training,
+            **kwargs,
         )
 
-    def generate(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
-        doc_scores: Any = None,
-        do_deduplication: bool | None = None,
-        num_return_sequences: int | None = None,
-        num_beams: int | None = None,
-        n_docs: int | None = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """Generate answers; see `rag_core.generation.rag_sequence_generate`."""
-        from rag_core.generation import rag_sequence_generate
 
-        given = (input_ids, attention_mask, context_input_ids, context_attention_mask, doc_scores)
-        options = (do_deduplication, num_return_sequences, num_beams, n_docs)
-        return rag_sequence_generate(ENGINE, self, *given, *options, **model_kwargs)
-
-
-class RagTokenForGeneration(_RagHead):
-    """RAG-Token: each token may come from another document (paper, section 2.1).
-
-    Arguments as `RagModel`.
-    """
-
-    head = "token"
+class RagTokenForGeneration(RagTokenHead, _Head):
+    forward = KerasModel.forward
+    _rows_nll = staticmethod(rows_token_nll)
 
     def call(
         self,
@@ -289,160 +122,34 @@ class RagTokenForGeneration(_RagHead):
         training: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`RagModel.call`, the marginal and the loss.
-
-        Args:
-            input_ids: see `RagModel.call` for this and every argument not named here.
-            do_marginalize: return marginalised log-probabilities (B, T, V) as `logits`.
-            reduce_loss: sum the loss over the batch.
-            labels: (B, T); also the decoder's input if none is given; pads and -100 are not scored.
-            return_dict: False for a plain tuple.
-            training: see `RagModel.call`.
-            **kwargs: `question_text`, see `RagModel.call`.
-
-        Returns:
-            `RetrievAugLMMarginOutput` with `loss` (B,), or a scalar with `reduce_loss`.
-        """
-        config = self.config
-        given = (
-            input_ids,
-            attention_mask,
-            encoder_outputs,
-            decoder_input_ids,
-            decoder_attention_mask,
-            past_key_values,
-        )
-        contexts = (doc_scores, context_input_ids, context_attention_mask)
-        switches = (use_cache, output_attentions, output_hidden_states, output_retrieved, n_docs)
-        inputs = dict(zip(_MODEL_ARGUMENTS, (*given, *contexts, *switches), strict=True))
-        outputs, labels = self._run(labels, inputs, kwargs, training)
-        loss = None
-        if labels is not None:
-            reduce_loss = checked_switch("reduce_loss", reduce_loss, config.reduce_loss)
-            epsilon = config.label_smoothing
-            loss = self.get_nll(
-                outputs.logits, outputs.doc_scores, labels, reduce_loss, epsilon, n_docs
-            )
-        if checked_switch("do_marginalize", do_marginalize, config.do_marginalize):
-            outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
-        return self._result(outputs, loss, return_dict)
-
-    def marginalize(
-        self, seq_logits: tf.Tensor, doc_scores: tf.Tensor, n_docs: int | None = None
-    ) -> tf.Tensor:
-        """log p(y_i|x, y_<i) over the vocabulary.
-
-        Logits (B*N, T, V) and scores (B, N) -> (B, T, V).
-        """
-        n_docs = checked_n_docs(n_docs, self.config.n_docs)
-        logits, scores, _ = check_loss(seq_logits, doc_scores, n_docs)
-        return self.graph("marginalize", marginal.rows_marginal)(
-            logits, scores, tf.constant(n_docs)
-        )
-
-    def get_nll(
-        self,
-        seq_logits: tf.Tensor,
-        doc_scores: tf.Tensor,
-        target: tf.Tensor,
-        reduce_loss: bool = False,
-        epsilon: float = 0.0,
-        n_docs: int | None = None,
-    ) -> tf.Tensor:
-        """Negative log-likelihood of `target` (B, T) under logits (B*N, T, V) and scores (B, N).
-
-        See `token_nll`.
-        """
-        n_docs = checked_n_docs(n_docs, self.config.n_docs)
-        inputs = _loss_inputs(seq_logits, doc_scores, target, n_docs)
-        return self.graph("nll", marginal.rows_token_nll)(
-            *inputs,
-            self._pad_token_id,
-            checked_epsilon(epsilon),
-            checked_switch("reduce_loss", reduce_loss, False),
-        )
-
-    def prepare_inputs_for_generation(
-        self,
-        decoder_input_ids: tf.Tensor,
-        past_key_values: Any = None,
-        attention_mask: tf.Tensor | None = None,
-        use_cache: bool | None = None,
-        encoder_outputs: Any = None,
-        doc_scores: tf.Tensor | None = None,
-        n_docs: int | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Arguments of the forward pass that scores the token after `decoder_input_ids` (B, t),
-        marginalised.
-
-        For loops of other libraries: `generate` here keeps its own state.
-
-        Args:
-            decoder_input_ids: the answers so far.
-            past_key_values: of the last call, for those tokens but the last.
-            attention_mask: that of the contexts (B*N, S).
-            use_cache: return `past_key_values`.
-            encoder_outputs: the generator's, of the contexts.
-            doc_scores: (B, N).
-            n_docs: N; None = the config's.
-            **kwargs: not used.
-        """
-        return next_inputs(
-            decoder_input_ids,
-            past_key_values,
-            context_attention_mask=attention_mask,
+        """See `rag_core.modeling.RagTokenHead.forward`; `training` as in `RagModel`."""
+        return RagTokenHead.forward(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
             encoder_outputs=encoder_outputs,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+            context_input_ids=context_input_ids,
+            context_attention_mask=context_attention_mask,
             doc_scores=doc_scores,
-            n_docs=n_docs,
             use_cache=use_cache,
-            do_marginalize=True,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_retrieved=output_retrieved,
+            do_marginalize=do_marginalize,
+            reduce_loss=reduce_loss,
+            labels=labels,
+            n_docs=n_docs,
+            return_dict=return_dict,
+            training=training,
+            **kwargs,
         )
 
-    def shift_tokens_right(
-        self, input_ids: tf.Tensor, start_token_id: int | None = None
-    ) -> tf.Tensor:
-        """(B, T) ids with a start token (the config's decoder start) in front and the last
-        column gone.
-        """
-        start = checked_start(start_token_id, self.config.decoder_start_token_id)
-        input_ids = checked_ids("input_ids", input_ids)
+    def _marginal(self, logits: tf.Tensor, scores: tf.Tensor, n_docs: int) -> tf.Tensor:
+        return self.graph("marginalize", rows_marginal)(logits, scores, tf.constant(n_docs))
+
+    def _shifted(self, input_ids: tf.Tensor, start: int) -> tf.Tensor:
         first = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(start, input_ids.dtype))
         return tf.concat([first, input_ids[:, :-1]], 1)
-
-    def generate(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
-        doc_scores: Any = None,
-        n_docs: int | None = None,
-        generation_config: Any = None,
-        prefix_allowed_tokens_fn: Any = None,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Generate answers; see `rag_core.generation.rag_token_generate`."""
-        from rag_core.generation import rag_token_generate
-
-        given = (
-            input_ids,
-            attention_mask,
-            context_input_ids,
-            context_attention_mask,
-            doc_scores,
-            n_docs,
-        )
-        rules = (generation_config, prefix_allowed_tokens_fn, logits_processor, stopping_criteria)
-        return rag_token_generate(ENGINE, self, *given, *rules, **kwargs)
-
-
-def _loss_inputs(logits: Any, scores: Any, target: Any, n_docs: int) -> tuple[tf.Tensor, ...]:
-    """The tensors of a loss; ids always int64, and N a tensor.
-
-    Another type or number would be another graph.
-    """
-    logits, scores, ids = check_loss(logits, scores, n_docs, target)
-    return logits, scores, tf.cast(ids, tf.int64), tf.constant(n_docs)

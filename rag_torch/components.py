@@ -1,298 +1,46 @@
-"""How a RAG model is put together: its config, its two parts, and loading and saving it whole."""
+"""What the RAG models add to PyTorch's pretrained models: the parts they are put together from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-import torch
-from torch import nn
-
-from rag_core.arguments import check_parts
-from rag_core.config import AutoConfig, RagConfig, config_from_dict
-from rag_core.hub import locating, split_hub_kwargs
-from rag_core.modeling import module_config, rows_wanted
-from rag_torch import weights as tensors
+from rag_core.modeling import RagComponents
+from rag_torch import marginalize
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
+from rag_torch.contexts import CHECKS
+from rag_torch.foreign import ForeignGenerator
 from rag_torch.pretrained import PretrainedModel
 from rag_torch.t5 import T5ForConditionalGeneration
 
-QUESTION_ENCODERS: dict[str, Any] = {"dpr": DPRQuestionEncoder, "bert": BertEncoder}
-CONTEXT_ENCODERS: dict[str, Any] = {"dpr": DPRContextEncoder, "bert": BertEncoder}
-GENERATORS: dict[str, Any] = {
-    "bart": BartForConditionalGeneration,
-    "t5": T5ForConditionalGeneration,
+NETWORKS = {
+    network.__name__: network
+    for network in (
+        BartForConditionalGeneration,
+        BertEncoder,
+        DPRContextEncoder,
+        DPRQuestionEncoder,
+        T5ForConditionalGeneration,
+    )
 }
-_PARTS = ("question_encoder", "generator")
-
-Rag = TypeVar("Rag", bound="RagPretrained")
 
 
-def _class(table: dict[str, Any], config: Any, role: str) -> Any:
-    kind = getattr(config, "model_type", None)
-    if kind not in table:
-        raise ValueError(
-            f"no {role} is known for model_type {kind!r}, only for {', '.join(table)}: build the "
-            f"module yourself and pass it as {role}= (see rag_torch.foreign)"
-        )
-    return table[kind]
-
-
-def build_question_encoder(config: Any) -> PretrainedModel:
-    """A question encoder with fresh weights."""
-    return _class(QUESTION_ENCODERS, config, "question_encoder")(config)
-
-
-def build_context_encoder(config: Any) -> PretrainedModel:
-    """A document encoder with fresh weights."""
-    return _class(CONTEXT_ENCODERS, config, "ctx_encoder")(config)
-
-
-def build_generator(config: Any) -> PretrainedModel:
-    """A generator with fresh weights."""
-    return _class(GENERATORS, config, "generator")(config)
-
-
-def rag_config(
-    config: Any, question_encoder: Any, generator: Any, fields: dict[str, Any]
-) -> RagConfig:
-    """The config of a RAG model from what its constructor was given.
-
-    Raises:
-        ValueError: neither a config nor both modules.
-        TypeError: not a `RagConfig`.
-    """
-    if config is None:
-        if question_encoder is None or generator is None:
-            raise ValueError("either config or both question_encoder and generator must be given")
-        parts = (module_config(question_encoder), module_config(generator))
-        return RagConfig.from_question_encoder_generator_configs(*parts, **fields)
-    if not isinstance(config, RagConfig):
-        raise TypeError(f"config must be a RagConfig, got {type(config).__name__}")
-    return RagConfig.from_dict(config.to_dict(), **fields) if fields else config
-
-
-class RagPretrained(PretrainedModel):
+class RagPretrained(RagComponents, PretrainedModel):
     """Loading, saving and putting together, the same for RagModel and both heads."""
 
-    base_model_prefix = "rag"
-    rag: Any
-    config: RagConfig
+    _part_classes: ClassVar = NETWORKS
+    _adapter_class = ForeignGenerator
+    _checks = CHECKS
+    _math = marginalize
 
-    @property
-    def ctx_component(self) -> nn.Module | None:
-        """The document encoder trained along, if one is set."""
-        return self.rag.ctx_encoder
+    def _check_places(self, **tensors: Any) -> None:
+        self._checks.check_places(model=next(self.parameters()), **tensors)
 
-    def _networks(self) -> list[Any]:
-        parts = [self.rag.question_encoder, self.rag._modules["generator"], self.rag.ctx_encoder]
-        return [part for part in parts if part is not None]
-
-    @classmethod
-    def from_pretrained(
-        cls: type[Rag],
-        pretrained_model_name_or_path: str | Path | None,
-        *,
-        retriever: Any = None,
-        config: Any = None,
-        question_encoder: nn.Module | None = None,
-        generator: nn.Module | None = None,
-        dtype: torch.dtype | str | None = None,
-        torch_dtype: torch.dtype | str | None = None,
-        device: Any = None,
-        device_map: Any = None,
-        state_dict: Mapping[str, Any] | None = None,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Rag:
-        """A RAG model from a folder or a repository of the hub, in eval mode; any head's checkpoint
-        fits any class.
-
-        Args:
-            pretrained_model_name_or_path: folder, or repository id.
-            retriever: as in the constructor.
-            config: instead of the stored one: a `RagConfig`, which is copied, or another folder or
-                repository.
-            question_encoder: a module of one's own, to be filled from the checkpoint.
-            generator: the same.
-            dtype: of the weights; None is float32, "auto" what the checkpoint has.
-            torch_dtype: another name for `dtype`.
-            device: where to put the weights; None is the CPU.
-            device_map, state_dict, output_loading_info: see `PretrainedModel.from_pretrained`.
-            **kwargs: hub options, and fields of the config to override; see there.
-
-        Raises:
-            OSError, TypeError, ValueError: as `PretrainedModel.from_pretrained`.
-        """
-        check_parts(question_encoder, generator, retriever)
-
-        def build(config: RagConfig) -> Any:
-            model = cls(config, question_encoder, generator, retriever)  # type: ignore[call-arg]
-            if config.extra.get("ctx_encoder"):
-                with locating(f"ctx_encoder in config.json of {pretrained_model_name_or_path}"):
-                    context_config = config_from_dict(config.extra["ctx_encoder"])
-                model.rag.set_context_encoder_for_training(build_context_encoder(context_config))
-            return model
-
-        return cls._read(
-            build,
-            pretrained_model_name_or_path,
-            kwargs,
-            config=config,
-            dtype=dtype or torch_dtype,
-            device=device,
-            device_map=device_map,
-            state_dict=state_dict,
-            output_loading_info=output_loading_info,
-        )
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
 
     def _load(self, name_or_path: Any, hub: Any, dtype: Any, device: Any, *weights: Any) -> None:
         super()._load(name_or_path, hub, dtype, device, *weights)
         if device is not None:
             # what modules of other libraries keep outside of their state dict
             self.to(device)
-
-    @classmethod
-    def from_pretrained_question_encoder_generator(
-        cls: type[Rag],
-        question_encoder_pretrained_model_name_or_path: str | Path | None = None,
-        generator_pretrained_model_name_or_path: str | Path | None = None,
-        retriever: Any = None,
-        **kwargs: Any,
-    ) -> Rag:
-        """Put a RAG model together from a pretrained question encoder and a pretrained generator,
-        in eval mode.
-
-        Args:
-            question_encoder_pretrained_model_name_or_path: folder or repository of a DPR question
-                encoder, a BERT or a sentence encoder; not needed with `question_encoder_model=`.
-            generator_pretrained_model_name_or_path: the same for BART or T5, and
-                `generator_model=`.
-            retriever: as in the constructor.
-            **kwargs: `question_encoder_<name>` and `generator_<name>` go to that part's loading
-                (hub options, `config`, fields of its config); hub options, `dtype`, `torch_dtype`,
-                `device` and `device_map` to both; `config` is a `RagConfig`, or where to read one,
-                of which all counts but its descriptions of the two parts; all others are fields of
-                the `RagConfig`.
-
-        Raises:
-            ValueError: a part is neither named nor given.
-        """
-        shared = ("dtype", "torch_dtype", "device", "device_map")
-        common: dict[str, Any] = {name: kwargs.pop(name) for name in shared if name in kwargs}
-        hub, kwargs = split_hub_kwargs(kwargs)
-        common |= hub
-        options: dict[str, dict[str, Any]] = {}
-        for part in _PARTS:
-            names = [name for name in kwargs if name.startswith(f"{part}_")]
-            options[part] = {name.removeprefix(f"{part}_"): kwargs.pop(name) for name in names}
-        names_or_paths = (
-            question_encoder_pretrained_model_name_or_path,
-            generator_pretrained_model_name_or_path,
-        )
-        modules = []
-        for part, table, name in zip(
-            _PARTS, (QUESTION_ENCODERS, GENERATORS), names_or_paths, strict=True
-        ):
-            module = options[part].pop("model", None)
-            modules.append(
-                _load_part(part, table, name, {**common, **options[part]})
-                if module is None
-                else module
-            )
-        config = RagConfig.from_question_encoder_generator_configs(
-            *(module_config(each) for each in modules), **kwargs
-        )
-        return cls(config, *modules, retriever).eval()  # type: ignore[call-arg]
-
-    def tie_weights(self) -> None:
-        """Tie what the generator's own config ties (not the RAG config's: compatibility D7)."""
-        tie = getattr(self.rag.generator, "tie_weights", None)
-        if tie is not None:
-            tie()
-
-    def get_input_embeddings(self) -> Any:
-        """The generator's token table."""
-        return self.rag.generator.get_input_embeddings()
-
-    def get_output_embeddings(self) -> Any:
-        """The generator's language-model head."""
-        return self.rag.generator.get_output_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table into the generator.
-
-        See `PretrainedModel.set_input_embeddings`.
-        """
-        self.rag.generator.set_input_embeddings(value)
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Put another language-model head into the generator.
-
-        See `PretrainedModel.set_output_embeddings`.
-        """
-        self.rag.generator.set_output_embeddings(new_embeddings)
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
-    ) -> Any:
-        """Cut or lengthen the generator's token table and head.
-
-        See `PretrainedModel.resize_token_embeddings`.
-        """
-        generator_model = self.rag.generator
-        rows = rows_wanted(
-            new_num_tokens, pad_to_multiple_of, len(generator_model.get_input_embeddings().weight)
-        )
-        table = generator_model.resize_token_embeddings(rows)
-        if (new_num_tokens, pad_to_multiple_of) != (None, None):
-            generator = {**self.config.generator.to_dict(), "vocab_size": rows}
-            values = {**self.config.to_dict(), "vocab_size": rows, "generator": generator}
-            self.config = self.rag.config = RagConfig.from_dict(values)
-        return table
-
-    def _fit(self, found: Any, source: str) -> Any:
-        from rag_core.checkpoint import check_weights, fit_names, fit_weights
-
-        context = self.ctx_component
-        ours = all(isinstance(getattr(self.rag, part), PretrainedModel) for part in _PARTS)
-        if ours:
-            context_config = None if context is None else module_config(context)
-            return fit_weights(
-                self.config, found, self.head, context_encoder=context_config, source=source
-            )
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        fitted = fit_names(found, shapes)
-        ties = tensors.tied_names(self)
-        fitted |= {
-            name: fitted[first]
-            for name, first in ties.items()
-            if first in fitted and name not in fitted
-        }
-        have = {name: found[old].shape for name, old in fitted.items()}
-        have |= {name: found[name].shape for name in set(found) - set(fitted.values())}
-        check_weights(shapes, have, source=source)
-        return {name: found[old] for name, old in fitted.items()}
-
-    def _saved_config(self) -> Any:
-        config = super()._saved_config()
-        context = self.ctx_component
-        if context is not None:
-            config.extra["ctx_encoder"] = module_config(context).to_dict()
-        return config
-
-
-def _load_part(
-    part: str, table: dict[str, Any], name: str | Path | None, options: dict[str, Any]
-) -> PretrainedModel:
-    """One part from its own folder or repository."""
-    if name is None:
-        raise ValueError(
-            f"{part}_pretrained_model_name_or_path must be given, or {part}_model= with a module "
-            "that is already built"
-        )
-    hub, _ = split_hub_kwargs(options)
-    config = options.get("config") or AutoConfig.from_pretrained(name, **hub)
-    return _class(table, config, part).from_pretrained(name, **options)

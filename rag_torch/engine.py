@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rag_core.generation import Engine
+from rag_core.outputs import as_encoder_output
 from rag_torch import contexts, rescoring, step_scores
-from rag_torch.layers import Trace, as_encoder_output
+from rag_torch.layers import Trace
 from rag_torch.marginalize import doc_log_probs, widen
 
 # Numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a

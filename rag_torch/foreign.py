@@ -16,7 +16,6 @@ from rag_core.modeling import (
     checked_vectors,
     offers_decoding,
 )
-from rag_torch.layers import as_encoder_output
 from rag_torch.pretrained import PretrainedModel
 
 
@@ -72,7 +71,6 @@ class ForeignState(ForeignStateBase):
 class ForeignGenerator(_ForwardOf, ForeignGeneratorBase, nn.Module):
     without_attentions = "; transformers' models do when loaded with attn_implementation='eager'"
     state_class = ForeignState
-    _as_encoder_output = staticmethod(as_encoder_output)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rag_core.outputs import EncoderOutput
 from rag_torch.attention import AttentionMask
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -118,29 +117,6 @@ def outside_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
         # As a decorator it would import all of torch.compile with this module: seconds.
         return torch.compiler.disable(function)(*args, **kwargs)
     return function(*args, **kwargs)
-
-
-def as_encoder_output(value: Any) -> EncoderOutput:
-    """An earlier call's encoder output in any shape users keep it.
-
-    Our record, another library's, a tuple, a tensor.
-    """
-    if isinstance(value, EncoderOutput):
-        return value
-    if isinstance(value, Tensor):
-        return EncoderOutput(last_hidden_state=value)
-    if isinstance(value, tuple | list):
-        return EncoderOutput(value[0], *value[1:3])
-    if not hasattr(value, "last_hidden_state"):
-        raise TypeError(
-            "encoder_outputs must be an encoder's output, a tuple or a tensor, got "
-            f"{type(value).__name__}"
-        )
-    return EncoderOutput(
-        last_hidden_state=value.last_hidden_state,
-        hidden_states=getattr(value, "hidden_states", None),
-        attentions=getattr(value, "attentions", None),
-    )
 
 
 def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:

@@ -23,6 +23,11 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def split_docs(x: Tensor, n_docs: int) -> Tensor:
+    """(B*N, ...) -> (B, N, ...)."""
+    return x.unflatten(0, (-1, n_docs))
+
+
 def doc_scores(question: Tensor, docs: Tensor, doc_mask: Tensor | None = None) -> Tensor:
     """Inner products of question and document vectors.
 

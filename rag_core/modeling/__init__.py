@@ -8,6 +8,7 @@ from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
     from rag_core.modeling.answers import answer as answer
+    from rag_core.modeling.components import RagComponents as RagComponents
     from rag_core.modeling.foreign import ForeignEncoderBase as ForeignEncoderBase
     from rag_core.modeling.foreign import ForeignGeneratorBase as ForeignGeneratorBase
     from rag_core.modeling.foreign import ForeignModule as ForeignModule
@@ -25,14 +26,21 @@ if TYPE_CHECKING:
     from rag_core.modeling.generator import batches_by_length as batches_by_length
     from rag_core.modeling.generator import check_positions as check_positions
     from rag_core.modeling.generator import traced_output as traced_output
+    from rag_core.modeling.heads import RagHead as RagHead
+    from rag_core.modeling.heads import RagSequenceHead as RagSequenceHead
+    from rag_core.modeling.heads import RagTokenHead as RagTokenHead
+    from rag_core.modeling.inputs import ContextsBase as ContextsBase
+    from rag_core.modeling.inputs import InputChecks as InputChecks
     from rag_core.modeling.pretrained import PretrainedBase as PretrainedBase
     from rag_core.modeling.pretrained import check_table as check_table
     from rag_core.modeling.pretrained import rows_wanted as rows_wanted
+    from rag_core.modeling.rag_model import RagModelBase as RagModelBase
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "answers": ["answer"],
+        "components": ["RagComponents"],
         "foreign": [
             "ForeignEncoderBase",
             "ForeignGeneratorBase",
@@ -54,6 +62,9 @@ __getattr__, __dir__, __all__ = lazily(
             "check_positions",
             "traced_output",
         ],
+        "heads": ["RagHead", "RagSequenceHead", "RagTokenHead"],
+        "inputs": ["ContextsBase", "InputChecks"],
         "pretrained": ["PretrainedBase", "check_table", "rows_wanted"],
+        "rag_model": ["RagModelBase"],
     },
 )

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from rag_core.config import PretrainedConfig
-from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
+from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput, as_encoder_output
 
 Tensor = Any  # the framework's own
 
@@ -246,7 +246,7 @@ class ForeignGeneratorBase(ForeignModule):
     def forward(self, **kwargs: Any) -> Seq2SeqLMOutput:
         """The module's outputs as our record."""
         if kwargs.get("encoder_outputs") is not None:
-            encoded = self._as_encoder_output(kwargs["encoder_outputs"])
+            encoded = as_encoder_output(kwargs["encoder_outputs"])
             kwargs["encoder_outputs"] = self._encoder_outputs(encoded)
         outputs = self.module(**accepted(self._function, kwargs))
         names = Seq2SeqLMOutput.__dataclass_fields__
@@ -263,7 +263,7 @@ class ForeignGeneratorBase(ForeignModule):
         if get_encoder is not None:
             encoder = get_encoder()
             outputs = encoder(input_ids, **accepted(self._function_of(encoder), kwargs))
-            return self._as_encoder_output(outputs).last_hidden_state
+            return as_encoder_output(outputs).last_hidden_state
         start = self._start_tokens(input_ids, self.config.decoder_start_token_id)
         outputs = self(input_ids=input_ids, decoder_input_ids=start, **kwargs)
         return outputs.encoder_last_hidden_state
@@ -332,11 +332,6 @@ class ForeignGeneratorBase(ForeignModule):
             trace.attentions(weights, cross_weights)
 
     # what a backend writes
-
-    @staticmethod
-    def _as_encoder_output(value: Any) -> EncoderOutput:
-        """An encoder's output in any shape users keep it, as our record."""
-        raise NotImplementedError
 
     @staticmethod
     def _start_tokens(input_ids: Tensor, token: int) -> Tensor:

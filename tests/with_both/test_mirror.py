@@ -4,6 +4,8 @@ The same files, and in them the same names with the same arguments.
 """
 
 import ast
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,7 @@ WITHOUT_TWIN: dict[str, set[str]] = {
         "GrowingCache.__init__",  # `kept`: a graph leaves out what nobody reads
         *("DecodeState.fold", "DecodeState.unfold_weights", "DecodeState.biased"),
     },
-    # a length is a tensor in a graph; no meta device
-    "contexts.py": {"used_length", "check_places"},
+    "contexts.py": {"TensorChecks.check_places"},  # no meta device
     # a hook of autograd's, for adapters around a frozen table; tensors taken as they are (`assign`)
     "pretrained.py": {
         "PretrainedModel.enable_input_require_grads",
@@ -53,13 +54,16 @@ SPECIAL = {"__init__", "__call__"}
 def signatures(path: Path, follow: bool = False) -> dict[str, list[str]]:
     """Each public function, method and class of a file -> its arguments in order.
 
-    With `follow`, what it imports from files beside it counts as its own, and what its classes
-    inherit from there.
+    With `follow`, what it imports from files beside it counts as its own. What its classes inherit
+    counts as theirs, be it from there or from rag_core.
     """
     found: dict[str, list[str]] = {}
+    mixins: dict[str, list[str]] = {}
     for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = arguments(node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rag_core"):
+            mixins |= methods(node)
         elif isinstance(node, ast.ImportFrom) and follow:
             package, _, room = (node.module or "").rpartition(".")
             if package == path.parent.name and (path.parent / f"{room}.py").is_file():
@@ -72,7 +76,9 @@ def signatures(path: Path, follow: bool = False) -> dict[str, list[str]]:
             found[node.name] = []
             for base in [each.id for each in reversed(node.bases) if isinstance(each, ast.Name)]:
                 inherited = {
-                    name: given for name, given in found.items() if name.startswith(f"{base}.")
+                    name: given
+                    for name, given in {**mixins, **found}.items()
+                    if name.startswith(f"{base}.")
                 }
                 found |= {
                     f"{node.name}{name.removeprefix(base)}": given
@@ -85,6 +91,21 @@ def signatures(path: Path, follow: bool = False) -> dict[str, list[str]]:
                 if public:
                     found[f"{node.name}.{each.name}"] = arguments(each)
     return {name: given for name, given in found.items() if not name.startswith("_")}
+
+
+def methods(node: ast.ImportFrom) -> dict[str, list[str]]:
+    """The public methods of those classes that are imported from rag_core -> their arguments."""
+    module = importlib.import_module(node.module or "")
+    found = {}
+    for alias in node.names:
+        kind = getattr(module, alias.name, None)
+        for name in dir(kind) if inspect.isclass(kind) else ():
+            member = inspect.getattr_static(kind, name)
+            function = getattr(member, "__func__", member)  # of a class method
+            if inspect.isfunction(function) and not name.startswith("_"):
+                spec = inspect.getfullargspec(function)
+                found[f"{alias.name}.{name}"] = spec.args + spec.kwonlyargs
+    return found
 
 
 def arguments(node: ast.FunctionDef) -> list[str]:

@@ -11,8 +11,7 @@ import torch
 
 from rag_core.config.rag import BartConfig, BertConfig, DPRConfig
 from rag_torch.bart import BartForConditionalGeneration
-from rag_torch.bert import BertEncoder, DPRQuestionEncoder
-from rag_torch.components import build_context_encoder
+from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.foreign import ForeignEncoder, ForeignGenerator
 from rag_torch.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from tests.support.rag_models import (
@@ -161,7 +160,7 @@ def test_modules_of_ones_own():
 @pytest.mark.parametrize("kind", HEADS)
 def test_checkpointing_reaches_every_part(kind):
     model = build(kind).train()
-    model.set_context_encoder_for_training(build_context_encoder(DPRConfig(**BERT)))
+    model.set_context_encoder_for_training(DPRContextEncoder(DPRConfig(**BERT)))
     assert model.supports_gradient_checkpointing and not model.is_gradient_checkpointing
     model.gradient_checkpointing_enable()
     assert (
