@@ -7,13 +7,14 @@ token of the batch, as in `rag_tf.training`. Letters: B questions, T target leng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from rag_core.checks import warn
+from rag_tf.call_arguments import spread
 from rag_tf.contexts import to_device
 from rag_tf.marginalize import shift_left
 
@@ -43,13 +44,13 @@ class KerasFit:
         Raises:
             ValueError: a loss or metrics.
         """
-        given = {
+        measures = {
             "loss": loss,
             "metrics": metrics,
             "weighted_metrics": kwargs.get("weighted_metrics"),
         }
-        for name, value in given.items():
-            if value is not None:
+        for name, measure in measures.items():
+            if measure is not None:
                 raise ValueError(
                     f"{name} must be left out: the loss is the model's own, of the labels among "
                     "the inputs; answers are measured with generate() and rag_core.metrics"
@@ -92,19 +93,24 @@ class KerasFit:
         """
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self._forward(inputs, labels, training=False)
-        return {name: outputs[name] for name in ("loss", "logits", "doc_scores") if name in outputs}
+        names = ("loss", "logits", "doc_scores")
+        return {name: outputs[name] for name in names if name in outputs}
 
-    def _forward(self, inputs: Any, labels: Any, **options: Any) -> Any:
-        args, kwargs = spread((inputs,), {} if labels is None else {"labels": labels})
+    def _forward(self, inputs: Any, labels: Any, training: bool) -> Any:
+        keywords = {} if labels is None else {"labels": labels}
+        args, kwargs = spread((inputs,), keywords)
+        kwargs = {**kwargs, "training": training, "return_dict": True, "use_cache": False}
         if "labels" in kwargs:
-            options["reduce_loss"] = False
-        return self(*args, **{**kwargs, **options, "return_dict": True, "use_cache": False})  # type: ignore[operator]
+            kwargs["reduce_loss"] = False
+        return self(*args, **kwargs)  # type: ignore[operator]
 
     def _loss(self, data: Any, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss per scored token, and the number of these."""
         inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         args, kwargs = spread((inputs,), {})
-        labels = kwargs.pop("labels", None) if labels is None else labels
+        inputs = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
+        if labels is None:
+            labels = inputs.pop("labels", None)
         if labels is None:
             raise ValueError(
                 "labels must be given: data are {..., 'labels': ids}, or pairs (inputs, labels)"
@@ -115,24 +121,25 @@ class KerasFit:
                 "RagSequenceForGeneration"
             )
         labels = to_device(labels)
-        nll = self._forward({**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}, labels,
-                            training=training).loss  # (B,)  # fmt: skip
+        nll = self._forward(inputs, labels, training).loss  # (B,)
         pad = self._pad_token_id  # type: ignore[attr-defined]
         tokens = tf.reduce_sum(tf.cast(shift_left(labels, pad) != pad, nll.dtype), 1)  # (B,)
         if weights is not None:
             weights = tf.cast(to_device(weights), nll.dtype)
-            nll, tokens = nll * weights, tokens * weights
+            nll = nll * weights
+            tokens = tokens * weights
         total = tf.reduce_sum(tokens)
         return tf.math.divide_no_nan(tf.reduce_sum(nll), total), total
 
-    def _learn(self, variables: list[Any], found: list[Any]) -> None:
-        learning = [place for place, gradient in enumerate(found) if gradient is not None]
+    def _learn(self, variables: list[Any], gradients: list[Any]) -> None:
+        # A variable that had no part in the loss has no gradient.
+        learning = [place for place, gradient in enumerate(gradients) if gradient is not None]
         # A sparse gradient's number of rows would be another graph each time.
-        gradients = [tf.convert_to_tensor(found[place]) for place in learning]
-        self._apply(variables)(tuple(learning), gradients)
+        dense = [tf.convert_to_tensor(gradients[place]) for place in learning]
+        self._apply(variables)(tuple(learning), dense)
 
     def _apply(self, variables: list[Any]) -> Callable[..., Any]:
-        """The optimizer's step as a graph."""
+        """The optimizer's step as a graph, made anew for another optimizer or other variables."""
         key = (id(self.optimizer), tuple(map(id, variables)))
         if self.__dict__.get("_apply_key") != key:
             optimizer = self.optimizer
@@ -142,6 +149,7 @@ class KerasFit:
             def apply(places: tuple[int, ...], gradients: list[tf.Tensor]) -> None:
                 optimizer.apply(gradients, [variables[place] for place in places])
 
+            # Past Keras' trackers, which would make a layer's attribute of it.
             object.__setattr__(self, "_apply_graph", tf.function(apply, autograph=False))
             object.__setattr__(self, "_apply_key", key)
         return self.__dict__["_apply_graph"]
@@ -157,6 +165,8 @@ class KerasFit:
         return self.test_function
 
     def _looped(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """So many steps of an iterator, in Python."""
+
         def function(iterator: Any) -> Any:
             logs = None
             for _, data in zip(range(self.steps_per_execution), iterator, strict=False):
@@ -166,49 +176,3 @@ class KerasFit:
             return logs
 
         return function
-
-
-def spread(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call's arguments with what stands in `inputs` or in front laid out: a dictionary by name, a
-    list by place.
-
-    Raises:
-        TypeError: an argument is given twice.
-    """
-    if "inputs" in kwargs:
-        kwargs = {**kwargs}
-        inputs = kwargs.pop("inputs")
-        if inputs is not None:
-            if args or kwargs.get("input_ids") is not None:
-                raise TypeError("inputs and input_ids are one argument: give one of them")
-            kwargs.pop("input_ids", None)
-            args = (inputs,)
-    if not args:
-        return args, kwargs
-    first, rest = args[0], args[1:]
-    if isinstance(first, Mapping) or (hasattr(first, "keys") and hasattr(first, "items")):
-        found = {name: value for name, value in first.items() if name != "token_type_ids"}
-        twice = [name for name in found if kwargs.get(name) is not None]
-        if twice or rest:
-            given = ", ".join(twice) or f"{len(rest)} arguments"
-            raise TypeError(
-                f"{given} given beside a dictionary of inputs: put them into it, or use keywords"
-            )
-        return (), {**kwargs, **found}
-    if isinstance(first, list | tuple) and _holds_arguments(first):
-        return (*first, *rest), kwargs
-    return args, kwargs
-
-
-def _holds_arguments(values: Any) -> bool:
-    """Whether a list is one of tensors, arrays or tables of ids, rather than itself a table of
-    ids.
-    """
-    for value in values:
-        if value is None or hasattr(value, "shape"):
-            return True
-        if isinstance(value, list | tuple) and any(
-            isinstance(each, list | tuple) for each in value
-        ):
-            return True
-    return False

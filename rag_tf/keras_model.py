@@ -1,7 +1,10 @@
-"""The Keras surface of the three public classes: calls, precision, weights, summary.
+"""An adapter: the three public classes as a keras.Model.
 
 Keras sees a model without layers of its own: the networks are tf.Modules that keep Hugging Face's
-names, and Keras' trackers, autocasts and rules about inputs stay out of their way.
+names, and Keras' trackers, autocasts and rules about inputs stay out of their way. So of
+keras.Model's public members some are answered by the networks (defined here, in `KerasFit` and in
+the models), some are `REFUSED` by name, and all others are Keras' own, which ask only the former.
+`test_tf_keras.py` has the table.
 """
 
 from __future__ import annotations
@@ -16,15 +19,53 @@ import numpy as np
 import tensorflow as tf
 
 from rag_tf import weight_files
-from rag_tf.keras_fit import KerasFit, spread
+from rag_tf.call_arguments import spread
+from rag_tf.keras_fit import KerasFit
 from rag_tf.modules import Module, compute_dtype, computing_in, variable_id
 from rag_tf.weights import name_variable, named_variables
 
 # Attributes that are no business of Keras' trackers, which wrap dicts and lists and refuse layers
 # late.
-_OURS = {
-    "config", "retriever", "rag", "question_encoder", "generator", "ctx_encoder", "context_encoder_training",
-}  # fmt: skip
+_UNTRACKED = {
+    "config",
+    "retriever",
+    "rag",
+    "question_encoder",
+    "generator",
+    "ctx_encoder",
+    "context_encoder_training",
+}
+_NO_VARIABLES = (
+    "the networks have the weights of checkpoints and no others. A tf.Module of your own can hold "
+    "a variable"
+)
+_NO_STATELESS_CALLS = "weights are variables. Use tf.function around a call"
+# Members that need layers of Keras': what each would do, done otherwise.
+REFUSED = {
+    "add_variable": _NO_VARIABLES,
+    "add_weight": _NO_VARIABLES,
+    "export": "rag_tf.export_saved_model(model, folder) writes generation as a SavedModel",
+    "get_layer": "question_encoder and generator are its networks, named_parameters() their "
+    "weights",
+    "load_own_variables": "load_weights(file) reads what save_weights(file) wrote",
+    "quantize": "its networks have no Keras layers. from_pretrained(folder, dtype='bfloat16') "
+    "halves them",
+    "save": "no .keras archive can hold its networks. save_pretrained(folder) writes config and "
+    "weights, save_weights(file) the weights; with ModelCheckpoint set save_weights_only=True",
+    "save_own_variables": "save_weights(file) writes all weights",
+    "stateless_call": _NO_STATELESS_CALLS,
+    "stateless_compute_loss": _NO_STATELESS_CALLS,
+    "to_json": "config.to_json_string() is its config, which save_pretrained(folder) writes",
+}
+
+
+def _refusal(name: str, instead: str) -> Callable[..., Any]:
+    def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(f"{type(self).__name__} has no {name}: {instead}")
+
+    refused.__name__ = name
+    refused.__doc__ = f"Refused: {instead}.\n\nRaises:\n    ValueError: always."
+    return refused
 
 
 class KerasModel(KerasFit, keras.Model):
@@ -36,7 +77,7 @@ class KerasModel(KerasFit, keras.Model):
         self.supports_jit = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OURS:
+        if name in _UNTRACKED:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -53,13 +94,15 @@ class KerasModel(KerasFit, keras.Model):
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """Within it activations have the type of this model's Keras policy, e.g.
-
-        bfloat16 with "mixed_bfloat16".
+        """Within it activations have the type of this model's Keras policy: bfloat16 with
+        "mixed_bfloat16".
         """
         policy = self.dtype_policy
-        mixed = policy.compute_dtype != policy.variable_dtype and compute_dtype() is None
-        with computing_in(policy.compute_dtype) if mixed else contextlib.nullcontext():
+        # Whoever has chosen a type before, as a training run, has the say.
+        if policy.compute_dtype == policy.variable_dtype or compute_dtype() is not None:
+            yield
+            return
+        with computing_in(policy.compute_dtype):
             yield
 
     @property
@@ -82,16 +125,18 @@ class KerasModel(KerasFit, keras.Model):
 
         What `compile` was told is left out.
         """
-        modes = {"_train_mode": self._train_mode, "_trainable": self._trainable}
-        kept = {"_generation_config": self._generation_config, **modes}
-        rag = self.rag
+        attributes = {
+            "_generation_config": self._generation_config,
+            "_train_mode": self._train_mode,
+            "_trainable": self._trainable,
+        }
         return _rebuilt, (
             type(self),
             self.config,
             self._parts(),
-            rag.retriever,
-            rag.context_encoder_training,
-            kept,
+            self.rag.retriever,
+            self.rag.context_encoder_training,
+            attributes,
         )
 
     @property
@@ -107,15 +152,19 @@ class KerasModel(KerasFit, keras.Model):
         """
         if not self.trainable:
             return []
-        parts = self._parts().values()
-        learning = {variable_id(each) for part in parts for each in part.trainable_variables}
+        learning: set[int] = set()
+        for part in self._parts().values():
+            learning |= set(map(variable_id, part.trainable_variables))
         return [variable for variable in self.variables if id(variable) in learning]
 
     @property
     def variables(self) -> list[Any]:
         """All weights, tied ones once; `path` and `name` of each are its name in checkpoints."""
-        theirs = (part for part in self._parts().values() if not isinstance(part, Module))
-        foreign = {id(variable) for part in theirs for _, variable in named_variables(part)}
+        # Another library's networks have named their variables themselves.
+        foreign: set[int] = set()
+        for part in self._parts().values():
+            if not isinstance(part, Module):
+                foreign |= {id(variable) for _, variable in named_variables(part)}
         named = self._named()
         for name, variable in named:
             if id(variable) not in foreign:
@@ -143,10 +192,6 @@ class KerasModel(KerasFit, keras.Model):
         """The weights that do not learn."""
         return self.non_trainable_variables
 
-    def get_weights(self) -> list[np.ndarray]:
-        """Copies of all weights, in the order of `weights`."""
-        return [variable.numpy() for variable in self.variables]
-
     def set_weights(self, weights: list[Any]) -> None:
         """Write values in the order of `weights`.
 
@@ -167,10 +212,6 @@ class KerasModel(KerasFit, keras.Model):
                 )
         for variable, array in zip(variables, weights, strict=True):
             variable.assign(array)
-
-    def count_params(self) -> int:
-        """How many numbers the weights are."""
-        return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
     def save_weights(
         self, filepath: str | Path, overwrite: bool = True, max_shard_size: Any = None
@@ -213,25 +254,12 @@ class KerasModel(KerasFit, keras.Model):
             raise TypeError(f"load_weights got unknown arguments: {', '.join(sorted(kwargs))}")
         weight_files.read_into(filepath, dict(self._named()), skip_mismatch)
 
-    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Refused: Keras' archives cannot hold this model.
-
-        Raises:
-            ValueError: always, with the ways to save.
-        """
-        raise ValueError(
-            f"{type(self).__name__} has no .keras archive: save_pretrained(folder) writes config "
-            "and weights, save_weights(file) the weights; with ModelCheckpoint set "
-            "save_weights_only=True"
-        )
-
     def _named(self) -> list[tuple[str, Any]]:
         """(name, variable) of all weights, tied ones under their first name."""
-        seen: set[int] = set()
-        named = self.named_parameters()
-        return [
-            (name, each) for name, each in named if not (id(each) in seen or seen.add(id(each)))
-        ]  # type: ignore[func-returns-value]
+        first_names: dict[int, tuple[str, Any]] = {}
+        for name, variable in self.named_parameters():
+            first_names.setdefault(id(variable), (name, variable))
+        return list(first_names.values())
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         # tf.train.Checkpoint(model) would hold nothing otherwise.
@@ -264,33 +292,45 @@ class KerasModel(KerasFit, keras.Model):
         width = line_length or 98
         say = print_fn or print
         rule = "-" * width
+
+        def row(name: str, shape: str, count: str) -> str:
+            return f"{name:<{width - 36}}{shape:>20}{count:>16}"
+
         say(f"Model: {type(self).__name__}")
         say(rule)
-        say(f"{'Network or weight':<{width - 36}}{'Shape':>20}{'Parameters':>16}")
+        say(row("Network or weight", "Shape", "Parameters"))
         say(rule)
-        total = {True: 0, False: 0}
-        seen: set[int] = set()
         learning = set(map(id, self.trainable_variables))
+        totals = {True: 0, False: 0}
+        seen: set[int] = set()
         for name, part in self._parts().items():
-            own, lines = 0, []
+            rows = []
+            size = 0
             for weight, variable in named_variables(part):
                 if id(variable) in seen:
                     continue
                 seen.add(id(variable))
-                count = int(np.prod(variable.shape))
                 learns = id(variable) in learning
-                own, total[learns] = own + count, total[learns] + count
-                mark = f" [{'learns' if learns else 'fixed'}]" if show_trainable else ""
-                shape = str(tuple(variable.shape))
-                lines.append(f"{f'  {weight}{mark}':<{width - 36}}{shape:>20}{count:>16,}")
-            say(f"{f'{name} ({type(part).__name__})':<{width - 36}}{'':>20}{own:>16,}")
-            for line in lines if expand_nested else ():
-                say(line)
+                count = int(np.prod(variable.shape))
+                totals[learns] += count
+                size += count
+                label = f"  {weight}"
+                if show_trainable:
+                    label += " [learns]" if learns else " [fixed]"
+                rows.append(row(label, str(tuple(variable.shape)), f"{count:,}"))
+            say(row(f"{name} ({type(part).__name__})", "", f"{size:,}"))
+            if expand_nested:
+                for line in rows:
+                    say(line)
         say(rule)
         say(
-            f"Parameters: {sum(total.values()):,}; trainable: {total[True]:,}; not trainable: "
-            f"{total[False]:,}"
+            f"Parameters: {sum(totals.values()):,}; trainable: {totals[True]:,}; not trainable: "
+            f"{totals[False]:,}"
         )
+
+
+for _name, _instead in REFUSED.items():
+    setattr(KerasModel, _name, _refusal(_name, _instead))
 
 
 def _rebuilt(
@@ -299,13 +339,13 @@ def _rebuilt(
     parts: dict[str, Any],
     retriever: Any,
     train_context_encoder: bool,
-    kept: dict[str, Any],
+    attributes: dict[str, Any],
 ) -> KerasModel:
     """A model out of what `KerasModel.__reduce__` took apart."""
     model = kind(config, parts["question_encoder"], parts["generator"], retriever)
     if "ctx_encoder" in parts:
         model.rag.set_context_encoder_for_training(parts["ctx_encoder"])
         model.rag.context_encoder_training = train_context_encoder
-    for name, value in kept.items():
+    for name, value in attributes.items():
         object.__setattr__(model, name, value)
     return model

@@ -21,10 +21,10 @@ from rag_core.modeling import DecoderBase, GeneratorBase, GeneratorCall, Steps
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
 from rag_tf import contexts
 from rag_tf.attention import key_mask
+from rag_tf.call_arguments import spread
 from rag_tf.contexts import checked_ids
 from rag_tf.decode_state import DecodeState, GrowingCache
 from rag_tf.engine import ENGINE
-from rag_tf.keras_fit import spread
 from rag_tf.layers import Trace, shift_tokens_right
 from rag_tf.marginalize import target_log_probs
 from rag_tf.modules import Linear, Module, dim, leading_dims

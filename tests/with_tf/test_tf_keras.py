@@ -5,6 +5,7 @@ Fit, callbacks, policies, their own loop, weights in files, summary.
 
 import copy
 import pickle
+import re
 from functools import cache
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from conformance.seeded import seeded_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig
+from rag_tf.keras_model import REFUSED
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 V, N, B, D = 23, 2, 2, 8
@@ -237,6 +239,48 @@ def test_what_keras_cannot_have_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match="labels must be given"):
         model.fit(tf.data.Dataset.from_tensor_slices({"input_ids": QUESTIONS}).batch(2), verbose=0)
     assert model.config is not None and isinstance(model.config.to_dict()["generator"], dict)
+
+
+# What becomes of each public member of keras.Model.
+MEMBERS = {
+    # answered by the networks
+    "networks": """
+        call compile dtype load_weights losses make_test_function make_train_function
+        non_trainable_variables non_trainable_weights predict_step save_weights set_weights summary
+        test_step train_step trainable trainable_variables trainable_weights variables weights
+    """.split(),
+    # Keras' own, which asks the former, or itself says that a subclass has no such thing
+    "keras": """
+        add_loss add_metric build build_from_config compile_from_config compiled_loss
+        compiled_metrics compute_dtype compute_loss compute_mask compute_metrics
+        compute_output_shape compute_output_spec count_params distribute_reduction_method
+        distribute_strategy dtype_policy evaluate fit from_config get_build_config
+        get_compile_config get_config get_metrics_result get_quantization_layer_structure
+        get_state_tree get_weights input input_dtype input_spec jit_compile layers loss
+        make_predict_function metrics metrics_names metrics_variables name output path predict
+        predict_on_batch quantization_mode quantized_build quantized_call rematerialized_call
+        reset_metrics run_eagerly set_state_tree supports_masking symbolic_call test_on_batch
+        train_on_batch variable_dtype
+    """.split(),
+    "refused": list(REFUSED),
+}
+
+
+def test_every_public_member_of_keras_model_is_supported_delegated_or_refused():
+    kind_of = {name: kind for kind, names in MEMBERS.items() for name in names}
+    assert len(kind_of) == sum(map(len, MEMBERS.values()))
+    public = {name for name in dir(keras.Model) if not name.startswith("_")}
+    assert public - set(kind_of) == set(), "keras.Model has new members: what becomes of them?"
+    classes = type(untouched()).__mro__
+    ours = {name for each in classes[: classes.index(keras.Model)] for name in vars(each)}
+    assert {name for name in public if (name in ours) == (kind_of[name] == "keras")} == set()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_needs_layers_of_keras_is_refused_with_another_way(name):
+    message = f"RagTokenForGeneration has no {name}: {REFUSED[name]}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(untouched(), name)("int8")
 
 
 def test_what_is_told_not_to_learn_does_not():
