@@ -23,18 +23,16 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 def outputs(model: Any, model_name: str, tensor: Any) -> dict[str, np.ndarray]:
-    """Logits, losses and generations of a loaded model, the same way in either library.
+    """Logits, losses and generations of a loaded model, the same way in every library.
 
     Args:
         model: a head for generation, in float32 and eval mode.
         model_name: its name in the catalogue.
         tensor: numpy array to tensor.
     """
-    given = {
-        name: tensor(array)
-        for name, array in contexts(model_name, "exchange", BATCH, N_DOCS).items()
-    }
-    given["doc_scores"] = given["doc_scores"].float()
+    arrays = contexts(model_name, "exchange", BATCH, N_DOCS)
+    arrays["doc_scores"] = arrays["doc_scores"].astype(np.float32)
+    given = {name: tensor(array) for name, array in arrays.items()}
     out = model(**given, labels=tensor(targets(model_name, "padded", BATCH)), reduce_loss=False)
     found = {"logits": out.logits.numpy(), "loss": out.loss.numpy()}
     for name, options in SEARCHES.items():

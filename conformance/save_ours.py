@@ -13,7 +13,7 @@ import torch
 
 from conformance.cases import MODELS
 from conformance.exchange import N_DOCS, SEED, outputs
-from tests.support.golden_models import build
+from tests.support.golden_torch import build
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     out = parser.parse_args().out
     for model_name in MODELS:
         for head in ("token", "sequence"):
-            model = build(model_name, head, SEED, torch.float32, N_DOCS)
+            model = build(model_name, head, SEED, "float32", N_DOCS)
             folder = out / f"{head}-{model_name}"
             model.save_pretrained(folder)
             np.savez_compressed(

@@ -1,6 +1,8 @@
 """What several test files share: a world of tiny models and data, and the parts of a retriever."""
 
 import os
+import re
+from importlib import import_module
 
 # One thread each for the workers of pytest-xdist, read by the libraries when they are loaded.
 os.environ |= dict.fromkeys(
@@ -10,6 +12,7 @@ os.environ |= dict.fromkeys(
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.backends import BACKENDS
 from tests.support.frameworks import INSTALLED, left_out
 from tests.support.golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
 from tests.support.hub_folders import write_wiki_dpr
@@ -41,6 +44,31 @@ def pytest_collection_modifyitems(config, items):
     }
     config.hook.pytest_deselected(items=[item for item in items if not needs[item] <= INSTALLED])
     items[:] = [item for item in items if needs[item] <= INSTALLED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hands out a file as a whole, but its tests of either backend by themselves."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileAndBackend(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            backend = re.search(r"[\[-](torch|tf)[\]-]", nodeid)
+            return super()._split_scope(nodeid) + (f"@{backend[1]}" if backend else "")
+
+    return ByFileAndBackend(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request):
+    """ "torch", and then "tf"."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def golden(backend):
+    """The catalogue's models in that backend: `tests.support.golden_torch` or `golden_tf`."""
+    return import_module(f"tests.support.golden_{backend}")
 
 
 SIZE, ROWS = 16, 12

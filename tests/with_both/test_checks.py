@@ -1,13 +1,13 @@
 """Settings and arguments that can not be, refused with one text whichever backend was asked."""
 
 import math
-from importlib import import_module
 
 import numpy as np
 import pytest
 
 from rag_core import BartConfig, DPRConfig, RagConfig
 from rag_core.arguments import check_places
+from rag_core.backends import load_backend
 from rag_core.generation import sequence_options, token_options
 from rag_core.training.config import TrainingConfig
 
@@ -166,9 +166,6 @@ class Retriever:
         }
 
 
-BACKENDS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
-
-
 def rag_config(**options):
     """A tiny RAG, with options of its generator."""
     sizes = {
@@ -190,16 +187,11 @@ def rag_config(**options):
     )
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def asked(request):
+@pytest.fixture(scope="module")
+def asked(backend, golden):
     """Calls one of CALLS with one argument replaced, by the backend's own tensors."""
-    backend, config = import_module(f"rag_{request.param}"), rag_config()
-    tensor = (
-        import_module("torch").tensor
-        if request.param == "torch"
-        else import_module("tensorflow").constant
-    )
-    heads = backend.RagTokenForGeneration, backend.RagSequenceForGeneration
+    rag, config, tensor = load_backend(backend), rag_config(), golden.integers
+    heads = rag.RagTokenForGeneration, rag.RagSequenceForGeneration
     models = [head(config, retriever=Retriever()) for head in heads]
 
     def tensors(value):
@@ -221,27 +213,25 @@ def test_both_backends_refuse_a_bad_argument_with_one_text(asked, call, argument
         assert str(caught.value).startswith(says)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("part", ["question_encoder", "generator", "retriever"])
-def test_a_name_is_no_network_and_no_retriever(name, part):
+def test_a_name_is_no_network_and_no_retriever(backend, part):
     """Nothing is read, and no config is blamed."""
-    model = import_module(f"rag_{name}").RagModel
+    model = load_backend(backend).RagModel
     for make in (model, lambda **given: model.from_pretrained("nowhere", **given)):
         with pytest.raises(TypeError, match=f"^{part} must be "):
             make(**{part: "facebook/some-part"})
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_a_short_generation_config_leaves_special_tokens_to_the_model(name, tmp_path):
+def test_a_short_generation_config_leaves_special_tokens_to_the_model(backend, tmp_path):
     """4.37.2's RAG-Sequence takes all from the generator then; its RAG-Token fails."""
-    backend = import_module(f"rag_{name}")
-    backend.RagTokenForGeneration(rag_config(max_length=9, min_length=4)).save_pretrained(tmp_path)
+    rag = load_backend(backend)
+    rag.RagTokenForGeneration(rag_config(max_length=9, min_length=4)).save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(
         '{"num_beams": 2, "early_stopping": null, "min_length": 3}'
     )
     token, sequence = (
         head.from_pretrained(tmp_path)
-        for head in (backend.RagTokenForGeneration, backend.RagSequenceForGeneration)
+        for head in (rag.RagTokenForGeneration, rag.RagSequenceForGeneration)
     )
     options = token_options(token)
     assert (

@@ -3,13 +3,11 @@
 The same of both frameworks.
 """
 
-import importlib
-
 import numpy as np
 import pytest
 
 from rag_core import BartConfig, DPRConfig, RagConfig
-from rag_core.backends import to_numpy
+from rag_core.backends import load_backend, to_numpy
 from tests.support.hub_keywords import HARMLESS, REFUSED
 
 DPR = DPRConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -20,12 +18,9 @@ BART = BartConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")],
-)
-def rag(request):
-    return importlib.import_module(f"rag_{request.param}")
+@pytest.fixture(scope="module")
+def rag(backend):
+    return load_backend(backend)
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,9 @@ from rag_core import KnowledgeBase
 from rag_core.parity.command import Request, record
 from rag_core.parity.compare import compare_files, load_tolerances
 from rag_core.parity.trace_files import TraceFile
-from rag_core.training.data import CHECKPOINT, REPORT, TrainingReport
+from rag_core.training import CHECKPOINT, REPORT, TrainingReport
 from tests.support.knowledge_bases import hashed
 from tests.support.stored_files import STORED, outputs, top_passages, train
-
-BACKENDS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tf")]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return request.param
 
 
 def test_a_model_and_its_tokenizers_give_what_they_gave(backend):

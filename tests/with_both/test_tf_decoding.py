@@ -18,8 +18,8 @@ from rag_tf import engine
 from rag_tf.marginalize import token_log_probs
 from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, marginal_scores
 from rag_torch import step_scores as their_scores
-from tests.support.golden_models import build
-from tests.support.golden_models_tf import with_contexts
+from tests.support.golden_tf import with_contexts
+from tests.support.golden_torch import build
 from tests.support.rag_models_tf import pair, twin
 
 import tensorflow as tf  # isort: skip  (torch first where both are loaded)
@@ -160,7 +160,7 @@ CASES = [
 def theirs():
     """rag_torch's heads with the same weights, and a smoothing that a score shows."""
     torch.set_num_threads(1)
-    return {kind: build("bart_scaled", kind, 3, torch.float32, 3) for kind in ("token", "sequence")}
+    return {kind: build("bart_scaled", kind, 3, "float32", 3) for kind in ("token", "sequence")}
 
 
 def same(found, wanted):

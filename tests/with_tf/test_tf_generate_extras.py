@@ -13,7 +13,7 @@ import tensorflow as tf
 from conformance.cases import contexts
 from rag_core.generation import decode as generation
 from rag_tf import engine, once
-from tests.support.golden_models_tf import tensors, with_contexts
+from tests.support.golden_tf import tensors, with_contexts
 
 NEGATIVE = {
     "negative_prompt_ids": np.array([[5, 6, 7, 1], [8, 9, 2, 2]]),

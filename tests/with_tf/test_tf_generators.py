@@ -17,7 +17,7 @@ from conformance.cases import integers
 from rag_core.backends import to_numpy
 from rag_core.generation.config import resolve_options
 from rag_tf.layers import checkpointed
-from tests.support.golden_models_tf import build, tensors
+from tests.support.golden_tf import build, tensors
 
 GOLDEN = json.loads(
     (Path(recorded.__file__).parent / "golden" / "generators.json").read_text("utf-8")

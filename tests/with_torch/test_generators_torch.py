@@ -13,7 +13,7 @@ import torch
 import rag_torch
 from conformance import record_generators as recorded
 from conformance.cases import contexts, integers
-from tests.support.golden_models import build, tensors
+from tests.support.golden_torch import build, tensors
 
 GOLDEN = json.loads(
     (Path(recorded.__file__).parent / "golden" / "generators.json").read_text("utf-8")
@@ -26,7 +26,7 @@ def generator(name, dtype=torch.float64):
 
 def inputs_of(name, model):
     """Contexts, the same as embeddings, labels, decoder ids."""
-    given = tensors(recorded.given(name), torch.float64)
+    given = tensors(recorded.given(name), "float64")
     target = torch.tensor(recorded.labels(model.config.pad_token_id))
     return given, target, torch.tensor(integers("fed", 5, 90, (recorded.BATCH, 5)))
 
@@ -237,8 +237,8 @@ def test_embeddings_of_the_context_generate_what_its_ids_do():
 
 def test_a_batch_for_training_goes_into_generate_and_rag_token_passes_over_exclude_bos_score():
     for kind in ("token", "sequence"):
-        model = build("bart_scaled", kind, recorded.SEED, torch.float64, 2)
-        given = tensors(contexts("bart_scaled", "given", 1, 2), torch.float64)
+        model = build("bart_scaled", kind, recorded.SEED, "float64", 2)
+        given = tensors(contexts("bart_scaled", "given", 1, 2), "float64")
         labels = torch.tensor([[5, 6, 2]])
         assert torch.equal(
             model.generate(**given, labels=labels, max_length=6),
@@ -313,7 +313,7 @@ def test_a_generator_learns_first_and_goes_into_a_rag_model(tmp_path):
     assert torch.equal(written[:, 1:4], labels)
     model.save_pretrained(tmp_path / "generator")
     question_encoder = rag_torch.DPRQuestionEncoder(
-        build("bart", "model", 1, torch.float32, 2).question_encoder.config
+        build("bart", "model", 1, "float32", 2).question_encoder.config
     )
     question_encoder.save_pretrained(tmp_path / "question")
     rag = rag_torch.RagTokenForGeneration.from_pretrained_question_encoder_generator(

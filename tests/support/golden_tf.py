@@ -1,11 +1,14 @@
 """The catalogue's models in TensorFlow, filled with the seeded weights; shared by the tests that
 hold golden arrays.
 
+`golden_torch` has the same names, so that a test takes either as `golden`.
+
 The networks of one name and precision are built once, so that their graphs are traced once: a model
 here is a shell around them, and `build` writes the weights of its seed into them. What an earlier
 `build` of that name gave has these weights then, too.
 """
 
+import contextlib
 from functools import cache
 from typing import Any
 
@@ -21,12 +24,15 @@ from rag_tf.weights import named_tensors
 # what each model holds; they are all kept by the caches below
 _FILLED: dict[int, dict[str, np.ndarray]] = {}
 CLASSES = {"model": RagModel, "token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
+integers = tf.constant
+set_seed = tf.random.set_seed
+without_gradients = contextlib.nullcontext
 
 
 @cache
-def networks(model_name: str, dtype: str) -> Any:
+def networks(model_name: str, precision: str) -> Any:
     """The two networks, as a RagModel."""
-    return RagModel(RagConfig(**rag_config(model_name))).to(dtype)
+    return RagModel(RagConfig(**rag_config(model_name))).to(precision)
 
 
 @cache
@@ -48,9 +54,9 @@ def fill(model: Any, arrays: dict[str, np.ndarray]) -> None:
         _FILLED[id(model)] = arrays
 
 
-def build(model_name: str, head: str, seed: int, dtype: str, n_docs: int, **config: Any) -> Any:
+def build(model_name: str, head: str, seed: int, precision: str, n_docs: int, **config: Any) -> Any:
     """A model of the catalogue; it shares its networks with all of that name and precision."""
-    parts = networks(model_name, dtype)
+    parts = networks(model_name, precision)
     fill(parts, weights(model_name, seed))
     return CLASSES[head](
         RagConfig(**rag_config(model_name, n_docs, **config)),
@@ -60,39 +66,53 @@ def build(model_name: str, head: str, seed: int, dtype: str, n_docs: int, **conf
 
 
 @cache
-def context_encoder(model_name: str, dtype: str) -> Any:
+def context_encoder(model_name: str, precision: str) -> Any:
     """The document encoder of the context-encoder cases."""
     settings = {
         key: value
         for key, value in MODELS[model_name]["question_encoder"].items()
         if key != "model_type"
     }
-    encoder = DPRContextEncoder(DPRConfig(**settings)).to(dtype)
+    encoder = DPRContextEncoder(DPRConfig(**settings)).to(precision)
     fill(encoder, seeded_weights(shapes(encoder), 7))
     return encoder
 
 
-def tensors(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, tf.Tensor]:
-    """numpy to TensorFlow, floats in the given dtype."""
+def tensors(arrays: dict[str, np.ndarray], precision: str) -> dict[str, tf.Tensor]:
+    """numpy to TensorFlow, floats in the given precision."""
     return {
-        name: tf.constant(array.astype(dtype) if array.dtype.kind == "f" else array)
+        name: tf.constant(array.astype(precision) if array.dtype.kind == "f" else array)
         for name, array in arrays.items()
     }
 
 
-def toy_retriever(model_name: str, dtype: str) -> Any:
+def toy_retriever(model_name: str, precision: str) -> Any:
     """The catalogue's toy index as a retriever: any callable will do."""
 
     def retrieve(
         question_input_ids: Any, vectors: np.ndarray, **options: Any
     ) -> dict[str, tf.Tensor]:
         found = toy_retrieve(model_name, np.asarray(question_input_ids), vectors, options["n_docs"])
-        return tensors(found, dtype)
+        return tensors(found, precision)
 
     return retrieve
 
 
-def with_contexts(head: str, n_docs: int = 3, batch: int = 2) -> Any:
+def with_contexts(head: str, n_docs: int = 3, batch: int = 2, name: str = "bart_scaled") -> Any:
     """One model of the catalogue, float32, and contexts for it."""
-    given = tensors(contexts("bart_scaled", "given", batch, n_docs), "float32")
-    return build("bart_scaled", head, 3, "float32", n_docs), given
+    given = tensors(contexts(name, "given", batch, n_docs), "float32")
+    return build(name, head, 3, "float32", n_docs), given
+
+
+def raise_every_third(ids: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+    """As conformance.generation_cases.raise_every_third, which is for PyTorch."""
+    third = tf.range(scores.shape[1]) % 3 == ids.shape[-1] % 3
+    return scores + tf.where(third, 1.5, 0.0)
+
+
+def heard(rule: Any) -> Any:
+    """A `prefix_allowed_tokens_fn` of the catalogue as `generate` calls it.
+
+    With NumPy's integers: the rule looks at them for every token of the vocabulary.
+    """
+    return lambda batch_id, ids: rule(batch_id, ids.numpy())

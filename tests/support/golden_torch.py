@@ -1,6 +1,7 @@
-"""The catalogue's models as ours, filled with the seeded weights.
+"""The catalogue's models in PyTorch, filled with the seeded weights; shared by the tests that hold
+golden arrays.
 
-Shared by the tests that hold golden arrays.
+`golden_tf` has the same names, so that a test takes either as `golden`.
 """
 
 from functools import cache
@@ -10,13 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.cases import MODELS, model_weights, rag_config, toy_retrieve
+from conformance.cases import MODELS, contexts, model_weights, rag_config, toy_retrieve
+from conformance.generation_cases import raise_every_third as raise_every_third
 from conformance.seeded import seeded_weights
 from rag_core.config.rag import DPRConfig, RagConfig
 from rag_torch import DPRContextEncoder, RagModel, RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.weights import named_tensors
 
 CLASSES = {"model": RagModel, "token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
+integers = torch.tensor
+set_seed = torch.manual_seed
+without_gradients = torch.no_grad
 
 
 @cache
@@ -40,43 +45,52 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
 
 
-def build(
-    model_name: str, head: str, seed: int, dtype: torch.dtype, n_docs: int, **config: Any
-) -> Any:
+def build(model_name: str, head: str, seed: int, precision: str, n_docs: int, **config: Any) -> Any:
     """A model of the catalogue, in eval mode."""
-    model = CLASSES[head](RagConfig(**rag_config(model_name, n_docs, **config))).to(dtype).eval()
+    model = CLASSES[head](RagConfig(**rag_config(model_name, n_docs, **config)))
+    model.to(getattr(torch, precision)).eval()
     fill(model, weights(model_name, seed, tuple(shapes(model).items())))
     return model
 
 
-def context_encoder(model_name: str, dtype: torch.dtype) -> nn.Module:
+def context_encoder(model_name: str, precision: str) -> nn.Module:
     """The document encoder of the context-encoder cases."""
     settings = {
         key: value
         for key, value in MODELS[model_name]["question_encoder"].items()
         if key != "model_type"
     }
-    encoder = DPRContextEncoder(DPRConfig(**settings)).to(dtype).eval()
+    encoder = DPRContextEncoder(DPRConfig(**settings)).to(getattr(torch, precision)).eval()
     fill(encoder, seeded_weights(shapes(encoder), 7))
     return encoder
 
 
-def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """numpy to torch, floats in the given dtype."""
-    found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+def tensors(arrays: dict[str, np.ndarray], precision: str) -> dict[str, torch.Tensor]:
+    """numpy to torch, floats in the given precision."""
     return {
-        name: array.to(dtype) if array.is_floating_point() else array
-        for name, array in found.items()
+        name: torch.from_numpy(array.astype(precision) if array.dtype.kind == "f" else array)
+        for name, array in arrays.items()
     }
 
 
-def toy_retriever(model_name: str, dtype: torch.dtype) -> Any:
+def toy_retriever(model_name: str, precision: str) -> Any:
     """The catalogue's toy index as a retriever: any callable will do."""
 
     def retrieve(
         question_input_ids: Any, vectors: np.ndarray, **options: Any
     ) -> dict[str, torch.Tensor]:
         found = toy_retrieve(model_name, np.asarray(question_input_ids), vectors, options["n_docs"])
-        return tensors(found, dtype)
+        return tensors(found, precision)
 
     return retrieve
+
+
+def with_contexts(head: str, n_docs: int = 3, batch: int = 2, name: str = "bart_scaled") -> Any:
+    """One model of the catalogue, float32, and contexts for it."""
+    given = tensors(contexts(name, "given", batch, n_docs), "float32")
+    return build(name, head, 3, "float32", n_docs), given
+
+
+def heard(rule: Any) -> Any:
+    """A `prefix_allowed_tokens_fn` of the catalogue as `generate` calls it."""
+    return rule
