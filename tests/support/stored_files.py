@@ -25,7 +25,8 @@ from rag_core.backends import load_backend
 from rag_core.knowledge.base import build_knowledge_base
 from rag_core.parity.command import Request, record
 from rag_core.retrieval.index import FaissIndex
-from rag_core.training import CHECKPOINT, TrainingConfig, read_examples
+from rag_core.training import TrainingConfig, read_examples
+from rag_core.training.state import CHECKPOINT
 from tests.support.knowledge_bases import hashed
 from tests.support.training_models import EXAMPLES, Killed, small_config, small_tokenizers
 

@@ -15,7 +15,8 @@ from rag_core import KnowledgeBase
 from rag_core.parity.command import Request, record
 from rag_core.parity.compare import compare_files, load_tolerances
 from rag_core.parity.trace_files import TraceFile
-from rag_core.training import CHECKPOINT, REPORT, TrainingReport
+from rag_core.training.report import REPORT, TrainingReport
+from rag_core.training.state import CHECKPOINT
 from tests.support.knowledge_bases import hashed
 from tests.support.stored_files import STORED, outputs, top_passages, train
 
