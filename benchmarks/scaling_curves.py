@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.workload import Size
-from rag_core.retrieval.faiss_files import default_lists
+from rag_core.retrieval.faiss_files import default_nlist
 
 # heavy enough that matrices outweigh the calls around them, light enough for two cores
 MODEL = Size(
@@ -87,7 +87,7 @@ def search_operations(job: dict[str, Any]) -> float:
     if job["index"] == "hnsw":
         return math.log(rows)
     if job["index"] == "ivfpq":
-        lists = default_lists(rows)
+        lists = default_nlist(rows)
         return float(lists * size + 256 * size + max(16, lists // 64) * rows / lists * size / 8)
     return float(rows * size)
 

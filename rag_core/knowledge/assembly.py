@@ -217,7 +217,7 @@ def assemble(
     Returns:
         The manifest as written.
     """
-    from rag_core.retrieval import LOW_RECALL, default_lists, low_recall, tune_recall, write_faiss
+    from rag_core.retrieval import LOW_RECALL, default_nlist, low_recall, tune_recall, write_faiss
 
     final = work / "final"
     shutil.rmtree(final, ignore_errors=True)
@@ -229,7 +229,7 @@ def assemble(
     kind, given = _kind(plan.request.get("index", "auto"), rows), plan.request.get("settings", {})
     earlier = plan.index.get("settings", {})
     # lists made for a quarter of the passages would be four times too long
-    outgrown = "nlist" not in given and 2 * earlier.get("nlist", rows) < default_lists(rows)
+    outgrown = "nlist" not in given and 2 * earlier.get("nlist", rows) < default_nlist(rows)
     if kept is not None and plan.index.get("kind") == kind and not outgrown:
         index, start = kept, 0
         for block in blocks():
@@ -316,7 +316,7 @@ def _built(blocks: Blocks, rows: int, size: int, kind: str, given: Mapping[str, 
         lists = given.get("nlist")
         # evenly from all passages: the first files may be about something else than the rest
         some = np.unique(np.linspace(0, rows - 1, training_rows(rows, lists)).astype(np.int64))
-        options = {"n_lists": lists, "n_probe": given.get("nprobe"), "pq_bytes": given.get("m")}
+        options = {"nlist": lists, "nprobe": given.get("nprobe"), "pq_bytes": given.get("m")}
         options["sample"] = gather_rows(blocks, some) if rows >= MIN_PQ_ROWS else None
     return build_faiss(blocks(), rows, size, kind, **options)
 

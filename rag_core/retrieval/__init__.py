@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.faiss_files import INDEX_KINDS as INDEX_KINDS
     from rag_core.retrieval.faiss_files import MIN_PQ_ROWS as MIN_PQ_ROWS
     from rag_core.retrieval.faiss_files import build_faiss as build_faiss
-    from rag_core.retrieval.faiss_files import default_lists as default_lists
+    from rag_core.retrieval.faiss_files import default_nlist as default_nlist
     from rag_core.retrieval.faiss_files import read_faiss as read_faiss
     from rag_core.retrieval.faiss_files import training_rows as training_rows
     from rag_core.retrieval.faiss_files import write_faiss as write_faiss
@@ -38,7 +38,7 @@ __getattr__, __dir__, __all__ = lazily(
             "INDEX_KINDS",
             "MIN_PQ_ROWS",
             "build_faiss",
-            "default_lists",
+            "default_nlist",
             "read_faiss",
             "training_rows",
             "write_faiss",

@@ -17,11 +17,14 @@ from rag_core.checks import whole
 from rag_core.hub import DamagedFileError, atomic_write, recover
 
 INDEX_KINDS = ("flat", "hnsw", "ivfpq")
+# Larger files are mapped, so that a first question need not wait for all of one.
 MAPPED_BYTES = 1 << 30
-# bytes that any file may announce: kinds that compute parts of themselves are smaller
+# Bytes that any file may announce: kinds that compute parts of themselves are smaller.
 LEAST_ROOM = 1 << 20
-MOST_BREADTH = 1 << 24  # candidates of one search in a graph
-MIN_PQ_ROWS = 256  # faiss trains 8-bit codes on no fewer
+# Candidates of one search in a graph: more would be allocated before anything is searched.
+MOST_EF_SEARCH = 1 << 24
+# Faiss trains 8-bit codes on no fewer.
+MIN_PQ_ROWS = 256
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".dpr", ".p", ".pck")
 
 _READING = Lock()
@@ -44,8 +47,9 @@ def refuse_pickle(path: str | Path, argument: str) -> None:
     """
     name = Path(path)
     suffixes = {suffix.lower() for suffix in name.suffixes}
-    parts = {entry.suffix.lower() for entry in name.iterdir()} if name.is_dir() else set()
-    if (suffixes | parts) & set(PICKLE_SUFFIXES):
+    if name.is_dir():
+        suffixes.update(entry.suffix.lower() for entry in name.iterdir())
+    if not suffixes.isdisjoint(PICKLE_SUFFIXES):
         raise ValueError(
             f"{argument}={str(path)!r} names a pickle (or a folder with one). {PICKLE_HELP}"
         )
@@ -73,13 +77,15 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
             f"index_path={str(path)!r}: there is no such file; give the faiss file of the passages."
         )
     recover(Path(path).parent)
-    if memory_map is None:
-        memory_map = Path(path).stat().st_size > MAPPED_BYTES
     size = Path(path).stat().st_size
+    if memory_map is None:
+        memory_map = size > MAPPED_BYTES
+    # The table is no part of the file, but is counted against its size.
+    flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    if memory_map:
+        flags |= _mapping(path)
     try:
         with _limited(size):
-            # The table is no part of the file, but is counted against its size.
-            flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | (_mapping(path) if memory_map else 0)
             index = faiss.read_index(str(path), flags)
         if fault := _inconsistency(index, links=not memory_map):
             raise RuntimeError(fault)
@@ -107,7 +113,8 @@ def _inconsistency(index: Any, links: bool) -> str:
     import faiss
 
     index = faiss.downcast_index(index)
-    size, rows = int(index.d), int(index.ntotal)
+    size = int(index.d)
+    rows = int(index.ntotal)
     if size < 1 or rows < 0:
         return f"d={size}, ntotal={rows}"
     if rows and not index.is_trained:
@@ -124,31 +131,27 @@ def _inconsistency(index: Any, links: bool) -> str:
             size = step.d_out
         parts["index"] = index.index, size, rows
     elif isinstance(index, faiss.IndexRefine):
-        parts |= {
-            "base_index": (index.base_index, size, rows),
-            "refine_index": (index.refine_index, size, rows),
-        }
+        parts["base_index"] = index.base_index, size, rows
+        parts["refine_index"] = index.refine_index, size, rows
     elif isinstance(index, faiss.IndexHNSW):
         parts["storage"] = index.storage, size, rows
-        if not 1 <= index.hnsw.efSearch <= MOST_BREADTH:
+        if not 1 <= index.hnsw.efSearch <= MOST_EF_SEARCH:
             return f"efSearch={index.hnsw.efSearch}"
         if rows and (fault := _graph_fault(index.hnsw, rows, links)):
             return f"hnsw: {fault}"
     elif isinstance(index, faiss.IndexIVF):
         parts["quantizer"] = index.quantizer, size, index.nlist
-        listed = (
-            sum(index.invlists.list_size(number) for number in range(index.nlist))
-            if index.invlists
-            else 0
-        )
+        listed = 0
+        if index.invlists:
+            listed = sum(index.invlists.list_size(number) for number in range(index.nlist))
         if index.nprobe < 1 or index.nlist < 1 or listed != rows:
             return f"nprobe={index.nprobe}, {listed} vectors in {index.nlist} lists"
     if hasattr(index, "pq") and (index.pq.d != size or index.pq.M * index.pq.dsub != size):
         return f"pq: d={index.pq.d}, M={index.pq.M}, dsub={index.pq.dsub}"
-    for name, (part, wanted_size, wanted_rows) in parts.items():
-        if part is None or (int(part.d), int(part.ntotal)) != (wanted_size, wanted_rows):
-            found = part and (part.d, part.ntotal)
-            return f"{name}: (d, ntotal) is {found}, not {(wanted_size, wanted_rows)}"
+    for name, (part, *needed) in parts.items():
+        shape = part and (int(part.d), int(part.ntotal))
+        if shape != tuple(needed):
+            return f"{name}: (d, ntotal) is {shape}, not {tuple(needed)}"
         if fault := _inconsistency(part, links):
             return f"{name}: {fault}"
     return ""
@@ -159,22 +162,18 @@ def _graph_fault(graph: Any, rows: int, links: bool) -> str:
     import faiss
 
     levels = faiss.vector_to_array(graph.levels)  # (R,) how many levels a node is on
-    # of each level in a node's links
+    # Where the links of each level end among a node's.
     ends = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
     starts = faiss.vector_to_array(graph.offsets)  # (R + 1,) of each node's links
-    count, entry, top = int(graph.neighbors.size()), int(graph.entry_point), int(graph.max_level)
-    if (
-        len(levels) != rows
-        or len(starts) != rows + 1
-        or not 1 <= levels.min() <= levels.max() < len(ends)
-    ):
+    count = int(graph.neighbors.size())
+    entry = int(graph.entry_point)
+    top = int(graph.max_level)
+    are_sized = len(levels) == rows and len(starts) == rows + 1
+    if not are_sized or not 1 <= levels.min() <= levels.max() < len(ends):
         return f"{len(levels)} levels and {len(starts)} offsets of {rows} nodes, {len(ends)} sizes"
-    if (
-        starts[0]
-        or starts[-1] != count
-        or (np.diff(ends) < 0).any()
-        or (np.diff(starts) != ends[levels]).any()
-    ):
+    is_covered = starts[0] == 0 and starts[-1] == count
+    do_follow = (np.diff(starts) == ends[levels]).all() and (np.diff(ends) >= 0).all()
+    if not is_covered or not do_follow:
         return f"offsets do not follow from levels, or end beside {count} links"
     if not 0 <= entry < rows or levels[entry] != top + 1 or levels.max() != top + 1:
         return f"entry_point={entry}, max_level={top}"
@@ -223,9 +222,11 @@ def _mapping(path: str | Path) -> int:
     import faiss
 
     with Path(path).open("rb") as stream:
-        # the kind, perhaps within an IndexPreTransform or IndexIDMap
-        lists = b"Iw" in stream.read(256)
-    return int(faiss.IO_FLAG_MMAP if lists else getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+        # The letters of a kind with lists stand here, behind those of an IndexPreTransform or
+        # IndexIDMap around it.
+        if b"Iw" in stream.read(256):
+            return int(faiss.IO_FLAG_MMAP)
+    return int(getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
 
 
 def by_row(faiss_index: Any) -> Any:
@@ -245,13 +246,15 @@ def by_row(faiss_index: Any) -> Any:
     import faiss
 
     if not isinstance(faiss_index, faiss.Index):
-        hint = ", but its .faiss_index may be one" if hasattr(faiss_index, "faiss_index") else ""
         kind = type(faiss_index).__name__
+        if hasattr(faiss_index, "faiss_index"):
+            kind += ", but its .faiss_index may be one"
         raise TypeError(
-            f"faiss_index must be a faiss.Index of float vectors, got {kind}{hint}. Build or read "
-            "one."
+            f"faiss_index must be a faiss.Index of float vectors, got {kind}. Build or read one."
         )
-    outer = faiss.downcast_index(faiss_index) if type(faiss_index) is faiss.Index else faiss_index
+    outer = faiss_index
+    if type(outer) is faiss.Index:
+        outer = faiss.downcast_index(outer)
     rows = int(outer.ntotal)
     if isinstance(outer, faiss.IndexIDMap):  # IndexIDMap2, too
         ids = faiss.vector_to_array(outer.id_map)
@@ -322,20 +325,26 @@ def misplaced(
     import faiss
 
     inverted: Any = faiss.try_extract_index_ivf(faiss_index)
-    filled = [(number, ids) for number, ids in _listed(inverted)]
-    each = -(-sample // len(filled))
-    chosen = [
-        (number, row) for number, ids in filled for row in ids[:: max(1, len(ids) // each)][:each]
-    ][:sample]
-    rows = np.array([row for _, row in chosen])
-    found = np.ascontiguousarray(vectors(rows), np.float32)
-    for step in _transforms(faiss_index):
-        found = step.apply(found)
-    lists = inverted.quantizer.assign(found, 1)[:, 0]
-    share = np.mean(lists != np.array([number for number, _ in chosen]))
-    sizes = np.array([len(ids) for _, ids in filled]) / int(inverted.ntotal)
+    lists = list(_listed(inverted))
+    per_list = -(-sample // len(lists))
+    rows: list[int] = []
+    held_by: list[int] = []
+    for number, ids in lists:
+        step = max(1, len(ids) // per_list)
+        some = ids[::step][:per_list].tolist()
+        rows += some
+        held_by += [number] * len(some)
+    queries = np.ascontiguousarray(vectors(np.array(rows[:sample])), np.float32)
+    for transform in _transforms(faiss_index):
+        queries = transform.apply(queries)
+    nearest = inverted.quantizer.assign(queries, 1)[:, 0]
+    share = np.mean(nearest != np.array(held_by[:sample]))
+    sizes = np.array([len(ids) for _, ids in lists]) / int(inverted.ntotal)
     by_chance = 1 - np.square(sizes).sum()
-    return float(share / by_chance) if by_chance else 0.0
+    # One list holds everything: nothing can be misplaced.
+    if by_chance == 0:
+        return 0.0
+    return float(share / by_chance)
 
 
 def _listed(inverted: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -399,8 +408,8 @@ def build_faiss(
     hnsw_neighbors: int = 32,
     ef_construction: int = 200,
     ef_search: int = 128,
-    n_lists: int | None = None,
-    n_probe: int | None = None,
+    nlist: int | None = None,
+    nprobe: int | None = None,
     pq_bytes: int | None = None,
     train_rows: int | None = None,
     sample: np.ndarray | None = None,
@@ -416,10 +425,10 @@ def build_faiss(
         metric: "inner_product", by which RAG weighs documents, or "l2", which orders them otherwise
             unless all vectors are of one length; `FaissIndex` warns of it.
         hnsw_neighbors: links a node of the HNSW graph.
-        ef_construction: breadth of the search while the graph is built.
-        ef_search: breadth of the search at query time (stored in the file).
-        n_lists: inverted lists; by default about 2 sqrt(R), each of 39 vectors or more.
-        n_probe: lists visited at query time (stored in the file); by default a 64th of them, at
+        ef_construction: candidates of the search for a node's links while the graph is built.
+        ef_search: candidates of a search at query time (stored in the file).
+        nlist: inverted lists; by default about 2 sqrt(R), each of 39 vectors or more.
+        nprobe: lists visited at query time (stored in the file); by default a 64th of them, at
             least 16.
         pq_bytes: bytes a vector; by default the largest divisor of D up to D / 8, to be ranked
             again exactly.
@@ -437,17 +446,17 @@ def build_faiss(
 
     if kind not in INDEX_KINDS:
         raise ValueError(f"index kind must be one of {INDEX_KINDS}, got {kind!r}.")
-    rows, vector_size = whole(0)("rows", rows), whole(1)("vector_size", vector_size)
-    hnsw_neighbors, ef_search = (
-        whole(1)("hnsw_neighbors", hnsw_neighbors),
-        whole(1)("ef_search", ef_search),
-    )
-    ef_construction, optional = (
-        whole(1)("ef_construction", ef_construction),
-        whole(1, optional=True),
-    )
-    n_lists, n_probe = optional("n_lists", n_lists), optional("n_probe", n_probe)
-    pq_bytes, train_rows = optional("pq_bytes", pq_bytes), optional("train_rows", train_rows)
+    positive = whole(1)
+    optional = whole(1, optional=True)
+    rows = whole(0)("rows", rows)
+    vector_size = positive("vector_size", vector_size)
+    hnsw_neighbors = positive("hnsw_neighbors", hnsw_neighbors)
+    ef_search = positive("ef_search", ef_search)
+    ef_construction = positive("ef_construction", ef_construction)
+    nlist = optional("nlist", nlist)
+    nprobe = optional("nprobe", nprobe)
+    pq_bytes = optional("pq_bytes", pq_bytes)
+    train_rows = optional("train_rows", train_rows)
     metrics = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
     if metric not in metrics:
         raise ValueError(f"metric must be one of {sorted(metrics)}, got {metric!r}.")
@@ -456,46 +465,50 @@ def build_faiss(
         index = faiss.IndexFlat(vector_size, metrics[metric])
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(vector_size, hnsw_neighbors, metrics[metric])
-        index.hnsw.efConstruction, index.hnsw.efSearch = ef_construction, ef_search
+        index.hnsw.efConstruction = ef_construction
+        index.hnsw.efSearch = ef_search
     else:
-        if rows < MIN_PQ_ROWS or rows < (n_lists or 1):
+        least = max(MIN_PQ_ROWS, nlist or 1)
+        if rows < least:
             raise ValueError(
-                f"kind='ivfpq' needs at least {max(MIN_PQ_ROWS, n_lists or 1)} vectors to train "
-                f"its codes, there are {rows}; use kind='flat' or 'hnsw'."
+                f"kind='ivfpq' needs at least {least} vectors to train its codes, there are "
+                f"{rows}; use kind='flat' or 'hnsw'."
             )
-        lists = n_lists or default_lists(rows)
-        size = pq_bytes or max(
-            d for d in range(1, max(1, vector_size // 8) + 1) if vector_size % d == 0
-        )
-        if vector_size % size:
-            raise ValueError(f"m (pq_bytes) must divide the vector size {vector_size}, got {size}.")
-        # "np": no polysemous training, an hour-long annealing that only Hamming filters profit
-        # from.
-        index = faiss.index_factory(vector_size, f"IVF{lists},PQ{size}np", metrics[metric])
-        index.nprobe = min(lists, n_probe or max(16, lists // 64))
-        index.pq.cp.niter = 10  # of 25: the codes change no more
+        index = _untrained_codes(rows, vector_size, metrics[metric], nlist, nprobe, pq_bytes)
         if sample is not None:
             index.train(np.ascontiguousarray(sample, dtype=np.float32))
-    wanted = min(rows, train_rows or training_rows(rows, n_lists))
-    waiting: list[np.ndarray] = []
-    for block in blocks:
-        block = np.ascontiguousarray(block, dtype=np.float32)
-        if block.ndim != 2 or block.shape[1] != vector_size:
-            raise ValueError(
-                f"every block must have shape (rows, {vector_size}), got {block.shape}."
-            )
-        waiting.append(block)
-        if index.is_trained or sum(map(len, waiting)) >= wanted:
-            _train_and_add(index, waiting)
-            waiting = []
-    if waiting:
-        _train_and_add(index, waiting)
+    _fill(index, blocks, min(rows, train_rows or training_rows(rows, nlist)))
     if index.ntotal != rows:
         raise ValueError(f"rows={rows} were announced, the blocks held {index.ntotal}.")
     return index
 
 
-def default_lists(rows: int) -> int:
+def _untrained_codes(
+    rows: int,
+    vector_size: int,
+    metric: int,
+    nlist: int | None,
+    nprobe: int | None,
+    pq_bytes: int | None,
+) -> Any:
+    import faiss
+
+    if nlist is None:
+        nlist = default_nlist(rows)
+    if pq_bytes is None:
+        sizes = range(1, max(1, vector_size // 8) + 1)
+        pq_bytes = max(size for size in sizes if vector_size % size == 0)
+    if vector_size % pq_bytes:
+        raise ValueError(f"m (pq_bytes) must divide the vector size {vector_size}, got {pq_bytes}.")
+    # "np": no polysemous training, an hour-long annealing that only Hamming filters profit from.
+    index: Any = faiss.index_factory(vector_size, f"IVF{nlist},PQ{pq_bytes}np", metric)
+    index.nprobe = min(nlist, nprobe or max(16, nlist // 64))
+    # Of 25: the codes change no more.
+    index.pq.cp.niter = 10
+    return index
+
+
+def default_nlist(rows: int) -> int:
     """Inverted lists for R rows.
 
     Twice the square root balances the search for lists with the search in them.
@@ -503,11 +516,25 @@ def default_lists(rows: int) -> int:
     return max(1, min(round(2 * rows**0.5), rows // 39))
 
 
-def training_rows(rows: int, n_lists: int | None = None) -> int:
+def training_rows(rows: int, nlist: int | None = None) -> int:
     """Rows to train on: 39 a list, the least that faiss finds enough, and 65,536, all that codes
     make use of.
     """
-    return min(rows, max(65_536, 39 * (n_lists or default_lists(rows))))
+    return min(rows, max(65_536, 39 * (nlist or default_nlist(rows))))
+
+
+def _fill(index: Any, blocks: Iterable[np.ndarray], train_rows: int) -> None:
+    waiting: list[np.ndarray] = []
+    for block in blocks:
+        block = np.ascontiguousarray(block, dtype=np.float32)
+        if block.ndim != 2 or block.shape[1] != index.d:
+            raise ValueError(f"every block must have shape (rows, {index.d}), got {block.shape}.")
+        waiting.append(block)
+        if index.is_trained or sum(map(len, waiting)) >= train_rows:
+            _train_and_add(index, waiting)
+            waiting = []
+    if waiting:
+        _train_and_add(index, waiting)
 
 
 def _train_and_add(index: Any, blocks: list[np.ndarray]) -> None:
@@ -519,4 +546,5 @@ def _train_and_add(index: Any, blocks: list[np.ndarray]) -> None:
 
 def last_line(error: BaseException) -> str:
     """What an error of faiss says, in one line."""
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:200]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.hub import DamagedFileError, reading
-from rag_core.retrieval.vectors import as_matrix
+from rag_core.retrieval.vectors import as_matrix, is_list, is_text
 
 
 def open_passages(
@@ -80,13 +80,16 @@ def open_passages(
             f"{held} rows: they are not of the same build."
         )
     whole = datasets.concatenate_datasets(parts)
-    return whole if held <= rows else whole.select(range(rows))
+    if held > rows:
+        return whole.select(range(rows))
+    return whole
 
 
 def listing_record(source: str, revision: str | None, options: dict[str, Any]) -> Path:
     """Where the list of files of a repository is kept, to find again offline what was read of
     it.
     """
+    # Names of repositories and branches hold signs that names of files may not.
     name = hashlib.sha256(f"{source}\n{revision or 'main'}".encode()).hexdigest()[:24]
     return _root(options) / "listings" / f"{name}.json"
 
@@ -108,6 +111,7 @@ def _store_folder(
 
     Local files count with size and time of change.
     """
+    # A folder of one's own may change without a commit to tell.
     key = [source, revision or "", *columns]
     if Path(source).is_dir():
         base = Path(source).resolve()
@@ -148,37 +152,29 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
 
     try:
         parquet = pq.ParquetFile(file, pre_buffer=True)
-        there = parquet.schema_arrow
-        missing = [name for name in columns if name not in there.names]
-        wrong = {
-            name: str(there.field(name).type)
-            for name in columns
-            if not missing and not _fits(name, there.field(name))
-        }
-        if missing or wrong:
-            raise DamagedFileError(
-                f"{what} lacks columns {missing or wrong}; it has {there.names}."
-            )
-        schema = pa.schema([there.field(name) for name in columns], metadata=None)
+        held = parquet.schema_arrow
+        missing = [name for name in columns if name not in held.names]
+        if missing:
+            raise DamagedFileError(f"{what} lacks columns {missing}; it has {held.names}.")
+        fields = [held.field(name) for name in columns]
+        wrong = {field.name: str(field.type) for field in fields if not _fits(field)}
+        if wrong:
+            raise DamagedFileError(f"{what} lacks columns {wrong}; it has {held.names}.")
+        schema = pa.schema(fields, metadata=None)
         yield pa.RecordBatch.from_pylist([], schema=schema)
         for batch in parquet.iter_batches(batch_size=10_000, columns=columns):
-            [whole] = (
-                pa.Table.from_batches([batch])
-                .select(columns)
-                .cast(schema)
-                .combine_chunks()
-                .to_batches()
-            )
-            # letters that are no UTF-8, offsets that lead out of the file
+            table = pa.Table.from_batches([batch]).select(columns).cast(schema)
+            [whole] = table.combine_chunks().to_batches()
+            # Letters that are no UTF-8, offsets that lead out of the file: found now, not in a
+            # search.
             whole.validate(full=True)
             for name in ("title", "text"):
                 if empty := whole.column(name).null_count:
                     raise DamagedFileError(f"{what} has {empty} passages without a {name}.")
-            if (
-                "embeddings" in columns
-                and not np.isfinite(as_matrix(whole.column("embeddings"), "embeddings")).all()
-            ):
-                raise DamagedFileError(f"{what} holds NaN or infinity in its vectors.")
+            if "embeddings" in columns:
+                vectors = as_matrix(whole.column("embeddings"), "embeddings")
+                if not np.isfinite(vectors).all():
+                    raise DamagedFileError(f"{what} holds NaN or infinity in its vectors.")
             yield whole
     except Exception as error:  # Arrow answers damaged bytes with a dozen kinds of error
         if isinstance(error, OSError) and str(error).startswith(what):
@@ -189,18 +185,14 @@ def _batches(file: Any, what: str, columns: list[str]) -> Iterator[Any]:
         ) from error
 
 
-def _fits(name: str, field: Any) -> bool:
+def _fits(field: Any) -> bool:
     import pyarrow as pa
 
-    kind = field.type
-    if name in ("title", "text"):
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    if name != "embeddings":
+    if field.name in ("title", "text"):
+        return is_text(field.type)
+    if field.name != "embeddings":
         return True
-    lists = (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-    return bool(lists and pa.types.is_floating(kind.value_type))
+    return is_list(field.type) and bool(pa.types.is_floating(field.type.value_type))
 
 
 @contextmanager
@@ -211,6 +203,7 @@ def _opened(
 
     from rag_core.hub import is_local, resolve_file
 
+    # Whole files are kept for later runs offline; otherwise the wanted columns alone are fetched.
     if is_local(source) or options.get("local_files_only") or constants.HF_HUB_OFFLINE:
         yield str(resolve_file(source, shard, repo_type="dataset", revision=revision, **options))
         return

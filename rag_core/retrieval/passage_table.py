@@ -12,6 +12,7 @@ from typing import Any
 from rag_core.checkpoint import open_arrow
 from rag_core.hub import DamagedFileError
 from rag_core.retrieval.passage_files import opening, passage_parts, read_passages
+from rag_core.retrieval.vectors import is_list, is_text
 
 
 def map_passages(path: str | Path) -> Any:
@@ -24,8 +25,10 @@ def map_passages(path: str | Path) -> Any:
     Raises:
         OSError: as `read_passages`.
     """
-    found = _plain_table(path)
-    return read_passages(path) if found is None else PassageTable(path, found)
+    table = _plain_table(path)
+    if table is None:
+        return read_passages(path)
+    return PassageTable(path, table)
 
 
 class PassageTable:
@@ -37,7 +40,8 @@ class PassageTable:
     """
 
     def __init__(self, path: str | Path, table: Any) -> None:
-        self.path, self.data = path, table
+        self.path = path
+        self.data = table
         self.column_names: list[str] = table.column_names
 
     def __len__(self) -> int:
@@ -56,8 +60,8 @@ def _plain_table(path: str | Path) -> Any:
     """The table, or None for everything that is left to `datasets`."""
     import pyarrow as pa
 
-    files, reordered = passage_parts(path)
-    if reordered:
+    files, is_reordered = passage_parts(path)
+    if is_reordered:
         return None
     with opening(path):
         table = pa.concat_tables([open_arrow(file) for file in files])
@@ -65,18 +69,23 @@ def _plain_table(path: str | Path) -> Any:
         names = table.column_names
         if len(set(names)) < len(names):
             raise DamagedFileError(f"{files[0]} names a column twice: {names}")
-        return table if table.num_rows and all(map(_is_plain, table.schema)) else None
+        if not table.num_rows or not all(map(_is_plain, table.schema)):
+            return None
+        return table
 
 
 def _is_plain(field: Any) -> bool:
     """Whether a column is texts, numbers or lists of numbers, whose Python values are what Arrow
     says they are.
     """
-    import pyarrow as pa
+    import pyarrow.types as types
 
     kind = field.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return (text or number) and b"ARROW:extension:name" not in (field.metadata or {})
+    # Images and the like are numbers or bytes, too, until they are decoded.
+    if b"ARROW:extension:name" in (field.metadata or {}):
+        return False
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind):
+        return True
+    return is_text(kind)

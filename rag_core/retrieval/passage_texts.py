@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.hub import reading
-from rag_core.retrieval.vectors import shuffled_rows
+from rag_core.retrieval.vectors import filled_chunks, is_list, is_text, shuffled_rows
 
 
 class PassageTexts:
@@ -31,13 +31,12 @@ class PassageTexts:
         table = dataset.data
         plain = [name for name in names if _is_plain(table.schema.field(name).type)]
         # Images, audio and the like are decoded by `datasets`.
-        rest = [name for name in names if name not in plain]
-        self._rest = dataset.with_format(None).select_columns(rest) if rest else None
+        others = [name for name in names if name not in plain]
+        self._others = None
+        if others:
+            self._others = dataset.with_format(None).select_columns(others)
         self._names = names
-        self._columns: dict[str, tuple[np.ndarray, list[Any]]] = {}
-        for name in plain:
-            chunks = [chunk for chunk in table.column(name).chunks if len(chunk)]
-            self._columns[name] = np.cumsum([0] + [len(chunk) for chunk in chunks]), chunks
+        self._columns = {name: filled_chunks(dataset, name) for name in plain}
 
     def read(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """Return for each column a list of the values of `rows`, (n,) int64.
@@ -51,22 +50,25 @@ class PassageTexts:
             raise IndexError(
                 f"rows must be 0 to {self._length - 1}, got {rows.min()} to {rows.max()}."
             )
-        wanted = rows if self._rows is None else self._rows[rows].astype(np.int64)
-        result: dict[str, list[Any]] = {} if self._rest is None else dict(self._rest[rows.tolist()])
+        values: dict[str, list[Any]] = {}
+        if self._others is not None:
+            values.update(self._others[rows.tolist()])
+        if self._rows is not None:
+            rows = self._rows[rows].astype(np.int64)
         for name, (starts, chunks) in self._columns.items():
-            chunk_of = np.searchsorted(starts, wanted, side="right") - 1
-            inside = (wanted - starts[chunk_of]).tolist()
-            places = zip(chunk_of.tolist(), inside, strict=True)
+            chunk_of = np.searchsorted(starts, rows, side="right") - 1
+            inside = rows - starts[chunk_of]
+            places = zip(chunk_of.tolist(), inside.tolist(), strict=True)
             with reading(f"column {name!r} of {self._place}"):
-                result[name] = [_value(chunks[number], row) for number, row in places]
-        return {name: result[name] for name in self._names}
+                values[name] = [_value(chunks[number], row) for number, row in places]
+        return {name: values[name] for name in self._names}
 
 
 def _value(chunk: Any, row: int) -> Any:
     """One value; its offsets are in a file, so they are checked before they are followed."""
-    here = chunk.slice(row, 1)
-    here.validate(full=True)
-    return here[0].as_py()
+    value = chunk.slice(row, 1)
+    value.validate(full=True)
+    return value[0].as_py()
 
 
 def _is_plain(kind: Any) -> bool:
@@ -76,8 +78,6 @@ def _is_plain(kind: Any) -> bool:
     """
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _is_plain(kind.value_type)
-    return bool(
-        pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    )
+    return is_text(kind) or bool(pa.types.is_primitive(kind))

@@ -6,7 +6,8 @@ Letters: B questions, N documents a question.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rag_core.tokenization import words_of
 
@@ -45,13 +46,43 @@ def build_prompts(
     Returns:
         B*N strings; document d of question b is at ``b * n_docs + d``.
     """
-    return [
-        contextualize(
-            f"{strip_title(title or '')}{title_sep}{text or ''}", question, prefix, doc_sep
-        )
-        for doc, question in zip(docs, questions, strict=True)
-        for title, text in zip(doc["title"][:n_docs], doc["text"][:n_docs], strict=True)
-    ]
+    prompts = []
+    for doc, question in zip(docs, questions, strict=True):
+        for title, text in zip(doc["title"][:n_docs], doc["text"][:n_docs], strict=True):
+            document = f"{strip_title(title or '')}{title_sep}{text or ''}"
+            prompts.append(contextualize(document, question, prefix, doc_sep))
+    return prompts
+
+
+@dataclass
+class _Search:
+    """The search for how much of a prompt's document fits.
+
+    Attributes:
+        number: of the prompt.
+        head, tail: the prompt up to the end of its document, and the rest, which stays.
+        cuts: where the head may end, in characters.
+        excess: tokens that must go.
+        low, high: the cut with number `low` fits, the one with number `high` does not, or is none.
+    """
+
+    number: int
+    head: str
+    tail: str
+    cuts: list[int]
+    excess: int
+    low: int = 0
+    high: int = 0
+
+    def text(self, cut: int) -> str:
+        return self.head[: self.cuts[cut]] + self.tail
+
+    def guess(self, token_starts: list[int]) -> None:
+        """Set `high` to the last cut before the first token that must go."""
+        inside = [start for start in token_starts if start < len(self.head)]
+        self.high = 0
+        if self.excess <= len(inside):
+            self.high = bisect_right(self.cuts, inside[-self.excess]) - 1
 
 
 def shorten_documents(
@@ -77,41 +108,40 @@ def shorten_documents(
         The prompts; those that fit are unchanged. If the question alone is too long, the document
         is dropped.
     """
-    result = list(prompts)
-    lengths = count_tokens(result)
-    todo = [number for number, length in enumerate(lengths) if length > max_length]
-    heads, tails, cuts = {}, {}, {}
-    for number in todo:
-        split = len(result[number]) - keep_last[number]
-        heads[number], tails[number] = result[number][:split], result[number][split:]
-        cuts[number] = [
-            keep_first,
-            *(end for _, end, _ in words_of(heads[number], UNCUT) if end > keep_first),
-        ]
-    low, high = dict.fromkeys(todo, 0), {number: len(cuts[number]) for number in todo}
+    shortened = list(prompts)
+    lengths = count_tokens(shortened)
+    too_long: list[_Search] = []
+    for number, length in enumerate(lengths):
+        if length > max_length:
+            prompt = shortened[number]
+            head = prompt[: len(prompt) - keep_last[number]]
+            ends = [end for _, end, _ in words_of(head, UNCUT) if end > keep_first]
+            cuts = [keep_first, *ends]
+            tail = prompt[len(head) :]
+            too_long.append(_Search(number, head, tail, cuts, length - max_length, high=len(cuts)))
+
+    def try_cuts(searches: list[_Search], cuts: list[int]) -> Iterator[tuple[_Search, int, bool]]:
+        texts = [one.text(cut) for one, cut in zip(searches, cuts, strict=True)]
+        for one, cut, length in zip(searches, cuts, count_tokens(texts), strict=True):
+            yield one, cut, length <= max_length
+
     # A blank before the separator may be a token of its own, which goes with the last word: left to
     # the search.
-    known = [number for number in todo if token_starts and not heads[number][-1:].isspace()]
+    known = [one for one in too_long if not one.head[-1:].isspace()]
     if token_starts and known:
-        for number, starts in zip(
-            known, token_starts([result[number] for number in known]), strict=True
-        ):
-            inside = [start for start in starts if start < len(heads[number])]
-            gone = lengths[number] - max_length
-            # the first token to go begins here; words that end before it stay
-            high[number] = (
-                bisect_right(cuts[number], inside[-gone]) - 1 if gone <= len(inside) else 0
-            )
-        texts = [heads[number][: cuts[number][high[number]]] + tails[number] for number in known]
-        for number, length in zip(known, count_tokens(texts), strict=True):
-            low[number] = high[number] if length <= max_length else 0
+        starts = token_starts([shortened[one.number] for one in known])
+        for one, first_characters in zip(known, starts, strict=True):
+            one.guess(first_characters)
+        for one, cut, fits in try_cuts(known, [one.high for one in known]):
+            one.low = cut if fits else 0
     # Binary search for the most words that fit, all prompts abreast so that the tokenizer sees
     # batches.
-    while active := [number for number in todo if high[number] - low[number] > 1]:
-        middle = {number: (low[number] + high[number]) // 2 for number in active}
-        texts = [heads[number][: cuts[number][middle[number]]] + tails[number] for number in active]
-        for number, length in zip(active, count_tokens(texts), strict=True):
-            (low if length <= max_length else high)[number] = middle[number]
-    for number in todo:
-        result[number] = heads[number][: cuts[number][low[number]]] + tails[number]
-    return result
+    while active := [one for one in too_long if one.high - one.low > 1]:
+        for one, cut, fits in try_cuts(active, [(one.low + one.high) // 2 for one in active]):
+            if fits:
+                one.low = cut
+            else:
+                one.high = cut
+    for one in too_long:
+        shortened[one.number] = one.text(one.low)
+    return shortened

@@ -1,5 +1,4 @@
-"""How good an approximate index is: recall@k against exact search, and the search breadth that
-earns it.
+"""How good an approximate index is: recall@k against exact search, and how wide a search earns it.
 
 Letters: R rows, D vector size, Q sampled queries, k hits a query. Scores are inner products (paper,
 section 2.2).
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 
 LOW_RECALL = 0.95
+# With five hits each they tell recall to a hundredth or so.
 QUERIES = 200
-MOST_CANDIDATES = 64  # for each hit: more cost more than wider search does
-# each call streams the (r, D) float32 blocks of all R rows anew
+# For each hit: more cost more than a wider search does.
+MOST_CANDIDATES = 64
+# Each call streams the (r, D) float32 blocks of all R rows anew
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
@@ -36,7 +37,8 @@ def tune_recall(
     equal passages may stand for each other.
 
     Args:
-        index: a faiss index of inner products over the R rows; it keeps the breadth found.
+        index: a faiss index of inner products over the R rows; it keeps the efSearch or nprobe
+            found.
         blocks: streams the vectors.
         rows: R.
         k: hits a query.
@@ -45,36 +47,40 @@ def tune_recall(
         fixed: names of settings to leave as they are.
 
     Returns:
-        recall@k on up to 200 queries, and the breadth found, {"efSearch": n}, {"nprobe": n,
+        recall@k on up to 200 queries, and the settings found, {"efSearch": n}, {"nprobe": n,
         "rerank": n} or {}.
     """
     k = min(k, rows)
     queries = _queries(blocks, rows)  # (Q, D)
     floor = _exact_kth(blocks, queries, k)  # (Q,)
-    holder, name, limit = _breadth(index)
-    now, limits = ({name: int(getattr(holder, name))}, {name: limit}) if name else ({}, {})
-    if name == "nprobe":
-        now["rerank"], limits["rerank"] = rerank, MOST_CANDIDATES if rerank > 1 else 1
+    holder, settings, limits = _search_settings(index)
+    if "nprobe" in settings:
+        settings["rerank"] = rerank
+        limits["rerank"] = MOST_CANDIDATES if rerank > 1 else 1
 
-    def measured(values: dict[str, int]) -> float:
-        if name:
-            setattr(holder, name, values[name])
-        return _recall(index, blocks, queries, floor, k, values.get("rerank", 1))
+    def apply(settings: dict[str, int]) -> None:
+        for name in settings.keys() - {"rerank"}:
+            setattr(holder, name, settings[name])
 
-    recall = measured(now)
+    def measure(settings: dict[str, int]) -> float:
+        apply(settings)
+        return _recall(index, blocks, queries, floor, k, settings.get("rerank", 1))
+
+    recall = measure(settings)
     while recall < LOW_RECALL:
         wider = [
-            {**now, knob: min(2 * now[knob], limits[knob])}
-            for knob in now
-            if knob not in fixed and now[knob] < limits[knob]
+            {**settings, name: min(2 * value, limits[name])}
+            for name, value in settings.items()
+            if name not in fixed and value < limits[name]
         ]
-        tried = [(measured(values), values) for values in wider]
-        if not tried or max(found for found, _ in tried) < recall + 0.005:
+        tried = [(measure(values), values) for values in wider]
+        best, best_settings = max(tried, key=lambda pair: pair[0], default=(0.0, settings))
+        # Five hits more among a thousand are chance.
+        if best < recall + 0.005:
             break
-        recall, now = max(tried, key=lambda pair: pair[0])
-    if name:
-        setattr(holder, name, now[name])
-    return recall, now
+        recall, settings = best, best_settings
+    apply(settings)
+    return recall, settings
 
 
 def low_recall(kind: str, recall: float, settings: Mapping[str, Any]) -> str:
@@ -88,26 +94,30 @@ def low_recall(kind: str, recall: float, settings: Mapping[str, Any]) -> str:
         "m": f"m ({settings.get('m')} bytes a vector)",
         "efSearch": f"efSearch ({settings.get('efSearch')})",
     }
-    wanted = [
-        text
-        for name, text in changes.items()
-        if name in settings or (name == "rerank" and kind == "ivfpq")
-    ]
+    known = set(settings)
+    if kind == "ivfpq":
+        known.add("rerank")
+    remedies = [text for name, text in changes.items() if name in known]
     return (
         f"recall@5 of the {kind} index against exact search is {recall:.2f}: of 100 passages that "
         f"belong among the best five, {round(100 * (1 - recall))} are not found, and answers "
         "suffer: users of RAG lost 17 points of exact match to an index of low recall. Raise "
-        f"{' or '.join(wanted) or 'its breadth'}; index='flat' searches exactly."
+        f"{' or '.join(remedies) or 'its breadth'}; index='flat' searches exactly."
     )
 
 
-def _breadth(index: Any) -> tuple[Any, str, int]:
-    """Where an index keeps the breadth of its search: object, name, the most that makes sense."""
+def _search_settings(index: Any) -> tuple[Any, dict[str, int], dict[str, int]]:
+    """What says how wide an index searches: the object that has it as attributes, the values, and
+    the most that makes sense.
+    """
     import faiss
 
-    if (inverted := faiss.try_extract_index_ivf(index)) is not None:
-        return inverted, "nprobe", inverted.nlist
-    return (index.hnsw, "efSearch", 1024) if hasattr(index, "hnsw") else (index, "", 0)
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is not None:
+        return inverted, {"nprobe": inverted.nprobe}, {"nprobe": inverted.nlist}
+    if hasattr(index, "hnsw"):
+        return index.hnsw, {"efSearch": index.hnsw.efSearch}, {"efSearch": 1024}
+    return index, {}, {}
 
 
 def gather_rows(blocks: Blocks, ids: np.ndarray) -> np.ndarray:
@@ -121,14 +131,11 @@ def gather_rows(blocks: Blocks, ids: np.ndarray) -> np.ndarray:
 
 
 def _queries(blocks: Blocks, rows: int) -> np.ndarray:
-    ids = np.sort(np.random.default_rng(0).choice(rows, min(rows, QUERIES), replace=False))
-    vectors = gather_rows(blocks, ids)  # (Q, D)
+    ids = np.random.default_rng(0).choice(rows, min(rows, QUERIES), replace=False)
+    vectors = gather_rows(blocks, np.sort(ids))  # (Q, D)
     noise = np.random.default_rng(1).standard_normal(vectors.shape)
-    noise *= (
-        0.5
-        * np.linalg.norm(vectors, axis=1, keepdims=True)
-        / np.linalg.norm(noise, axis=1, keepdims=True)
-    )
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # (Q, 1)
+    noise *= 0.5 * lengths / np.linalg.norm(noise, axis=1, keepdims=True)
     return (vectors + noise).astype(np.float32)
 
 
@@ -144,12 +151,15 @@ def _recall(
     index: Any, blocks: Blocks, queries: np.ndarray, floor: np.ndarray, k: int, rerank: int
 ) -> float:
     _, ids = index.search(queries, k * rerank)  # (Q, C), -1 where nothing was found
-    found = np.unique(ids[ids >= 0])
-    if not len(found):
+    candidates = np.unique(ids[ids >= 0])
+    if not len(candidates):
         return 0.0
-    vectors, where = gather_rows(blocks, found), np.searchsorted(found, np.maximum(ids, found[0]))
-    # one query at a time: all candidates of all queries would be gigabytes
-    # (Q, C)
-    scores = np.stack([vectors[row] @ query for row, query in zip(where, queries, strict=True)])
-    best = np.sort(np.where(ids < 0, -np.inf, scores), axis=1)[:, -k:]  # (Q, k)
-    return float(np.mean(best >= floor[:, None] - 1e-4 * np.abs(floor[:, None])))
+    vectors = gather_rows(blocks, candidates)
+    places = np.searchsorted(candidates, np.maximum(ids, candidates[0]))  # (Q, C)
+    # One query at a time: all candidates of all queries would be gigabytes.
+    scores = [vectors[row] @ query for row, query in zip(places, queries, strict=True)]
+    known = np.where(ids < 0, -np.inf, np.stack(scores))  # (Q, C)
+    best = np.sort(known, axis=1)[:, -k:]  # (Q, k)
+    # Equal vectors have scores that differ by rounding.
+    least = floor - 1e-4 * np.abs(floor)
+    return float(np.mean(best >= least[:, None]))

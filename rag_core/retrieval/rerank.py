@@ -18,8 +18,8 @@ from rag_core.hub import DamagedFileError, atomic_write, read_json
 if TYPE_CHECKING:
     from rag_core.retrieval.vectors import VectorSource
 
-# candidates for each document wanted: on real vectors of an eighth of their size all that are in
-# reach
+# Candidates for each document wanted: on real vectors of an eighth of their size all that are in
+# reach.
 RERANK = 16
 
 
@@ -41,20 +41,19 @@ def reranked(
     """
     import faiss
 
-    # (B, C)
-    _, ids = faiss_index.search(queries, min(n_docs * factor, max(n_docs, int(faiss_index.ntotal))))
-    if ids.size and ids.max() >= int(faiss_index.ntotal):
-        raise IndexError(f"it names row {ids.max()} of {int(faiss_index.ntotal)}")
+    rows = int(faiss_index.ntotal)
+    _, ids = faiss_index.search(queries, min(n_docs * factor, max(n_docs, rows)))  # (B, C)
+    if ids.size and ids.max() >= rows:
+        raise IndexError(f"it names row {ids.max()} of {rows}")
     candidates = vectors.gather(ids)  # (B, C, D)
     scores = np.matmul(candidates, queries[:, :, None])[..., 0]  # (B, C)
     if faiss_index.metric_type == faiss.METRIC_L2:
-        # the distance, less what no candidate changes
+        # The distance, less what no candidate changes.
         scores = 2 * scores - np.square(candidates).sum(axis=-1)
-    # (B, N)
-    best = np.argsort(np.where(ids < 0, np.inf, -scores), axis=1, kind="stable")[:, :n_docs]
-    return np.take_along_axis(ids, best, axis=1), np.take_along_axis(
-        candidates, best[..., None], axis=1
-    )
+    costs = np.where(ids < 0, np.inf, -scores)
+    best = np.argsort(costs, axis=1, kind="stable")[:, :n_docs]  # (B, N)
+    best_ids = np.take_along_axis(ids, best, axis=1)
+    return best_ids, np.take_along_axis(candidates, best[..., None], axis=1)
 
 
 def checked_factor(factor: Any) -> int:
@@ -78,14 +77,19 @@ def read_notes(index_path: str | Path) -> dict[str, Any]:
     It stands in a file beside it (`notes_path`), or in the manifest of a knowledge base.
     """
     path = Path(index_path)
-    for place, known in ((notes_path(path), None), (path.parent / "manifest.json", "index")):
-        if place.is_file() and (known is None or path.name == "index.faiss"):
-            notes = read_json(place, advice="Write the index anew.")
-            notes = notes if known is None else notes.get(known, {})
-            if fault := notes_fault(notes):
-                raise DamagedFileError(f"{place} is damaged ({fault}). Write the index anew.")
-            return notes
-    return {}
+    place = notes_path(path)
+    manifest = path.parent / "manifest.json"
+    is_in_manifest = not place.is_file() and path.name == "index.faiss"
+    if is_in_manifest:
+        place = manifest
+    if not place.is_file():
+        return {}
+    notes = read_json(place, advice="Write the index anew.")
+    if is_in_manifest:
+        notes = notes.get("index", {})
+    if fault := notes_fault(notes):
+        raise DamagedFileError(f"{place} is damaged ({fault}). Write the index anew.")
+    return notes
 
 
 def notes_fault(notes: Any) -> str:
@@ -93,19 +97,14 @@ def notes_fault(notes: Any) -> str:
     if not isinstance(notes, dict) or not isinstance(notes.get("settings", {}), dict):
         return "its entries are no objects"
     for name, value in notes.get("settings", {}).items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or not (name == "rerank") <= value < 2**63
-        ):
+        least = int(name == "rerank")
+        # Faiss takes 64 bits.
+        if type(value) is not int or not least <= value < 2**63:
             return (
-                f"settings: {name!r} must be a whole number of at least {int(name == 'rerank')}, "
-                f"got {value!r:.60}"
+                f"settings: {name!r} must be a whole number of at least {least}, got {value!r:.60}"
             )
-    recall = notes.get("recall_at_5")
-    if recall is not None and (
-        isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 <= recall <= 1
-    ):
+    recall = notes.get("recall_at_5", 1.0)
+    if recall is not None and (type(recall) not in (int, float) or not 0 <= recall <= 1):
         return f"recall_at_5 must be a number from 0 to 1, got {recall!r:.60}"
     if not isinstance(notes.get("kind", ""), str):
         return f"kind must be a text, got {notes['kind']!r:.60}"

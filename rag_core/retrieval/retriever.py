@@ -223,9 +223,8 @@ class RagRetriever(Pushable):
         self, question_hidden_states: Any, n_docs: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search in this process: doc_ids (B, N) and vectors (B, N, D)."""
-        return search(
-            self.index, np.asarray(to_numpy(question_hidden_states)), n_docs, self.batch_size
-        )
+        queries = np.asarray(to_numpy(question_hidden_states))
+        return search(self.index, queries, n_docs, self.batch_size)
 
     def _chunk_tensor(self, t: Any, chunk_size: int) -> list[Any]:
         """Consecutive slices of `chunk_size` rows; the last may be shorter."""
@@ -282,8 +281,9 @@ class RagRetriever(Pushable):
         prompts = build_prompts(docs, input_strings, prefix, n_docs, *separators)
         if truncate == "document":
             prompts = self._shortened(prompts, input_strings, prefix, n_docs)
-        # arrays without lists
-        options: dict[str, Any] = {} if return_tensors is None else {"return_tensors": "np"}
+        options: dict[str, Any] = {}
+        if return_tensors is not None:
+            options["return_tensors"] = "np"  # of lists tensors are made a number at a time
         encoded = self.generator_tokenizer(
             prompts,
             max_length=self.config.max_combined_length,
@@ -298,15 +298,21 @@ class RagRetriever(Pushable):
         self, prompts: list[str], questions: Sequence[str], prefix: str, n_docs: int
     ) -> list[str]:
         tokenizer = self.generator_tokenizer
-        tails = [len((self.config.doc_sep + question).replace("  ", " ")) for question in questions]
+
+        def count_tokens(texts: list[str]) -> list[int]:
+            encoded = tokenizer(texts, truncation=False, verbose=False)
+            return [len(ids) for ids in encoded["input_ids"]]
+
+        keep_last = []
+        for question in questions:
+            tail = (self.config.doc_sep + question).replace("  ", " ")
+            keep_last += [len(tail)] * n_docs
         return shorten_documents(
             prompts,
-            [tail for tail in tails for _ in range(n_docs)],
+            keep_last,
             len(prefix.replace("  ", " ")),
             self.config.max_combined_length,
-            lambda texts: [
-                len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-            ],
+            count_tokens,
             tokenizer.token_starts if isinstance(tokenizer, Tokenizer) else None,
         )
 
@@ -373,17 +379,15 @@ class RagRetriever(Pushable):
             titles = [title for doc in docs for title in doc["title"]]
             texts = [text for doc in docs for text in doc["text"]]
             tokens = self.ctx_encoder_tokenizer(titles, texts, truncation=True, padding="longest")
+            mask = tokens["attention_mask"]
             output["tokenized_doc_ids"] = _convert(tokens["input_ids"], return_tensors)
-            output["tokenized_doc_attention_mask"] = _convert(
-                tokens["attention_mask"], return_tensors
-            )
+            output["tokenized_doc_attention_mask"] = _convert(mask, return_tensors)
         return BatchEncoding(output)
 
     def _questions(self, question_input_ids: Any, question_text: Sequence[str] | None) -> list[str]:
         if question_text is not None:
-            if not isinstance(question_text, list | tuple) or not all(
-                isinstance(text, str) for text in question_text
-            ):
+            is_list = isinstance(question_text, list | tuple)
+            if not is_list or not all(isinstance(text, str) for text in question_text):
                 raise TypeError(
                     "question_text must be a list of strings, one a question, got "
                     f"{question_text!r:.80}."
@@ -394,9 +398,8 @@ class RagRetriever(Pushable):
             raise ValueError("give question_input_ids or question_text.")
         if not isinstance(question_input_ids, list | tuple):
             question_input_ids = to_numpy(question_input_ids).tolist()
-        if not isinstance(question_input_ids, list | tuple) or any(
-            not hasattr(row, "__len__") for row in question_input_ids
-        ):
+        is_list = isinstance(question_input_ids, list | tuple)
+        if not is_list or not all(hasattr(row, "__len__") for row in question_input_ids):
             raise ValueError(
                 f"question_input_ids must be (B, Q) token ids, got {question_input_ids!r:.80}."
             )
@@ -410,13 +413,13 @@ class RagRetriever(Pushable):
         """
         tokenizer = self.question_encoder_tokenizer
         # Words the vocabulary lacks are a question still, so its [UNK] does not count as nothing.
-        nothing = {*getattr(tokenizer, "all_special_ids", ())} - {
-            getattr(tokenizer, "unk_token_id", None)
-        }
-        _refuse_empty("question_input_ids", [nothing.issuperset(row) for row in question_input_ids])
-        return tokenizer.batch_decode(
-            self._without_prompt(question_input_ids), skip_special_tokens=True
+        no_words = set(getattr(tokenizer, "all_special_ids", ()))
+        no_words.discard(getattr(tokenizer, "unk_token_id", None))
+        _refuse_empty(
+            "question_input_ids", [no_words.issuperset(row) for row in question_input_ids]
         )
+        rows = self._without_prompt(question_input_ids)
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def _without_prompt(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Rows of question ids less the question encoder's prompt, which is no part of what is
@@ -433,6 +436,7 @@ class RagRetriever(Pushable):
             if list(row[start : start + len(prompt)]) == prompt:
                 row = [*row[:start], *row[start + len(prompt) :]]
             elif not self._warned_of_prompt:
+                # Once: training may retrieve thousands of times.
                 self._warned_of_prompt = True
                 warn(
                     f"question_input_ids do not begin with {rag_tokenizer.query_prompt!r}, the "
@@ -456,11 +460,9 @@ def _refuse_empty(name: str, empty: list[bool]) -> None:
 
 def _convert(ids: Any, return_tensors: str | None) -> Any:
     """Token ids as the caller wants them; integers are 64 bits wide in every kind."""
-    return (
-        ids
-        if return_tensors is None
-        else to_tensor(np.asarray(ids, dtype=np.int64), return_tensors)
-    )
+    if return_tensors is None:
+        return ids
+    return to_tensor(np.asarray(ids, dtype=np.int64), return_tensors)
 
 
 def within_table_of(size: int | None, retriever: Any) -> Callable[..., Any]:
@@ -473,8 +475,8 @@ def within_table_of(size: int | None, retriever: Any) -> Callable[..., Any]:
     """
 
     def retrieve(*args: Any, return_tensors: str | None = None, **options: Any) -> Any:
-        found = retriever(*args, return_tensors=return_tensors, **options)
+        contexts = retriever(*args, return_tensors=return_tensors, **options)
         tokenizer = getattr(retriever, "generator_tokenizer", None)
-        return encoded_within(found, size, tokenizer, return_tensors, "context_input_ids")
+        return encoded_within(contexts, size, tokenizer, return_tensors, "context_input_ids")
 
     return retrieve

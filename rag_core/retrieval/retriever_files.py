@@ -65,10 +65,8 @@ def open_index(
         # One listing for both: passages and faiss file are of one build, so of one commit of a
         # repository.
         listing = cache(lambda: list_commit(str(base), **hub))
-        passages, index_file = (
-            _located(getattr(config, name), base, hub, listing)
-            for name in ("passages_path", "index_path")
-        )
+        passages = _located(config.passages_path, base, hub, listing)
+        index_file = _located(config.index_path, base, hub, listing)
         rerank = getattr(config, "index_rerank", None)
         return FaissIndex.from_files(passages, index_file, memory_map=memory_map, rerank=rerank)
     from rag_core.retrieval.wiki_dpr import WikiDprIndex
@@ -88,15 +86,12 @@ def _located(
     """
     if base is not None and Path(base).is_dir():
         folder = Path(base) / (hub.get("subfolder") or "")
+        places = [folder / path, Path(path)]
         # transformers writes paths as it was given them; a folder that was moved since still holds
         # its own files.
-        moved = (
-            [folder / Path(path).name] if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER) else []
-        )
-        return next(
-            (place for place in (folder / path, Path(path), *moved) if place.exists()),
-            folder / path,
-        )
+        if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER):
+            places.append(folder / Path(path).name)
+        return next((place for place in places if place.exists()), places[0])
     if base is None or Path(path).exists() or Path(base).suffix == ".json":
         return Path(path)
     commit, listed = listing()
@@ -104,12 +99,14 @@ def _located(
     names = [name for name in listed if name == path or name.startswith(f"{path}/")]
     if not names:
         return Path(path)
-    if Path(path).suffix == ".faiss":  # how the index was built, where that was kept
+    # How the index was built, where that was kept.
+    if Path(path).suffix == ".faiss":
         resolve_file(base, str(notes_path(path)), required=False, **hub)
     files = [resolve_file(base, name, **hub) for name in names]
-    return (
-        files[0] if names == [path] else files[0].parents[names[0].count("/") - path.count("/") - 1]
-    )
+    if names == [path]:
+        return files[0]
+    levels = names[0].count("/") - path.count("/")
+    return files[0].parents[levels - 1]
 
 
 def load_parts(
@@ -142,25 +139,20 @@ def load_parts(
         config = RagConfig.from_pretrained(config, **hub, **overrides)
     else:
         config = _overridden(copy.deepcopy(config), overrides)
-    asked_for_index = any(name in overrides for name in INDEX_FIELDS)
+    names_index = config.index_path or config.passages_path
     folder = Path(name_or_path) / (hub.get("subfolder") or "")
-    if (
-        not asked_for_index
-        and _ships_index(folder)
-        and not (config.index_path or config.passages_path)
-    ):
-        # The model, saved after the retriever into one folder, writes its own config.json without
-        # the paths.
-        config.index_name, config.index_path, config.passages_path = (
-            "custom",
-            INDEX_FILE,
-            PASSAGES_FOLDER,
-        )
+    # The model, saved after the retriever into one folder, writes its own config.json without the
+    # paths.
+    if not names_index and overrides.keys().isdisjoint(INDEX_FIELDS) and _ships_index(folder):
+        config.index_name = "custom"
+        config.index_path = INDEX_FILE
+        config.passages_path = PASSAGES_FOLDER
     if None in tokenizers:
         saved = RagTokenizer.from_pretrained(name_or_path, **hub)
         tokenizers = (tokenizers[0] or saved.question_encoder, tokenizers[1] or saved.generator)
     if indexed_dataset is not None:
-        config.index_name, config.index_path, config.passages_path = "custom", None, None
+        config.index_name = "custom"
+        config.index_path = config.passages_path = None
         index = FaissIndex(indexed_dataset)
     elif index is None:
         index = open_index(config, name_or_path, memory_map=memory_map, **hub)
@@ -169,7 +161,9 @@ def load_parts(
 
 def _overridden(config: Any, overrides: dict[str, Any]) -> Any:
     for name, value in overrides.items():
-        setattr(config, name, str(value) if isinstance(value, Path) else value)
+        if isinstance(value, Path):
+            value = str(value)
+        setattr(config, name, value)
     config.validate()
     return config
 
@@ -197,9 +191,8 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
     save = getattr(retriever.index, "save", None)
     with atomic_folder(folder, stale=(*TOKENIZER_PATTERNS, *INDEX_PATTERNS)) as draft:
         if callable(save):
-            entries = {"index_name": "custom", "index_path": None, "passages_path": None} | (
-                save(draft) or {}
-            )
+            entries = {"index_name": "custom", "index_path": None, "passages_path": None}
+            entries.update(save(draft) or {})
             for name, value in entries.items():
                 setattr(config, name, value)
         else:

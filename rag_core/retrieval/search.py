@@ -13,6 +13,8 @@ import numpy as np
 from rag_core.backends import to_numpy
 from rag_core.retrieval.index import Index
 
+_BLANKS = {"title": "", "text": ""}  # of missing hits; other columns have None there
+
 
 def search(
     index: Index, queries: np.ndarray, n_docs: int, batch_size: int
@@ -51,34 +53,32 @@ def search(
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if not len(queries):
         return np.zeros((0, n_docs), np.int64), np.zeros((0, n_docs, queries.shape[1]), np.float32)
-    found = [
+    chunks = [
         _chunk(index, queries[start : start + batch_size], n_docs)
         for start in range(0, len(queries), batch_size)
     ]
-    doc_ids = np.concatenate([ids for ids, _ in found])  # (B, N)
-    if (empty := np.flatnonzero((doc_ids < 0).all(axis=1))).size:
-        documents = len(index) if isinstance(index, Sized) else "an unknown number of"
+    doc_ids = np.concatenate([ids for ids, _ in chunks])  # (B, N)
+    vectors = np.concatenate([vectors for _, vectors in chunks])  # (B, N, D)
+    without_hit = np.flatnonzero((doc_ids < 0).all(axis=1)).tolist()
+    if without_hit:
+        documents: int | str = "an unknown number of"
+        if isinstance(index, Sized):
+            documents = len(index)
         raise ValueError(
-            f"the index ({documents} documents) has no hit for question rows {empty.tolist()}; "
+            f"the index ({documents} documents) has no hit for question rows {without_hit}; "
             "add documents, or search wider (nprobe, efSearch)."
         )
-    return doc_ids, np.concatenate([vectors for _, vectors in found])  # (B, N), (B, N, D)
+    return doc_ids, vectors
 
 
 def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
     rows, width = queries.shape
-    found = index.get_top_docs(queries, n_docs)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise ValueError(
-            f"{_name(index)}.get_top_docs must return doc_ids and vectors, got {_kind(found)}."
-        )
-    ids, vectors = (
-        _numbers(value, f"{_name(index)}.get_top_docs must return {what}", kinds)
-        for value, what, kinds in zip(
-            found, ("doc_ids of integers", "vectors of real numbers"), ("iu", "fiu"), strict=True
-        )
-    )
-    ids = ids.astype(np.int64)
+    must = f"{type(index).__name__}.get_top_docs must return"
+    answer = index.get_top_docs(queries, n_docs)
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise ValueError(f"{must} doc_ids and vectors, got {_kind(answer)}.")
+    ids = _numbers(answer[0], f"{must} doc_ids of integers", "iu").astype(np.int64)
+    vectors = _numbers(answer[1], f"{must} vectors of real numbers", "fiu")
     vectors = vectors.astype(np.float32, copy=False)
     if ids.ndim != 2 or len(ids) != rows or ids.shape[1] > n_docs:
         raise ValueError(
@@ -91,19 +91,19 @@ def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, 
             f"question vectors of size {width}; expected {(*ids.shape, width)}: do the index and "
             "the question encoder belong together?"
         )
-    documents = len(index) if isinstance(index, Sized) else None
-    if documents is not None and ids.size and ids.max() >= documents:
+    if isinstance(index, Sized) and ids.size and ids.max() >= len(index):
         raise ValueError(
-            f"{_name(index)}.get_top_docs must return row numbers below its len(), {documents}, "
-            f"or -1 for no hit, got {ids.max()}. Ids of another kind (IndexIDMap, add_with_ids) "
-            "are to be turned into row numbers."
+            f"{must} row numbers below its len(), {len(index)}, or -1 for no hit, got "
+            f"{ids.max()}. Ids of another kind (IndexIDMap, add_with_ids) are to be turned into "
+            "row numbers."
         )
     bad = ~np.isfinite(vectors).all(axis=-1) & (ids >= 0)
     if bad.any():
         raise ValueError(
-            f"{_name(index)}.get_top_docs must return finite vectors, got NaN or infinity for rows "
+            f"{must} finite vectors, got NaN or infinity for rows "
             f"{np.unique(ids[bad])[:10].tolist()}. Embed these passages again."
         )
+    # As nearly always; what follows copies.
     if ids.shape[1] == n_docs and ids.min() >= 0:
         return ids, vectors
     missing = n_docs - ids.shape[1]
@@ -112,16 +112,11 @@ def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, 
     return np.where(ids < 0, -1, ids), np.where(ids[..., None] < 0, np.float32(0), vectors)
 
 
-def _name(index: Index) -> str:
-    return type(index).__name__
-
-
 def _kind(value: Any) -> str:
-    return (
-        f"{type(value).__name__} of {len(value)}"
-        if isinstance(value, Sized)
-        else type(value).__name__
-    )
+    name = type(value).__name__
+    if isinstance(value, Sized):
+        return f"{name} of {len(value)}"
+    return name
 
 
 def _numbers(value: Any, rule: str, kinds: str) -> np.ndarray:
@@ -152,51 +147,54 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
     """
     if not len(doc_ids):
         return []
-    hits = doc_ids >= 0
-    if hits.all():
-        found = _checked_docs(index, doc_ids)
-        return [{**doc, "embeddings": vectors[row]} for row, doc in enumerate(found)]
+    is_hit = doc_ids >= 0
+    if is_hit.all():
+        docs = _checked_docs(index, doc_ids)
+        return [{**doc, "embeddings": vectors[row]} for row, doc in enumerate(docs)]
     # The index is never asked for row -1: its place is taken by the row's first hit, then blanked.
-    first = np.take_along_axis(doc_ids, hits.argmax(axis=1)[:, None], axis=1)  # (B, 1)
+    first_hits = np.take_along_axis(doc_ids, is_hit.argmax(axis=1)[:, None], axis=1)  # (B, 1)
     result = []
-    for row, columns in enumerate(_checked_docs(index, np.where(hits, doc_ids, first))):
+    for row, columns in enumerate(_checked_docs(index, np.where(is_hit, doc_ids, first_hits))):
         doc: dict[str, Any] = {
             name: values for name, values in columns.items() if name != "embeddings"
         }
-        if not hits[row].all():
-            doc = {
-                name: [
-                    value if hit else "" if name in ("title", "text") else None
-                    for value, hit in zip(values, hits[row], strict=True)
-                ]
-                for name, values in doc.items()
-            }
+        if not is_hit[row].all():
+            for name, values in doc.items():
+                blank = _BLANKS.get(name)
+                pairs = zip(values, is_hit[row], strict=True)
+                doc[name] = [value if hit else blank for value, hit in pairs]
         result.append(doc | {"embeddings": vectors[row]})
     return result
 
 
 def _checked_docs(index: Index, doc_ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
-    rule = f"{_name(index)}.get_doc_dicts must return {len(doc_ids)} dictionaries, one a question"
-    found = index.get_doc_dicts(doc_ids)
-    if not isinstance(found, list | tuple) or len(found) != len(doc_ids):
-        raise ValueError(f"{rule}, got {_kind(found)}.")
-    wanted = f"{rule}, with lists 'title' and 'text' of {doc_ids.shape[1]} strings"
-    for row, doc in enumerate(found):
-        if not isinstance(doc, Mapping):
-            raise ValueError(f"{wanted}, got for question {row} a {type(doc).__name__}.")
-        if "title" not in doc or "text" not in doc:
-            raise ValueError(f"{wanted}, got for question {row} the keys {list(doc)}.")
-        for name in ("title", "text"):
-            values = doc[name]
-            if (
-                isinstance(values, str | bytes)
-                or not isinstance(values, Collection)
-                or len(values) != doc_ids.shape[1]
-            ):
-                raise ValueError(
-                    f"{wanted}, got for question {row} a {name!r} that is {_kind(values)}."
-                )
-            wrong = next((value for value in values if not isinstance(value, str)), "")
-            if not isinstance(wrong, str):
-                raise ValueError(f"{wanted}, got for question {row} a {name!r} with {wrong!r:.60}.")
-    return found
+    n_questions, n_docs = doc_ids.shape
+    name = f"{type(index).__name__}.get_doc_dicts"
+    rule = f"{name} must return {n_questions} dictionaries, one a question"
+    docs = index.get_doc_dicts(doc_ids)
+    if not isinstance(docs, list | tuple) or len(docs) != n_questions:
+        raise ValueError(f"{rule}, got {_kind(docs)}.")
+    for row, doc in enumerate(docs):
+        if fault := _doc_fault(doc, n_docs):
+            raise ValueError(
+                f"{rule}, with lists 'title' and 'text' of {n_docs} strings, got for question "
+                f"{row} {fault}."
+            )
+    return docs
+
+
+def _doc_fault(doc: Any, n_docs: int) -> str:
+    """What in an index's answer for a question is none, "" where nothing is."""
+    if not isinstance(doc, Mapping):
+        return f"a {type(doc).__name__}"
+    if "title" not in doc or "text" not in doc:
+        return f"the keys {list(doc)}"
+    for name in ("title", "text"):
+        values = doc[name]
+        is_list = isinstance(values, Collection) and not isinstance(values, str | bytes)
+        if not is_list or len(values) != n_docs:
+            return f"a {name!r} that is {_kind(values)}"
+        for value in values:
+            if not isinstance(value, str):
+                return f"a {name!r} with {value!r:.60}"
+    return ""

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-CHECKED_ROWS = 1_000_000  # up to here every row's length is checked at opening
+# Up to here every row's length is checked at opening; beyond, that alone would read gigabytes.
+CHECKED_ROWS = 1_000_000
 
 
 class VectorSource(Protocol):
@@ -44,10 +45,11 @@ class ArrowVectors:
         self._column = column
         self._rows = shuffled_rows(dataset)
         self._length = len(dataset)
-        self._arrow = [chunk for chunk in dataset.data.column(column).chunks if len(chunk)]
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._arrow])
+        self._starts, self._arrow = filled_chunks(dataset, column)
         self._chunks: list[np.ndarray | None] = [None] * len(self._arrow)
-        self.vector_size = self._matrix(0).shape[1] if self._arrow else 0
+        self.vector_size = 0
+        if self._arrow:
+            self.vector_size = self._matrix(0).shape[1]
         if self._starts[-1] <= CHECKED_ROWS:
             for number in range(len(self._arrow)):
                 self._matrix(number)
@@ -73,24 +75,26 @@ class ArrowVectors:
         rows = np.asarray(rows)
         flat = rows.reshape(-1)
         shape = (*rows.shape, self.vector_size)
-        found = np.flatnonzero(flat >= 0)
-        wanted = flat[found] if self._rows is None else self._rows[flat[found]].astype(np.int64)
-        # one copy: out of the file, into the result
-        if len(self._arrow) == 1 and found.size == flat.size:
-            return self._matrix(0)[wanted].astype(np.float32, copy=False).reshape(shape)
-        out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
-        chunk_of = np.searchsorted(self._starts, wanted, side="right") - 1
-        inside = wanted - self._starts[chunk_of]
-        if flat.size <= 8 * len(self._arrow):  # few rows here and there: no sorting by chunk
-            for target, number, row in zip(
-                found.tolist(), chunk_of.tolist(), inside.tolist(), strict=True
-            ):
-                out[target] = self._matrix(number)[row]
-        else:
-            for number in np.unique(chunk_of):
-                here = chunk_of == number
-                out[found[here]] = self._matrix(number)[inside[here]]
-        return out.reshape(shape)
+        targets = np.flatnonzero(flat >= 0)
+        table_rows = flat[targets]
+        if self._rows is not None:
+            table_rows = self._rows[table_rows].astype(np.int64)
+        # One copy: out of the file, into the result.
+        if len(self._arrow) == 1 and targets.size == flat.size:
+            return self._matrix(0)[table_rows].astype(np.float32, copy=False).reshape(shape)
+        vectors = np.zeros((flat.size, self.vector_size), dtype=np.float32)
+        chunk_of = np.searchsorted(self._starts, table_rows, side="right") - 1
+        inside = table_rows - self._starts[chunk_of]
+        # Few rows here and there: sorting them by chunk would take longer than reading them.
+        if flat.size <= 8 * len(self._arrow):
+            places = zip(targets.tolist(), chunk_of.tolist(), inside.tolist(), strict=True)
+            for target, number, row in places:
+                vectors[target] = self._matrix(number)[row]
+            return vectors.reshape(shape)
+        for number in np.unique(chunk_of):
+            is_here = chunk_of == number
+            vectors[targets[is_here]] = self._matrix(number)[inside[is_here]]
+        return vectors.reshape(shape)
 
     def blocks(self, size: int = 65536) -> Any:
         """Yield all vectors in row order as float32 arrays of at most `size` rows."""
@@ -104,7 +108,31 @@ def shuffled_rows(dataset: Any) -> np.ndarray | None:
     `select`, `shuffle` and `filter` leave the table alone and keep a list of row numbers beside it.
     """
     indices = getattr(dataset, "_indices", None)
-    return None if indices is None else indices.column(0).to_numpy()
+    if indices is None:
+        return None
+    return indices.column(0).to_numpy()
+
+
+def filled_chunks(dataset: Any, column: str) -> tuple[np.ndarray, list[Any]]:
+    """The chunks of a column's table that hold rows, and at which row each begins and the last
+    ends.
+    """
+    chunks = [chunk for chunk in dataset.data.column(column).chunks if len(chunk)]
+    return np.cumsum([0] + [len(chunk) for chunk in chunks]), chunks
+
+
+def is_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists."""
+    import pyarrow.types as types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of texts."""
+    import pyarrow.types as types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 class FaissVectors:
@@ -127,6 +155,8 @@ class FaissVectors:
         """Return float32 vectors, shape ``rows.shape + (D,)``; rows of -1 give zeros."""
         import faiss
 
+        # Where each row lies in inverted lists is told by a map, which takes memory: made when it is
+        # first needed.
         if not self._mapped:
             inverted = faiss.try_extract_index_ivf(self._index)
             if inverted is not None:
@@ -134,11 +164,11 @@ class FaissVectors:
             self._mapped = True
         rows = np.asarray(rows)
         flat = rows.reshape(-1).astype(np.int64)
-        out = np.zeros((flat.size, self.vector_size), dtype=np.float32)
-        found = np.flatnonzero(flat >= 0)
-        if found.size:
-            out[found] = self._index.reconstruct_batch(np.ascontiguousarray(flat[found]))
-        return out.reshape(*rows.shape, self.vector_size)
+        vectors = np.zeros((flat.size, self.vector_size), dtype=np.float32)
+        targets = np.flatnonzero(flat >= 0)
+        if targets.size:
+            vectors[targets] = self._index.reconstruct_batch(np.ascontiguousarray(flat[targets]))
+        return vectors.reshape(*rows.shape, self.vector_size)
 
 
 def as_matrix(chunk: Any, column: str) -> np.ndarray:
@@ -148,9 +178,7 @@ def as_matrix(chunk: Any, column: str) -> np.ndarray:
     if isinstance(chunk, pa.ExtensionArray):
         chunk = chunk.storage
     kind = chunk.type
-    if not (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
+    if not is_list(kind):
         raise ValueError(
             f"column {column!r} must hold one list of numbers a row, its Arrow type is {kind}."
         )
@@ -158,19 +186,18 @@ def as_matrix(chunk: Any, column: str) -> np.ndarray:
         raise ValueError(
             f"column {column!r} has {chunk.null_count} rows without a vector; remove or embed them."
         )
+    are_equal = True
     if pa.types.is_fixed_size_list(kind):
-        values, equal = (
-            chunk.values.slice(chunk.offset * kind.list_size, len(chunk) * kind.list_size),
-            True,
-        )
-    else:  # not flatten: it imports pyarrow.compute first, for longer than all else here takes
-        starts = np.frombuffer(
-            chunk.buffers()[1], np.int64 if pa.types.is_large_list(kind) else np.int32
-        )
+        size = kind.list_size
+        values = chunk.values.slice(chunk.offset * size, len(chunk) * size)
+    else:
+        # Not flatten: it imports pyarrow.compute first, for longer than all else here takes.
+        offset_type = np.int64 if pa.types.is_large_list(kind) else np.int32
+        starts = np.frombuffer(chunk.buffers()[1], offset_type)
         starts = starts[chunk.offset : chunk.offset + len(chunk) + 1]
         values = chunk.values.slice(int(starts[0]), int(starts[-1] - starts[0]))
-        equal = not np.diff(starts, 2).any()
-    if not equal or len(values) % len(chunk):
+        are_equal = not np.diff(starts, 2).any()
+    if not are_equal or len(values) % len(chunk):
         raise ValueError(
             f"column {column!r} holds vectors of different sizes; every row needs the same."
         )

@@ -16,7 +16,7 @@ from rag_core.knowledge.assembly import _built, check_settings
 from rag_core.knowledge.base import KnowledgeBase
 from rag_core.retrieval.faiss_files import (
     build_faiss,
-    default_lists,
+    default_nlist,
     read_faiss,
     training_rows,
     write_faiss,
@@ -47,7 +47,7 @@ def data(vectors):
 def coarse(request, vectors):
     """One byte a vector, and half of the lists: bad by itself."""
     return build_faiss(
-        [vectors], ROWS, SIZE, "ivfpq", metric=request.param, n_lists=8, n_probe=4, pq_bytes=1
+        [vectors], ROWS, SIZE, "ivfpq", metric=request.param, nlist=8, nprobe=4, pq_bytes=1
     )
 
 
@@ -148,7 +148,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, kind, settings, says) -> 
 def test_sizes_grow_with_the_rows_and_lists_are_made_anew(tmp_path) -> None:
     from tests.support.knowledge_bases import hashed, write_corpus
 
-    assert [default_lists(rows) for rows in (10, 10_033, 2_000_000, 21_015_300)] == [
+    assert [default_nlist(rows) for rows in (10, 10_033, 2_000_000, 21_015_300)] == [
         1,
         200,
         2828,
@@ -158,7 +158,7 @@ def test_sizes_grow_with_the_rows_and_lists_are_made_anew(tmp_path) -> None:
     kb = build(tmp_path, rows=300, index="ivfpq")
     before = kb.manifest.index["settings"]["nlist"]
     kb.add(write_corpus(tmp_path / "more.jsonl", 900, seed=1), hashed, progress=False)
-    assert before == 7 and kb.manifest.index["settings"]["nlist"] == default_lists(1200)
+    assert before == 7 and kb.manifest.index["settings"]["nlist"] == default_nlist(1200)
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])

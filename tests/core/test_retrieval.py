@@ -344,8 +344,8 @@ def test_counts_are_whole_numbers_of_any_library(passages, retriever):
             kind, match=r"words must be a whole number of at least 1, got .*None makes one passage"
         ):
             list(split_text("a", wrong))
-        with pytest.raises(kind, match="n_lists must be a whole number of at least 1, got"):
-            build_faiss([VECTORS], 12, 8, "ivfpq", n_lists=wrong)
+        with pytest.raises(kind, match="nlist must be a whole number of at least 1, got"):
+            build_faiss([VECTORS], 12, 8, "ivfpq", nlist=wrong)
 
 
 def test_kinds_that_compute_parts_of_themselves_are_read(passages, tmp_path):
