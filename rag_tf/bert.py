@@ -9,55 +9,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 from tensorflow import Tensor
 
-from rag_core.config import BertConfig, DPRConfig, sentence_settings
-from rag_core.generation import check_embeds, check_one_of
-from rag_core.modeling import check_table
+from rag_core.config import BertConfig, DPRConfig
+from rag_core.modeling import (
+    BertBase,
+    DPRContextBase,
+    DPRQuestionBase,
+    EncoderCall,
+    PooledEncoderBase,
+)
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
-from rag_tf.contexts import check_text, checked_ids, checked_tensor
+from rag_tf.contexts import CHECKS, checked_ids, checked_tensor
 from rag_tf.layers import init_normal
-from rag_tf.modules import Embedding, Linear, Module, widen
+from rag_tf.modules import Linear, Module, widen
 from rag_tf.pretrained import PretrainedModel
 
+# A list of arguments holds these, as Keras' models take one.
+_IN_A_LIST = ("input_ids", "attention_mask", "token_type_ids")
 
-class PooledEncoder(PretrainedModel, Module, ABC):
+
+class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
     """What DPR's encoders and the sentence encoders share.
 
     Ids in, one vector a text out (element 0 of the output).
     """
 
+    inputs = CHECKS
+
     def init_weights(self) -> None:
-        """Fresh weights: normal with the config's `initializer_range`."""
         init_normal(self, self.config.initializer_range)
 
-    @property
-    def dimension(self) -> int:
-        """D, the size of the vectors."""
-        return self.config.projection_dim or self.config.hidden_size
-
-    @property
-    def _body(self) -> Any:
-        """The module holding `embeddings` and `encoder`."""
-        return self
-
-    def get_input_embeddings(self) -> Embedding:
-        """The token table."""
-        return self._body.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Put another token table in place, of the same size.
-
-        See `PretrainedModel.set_input_embeddings`.
-        """
-        embeddings = self._body.embeddings
-        embeddings.word_embeddings = check_table("value", value, embeddings.word_embeddings)
-        self.reset_graphs()
+    def _ids(self, name: str, ids: Any, rows: int) -> Tensor:
+        # One type of integer, or there would be a graph for each.
+        return tf.cast(checked_ids(name, ids, rows), tf.int64)
 
     @abstractmethod
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
@@ -73,87 +62,54 @@ class PooledEncoder(PretrainedModel, Module, ABC):
         return_dict: bool | None = None,
         training: bool | None = None,
     ) -> PooledEncoderOutput | tuple[Any, ...]:
-        """One vector for each text.
+        """See `PooledEncoderBase.forward`.
 
         Args:
-            input_ids: (B, S); or a dictionary of this and others of these arguments, as a tokenizer
+            input_ids: also a dictionary of this and others of these arguments, as a tokenizer
                 returns it.
-            attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
-            token_type_ids: (B, S); None = zeros.
-            inputs_embeds: (B, S, d) in place of `input_ids`.
-            output_attentions: whether to return attentions; None = the config's.
-            output_hidden_states: whether to return hidden states; None = the config's.
-            return_dict: False for a plain tuple; None = the config's.
             training: whether dropout acts; None = as `train()` and `eval()` say.
-
-        Returns:
-            `PooledEncoderOutput`; its element 0, `pooler_output`, is the vector (B, D).
         """
-        if isinstance(input_ids, list | tuple) and any(
-            hasattr(each, "shape") for each in input_ids
-        ):
-            # Keras' models take a list of arguments, too.
-            input_ids = dict(
-                zip(("input_ids", "attention_mask", "token_type_ids"), input_ids, strict=False)
-            )
-        if isinstance(input_ids, Mapping):
-            given = {
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "training": training,
-            }
-            switches = (output_attentions, output_hidden_states, return_dict)
-            given |= dict(
-                zip(
-                    ("output_attentions", "output_hidden_states", "return_dict"),
-                    switches,
-                    strict=True,
-                )
-            )
-            return self(**{**given, **input_ids})
-        check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
-        _, attentions, hidden, return_dict = self.switches(
-            False, output_attentions, output_hidden_states, return_dict
+        call = EncoderCall(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            return_dict,
+            training,
         )
-        check_text(input_ids, inputs_embeds, attention_mask, token_type_ids)
-        embeddings = self._body.embeddings
-        # One type of integer, or there would be a graph for each.
-        if input_ids is not None:
-            size = embeddings.word_embeddings.num_embeddings
-            input_ids = given = tf.cast(checked_ids("input_ids", input_ids, size), tf.int64)
-            if attention_mask is None and self.config.pad_token_id is not None:
-                attention_mask = input_ids != self.config.pad_token_id
-        else:
-            inputs_embeds = given = checked_tensor("inputs_embeds", inputs_embeds)
-            check_embeds("inputs_embeds", given.shape, self.config.hidden_size)
-        if attention_mask is not None:
-            attention_mask = tf.cast(checked_tensor("attention_mask", attention_mask), tf.bool)
-        if token_type_ids is not None:
-            size = embeddings.token_type_embeddings.num_embeddings
-            token_type_ids = tf.cast(checked_ids("token_type_ids", token_type_ids, size), tf.int64)
-        embeddings.check_length(given.shape[1])
+        arguments: Any = input_ids
+        if isinstance(input_ids, list | tuple):
+            if any(hasattr(argument, "shape") for argument in input_ids):
+                arguments = dict(zip(_IN_A_LIST, input_ids, strict=False))
+        if isinstance(arguments, Mapping):
+            return self(**{**vars(call), "input_ids": None, **arguments})
+        return self._answer(call)
+
+    forward = call = __call__
+
+    def _compute(self, call: EncoderCall) -> tuple[Tensor, EncoderOutput]:
+        mask = call.attention_mask
+        if mask is not None:
+            mask = tf.cast(checked_tensor("attention_mask", mask), tf.bool)
+        # States are asked for to see what comes of them: a tape finds no way to them through a
+        # graph.
+        traced = call.output_attentions or call.output_hidden_states
+        body = self._encode if traced else self.graph("body", self._encode)
         with self.placed():
-            # States are asked for to see what comes of them: a tape finds no way to them through a
-            # graph.
-            body = self._encode if attentions or hidden else self.graph("body", self._encode)
             states = body(
-                input_ids,
-                attention_mask,
-                token_type_ids,
-                inputs_embeds,
-                attentions,
-                hidden,
-                self.in_training(training),
+                call.input_ids,
+                mask,
+                call.token_type_ids,
+                call.inputs_embeds,
+                call.output_attentions,
+                call.output_hidden_states,
+                self.in_training(call.training),
             )
             # In a graph of its own: where the projection alone learns, a tape hears nothing of the
             # body.
-            vector = self.graph("pool", self._pool)(states.last_hidden_state, attention_mask)
-        output = PooledEncoderOutput(
-            pooler_output=vector, hidden_states=states.hidden_states, attentions=states.attentions
-        )
-        return output if return_dict else output.to_tuple()
-
-    forward = call = __call__
+            return self.graph("pool", self._pool)(states.last_hidden_state, mask), states
 
     def _encode(
         self,
@@ -180,84 +136,22 @@ class DPREncoder(Module):
 
 
 class _DPR(PooledEncoder):
-    config_class = DPRConfig
-
-    @property
-    @abstractmethod
-    def _encoder(self) -> DPREncoder: ...
-
-    @property
-    def _body(self) -> BertBody:
-        return self._encoder.bert_model
+    network: ClassVar[Any] = DPREncoder
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         first = x[:, 0]
-        return self._encoder.encode_proj(first) if self.config.projection_dim > 0 else first
+        return self.base_model.encode_proj(first) if self.config.projection_dim > 0 else first
 
 
-class DPRQuestionEncoder(_DPR):
-    """DPR's question encoder.
-
-    Args:
-        config: a `DPRConfig`.
-    """
-
-    head = "question"
-    base_model_prefix = "question_encoder"
-
-    def __init__(self, config: DPRConfig) -> None:
-        super().__init__(config)
-        self.question_encoder = DPREncoder(config)
-        self.post_init()
-
-    @property
-    def _encoder(self) -> DPREncoder:
-        return self.question_encoder
+class DPRQuestionEncoder(DPRQuestionBase, _DPR):
+    question_encoder: DPREncoder
 
 
-class DPRContextEncoder(_DPR):
-    """DPR's passage encoder.
-
-    Args:
-        config: a `DPRConfig`.
-    """
-
-    head = "context"
-    base_model_prefix = "ctx_encoder"
-
-    def __init__(self, config: DPRConfig) -> None:
-        super().__init__(config)
-        self.ctx_encoder = DPREncoder(config)
-        self.post_init()
-
-    @property
-    def _encoder(self) -> DPREncoder:
-        return self.ctx_encoder
+class DPRContextEncoder(DPRContextBase, _DPR):
+    ctx_encoder: DPREncoder
 
 
-class BertEncoder(PooledEncoder):
-    """A pooled BERT: sentence encoders, and any BERT as question or passage encoder.
-
-    The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if
-    `normalize`) -> times `scale`.
-
-    Args:
-        config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
-    """
-
-    config_class = BertConfig
-    architecture = "BertModel"
-    base_model_prefix = "bert"
-
-    @classmethod
-    def read_config(
-        cls, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]
-    ) -> BertConfig:
-        """The config; of a sentence-transformers folder with all that changes its vectors."""
-        found = sentence_settings(name_or_path, **hub)
-        settings = {} if found is None else found.config_fields()
-        return super().read_config(name_or_path, hub, {**settings, **overrides})
-
+class BertEncoder(BertBase, PooledEncoder):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
+from rag_core.modeling import traced_output
 from rag_core.outputs import EncoderOutput
 from rag_tf.attention import AttentionMask, key_mask, merge_heads, split_heads
 from rag_tf.layers import Trace, activation, checkpointed
@@ -50,25 +51,12 @@ class BertEmbeddings(Module):
             x = self.word_embeddings(input_ids)
         else:
             x = tf.cast(inputs_embeds, compute_dtype() or self.LayerNorm.weight.dtype)
-        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
-        x = x + (
-            self.token_type_embeddings(token_type_ids) if types is None else tf.cast(types, x.dtype)
-        )
+        if token_type_ids is None:
+            x = x + tf.cast(self.token_type_embeddings.weight[0], x.dtype)
+        else:
+            x = x + self.token_type_embeddings(token_type_ids)
         x = x + tf.cast(self.position_embeddings.weight[: dim(x, 1)], x.dtype)
         return dropout(self.LayerNorm(x), self.dropout, training)
-
-    def check_length(self, length: int | None) -> None:
-        """Refuses texts longer than the table of positions; None = not known yet.
-
-        Raises:
-            ValueError: naming both lengths.
-        """
-        limit = self.position_embeddings.num_embeddings
-        if length is not None and length > limit:
-            raise ValueError(
-                f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
-                f"cut texts when they are tokenized: truncation=True, max_length={limit}"
-            )
 
 
 class BertSelfAttention(Module):
@@ -175,10 +163,7 @@ class BertStack(Module):
             x, weights = checkpointed(options, run, x, attention_mask)
             trace.attentions(weights)
         trace.hidden(x)
-        hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(
-            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
-        )
+        return traced_output(x, trace)
 
 
 class BertPooler(Module):

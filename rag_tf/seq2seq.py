@@ -12,17 +12,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow as tf
 from tensorflow import Tensor
 
 from rag_core.modeling import DecoderBase, GeneratorBase, GeneratorCall, Steps
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
-from rag_tf import contexts
 from rag_tf.attention import key_mask
 from rag_tf.call_arguments import spread
-from rag_tf.contexts import checked_ids
+from rag_tf.contexts import CHECKS, checked_ids
 from rag_tf.decode_state import DecodeState, GrowingCache
 from rag_tf.engine import ENGINE
 from rag_tf.layers import Trace, shift_tokens_right
@@ -119,8 +118,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
     them.
     """
 
-    engine: ClassVar[Any] = ENGINE
-    inputs: ClassVar[Any] = contexts
+    engine = ENGINE
+    inputs = CHECKS
     lm_head: Linear
     _shifted = staticmethod(shift_tokens_right)
     _tensor = staticmethod(tf.convert_to_tensor)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rag_core.modeling import traced_output
 from rag_core.outputs import EncoderOutput
 from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
-from rag_torch.contexts import checked_ids
 from rag_torch.layers import Trace, activation, checkpointed
 from rag_torch.packing import Packing
 
@@ -37,24 +37,12 @@ class BertEmbeddings(nn.Module):
         self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None
     ) -> Tensor:
         """(B, S) ids -> (B, S, d)."""
-        if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(
-                checked_ids("input_ids", input_ids, self.word_embeddings.weight.shape[0])
-            )
-        x = inputs_embeds
-        length, limit = x.shape[1], self.position_embeddings.num_embeddings
-        if length > limit:
-            raise ValueError(
-                f"this BERT has {limit} positions (max_position_embeddings), got {length} tokens; "
-                f"cut texts when they are tokenized: truncation=True, max_length={limit}"
-            )
-        if token_type_ids is not None:
-            checked_ids(
-                "token_type_ids", token_type_ids, self.token_type_embeddings.weight.shape[0]
-            )
-        types = self.token_type_embeddings.weight[0] if token_type_ids is None else None
-        x = x + (self.token_type_embeddings(token_type_ids) if types is None else types)
-        x = x + self.position_embeddings.weight[:length]
+        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if token_type_ids is None:
+            x = x + self.token_type_embeddings.weight[0]
+        else:
+            x = x + self.token_type_embeddings(token_type_ids)
+        x = x + self.position_embeddings.weight[: x.shape[1]]
         return F.dropout(self.LayerNorm(x), self.dropout, self.training)
 
 
@@ -167,10 +155,7 @@ class BertStack(nn.Module):
             trace.attentions(weights)
         x = x if packing is None else packing.padded(x)
         trace.hidden(x)
-        hidden_states, attentions, _ = trace.result()
-        return EncoderOutput(
-            last_hidden_state=x, hidden_states=hidden_states, attentions=attentions
-        )
+        return traced_output(x, trace)
 
 
 class BertPooler(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ from rag_core.modeling import (
     batches_by_length,
 )
 from rag_core.outputs import EncoderOutput
-from rag_torch import contexts
 from rag_torch.attention import key_mask
-from rag_torch.contexts import used_length
+from rag_torch.contexts import CHECKS, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.engine import ENGINE
 from rag_torch.layers import Trace, shift_tokens_right
@@ -67,8 +66,8 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
     them.
     """
 
-    engine: ClassVar[Any] = ENGINE
-    inputs: ClassVar[Any] = contexts
+    engine = ENGINE
+    inputs = CHECKS
     lm_head: nn.Linear
     _shifted = staticmethod(shift_tokens_right)
 

@@ -9,6 +9,11 @@ from rag_core.lazy import lazily
 if TYPE_CHECKING:
     from rag_core.modeling.answers import answer as answer
     from rag_core.modeling.components import RagComponents as RagComponents
+    from rag_core.modeling.encoder import BertBase as BertBase
+    from rag_core.modeling.encoder import DPRContextBase as DPRContextBase
+    from rag_core.modeling.encoder import DPRQuestionBase as DPRQuestionBase
+    from rag_core.modeling.encoder import EncoderCall as EncoderCall
+    from rag_core.modeling.encoder import PooledEncoderBase as PooledEncoderBase
     from rag_core.modeling.foreign import ForeignEncoderBase as ForeignEncoderBase
     from rag_core.modeling.foreign import ForeignGeneratorBase as ForeignGeneratorBase
     from rag_core.modeling.foreign import ForeignModule as ForeignModule
@@ -41,6 +46,13 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "answers": ["answer"],
         "components": ["RagComponents"],
+        "encoder": [
+            "BertBase",
+            "DPRContextBase",
+            "DPRQuestionBase",
+            "EncoderCall",
+            "PooledEncoderBase",
+        ],
         "foreign": [
             "ForeignEncoderBase",
             "ForeignGeneratorBase",

@@ -16,6 +16,7 @@ import numpy as np
 from rag_core.arguments import check_fed, check_rows
 from rag_core.config import BartConfig, T5Config
 from rag_core.generation import (
+    Engine,
     check_context,
     check_embeds,
     check_head_masks,
@@ -24,6 +25,7 @@ from rag_core.generation import (
     next_inputs,
     start_and_pad,
 )
+from rag_core.modeling.inputs import InputChecks
 from rag_core.modeling.pretrained import PretrainedBase, check_table
 from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput, as_encoder_output
 
@@ -72,10 +74,10 @@ class GeneratorCall:
     inputs_embeds: Tensor
     decoder_inputs_embeds: Tensor
     labels: Tensor
-    use_cache: bool | None
-    output_attentions: bool | None
-    output_hidden_states: bool | None
-    return_dict: bool | None
+    use_cache: Any
+    output_attentions: Any
+    output_hidden_states: Any
+    return_dict: Any
     training: bool | None = None
     past_length: Size = 0
 
@@ -218,8 +220,8 @@ class GeneratorBase(PretrainedBase):
             steps and searches in graphs.
     """
 
-    engine: ClassVar[Any]
-    inputs: ClassVar[Any]
+    engine: ClassVar[Engine]
+    inputs: ClassVar[InputChecks]
     native = True
     lm_head: Any
 
