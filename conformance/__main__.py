@@ -38,11 +38,14 @@ def run(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     """Compare two recordings; 0 they agree, 1 they differ, 2 they are not of the same thing."""
     files = TraceFile(options.expected), TraceFile(options.actual)
-    found, headers = compare_files(*files), (files[0].header, files[1].header)
-    print(as_text(found, headers))
+    headers = files[0].header, files[1].header
+    result = compare_files(*files)
+    print(as_text(result, headers))
     if options.report:
-        print("written:", *write_reports(found, headers, options.report))
-    return AGREE if found.agrees else DIFFER
+        print("written:", *write_reports(result, headers, options.report))
+    if result.agrees:
+        return AGREE
+    return DIFFER
 
 
 def tolerances(options: argparse.Namespace) -> int:
@@ -50,29 +53,28 @@ def tolerances(options: argparse.Namespace) -> int:
     tolerances.
     """
     files = TraceFile(options.expected), TraceFile(options.actual)
-    found = compare_files(*files, {"": float("inf")})
+    result = compare_files(*files, {"": float("inf")})
     table = json.loads(TOLERANCES.read_text("utf-8"))
     stages = {}
-    for kind, worst in found.stages.items():
-        if worst.tolerance:
-            place = f"{worst.case}: {worst.stage}"
+    for kind, worst in result.stages.items():
+        if worst.tolerance:  # numbers that must be equal have none
             stages[kind] = {
                 "measured": worst.relative,
                 "bound": FACTOR * worst.relative,
                 "arrays": worst.arrays,
-                "at": place,
+                "at": f"{worst.case}: {worst.stage}",
             }
     runs = [f"{file.header['run']['backend']} {file.header['run']['framework']}" for file in files]
     table["float32"] = {
         "otherwise": 0.0,
         "basis": (
-            f"{runs[0]} and {runs[1]}, {found.cases} cases; bound = {FACTOR:g} x the largest "
+            f"{runs[0]} and {runs[1]}, {result.cases} cases; bound = {FACTOR:g} x the largest "
             "measured"
         ),
         "stages": stages,
     }
     TOLERANCES.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
-    print(as_text(found, (files[0].header, files[1].header)))
+    print(as_text(result, (files[0].header, files[1].header)))
     return AGREE
 
 

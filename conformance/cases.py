@@ -124,14 +124,16 @@ def model_weights(
 
     The end-of-sequence token is made likely, so that searches end.
     """
-    weights = seeded_weights(shapes, seed)
     eos = MODELS[model]["generator"]["eos_token_id"]
+    return with_likely_end(seeded_weights(shapes, seed), eos)
+
+
+def with_likely_end(weights: dict[str, np.ndarray], eos: int) -> dict[str, np.ndarray]:
+    """Weights, changed in place, of a generator that likes to end."""
     for name, array in weights.items():
         if name.endswith("final_logits_bias"):
             array[0, eos] += 2.0
-        elif name.endswith("generator.lm_head.weight") or (
-            name.endswith("generator.shared.weight")
-        ):
+        elif name.endswith(("generator.lm_head.weight", "generator.shared.weight")):
             array[eos] *= 1.7
     return weights
 

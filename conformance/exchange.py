@@ -32,9 +32,10 @@ def outputs(model: Any, model_name: str, tensor: Any) -> dict[str, np.ndarray]:
     """
     arrays = contexts(model_name, "exchange", BATCH, N_DOCS)
     arrays["doc_scores"] = arrays["doc_scores"].astype(np.float32)
-    given = {name: tensor(array) for name, array in arrays.items()}
-    out = model(**given, labels=tensor(targets(model_name, "padded", BATCH)), reduce_loss=False)
-    found = {"logits": out.logits.numpy(), "loss": out.loss.numpy()}
+    inputs = {name: tensor(array) for name, array in arrays.items()}
+    labels = tensor(targets(model_name, "padded", BATCH))
+    out = model(**inputs, labels=labels, reduce_loss=False)
+    results = {"logits": out.logits.numpy(), "loss": out.loss.numpy()}
     for name, options in SEARCHES.items():
-        found[name] = model.generate(**given, **options).numpy()
-    return found
+        results[name] = model.generate(**inputs, **options).numpy()
+    return results

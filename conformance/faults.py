@@ -12,6 +12,7 @@ import numpy as np
 from rag_core.backends import to_numpy
 
 Patch = Callable[[Any, str, Any], None]
+Room = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Fault:
     structure: str
     head: str
     stage: str
-    plant: Callable[[Any, Callable[[str], Any], Patch], None]
+    plant: Callable[[Any, Room, Patch], None]
     case: dict[str, Any]
 
 
@@ -37,40 +38,40 @@ def _generator(tracer: Any) -> Any:
     return tracer.model.rag.generator
 
 
-def _missing_scale(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _missing_scale(tracer: Any, room: Room, patch: Patch) -> None:
     patch(_generator(tracer).model.encoder, "scale", 1.0)
 
 
-def _missing_attention_scale(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _missing_attention_scale(tracer: Any, room: Room, patch: Patch) -> None:
     for module in _generator(tracer).modules():
         if hasattr(module, "scaling"):
             patch(module, "scaling", 1.0)
 
 
-def _transposed(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _transposed(tracer: Any, room: Room, patch: Patch) -> None:
     name = "model.decoder.layers.1.self_attn.v_proj.weight"
     weight = _generator(tracer).get_submodule(name.rpartition(".")[0]).weight
     tracer.fill({f"rag.generator.{name}": np.ascontiguousarray(to_numpy(weight).T)})
 
 
-def _tanh_in_encoder(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _tanh_in_encoder(tracer: Any, room: Room, patch: Patch) -> None:
     patch(_generator(tracer).model.encoder.layers[1], "act", room("layers").activation("gelu_new"))
 
 
-def _tanh_in_question_encoder(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _tanh_in_question_encoder(tracer: Any, room: Room, patch: Patch) -> None:
     layer = tracer.model.rag.question_encoder.get_submodule(
         "question_encoder.bert_model.encoder.layer.0"
     )
     patch(layer.intermediate, "act", room("layers").activation("gelu_new"))
 
 
-def _shifted_position(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _shifted_position(tracer: Any, room: Room, patch: Patch) -> None:
     decoder = _generator(tracer).model.decoder
     embed = decoder._embed
     patch(decoder, "_embed", lambda ids, embeds, start, *rest: embed(ids, embeds, start + 1, *rest))
 
 
-def _shifted_bucket(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _shifted_bucket(tracer: Any, room: Room, patch: Patch) -> None:
     if tracer.backend == "torch":
         buckets = room("t5").t5_buckets
         patch(
@@ -83,22 +84,22 @@ def _shifted_bucket(tracer: Any, room: Callable[[str], Any], patch: Patch) -> No
         patch(encoder, "_buckets", np.maximum(encoder._buckets - 1, 0))
 
 
-def _dropped_cross_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _dropped_cross_mask(tracer: Any, room: Room, patch: Patch) -> None:
     mask = room("seq2seq").key_mask
     patch(room("seq2seq"), "key_mask", lambda attention_mask: mask(None))
 
 
-def _dropped_encoder_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _dropped_encoder_mask(tracer: Any, room: Room, patch: Patch) -> None:
     mask = room("t5").key_mask
     patch(room("t5"), "key_mask", lambda attention_mask, *bias: mask(None, *bias))
 
 
-def _dropped_question_mask(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _dropped_question_mask(tracer: Any, room: Room, patch: Patch) -> None:
     mask = room("bert_layers").key_mask
     patch(room("bert_layers"), "key_mask", lambda attention_mask: mask(None))
 
 
-def _bos_scored(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _bos_scored(tracer: Any, room: Room, patch: Patch) -> None:
     nll = room("marginalize").sequence_nll
     patch(
         room("marginalize"),
@@ -107,12 +108,15 @@ def _bos_scored(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
     )
 
 
-def _untied_head(tracer: Any, room: Callable[[str], Any], patch: Patch) -> None:
+def _untied_head(tracer: Any, room: Room, patch: Patch) -> None:
     generator = _generator(tracer)
-    own = type(generator.lm_head)(generator.config.d_model, generator.config.vocab_size, bias=False)
-    patch(generator, "lm_head", own.to(tracer.model.dtype) if hasattr(own, "to") else own)
+    config = generator.config
+    head = type(generator.lm_head)(config.d_model, config.vocab_size, bias=False)
+    if hasattr(head, "to"):
+        head = head.to(tracer.model.dtype)
+    patch(generator, "lm_head", head)
     values = np.ascontiguousarray(to_numpy(generator.get_input_embeddings().weight)[::-1])
-    room("weights").assign(own, {"weight": values}, generator.dtype, None)
+    room("weights").assign(head, {"weight": values}, generator.dtype, None)
 
 
 _QUESTIONS = {"source": "retrieved", "fault": "none", "batch": 2}
@@ -143,6 +147,6 @@ FAULTS = {
 }
 
 
-def room(package: str) -> Callable[[str], Any]:
+def room(package: str) -> Room:
     """Rooms of a backend by name."""
     return lambda name: importlib.import_module(f"{package}.{name}")

@@ -87,5 +87,7 @@ def forward_cases() -> list[dict[str, Any]]:
 
 def loss_cases(head: str) -> list[dict[str, Any]]:
     """The grid of loss switches for one head, in the order of the rows of its golden array."""
-    grid = dict(LOSS_GRID) if head == "sequence" else {**LOSS_GRID, "exclude_bos_score": (False,)}
+    grid = dict(LOSS_GRID)
+    if head != "sequence":
+        grid["exclude_bos_score"] = (False,)
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]

@@ -112,6 +112,8 @@ _SEQUENCE_ONLY: dict[str, dict[str, Any]] = {
     "encoder_repetition": {"encoder_repetition_penalty": 1.7, "max_length": 9},
 }
 
+_HEAD_ONLY = {"token": _TOKEN_ONLY, "sequence": _SEQUENCE_ONLY}
+
 _HABITS: dict[str, dict[str, Any]] = {
     "plain": {},
     "greedy": {"num_beams": 1},
@@ -165,21 +167,12 @@ def generation_cases() -> list[dict[str, Any]]:
                     chosen["eos_token_id"] = _TOO_LARGE[name]
                 add(model, head, name, chosen)
                 add(model, head, f"beams3_{name}", {**chosen, "num_beams": 3})
-            for name, options in {
-                **_SEARCHES,
-                **(_TOKEN_ONLY if head == "token" else _SEQUENCE_ONLY),
-            }.items():
+            for name, options in {**_SEARCHES, **_HEAD_ONLY[head]}.items():
                 add(model, head, name, options)
             for name, config in _CONFIGS.items():
                 add(model, head, name, {}, **config)
-            for name in ("retrieved", "beams2_retrieved"):
-                add(
-                    model,
-                    head,
-                    name,
-                    {"num_beams": 2 if "beams2" in name else 1, "max_length": 10},
-                    "retriever",
-                )
+            for name, beams in (("retrieved", 1), ("beams2_retrieved", 2)):
+                add(model, head, name, {"num_beams": beams, "max_length": 10}, "retriever")
     return cases
 
 

@@ -38,11 +38,9 @@ def fill(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> None:
 def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what is saved, each tied weight once, under its first name."""
     saved = model.state_dict()
-    held = [
-        *model.named_parameters(),
-        *((name, array) for name, array in model.named_buffers() if name in saved),
-    ]
-    return {name: tuple(array.shape) for name, array in held}
+    buffers = {name: array for name, array in model.named_buffers() if name in saved}
+    arrays = {**dict(model.named_parameters()), **buffers}
+    return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 @lru_cache(maxsize=64)
@@ -63,11 +61,8 @@ def build(
 
 def context_encoder(model_name: str, dtype: torch.dtype) -> Any:
     """A DPR context encoder of the question encoder's shape, with weights of its own."""
-    settings = {
-        key: value
-        for key, value in MODELS[model_name]["question_encoder"].items()
-        if key != "model_type"
-    }
+    settings = dict(MODELS[model_name]["question_encoder"])
+    del settings["model_type"]
     encoder = DPRContextEncoder(DPRConfig(**settings)).to(dtype).eval()
     fill(encoder, seeded_weights(shapes(encoder), 7))
     return encoder
@@ -75,11 +70,12 @@ def context_encoder(model_name: str, dtype: torch.dtype) -> Any:
 
 def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """numpy to torch, floats in the given dtype."""
-    found = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {
-        name: array.to(dtype) if array.is_floating_point() else array
-        for name, array in found.items()
-    }
+    converted = {}
+    for name, array in arrays.items():
+        converted[name] = torch.from_numpy(array)
+        if converted[name].is_floating_point():
+            converted[name] = converted[name].to(dtype)
+    return converted
 
 
 class ToyRetriever(RagRetriever):
@@ -89,7 +85,9 @@ class ToyRetriever(RagRetriever):
     """
 
     def __init__(self, model_name: str, config: RagConfig) -> None:
-        self.model_name, self.config, self.n_docs = model_name, config, config.n_docs
+        self.model_name = model_name
+        self.config = config
+        self.n_docs = config.n_docs
 
     def __call__(
         self,
@@ -100,13 +98,13 @@ class ToyRetriever(RagRetriever):
         return_tensors: str | None = None,
     ) -> BatchEncoding:
         """Contexts, document vectors and ids for a batch of questions."""
-        found = toy_retrieve(
+        docs = toy_retrieve(
             self.model_name,
             np.asarray(question_input_ids),
             question_hidden_states,
             n_docs or self.n_docs,
         )
-        return BatchEncoding(found, tensor_type=return_tensors)
+        return BatchEncoding(docs, tensor_type=return_tensors)
 
 
 @contextmanager
@@ -117,19 +115,26 @@ def pure_float64(active: bool) -> Iterator[None]:
     if not active:
         yield
         return
-    to, as_float = torch.Tensor.to, torch.Tensor.float
+    original_to = torch.Tensor.to
+    original_float = torch.Tensor.float
 
-    def keep(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        single = args[:1] == (torch.float32,) or kwargs.get("dtype") is torch.float32
-        return self if single and self.dtype is torch.float64 else to(self, *args, **kwargs)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        is_single = args[:1] == (torch.float32,) or kwargs.get("dtype") is torch.float32
+        if is_single and self.dtype is torch.float64:
+            return self
+        return original_to(self, *args, **kwargs)
+
+    def as_float(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.dtype is torch.float64:
+            return self
+        return original_float(self)
 
     torch.set_default_dtype(torch.float64)
-    torch.Tensor.to = keep
-    torch.Tensor.float = lambda self, *args, **kwargs: (
-        self if self.dtype is torch.float64 else as_float(self)
-    )
+    torch.Tensor.to = to
+    torch.Tensor.float = as_float
     try:
         yield
     finally:
-        torch.Tensor.to, torch.Tensor.float = to, as_float
+        torch.Tensor.to = original_to
+        torch.Tensor.float = original_float
         torch.set_default_dtype(torch.float32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases import MODELS
+from conformance.cases import MODELS, with_likely_end
 from conformance.generation_cases import generation_cases
 from conformance.seeded import seeded_weights
 from rag_core.checkpoint.shapes import expected_shapes, tied_names
@@ -124,6 +124,8 @@ _FAST = {
         "max_length": 5,
     },
 }
+# Of the catalogue's options, those that are tried with sampling, too.
+_SAMPLED = ("plain", "min_length", "no_repeat_2", "repetition_penalty", "two_ends", "bias")
 _FAULTS = ("none", "masked_row", "missing_document")
 _PLACES = ((3, 2), (1, 3), (5, 1), (2, 2))  # n_docs, batch
 
@@ -183,7 +185,7 @@ def structure(name: str) -> dict[str, Any]:
     """The parts of a structure; `drawn<seed>` is one that is drawn."""
     if name.startswith("drawn"):
         return drawn_structure(int(name.removeprefix("drawn")))
-    return STRUCTURES[name] if name in STRUCTURES else _MORE[name]
+    return {**STRUCTURES, **_MORE}[name]
 
 
 def config(name: str) -> RagConfig:
@@ -198,60 +200,68 @@ def weights(name: str, seed: int) -> dict[str, np.ndarray]:
 
     The end token is made likely, so that searches end.
     """
-    what = config(name)
-    shapes = expected_shapes(what, "token")
-    for group in tied_names(what, "token"):
+    rag = config(name)
+    shapes = expected_shapes(rag, "token")
+    for group in tied_names(rag, "token"):
         for copy in group[1:]:
             shapes.pop(copy, None)
-    found, eos = seeded_weights(shapes, seed), what.generator.eos_token_id
-    for key, array in found.items():
-        if key.endswith("final_logits_bias"):
-            array[0, eos] += 2.0
-        elif key.endswith(("generator.lm_head.weight", "generator.shared.weight")):
-            array[eos] *= 1.7
-    return found
+    return with_likely_end(seeded_weights(shapes, seed), rag.generator.eos_token_id)
 
 
 def _case(
-    name: str, what: str, head: str, turn: int, modes: dict[str, Any], **changes: Any
+    name: str, parts: str, head: str, turn: int, modes: dict[str, Any], **changes: Any
 ) -> dict[str, Any]:
+    """A case of the structure `parts`; what varies beside it is the turn's."""
     n_docs, batch = _PLACES[turn % len(_PLACES)]
-    rest = {
+    fault = _FAULTS[turn % 3]
+    if n_docs == 1:
+        fault = "none"
+    case = {
+        "name": name,
+        "structure": parts,
+        "head": head,
         "seed": 1 + turn % 3,
         "n_docs": n_docs,
         "batch": batch,
         "source": ("retrieved", "given")[turn % 2],
-        "fault": _FAULTS[turn % 3] if n_docs > 1 else "none",
+        "fault": fault,
         "target": TARGETS[(3 * turn) % len(TARGETS)],
         "label_smoothing": (0.0, 0.1)[turn // 2 % 2],
         "exclude_bos_score": bool(turn // 3 % 2),
         "forward": True,
+        "modes": modes,
     }
-    return {"name": name, "structure": what, "head": head, **rest, "modes": modes, **changes}
+    return {**case, **changes}
+
+
+def _modes(parts: str, head: str) -> dict[str, dict[str, Any]]:
+    """The modes that go round for a head of a structure."""
+    if parts in _POOLED:
+        return {mode: MODES[mode] for mode in ("greedy", "beams")}
+    if head == "sequence":
+        return {**MODES, **_FAST}
+    return MODES
 
 
 def _turns(names: list[str], count: int) -> Iterator[dict[str, Any]]:
     turn = 0
-    for what in names:
+    for parts in names:
         for head in HEADS:
-            known = {**MODES, **(_FAST if head == "sequence" else {})}
-            known = (
-                {mode: MODES[mode] for mode in ("greedy", "beams")} if what in _POOLED else known
-            )
+            modes = list(_modes(parts, head).items())
             for number in range(count):
-                chosen = [list(known)[(2 * turn + place) % len(known)] for place in range(2)]
-                modes = {mode: known[mode] for mode in chosen}
-                yield _case(f"{what}/{head}/{number}", what, head, turn, modes)
+                pair = [modes[(2 * turn + place) % len(modes)] for place in range(2)]
+                yield _case(f"{parts}/{head}/{number}", parts, head, turn, dict(pair))
                 turn += 1
 
 
 def quick_cases() -> list[dict[str, Any]]:
     """The hundred cases of `make test`."""
-    found = list(_turns(list(STRUCTURES), 7))
-    for what, head in (("bart", "token"), ("t5_gated", "sequence")):
-        many = {"n_docs": 50, "batch": 1, "source": "given", "fault": "none"}
-        found.append(_case(f"{what}/{head}/many", what, head, 0, {"beams": MODES["beams"]}, **many))
-    return found
+    cases = list(_turns(list(STRUCTURES), 7))
+    many = {"n_docs": 50, "batch": 1, "source": "given", "fault": "none"}
+    for parts, head in (("bart", "token"), ("t5_gated", "sequence")):
+        modes = {"beams": MODES["beams"]}
+        cases.append(_case(f"{parts}/{head}/many", parts, head, 0, modes, **many))
+    return cases
 
 
 def generation_groups(seeds: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
@@ -259,32 +269,29 @@ def generation_groups(seeds: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]
     seeds.
     """
     groups: dict[str, dict[str, Any]] = {}
-    known = [
+    plain = [
         case for case in generation_cases() if not case["config"] and case["source"] == "given"
     ]
-    for turn, case in enumerate(known):
+    for number, case in enumerate(plain):
         mode = case["name"].split("/")[-1]
+        head = case["head"]
+        options = case["options"]
+        turn = number % 3
         for seed in seeds:
-            name = f"{case['model']}/{case['head']}/options{seed}.{turn % 3}"
+            name = f"{case['model']}/{head}/options{seed}.{turn}"
             place = {
                 "seed": seed,
-                "source": ("given", "retrieved", "given")[turn % 3],
+                "source": ("given", "retrieved", "given")[turn],
                 "forward": False,
+                "fault": "none",
             }
-            new = _case(name, case["model"], case["head"], turn % 3, {}, **place, fault="none")
-            groups.setdefault(name, new)["modes"][mode] = case["options"]
-            if mode.startswith("beams3_") and case["head"] == "sequence":
-                groups[name]["modes"][f"fast_{mode}"] = {**case["options"], "decoding": "fast"}
-            if mode in (
-                "plain",
-                "min_length",
-                "no_repeat_2",
-                "repetition_penalty",
-                "two_ends",
-                "bias",
-            ):
+            group = groups.setdefault(name, _case(name, case["model"], head, turn, {}, **place))
+            group["modes"][mode] = options
+            if mode.startswith("beams3_") and head == "sequence":
+                group["modes"][f"fast_{mode}"] = {**options, "decoding": "fast"}
+            if mode in _SAMPLED:
                 draws = {"do_sample": True, "seed": seed, "top_k": 30, "temperature": 0.9}
-                groups[name]["modes"][f"sampled_{mode}"] = {**case["options"], **draws}
+                group["modes"][f"sampled_{mode}"] = {**options, **draws}
     return list(groups.values())
 
 
@@ -293,17 +300,15 @@ def seed_cases(seeds: int = 20) -> list[dict[str, Any]]:
 
     The main structures, weights and inputs of many seeds.
     """
-    found = []
-    for what in ("bart", "bart_scaled", "t5", "t5_gated"):
+    cases = []
+    for parts in ("bart", "bart_scaled", "t5", "t5_gated"):
         for seed in range(100, 100 + seeds):
-            head, mode = HEADS[seed % 2], ("beams", "greedy")[seed // 2 % 2]
+            head = HEADS[seed % 2]
+            mode = ("beams", "greedy")[seed // 2 % 2]
+            name = f"{parts}/{head}/seed{seed}"
             place = {"seed": seed, "fault": "none"}
-            found.append(
-                _case(
-                    f"{what}/{head}/seed{seed}", what, head, seed // 2, {mode: MODES[mode]}, **place
-                )
-            )
-    return found
+            cases.append(_case(name, parts, head, seed // 2, {mode: MODES[mode]}, **place))
+    return cases
 
 
 def more_cases(drawn: int = 16) -> list[dict[str, Any]]:
@@ -325,31 +330,30 @@ SETS = {
 }
 
 
-def select(wanted: list[str]) -> list[dict[str, Any]]:
+def select(names: list[str]) -> list[dict[str, Any]]:
     """Cases by the name of a set, of a case, or the beginning of one that ends in "/"; those of a
     structure together.
 
     Raises:
         ValueError: a name that no case has.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name in wanted:
-        known = (
-            SETS[name]()
-            if name in SETS
-            else [case for case in all_cases() if _is_named(case["name"], name)]
-        )
-        if not known:
+    selected: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name in SETS:
+            cases = SETS[name]()
+        else:
+            cases = [case for case in all_cases() if _is_named(case["name"], name)]
+        if not cases:
             raise ValueError(f"no case is named {name!r}; sets are {', '.join(SETS)}")
-        found.update({case["name"]: case for case in known})
+        selected |= {case["name"]: case for case in cases}
     order = [*STRUCTURES, *_MORE]
     return sorted(
-        found.values(), key=lambda case: [*order, case["structure"]].index(case["structure"])
+        selected.values(), key=lambda case: [*order, case["structure"]].index(case["structure"])
     )
 
 
-def _is_named(name: str, wanted: str) -> bool:
-    return name == wanted or (wanted.endswith("/") and name.startswith(wanted))
+def _is_named(name: str, pattern: str) -> bool:
+    return name == pattern or (pattern.endswith("/") and name.startswith(pattern))
 
 
 def digest(case: dict[str, Any]) -> str:

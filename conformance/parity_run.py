@@ -30,7 +30,8 @@ class Models:
     """
 
     def __init__(self, backend: str, dtype: str) -> None:
-        self.engine, self.dtype = load_backend(backend), dtype
+        self.engine = load_backend(backend)
+        self.dtype = dtype
         self.tracing = importlib.import_module(f"{self.engine.__name__}.tracing")
         self._parts: dict[str, Any] = {}
         self._tracers: dict[tuple[str, str], Any] = {}
@@ -44,13 +45,13 @@ class Models:
     def _build(self, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(folder, weights(name, 1), config(name), architecture=CLASSES["token"])
-            made = getattr(self.engine, CLASSES["token"]).from_pretrained(folder, dtype=self.dtype)
-        parts = {
-            part: self._parts.setdefault(
-                f"{part}: {structure(name)[part]}", getattr(made.rag, part)
+            loaded = getattr(self.engine, CLASSES["token"]).from_pretrained(
+                folder, dtype=self.dtype
             )
-            for part in ("question_encoder", "generator")
-        }
+        parts = {}
+        for part, fields in structure(name).items():
+            network = getattr(loaded.rag, part)
+            parts[part] = self._parts.setdefault(f"{part}: {fields}", network)
         for head, kind in CLASSES.items():
             model = getattr(self.engine, kind)(config(name), **parts)
             self._tracers[name, head] = self.tracing.Tracer(model)
@@ -58,52 +59,56 @@ class Models:
 
 def inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:
     """Questions or contexts of a case, with what is wrong in them."""
-    what, key = config(case["structure"]), f"{case['name']}:{case['seed']}"
+    rag = config(case["structure"])
+    key = f"{case['name']}:{case['seed']}"
     if case["source"] == "retrieved":
-        return questions(what, key, case["batch"])
-    given = contexts(what, key, case["batch"], case["n_docs"])
+        return questions(rag, key, case["batch"])
+    drawn = contexts(rag, key, case["batch"], case["n_docs"])
     if case["fault"] == "masked_row":
-        given["context_attention_mask"][-1] = 0
+        drawn["context_attention_mask"][-1] = 0
     elif case["fault"] == "missing_document":
-        given["doc_scores"][:, -1] = -np.inf
-    return given
+        drawn["doc_scores"][:, -1] = -np.inf
+    return drawn
 
 
-def run_case(models: Models, case: dict[str, Any], **wanted: Any) -> dict[str, np.ndarray]:
+def run_case(models: Models, case: dict[str, Any], **recorded: Any) -> dict[str, np.ndarray]:
     """Every stage of one case.
 
     Args:
         models: of the backend.
         case: one of `parity_cases`.
-        **wanted: `gradients` and `margins`, see `rag_core.parity.trace.trace`.
+        **recorded: `gradients` and `margins`, see `rag_core.parity.trace.trace`.
     """
-    tracer = models.tracer(case["structure"], case["head"])
-    model, what = tracer.model, config(case["structure"])
-    tracer.fill(weights(case["structure"], case["seed"]))
-    for field in ("label_smoothing", "exclude_bos_score"):
-        setattr(model.config, field, case[field])
-    missing = 1 if case["fault"] == "missing_document" else 0
-    bank = DrawnRetriever(what, f"{case['structure']}:{case['seed']}", missing=missing)
-    model.set_retriever(bank if case["source"] == "retrieved" else None)
-    vocabulary, as_tensor = what.generator.vocab_size, models.engine.as_tensor
+    name = case["structure"]
+    rag = config(name)
+    tracer = models.tracer(name, case["head"])
+    tracer.fill(weights(name, case["seed"]))
+    model = tracer.model
+    model.config.label_smoothing = case["label_smoothing"]
+    model.config.exclude_bos_score = case["exclude_bos_score"]
+    retriever = None
+    if case["source"] == "retrieved":
+        missing = int(case["fault"] == "missing_document")
+        retriever = DrawnRetriever(rag, f"{name}:{case['seed']}", missing=missing)
+    model.set_retriever(retriever)
     modes = {
-        mode: _plugged(options, vocabulary, as_tensor) for mode, options in case["modes"].items()
+        mode: _with_functions(options, rag.generator.vocab_size, models.engine.as_tensor)
+        for mode, options in case["modes"].items()
     }
-    labels = targets(what, case["name"], case["target"], case["batch"])
+    labels = targets(rag, case["name"], case["target"], case["batch"])
     return trace(
-        tracer, inputs(case), labels, case["n_docs"], modes, forward=case["forward"], **wanted
+        tracer, inputs(case), labels, case["n_docs"], modes, forward=case["forward"], **recorded
     )
 
 
-def _plugged(
+def _with_functions(
     options: dict[str, Any], vocabulary: int, as_tensor: Callable[[np.ndarray], Any]
 ) -> dict[str, Any]:
     """Options of a `generate` call, functions in place of their names."""
     options = dict(options)
     if "prefix_allowed_tokens_fn" in options:
-        options["prefix_allowed_tokens_fn"] = allowed_tokens(
-            options["prefix_allowed_tokens_fn"], vocabulary
-        )
+        rule = options["prefix_allowed_tokens_fn"]
+        options["prefix_allowed_tokens_fn"] = allowed_tokens(rule, vocabulary)
     if "logits_processor" in options:
 
         def raise_every_third(ids: Any, scores: Any) -> Any:
@@ -132,18 +137,20 @@ def record(
         dtype: of the weights and of all arithmetic.
         note: is told what is done.
     """
-    models, began = Models(backend, dtype), time.monotonic()
+    began = time.monotonic()
+    models = Models(backend, dtype)
     version = models.tracing.Tracer.version
     with TraceWriter(
         out, backend=backend, framework=version, dtype=dtype, seed=0, about={}
     ) as writer:
         for number, case in enumerate(cases, start=1):
             stages = run_case(models, case, margins=dtype != "float64")
-            info = {"weights": fingerprint(weights(case["structure"], case["seed"]))}
-            info |= {"inputs": fingerprint(inputs(case)), "case": digest(case)}
+            info = {
+                "weights": fingerprint(weights(case["structure"], case["seed"])),
+                "inputs": fingerprint(inputs(case)),
+                "case": digest(case),
+            }
             writer.add(case["name"], info, stages)
             if number % 20 == 0 or number == len(cases):
-                note(
-                    f"{backend} {dtype}: {number} of {len(cases)} cases, "
-                    f"{time.monotonic() - began:.0f} s"
-                )
+                seconds = time.monotonic() - began
+                note(f"{backend} {dtype}: {number} of {len(cases)} cases, {seconds:.0f} s")

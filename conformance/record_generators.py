@@ -64,7 +64,8 @@ def labels(pad: int) -> np.ndarray:
 
 def summary(scores: Any) -> list[float]:
     """For each step the sum of all scores that are numbers."""
-    return [float(np.where(np.isfinite(each), each, 0.0).sum()) for each in map(np.asarray, scores)]
+    steps = map(np.asarray, scores)
+    return [float(np.where(np.isfinite(step), step, 0.0).sum()) for step in steps]
 
 
 def of_model(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def of_model(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
             model(**inputs, labels=target, decoder_input_ids=fed),
             model(attention_mask=inputs["attention_mask"], **embeds, labels=target),
         ]
-    record["losses"] = [float(each.loss) for each in outputs]
+    record["losses"] = [float(output.loss) for output in outputs]
     record["logits"] = float(outputs[2].logits.abs().sum())
     record["shifted"] = model.prepare_decoder_input_ids_from_labels(labels=target).tolist()
     for i, options in enumerate(CASES):
@@ -91,12 +92,14 @@ def of_model(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     # alone: the scores of rows that ended mean nothing
     last = {key: value[-1:] for key, value in inputs.items()}
     for i, options in enumerate(SCORED):
-        made = model.generate(**last, **options, return_dict_in_generate=True, output_scores=True)
-        scores = getattr(made, "sequences_scores", None)
+        out = model.generate(**last, **options, return_dict_in_generate=True, output_scores=True)
+        scores = getattr(out, "sequences_scores", None)
+        if scores is not None:
+            scores = scores.tolist()
         record[f"scored/{i}"] = {
-            "sequences": made.sequences.tolist(),
-            "sequences_scores": None if scores is None else scores.tolist(),
-            "scores": summary(made.scores),
+            "sequences": out.sequences.tolist(),
+            "sequences_scores": scores,
+            "scores": summary(out.scores),
         }
     return record
 

@@ -31,12 +31,12 @@ def record_losses(dtype: torch.dtype) -> dict[str, np.ndarray]:
 
     A row per case of the grid, holding each question's loss and their reduced sum.
     """
-    found = {}
+    losses = {}
     for model_name in LOSS_MODELS:
         for head in ("token", "sequence"):
             rows = [_losses(model_name, head, case, dtype) for case in loss_cases(head)]
-            found[f"loss/{model_name}/{head}"] = np.array(rows)
-    return found
+            losses[f"loss/{model_name}/{head}"] = np.array(rows)
+    return losses
 
 
 def _losses(model_name: str, head: str, case: dict[str, Any], dtype: torch.dtype) -> list[float]:
@@ -61,19 +61,20 @@ def _losses(model_name: str, head: str, case: dict[str, Any], dtype: torch.dtype
 
 def record_forward(case: dict[str, Any], dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Every array that one forward pass returns, under the case's name."""
-    model_name, n_docs = case["model"], case["n_docs"]
+    model_name = case["model"]
+    n_docs = case["n_docs"]
     model = build(model_name, case["head"], FORWARD_SEED, dtype, n_docs=n_docs)
     ids = torch.tensor(targets(model_name, case["target"], BATCH))
     arguments: dict[str, Any] = dict(case["arguments"])
     if case["source"] == "retriever":
-        rag = model if case["head"] == "model" else model.rag
+        rag = model
+        if case["head"] != "model":
+            rag = model.rag
         rag.retriever = ToyRetriever(model_name, model.config)
-        question = questions(model_name, "forward", BATCH)
-        arguments.update(
-            input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1])
-        )
+        arguments.update(_questions(model_name, "forward"))
         if case["context_encoder"]:
-            rag.context_encoder_training, rag.ctx_encoder = True, context_encoder(model_name, dtype)
+            rag.context_encoder_training = True
+            rag.ctx_encoder = context_encoder(model_name, dtype)
         # the reference hands these on to no part, but parts obey their configs
         if "output_hidden_states" in arguments:
             for part in rag.modules():
@@ -86,8 +87,16 @@ def record_forward(case: dict[str, Any], dtype: torch.dtype) -> dict[str, np.nda
         arguments["decoder_attention_mask"] = (ids != pad).long()
     if case["steps"] or case["reuse"]:
         return _reused(model, case, arguments, ids)
-    arguments["labels" if case["labels"] else "decoder_input_ids"] = ids
+    if case["labels"]:
+        arguments["labels"] = ids
+    else:
+        arguments["decoder_input_ids"] = ids
     return _arrays(case["name"], model(**arguments), case["keep"])
+
+
+def _questions(model_name: str, key: str) -> dict[str, torch.Tensor]:
+    ids, mask = questions(model_name, key, BATCH)
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 def _reused(
@@ -97,52 +106,49 @@ def _reused(
     first = model(**arguments, decoder_input_ids=ids[:, :2], use_cache=True)
     arguments.pop("context_input_ids")
     arguments["encoder_outputs"] = (first.generator_enc_last_hidden_state,)
-    found = {f"{case['name']}:logits0": first.logits.numpy()}
-    past = first.past_key_values
-    for step, piece in enumerate(
-        [ids[:, 2:3], ids[:, 3:4]] if case["steps"] else [ids[:, :4]], start=1
-    ):
-        reused = {"past_key_values": past} if case["steps"] else {}
-        out = model(**arguments, **reused, decoder_input_ids=piece, use_cache=True)
-        found[f"{case['name']}:logits{step}"], past = out.logits.numpy(), out.past_key_values
-    return found
+    logits = {f"{case['name']}:logits0": first.logits.numpy()}
+    out = first
+    pieces = [ids[:, :4]]
+    if case["steps"]:
+        pieces = [ids[:, 2:3], ids[:, 3:4]]
+    for step, piece in enumerate(pieces, start=1):
+        if case["steps"]:
+            arguments["past_key_values"] = out.past_key_values
+        out = model(**arguments, decoder_input_ids=piece, use_cache=True)
+        logits[f"{case['name']}:logits{step}"] = out.logits.numpy()
+    return logits
 
 
 def _arrays(name: str, outputs: Any, keep: tuple[str, ...] | None) -> dict[str, np.ndarray]:
-    found = {}
+    arrays = {}
     for field, value in outputs.items():
-        values = value if isinstance(value, tuple) else (value,)
         if field == "past_key_values" or not (keep is None or field in keep):
             continue
+        named = {f"{name}:{field}": value}
+        if isinstance(value, tuple):
+            named = {f"{name}:{field}.{place}": item for place, item in enumerate(value)}
         # context_input_ids is (None,) where not asked for: D21
-        if not all(torch.is_tensor(item) for item in values):
-            continue
-        for place, item in enumerate(values):
-            found[f"{name}:{field}" + (f".{place}" if isinstance(value, tuple) else "")] = (
-                item.numpy()
-            )
-    return found
+        if all(torch.is_tensor(item) for item in named.values()):
+            arrays |= {key: item.numpy() for key, item in named.items()}
+    return arrays
 
 
 def record_generation(case: dict[str, Any], dtype: torch.dtype) -> list[list[int]]:
     """The token ids that one generation gave."""
-    model_name, options = case["model"], dict(case["options"])
+    model_name = case["model"]
+    options = dict(case["options"])
     model = build(
         model_name, case["head"], case["seed"], dtype, n_docs=case["n_docs"], **case["config"]
     )
     vocabulary = model.config.generator.vocab_size
     if "prefix_allowed_tokens_fn" in options:
-        options["prefix_allowed_tokens_fn"] = allowed_tokens(
-            options["prefix_allowed_tokens_fn"], vocabulary
-        )
+        rule = options["prefix_allowed_tokens_fn"]
+        options["prefix_allowed_tokens_fn"] = allowed_tokens(rule, vocabulary)
     if "logits_processor" in options:
         options["logits_processor"] = transformers.LogitsProcessorList([raise_every_third])
     if case["source"] == "retriever":
         model.rag.retriever = ToyRetriever(model_name, model.config)
-        question = questions(model_name, case["name"], BATCH)
-        options.update(
-            input_ids=torch.tensor(question[0]), attention_mask=torch.tensor(question[1])
-        )
+        options.update(_questions(model_name, case["name"]))
     else:
         options.update(tensors(contexts(model_name, case["name"], BATCH, case["n_docs"]), dtype))
     return model.generate(**options).tolist()
@@ -152,14 +158,17 @@ def write_forward(out: Path, about: dict[str, Any]) -> None:
     """Record forward passes and losses, whole in float64 and their results in float32."""
     for name, dtype in DTYPES.items():
         with pure_float64(dtype is torch.float64):
-            found = record_losses(dtype)
+            arrays = record_losses(dtype)
             for case in forward_cases():
-                found.update(record_forward(case, dtype))
+                arrays.update(record_forward(case, dtype))
         if name == "float32":
-            found = {key: value for key, value in found.items() if FLOAT32.search(key)}
-            found = {key: array.astype(np.float32) for key, array in found.items()}
-        np.savez_compressed(out / f"forward_{name}.npz", **found)
-        about[f"arrays_{name}"] = len(found)
+            arrays = {
+                key: array.astype(np.float32)
+                for key, array in arrays.items()
+                if FLOAT32.search(key)
+            }
+        np.savez_compressed(out / f"forward_{name}.npz", **arrays)
+        about[f"arrays_{name}"] = len(arrays)
 
 
 def write_generations(out: Path, about: dict[str, Any]) -> None:
@@ -189,19 +198,21 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("forward", "generations"), help="record one part, keep the other's files"
     )
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / "about.json"
-    about = json.loads(path.read_text()) if path.exists() else {}
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "about.json"
+    about = {}
+    if path.exists():
+        about = json.loads(path.read_text())
     about["versions"] = {
         **{module.__name__: module.__version__ for module in (transformers, torch, np)},
         "python": platform.python_version(),
     }
     with torch.no_grad():
-        if given.only != "generations":
-            write_forward(given.out, about)
-        if given.only != "forward":
-            write_generations(given.out, about)
+        if options.only != "generations":
+            write_forward(options.out, about)
+        if options.only != "forward":
+            write_generations(options.out, about)
     path.write_text(json.dumps(about, indent=2) + "\n")
 
 

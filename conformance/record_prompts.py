@@ -153,9 +153,8 @@ def main() -> None:
             "cases": [],
         }
         for case in CASES:
-            generator = (T5Config if case["generator"] == "t5" else BartConfig)(
-                prefix=case.get("generator_prefix")
-            )
+            kinds = {"t5": T5Config, "bart": BartConfig}
+            generator = kinds[case["generator"]](prefix=case.get("generator_prefix"))
             config = RagConfig(
                 question_encoder=DPRConfig().to_dict(),
                 generator=generator.to_dict(),

@@ -9,7 +9,6 @@ save a TensorFlow RAG model that it loaded from PyTorch's files, and can't build
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,22 @@ from rag_core.checkpoint.tf_names import torch_name, unscoped
 def fill(model: Any) -> None:
     """Seeded weights, drawn in PyTorch's layout by the name that the weight has there."""
     names = [unscoped(torch_name(weight.name)) for weight in model.weights]
-    turned = [bool(re.search(r"/kernel:0$", weight.name)) for weight in model.weights]
-    sizes = [tuple(weight.shape) for weight in model.weights]
-    shapes = {
-        name: size[::-1] if turn else size
-        for name, size, turn in zip(names, sizes, turned, strict=True)
-    }
+    shapes = {}
+    for weight, name in zip(model.weights, names, strict=True):
+        shapes[name] = tuple(weight.shape)
+        if _is_kernel(weight):
+            shapes[name] = shapes[name][::-1]
     arrays = model_weights(MODEL, shapes, SEED)
-    for weight, name, turn in zip(model.weights, names, turned, strict=True):
-        weight.assign(arrays[name].T if turn else arrays[name])
+    for weight, name in zip(model.weights, names, strict=True):
+        array = arrays[name]
+        if _is_kernel(weight):
+            array = array.T
+        weight.assign(array)
+
+
+def _is_kernel(weight: Any) -> bool:
+    """Whether it is a matrix that Keras stores as (in, out)."""
+    return weight.name.endswith("/kernel:0")
 
 
 def main() -> None:
@@ -54,14 +60,13 @@ def main() -> None:
         model(None, **inputs, decoder_input_ids=labels, n_docs=N_DOCS)
         fill(model)
         output = model(None, **inputs, decoder_input_ids=labels, n_docs=N_DOCS)
-        found = {"logits": output.logits.numpy()}
+        expected = {"logits": output.logits.numpy()}
         if class_name == "TFRagTokenForGeneration":
-            found["greedy"] = model.generate(
-                **inputs, n_docs=N_DOCS, num_beams=1, max_length=10
-            ).numpy()
+            tokens = model.generate(**inputs, n_docs=N_DOCS, num_beams=1, max_length=10)
+            expected["greedy"] = tokens.numpy()
         model.save_pretrained(out / name, safe_serialization=safe)
-        np.savez_compressed(out / name / "expected.npz", **found)
-        print(name, {key: array.shape for key, array in found.items()})
+        np.savez_compressed(out / name / "expected.npz", **expected)
+        print(name, {key: array.shape for key, array in expected.items()})
 
 
 if __name__ == "__main__":

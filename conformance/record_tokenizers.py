@@ -269,9 +269,10 @@ def record(tokenizer: Any, texts: list[str] | None) -> dict[str, Any]:
         }
     cases = []
     for arguments in calls():
-        for side in (
-            ("right", "left") if "max_length" in arguments or "padding" in arguments else ("right",)
-        ):
+        sides = ["right"]
+        if "max_length" in arguments or "padding" in arguments:
+            sides.append("left")
+        for side in sides:
             tokenizer.truncation_side = tokenizer.padding_side = side
             cases.append({"side": side, "call": arguments, "answer": dict(tokenizer(**arguments))})
     tokenizer.truncation_side = tokenizer.padding_side = "right"
@@ -314,7 +315,9 @@ def main() -> None:
         )
         (options.folder / "golden_methods.json").write_text(content + "\n", "utf-8")
         return
-    texts = json.loads(options.texts.read_text("utf-8")) if options.texts else None
+    texts = None
+    if options.texts:
+        texts = json.loads(options.texts.read_text("utf-8"))
     kinds = {"bert": BertTokenizerFast, "bart": BartTokenizerFast, "t5": T5TokenizerFast}
     golden = {
         name: record(kind.from_pretrained(str(options.folder / name)), texts)

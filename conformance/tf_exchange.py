@@ -29,6 +29,7 @@ def config() -> dict[str, Any]:
 
 def given() -> dict[str, np.ndarray]:
     """Contexts (B*N, S) with masks, doc_scores (B, N) in float32, labels (B, T)."""
-    found = contexts(MODEL, "tf_exchange", BATCH, N_DOCS)
-    found["doc_scores"] = found["doc_scores"].astype(np.float32)
-    return {**found, "labels": targets(MODEL, "padded", BATCH)}
+    inputs = contexts(MODEL, "tf_exchange", BATCH, N_DOCS)
+    inputs["doc_scores"] = inputs["doc_scores"].astype(np.float32)
+    inputs["labels"] = targets(MODEL, "padded", BATCH)
+    return inputs

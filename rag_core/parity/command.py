@@ -212,9 +212,10 @@ def record(request: Request, backend: str, out: Path) -> None:
     )
     with writer:
         for name, inputs in _cases(request, config, n_docs).items():
-            model.set_retriever(None)
             if "input_ids" in inputs:
                 model.set_retriever(retriever)
+            else:
+                model.set_retriever(None)
             key = f"{name}:{request.seed}"
             labels = targets(config, key, "padded", batch_size(inputs), length=8)
             info = {"weights": weights, "inputs": fingerprint({**inputs, "labels": labels})}
