@@ -5,13 +5,10 @@ Found by name, at call time, never imported before it is asked for.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -65,55 +62,6 @@ def load_backend(name: str | None = None) -> ModuleType:
             f"The {name} backend needs {framework}. Run  pip install 'dualrag[{extra}]'."
         )
     return importlib.import_module(package)
-
-
-def load_backend_for_command(name: str | None = None) -> ModuleType:
-    """As `load_backend`, for a program of its own: TensorFlow's native code then writes nothing to
-    the terminal.
-
-    It reports processors and compilers at import and at its first work, past every setting of its
-    log. A library has no business with that; a command keeps stderr to Python. DUALRAG_DEBUG=1
-    leaves all as it is.
-    """
-    chosen = name or next(iter(available_backends()), None)
-    if chosen == "tf" and not os.environ.get("DUALRAG_DEBUG"):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        _keep_stderr_to_python()
-    return load_backend(name)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Within it nothing is searched for garbage, and what it has made is not searched later: for a
-    command's start.
-
-    Importing a framework makes a million objects that stay. Python would search them time and again
-    meanwhile, which takes a fifth of TensorFlow's import.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
-
-
-def _keep_stderr_to_python() -> None:
-    try:
-        if sys.stderr.fileno() != 2:
-            return  # done before, or somebody else's stream
-        python_stderr = os.fdopen(
-            os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
-        )
-    except (AttributeError, OSError):
-        return  # no stderr, or one without a file
-    sys.stderr.flush()
-    sys.stderr = python_stderr
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def process_count() -> int:

@@ -31,7 +31,7 @@ SECONDS = 120
 _READY = "ready"
 _AT_ONCE = 1000  # command lines have an end
 
-_sound: set[tuple[Any, ...]] = set()
+_vouched: set[tuple[Any, ...]] = set()
 
 _CHILD = """
 import json, sys
@@ -46,7 +46,7 @@ def vouch(paths: Iterable[str | Path]) -> None:
 
     Just written by this process, or compared with a manifest.
     """
-    _sound.update(_state(path) for path in paths)
+    _vouched.update(_state(path) for path in paths)
 
 
 def check_arrow(paths: Iterable[str | Path], *, full: bool | None = None) -> None:
@@ -63,7 +63,7 @@ def check_arrow(paths: Iterable[str | Path], *, full: bool | None = None) -> Non
     """
     waiting = [Path(path) for path in paths]
     if not full:
-        waiting = [path for path in waiting if _state(path) not in _sound]
+        waiting = [path for path in waiting if _state(path) not in _vouched]
     if full is None:
         full = sum(path.stat().st_size for path in waiting) <= FULL_BYTES
     kind = "arrow"

@@ -209,7 +209,7 @@ def index(
 
     Stopped or killed, the same command goes on.
     """
-    from rag_core.backends import load_backend_for_command
+    from rag_core.cli.process import load_backend_for_command
     from rag_core.knowledge import find_files
 
     engine = load_backend_for_command(backend)
@@ -367,7 +367,7 @@ def train(
 
     Stopped or killed, the same command goes on.
     """
-    from rag_core.backends import load_backend_for_command
+    from rag_core.cli.process import load_backend_for_command
     from rag_core.training import TrainingConfig
 
     config = TrainingConfig(
@@ -567,7 +567,7 @@ def _answerer(
     int8: bool = False,
     **placing: str | None,
 ) -> Callable[..., None]:
-    from rag_core.backends import load_backend_for_command
+    from rag_core.cli.process import load_backend_for_command
 
     if head not in (None, "token", "sequence"):
         raise ValueError(f"--head must be token or sequence, got {head!r}")
@@ -593,8 +593,8 @@ def _answerer(
     def answer(questions: list[str], last: bool = False) -> None:
         with single_use(engine, last):
             answers = network.answer(questions, **options)
-        for each in answers:
-            show(each)
+        for result in answers:
+            show(result)
 
     return answer
 

@@ -61,7 +61,7 @@ def open_model(
     """
     if int8 and not hasattr(engine, "quantized"):
         raise ValueError("--int8 is the torch backend's: add --backend torch, or leave it out")
-    from rag_core.backends import uncollected
+    from rag_core.cli.process import uncollected
     from rag_core.config import RagConfig
     from rag_core.retrieval import RagRetriever
     from rag_core.tokenization import RagTokenizer

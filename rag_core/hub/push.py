@@ -49,7 +49,7 @@ def model_card(
     everything = list(dict.fromkeys(["rag", "retrieval-augmented-generation", *tags]))
     for name, values in (("tags", everything), ("base_model", base_models), ("datasets", datasets)):
         if values:
-            lines += [f"{name}:", *(f"- {json.dumps(each)}" for each in values)]
+            lines += [f"{name}:", *(f"- {json.dumps(value)}" for value in values)]
     lines += ["---", "", f"# {title}", ""]
     if summary:
         lines += [summary, ""]

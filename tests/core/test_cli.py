@@ -20,6 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rag_core import backends
+from rag_core.cli import process
 from rag_core.cli.commands import app
 from rag_core.demo import material as demo
 from rag_core.knowledge.base import KnowledgeBase
@@ -305,10 +306,10 @@ def test_dtype_and_device_reach_the_model_and_one_question_makes_nothing_ready(
 
 def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
     try:
-        with backends.uncollected():
+        with process.uncollected():
             assert not gc.isenabled()
         assert gc.isenabled() and gc.get_freeze_count()
-        with pytest.raises(ValueError), backends.uncollected():
+        with pytest.raises(ValueError), process.uncollected():
             raise ValueError
         assert gc.isenabled()
     finally:

@@ -157,7 +157,7 @@ def test_files_are_looked_at_once_and_those_of_a_manifest_on_request(tmp_path, m
     read_passages(tmp_path / "copy")
     assert asked[1:] == [("arrow", 1)]
     READERS["knowledge base"].write(tmp_path / "kb")
-    file_checks._sound.clear()
+    file_checks._vouched.clear()
     KnowledgeBase.open(tmp_path / "kb").dataset()
     assert len(asked) == 2
     [data] = (tmp_path / "kb").rglob("*.arrow")
