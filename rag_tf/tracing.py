@@ -1,140 +1,44 @@
-"""A head run on NumPy arrays that hands back NumPy arrays, for `rag_core.parity.trace` to record
-its stages.
-
-Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
-"""
+"""A head run on NumPy arrays, for `rag_core.parity` to record its stages: TensorFlow's part."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from rag_core.backends import to_numpy
-from rag_core.generation import GenerationConfig, sequence_options, token_options
-from rag_tf import marginalize as marginal
+from rag_core.parity import TracerBase
+from rag_tf import marginalize
 from rag_tf.weights import named_tensors, tied_names
 
 
-class Tracer:
-    """Runs a RAG-Token or RAG-Sequence head.
-
-    Args:
-        model: the head; it is put into eval mode.
-    """
+class Tracer(TracerBase):
+    """See `rag_core.parity.TracerBase`."""
 
     backend = "tf"
     version = tf.__version__
-
-    def __init__(self, model: Any) -> None:
-        self.model = model.eval()
+    math = marginalize
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes arrays over the weights of these names, in the model's dtype.
-
-        Tied copies and graphs follow.
-        """
         ties, state = tied_names(self.model), dict(named_tensors(self.model))
         for name, array in arrays.items():
             if name not in ties:
                 state[name].assign(tf.cast(tf.constant(array), state[name].dtype))
 
-    def forward(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        labels: np.ndarray,
-        n_docs: int,
-        switches: Sequence[Mapping[str, Any]],
-        gradients: bool,
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """One forward pass with labels.
+    def tensor(self, array: np.ndarray) -> tf.Tensor:
+        tensor = tf.constant(array)
+        return tf.cast(tensor, self.model.dtype) if tensor.dtype.is_floating else tensor
 
-        Args:
-            inputs: questions, or contexts with their scores, by the names of the head's arguments.
-            labels: (B, T).
-            n_docs: N.
-            switches: keywords of `get_nll`, one loss each.
-            gradients: whether to differentiate the summed loss.
-
-        Returns:
-            The output's fields, hidden states as tuples, and beside them `doc_log_probs` (B, N),
-            `marginal` and `losses`; and the gradient of every parameter, by name, zeros where the
-            loss does not depend on it.
-        """
-        model, target = self.model, tf.constant(labels)
-        named = {name: each for name, each in named_tensors(model) if gradients and each.trainable}
+    def run(self, inputs: Mapping[str, Any], gradients: bool) -> tuple[Any, dict[str, np.ndarray]]:
+        if not gradients:
+            return self.model(**inputs), {}
+        learning = {name: each for name, each in named_tensors(self.model) if each.trainable}
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(list(named.values()))
-            out = model(
-                **self._tensors(inputs),
-                labels=target,
-                n_docs=n_docs,
-                reduce_loss=False,
-                output_hidden_states=True,
-                output_retrieved=True,
-            )
+            tape.watch(list(learning.values()))
+            out = self.model(**inputs)
             loss = tf.reduce_sum(out.loss)
-        found = {name: _arrays(value) for name, value in out.items() if name != "past_key_values"}
-        found["doc_log_probs"] = to_numpy(marginal.doc_log_probs(out.doc_scores))
-        # -100 may not reach a gather
-        target = tf.where(
-            target == -100, tf.cast(model.config.generator.pad_token_id, target.dtype), target
-        )
-        found["marginal"] = to_numpy(self._marginal(out, target, n_docs))
-        given = (out.logits, out.doc_scores, target)
-        found["losses"] = tuple(
-            to_numpy(model.get_nll(*given, n_docs=n_docs, **each)) for each in switches
-        )
-        return found, self._gradients(tape, loss, named) if gradients else {}
-
-    def _marginal(self, out: Any, target: tf.Tensor, n_docs: int) -> tf.Tensor:
-        """RAG-Token: (B, T, V) log p(y_i|x, y_<i). RAG-Sequence: (B, N) log p(z|x) p(y|x, z)."""
-        if self.model.head == "token":
-            return self.model.marginalize(out.logits, out.doc_scores, n_docs)
-        pad = self.model.config.generator.pad_token_id
-        target = marginal.shift_left(target, pad)
-        logits = tf.reshape(out.logits, (-1, n_docs, *out.logits.shape[1:]))
-        each = marginal.target_log_probs(logits, target)  # (B, N, T)
-        return marginal.sequence_joint(each, marginal.doc_log_probs(out.doc_scores), target == pad)
-
-    def _gradients(
-        self, tape: tf.GradientTape, loss: tf.Tensor, named: dict[str, Any]
-    ) -> dict[str, np.ndarray]:
-        found = tape.gradient(loss, named, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return {name: to_numpy(tf.convert_to_tensor(each)) for name, each in found.items()}
-
-    def generate(
-        self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The fields of a `GenerateOutput` as arrays.
-
-        `scores` (a tuple, one (rows, V) a step) with `output_scores`.
-        """
-        given = self._tensors(inputs)
-        out = self.model.generate(**given, n_docs=n_docs, **options, return_dict_in_generate=True)
-        return {name: _arrays(value) for name, value in out.items()}
-
-    def options(self, options: Mapping[str, Any]) -> GenerationConfig:
-        """The options that the searches of such a `generate` call run with."""
-        known = {
-            name: value
-            for name, value in options.items()
-            if name in GenerationConfig.__dataclass_fields__
-        }
-        if self.model.head == "token":
-            return token_options(self.model, **known)
-        known.pop("num_return_sequences", None)
-        return sequence_options(self.model, known.pop("num_beams", None), **known)
-
-    def _tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
-        tensors = {name: tf.constant(array) for name, array in inputs.items()}
-        return {
-            name: tf.cast(x, self.model.dtype) if x.dtype.is_floating else x
-            for name, x in tensors.items()
-        }
-
-
-def _arrays(value: Any) -> Any:
-    return tuple(_arrays(each) for each in value) if isinstance(value, tuple) else to_numpy(value)
+        zeros = tf.UnconnectedGradients.ZERO
+        slopes = tape.gradient(loss, learning, unconnected_gradients=zeros)
+        return out, {name: to_numpy(tf.convert_to_tensor(slope)) for name, slope in slopes.items()}

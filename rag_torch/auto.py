@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rag_core.config import AutoClass
-from rag_torch.bart import BartForConditionalGeneration
-from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
+from rag_core.modeling import AutoModelBase, AutoModelForSeq2SeqLMBase, named_classes
+from rag_torch.components import NETWORKS
 from rag_torch.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
-from rag_torch.t5 import T5ForConditionalGeneration
+
+_CLASSES = {
+    **NETWORKS,
+    "RagModel": RagModel,
+    "RagSequenceForGeneration": RagSequenceForGeneration,
+    "RagTokenForGeneration": RagTokenForGeneration,
+}
 
 
-class AutoModel(AutoClass):
-    """The encoder or RAG model of a folder or repository.
-
-    DPR, BERT (whose element 0 is its pooled vector), RAG.
-    """
-
-    classes: ClassVar = {
-        "bert": (BertEncoder,),
-        "dpr": (DPRQuestionEncoder, DPRContextEncoder),
-        "rag": (RagModel, RagTokenForGeneration, RagSequenceForGeneration),
-    }
+class AutoModel(AutoModelBase):
+    classes: ClassVar = named_classes(AutoModelBase.names, _CLASSES)
 
 
-class AutoModelForSeq2SeqLM(AutoClass):
-    """The generator of a folder or repository.
-
-    BART, T5, or a RAG head (RAG-Token where none is named).
-    """
-
-    classes: ClassVar = {
-        "bart": (BartForConditionalGeneration,),
-        "t5": (T5ForConditionalGeneration,),
-        "rag": (RagTokenForGeneration, RagSequenceForGeneration),
-    }
+class AutoModelForSeq2SeqLM(AutoModelForSeq2SeqLMBase):
+    classes: ClassVar = named_classes(AutoModelForSeq2SeqLMBase.names, _CLASSES)

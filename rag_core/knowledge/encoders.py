@@ -35,9 +35,16 @@ class PassageEncoderBase(ABC):
             "title text".
         prompt: text that the encoder was trained to see in front of a passage.
         lower_case: lower-case passages, whatever the tokenizer does.
+
+    Attributes:
+        return_tensors: what the tokenizer returns: "pt" or "tf".
+        dpr_class: the backend's network of DPR's context encoder.
+        bert_class: the backend's pooled BERT.
     """
 
     return_tensors: ClassVar[str]
+    dpr_class: Any
+    bert_class: Any
 
     def __init__(
         self,
@@ -139,8 +146,6 @@ class PassageEncoderBase(ABC):
     def from_pretrained(
         cls: type[Encoder],
         name_or_path: str | Path,
-        dpr_class: Any,
-        bert_class: Any,
         *,
         dtype: Any = None,
         device: Any = None,
@@ -151,8 +156,6 @@ class PassageEncoderBase(ABC):
 
         Args:
             name_or_path: folder or repository id.
-            dpr_class: the backend's network of DPR's context encoder.
-            bert_class: the backend's pooled BERT.
             dtype: of the weights; None is float32.
             device: where to compute; None leaves it to the backend.
             **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
@@ -177,7 +180,7 @@ class PassageEncoderBase(ABC):
                 "encoder (facebook/dpr-ctx_encoder-single-nq-base for "
                 "facebook/dpr-question_encoder-single-nq-base)"
             )
-        network = dpr_class if pairs else bert_class
+        network = cls.dpr_class if pairs else cls.bert_class
         model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
         settings = sentence_settings(name_or_path, **hub) or SentenceSettings()
         tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
