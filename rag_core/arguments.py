@@ -18,11 +18,13 @@ from rag_core import checks
 
 Shape = tuple[int | None, ...] | None
 
+# Room for all documents of a batch is made before any is found; no index is asked for as many, and a
+# slip of the pen shouldn't take all memory.
 _MOST_DOCS = 2**16
 
 
 @dataclass(frozen=True)
-class Given:
+class TensorFacts:
     """What a backend tells of a tensor without looking at its numbers.
 
     Attributes:
@@ -38,15 +40,31 @@ class Given:
     kind: str
     dtype: str
 
+    def size(self, axis: int) -> int | None:
+        """How long an axis is; None if that is not known."""
+        if self.shape is None or not -len(self.shape) <= axis < len(self.shape):
+            return None
+        return self.shape[axis]
 
-def differs(shape: Shape, wanted: Shape) -> bool:
-    """Whether a shape is known not to be the wanted one; None = any size, or not known."""
-    if shape is None or wanted is None:
+    def is_empty(self) -> bool:
+        """Whether an axis is known to have no places."""
+        return self.shape is not None and 0 in self.shape
+
+
+def _context_rows(scores: TensorFacts, n_docs: int) -> int | None:
+    """B * n_docs; None if B is not known."""
+    questions = scores.size(0)
+    return None if questions is None else questions * n_docs
+
+
+def differs(shape: Shape, expected: Shape) -> bool:
+    """Whether a shape is known not to be the expected one; None = any size, or not known."""
+    if shape is None or expected is None:
         return False
-    known = zip(shape, wanted, strict=False)
-    return len(shape) != len(wanted) or any(
-        None not in each and each[0] != each[1] for each in known
-    )
+    if len(shape) != len(expected):
+        return True
+    sizes = zip(shape, expected, strict=True)
+    return any(None not in pair and pair[0] != pair[1] for pair in sizes)
 
 
 def check_contexts(parts: Mapping[str, Any], has_retriever: bool) -> bool:
@@ -65,10 +83,10 @@ def check_contexts(parts: Mapping[str, Any], has_retriever: bool) -> bool:
             "retriever set with set_retriever(...)"
         )
     if missing:
-        given = [name for name in parts if name not in missing]
+        present = [name for name in parts if name not in missing]
         raise ValueError(
             "context_input_ids, context_attention_mask and doc_scores must be given together or "
-            f"not at all, got {' and '.join(given)} without {' and '.join(missing)}"
+            f"not at all, got {' and '.join(present)} without {' and '.join(missing)}"
         )
     return True
 
@@ -111,14 +129,14 @@ def check_places(**places: str | None) -> None:
         )
 
 
-def check_integers(given: Given) -> None:
+def check_integers(ids: TensorFacts) -> None:
     """Refuses what cannot be looked up.
 
     Raises:
         TypeError: it does not hold integers of 32 or 64 bits.
     """
-    if given.dtype not in ("int64", "int32"):
-        raise TypeError(f"{given.name} must hold integer ids (int64), got {given.dtype}")
+    if ids.dtype not in ("int64", "int32"):
+        raise TypeError(f"{ids.name} must hold integer ids (int64), got {ids.dtype}")
 
 
 def check_vocabulary(name: str, low: float, high: float, size: int) -> None:
@@ -136,19 +154,19 @@ def check_vocabulary(name: str, low: float, high: float, size: int) -> None:
         )
 
 
-def check_mask(given: Given, wanted: Shape, of: str) -> None:
+def check_mask(mask: TensorFacts, shape: Shape, of: str) -> None:
     """Refuses a mask of another shape than what it masks, or of another kind of numbers.
 
     Raises:
         TypeError: it holds neither whole nor real numbers nor truth values.
         ValueError: naming both shapes.
     """
-    if given.kind not in ("b", "i", "f"):
+    if mask.kind not in ("b", "i", "f"):
         raise TypeError(
-            f"{given.name} must hold 1 for tokens that are read and 0 for others, got {given.dtype}"
+            f"{mask.name} must hold 1 for tokens that are read and 0 for others, got {mask.dtype}"
         )
-    if differs(given.shape, wanted):
-        raise ValueError(f"{given.name} must have the shape of {of}, {wanted}, got {given.shape}")
+    if differs(mask.shape, shape):
+        raise ValueError(f"{mask.name} must have the shape of {of}, {shape}, got {mask.shape}")
 
 
 def check_mask_values(name: str, low: float, high: float) -> None:
@@ -171,37 +189,36 @@ def check_mask_values(name: str, low: float, high: float) -> None:
         )
 
 
-def check_questions(given: Given) -> None:
+def check_questions(ids: TensorFacts) -> None:
     """Refuses ids that are not (B, Q) with a token or more."""
-    if differs(given.shape, (None, None)) or 0 in (given.shape or ()):
+    if differs(ids.shape, (None, None)) or ids.is_empty():
         raise ValueError(
-            f"{given.name} must be (B, Q) with at least one token, got shape {given.shape}"
+            f"{ids.name} must be (B, Q) with at least one token, got shape {ids.shape}"
         )
 
 
-def check_context_rows(given: Given, scores: Given, n_docs: int) -> None:
+def check_context_rows(ids: TensorFacts, scores: TensorFacts, n_docs: int) -> None:
     """Refuses context ids that are not (B * n_docs, S) with a token or more."""
-    questions = None if scores.shape is None else scores.shape[0]
-    rows = None if questions is None else questions * n_docs
-    if differs(given.shape, (rows, None)) or (given.shape is not None and given.shape[1] == 0):
+    rows = _context_rows(scores, n_docs)
+    if differs(ids.shape, (rows, None)) or ids.size(1) == 0:
         raise ValueError(
-            f"{given.name} must have B * n_docs = {questions} * {n_docs} = {rows} rows "
-            f"(doc_scores are {scores.shape}) of one token or more, got shape {given.shape}"
+            f"{ids.name} must have B * n_docs = {scores.size(0)} * {n_docs} = {rows} rows "
+            f"(doc_scores are {scores.shape}) of one token or more, got shape {ids.shape}"
         )
 
 
-def check_scores(given: Given, n_docs: int) -> None:
+def check_scores(scores: TensorFacts, n_docs: int) -> None:
     """Refuses document scores that are not (B, n_docs) real numbers.
 
     Raises:
         TypeError: they are truth values or complex.
         ValueError: naming the shape.
     """
-    if given.kind not in ("i", "f"):
-        raise TypeError(f"{given.name} must hold real numbers (float32), got {given.dtype}")
-    if differs(given.shape, (None, n_docs)) or (given.shape is not None and given.shape[0] == 0):
+    if scores.kind not in ("i", "f"):
+        raise TypeError(f"{scores.name} must hold real numbers (float32), got {scores.dtype}")
+    if differs(scores.shape, (None, n_docs)) or scores.size(0) == 0:
         raise ValueError(
-            f"{given.name} must be (B, n_docs) with n_docs = {n_docs}, got shape {given.shape}; "
+            f"{scores.name} must be (B, n_docs) with n_docs = {n_docs}, got shape {scores.shape}; "
             "pass n_docs= if the contexts hold another number of documents than the config"
         )
 
@@ -217,7 +234,9 @@ def refuse_scores(values: Any) -> None:
     )
 
 
-def check_loss(logits: Given, scores: Given, n_docs: int, target: Given | None = None) -> None:
+def check_loss(
+    logits: TensorFacts, scores: TensorFacts, n_docs: int, target: TensorFacts | None = None
+) -> None:
     """Refuses tensors of a loss, or of a marginal without `target`, that do not fit each other.
 
     Raises:
@@ -228,8 +247,7 @@ def check_loss(logits: Given, scores: Given, n_docs: int, target: Given | None =
     if logits.kind != "f":
         raise TypeError(f"{logits.name} must hold floating-point numbers, got {logits.dtype}")
     check_scores(scores, n_docs)
-    questions = None if scores.shape is None else scores.shape[0]
-    rows = None if questions is None else questions * n_docs
+    questions, rows = scores.size(0), _context_rows(scores, n_docs)
     if differs(logits.shape, (rows, None, None)):
         raise ValueError(
             f"{logits.name} must be (B * n_docs, T, V) with B * n_docs = {questions} * {n_docs} = "
@@ -238,10 +256,8 @@ def check_loss(logits: Given, scores: Given, n_docs: int, target: Given | None =
     if target is None:
         return
     check_integers(target)
-    length = None if logits.shape is None else logits.shape[1]
-    if differs(target.shape, (questions, length)) or (
-        target.shape is not None and target.shape[1] == 0
-    ):
+    length = logits.size(1)
+    if differs(target.shape, (questions, length)) or target.size(1) == 0:
         raise ValueError(
             f"{target.name} must be (B, T) = ({questions}, {length}) as doc_scores {scores.shape} "
             f"and {logits.name} {logits.shape} are, with one token or more, got shape "
@@ -264,9 +280,11 @@ def checked_switch(name: str, value: Any, default: Any) -> bool:
     Raises:
         TypeError: something else.
     """
-    if value is True or value is False:
+    if value is True or value is False:  # most calls; the rules of checks take longer
         return value
-    return bool(default) if value is None else _ON(name, value)
+    if value is None:
+        return bool(default)
+    return _ON(name, value)
 
 
 _ON = checks.switch()
@@ -286,20 +304,22 @@ def checked_questions(questions: Any, retriever: Any) -> list[str]:
         raise TypeError(
             f"questions must be a string or a list of strings; got {type(questions).__name__}"
         )
-    asked = [questions] if isinstance(questions, str) else list(questions)
+    if isinstance(questions, str):
+        questions = [questions]
+    texts = list(questions)
     if retriever is None:
         raise ValueError(
             "answer() needs a retriever: pass retriever= to from_pretrained or call "
             "set_retriever(...)"
         )
-    if not asked:
+    if not texts:
         raise ValueError("questions must hold one question or more; got an empty list")
-    for i, question in enumerate(asked):
+    for i, question in enumerate(texts):
         if not isinstance(question, str):
             raise TypeError(f"questions must be strings; number {i} is a {type(question).__name__}")
         if not question.strip():
             raise ValueError(f"question number {i} is empty; write at least one word")
-    return asked
+    return texts
 
 
 def checked_n_docs(n_docs: Any, default: int) -> int:
@@ -308,7 +328,8 @@ def checked_n_docs(n_docs: Any, default: int) -> int:
     Raises:
         ValueError: not a positive integer, or more than any index gives.
     """
-    n_docs = default if n_docs is None else n_docs
+    if n_docs is None:
+        n_docs = default
     number = isinstance(n_docs, Integral | float) and not isinstance(n_docs, bool)
     if not number or not 1 <= n_docs < math.inf or int(n_docs) != n_docs:
         raise ValueError(f"n_docs must be a positive integer, got {n_docs!r}")
@@ -326,25 +347,26 @@ def checked_start(start_token_id: Any, default: int | None) -> int:
     Raises:
         TypeError, ValueError: none, or no token id.
     """
-    start = default if start_token_id is None else start_token_id
-    if start is None:
+    if start_token_id is None:
+        start_token_id = default
+    if start_token_id is None:
         raise ValueError("start_token_id must be given: config.decoder_start_token_id is None")
-    return _START("start_token_id", start)
+    return _START("start_token_id", start_token_id)
 
 
-def check_states(given: Given, scores: Given, n_docs: int, width: int | None) -> None:
+def check_states(states: TensorFacts, scores: TensorFacts, n_docs: int, width: int | None) -> None:
     """Refuses encoder states that are not (B * n_docs, S, d) floating-point numbers."""
-    questions = None if scores.shape is None else scores.shape[0]
-    rows = None if questions is None else questions * n_docs
-    if differs(given.shape, (rows, None, width)) or given.kind != "f":
+    rows = _context_rows(scores, n_docs)
+    if differs(states.shape, (rows, None, width)) or states.kind != "f":
+        dtype = "" if states.kind == "f" else f" of {states.dtype}"
         raise ValueError(
             f"encoder_outputs must hold (B * n_docs, S, d) states with B * n_docs = {rows} "
             f"(doc_scores are {scores.shape}) and d = {width or 'any'} as element 0, got shape "
-            f"{given.shape}" + ("" if given.kind == "f" else f" of {given.dtype}")
+            f"{states.shape}{dtype}"
         )
 
 
-def check_fed(given: Given) -> None:
+def check_fed(fed: TensorFacts) -> None:
     """Refuses ids that are not (B, S), or embeddings that are not (B, S, d), with a row and a token
     or more.
 
@@ -352,19 +374,22 @@ def check_fed(given: Given) -> None:
         TypeError: embeddings that are no floating-point numbers.
         ValueError: naming the shape.
     """
-    embeds = given.name.endswith("embeds")
-    if embeds and given.kind != "f":
-        raise TypeError(f"{given.name} must hold floating-point numbers, got {given.dtype}")
-    if differs(given.shape, (None, None, None) if embeds else (None, None)) or 0 in (
-        given.shape or ()
-    ):
-        letters = "(B, S, d)" if embeds else "(B, S)"
+    shape: Shape = (None, None)
+    letters = "(B, S)"
+    if fed.name.endswith("embeds"):
+        shape = (None, None, None)
+        letters = "(B, S, d)"
+        if fed.kind != "f":
+            raise TypeError(f"{fed.name} must hold floating-point numbers, got {fed.dtype}")
+    if differs(fed.shape, shape) or fed.is_empty():
         raise ValueError(
-            f"{given.name} must be {letters} with at least one token, got shape {given.shape}"
+            f"{fed.name} must be {letters} with at least one token, got shape {fed.shape}"
         )
 
 
-def check_text(ids: Given, mask: Given | None = None, types: Given | None = None) -> None:
+def check_text(
+    ids: TensorFacts, mask: TensorFacts | None = None, types: TensorFacts | None = None
+) -> None:
     """Refuses what an encoder cannot read: ids or embeddings with no rows or columns, masks and
     types beside them.
 
@@ -372,23 +397,23 @@ def check_text(ids: Given, mask: Given | None = None, types: Given | None = None
         TypeError, ValueError: naming the argument and its shape.
     """
     check_fed(ids)
-    like = None if ids.shape is None else ids.shape[:2]
+    places = None if ids.shape is None else ids.shape[:2]
     if mask is not None:
-        check_mask(mask, like, ids.name)
+        check_mask(mask, places, ids.name)
     if types is not None:
         check_integers(types)
-        if differs(types.shape, like):
+        if differs(types.shape, places):
             raise ValueError(
-                f"{types.name} must have the shape of {ids.name}, {like}, got {types.shape}"
+                f"{types.name} must have the shape of {ids.name}, {places}, got {types.shape}"
             )
 
 
-def check_processed(given: Given, wanted: Shape) -> None:
+def check_processed(scores: TensorFacts, shape: Shape) -> None:
     """Refuses what a logits processor returned, if it is no (R, V) floating-point scores."""
-    if given.kind != "f" or differs(given.shape, wanted):
+    if scores.kind != "f" or differs(scores.shape, shape):
         raise ValueError(
-            f"{given.name} must return floating-point scores of shape {wanted}, got {given.dtype} "
-            f"{given.shape}"
+            f"{scores.name} must return floating-point scores of shape {shape}, got "
+            f"{scores.dtype} {scores.shape}"
         )
 
 
@@ -397,15 +422,14 @@ def refuse_nan(name: str) -> None:
     raise ValueError(f"{name} must return numbers (-inf to forbid a token), got NaN")
 
 
-def check_target(target: Given, scores: Given) -> None:
+def check_target(target: TensorFacts, scores: TensorFacts) -> None:
     """Refuses a decoder's input that is not (B, T) with a token or more.
 
     Raises:
         ValueError: naming the shapes.
     """
-    questions = None if scores.shape is None else scores.shape[0]
-    empty = target.shape is not None and target.shape[-1:] == (0,)
-    if empty or differs(target.shape, (questions, None)):
+    questions = scores.size(0)
+    if differs(target.shape, (questions, None)) or target.size(-1) == 0:
         raise ValueError(
             f"{target.name} must be (B, T) with B = {questions} (doc_scores are {scores.shape}) "
             f"and one token or more, got shape {target.shape}; labels take their place where they "
@@ -413,13 +437,12 @@ def check_target(target: Given, scores: Given) -> None:
         )
 
 
-def check_rows(target: Given, context: Given) -> None:
+def check_rows(target: TensorFacts, context: TensorFacts) -> None:
     """Refuses a decoder's input with another number of rows than the contexts have.
 
-    Several may ride on each.
+    Several may stand beside each.
     """
-    rows = None if target.shape is None else target.shape[0]
-    texts = None if context.shape is None else context.shape[0]
+    rows, texts = target.size(0), context.size(0)
     if rows is None or texts is None:
         return
     if not texts or rows % texts:

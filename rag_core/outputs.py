@@ -24,7 +24,9 @@ class ModelOutput(OrderedDict):
 
     def __post_init__(self) -> None:
         first = next(iter(self.__dataclass_fields__), "")
-        pairs = _pairs(getattr(self, first)) if first and len(self) == 1 else None
+        if not first or len(self) != 1:
+            return
+        pairs = _pairs(getattr(self, first))
         if pairs is not None:
             setattr(self, first, None)
             for name, value in pairs:
@@ -47,7 +49,9 @@ class ModelOutput(OrderedDict):
                     self.move_to_end(other)
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return OrderedDict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
+        if isinstance(key, str):
+            return OrderedDict.__getitem__(self, key)
+        return self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self.__dataclass_fields__:
@@ -70,7 +74,8 @@ class ModelOutput(OrderedDict):
         """Take the last field that is present out, or the first."""
         if not self:
             raise KeyError(f"{type(self).__name__} is empty")
-        key = next(reversed(self) if last else iter(self))
+        order = reversed(self) if last else iter(self)
+        key = next(order)
         return key, self.pop(key)
 
     def clear(self) -> None:
@@ -101,10 +106,13 @@ def _pairs(value: Any) -> list[tuple[str, Any]] | None:
     """
     if isinstance(value, Mapping):
         return list(value.items())
-    # A field may hold a tuple of tensors, but nothing that starts with a name.
-    entries = list(value) if isinstance(value, Iterator | list) else []
+    if not isinstance(value, Iterator | list):
+        return None
+    entries = list(value)
+    # A field may hold a list of tensors, but none that starts with a name.
     named = all(
-        isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in entries
+        isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+        for entry in entries
     )
     return entries if entries and named else None
 

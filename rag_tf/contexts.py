@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.arguments import Given
+from rag_core.arguments import TensorFacts
 from rag_core.backends import to_numpy
 from rag_core.modeling import ContextsBase, InputChecks
 from rag_tf.marginalize import masked_fill, widen
@@ -75,7 +75,7 @@ class TensorChecks(InputChecks):
             array = array.astype(np.float32)
         return tf.convert_to_tensor(array)
 
-    def facts(self, name: str, value: tf.Tensor) -> Given:
+    def facts(self, name: str, value: tf.Tensor) -> TensorFacts:
         kind = "i"
         if value.dtype.is_floating:
             kind = "f"
@@ -83,7 +83,7 @@ class TensorChecks(InputChecks):
             kind = "c"
         elif value.dtype.is_bool:
             kind = "b"
-        return Given(name, shape_of(value), kind, value.dtype.name)
+        return TensorFacts(name, shape_of(value), kind, value.dtype.name)
 
     def can_look(self) -> bool:
         return tf.executing_eagerly()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rag_core import arguments
-from rag_core.arguments import Given
+from rag_core.arguments import TensorFacts
 from rag_core.modeling import ContextsBase, InputChecks
 from rag_torch.marginalize import widen
 
@@ -54,7 +54,7 @@ class TensorChecks(InputChecks):
         tensor = torch.as_tensor(value)
         return tensor if like is None else tensor.to(like.device)
 
-    def facts(self, name: str, value: Any) -> Given:
+    def facts(self, name: str, value: Any) -> TensorFacts:
         value = self.tensor(name, value)
         kind = "i"
         if value.is_floating_point():
@@ -63,7 +63,7 @@ class TensorChecks(InputChecks):
             kind = "c"
         elif value.dtype == torch.bool:
             kind = "b"
-        return Given(name, tuple(value.shape), kind, str(value.dtype).removeprefix("torch."))
+        return TensorFacts(name, tuple(value.shape), kind, str(value.dtype).removeprefix("torch."))
 
     def can_look(self) -> bool:
         return not torch.compiler.is_compiling()  # it can't branch on a value

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from rag_core.arguments import Given
+    from rag_core.arguments import TensorFacts
     from rag_core.generation.beam import SearchResult
     from rag_core.generation.candidates import PrefixTree
     from rag_core.generation.config import GenerationConfig
@@ -60,7 +60,7 @@ class Engine(Protocol):
         """Whether a value is one of this framework's tensors."""
         ...
 
-    def facts(self, name: str, value: Any) -> Given:
+    def facts(self, name: str, value: Any) -> TensorFacts:
         """Tell a tensor's shape and dtype without looking at its numbers.
 
         Raises:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from rag_core import arguments
-from rag_core.arguments import Given, Shape
+from rag_core.arguments import Shape, TensorFacts
 from rag_core.backends import to_numpy
 
 Tensor = Any  # the framework's own
@@ -103,7 +103,7 @@ class InputChecks(ABC):
         """A tensor or array as a tensor, where `like` is."""
 
     @abstractmethod
-    def facts(self, name: str, value: Tensor) -> Given:
+    def facts(self, name: str, value: Tensor) -> TensorFacts:
         """What can be told of a tensor without looking at its numbers."""
 
     @abstractmethod
@@ -159,7 +159,9 @@ class InputChecks(ABC):
 
     def note(self, value: Tensor, size: int) -> None:
         """Remember for the rest of this call that a table of `size` rows has a tensor's ids."""
-        looked_at = _LOOKED_AT.get() if self.can_look() else None
+        if not self.can_look():
+            return
+        looked_at = _LOOKED_AT.get()
         if looked_at is not None:
             looked_at.append((value, size))
 
@@ -181,29 +183,32 @@ class InputChecks(ABC):
         """
         if not self.can_look():
             return
-        looks: list[Tensor] = []
-        at_ids = ids is not None and size is not None and not self.known(ids, size)
-        if at_ids:
-            looks.append(ids)
-        at_mask = mask is not None and not self.known(mask, _MASK)
-        if at_mask:
-            kind = self.facts(mask_name, mask).kind
-            at_mask = kind != "b"
-            # its bounds would not tell a fraction
-            fractions = kind == "f"
-            looks += [self._without_ones(mask) if fractions else mask] if at_mask else []
-        bounds = self.bounds(looks) if looks else []
+        if ids is None or size is None or self.known(ids, size):
+            ids = None
+        numbers = None
+        if mask is not None and not self.known(mask, _MASK):
+            numbers = self._mask_numbers(mask_name, mask)
+        looks = [tensor for tensor in (ids, numbers) if tensor is not None]
+        if not looks:
+            return
+        bounds = self.bounds(looks)
         if not bounds:
             return
-        if at_ids and size is not None:
+        if ids is not None and size is not None:
             arguments.check_vocabulary(name, *bounds[0], size)
             self.note(ids, size)
-        if at_mask:
+        if numbers is not None:
             arguments.check_mask_values(mask_name, *bounds[-1])
             self.note(mask, _MASK)
 
-    def _without_ones(self, mask: Tensor) -> Tensor:
-        return self.masked_fill(mask, (mask == 0) | (mask == 1), 0)
+    def _mask_numbers(self, name: str, mask: Tensor) -> Tensor | None:
+        """What the bounds of a mask are taken of; None of truth values."""
+        kind = self.facts(name, mask).kind
+        if kind == "b":
+            return None
+        if kind == "f":  # bounds of 0 and 1 would not tell a fraction
+            return self.masked_fill(mask, (mask == 0) | (mask == 1), 0)
+        return mask
 
     def checked_ids(self, name: str, ids: Any, size: int | None = None) -> Tensor:
         """Token ids that a table of `size` rows can look up.
@@ -228,7 +233,8 @@ class InputChecks(ABC):
         if mask is None:
             return None
         mask = self.tensor(name, mask)
-        shape = None if shape is None else tuple(shape)
+        if shape is not None:
+            shape = tuple(shape)
         arguments.check_mask(self.facts(name, mask), shape, of)
         if self.looking_is_free(mask):
             self.check_values(name, None, None, name, mask)
@@ -236,16 +242,18 @@ class InputChecks(ABC):
 
     def check_text(self, ids: Any, embeds: Any, mask: Any = None, types: Any = None) -> None:
         """Refuse what an encoder can't read; see `rag_core.arguments.check_text`."""
-        read = ("input_ids", ids) if embeds is None else ("inputs_embeds", embeds)
+        name, read = "input_ids", ids
+        if embeds is not None:
+            name, read = "inputs_embeds", embeds
+        mask_facts = types_facts = None
         if mask is not None:
             mask = self.tensor("attention_mask", mask)
-        beside = [
-            None if value is None else self.facts(name, self.tensor(name, value))
-            for name, value in (("attention_mask", mask), ("token_type_ids", types))
-        ]
-        arguments.check_text(self.facts(read[0], self.tensor(*read)), *beside)
+            mask_facts = self.facts("attention_mask", mask)
+        if types is not None:
+            types_facts = self.facts("token_type_ids", self.tensor("token_type_ids", types))
+        arguments.check_text(self.facts(name, self.tensor(name, read)), mask_facts, types_facts)
         if mask is not None and self.looking_is_free(mask):
-            self.check_values(read[0], None, None, "attention_mask", mask)
+            self.check_values(name, None, None, "attention_mask", mask)
 
     def table_size(self, module: Any) -> int | None:
         """How many ids a module's token table holds; None if it doesn't say."""
@@ -353,8 +361,9 @@ class InputChecks(ABC):
         """
         facts = self.facts("encoder_outputs", self.tensor("encoder_outputs", states))
         arguments.check_states(facts, self.facts("doc_scores", scores), n_docs, width)
-        rows = None if facts.shape is None else facts.shape[:2]
-        self.checked_mask("context_attention_mask", mask, rows, "encoder_outputs, (B * n_docs, S)")
+        places = (facts.size(0), facts.size(1))
+        of = "encoder_outputs, (B * n_docs, S)"
+        self.checked_mask("context_attention_mask", mask, places, of)
 
     def checked_target(
         self, name: str, target: Any, scores: Tensor, vocabulary: int | None = None

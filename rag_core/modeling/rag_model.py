@@ -361,6 +361,13 @@ class RagModelBase(RagComponents):
                 output_hidden_states=hidden,
                 return_dict=True,
             )
+        output = self._record(outputs, contexts, output_retrieved)
+        return output if return_dict else output.to_tuple()
+
+    def _record(
+        self, outputs: Any, contexts: ContextsBase, output_retrieved: bool
+    ) -> RetrievAugLMOutput:
+        """What the generator returned, beside what was retrieved for it."""
         output = RetrievAugLMOutput(
             logits=outputs.logits,
             doc_scores=contexts.doc_scores,
@@ -381,7 +388,7 @@ class RagModelBase(RagComponents):
             output.retrieved_doc_ids = to_tensor(contexts.retrieved["doc_ids"])
             output.context_input_ids = contexts.context_input_ids
             output.context_attention_mask = contexts.context_attention_mask
-        return output if return_dict else output.to_tuple()
+        return output
 
     def _contexts_of_states(
         self,
