@@ -37,12 +37,13 @@ def f1_score(answer: str, references: str | Iterable[str]) -> float:
     Words count as often as they occur. Where either side has no words left, 1.0 if both have none.
     """
 
-    def score(found: str, wanted: str) -> float:
-        left, right = found.split(), wanted.split()
-        if not left or not right:
-            return float(left == right)
-        shared = sum((Counter(left) & Counter(right)).values())
-        return 2 * shared / (len(left) + len(right))
+    def score(text: str, reference: str) -> float:
+        words = text.split()
+        reference_words = reference.split()
+        if not words or not reference_words:
+            return float(words == reference_words)
+        shared = sum((Counter(words) & Counter(reference_words)).values())
+        return 2 * shared / (len(words) + len(reference_words))
 
     return _best(score, answer, references)
 
@@ -59,11 +60,11 @@ def mean_scores(
         raise ValueError(
             f"answers and references must be equally many, got {len(answers)} and {len(references)}"
         )
-    wanted = [[r] if isinstance(r, str) else list(r) for r in references]
-    pairs = list(zip(answers, wanted, strict=True))
+    # Both scores go through them, and an iterator can be gone through once.
+    pairs = list(zip(answers, map(_listed, references), strict=True))
     return {
-        "exact_match": float(np.mean([exact_match(a, r) for a, r in pairs])),
-        "f1": float(np.mean([f1_score(a, r) for a, r in pairs])),
+        "exact_match": float(np.mean([exact_match(*pair) for pair in pairs])),
+        "f1": float(np.mean([f1_score(*pair) for pair in pairs])),
     }
 
 
@@ -79,12 +80,12 @@ def recall_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: 
     Raises:
         ValueError: lengths differ, k is below 1, or a question has no relevant document.
     """
-    hits = _hits(retrieved, relevant, k)
-    if any(not len(set(wanted)) for _, wanted in hits):
+    rows = _hits(retrieved, relevant, k)
+    if not all(right for _, right in rows):
         raise ValueError(
             "relevant must name at least one document a question; leave the others out"
         )
-    return float(np.mean([len(found & wanted) / len(wanted) for found, wanted in hits]))
+    return float(np.mean([len(first & right) / len(right) for first, right in rows]))
 
 
 def precision_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> float:
@@ -92,9 +93,8 @@ def precision_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], 
 
     Arguments as `recall_at_k`.
     """
-    return float(
-        np.mean([len(found & wanted) / k for found, wanted in _hits(retrieved, relevant, k)])
-    )
+    rows = _hits(retrieved, relevant, k)
+    return float(np.mean([len(first & right) / k for first, right in rows]))
 
 
 def distinct_document_ratio(doc_ids: np.ndarray | Sequence[Sequence[int]]) -> float:
@@ -108,7 +108,9 @@ def distinct_document_ratio(doc_ids: np.ndarray | Sequence[Sequence[int]]) -> fl
     """
     ids = np.asarray(doc_ids).reshape(-1)
     ids = ids[ids >= 0]
-    return len(np.unique(ids)) / len(ids) if len(ids) else 0.0
+    if not len(ids):
+        return 0.0
+    return len(np.unique(ids)) / len(ids)
 
 
 def mean_posterior_entropy(log_probabilities: np.ndarray) -> float:
@@ -127,34 +129,41 @@ def mean_posterior_entropy(log_probabilities: np.ndarray) -> float:
     if not np.isfinite(top).all():
         raise ValueError("log_probabilities must have a finite value in every row and no NaN")
     weights = np.exp(scores - top)
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / total
-    logs = np.where(weights > 0, np.log(np.where(weights > 0, weights, 1.0)), 0.0)
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    # 0 log 0 is 0, and log 1 is what NumPy may compute in its place without a warning
+    logs = np.log(np.where(weights > 0, weights, 1.0))
     return float(np.mean(-(weights * logs).sum(axis=-1)))
 
 
 def _best(
     score: Callable[[str, str], float], answer: str, references: str | Iterable[str]
 ) -> float:
-    wanted = [references] if isinstance(references, str) else list(references)
-    if not wanted:
+    texts = _listed(references)
+    if not texts:
         raise ValueError("references must hold at least one reference answer")
-    return max(score(normalize_answer(answer), normalize_answer(one)) for one in wanted)
+    normalized = normalize_answer(answer)
+    return max(score(normalized, normalize_answer(text)) for text in texts)
+
+
+def _listed(references: str | Iterable[str]) -> list[str]:
+    if isinstance(references, str):
+        return [references]
+    return list(references)
 
 
 def _hits(
     retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int
 ) -> list[tuple[set, set]]:
+    """Of each question, the documents among its first k hits, and the relevant ones."""
     if k < 1 or not len(retrieved) or len(retrieved) != len(relevant):
         raise ValueError(
             f"need k >= 1 and equally many rows, got k={k}, {len(retrieved)} and {len(relevant)} "
             "rows"
         )
     rows = zip(retrieved, relevant, strict=True)
-    return [
-        (
-            {d for d in list(found)[:k] if not (isinstance(d, (int, np.integer)) and d < 0)},
-            set(wanted),
-        )
-        for found, wanted in rows
-    ]
+    return [(_documents(list(ids)[:k]), set(right)) for ids, right in rows]
+
+
+def _documents(hits: Sequence) -> set:
+    """Different hits, without the row numbers that say that there was none."""
+    return {hit for hit in hits if not (isinstance(hit, int | np.integer) and hit < 0)}

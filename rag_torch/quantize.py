@@ -32,10 +32,13 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()  # (O, I)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         scale = (weight.abs().amax(dim=1) / 127).clamp_min(_TINY)  # (O,)
         self.product = Product((weight / scale[:, None]).round_().to(torch.int8), scale)
-        self.bias = None if linear.bias is None else linear.bias.detach().float()
+        self.bias = None
+        if linear.bias is not None:
+            self.bias = linear.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O) of the same type.
@@ -51,16 +54,15 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, self.in_features).float()  # (R, I)
         if not len(rows):
             return x.new_zeros(*x.shape[:-1], self.out_features)
-        # (R, 1)
-        scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / 127).clamp_min_(
-            _TINY
-        )
+        largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)  # (R, 1)
+        scale = (largest / 127).clamp_min_(_TINY)
         # The conversion cuts off, so that half more makes it round.
         whole = (rows / scale).add_(_MIDDLE + 0.5).to(torch.uint8)
         output = self.product(whole)  # (R, O)
-        output = (
-            output.mul_(scale) if self.bias is None else torch.addcmul(self.bias, output, scale)
-        )
+        if self.bias is None:
+            output.mul_(scale)
+        else:
+            output = torch.addcmul(self.bias, output, scale)
         return output.reshape(*x.shape[:-1], self.out_features).to(x.dtype)  # (..., O)
 
 
@@ -74,8 +76,9 @@ class Product:
 
     def __init__(self, matrix: Tensor, scale: Tensor) -> None:
         packed = torch.ops.onednn.qlinear_prepack(matrix, None)
-        self.matrix = packed, scale, torch.zeros(len(matrix), dtype=torch.int64)
-        self.rows = torch.ones(()), torch.full((1,), _MIDDLE, dtype=torch.int32)
+        # each with its scales and what stands for 0
+        self.matrix = (packed, scale, torch.zeros(len(matrix), dtype=torch.int64))
+        self.rows = (torch.ones(()), torch.full((1,), _MIDDLE, dtype=torch.int32))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(R, I) -> (R, O) in float32."""
@@ -91,11 +94,11 @@ def has_int8() -> bool:
     Without VNNI they go through 16 bits, and large sums are cut.
     """
     try:
-        most = torch.full((1, 64), 255, dtype=torch.uint8)
-        found = Product(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(most)
+        rows = torch.full((1, 64), 255, dtype=torch.uint8)
+        sums = Product(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(rows)
     except (RuntimeError, AttributeError):
         return False
-    return bool((found == 127 * 127 * 64).all())
+    return bool((sums == 127 * 127 * 64).all())
 
 
 def quantized(model: Any) -> Any:

@@ -39,8 +39,10 @@ class RagTrainerMixin:
         if model is None:
             super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
             return
-        given = model.state_dict() if state_dict is None else state_dict
-        once = {name: given[name] for name, _ in tensors.named_tensors(model)}
+        if state_dict is None:
+            state_dict = model.state_dict()
+        # Trainer's file format has no room for a tensor under two names.
+        once = {name: state_dict[name] for name, _ in tensors.named_tensors(model)}
         super()._save(output_dir, state_dict=once)  # type: ignore[misc]
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
@@ -58,25 +60,22 @@ class RagTrainerMixin:
             ValueError: `label_smoothing_factor` is set for a RAG model, whose tokens it would score
                 against their own place.
         """
-        ours = self._ours()
-        if self.label_smoother is not None and hasattr(
-            getattr(ours, "config", None), "label_smoothing"
-        ):
-            given = self.args.label_smoothing_factor
+        own_loss = hasattr(getattr(self._ours(), "config", None), "label_smoothing")
+        if self.label_smoother is not None and own_loss:
             raise ValueError(
-                f"label_smoothing_factor must be 0, got {given}. The model has its own loss: set "
-                "config.label_smoothing"
+                f"label_smoothing_factor must be 0, got {self.args.label_smoothing_factor}. The "
+                "model has its own loss: set config.label_smoothing"
             )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)  # type: ignore[misc]
-        return (loss.mean(), outputs) if return_outputs else loss.mean()
+        loss = loss.mean()
+        return (loss, outputs) if return_outputs else loss
 
     def _pad_tensors_to_max_len(self, tensor: Tensor, max_length: int) -> Tensor:
-        # Seq2SeqTrainer asks the model's config for a pad token, which a RAG config keeps in the
-        # generator's.
         model = self._ours()
-        pad = (
-            None if model is None else getattr(model.config, "generator", model.config).pad_token_id
-        )
+        pad = None
+        if model is not None:
+            # Seq2SeqTrainer asks the model's config, and a RAG config keeps it in the generator's.
+            pad = getattr(model.config, "generator", model.config).pad_token_id
         if pad is None:
             return super()._pad_tensors_to_max_len(tensor, max_length)  # type: ignore[misc]
         return F.pad(tensor, (0, max(0, max_length - tensor.shape[-1])), value=pad)
@@ -84,4 +83,6 @@ class RagTrainerMixin:
     def _ours(self) -> PretrainedModel | None:
         """The bare model, if it is one of this package."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model if isinstance(model, PretrainedModel) else None
+        if isinstance(model, PretrainedModel):
+            return model
+        return None

@@ -88,14 +88,21 @@ def card(figures: dict[str, Any]) -> str:
     names = [name for name in _SETS if name in figures]
     lines = []
     for key, label in _ROWS.items():
-        cells = [figures[name].get(key) for name in names]
-        texts = ["" if c is None else f"{c:,}" if key == "questions" else f"{c:.3f}" for c in cells]
-        lines.append(f"| {label} | " + " | ".join(texts) + " |")
+        cells = [_cell(key, figures[name].get(key)) for name in names]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return _TEXT.format(
         heads=" | ".join(_SETS[name] for name in names),
         bars="---|" * len(names),
         rows="\n".join(lines),
     )
+
+
+def _cell(key: str, figure: float | None) -> str:
+    if figure is None:
+        return ""
+    if key == "questions":
+        return f"{figure:,}"
+    return f"{figure:.3f}"
 
 
 def write_card(folder: str | Path, figures: dict[str, Any]) -> None:

@@ -59,17 +59,20 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
     Raises:
         FileNotFoundError: this installation lacks the shipped parts.
     """
-    folder, shipped, encoder = Path(folder), Path(shipped), Path(encoder)
+    folder = Path(folder)
+    shipped = Path(shipped)
+    encoder = Path(encoder)
     check_shipped(shipped)
-    files = [shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG]
-    made_from = hashlib.sha256(
-        b"".join([HEAD.encode(), *(file.read_bytes() for file in files)])
-    ).hexdigest()
+    digest = hashlib.sha256(HEAD.encode())
+    for file in (shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG):
+        digest.update(file.read_bytes())
+    made_from = digest.hexdigest()
     mark = folder / "made_from.txt"
     if mark.is_file() and mark.read_text() == made_from:
         return folder
     config = RagConfig.from_pretrained(shipped)
-    trained, stock = read_weights(shipped), read_weights(encoder)
+    trained = read_weights(shipped)
+    stock = read_weights(encoder)
     weights = {name: np.asarray(trained[name]).astype(np.float32) for name in trained}
     for name in stock:
         if name.startswith(("embeddings.", "encoder.")) and not name.endswith("position_ids"):

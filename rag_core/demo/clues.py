@@ -56,21 +56,19 @@ def read_articles(path: str | PathLike[str]) -> list[Article]:
     """
     try:
         records = read_json(Path(path))
-        articles = [
-            Article(
-                r["title"],
-                " ".join(r["extract"].split()),
-                " ".join(r["description"].split()),
-                r["topic"],
-            )
-            for r in records.values()
-        ]
+        articles = [_article(record) for record in records.values()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{path}: expected a JSON object of records with title, extract, description and "
             f"topic ({error!r})"
         ) from error
     return sorted(articles, key=lambda article: article.title)
+
+
+def _article(record: dict[str, str]) -> Article:
+    text = " ".join(record["extract"].split())
+    description = " ".join(record["description"].split())
+    return Article(record["title"], text, description, record["topic"])
 
 
 def _digest(*parts: object) -> str:
@@ -85,54 +83,57 @@ def held_out_titles(
 
     A hash per title, and not a shuffled list, keeps the choice when other articles come or go.
     """
-    return frozenset(
-        sorted((a.title for a in articles), key=lambda title: _digest(seed, title))[:count]
-    )
+    titles = [article.title for article in articles]
+    return frozenset(sorted(titles, key=lambda title: _digest(seed, title))[:count])
 
 
 def sentences(text: str) -> list[str]:
     """Split a paragraph at sentence ends, leaving initials and common abbreviations whole."""
-    found, start = [], 0
+    pieces = []
+    start = 0
     for match in re.finditer(r"[.!?][\"\u201d)]*\s+(?=[\"\u201c(]?[A-Z0-9])", text):
         last = text[start : match.start()].rsplit(None, 1)[-1:] or [""]
         word = last[0].strip('("\u201c').lower()
         if text[match.start()] == "." and (len(word) == 1 or word in _ABBREVIATIONS):
             continue
-        found.append(text[start : match.end()].strip())
+        pieces.append(text[start : match.end()].strip())
         start = match.end()
-    return [s for s in [*found, text[start:].strip()] if s]
+    pieces.append(text[start:].strip())
+    return [piece for piece in pieces if piece]
 
 
 @lru_cache(maxsize=1 << 16)
 def _plain(word: str) -> str:
     decomposed = unicodedata.normalize("NFKD", word.casefold())
-    bare = "".join(c for c in decomposed if not unicodedata.combining(c))
+    bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare.removesuffix("'s").removesuffix("\u2019s")
 
 
 @lru_cache(maxsize=256)
 def _title_words(title: str) -> tuple[str, ...]:
-    words = [_plain(w) for w in _WORD.findall(title)]
-    return tuple(w for w in words if w not in _FUNCTION_WORDS) or tuple(words)
+    words = [_plain(word) for word in _WORD.findall(title)]
+    telling = [word for word in words if word not in _FUNCTION_WORDS]
+    return tuple(telling or words)
 
 
 def _of_title(word: str, title: str) -> bool:
     """Whether a word is one of the title's, or one of those with an ending (plurals and
     derivations).
     """
-    found = _plain(word)
+    plain = _plain(word)
     for own in _title_words(title):
-        if found == own or (
-            min(len(found), len(own)) >= 4 and (found.startswith(own) or own.startswith(found))
-        ):
+        if plain == own:
+            return True
+        # Of shorter words too many begin others: "the" would hide "theatre".
+        long_enough = min(len(plain), len(own)) >= 4
+        if long_enough and (plain.startswith(own) or own.startswith(plain)):
             return True
     return False
 
 
 def names_title(text: str, title: str) -> bool:
-    """Whether a text uses one of the title's words (function words do not count.
-
-    Plurals and derivations do).
+    """Whether a text uses one of the title's words: plurals and derivations count, function words
+    do not.
     """
     return any(_of_title(word, title) for word in _WORD.findall(text))
 
@@ -141,12 +142,14 @@ def without_title(text: str, title: str) -> str:
     """Take the words of the title out of a text and mend the spacing and punctuation that this
     leaves.
     """
-    kept = _WORD.sub(lambda m: "" if _of_title(m[0], title) else m[0], text)
-    kept = re.sub(
-        r"\(\s*[,;.\s]*\)|[\"\u201c]\s*[\"\u201d]|(?<=\s)[-\u2013'\u2019]+(?=\s)", " ", kept
+    rest = _WORD.sub(lambda match: "" if _of_title(match[0], title) else match[0], text)
+    # brackets, quotation marks and dashes that hold nothing any more
+    rest = re.sub(
+        r"\(\s*[,;.\s]*\)|[\"\u201c]\s*[\"\u201d]|(?<=\s)[-\u2013'\u2019]+(?=\s)", " ", rest
     )
-    kept = re.sub(r"\s+([,.;:!?)])", r"\1", re.sub(r"\s+", " ", kept))
-    return re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", kept).strip(" ,;:")
+    rest = re.sub(r"\s+", " ", rest)
+    rest = re.sub(r"\s+([,.;:!?)])", r"\1", rest)
+    return re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", rest).strip(" ,;:")
 
 
 def _clip(text: str, words: int = MAX_WORDS) -> str:
@@ -155,7 +158,9 @@ def _clip(text: str, words: int = MAX_WORDS) -> str:
         return text
     head = " ".join(text.split()[:words])
     clause = head.rfind(",")
-    return head[:clause] if clause > len(head) // 2 else head
+    if clause > len(head) // 2:
+        return head[:clause]
+    return head
 
 
 def _first_question(sentence: str, rng: random.Random) -> str | None:
@@ -167,24 +172,26 @@ def _first_question(sentence: str, rng: random.Random) -> str | None:
         return None
     rest = sentence[verb.end() :].rstrip(".")
     clauses = re.split(r",\s+(?=and |or |who |which |that |located |known |best )|;\s", rest)
-    rest = clauses[0] if rng.random() < 0.5 and len(clauses[0].split()) >= 5 else rest
-    return (
-        f"What {verb[1].lower()} the {rest}?"
-        if (verb[2] or "").lower() == "the"
-        else f"Which {rest}?"
-    )
+    if rng.random() < 0.5 and len(clauses[0].split()) >= 5:
+        rest = clauses[0]
+    if (verb[2] or "").lower() == "the":
+        return f"What {verb[1].lower()} the {rest}?"
+    return f"Which {rest}?"
 
 
 def _later_question(sentence: str, title: str) -> str | None:
     """Turn "It flows ..." and "The Danube flows ..." into "What flows ...?"."""
     pronoun = _PRONOUN.match(sentence)
-    subject = "Who" if pronoun and pronoun[0].strip() in ("He", "She") else "What"
-    rest = (
-        sentence[pronoun.end() :]
-        if pronoun
-        else without_title(re.sub(r"^(?:The|A|An)\s+", "", sentence), title)
-    )
-    return f"{subject} {rest.rstrip('.')}?" if rest[:1].islower() else None
+    subject = "What"
+    if pronoun:
+        rest = sentence[pronoun.end() :]
+        if pronoun[0].strip() in ("He", "She"):
+            subject = "Who"
+    else:
+        rest = without_title(re.sub(r"^(?:The|A|An)\s+", "", sentence), title)
+    if not rest[:1].islower():  # what is left does not begin with a verb
+        return None
+    return f"{subject} {rest.rstrip('.')}?"
 
 
 def clues(article: Article, seed: int = SEED) -> list[str]:
@@ -199,21 +206,25 @@ def clues(article: Article, seed: int = SEED) -> list[str]:
     parts = sentences(article.text)
     later = parts[1:] or parts
     pick = rng.choice(later)
-    forms = [
-        article.description,
-        f"{article.description}. {later[0]}" if article.description else later[0],
-        _first_question(parts[0], rng) if parts else None,
-        _later_question(pick, article.title),
-        pick,
-    ]
-    found: list[str] = []
+    described = later[0]
+    if article.description:
+        described = f"{article.description}. {later[0]}"
+    first = None
+    if parts:
+        first = _first_question(parts[0], rng)
+    forms = [article.description, described, first, _later_question(pick, article.title), pick]
+    made: list[str] = []
     for form in forms:
-        clue = _clip(without_title(form or "", article.title))
-        if len(_WORD.findall(clue)) >= 3 and clue not in found:
-            found.append(
-                clue if not (form or "").endswith("?") or clue.endswith("?") else clue + "?"
-            )
-    return found
+        if not form:
+            continue
+        clue = _clip(without_title(form, article.title))
+        if len(_WORD.findall(clue)) < 3 or clue in made:
+            continue
+        # cutting may have taken it away
+        if form.endswith("?") and not clue.endswith("?"):
+            clue += "?"
+        made.append(clue)
+    return made
 
 
 def description_clue(article: Article) -> str:
@@ -221,10 +232,9 @@ def description_clue(article: Article) -> str:
 
     Description and second sentence, uncut.
     """
-    parts = sentences(article.text)
-    return without_title(
-        f"{article.description}. {(parts[1:] or parts or [''])[0]}", article.title
-    ).lstrip(". ")
+    parts = sentences(article.text) or [""]
+    second = (parts[1:] or parts)[0]
+    return without_title(f"{article.description}. {second}", article.title).lstrip(". ")
 
 
 def questions(
@@ -236,9 +246,10 @@ def questions(
     Yields:
         `{"question": ..., "answer": title}`, the lines of a qa.jsonl.
     """
-    pairs = [
-        (clue, a.title) for a in articles if a.title not in held_out for clue in clues(a, seed)
-    ]
+    pairs = []
+    for article in articles:
+        if article.title not in held_out:
+            pairs += [(clue, article.title) for clue in clues(article, seed)]
     for clue, title in sorted(pairs, key=lambda pair: _digest(seed, *pair)):
         yield {"question": clue, "answer": title}
 
