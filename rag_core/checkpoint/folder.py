@@ -21,7 +21,13 @@ import numpy as np
 from rag_core.checkpoint.lazy import LazyWeights
 from rag_core.checkpoint.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.checkpoint.tf_names import torch_layout, torch_name
-from rag_core.checkpoint.weights import FLOATS, dtype_of, needs_float32, tied_names
+from rag_core.checkpoint.weights import (
+    FLOATS,
+    dtype_of,
+    needs_float32,
+    shape_of,
+    tied_names,
+)
 from rag_core.config import PretrainedConfig
 from rag_core.hub import (
     DamagedFileError,
@@ -51,6 +57,7 @@ CHECKPOINT_PATTERNS = (
     "model.safetensors.index.json",
     "generation_config.json",
 )
+_INDEX = ".index.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -75,19 +82,16 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
     _, unknown = split_hub_kwargs(hub)
     if unknown:
         raise TypeError(f"read_weights takes hub options only, got {', '.join(sorted(unknown))}.")
-    if is_local(name_or_path) and Path(name_or_path).expanduser().is_file():
-        recover(Path(name_or_path).expanduser().parent)
-        return _open(Path(name_or_path).expanduser())
-    for filename in WEIGHT_FILES:
-        path = resolve_file(name_or_path, filename, required=False, **hub)
-        if path is not None:
-            if filename.endswith(".index.json"):
-                # The shards of the very commit of their index: a branch may move while gigabytes
-                # travel.
-                hub["revision"] = commit_of(path) or hub.get("revision")
-                return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
-            return _open(path)
-    raise OSError(_no_weights(name_or_path))
+    file = Path(name_or_path).expanduser()
+    if is_local(name_or_path) and file.is_file():
+        recover(file.parent)
+        return _open(file)
+    path = _first_file(name_or_path, hub)
+    if not path.name.endswith(_INDEX):
+        return _open(path)
+    # The shards of the very commit of their index: a branch may move while gigabytes travel.
+    hub["revision"] = commit_of(path) or hub.get("revision")
+    return _open_shards(path, lambda shard: resolve_file(name_or_path, shard, **hub))
 
 
 def weight_files(name_or_path: str | Path, **hub: Any) -> list[Path]:
@@ -96,25 +100,23 @@ def weight_files(name_or_path: str | Path, **hub: Any) -> list[Path]:
     Raises:
         OSError: none there, or a shard is missing; the file is named.
     """
+    path = _first_file(name_or_path, hub)
+    if not path.name.endswith(_INDEX):
+        return [path]
+    shards = sorted(set(_shard_places(path).values()))
+    return [path, *(resolve_file(name_or_path, shard, **hub) for shard in shards)]
+
+
+def _first_file(name_or_path: str | Path, hub: Mapping[str, Any]) -> Path:
+    """The first of `WEIGHT_FILES` that is there."""
     for filename in WEIGHT_FILES:
         path = resolve_file(name_or_path, filename, required=False, **hub)
         if path is not None:
-            shards = (
-                sorted(set(_shard_places(path).values()))
-                if filename.endswith(".index.json")
-                else []
-            )
-            return [path, *(resolve_file(name_or_path, shard, **hub) for shard in shards)]
-    raise OSError(_no_weights(name_or_path))
-
-
-def _no_weights(name_or_path: str | Path) -> str:
-    where = (
-        f"folder {str(name_or_path)!r}"
-        if is_local(name_or_path)
-        else f"repository {str(name_or_path)!r}"
-    )
-    return f"No weights in {where}: none of {', '.join(WEIGHT_FILES)}."
+            return path
+    kind = "repository"
+    if is_local(name_or_path):
+        kind = "folder"
+    raise OSError(f"No weights in {kind} {str(name_or_path)!r}: none of {', '.join(WEIGHT_FILES)}.")
 
 
 def write_checkpoint(
@@ -149,26 +151,21 @@ def write_checkpoint(
         raise ValueError(f"No weights to save into {str(folder)!r}.")
     names = _stored(weights, config)
     values = config.to_dict()
-    dtypes = (dtype_of(weights, name).name for name in names if not needs_float32(name))
-    values["torch_dtype"] = next((each for each in dtypes if each in FLOATS), values["torch_dtype"])
+    dtypes = [dtype_of(weights, name).name for name in names if not needs_float32(name)]
+    floats = [dtype for dtype in dtypes if dtype in FLOATS]
+    values["torch_dtype"] = next(iter(floats), values["torch_dtype"])
     if architecture is not None:
         values["architectures"] = [architecture]
+    stale = list(CHECKPOINT_PATTERNS)
     # Options without a model beside them were put there for this one.
-    is_over_another = any((Path(folder) / name).is_file() for name in WEIGHT_FILES)
-    stale = (
-        CHECKPOINT_PATTERNS
-        if is_over_another
-        else [each for each in CHECKPOINT_PATTERNS if "model" in each]
-    )
+    if not any((Path(folder) / name).is_file() for name in WEIGHT_FILES):
+        stale = [pattern for pattern in stale if pattern.startswith("model")]
+    if hasattr(generation_config, "to_dict"):
+        generation_config = generation_config.to_dict()
     with atomic_folder(folder, stale=stale) as draft:
         _write_json(draft / "config.json", values)
         if generation_config is not None:
-            options = (
-                generation_config.to_dict()
-                if hasattr(generation_config, "to_dict")
-                else dict(generation_config)
-            )
-            _write_json(draft / "generation_config.json", options)
+            _write_json(draft / "generation_config.json", generation_config)
         _write_shards(draft, names, weights, limit, progress)
 
 
@@ -179,23 +176,14 @@ def _write_shards(
     limit: int,
     progress: Callable[[int], None] | None,
 ) -> None:
-    shapes = {name: _shape(weights, name) for name in names}
+    shapes = {name: shape_of(weights, name) for name in names}
     dtypes = {name: dtype_of(weights, name) for name in names}
     sizes = {name: math.prod(shapes[name]) * dtypes[name].itemsize for name in names}
-    shards: list[list[str]] = [[]]
-    room = limit
-    for name in names:
-        if shards[-1] and sizes[name] > room:
-            shards.append([])
-            room = limit
-        shards[-1].append(name)
-        room -= sizes[name]
+    shards = _split(sizes, limit)
     files = ["model.safetensors"]
     if len(shards) > 1:
-        files = [
-            f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            for number in range(1, len(shards) + 1)
-        ]
+        count = len(shards)
+        files = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
         places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         _write_json(folder / "model.safetensors.index.json", index)
@@ -209,39 +197,49 @@ def _write_shards(
         try:
             write_safetensors(folder / file, {name: shapes[name] for name in shard}, dtypes, read)
         except OSError as error:
-            what = error.strerror or error
+            reason = error.strerror or error
             raise OSError(
-                f"Can't write {file} ({what}); nothing was saved. Make room and save again."
+                f"Can't write {file} ({reason}); nothing was saved. Make room and save again."
             ) from None
 
 
-def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    shapes = getattr(weights, "shapes", None)
-    return tuple(shapes[name] if shapes is not None else np.asarray(weights[name]).shape)
+def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, in shards of at most `limit` bytes; a larger weight has one for itself."""
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def _stored(weights: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
     """The names to write: one for each group of tied weights, whose copies must be equal."""
-    head = "token" if any(name.startswith("rag.") for name in weights) else None
-    copies: set[str] = set()
+    head = None
+    if any(name.startswith("rag.") for name in weights):
+        head = "token"
+    left_out: set[str] = set()
     for group in tied_names(config, head):
-        held = [name for name in group if name in weights]
-        for name in held[1:]:
-            first, other = np.asarray(weights[held[0]]), np.asarray(weights[name])
+        present = [name for name in group if name in weights]
+        for name in present[1:]:
+            first = np.asarray(weights[present[0]])
+            other = np.asarray(weights[name])
             if first.ctypes.data != other.ctypes.data and not np.array_equal(first, other):
                 raise ValueError(
-                    f"{held[0]} and {name} differ although the configuration ties them; nothing "
-                    "was saved."
+                    f"{present[0]} and {name} differ although the configuration ties them; "
+                    "nothing was saved."
                 )
         # transformers leaves the same copies out and ties them again.
-        copies.update(held[1:])
-    return [name for name in weights if name not in copies]
+        left_out.update(present[1:])
+    return [name for name in weights if name not in left_out]
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(
-        json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(dict(values), indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _bytes(size: int | str) -> int:
@@ -272,20 +270,27 @@ def _open(path: Path) -> LazyWeights:
             ".h5."
         )
     weights = LazyWeights(file.shapes, file.__getitem__, dtypes=file.dtypes, free=file.free)
-    of_tensorflow = path.suffix == ".h5" or getattr(file, "metadata", {}).get("format") == "tf"
-    return torch_layout(weights, str(path)) if of_tensorflow else weights
+    if path.suffix == ".h5" or getattr(file, "metadata", {}).get("format") == "tf":
+        return torch_layout(weights, str(path))
+    return weights
 
 
 def _shard_places(index: Path) -> dict[str, str]:
     """Name of a weight -> its shard, as an index file has it."""
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        got = type(places).__name__ if not isinstance(places, dict) else "other values"
-        what = f"weight_map must be an object of file names, got {got}"
-        raise DamagedFileError(f"{index} is not an index of weights ({what}); fetch it again.")
+    got = None
+    if not isinstance(places, dict):
+        got = type(places).__name__
+    elif not all(isinstance(file, str) for file in places.values()):
+        got = "other values"
+    if got is not None:
+        raise DamagedFileError(
+            f"{index} is not an index of weights (weight_map must be an object of file names, got "
+            f"{got}); fetch it again."
+        )
     for file in places.values():
         if "/" in file or "\\" in file or file.startswith("."):
-            raise OSError(f"{index} names a shard outside its folder: {file!r}.")
+            raise DamagedFileError(f"{index} names a shard outside its folder: {file!r}.")
     return places
 
 
@@ -296,11 +301,11 @@ def _open_shards(index: Path, resolve: Callable[[str], Path]) -> LazyWeights:
     scoped = any(shard.scoped for shard in shards.values())
     if scoped:
         places = _scoped_places(places, shards)
-    lost = sorted(name for name, file in places.items() if name not in shards[file])
-    if lost:
-        raise OSError(
-            f"{index} names weights that their shards lack: {', '.join(lost)}; fetch all of them "
-            "again."
+    missing = sorted(name for name, file in places.items() if name not in shards[file])
+    if missing:
+        raise DamagedFileError(
+            f"{index} names weights that their shards lack: {', '.join(missing)}; fetch all of "
+            "them again."
         )
 
     def free() -> None:
@@ -318,9 +323,10 @@ def _scoped_places(places: dict[str, str], shards: dict[str, LazyWeights]) -> di
     """TensorFlow's index under the names of its shards, which lack some of the scopes that the
     index names.
     """
-    found = {}
+    under_ends = {}
     for name, file in places.items():
         parts = torch_name(name).split(".")
-        ends = (".".join(parts[start:]) for start in range(len(parts)))
-        found[next((end for end in ends if end in shards[file]), name)] = file
-    return found
+        ends = [".".join(parts[start:]) for start in range(len(parts))]
+        served = [end for end in ends if end in shards[file]]
+        under_ends[next(iter(served), name)] = file
+    return under_ends

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# Bytes compared at once: small beside a model, large beside what a step of Python costs.
+_PART = 2**24
+
 
 class LazyWeights(Mapping[str, np.ndarray]):
     """Names with arrays that are read when asked for.
@@ -66,10 +69,9 @@ def given_weights(
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
     arrays = {name: to_array(value) for name, value in state_dict.items()}
-    shapes = {name: each.shape for name, each in arrays.items()}
-    return LazyWeights(
-        shapes, arrays.__getitem__, dtypes={name: each.dtype for name, each in arrays.items()}
-    )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    dtypes = {name: array.dtype for name, array in arrays.items()}
+    return LazyWeights(shapes, arrays.__getitem__, dtypes=dtypes)
 
 
 def same_numbers(
@@ -83,9 +85,12 @@ def same_numbers(
         other: the same.
         free: gives back the memory of mapped files.
     """
-    rows = max(1, 2**24 // max(1, one[:1].nbytes)) if one.ndim else 1
-    for start in range(0, len(one) if one.ndim else 1, rows):
-        first, second = (each[start : start + rows] if each.ndim else each for each in (one, other))
+    one, other = np.atleast_1d(one, other)
+    rows = max(1, _PART // max(1, one[:1].nbytes))
+    for start in range(0, len(one), rows):
+        first = one[start : start + rows]
+        second = other[start : start + rows]
+        # the same NaN is the same, too
         if not np.array_equal(first, second) and first.tobytes() != second.tobytes():
             return False
         if free is not None:

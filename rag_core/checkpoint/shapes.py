@@ -42,9 +42,10 @@ def expected_shapes(
         prefix = _prefix(RAG_HEADS, head, "model")
         parts = {"question_encoder.": expected_shapes(config.question_encoder)}
         parts["generator."] = expected_shapes(config.generator)
-        if context_encoder is not None:
-            context_head = "context" if isinstance(context_encoder, DPRConfig) else None
-            parts["ctx_encoder."] = expected_shapes(context_encoder, context_head)
+        if isinstance(context_encoder, DPRConfig):
+            parts["ctx_encoder."] = expected_shapes(context_encoder, "context")
+        elif context_encoder is not None:
+            parts["ctx_encoder."] = expected_shapes(context_encoder)
         return {
             f"{prefix}{part}{name}": size
             for part, shapes in parts.items()
@@ -62,8 +63,10 @@ def expected_shapes(
     _refuse_unsupported(config)
     if isinstance(config, BertConfig):
         d = config.hidden_size
-        pooler = _linear("pooler.dense", d if config.pooling == "pooler" else 0, d)
-        return _bert(config) | pooler | _linear("encode_proj", config.projection_dim, d)
+        shapes = _bert(config)
+        if config.pooling == "pooler":
+            shapes |= _linear("pooler.dense", d, d)
+        return shapes | _linear("encode_proj", config.projection_dim, d)
     if isinstance(config, BartConfig):
         return _bart(config)
     if isinstance(config, T5Config):
@@ -80,12 +83,12 @@ def tied_names(config: PretrainedConfig, head: str | None = None) -> list[tuple[
         return [tuple(prefix + name for name in group) for group in tied_names(config.generator)]
     if not isinstance(config, BartConfig | T5Config):
         return []
-    inside = "model." if isinstance(config, BartConfig) else ""
-    group = tuple(
-        f"{inside}{name}.weight"
-        for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-    )
-    return [(*group, "lm_head.weight") if config.tie_word_embeddings else group]
+    names = ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    if isinstance(config, BartConfig):
+        names = [f"model.{name}" for name in names]
+    if config.tie_word_embeddings:
+        names.append("lm_head.weight")
+    return [tuple(names)]
 
 
 def _prefix(heads: Mapping[str, str], head: str | None, default: str) -> str:
@@ -115,7 +118,9 @@ def _refuse_unsupported(config: PretrainedConfig) -> None:
 
 def _linear(name: str, out: int, width: int) -> Shapes:
     """Weight and bias of a linear layer; nothing where `out` is 0."""
-    return {f"{name}.weight": (out, width), f"{name}.bias": (out,)} if out else {}
+    if not out:
+        return {}
+    return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
 
 
 def _norm(name: str, width: int) -> Shapes:
@@ -123,7 +128,8 @@ def _norm(name: str, width: int) -> Shapes:
 
 
 def _bert(config: BertConfig | DPRConfig) -> Shapes:
-    d, f = config.hidden_size, config.intermediate_size
+    d = config.hidden_size
+    f = config.intermediate_size
     shapes: Shapes = {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),
         "embeddings.position_embeddings.weight": (config.max_position_embeddings, d),
@@ -135,15 +141,15 @@ def _bert(config: BertConfig | DPRConfig) -> Shapes:
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             shapes |= _linear(f"{layer}.attention.{part}", d, d)
         shapes |= _norm(f"{layer}.attention.output.LayerNorm", d)
-        shapes |= _linear(f"{layer}.intermediate.dense", f, d) | _linear(
-            f"{layer}.output.dense", d, f
-        )
+        shapes |= _linear(f"{layer}.intermediate.dense", f, d)
+        shapes |= _linear(f"{layer}.output.dense", d, f)
         shapes |= _norm(f"{layer}.output.LayerNorm", d)
     return shapes
 
 
 def _bart(config: BartConfig) -> Shapes:
-    d, v = config.d_model, config.vocab_size
+    d = config.d_model
+    v = config.vocab_size
     shapes: Shapes = {"final_logits_bias": (1, v), "model.shared.weight": (v, d)}
     stacks = {
         "encoder": (config.encoder_layers, config.encoder_ffn_dim, ("self_attn",)),
@@ -160,7 +166,8 @@ def _bart(config: BartConfig) -> Shapes:
                 for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
                     shapes |= _linear(f"{layer}.{attention}.{part}", d, d)
                 shapes |= _norm(f"{layer}.{attention}_layer_norm", d)
-            shapes |= _linear(f"{layer}.fc1", f, d) | _linear(f"{layer}.fc2", d, f)
+            shapes |= _linear(f"{layer}.fc1", f, d)
+            shapes |= _linear(f"{layer}.fc2", d, f)
             shapes |= _norm(f"{layer}.final_layer_norm", d)
         shapes |= _norm(f"{root}.layernorm_embedding", d)
     shapes["lm_head.weight"] = (v, d)
@@ -168,9 +175,14 @@ def _bart(config: BartConfig) -> Shapes:
 
 
 def _t5(config: T5Config) -> Shapes:
-    d, f, v, h = config.d_model, config.d_ff, config.vocab_size, config.num_heads
+    d = config.d_model
+    f = config.d_ff
+    v = config.vocab_size
+    h = config.num_heads
     inner = h * config.d_kv
-    ups = ("wi_0", "wi_1") if config.is_gated_act else ("wi",)
+    ups = ["wi"]
+    if config.is_gated_act:
+        ups = ["wi_0", "wi_1"]
     shapes: Shapes = {"shared.weight": (v, d)}
     stacks = {
         "encoder": (config.num_layers, ("SelfAttention",)),

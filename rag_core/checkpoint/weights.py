@@ -76,42 +76,40 @@ UNUSED: tuple[str, ...] = (
 _ZEROS = re.compile(r"(^|\.)final_logits_bias$")
 
 
-def fit_names(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+def fit_names(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
     """Which name of a file serves each needed name, by `RENAMES`; needed names without one are left
     out.
 
     Args:
-        found: names in the file.
+        names: those in the file.
         expected: names needed.
 
     Returns:
         Needed name -> name in the file; no name of the file serves twice.
     """
-    held = set(found)
+    unused = set(names)
     fitted: dict[str, str] = {}
-    used: set[str] = set()
     needed = list(expected)
     for inside, outside in RENAMES:
         for name in needed:
             if name in fitted or not name.startswith(inside):
                 continue
             renamed = outside + name[len(inside) :]
-            olds = (
-                renamed.removesuffix(new) + old
-                for new, old in _OLD_SUFFIXES
-                if renamed.endswith(new)
-            )
-            for candidate in (renamed, *olds):
-                if candidate in held and candidate not in used:
+            candidates = [renamed]
+            for new, old in _OLD_SUFFIXES:
+                if renamed.endswith(new):
+                    candidates.append(renamed.removesuffix(new) + old)
+            for candidate in candidates:
+                if candidate in unused:
                     fitted[name] = candidate
-                    used.add(candidate)
+                    unused.remove(candidate)
                     break
     return fitted
 
 
 def check_weights(
     expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
+    actual: Mapping[str, tuple[int, ...]],
     *,
     source: str = "The checkpoint",
 ) -> None:
@@ -119,21 +117,29 @@ def check_weights(
 
     Args:
         expected: needed name -> shape.
-        found: name -> shape as they are, under the needed names where they have one.
+        actual: name -> shape as they are, under the needed names where they have one.
         source: what to call the file in the error.
 
     Raises:
         ValueError: listing all missing, all unexpected and all misshapen names, sorted.
     """
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(name for name in set(found) - set(expected) if not _unused(name))
-    wrong = sorted(
-        name for name in set(expected) & set(found) if tuple(expected[name]) != tuple(found[name])
-    )
-    shapes = [f"{name} {tuple(found[name])}, needed {tuple(expected[name])}" for name in wrong]
-    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    if any(each for _, each in lists):
-        lines = [f"  {len(each)} {what}: " + ", ".join(each) for what, each in lists if each]
+    missing = sorted(set(expected) - set(actual))
+    unexpected = sorted(name for name in set(actual) - set(expected) if not _unused(name))
+    misshapen = []
+    for name in sorted(set(expected) & set(actual)):
+        shape = tuple(actual[name])
+        needed = tuple(expected[name])
+        if shape != needed:
+            misshapen.append(f"{name} {shape}, needed {needed}")
+    lines = []
+    for kind, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", misshapen),
+    ):
+        if names:
+            lines.append(f"  {len(names)} {kind}: {', '.join(names)}")
+    if lines:
         raise ValueError(f"{source} doesn't fit the configuration:\n" + "\n".join(lines))
 
 
@@ -149,12 +155,11 @@ def check_sizes(config: PretrainedConfig, weights: LazyWeights, source: str) -> 
     Raises:
         ValueError: it names the number of layers or the weight that is too large.
     """
-    parts = (
-        [config.question_encoder, config.generator] if isinstance(config, RagConfig) else [config]
-    )
-    parts = [
-        part for part in parts if isinstance(part, BartConfig | BertConfig | DPRConfig | T5Config)
-    ]
+    parts = [config]
+    if isinstance(config, RagConfig):
+        parts = [config.question_encoder, config.generator]
+    known = (BartConfig, BertConfig, DPRConfig, T5Config)
+    parts = [part for part in parts if isinstance(part, known)]
     for part in parts:
         for name in part.maximum:
             if (getattr(part, name) or 0) > max(len(weights), MANY_LAYERS):
@@ -205,8 +210,8 @@ def fit_weights(
     if isinstance(weights, LazyWeights) and weights.scoped:
         weights = under_needed_names(weights, expected, source)
     fitted = fit_names(weights, expected)
-    shapes = {name: _shape(weights, old) for name, old in fitted.items()}
-    shapes |= {name: _shape(weights, name) for name in set(weights) - set(fitted.values())}
+    shapes = {name: shape_of(weights, old) for name, old in fitted.items()}
+    shapes |= {name: shape_of(weights, name) for name in set(weights) - set(fitted.values())}
     sources = dict(fitted)
     for group in tied_names(config, head):
         copies = [name for name in group if name in fitted]
@@ -215,13 +220,16 @@ def fit_weights(
             for name in group:
                 sources[name] = fitted[copies[0]]
                 shapes.setdefault(name, shapes[copies[0]])
-    generator = config.generator if isinstance(config, RagConfig) else config
+    generator = config
+    if isinstance(config, RagConfig):
+        generator = config.generator
     if isinstance(generator, T5Config) and generator.extra.get("scale_decoder_outputs") is False:
         # transformers 5 drops the output layer of an unscaled T5 whenever it equals the embeddings.
         output = next(name for name in expected if name.endswith("lm_head.weight"))
         shared = output.removesuffix("lm_head.weight") + "shared.weight"
         if output not in sources and shared in sources:
-            sources[output], shapes[output] = sources[shared], shapes[shared]
+            sources[output] = sources[shared]
+            shapes[output] = shapes[shared]
     zeros = {name for name in expected if _ZEROS.search(name) and name not in shapes}
     shapes |= {name: expected[name] for name in zeros}
     check_weights(expected, shapes, source=source)
@@ -241,48 +249,49 @@ def fit_weights(
     )
 
 
-def with_ties(given: Mapping[str, Any], ties: Mapping[str, str]) -> dict[str, Any]:
+def with_ties(state_dict: Mapping[str, Any], ties: Mapping[str, str]) -> dict[str, Any]:
     """A state dict with each tied weight that it holds under all of its names, as files hold it
     under one.
 
     Args:
-        given: weights by name.
+        state_dict: weights by name.
         ties: each further name of a tied weight -> its first name.
     """
     groups: dict[str, list[str]] = {}
     for name, first in ties.items():
         groups.setdefault(first, [first]).append(name)
-    whole = dict(given)
+    whole = dict(state_dict)
     for names in groups.values():
-        held = next((name for name in names if name in given), None)
-        if held is not None:
-            whole.update({name: given[held] for name in names if name not in given})
+        present = [name for name in names if name in state_dict]
+        for name in names:
+            if present and name not in state_dict:
+                whole[name] = state_dict[present[0]]
     return whole
 
 
 def chosen_weights(
-    own: Mapping[str, Any], ties: Mapping[str, str], given: Mapping[str, Any]
+    own: Mapping[str, Any], ties: Mapping[str, str], state_dict: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Of a state dict those entries that are written: each weight of a model once.
 
     Args:
         own: the model's weights by name, tied ones under their first name.
         ties: each further name of a tied weight -> its first name.
-        given: the state dict; tied weights under any of their names.
+        state_dict: tied weights under any of their names.
 
     Raises:
         TypeError: no mapping.
         ValueError: names or shapes are not the model's; all of them are listed.
     """
-    if not isinstance(given, Mapping):
-        raise TypeError(f"state_dict must map names to tensors, got {type(given).__name__}.")
-    found = {ties.get(name, name): value for name, value in given.items()}
-    found |= {name: value for name, value in given.items() if name in own}
-    shapes = {name: tuple(each.shape) for name, each in own.items()}
-    check_weights(
-        shapes, {name: tuple(value.shape) for name, value in found.items()}, source="state_dict"
-    )
-    return {name: found[name] for name in own}
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must map names to tensors, got {type(state_dict).__name__}.")
+    entries = {ties.get(name, name): value for name, value in state_dict.items()}
+    # the first name counts where an entry has it
+    entries |= {name: value for name, value in state_dict.items() if name in own}
+    needed = {name: tuple(weight.shape) for name, weight in own.items()}
+    shapes = {name: tuple(value.shape) for name, value in entries.items()}
+    check_weights(needed, shapes, source="state_dict")
+    return {name: entries[name] for name in own}
 
 
 def needs_float32(name: str) -> bool:
@@ -298,16 +307,20 @@ def _unused(name: str) -> bool:
     return any(re.search(pattern, name) for pattern in UNUSED)
 
 
-def _shape(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def shape_of(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """A shape without reading the array, where the mapping knows it."""
     shapes = getattr(weights, "shapes", None)
-    return tuple(shapes[name] if shapes is not None else weights[name].shape)
+    if shapes is None:
+        return tuple(np.shape(weights[name]))
+    return tuple(shapes[name])
 
 
 def dtype_of(weights: Mapping[str, Any], name: str) -> np.dtype:
     """A dtype without reading the array, where the mapping knows it."""
     dtypes = getattr(weights, "dtypes", None)
-    return dtypes[name] if dtypes is not None else np.asarray(weights[name]).dtype
+    if dtypes is None:
+        return np.asarray(weights[name]).dtype
+    return dtypes[name]
 
 
 def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: str) -> None:
@@ -316,12 +329,14 @@ def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: 
         return
     names = list(copies)
     first = np.asarray(weights[copies[names[0]]])
+    free = getattr(weights, "free", None)
     for name in names[1:]:
         other = np.asarray(weights[copies[name]])
-        same = other.ctypes.data == first.ctypes.data and other.strides == first.strides
-        if other.shape != first.shape or not (
-            same or same_numbers(first, other, getattr(weights, "free", None))
-        ):
+        # most copies are the same memory: nothing is read to see that
+        is_equal = other.shape == first.shape
+        if other.ctypes.data != first.ctypes.data or other.strides != first.strides:
+            is_equal = is_equal and same_numbers(first, other, free)
+        if not is_equal:
             raise ValueError(
                 f"{source} holds different values for {names[0]} and {name}, which the "
                 "configuration ties; set tie_word_embeddings=False in the generator's "
