@@ -116,3 +116,18 @@ def heard(rule: Any) -> Any:
     With NumPy's integers: the rule looks at them for every token of the vocabulary.
     """
     return lambda batch_id, ids: rule(batch_id, ids.numpy())
+
+
+def cast(model: Any, precision: str) -> Any:
+    """The model with its weights in another precision."""
+    return model.to(precision)
+
+
+def restore(model: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Give a model the weights of a `state_dict` of arrays."""
+    model.load_state_dict(arrays)
+
+
+def draw() -> float:
+    """The framework's next random number."""
+    return float(tf.random.uniform(()))

@@ -94,3 +94,18 @@ def with_contexts(head: str, n_docs: int = 3, batch: int = 2, name: str = "bart_
 def heard(rule: Any) -> Any:
     """A `prefix_allowed_tokens_fn` of the catalogue as `generate` calls it."""
     return rule
+
+
+def cast(model: nn.Module, precision: str) -> nn.Module:
+    """The model with its weights in another precision."""
+    return model.to(getattr(torch, precision))
+
+
+def restore(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    """Give a model the weights of a `state_dict` of arrays."""
+    model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+
+
+def draw() -> float:
+    """The framework's next random number."""
+    return float(torch.rand(()))

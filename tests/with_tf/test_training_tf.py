@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rag_core.tokenization.rag import AutoTokenizer
 from rag_core.training.config import TrainingConfig
-from rag_core.training.data import Example
-from rag_core.training.state import CHECKPOINT
 from rag_tf import marginalize as marginal
 from rag_tf import modules
 from rag_tf.adamw import AdamW, LossScale
@@ -22,8 +19,6 @@ from rag_tf.training import train
 from tests.support.training_models import (
     EXAMPLES,
     SETTINGS,
-    WORDS,
-    Killed,
     small_config,
     small_retriever,
     small_tokenizers,
@@ -57,11 +52,6 @@ class Fresh:
     def __call__(self, sequence=False):
         self.model.load_state_dict(self.start)
         return self.sequence if sequence else self.model
-
-
-@pytest.fixture(scope="module")
-def shaken(tokenizers):
-    return Fresh(tokenizers, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -115,118 +105,6 @@ def test_every_step_is_pytorchs(tokenizers, double, part, sequence):
     assert {"all": moved > PROJECTION, "projection": moved == PROJECTION, "frozen": moved == set()}[
         part
     ]
-
-
-def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    tokenizers, shaken, tmp_path, monkeypatch
-):
-    config = TrainingConfig(steps=8, accumulation=2, **SETTINGS)
-    report = train(
-        shaken(), shaken.retriever, EXAMPLES, config, out=tmp_path / "whole", progress=False
-    )
-    final = weights(shaken.model)
-
-    search, calls = shaken.retriever.index.get_top_docs, []
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 2 * 5 + 2:
-            raise Killed
-        return search(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(shaken.retriever.index, "get_top_docs", dies)
-        train(shaken(), shaken.retriever, EXAMPLES, config, out=tmp_path / "tuned", progress=False)
-    assert (tmp_path / "tuned" / CHECKPOINT).exists()
-
-    # With graphs of its own, as in another process.
-    resumed = Fresh(tokenizers, 0.1)
-    tf.random.set_seed(99)
-    again = train(
-        resumed(), resumed.retriever, EXAMPLES, config, out=tmp_path / "tuned", progress=False
-    )
-    for name, array in weights(resumed.model).items():
-        assert np.array_equal(array, final[name]), name
-    assert again.history[-1] == report.history[-1]
-    assert not (tmp_path / "tuned" / CHECKPOINT).exists()
-    read = RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
-    assert all(np.array_equal(array, final[name]) for name, array in read.state_dict().items())
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "tuned").generator) == len(tokenizers[1])
-
-
-def test_training_learns_and_reports_retrieval_and_leaves_random_numbers_alone(double):
-    config = TrainingConfig(steps=60, **{**SETTINGS, "batch_size": 10, "learning_rate": 1e-2})
-    tf.random.set_seed(1)
-    before = float(tf.random.uniform(()))
-    tf.random.set_seed(1)
-    report = train(
-        double(), double.retriever, EXAMPLES, config, validation=EXAMPLES, progress=False
-    )
-    first, last = report.history[0], report.history[-1]
-    assert last["loss"] < 0.3 * first["loss"]
-    assert report.exact_match == last["exact_match"] >= 0.9
-    assert 0 < last["distinct_documents"] <= 1
-    assert 0 <= last["posterior_entropy"] <= np.log(2) + 1e-6
-    assert float(tf.random.uniform(())) == before
-
-
-def test_accumulated_steps_equal_one_large_batch(double):
-    final = []
-    for split in ({"batch_size": 4}, {"batch_size": 1, "accumulation": 4}):
-        config = TrainingConfig(steps=3, **{**SETTINGS, **split})
-        train(double(), double.retriever, EXAMPLES, config, progress=False)
-        final.append(weights(double.model))
-    for name, array in final[0].items():
-        np.testing.assert_allclose(array, final[1][name], rtol=1e-6, atol=1e-8, err_msg=name)
-
-
-def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_nothing(
-    double, tokenizers, monkeypatch
-):
-    monkeypatch.setattr(double.retriever, "retrieve", None)
-    examples = [
-        Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]
-    ]
-    settings = {**SETTINGS, "batch_size": 16, "learning_rate": 5e-3}
-    config = TrainingConfig(steps=150, question_encoder="frozen", **settings)
-    report = train(double(), double.retriever, examples, config, progress=False)
-    assert report.history[-1]["loss"] < 0.1
-    rows = [f"{e.passage[0]} / tree // {e.question}" for e in examples]
-    ids = tokenizers[1](rows, padding=True, return_tensors="tf")
-    answers = tokenizers[1]([e.answers[0] for e in examples], padding=True, return_tensors="tf")
-    logits = double.model.generator(**ids, decoder_input_ids=answers["input_ids"][:, :2]).logits
-    says_nothing = logits.numpy().argmax(-1) == tokenizers[1].mask_token_id  # (16, 2)
-    assert says_nothing.tolist() == [[not e.answerable] * 2 for e in examples]
-    with pytest.raises(ValueError, match="either all bring a passage or none"):
-        train(double(), double.retriever, [*examples, *EXAMPLES], config, progress=False)
-
-
-def test_mixed_precision_and_refusals(shaken, tmp_path, monkeypatch):
-    def run(model=None, out=None, **settings):
-        settings = TrainingConfig(**{**SETTINGS, "steps": 2, **settings})
-        return train(
-            model or shaken(), shaken.retriever, EXAMPLES, settings, out=out, progress=False
-        )
-
-    report = run(mixed_precision="bf16", question_encoder="frozen")
-    assert np.isfinite(report.history[-1]["loss"])
-    assert shaken.model.dtype == tf.float32
-    with pytest.raises(ValueError, match=r"fp16.*needs a GPU"):
-        run(mixed_precision="fp16")
-    half = RagTokenForGeneration(shaken.model.config).to("bfloat16")
-    with pytest.raises(ValueError, match=r"must be float32, got bfloat16"):
-        run(half)
-    (tmp_path / CHECKPOINT).write_bytes(b"nothing")
-    with pytest.raises(OSError, match="no checkpoint of a training run"):
-        run(out=tmp_path)
-    (tmp_path / CHECKPOINT).unlink()
-    monkeypatch.setattr(
-        shaken.model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed)
-    )
-    with pytest.raises(Killed):
-        run(out=tmp_path, steps=5)
-    with pytest.raises(ValueError, match=r"another run \(learning_rate: 0.003 there, 0.1 now"):
-        run(out=tmp_path, steps=5, learning_rate=0.1)
 
 
 def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale():

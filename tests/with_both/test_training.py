@@ -1,0 +1,183 @@
+"""Joint fine-tuning in both backends: it learns, a killed run ends where it would have ended, and
+its settings mean what they say.
+"""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from rag_core.backends import to_numpy
+from rag_core.tokenization.rag import AutoTokenizer
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
+from rag_core.training.state import CHECKPOINT
+from tests.support.training_models import (
+    EXAMPLES,
+    SETTINGS,
+    WORDS,
+    Killed,
+    small_config,
+    small_retriever,
+    small_tokenizers,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    return small_tokenizers(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.fixture(scope="module")
+def train(backend):
+    return import_module(f"rag_{backend}.training").train
+
+
+def weights(model):
+    return {name: to_numpy(value).copy() for name, value in model.state_dict().items()}
+
+
+class Fresh:
+    """A model that starts anew with the same weights: TensorFlow's graphs are compiled once."""
+
+    def __init__(self, golden, tokenizers, dropout, precision="float32"):
+        golden.set_seed(3)
+        config = small_config(tokenizers, dropout)
+        self.golden = golden
+        self.retriever = small_retriever(config, tokenizers)
+        token, sequence = golden.CLASSES["token"], golden.CLASSES["sequence"]
+        self.model = golden.cast(token(config, retriever=self.retriever), precision)
+        parts = self.model.question_encoder, self.model.generator
+        self.sequence = sequence(config, *parts, self.retriever)
+        self.start = weights(self.model)
+
+    def __call__(self, head="token"):
+        self.golden.restore(self.model, self.start)
+        return {"token": self.model, "sequence": self.sequence}[head]
+
+
+@pytest.fixture(scope="module")
+def shaken(golden, tokenizers):
+    """With dropout."""
+    return Fresh(golden, tokenizers, 0.1)
+
+
+@pytest.fixture(scope="module")
+def double(golden, tokenizers):
+    return Fresh(golden, tokenizers, 0.0, "float64")
+
+
+@pytest.mark.parametrize("part", ["all", "projection"])
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    golden, train, tokenizers, shaken, tmp_path, monkeypatch, part
+):
+    config = TrainingConfig(steps=8, accumulation=2, question_encoder=part, **SETTINGS)
+    options = {"out": tmp_path / "tuned", "progress": False}
+    report = train(
+        shaken(), shaken.retriever, EXAMPLES, config, out=tmp_path / "whole", progress=False
+    )
+    final = weights(shaken.model)
+
+    search, calls = shaken.retriever.index.get_top_docs, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 2 * 5 + 2:
+            raise Killed
+        return search(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shaken.retriever.index, "get_top_docs", dies)
+        train(shaken(), shaken.retriever, EXAMPLES, config, **options)
+    assert (tmp_path / "tuned" / CHECKPOINT).exists()
+
+    resumed = Fresh(golden, tokenizers, 0.1)  # with graphs of its own, as in another process
+    golden.set_seed(99)
+    again = train(resumed(), resumed.retriever, EXAMPLES, config, **options)
+    for name, array in weights(resumed.model).items():
+        assert np.array_equal(array, final[name]), name
+    assert again.history[-1] == report.history[-1]
+    assert not (tmp_path / "tuned" / CHECKPOINT).exists()
+    saved = weights(golden.CLASSES["token"].from_pretrained(tmp_path / "tuned"))
+    assert all(np.array_equal(array, final[name]) for name, array in saved.items())
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "tuned").generator) == len(tokenizers[1])
+
+
+@pytest.mark.parametrize("head", ["token", "sequence"])
+def test_training_learns_and_reports_retrieval_and_leaves_random_numbers_alone(
+    backend, golden, train, double, head
+):
+    config = TrainingConfig(steps=60, **{**SETTINGS, "batch_size": 10, "learning_rate": 1e-2})
+    golden.set_seed(1)
+    before = golden.draw()
+    golden.set_seed(1)
+    model = double(head)
+    report = train(model, double.retriever, EXAMPLES, config, validation=EXAMPLES, progress=False)
+    assert golden.draw() == before
+    first, last = report.history[0], report.history[-1]
+    assert last["loss"] < 0.3 * first["loss"]
+    assert report.exact_match == last["exact_match"] >= 0.9
+    assert 0 < last["distinct_documents"] <= 1
+    assert 0 <= last["posterior_entropy"] <= np.log(2) + 1e-6
+    if backend == "torch":
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert not model.training
+
+
+def test_accumulated_steps_equal_one_large_batch(train, double):
+    final = []
+    for split in ({"batch_size": 4}, {"batch_size": 1, "accumulation": 4}):
+        config = TrainingConfig(steps=3, **{**SETTINGS, **split})
+        train(double(), double.retriever, EXAMPLES, config, progress=False)
+        final.append(weights(double.model))
+    for name, array in final[0].items():
+        np.testing.assert_allclose(array, final[1][name], rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_nothing(
+    train, double, tokenizers, monkeypatch, backend
+):
+    monkeypatch.setattr(double.retriever, "retrieve", None)
+    examples = [
+        Example(a, (a,), (b, "tree"), answerable=a == b) for a in WORDS[:4] for b in WORDS[:4]
+    ]
+    settings = {**SETTINGS, "batch_size": 16, "learning_rate": 5e-3}
+    config = TrainingConfig(steps=150, question_encoder="frozen", **settings)
+    report = train(double(), double.retriever, examples, config, progress=False)
+    assert report.history[-1]["loss"] < 0.1
+    options = {"padding": True, "return_tensors": {"torch": "pt", "tf": "tf"}[backend]}
+    rows = [f"{e.passage[0]} / tree // {e.question}" for e in examples]
+    ids = tokenizers[1](rows, **options)
+    answers = tokenizers[1]([e.answers[0] for e in examples], **options)["input_ids"]
+    logits = double.model.generator(**ids, decoder_input_ids=answers[:, :2]).logits
+    says_nothing = to_numpy(logits).argmax(-1) == tokenizers[1].mask_token_id  # (16, 2)
+    assert says_nothing.tolist() == [[not e.answerable] * 2 for e in examples]
+    with pytest.raises(ValueError, match="either all bring a passage or none"):
+        train(double(), double.retriever, [*examples, *EXAMPLES], config, progress=False)
+
+
+def test_mixed_precision_and_refusals(golden, train, shaken, tmp_path, monkeypatch):
+    def run(model=None, out=None, **settings):
+        config = TrainingConfig(**{**SETTINGS, "steps": 2, **settings})
+        model = model or shaken()
+        return train(model, shaken.retriever, EXAMPLES, config, out=out, progress=False)
+
+    report = run(mixed_precision="bf16", question_encoder="frozen")
+    assert np.isfinite(report.history[-1]["loss"])
+    assert str(shaken.model.dtype) in ("torch.float32", "<dtype: 'float32'>")
+    with pytest.raises(ValueError, match=r"fp16.*needs a GPU"):
+        run(mixed_precision="fp16")
+    half = golden.cast(golden.CLASSES["token"](shaken.model.config), "bfloat16")
+    with pytest.raises(ValueError, match=r"must be float32, got (torch\.)?bfloat16"):
+        run(half)
+    (tmp_path / CHECKPOINT).write_bytes(b"nothing")
+    with pytest.raises(OSError, match="no checkpoint of a training run"):
+        run(out=tmp_path)
+    (tmp_path / CHECKPOINT).unlink()
+    monkeypatch.setattr(
+        shaken.model, "save_pretrained", lambda folder: (_ for _ in ()).throw(Killed)
+    )
+    with pytest.raises(Killed):
+        run(out=tmp_path, steps=5)
+    with pytest.raises(ValueError, match=r"another run \(learning_rate: 0.003 there, 0.1 now"):
+        run(out=tmp_path, steps=5, learning_rate=0.1)
