@@ -79,8 +79,10 @@ class DecodeState:
     """What decoding keeps between steps: each context's cross-attention, and the beams'
     self-attention.
 
-    It may be an argument of a `Graph` as it is; inside, its numbers are tensors. A graph
-    cannot change the state outside of it, so it returns `cache`, and `finish` takes that over.
+    It may be an argument of a `Graph` as it is; inside, its numbers are tensors, and what no graph
+    reads (`max_length`, `tree`) is not there. A graph cannot change the state outside of it. So one
+    that decodes a step returns the `cache`, which `finish` takes over, and one that decodes many
+    returns `tensors()`, of which `with_tensors` makes the state outside.
 
     Attributes:
         cross: for each layer the keys and values of the contexts, (R, H, S, h) each; shared by all
@@ -116,13 +118,13 @@ class DecodeState:
     ) -> DecodeState:
         """A fresh state; the self-attention cache is made iff `max_length` is given."""
         state = cls(cross, mask.allowed, beams, max_length=max_length)
-        if max_length is not None:
-            key = cross[0][0]
-            none = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
-            empty = tf.zeros(
-                (tf.shape(key)[0] * beams, key.shape[1], none, key.shape[3]), key.dtype
-            )
-            state.cache = [(empty, empty) for _ in cross]
+        if max_length is None:
+            return state
+        key = cross[0][0]
+        length = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
+        shape = (tf.shape(key)[0] * beams, key.shape[1], length, key.shape[3])
+        empty = tf.zeros(shape, key.dtype)
+        state.cache = [(empty, empty) for _ in cross]
         return state
 
     @property
@@ -158,9 +160,8 @@ class DecodeState:
     def part(self, rows: slice, width: Any) -> DecodeState:
         """A fresh state without a cache for some contexts, cut to `width` columns."""
         cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
-        return DecodeState(
-            cross, None if self.cross_allowed is None else self.cross_allowed[rows, ..., :width]
-        )
+        allowed = self.cross_allowed
+        return DecodeState(cross, None if allowed is None else allowed[rows, ..., :width])
 
     def opened(self) -> DecodeState:
         """A copy that a graph may write to."""
@@ -173,17 +174,43 @@ class DecodeState:
         """
         if self.cache is None:
             return key, value
-        key, value = (
-            tf.concat([old if self.source is None else tf.gather(old, self.source), new], 2)
-            for old, new in zip(self.cache[layer], (key, value), strict=True)
-        )
+        old_key, old_value = self.cache[layer]
+        if self.source is not None:
+            old_key = tf.gather(old_key, self.source)
+            old_value = tf.gather(old_value, self.source)
+        key = tf.concat([old_key, key], 2)
+        value = tf.concat([old_value, value], 2)
         self.cache[layer] = key, value  # type: ignore[index]
         return key, value
 
     def finish(self, cache: Sequence[tuple[Tensor, Tensor]] | None, length: Any) -> None:
         """Take over the cache that a step of `length` positions returned."""
-        self.cache, self.source = cache, None
+        self.cache = cache
+        self.source = None
         self.advance(length)
+
+    def tensors(self) -> dict[str, Any]:
+        """What decoding changes, as nested tensors of one structure: what a loop in a graph carries
+        from step to step, and what a graph returns.
+        """
+        tensors: dict[str, Any] = {"position": tf.convert_to_tensor(self.position, tf.int32)}
+        if self.cache is not None:
+            tensors["cache"] = _pairs(self.cache)
+        source = self._some_source()
+        is_alone = isinstance(self.beams, int) and self.beams == 1
+        if source is not None and not is_alone:
+            tensors["source"] = source
+        return tensors
+
+    def with_tensors(self, tensors: dict[str, Any]) -> DecodeState:
+        """This state with what `tensors` of a later one returned; all else is as it was.
+
+        Outside of graphs the position is a number again.
+        """
+        state = replace(self, **tensors)
+        if tf.executing_eagerly():
+            state.position = int(state.position)
+        return state
 
     def advance(self, length: Any) -> None:
         """Count `length` new positions (only a cached state has a position)."""
@@ -213,27 +240,22 @@ class DecodeState:
         cross = [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in self.cross]
         allowed = self.cross_mask.rows(rows).allowed
         state = replace(self, cross=cross, cross_allowed=allowed, source=None)
-        if self.cache is not None:
-            flat = tf.reshape(rows[:, None] * self.beams + tf.range(self.beams), (-1,))  # (R'*K,)
-            flat = flat if self.source is None else tf.gather(self.source, flat)
-            state.cache = [
-                (tf.gather(key, flat), tf.gather(value, flat)) for key, value in self.cache
-            ]
+        if self.cache is None:
+            return state
+        beams = tf.reshape(rows[:, None] * self.beams + tf.range(self.beams), (-1,))  # (R'*K,)
+        if self.source is not None:
+            beams = tf.gather(self.source, beams)
+        state.cache = [
+            (tf.gather(key, beams), tf.gather(value, beams)) for key, value in self.cache
+        ]
         return state
 
     def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What is compiled in, and the tensors.
-
-        With a cache there is always a `source`, so that one graph serves.
-        """
-        source = self.source
-        if source is None and self.cache is not None:
-            source = tf.range(tf.shape(self.cache[0][0])[0])
-        numbers = (
-            tf.convert_to_tensor(self.position, tf.int32),
-            tf.convert_to_tensor(self.beams, tf.int32),
-        )
-        return (), (_pairs(self.cross), self.cross_allowed, _pairs(self.cache), *numbers, source)
+        """What is compiled in (nothing), and the tensors."""
+        position = tf.convert_to_tensor(self.position, tf.int32)
+        beams = tf.convert_to_tensor(self.beams, tf.int32)
+        cross, cache = _pairs(self.cross), _pairs(self.cache)
+        return (), (cross, self.cross_allowed, cache, position, beams, self._some_source())
 
     @classmethod
     def __tf_unflatten__(
@@ -242,6 +264,12 @@ class DecodeState:
         """The state as a graph sees it."""
         cross, allowed, cache, position, beams, source = components
         return cls(cross, allowed, beams, cache, position, source)
+
+    def _some_source(self) -> Tensor | None:
+        """With a cache there is always a `source`, so that one graph serves."""
+        if self.source is not None or self.cache is None:
+            return self.source
+        return tf.range(tf.shape(self.cache[0][0])[0])
 
 
 def _pairs(layers: Any) -> Any:

@@ -14,7 +14,7 @@ from rag_core.generation import Edit, Engine, GenerationConfig, Hooks, SearchRes
 from rag_core.outputs import as_encoder_output
 from rag_tf import contexts, rescoring, step_scores
 from rag_tf.decode_state import DecodeState
-from rag_tf.graph import Graph, searched
+from rag_tf.graph import Graph, search_in_graph
 from rag_tf.layers import Trace
 from rag_tf.marginalize import doc_log_probs, logsumexp
 from rag_tf.modules import dim, widen
@@ -29,6 +29,7 @@ class TensorEngine(Engine):
     framework = "tf"
     # The number of beams is compiled into a step's graph, and each beam has a cache of its own.
     shares_first_step = False
+    has_graphs = True
 
     facts = staticmethod(contexts.facts)
     checked_ids = staticmethod(contexts.checked_ids)
@@ -154,13 +155,7 @@ class TensorEngine(Engine):
     def search_in_graph(
         self, decoder: Any, options: GenerationConfig, hooks: Hooks, starts: np.ndarray
     ) -> SearchResult | None:
-        called = (
-            hooks.logits_processor,
-            hooks.stopping_criteria,
-            hooks.prefix_allowed_tokens_fn,
-            hooks.streamer,
-        )
-        return None if any(called) else searched(decoder, options, starts)
+        return search_in_graph(decoder, options, hooks, starts)
 
     def block_size(self, like: tf.Tensor) -> int:
         return _BLOCK

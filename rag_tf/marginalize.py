@@ -15,11 +15,11 @@ import tensorflow as tf
 from rag_tf.modules import widen
 
 
-def together(*tensors: tf.Tensor) -> list[tf.Tensor]:
+def promote(*tensors: tf.Tensor) -> list[tf.Tensor]:
     """The tensors in one dtype, the widest of theirs, float32 at least."""
-    wide = [widen(each) for each in tensors]
-    dtype = tf.float64 if any(each.dtype == tf.float64 for each in wide) else tf.float32
-    return [tf.cast(each, dtype) for each in wide]
+    wide = [widen(tensor) for tensor in tensors]
+    dtype = tf.float64 if any(tensor.dtype == tf.float64 for tensor in wide) else tf.float32
+    return [tf.cast(tensor, dtype) for tensor in wide]
 
 
 def masked_fill(x: tf.Tensor, mask: Any, value: float) -> tf.Tensor:
@@ -38,8 +38,9 @@ def logsumexp(x: tf.Tensor, axis: int, keepdims: bool = False) -> tf.Tensor:
     top = tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
     top = masked_fill(top, ~tf.math.is_finite(top), 0.0)
     total = tf.reduce_sum(tf.exp(x - top), axis, keepdims=True)
-    empty = tf.equal(total, 0.0)
-    result = masked_fill(tf.math.log(masked_fill(total, empty, 1.0)) + top, empty, -float("inf"))
+    is_zero = tf.equal(total, 0.0)
+    log_total = tf.math.log(masked_fill(total, is_zero, 1.0)) + top
+    result = masked_fill(log_total, is_zero, -float("inf"))
     return result if keepdims else tf.squeeze(result, axis)
 
 
@@ -57,13 +58,11 @@ def doc_scores(
     Returns:
         (B, N) in float32 or wider: half precision could not tell scores near 75 apart.
     """
-    question, docs = together(question, docs)
+    question, docs = promote(question, docs)
     scores = tf.reduce_sum(question[:, None] * docs, -1)  # (B, N)
-    return (
-        scores
-        if doc_mask is None
-        else masked_fill(scores, ~tf.cast(doc_mask, tf.bool), -float("inf"))
-    )
+    if doc_mask is None:
+        return scores
+    return masked_fill(scores, ~tf.cast(doc_mask, tf.bool), -float("inf"))
 
 
 def doc_log_probs(scores: tf.Tensor) -> tf.Tensor:
@@ -74,7 +73,7 @@ def doc_log_probs(scores: tf.Tensor) -> tf.Tensor:
     return masked_fill(log_probs, tf.equal(scores, -float("inf")), -float("inf"))
 
 
-def _beside(log_probs: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+def expand_like(log_probs: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """(B, N) with as many trailing axes of length 1 as (B, N, ...) has."""
     return log_probs[(..., *[tf.newaxis] * (like.shape.rank - 2))]
 
@@ -89,8 +88,8 @@ def token_log_probs(logits: tf.Tensor, log_probs: tf.Tensor) -> tf.Tensor:
     Returns:
         (B, ..., V).
     """
-    logits, log_probs = together(logits, log_probs)
-    shift = _beside(log_probs, logits) - logsumexp(logits, -1, keepdims=True)  # (B, N, ..., 1)
+    logits, log_probs = promote(logits, log_probs)
+    shift = expand_like(log_probs, logits) - logsumexp(logits, -1, keepdims=True)  # (B, N, ..., 1)
     return logsumexp(logits + shift, 1)
 
 
@@ -120,16 +119,15 @@ def _target_log_probs(logits: tf.Tensor, index: tf.Tensor) -> Any:
         # At a logit (1 if it is the target's, else 0) - its probability, times dy: each step in the
         # last one's memory.
         shift = masked_fill(normaliser, tf.equal(normaliser, -float("inf")), 0.0)
-        rows = tf.reshape(
-            tf.exp(widen(logits) - shift[..., None]) * -dy[..., None], (-1, tf.shape(logits)[-1])
-        )
-        places = tf.stack(
-            [tf.range(tf.shape(rows)[0]), tf.reshape(tf.cast(index, tf.int32), (-1,))], 1
-        )
+        spread = tf.exp(widen(logits) - shift[..., None]) * -dy[..., None]
+        rows = tf.reshape(spread, (-1, tf.shape(logits)[-1]))
+        columns = tf.reshape(tf.cast(index, tf.int32), (-1,))
+        places = tf.stack([tf.range(tf.shape(rows)[0]), columns], 1)
         rows = tf.tensor_scatter_nd_add(rows, places, tf.reshape(dy, (-1,)))
         return tf.cast(tf.reshape(rows, tf.shape(logits)), logits.dtype), None
 
-    return widen(tf.gather(logits, index, batch_dims=logits.shape.rank - 1)) - normaliser, gradient
+    target_logits = tf.gather(logits, index, batch_dims=logits.shape.rank - 1)
+    return widen(target_logits) - normaliser, gradient
 
 
 def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
@@ -137,9 +135,8 @@ def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
 
     One to the left, a pad at the end, -100 as pad.
     """
-    shifted = tf.concat(
-        [labels[:, 1:], tf.fill([tf.shape(labels)[0], 1], tf.cast(pad_token_id, labels.dtype))], 1
-    )
+    end = tf.fill([tf.shape(labels)[0], 1], tf.cast(pad_token_id, labels.dtype))
+    shifted = tf.concat([labels[:, 1:], end], 1)
     return masked_fill(shifted, shifted == -100, pad_token_id)
 
 
@@ -157,12 +154,15 @@ def token_joint(logits: tf.Tensor, log_probs: tf.Tensor, target: tf.Tensor) -> t
     Returns:
         (B, N, ..., T).
     """
-    each, log_probs = together(target_log_probs(logits, target), log_probs)
-    return each + _beside(log_probs, each)
+    target_scores, log_probs = promote(target_log_probs(logits, target), log_probs)
+    return target_scores + expand_like(log_probs, target_scores)
 
 
 def sequence_joint(
-    each: tf.Tensor, log_probs: tf.Tensor, pad_mask: tf.Tensor, drop_first: tf.Tensor | bool = False
+    target_scores: tf.Tensor,
+    log_probs: tf.Tensor,
+    pad_mask: tf.Tensor,
+    drop_first: tf.Tensor | bool = False,
 ) -> tf.Tensor:
     """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
 
@@ -170,7 +170,7 @@ def sequence_joint(
     second token goes without (kept: compatibility Q12). A document of score -inf never counts.
 
     Args:
-        each: log-probability of each target token, (B, N, ..., T).
+        target_scores: log-probability of each target token, (B, N, ..., T).
         log_probs: log p(z|x), (B, N).
         pad_mask: (B, ..., T) bool, True = not scored.
         drop_first: leave out the first token; a bool or bools broadcastable to (B, 1, ...).
@@ -178,14 +178,14 @@ def sequence_joint(
     Returns:
         (B, N, ...).
     """
-    each, log_probs = together(each, log_probs)
+    target_scores, log_probs = promote(target_scores, log_probs)
     mask = pad_mask[:, None]  # (B, 1, ..., T)
-    each = masked_fill(each, mask, 0.0)
-    first = masked_fill(each[..., 0], drop_first, 0.0)
-    prior = _beside(log_probs, first)
+    scored = masked_fill(target_scores, mask, 0.0)
+    first = masked_fill(scored[..., 0], drop_first, 0.0)
+    prior = expand_like(log_probs, first)
     # A slice, not an index: of targets with one token it is empty, and its sum zero.
     second = tf.reduce_sum(masked_fill(prior[..., None], mask[..., 1:2], 0.0), -1)
-    joint = first + tf.reduce_sum(each[..., 1:], -1) + second
+    joint = first + tf.reduce_sum(scored[..., 1:], -1) + second
     return masked_fill(joint, tf.equal(prior, -float("inf")), -float("inf"))
 
 
@@ -229,11 +229,11 @@ def token_nll(
     smooth = None
     if epsilon > 0:
         marginal = token_log_probs(logits, log_probs)  # (B, T, V)
-        each = tf.gather(marginal, target, batch_dims=2)
+        target_scores = tf.gather(marginal, target, batch_dims=2)
         smooth = -tf.reduce_sum(masked_fill(tf.reduce_sum(marginal, -1), pad_mask, 0.0), 1)
     else:
-        each = logsumexp(token_joint(logits, log_probs, target), 1)  # (B, T)
-    nll = -tf.reduce_sum(masked_fill(each, pad_mask, 0.0), 1)
+        target_scores = logsumexp(token_joint(logits, log_probs, target), 1)  # (B, T)
+    nll = -tf.reduce_sum(masked_fill(target_scores, pad_mask, 0.0), 1)
     return smoothed(nll, smooth, epsilon, tf.shape(logits)[-1], reduce_loss)
 
 
@@ -270,7 +270,7 @@ def sequence_nll(
     smooth = None
     size = tf.shape(logits)[-1]
     if epsilon > 0:
-        wide, log_probs = together(logits, log_probs)
+        wide, log_probs = promote(logits, log_probs)
         count = tf.cast(size, wide.dtype)
         total = tf.reduce_sum(wide, -1) - count * logsumexp(wide, -1)  # (B, N, T)
         smooth = -logsumexp(sequence_joint(total, count * log_probs, pad_mask), 1)

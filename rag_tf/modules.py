@@ -71,20 +71,15 @@ class Module(tf.Module):
     @property
     def trainable_variables(self) -> list[Any]:
         """The weights that learn, tied ones once."""
-        alive = [module for module in self.modules() if not module._frozen]
-        own = [
-            each
-            for module in alive
-            for each in vars(module).values()
-            if isinstance(each, tf.Variable)
-        ]
-        theirs = [
-            each
-            for module in alive
-            for other in _others(module)
-            for each in other.trainable_variables
-        ]
-        learning = {id(each) for each in own if each.trainable} | set(map(variable_id, theirs))
+        learning: set[int] = set()
+        for module in self.modules():
+            if module._frozen:
+                continue
+            for value in vars(module).values():
+                if isinstance(value, tf.Variable) and value.trainable:
+                    learning.add(id(value))
+            for other in _others(module):
+                learning.update(map(variable_id, other.trainable_variables))
         named = {id(variable): variable for _, variable in self.named_parameters()}
         return [variable for key, variable in named.items() if key in learning]
 
@@ -122,18 +117,21 @@ class Module(tf.Module):
 
     def get_submodule(self, path: str) -> Any:
         """The module at a dotted path, e.g. "encoder.layers.0"."""
-        found: Any = self
+        module: Any = self
         for step in filter(None, path.split(".")):
-            found = found[int(step)] if isinstance(found, list | tuple) else getattr(found, step)
-        return found
+            if isinstance(module, list | tuple):
+                module = module[int(step)]
+            else:
+                module = getattr(module, step)
+        return module
 
 
 def _others(module: Module) -> list[Any]:
     """Modules of another library that a module of ours holds, as adapters do."""
     return [
-        each
-        for each in vars(module).values()
-        if not isinstance(each, Module) and hasattr(each, "trainable_variables")
+        value
+        for value in vars(module).values()
+        if not isinstance(value, Module) and hasattr(value, "trainable_variables")
     ]
 
 
@@ -156,13 +154,8 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _children(value: Any) -> list[Module]:
-    if isinstance(value, Module):
-        return [value]
-    return (
-        [item for item in value if isinstance(item, Module)]
-        if isinstance(value, list | tuple)
-        else []
-    )
+    values = value if isinstance(value, list | tuple) else [value]
+    return [module for module in values if isinstance(module, Module)]
 
 
 def dim(x: tf.Tensor, axis: int) -> Any:
@@ -172,8 +165,8 @@ def dim(x: tf.Tensor, axis: int) -> Any:
     Taking one number out of a shape by operations costs more than many a layer's arithmetic, called
     one by one.
     """
-    known = x.shape[axis]
-    return tf.shape(x)[axis] if known is None else known
+    number = x.shape[axis]
+    return tf.shape(x)[axis] if number is None else number
 
 
 def leading_dims(x: tf.Tensor) -> tuple[Any, ...]:
@@ -181,14 +174,18 @@ def leading_dims(x: tf.Tensor) -> tuple[Any, ...]:
 
     -1 for the first that is not known.
     """
-    first = next((axis for axis, known in enumerate(x.shape[:-1]) if known is None), None)
-    return tuple(-1 if axis == first else dim(x, axis) for axis in range(x.shape.rank - 1))
+    dims = list(x.shape[:-1])
+    if None in dims:
+        first = dims.index(None)
+        dims[first] = -1
+        dims[first + 1 :] = [dim(x, axis) for axis in range(first + 1, len(dims))]
+    return tuple(dims)
 
 
 def reshape(x: tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:
     """tf.reshape; outside of graphs in half the time, as TensorFlow is handed an array."""
-    known = all(isinstance(each, int) for each in sizes)
-    return tf.reshape(x, np.array(sizes, np.int32) if known else sizes)
+    is_known = all(isinstance(size, int) for size in sizes)
+    return tf.reshape(x, np.array(sizes, np.int32) if is_known else sizes)
 
 
 def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor) -> tf.Tensor:
@@ -203,7 +200,7 @@ def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor)
     return reshape(y, (*leading_dims(x), y.shape[-1]))
 
 
-# numbers of a weight
+# Numbers of a weight up to which a product of rank 2 is the faster one, for few rows as for many.
 _SMALL = 2**18
 
 
@@ -212,7 +209,8 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features = in_features
+        self.out_features = out_features
         self.weight = parameter((out_features, in_features))
         self.bias = parameter((out_features,)) if bias else None
 
@@ -229,9 +227,8 @@ class Linear(Module):
             return self._product(x)
         # Few rows of large weights are faster as one long batch of rank 3; an ellipsis einsum's
         # gradient fills memory.
-        y = self._product(
-            reshape(x, (-1, self.in_features) if self.small else (1, -1, self.in_features))
-        )
+        sizes = (-1, self.in_features) if self.small else (1, -1, self.in_features)
+        y = self._product(reshape(x, sizes))
         return reshape(y, (*leading_dims(x), self.out_features))
 
     def _product(self, x: tf.Tensor) -> tf.Tensor:
@@ -246,11 +243,9 @@ class Embedding(Module):
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None
     ) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = (
-            num_embeddings,
-            embedding_dim,
-            padding_idx,
-        )
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = padding_idx
         self.weight = parameter((num_embeddings, embedding_dim))
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
@@ -269,8 +264,10 @@ class LayerNorm(Module):
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.width, self.eps = width, float(eps)
-        self.weight, self.bias = parameter((width,)), parameter((width,))
+        self.width = width
+        self.eps = float(eps)
+        self.weight = parameter((width,))
+        self.bias = parameter((width,))
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         """(..., d) -> (..., d), in float32 or wider."""
@@ -320,6 +317,8 @@ class Stream:
     draws: int = 0
 
 
+# seeds are below it
+_SEED_END = 2**31 - 1
 _STREAM: contextvars.ContextVar[Stream | None] = contextvars.ContextVar("stream", default=None)
 _SEEDS: contextvars.ContextVar[np.random.Generator | None] = contextvars.ContextVar(
     "seeds", default=None
@@ -354,10 +353,10 @@ def seeded_by(generator: np.random.Generator) -> Iterator[None]:
 
 def fresh_seed() -> tf.Tensor:
     """A seed (2,) int32 for one run of a graph."""
-    generator, end = _SEEDS.get(), 2**31 - 1
+    generator = _SEEDS.get()
     if generator is None:
-        return tf.random.uniform((2,), maxval=end, dtype=tf.int32)
-    return tf.constant(generator.integers(end, size=2, dtype=np.int32))
+        return tf.random.uniform((2,), maxval=_SEED_END, dtype=tf.int32)
+    return tf.constant(generator.integers(_SEED_END, size=2, dtype=np.int32))
 
 
 def uniform(shape: Any) -> tf.Tensor:
@@ -379,22 +378,20 @@ class Replay:
 
     def __init__(self) -> None:
         stream = _STREAM.get()
-        if stream is None:
-            seed = (
-                fresh_seed()
-                if tf.executing_eagerly()
-                else tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
-            )
-            stream = Stream(seed)
-        self._stream, self._first = stream, stream.draws
+        if stream is None and tf.executing_eagerly():
+            stream = Stream(fresh_seed())
+        elif stream is None:
+            stream = Stream(tf.random.uniform((2,), maxval=_SEED_END, dtype=tf.int32))
+        self._stream = stream
+        self._first = stream.draws
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Draw from the beginning; what is drawn after the context goes on behind it."""
-        own = Stream(self._stream.seed, self._first)
-        with streaming(own):
+        again = Stream(self._stream.seed, self._first)
+        with streaming(again):
             yield
-        self._stream.draws = max(self._stream.draws, own.draws)
+        self._stream.draws = max(self._stream.draws, again.draws)
 
 
 def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
@@ -403,6 +400,3 @@ def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
         return x
     scale = 0.0 if rate >= 1 else 1.0 / (1.0 - rate)
     return tf.where(uniform(tf.shape(x)) >= rate, x * scale, tf.zeros((), x.dtype))
-
-
-Network = Callable[..., Any]

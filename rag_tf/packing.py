@@ -14,19 +14,22 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
-# Padding that is worth the way there and back: so many positions, and such a share of all.
-_WORTH, _SHARE = 256, 0.1
+# Padding that is worth the way there and back: so many positions,
+_PADDING = 256
+# and such a share of all.
+_SHARE = 0.1
 
 
-def pays(mask: Any) -> bool:
+def worth_packing(mask: Any) -> bool:
     """Whether a mask (R, S) leaves out enough to compute without padding.
 
     Never within a graph, which has no values.
     """
     if mask is None or not tf.executing_eagerly():
         return False
-    places, real = int(np.prod(mask.shape)), int(np.count_nonzero(mask))
-    return real > 0 and places - real >= max(_WORTH, _SHARE * places)
+    positions = int(np.prod(mask.shape))
+    real = int(np.count_nonzero(mask))
+    return real > 0 and positions - real >= max(_PADDING, _SHARE * positions)
 
 
 class Packing:
@@ -46,12 +49,13 @@ class Packing:
         self.positions = self._places[:, 1]
         length = tf.reduce_max(self.positions) + 1
         self.mask = mask[:, :length]
+        self._rows = tf.shape(self.mask)
         # (P,), in the rows one after another
         self._flat = self._places[:, 0] * length + self.positions
-        count, self._rows = tf.shape(self._flat)[0], tf.shape(self.mask)
+        numbers = tf.range(1, tf.shape(self._flat)[0] + 1)
         size = tf.cast(self._rows[:1] * self._rows[1:], tf.int64)
         # (R*L,), 0 = padding
-        self._source = tf.scatter_nd(self._flat[:, None], tf.range(1, count + 1), size)
+        self._source = tf.scatter_nd(self._flat[:, None], numbers, size)
 
     def pick(self, x: Tensor) -> Tensor:
         """(R, S, ...) -> (P, ...)."""
@@ -59,22 +63,22 @@ class Packing:
 
     def spread(self, x: Tensor) -> Tensor:
         """(P, d) -> (R, L, d); padding gets some token's numbers, for a mask to leave out."""
-        some = tf.maximum(self._source - 1, 0)
-        return self._rowwise(
-            _with_gradient(x, lambda x: tf.gather(x, some), lambda dy: tf.gather(dy, self._flat))
-        )
+        source = tf.maximum(self._source - 1, 0)
+        spread = _with_gradient(x, lambda x: tf.gather(x, source), self._packed)
+        return self._rowwise(spread)
 
     def pack(self, x: Tensor) -> Tensor:
         """(R, L, d) -> (P, d)."""
         flat = tf.reshape(x, (-1, x.shape[-1]))
-        return _with_gradient(flat, lambda x: tf.gather(x, self._flat), self._zero_spread)
+        return _with_gradient(flat, self._packed, self._zero_spread)
 
     def padded(self, x: Tensor) -> Tensor:
         """(P, d) -> (R, S, d), with zeros for padding."""
-        rows = self._rowwise(
-            _with_gradient(x, self._zero_spread, lambda dy: tf.gather(dy, self._flat))
-        )
+        rows = self._rowwise(_with_gradient(x, self._zero_spread, self._packed))
         return tf.pad(rows, ((0, 0), (0, self._shape[1] - self._rows[1]), (0, 0)))
+
+    def _packed(self, x: Tensor) -> Tensor:
+        return tf.gather(x, self._flat)  # (P, d)
 
     def _zero_spread(self, x: Tensor) -> Tensor:
         return tf.gather(tf.pad(x, ((1, 0), (0, 0))), self._source)  # (R*L, d)
@@ -84,12 +88,12 @@ class Packing:
 
 
 def _with_gradient(
-    x: Tensor, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+    x: Tensor, function: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor]
 ) -> Tensor:
     # TensorFlow's own gradient of a gather adds rows up one by one; here no two tokens share a
     # place.
     @tf.custom_gradient
     def moved(x: Tensor) -> Any:
-        return forth(x), back
+        return function(x), gradient
 
     return moved(x)

@@ -27,7 +27,7 @@ from rag_tf.engine import ENGINE
 from rag_tf.layers import Trace, shift_tokens_right
 from rag_tf.marginalize import target_log_probs
 from rag_tf.modules import Linear, Module, dim, leading_dims
-from rag_tf.packing import Packing, pays
+from rag_tf.packing import Packing, worth_packing
 from rag_tf.pretrained import PretrainedModel
 
 
@@ -223,7 +223,7 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             call.output_attentions,
             call.output_hidden_states,
             self.in_training(call.training),
-            may_pack and pays(mask),
+            may_pack and worth_packing(mask),
         )
         return logits, cache, gathered, EncoderOutput(*fresh) if encoded is None else encoded
 
@@ -280,7 +280,7 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         input_ids, mask = tf.cast(input_ids, tf.int64), _mask(attention_mask)
         self.check_length(input_ids.shape[1])
         return self._run(
-            "encode", self._encode, input_ids, mask, self.in_training(training), pays(mask)
+            "encode", self._encode, input_ids, mask, self.in_training(training), worth_packing(mask)
         )
 
     def _encode(
@@ -300,7 +300,7 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
     ) -> DecodeState:
         mask = _mask(encoder_mask)
         cross, mask = self._run(
-            "start", self._start, tf.convert_to_tensor(encoder_hidden), mask, pays(mask)
+            "start", self._start, tf.convert_to_tensor(encoder_hidden), mask, worth_packing(mask)
         )
         return DecodeState.allocate(cross, key_mask(mask), beams, max_length)
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.generation import Edit, Warp
-from rag_tf.marginalize import together, token_log_probs
+from rag_tf.marginalize import promote, token_log_probs
 from rag_tf.modules import dim
 
 # probabilities that a sum of products of two may still have
@@ -26,7 +26,7 @@ def marginal_scores(logits: tf.Tensor, log_priors: tf.Tensor) -> tf.Tensor:
     By probabilities, in a third of the passes over the numbers, unless one is so small that its
     logarithm would be off.
     """
-    logits, log_priors = together(logits, log_priors)
+    logits, log_priors = promote(logits, log_priors)
     shape = [dim(logits, axis) for axis in range(4)]
     each = tf.reshape(tf.nn.softmax(logits), (*shape[:2], -1))  # (Q, N, K*V)
     mixed = tf.matmul(tf.exp(log_priors)[:, None], each)  # (Q, 1, K*V)

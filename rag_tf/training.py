@@ -98,7 +98,7 @@ class _Run(TrainingRun):
         logits = tf.reshape(forward.logits, shape)  # (B, N, T, V)
         answers = marginal.target_log_probs(logits, target)  # (B, N, T)
         answers = marginal.masked_fill(answers, (target == self.pad)[:, None], 0.0)
-        likelihood, prior = marginal.together(
+        likelihood, prior = marginal.promote(
             tf.reduce_sum(answers, -1), marginal.doc_log_probs(scores)
         )
         return likelihood + prior

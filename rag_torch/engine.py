@@ -26,6 +26,7 @@ class TensorEngine(Engine):
     framework = "pt"
     # The beams of a context share its cache, and one of them can stand for all.
     shares_first_step = True
+    has_graphs = False
 
     facts = staticmethod(contexts.facts)
     checked_ids = staticmethod(contexts.checked_ids)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Numbers of a piece that a loss works on at a time: what a CPU's cache holds, what keeps a GPU
-# busy.
-_PIECE_CPU, _PIECE = 2**19, 2**25
+# Numbers of a piece that a loss works on at a time: what a CPU's cache holds,
+_PIECE_CPU = 2**19
+# and what keeps a GPU busy.
+_PIECE = 2**25
 
 
 def widen(x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def doc_log_probs(scores: Tensor) -> Tensor:
     return widen(scores).log_softmax(1)
 
 
-def _beside(log_probs: Tensor, like: Tensor) -> Tensor:
+def expand_like(log_probs: Tensor, like: Tensor) -> Tensor:
     """(B, N) with as many trailing axes of length 1 as (B, N, ...) has."""
     return log_probs.reshape(log_probs.shape + (1,) * (like.dim() - 2))
 
@@ -66,7 +67,7 @@ def token_log_probs(logits: Tensor, log_probs: Tensor) -> Tensor:
         (B, ..., V).
     """
     logits = widen(logits)
-    shift = _beside(log_probs, logits) - logits.logsumexp(-1, keepdim=True)  # (B, N, ..., 1)
+    shift = expand_like(log_probs, logits) - logits.logsumexp(-1, keepdim=True)  # (B, N, ..., 1)
     return (logits + shift).logsumexp(1)
 
 
@@ -82,7 +83,8 @@ def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
         (B, N, ..., T).
     """
     index = target[:, None, ..., None].expand(*logits.shape[:-1], 1)  # (B, N, ..., T, 1)
-    if torch.compiler.is_compiling():  # it fuses these by itself
+    # torch.compile fuses these by itself
+    if torch.compiler.is_compiling():
         return widen(logits.gather(-1, index).squeeze(-1)) - widen(logits).logsumexp(-1)
     return _TargetLogProbs.apply(logits, index)[0]
 
@@ -116,17 +118,16 @@ class _TargetLogProbs(torch.autograd.Function):
         """
         logits, index, normaliser = ctx.saved_tensors
         grad = grads[0][..., None]  # (..., 1)
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            return (-grad * widen(logits).softmax(-1)).scatter_add(-1, index, grad).to(
-                logits.dtype
-            ), None
+        # a gradient of this gradient is wanted: nothing may be written in place
+        if torch.is_grad_enabled():
+            spread = -grad * widen(logits).softmax(-1)
+            return spread.scatter_add(-1, index, grad).to(logits.dtype), None
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        columns = (normaliser[..., None], -grad)
-        for out, piece, shift, factor in zip(
-            *(_pieces(each, logits) for each in (result, logits, *columns)), strict=True
-        ):
+        in_pieces = [_pieces(x, logits) for x in (result, logits, normaliser[..., None], -grad)]
+        for out, piece, shift, factor in zip(*in_pieces, strict=True):
             probs = torch.sub(piece, shift, out=out if out.dtype == shift.dtype else None)
             probs.exp_().mul_(factor)
+            # half precision: written to memory of its own, as `shift` is wider
             if probs is not out:
                 out.copy_(probs)
         return result.scatter_add_(-1, index, grad.to(logits.dtype)), None
@@ -162,12 +163,15 @@ def token_joint(logits: Tensor, log_probs: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B, N, ..., T).
     """
-    each = target_log_probs(logits, target)
-    return each + _beside(log_probs, each)
+    target_scores = target_log_probs(logits, target)
+    return target_scores + expand_like(log_probs, target_scores)
 
 
 def sequence_joint(
-    each: Tensor, log_probs: Tensor, pad_mask: Tensor, drop_first: Tensor | bool = False
+    target_scores: Tensor,
+    log_probs: Tensor,
+    pad_mask: Tensor,
+    drop_first: Tensor | bool = False,
 ) -> Tensor:
     """RAG-Sequence: log p(z|x) p(y|x, z) of whole targets, as the reference adds it up.
 
@@ -175,7 +179,7 @@ def sequence_joint(
     second token goes without (kept: compatibility Q12). A document of score -inf never counts.
 
     Args:
-        each: log-probability of each target token, (B, N, ..., T).
+        target_scores: log-probability of each target token, (B, N, ..., T).
         log_probs: log p(z|x), (B, N).
         pad_mask: (B, ..., T) bool, True = not scored.
         drop_first: leave out the first token; a bool or bools broadcastable to (B, 1, ...).
@@ -184,15 +188,15 @@ def sequence_joint(
         (B, N, ...).
     """
     mask = pad_mask[:, None]  # (B, 1, ..., T)
-    each = each.masked_fill(mask, 0.0)
-    first = each[..., 0]
+    scored = target_scores.masked_fill(mask, 0.0)
+    first = scored[..., 0]
     if isinstance(drop_first, Tensor):
         first = first.masked_fill(drop_first, 0.0)
     elif drop_first:
         first = torch.zeros_like(first)
-    prior = _beside(log_probs, first)
-    joint = first + each[..., 1:].sum(-1)
-    if each.shape[-1] > 1:
+    prior = expand_like(log_probs, first)
+    joint = first + scored[..., 1:].sum(-1)
+    if scored.shape[-1] > 1:
         joint = joint + prior.masked_fill(mask[..., 1], 0.0)
     return joint.masked_fill(prior.isneginf(), -torch.inf)
 
@@ -235,11 +239,11 @@ def token_nll(
     smooth = None
     if epsilon > 0:
         marginal = token_log_probs(logits, log_probs)  # (B, T, V)
-        each = marginal.gather(-1, target[..., None]).squeeze(-1)
+        target_scores = marginal.gather(-1, target[..., None]).squeeze(-1)
         smooth = -marginal.sum(-1).masked_fill(pad_mask, 0.0).sum(1)
     else:
-        each = token_joint(logits, log_probs, target).logsumexp(1)  # (B, T)
-    nll = -each.masked_fill(pad_mask, 0.0).sum(1)
+        target_scores = token_joint(logits, log_probs, target).logsumexp(1)  # (B, T)
+    nll = -target_scores.masked_fill(pad_mask, 0.0).sum(1)
     return smoothed(nll, smooth, epsilon, logits.shape[-1], reduce_loss)
 
 
@@ -275,8 +279,8 @@ def sequence_nll(
     joint = sequence_joint(target_log_probs(logits, target), log_probs, pad_mask, drop)  # (B, N)
     smooth = None
     if epsilon > 0:
-        size = logits.shape[-1]
+        vocab_size = logits.shape[-1]
         wide = widen(logits)
-        total = wide.sum(-1) - size * wide.logsumexp(-1)  # (B, N, T)
-        smooth = -sequence_joint(total, size * log_probs, pad_mask).logsumexp(1)
+        total = wide.sum(-1) - vocab_size * wide.logsumexp(-1)  # (B, N, T)
+        smooth = -sequence_joint(total, vocab_size * log_probs, pad_mask).logsumexp(1)
     return smoothed(-joint.logsumexp(1), smooth, epsilon, logits.shape[-1], reduce_loss)

@@ -82,7 +82,11 @@ def rag_token_generate(
             `streamer`: has `put(ids)` and `end()`, for one question without beams;
             `negative_prompt_ids` (B, S'), `negative_prompt_attention_mask`: with `guidance_scale`
             g, scores are g * log p(with documents) + (1 - g) * log p(read from these ids instead;
-            by default the empty text).
+            by default the empty text);
+            `graph`, of rag_tf alone: True runs all steps in one graph, which the first call of its
+            kind waits seconds for; False runs them one by one; None (the default) makes the graph
+            when a set of options is asked for the second time, and runs step by step what can't be
+            in a graph (docs/tensorflow.md).
 
     Returns:
         (B * num_return_sequences, T) token ids, or with `return_dict_in_generate` a
@@ -90,10 +94,15 @@ def rag_token_generate(
 
     Raises:
         TypeError: an unknown option.
-        ValueError: an option that cannot be had, or inputs that do not fit.
+        ValueError: an option that cannot be had, inputs that do not fit, or `graph=True` for what
+            can't run in a graph; the reason is named.
     """
     hooks = Hooks.of(
-        logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **pop_hooks(kwargs)
+        logits_processor,
+        stopping_criteria,
+        prefix_allowed_tokens_fn,
+        seed,
+        **pop_hooks(kwargs, engine),
     )
     checked_switch("do_deduplication", kwargs.pop("do_deduplication", None), True)
     options = token_options(model, generation_config, **kwargs)
@@ -151,7 +160,7 @@ def rag_sequence_generate(
         stopping_criteria,
         prefix_allowed_tokens_fn,
         seed,
-        **pop_hooks(model_kwargs),
+        **pop_hooks(model_kwargs, engine),
     )
     options = sequence_options(model, num_beams, generation_config, **model_kwargs)
     returned = returned_sequences(model, num_return_sequences, generation_config)
@@ -212,7 +221,7 @@ def plain_generate(
         attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
         inputs_embeds: (B, S, d) in place of `input_ids`.
         encoder_outputs: an earlier call's encoder output of these contexts, to spare the encoder.
-        **kwargs: options, `decoder_input_ids`, `streamer` and the negative prompt as in
+        **kwargs: options, `decoder_input_ids`, `streamer`, the negative prompt and `graph` as in
             `rag_token_generate`; `labels` of a batch are not read.
 
     Returns:
@@ -224,7 +233,11 @@ def plain_generate(
         ValueError: an option that cannot be had, or inputs that do not fit.
     """
     hooks = Hooks.of(
-        logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed, **pop_hooks(kwargs)
+        logits_processor,
+        stopping_criteria,
+        prefix_allowed_tokens_fn,
+        seed,
+        **pop_hooks(kwargs, engine),
     )
     options = token_options(generator, generation_config, **kwargs)
     if inputs is not None:

@@ -51,10 +51,7 @@ class Decoder:
         is_new: whether a step's scores are new memory; a generator of one's own may hand out
             something that it keeps.
         are_log_probs: whether scores are log-probabilities, and not logits.
-        guided: whether documents are weighed by `guidance_scale`.
     """
-
-    guided = False
 
     def __init__(
         self,
@@ -162,7 +159,6 @@ class GuidedDecoder:
     Attributes as of `Decoder`.
     """
 
-    guided = True
     is_new = True
     are_log_probs = True
 

@@ -45,10 +45,12 @@ class Engine(Protocol):
     Attributes:
         framework: "pt" or "tf", as `return_tensors` has it.
         shares_first_step: whether equal beams may be decoded as one, until they differ.
+        has_graphs: whether `generate` takes `graph`, which `search_in_graph` reads.
     """
 
     framework: str
     shares_first_step: bool
+    has_graphs: bool
 
     # tensors
 
@@ -263,6 +265,9 @@ class Engine(Protocol):
     ) -> SearchResult | None:
         """Run all searches to their end in one graph, from `starts` (Q, P); None where there is no
         such graph, and then nothing has changed.
+
+        Raises:
+            ValueError: there is none, and `hooks.graph` is True.
         """
         ...
 

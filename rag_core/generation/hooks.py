@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_core import checks
+from rag_core.arguments import checked_switch
 from rag_core.backends import to_numpy
 from rag_core.generation.inputs import UNREAD_BY_GENERATE
 from rag_core.generation.logits_rules import start_tokens
 
 if TYPE_CHECKING:
     from rag_core.generation.config import GenerationConfig
+    from rag_core.generation.engine import Engine
 
 ScoreFunction = Callable[[Any, Any], Any]  # (input_ids (R, t), scores) -> whatever it is for
 
@@ -51,6 +53,8 @@ class Hooks:
         decoder_input_ids: (B, P) what each question's sequences begin with; None = the start token.
         negative_prompt: ids (B, S') of the contexts that `guidance_scale` contrasts the documents
             with, and their mask; None = the generator's empty text.
+        graph: whether the loop is to run in a graph, where the framework has such: at once or not
+            at all (True), never (False), or as the engine sees fit (None).
     """
 
     logits_processor: tuple[ScoreFunction, ...] = ()
@@ -60,6 +64,7 @@ class Hooks:
     streamer: Any = None
     decoder_input_ids: np.ndarray | None = None
     negative_prompt: tuple[Any, Any] = (None, None)
+    graph: bool | None = None
 
     @classmethod
     def of(
@@ -72,6 +77,7 @@ class Hooks:
         decoder_input_ids: Any = None,
         negative_prompt_ids: Any = None,
         negative_prompt_attention_mask: Any = None,
+        graph: Any = None,
     ) -> Hooks:
         """Checks what a `generate` call passed; one callable may stand for a list of one."""
         lists = []
@@ -96,8 +102,16 @@ class Hooks:
         if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
             raise ValueError("negative_prompt_attention_mask needs negative_prompt_ids beside it")
         prompt = None if decoder_input_ids is None else to_numpy(decoder_input_ids)
-        negative = negative_prompt_ids, negative_prompt_attention_mask
-        return cls(lists[0], lists[1], prefix_allowed_tokens_fn, seed, streamer, prompt, negative)
+        return cls(
+            logits_processor=lists[0],
+            stopping_criteria=lists[1],
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            seed=seed,
+            streamer=streamer,
+            decoder_input_ids=prompt,
+            negative_prompt=(negative_prompt_ids, negative_prompt_attention_mask),
+            graph=None if graph is None else checked_switch("graph", graph, False),
+        )
 
     def begin(self, options: GenerationConfig, questions: int, rows: int) -> np.ndarray:
         """What so many questions, written in so many rows, start from, (B, P).
@@ -117,10 +131,11 @@ class Hooks:
         return start_tokens(options, questions, self.decoder_input_ids)
 
 
-def pop_hooks(kwargs: dict[str, Any]) -> dict[str, Any]:
+def pop_hooks(kwargs: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """Take the arguments of `Hooks.of` out of a `generate` call's keywords, and what is not
     read.
     """
     for name in UNREAD_BY_GENERATE:
         kwargs.pop(name, None)
-    return {name: kwargs.pop(name) for name in _HOOKS if name in kwargs}
+    names = (*_HOOKS, "graph") if engine.has_graphs else _HOOKS
+    return {name: kwargs.pop(name) for name in names if name in kwargs}

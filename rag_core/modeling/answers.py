@@ -127,7 +127,7 @@ def _generate(
     can serve again.
     """
     kwargs = dict(kwargs)
-    hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS), **pop_hooks(kwargs))
+    hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS), **pop_hooks(kwargs, engine))
     encoded: Encoded | None
     if _is_sequence(model):
         weighing = {name: kwargs.pop(name) for name in _WEIGHING if kwargs.get(name) is not None}

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rag_tf.graph.function import graph_memory as graph_memory
     from rag_tf.graph.function import once as once
     from rag_tf.graph.function import set_graph_memory as set_graph_memory
-    from rag_tf.graph.loop import searched as searched
+    from rag_tf.graph.loop import search_in_graph as search_in_graph
+    from rag_tf.graph.loop import why_not as why_not
     from rag_tf.graph.rules import GraphRules as GraphRules
 
 __getattr__, __dir__, __all__ = lazily(
@@ -22,7 +23,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "decoding": ["sequence_graph", "token_graph"],
         "function": ["Graph", "clear_graphs", "graph_memory", "once", "set_graph_memory"],
-        "loop": ["searched"],
+        "loop": ["search_in_graph", "why_not"],
         "rules": ["GraphRules"],
     },
 )

@@ -10,7 +10,7 @@ vocabulary, n sequences handed back for each search, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,18 @@ import tensorflow as tf
 from rag_core.generation import GenerationConfig
 from rag_tf.graph.rules import GraphRules
 from rag_tf.graph.state import (
-    Beams,
-    Found,
-    Moment,
-    Pool,
-    Rows,
-    all_numbers,
-    buffer,
-    ends,
+    BeamHypotheses,
+    BeamState,
+    GreedyState,
+    LoopState,
+    SearchResult,
+    ends_sequence,
+    has_no_nan,
     last_tokens,
-    pad_of,
+    pad_token,
     pick,
-    written_at,
+    token_buffer,
+    write_column,
 )
 
 Scorer = Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]
@@ -47,8 +47,8 @@ def search(
     options: GenerationConfig,
     vocab_size: int,
     dtype: tf.DType = tf.float32,
-) -> Found:
-    """Runs all searches to their end.
+) -> SearchResult:
+    """Run all searches to their end.
 
     Args:
         scorer: scores the next token; log-probabilities where there are beams.
@@ -64,57 +64,59 @@ def search(
         ValueError: an option that is not offered in a graph, or a vocabulary of nothing but end
             tokens.
     """
-    plan = Plan(options, vocab_size, int(starts.shape[1]))
-    divisors, limit = tf.constant(plan.divisors()), options.max_length
+    spec = SearchSpec(options, vocab_size, int(starts.shape[1]))
+    divisors = tf.constant(spec.divisors())
+    limit = options.max_length
     (end,) = tf.while_loop(
         lambda now: (now.length < limit) & ~tf.reduce_all(now.searches.finished),
-        lambda now: [plan.step(scorer, reorder, divisors, now)],
-        [plan.begin(starts, dtype, state)],
-        maximum_iterations=limit - plan.prompt,
+        lambda now: [spec.step(scorer, reorder, divisors, now)],
+        [spec.begin(starts, dtype, state)],
+        maximum_iterations=limit - spec.prompt_length,
     )
-    return plan.finish(end.searches, end.length, divisors, options.num_return_sequences)
+    return spec.finish(end.searches, end.length, divisors, options.num_return_sequences)
 
 
-class Plan:
+def end_tokens_alone(vocab_size: int, eos_token_ids: Sequence[int]) -> str | None:
+    """Says in words that a vocabulary holds nothing but end tokens; None where it holds more."""
+    if vocab_size > len(set(eos_token_ids)):
+        return None
+    return f"a vocabulary of {vocab_size} leaves nothing but the end tokens {eos_token_ids}"
+
+
+class SearchSpec:
     """What the searches are to do, as far as it is part of a graph: `max_length` is not, but for a
     rule that needs it.
 
-    Two plans that make the same graph are equal, so that a `Graph` takes them for the same
-    switch.
+    Two specs that make the same graph are equal, so that a `Graph` takes them for the same switch.
 
     Args:
         options: as `resolve_options` returns them.
         vocab_size: V.
-        prompt: P.
+        prompt_length: P.
 
     Raises:
         ValueError: as `search` does.
     """
 
-    def __init__(self, options: GenerationConfig, vocab_size: int, prompt: int) -> None:
-        if vocab_size <= len(set(options.eos_token_ids)):
-            raise ValueError(
-                f"a vocabulary of {vocab_size} leaves nothing but the end tokens "
-                f"{options.eos_token_ids}"
-            )
-        self.options, self.vocab_size, self.prompt, self.beams = (
-            options,
-            vocab_size,
-            prompt,
-            options.num_beams,
-        )
-        self.rules = GraphRules(options, vocab_size, prompt)
-        wanted = max(2, 1 + len(options.eos_token_ids)) * self.beams
-        self.candidates = min(wanted, self.beams * vocab_size)
-        free = {"num_return_sequences", "return_dict_in_generate"}
+    def __init__(self, options: GenerationConfig, vocab_size: int, prompt_length: int) -> None:
+        no_choice = end_tokens_alone(vocab_size, options.eos_token_ids)
+        if no_choice is not None:
+            raise ValueError(no_choice)
+        self.options = options
+        self.vocab_size = vocab_size
+        self.prompt_length = prompt_length
+        self.beams = options.num_beams
+        self.rules = GraphRules(options, vocab_size, prompt_length)
+        candidates = max(2, 1 + len(options.eos_token_ids)) * self.beams
+        self.candidates = min(candidates, self.beams * vocab_size)
+        not_compiled = {"num_return_sequences", "return_dict_in_generate"}
         if options.exponential_decay_length_penalty is None:
-            free |= {"max_length", "max_new_tokens"}
-        self.key = repr(
-            (vocab_size, prompt, {k: v for k, v in vars(options).items() if k not in free})
-        )
+            not_compiled |= {"max_length", "max_new_tokens"}
+        compiled = {k: v for k, v in vars(options).items() if k not in not_compiled}
+        self.key = repr((vocab_size, prompt_length, compiled))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.key == other.key
+        return isinstance(other, SearchSpec) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -122,223 +124,272 @@ class Plan:
     def divisors(self) -> np.ndarray:
         """What a score is divided by, for each generated length up to M: Python's own powers."""
         penalty = self.options.length_penalty
-        return np.array([1.0] + [float(i**penalty) for i in range(1, self.options.max_length + 1)])
+        powers = [float(length**penalty) for length in range(1, self.options.max_length + 1)]
+        return np.array([1.0, *powers])
 
-    def begin(self, starts: tf.Tensor, dtype: tf.DType, state: Any = ()) -> Moment:
+    def begin(self, starts: tf.Tensor, dtype: tf.DType, decoder: Any = ()) -> LoopState:
         """Before the first step, from start tokens (Q, P)."""
-        begin = _first_beams if self.beams > 1 else _first_rows
-        searches = begin(self, buffer(starts, self.options, self.options.max_length), dtype)
-        return Moment(tf.constant(self.prompt), tf.constant(True), searches, state)
+        tokens = token_buffer(starts, self.options, self.options.max_length)
+        searches = (
+            _first_beams(self, tokens, dtype) if self.beams > 1 else _first_greedy(self, tokens)
+        )
+        return LoopState(tf.constant(self.prompt_length), tf.constant(True), searches, decoder)
 
-    def step(self, scorer: Scorer, reorder: Reorder, divisors: tf.Tensor, now: Moment) -> Moment:
+    def step(
+        self, scorer: Scorer, reorder: Reorder, divisors: tf.Tensor, now: LoopState
+    ) -> LoopState:
         """One more token for every search that goes on; shapes stay."""
         if self.beams > 1:
-            return _as_before(_BeamStep(self, divisors, now).taken(scorer, reorder), now)
-        return _as_before(_greedy_step(self, scorer, now), now)
+            after = _BeamStep(self, divisors, now).taken(scorer, reorder)
+        else:
+            after = _greedy_step(self, scorer, now)
+        return _with_shapes_of(now, after)
 
     def finish(
-        self, searches: Beams | Rows, length: tf.Tensor, divisors: tf.Tensor, wanted: int
-    ) -> Found:
-        """What searches of `length` tokens hand back, `wanted` sequences each."""
-        if isinstance(searches, Rows):
-            return Found(searches.tokens, searches.lengths, searches.sums, length)
-        return _BeamStep(self, divisors, Moment(length, tf.constant(True), searches, ())).finished(
-            wanted
-        )
+        self,
+        searches: BeamState | GreedyState,
+        length: tf.Tensor,
+        divisors: tf.Tensor,
+        num_return_sequences: int,
+    ) -> SearchResult:
+        """What searches of `length` tokens hand back."""
+        if isinstance(searches, GreedyState):
+            return SearchResult(searches.tokens, searches.lengths, searches.sums, length)
+        now = LoopState(length, tf.constant(True), searches, ())
+        return _BeamStep(self, divisors, now).finished(num_return_sequences)
 
 
-def _as_before(new: Any, old: Any) -> Any:
+def _with_shapes_of(before: Any, after: Any) -> Any:
     """The new state, whose static shapes tf.while_loop wants unchanged."""
-
-    def same(x: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-        return x if tf.executing_eagerly() else tf.ensure_shape(x, before.shape)
-
-    return tf.nest.map_structure(same, new, old)
+    if tf.executing_eagerly():
+        return after
+    return tf.nest.map_structure(lambda new, old: tf.ensure_shape(new, old.shape), after, before)
 
 
-def _first_beams(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Beams:
+def _first_beams(spec: SearchSpec, tokens: tf.Tensor, dtype: tf.DType) -> BeamState:
     """From tokens (Q, M)."""
-    searches, beams = tf.shape(tokens)[0], plan.beams
+    searches = tf.shape(tokens)[0]
+    beams = spec.beams
     tokens = tf.repeat(tokens[:, None], beams, axis=1)  # (Q, K, M)
     indices = -tf.ones_like(tokens)
     # all beams of a search are equal at first: only one may speak
-    first = tf.constant([[0.0] + [-1e9] * (beams - 1)], dtype)
-    pool = Pool(
-        tf.fill([searches, beams], tf.constant(np.inf, tf.float64)),
-        tf.zeros([searches, beams], dtype),
-        tf.zeros([searches, beams], tf.int32),
-        tokens,
-        indices,
-        tf.zeros([searches, 1], tf.int32),
+    scores = tf.constant([[0.0] + [-1e9] * (beams - 1)], dtype)
+    hypotheses = BeamHypotheses(
+        scores=tf.fill([searches, beams], tf.constant(np.inf, tf.float64)),
+        sums=tf.zeros([searches, beams], dtype),
+        lengths=tf.zeros([searches, beams], tf.int32),
+        tokens=tokens,
+        indices=indices,
+        count=tf.zeros([searches, 1], tf.int32),
     )
-    number = tf.range(tf.cast(searches, tf.int64))
-    return Beams(
-        number,
-        tokens,
-        indices,
-        tf.repeat(first, searches, axis=0),
-        tf.zeros([searches], tf.bool),
-        pool,
+    return BeamState(
+        number=tf.range(tf.cast(searches, tf.int64)),
+        tokens=tokens,
+        indices=indices,
+        scores=tf.repeat(scores, searches, axis=0),
+        finished=tf.zeros([searches], tf.bool),
+        hypotheses=hypotheses,
     )
 
 
 class _BeamStep:
     """A step of rag_core.generation.BeamSearch, all searches at once."""
 
-    def __init__(self, plan: Plan, divisors: tf.Tensor, now: Moment) -> None:
-        self.plan, self.options, self.divisors, self.now = plan, plan.options, divisors, now
-        self.beams = plan.beams
-        self.searches: Beams = now.searches
+    def __init__(self, spec: SearchSpec, divisors: tf.Tensor, now: LoopState) -> None:
+        self.spec = spec
+        self.options = spec.options
+        self.beams = spec.beams
+        self.divisors = divisors
+        self.now = now
+        self.searches: BeamState = now.searches
         self.limit = tf.shape(now.searches.tokens)[-1]  # M
+
+    def taken(self, scorer: Scorer, reorder: Reorder) -> LoopState:
+        """All that the step changes."""
+        length = self.now.length
+        old = self.searches
+        vocab_size = self.spec.vocab_size
+        total, decoder = self._total_scores(scorer)  # (Q, K, V)
+        # of equals the lowest index goes first
+        flat = tf.reshape(total, [-1, self.beams * vocab_size])
+        values, places = tf.math.top_k(flat, self.spec.candidates)  # (Q, C)
+        written = tf.cast(places % vocab_size, tf.int64)
+        sources = places // vocab_size
+        ended = ends_sequence(written, self.options)
+        active = ~old.finished[:, None]
+        generated = length + 1 - self.spec.prompt_length
+        # only a candidate among the first K may end a sequence
+        hypotheses = self._with_ended(
+            values[:, : self.beams],
+            sources[:, : self.beams],
+            ended[:, : self.beams] & active,
+            generated,
+        )
+        finished = old.finished | self._is_done(hypotheses, values[:, 0], generated)
+        # the best K that go on, in their order
+        going_on = tf.math.top_k(tf.cast(~ended, tf.int32), self.beams).indices  # (Q, K)
+        written = tf.where(active, pick(written, going_on), pad_token(self.options))
+        sources = tf.where(active, pick(sources, going_on), 0)
+        searches = BeamState(
+            number=old.number,
+            tokens=write_column(pick(old.tokens, sources), length, written),
+            indices=self._with_rows(sources, generated),
+            scores=tf.where(active, pick(values, going_on), tf.zeros([], values.dtype)),
+            finished=finished,
+            hypotheses=hypotheses,
+        )
+        all_finite = self.now.all_finite & has_no_nan(total)
+        return LoopState(length + 1, all_finite, searches, reorder(decoder, sources))
+
+    def _total_scores(self, scorer: Scorer) -> tuple[tf.Tensor, Any]:
+        """(Q, K, V) what each beam's tokens and the next one sum up to; the scorer's state."""
+        old = self.searches
+        scores, decoder = scorer(last_tokens(old.tokens, self.now.length), self.now.decoder)
+        scores = self.spec.rules(
+            tf.reshape(scores, [-1, self.spec.vocab_size]),
+            tf.reshape(old.tokens, [-1, self.limit]),
+            self.now.length,
+        )
+        scores = tf.reshape(scores, [-1, self.beams, self.spec.vocab_size])
+        return scores + old.scores[..., None], decoder
 
     def _divided(self, sums: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
         return tf.cast(sums, tf.float64) / tf.gather(self.divisors, generated)
 
-    def _rows(self, sources: tf.Tensor) -> tf.Tensor:
-        """Beams (Q, A) of the searches as rows of all searches' beams."""
-        return self.searches.number[:, None] * self.beams + tf.cast(sources, tf.int64)
+    def _with_rows(self, sources: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
+        """The ancestry of beams (Q, A) that continue `sources`, (Q, A, M): rows of all beams."""
+        rows = self.searches.number[:, None] * self.beams + tf.cast(sources, tf.int64)
+        return write_column(pick(self.searches.indices, sources), generated - 1, rows)
 
-    def taken(self, scorer: Scorer, reorder: Reorder) -> Moment:
-        """All that the step changes."""
-        length, old, beams, size = self.now.length, self.searches, self.beams, self.plan.vocab_size
-        scores, state = scorer(last_tokens(old.tokens, length), self.now.state)
-        scores = self.plan.rules(
-            tf.reshape(scores, [-1, size]), tf.reshape(old.tokens, [-1, self.limit]), length
-        )
-        total = tf.reshape(scores, [-1, beams, size]) + old.scores[..., None]
-        # of equals the lowest index goes first
-        # (Q, C)
-        values, places = tf.math.top_k(tf.reshape(total, [-1, beams * size]), self.plan.candidates)
-        written, sources = tf.cast(places % size, tf.int64), places // size
-        ended, alive = ends(written, self.options), ~old.finished[:, None]
-        generated = length + 1 - self.plan.prompt
-        pool = self._closed(
-            values[:, :beams], sources[:, :beams], ended[:, :beams] & alive, generated
-        )
-        finished = old.finished | self._settled(pool, values[:, 0], generated)
-        # the best K that go on, in their order
-        going = tf.math.top_k(tf.cast(~ended, tf.int32), beams).indices  # (Q, K)
-        written = tf.where(alive, pick(written, going), pad_of(self.options))
-        sources = tf.where(alive, pick(sources, going), 0)
-        values = tf.where(alive, pick(values, going), tf.zeros([], values.dtype))
-        tokens = written_at(pick(old.tokens, sources), length, written)
-        indices = written_at(pick(old.indices, sources), generated - 1, self._rows(sources))
-        searches = Beams(old.number, tokens, indices, values, finished, pool)
-        return Moment(
-            length + 1, self.now.sound & all_numbers(total), searches, reorder(state, sources)
-        )
-
-    def _closed(
+    def _with_ended(
         self, sums: tf.Tensor, sources: tf.Tensor, ended: tf.Tensor, generated: tf.Tensor
-    ) -> Pool:
-        """The pool with the sequences that end here, (Q, K) each."""
-        old = self.searches
-        indices = written_at(pick(old.indices, sources), generated - 1, self._rows(sources))
-        lengths = tf.fill(tf.shape(sources), self.now.length)
-        return self._admit(
-            old.pool, sums, lengths, pick(old.tokens, sources), indices, ended, generated
+    ) -> BeamHypotheses:
+        """The hypotheses with the sequences that end here, (Q, K) each."""
+        return self._with_added(
+            sums=sums,
+            lengths=tf.fill(tf.shape(sources), self.now.length),
+            tokens=pick(self.searches.tokens, sources),
+            indices=self._with_rows(sources, generated),
+            is_added=ended,
+            generated=generated,
         )
 
-    def _admit(
+    def _with_added(
         self,
-        pool: Pool,
+        *,
         sums: tf.Tensor,
         lengths: tf.Tensor,
         tokens: tf.Tensor,
         indices: tf.Tensor,
-        wanted: tf.Tensor,
+        is_added: tf.Tensor,
         generated: tf.Tensor,
-    ) -> Pool:
-        """Adds up to K sequences to each pool, one after the other, where `wanted` (Q, K)."""
-        beams, kept, kept_scores = self.beams, pool.kept, pool.scores
+    ) -> BeamHypotheses:
+        """Up to K sequences more for each search, one after the other, where `is_added` (Q, K)."""
+        beams = self.beams
+        old = self.searches.hypotheses
+        count = old.count
+        best_scores = old.scores
         scores = self._divided(sums, generated)
         slots = tf.range(beams)[None]  # (1, K)
-        places = tf.zeros_like(sums, tf.int32) + slots  # (Q, K) in [pool, new ones]
+        places = tf.zeros_like(sums, tf.int32) + slots  # (Q, K) in [old ones, new ones]
         for k in range(beams):
-            score, full = scores[:, k : k + 1], kept >= beams  # (Q, 1)
-            better = score > tf.reduce_min(kept_scores, axis=1, keepdims=True)
-            enters = wanted[:, k : k + 1] & (~full | better)
-            lowest = tf.argmin(kept_scores, axis=1, output_type=tf.int32)[:, None]
+            score = scores[:, k : k + 1]  # (Q, 1)
+            is_full = count >= beams  # (Q, 1)
+            is_better = score > tf.reduce_min(best_scores, axis=1, keepdims=True)
+            enters = is_added[:, k : k + 1] & (~is_full | is_better)
+            lowest = tf.argmin(best_scores, axis=1, output_type=tf.int32)[:, None]
             # who leaves: the newcomer, the first of the lowest, or an empty place in front
-            leaves = tf.where(enters, tf.where(full, lowest, 0), beams)
+            leaves = tf.where(enters, tf.where(is_full, lowest, 0), beams)
             stay = slots + tf.cast(slots >= leaves, tf.int32)
-            kept_scores = pick(tf.concat([kept_scores, score], axis=1), stay)
-            places = pick(tf.concat([places, tf.fill(tf.shape(leaves), beams + k)], axis=1), stay)
-            kept += tf.cast(enters & ~full, tf.int32)
+            newcomer = tf.fill(tf.shape(leaves), beams + k)
+            best_scores = pick(tf.concat([best_scores, score], axis=1), stay)
+            places = pick(tf.concat([places, newcomer], axis=1), stay)
+            count += tf.cast(enters & ~is_full, tf.int32)
 
-        def chosen(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-            return pick(tf.concat([old, new], axis=1), places)
+        def chosen(before: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+            return pick(tf.concat([before, new], axis=1), places)
 
-        return Pool(
-            kept_scores,
-            chosen(pool.sums, sums),
-            chosen(pool.lengths, lengths),
-            chosen(pool.tokens, tokens),
-            chosen(pool.indices, indices),
-            kept,
+        return BeamHypotheses(
+            scores=best_scores,
+            sums=chosen(old.sums, sums),
+            lengths=chosen(old.lengths, lengths),
+            tokens=chosen(old.tokens, tokens),
+            indices=chosen(old.indices, indices),
+            count=count,
         )
 
-    def _settled(self, pool: Pool, best: tf.Tensor, generated: tf.Tensor) -> tf.Tensor:
+    def _is_done(
+        self, hypotheses: BeamHypotheses, best: tf.Tensor, generated: tf.Tensor
+    ) -> tf.Tensor:
         """(Q,) whether a search is over, given its best candidate."""
-        full = pool.kept[:, 0] >= self.beams
+        is_full = hypotheses.count[:, 0] >= self.beams
         if self.options.early_stopping is True:
-            return full
+            return is_full
         if self.options.early_stopping == "never" and self.options.length_penalty > 0:
-            generated = self.limit - self.plan.prompt
-        return full & (tf.reduce_min(pool.scores, axis=1) >= self._divided(best, generated))
+            generated = self.limit - self.spec.prompt_length
+        worst = tf.reduce_min(hypotheses.scores, axis=1)
+        return is_full & (worst >= self._divided(best, generated))
 
-    def finished(self, wanted: int) -> Found:
-        """Ends the searches: beams still running compete with the finished ones."""
-        old, length, limit = self.searches, self.now.length, self.limit
-        lengths = tf.fill(tf.shape(old.scores), length)
-        running = tf.zeros_like(old.scores, tf.bool) | ~old.finished[:, None]
-        generated = tf.maximum(length - self.plan.prompt, 1)
-        pool = self._admit(
-            old.pool, old.scores, lengths, old.tokens, old.indices, running, generated
+    def finished(self, num_return_sequences: int) -> SearchResult:
+        """End the searches: beams still running compete with the finished ones."""
+        old = self.searches
+        length = self.now.length
+        limit = self.limit
+        hypotheses = self._with_added(
+            sums=old.scores,
+            lengths=tf.fill(tf.shape(old.scores), length),
+            tokens=old.tokens,
+            indices=old.indices,
+            is_added=tf.zeros_like(old.scores, tf.bool) | ~old.finished[:, None],
+            generated=tf.maximum(length - self.spec.prompt_length, 1),
         )
         # of equals the later one first
-        later = self.beams - 1 - tf.math.top_k(pool.scores[:, ::-1], wanted).indices
-        scores, sums, lengths = (
-            tf.reshape(pick(x, later), [-1]) for x in (pool.scores, pool.sums, pool.lengths)
-        )
-        tokens, indices = (
-            tf.reshape(pick(x, later), [-1, limit]) for x in (pool.tokens, pool.indices)
-        )
+        reversed_scores = hypotheses.scores[:, ::-1]
+        best = self.beams - 1 - tf.math.top_k(reversed_scores, num_return_sequences).indices
+
+        def of_best(x: tf.Tensor, shape: list[Any]) -> tf.Tensor:
+            return tf.reshape(pick(x, best), shape)
+
+        scores = of_best(hypotheses.scores, [-1])
+        sums = of_best(hypotheses.sums, [-1])
+        lengths = of_best(hypotheses.lengths, [-1])
+        tokens = of_best(hypotheses.tokens, [-1, limit])
+        indices = of_best(hypotheses.indices, [-1, limit])
         width = tf.minimum(tf.reduce_max(lengths) + 1, limit)
         if self.options.eos_token_ids:
-            end = tf.fill(tf.shape(lengths), tf.constant(self.options.eos_token_ids[0], tf.int64))
-            tokens = tf.where(tf.range(limit) == lengths[:, None], end[:, None], tokens)
+            end_token = tf.constant(self.options.eos_token_ids[0], tf.int64)
+            is_end = tf.range(limit) == lengths[:, None]
+            tokens = tf.where(is_end, end_token, tokens)
             lengths = tf.minimum(lengths + 1, width)
-        return Found(tokens, lengths, sums, width, tf.cast(scores, sums.dtype), indices)
+        return SearchResult(tokens, lengths, sums, width, tf.cast(scores, sums.dtype), indices)
 
 
-def _first_rows(plan: Plan, tokens: tf.Tensor, dtype: tf.DType) -> Rows:
+def _first_greedy(spec: SearchSpec, tokens: tf.Tensor) -> GreedyState:
     """From tokens (Q, M)."""
     rows = tf.shape(tokens)[0]
-    zeros = tf.zeros([rows], tf.float64)
-    return Rows(
-        tf.range(tf.cast(rows, tf.int64)),
-        tokens,
-        tf.fill([rows], plan.prompt),
-        zeros,
-        tf.zeros([rows], tf.bool),
+    return GreedyState(
+        number=tf.range(tf.cast(rows, tf.int64)),
+        tokens=tokens,
+        lengths=tf.fill([rows], spec.prompt_length),
+        sums=tf.zeros([rows], tf.float64),
+        finished=tf.zeros([rows], tf.bool),
     )
 
 
-def _greedy_step(plan: Plan, scorer: Scorer, now: Moment) -> Moment:
+def _greedy_step(spec: SearchSpec, scorer: Scorer, now: LoopState) -> LoopState:
     """A step of rag_core.generation.RowSearch without sampling."""
-    old: Rows = now.searches
-    scores, state = scorer(last_tokens(old.tokens, now.length)[:, None], now.state)
-    scores = plan.rules(scores[:, 0], old.tokens, now.length)  # (Q, V)
+    old: GreedyState = now.searches
+    scores, decoder = scorer(last_tokens(old.tokens, now.length)[:, None], now.decoder)
+    scores = spec.rules(scores[:, 0], old.tokens, now.length)  # (Q, V)
     chosen = tf.argmax(scores, axis=1)  # the lowest index of equals
     log_probs = tf.gather(scores, chosen, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
-    sums = old.sums + tf.where(
-        old.finished, tf.zeros([], tf.float64), tf.cast(log_probs, tf.float64)
+    added = tf.where(old.finished, tf.zeros([], tf.float64), tf.cast(log_probs, tf.float64))
+    written = tf.where(old.finished, pad_token(spec.options), chosen)
+    searches = GreedyState(
+        number=old.number,
+        tokens=write_column(old.tokens, now.length, written),
+        lengths=old.lengths + tf.cast(~old.finished, tf.int32),
+        sums=old.sums + added,
+        finished=old.finished | ends_sequence(written, spec.options),
     )
-    written = tf.where(old.finished, pad_of(plan.options), chosen)
-    lengths = old.lengths + tf.cast(~old.finished, tf.int32)
-    finished = old.finished | ends(written, plan.options)
-    searches = Rows(
-        old.number, written_at(old.tokens, now.length, written), lengths, sums, finished
-    )
-    return Moment(now.length + 1, now.sound & all_numbers(scores), searches, state)
+    return LoopState(now.length + 1, now.all_finite & has_no_nan(scores), searches, decoder)

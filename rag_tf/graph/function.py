@@ -34,15 +34,15 @@ def once() -> Iterator[None]:
 
     For a single answer, tracing them takes several times longer than it saves.
     """
-    before = _ONCE.set(True)
+    token = _ONCE.set(True)
     try:
         yield
     finally:
-        _ONCE.reset(before)
+        _ONCE.reset(token)
 
 
-def tracing() -> bool:
-    """Whether new graphs are made."""
+def makes_graphs() -> bool:
+    """Whether new graphs are made: not within `once()`."""
     return not _ONCE.get()
 
 
@@ -57,7 +57,7 @@ class _Trace:
     signature: Any
 
 
-class _Kept:
+class _Store:
     """All traces of the process, those used last at the end, and how much memory they may take."""
 
     def __init__(self, limit: float) -> None:
@@ -67,7 +67,7 @@ class _Kept:
         self.traces: dict[_Trace, None] = {}
 
     def use(self, home: dict[Any, _Trace], signature: Any) -> _Trace | None:
-        """The trace of a signature, now the one used last; None if there is none."""
+        """The trace of a signature, which becomes the one used last; None if there is none."""
         with self.lock:
             trace = home.get(signature)
             if trace is not None:
@@ -75,7 +75,7 @@ class _Kept:
             return trace
 
     def add(self, trace: _Trace) -> None:
-        """Keeps a trace, and lets go of those that were not used for longest where all take too
+        """Keep a trace, and let go of those that were not used for longest where all take too
         much.
         """
         with self.lock:
@@ -86,8 +86,8 @@ class _Kept:
             self.shrink(keep=trace)
 
     def shrink(self, keep: _Trace | None = None) -> None:
-        """Lets go of traces, those not used for longest first, until the others take no more
-        than allowed.
+        """Let go of traces, those not used for longest first, until the others take no more than
+        allowed.
         """
         with self.lock:
             for trace in list(self.traces):
@@ -113,11 +113,11 @@ _MEGABYTE = 1 << 20
 # What TensorFlow keeps of a graph beside its serialized form: measured on generators of 1 and 6
 # layers, 92 to 100 times the size of that form.
 _MEMORY_OF_SERIALIZED = 95
-_KEPT = _Kept(512 * _MEGABYTE)
+_STORE = _Store(512 * _MEGABYTE)
 
 
 def set_graph_memory(megabytes: float) -> None:
-    """How much memory compiled graphs of all models may take together; 512 MB unless set.
+    """Set how much memory compiled graphs of all models may take together; 512 MB unless set.
 
     Graphs that were not used for longest are let go of first, and made again when they are needed.
     The one that is in use stays, whatever its size. Sizes are estimated from those of the graphs.
@@ -134,23 +134,23 @@ def set_graph_memory(megabytes: float) -> None:
             f"megabytes must be a number and at least 0, got {megabytes!r}. Pass float('inf') to "
             "keep all"
         )
-    _KEPT.limit = megabytes * _MEGABYTE
-    _KEPT.shrink()
+    _STORE.limit = megabytes * _MEGABYTE
+    _STORE.shrink()
 
 
 def graph_memory() -> float:
     """Megabytes that the compiled graphs of all models take together, estimated."""
-    return _KEPT.size / _MEGABYTE
+    return _STORE.size / _MEGABYTE
 
 
 def clear_graphs() -> None:
-    """Lets go of the compiled graphs of all models, and of their memory.
+    """Let go of the compiled graphs of all models, and of their memory.
 
     They are made again when they are needed.
     """
-    with _KEPT.lock:
-        for trace in list(_KEPT.traces):
-            _KEPT.drop(trace.home, trace.signature)
+    with _STORE.lock:
+        for trace in list(_STORE.traces):
+            _STORE.drop(trace.home, trace.signature)
     gc.collect()  # TensorFlow's functions refer to each other in circles
     # only glibc keeps what was freed, and can be told to give it back
     with suppress(OSError, AttributeError):
@@ -177,12 +177,12 @@ class Graph:
         self.function = function
         self.keep_last = keep_last
         self.traces: dict[Any, _Trace] = {}
-        weakref.finalize(self, _KEPT.drop_all, self.traces)
+        weakref.finalize(self, _STORE.drop_all, self.traces)
 
-    def most(self) -> float:
+    def capacity(self) -> float:
         """About how many of its kinds of arguments the memory allowed is enough for."""
         sizes = [trace.size for trace in list(self.traces.values())]
-        return _KEPT.limit / (sum(sizes) / len(sizes)) if sizes else float("inf")
+        return _STORE.limit / (sum(sizes) / len(sizes)) if sizes else float("inf")
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph that fits; inside another graph, the function itself."""
@@ -190,7 +190,7 @@ class Graph:
             return self.function(*args)
         leaves: list[Any] = []
         key: list[Any] = [compute_dtype()]
-        _take_apart(args, leaves, key)
+        _flatten(args, leaves, key)
         tensors = []
         for leaf in leaves:
             if tf.is_tensor(leaf):
@@ -199,24 +199,23 @@ class Graph:
             else:
                 key.append(leaf)
         signature = tuple(key)
-        trace = _KEPT.use(self.traces, signature)
+        trace = _STORE.use(self.traces, signature)
         if trace is None:
             # on copies, as a graph has them: what the caller handed in is not changed
             if _ONCE.get():
                 return self.function(*tf.nest.pack_sequence_as(args, leaves))
             trace = self._trace(args, leaves, signature)
-            _KEPT.add(trace)
+            _STORE.add(trace)
         return trace.function(fresh_seed() if trace.draws else tf.constant(_NO_SEED), *tensors)
 
     def _trace(self, args: Any, leaves: list[Any], signature: Any) -> _Trace:
         places = [place for place, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
-        specs = [tf.TensorSpec(*self._spec(leaves[place])) for place in places]
-        fixed = [None if tf.is_tensor(leaf) else leaf for leaf in leaves]
+        switches = [None if tf.is_tensor(leaf) else leaf for leaf in leaves]
         draws = 0
 
         def flat(seed: tf.Tensor, *tensors: tf.Tensor) -> Any:
             nonlocal draws
-            values = list(fixed)
+            values = list(switches)
             for place, tensor in zip(places, tensors, strict=True):
                 values[place] = tensor
             stream = Stream(seed)
@@ -225,6 +224,7 @@ class Graph:
             draws = stream.draws
             return result
 
+        specs = [tf.TensorSpec(*self._spec(leaves[place])) for place in places]
         specs.insert(0, tf.TensorSpec((2,), tf.int32))
         # Traced now, so that the draws are counted; and called as it is, without the search for a
         # trace that fits.
@@ -239,9 +239,8 @@ class Graph:
         return tuple(open_axes), tensor.dtype
 
 
-def _take_apart(value: Any, leaves: list[Any], nesting: list[Any]) -> None:
-    """Appends the leaves in the order of tf.nest.flatten, and what tells their nesting from
-    another.
+def _flatten(value: Any, leaves: list[Any], nesting: list[Any]) -> None:
+    """Append the leaves in the order of tf.nest.flatten, and what tells their nesting from another.
 
     One pass by hand: tf.nest would take objects apart and put them together several times, in every
     call.
@@ -249,10 +248,12 @@ def _take_apart(value: Any, leaves: list[Any], nesting: list[Any]) -> None:
     parts: Any
     kind: Any
     if isinstance(value, list | tuple):
-        parts, kind = value, len(value)
+        parts = value
+        kind = len(value)
     elif isinstance(value, Mapping):
         names = sorted(value)
-        parts, kind = [value[name] for name in names], tuple(names)
+        parts = [value[name] for name in names]
+        kind = tuple(names)
     elif hasattr(value, "__tf_flatten__"):
         metadata, parts = value.__tf_flatten__()
         kind = len(parts), str(metadata)
@@ -262,4 +263,4 @@ def _take_apart(value: Any, leaves: list[Any], nesting: list[Any]) -> None:
         return
     nesting.append((type(value), kind))
     for part in parts:
-        _take_apart(part, leaves, nesting)
+        _flatten(part, leaves, nesting)

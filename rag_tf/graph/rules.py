@@ -25,28 +25,24 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
+def refused_option(options: GenerationConfig) -> str | None:
+    """Which option a loop in a graph can't have, and why, in words; None where it can have all."""
+    for name, (neutral, reason) in _REFUSED.items():
+        value = getattr(options, name)
+        if value is not None and value != neutral:
+            return f"{name}={value!r} is not offered in a graph ({reason})"
+    return None
+
+
 def check_options(options: GenerationConfig) -> None:
-    """Refuses what the loop in the graph doesn't offer.
+    """Refuse what the loop in the graph doesn't offer.
 
     Raises:
         ValueError: naming the option.
     """
-    for name, (nothing, why) in _REFUSED.items():
-        value = getattr(options, name)
-        if value is not None and value != nothing:
-            raise ValueError(
-                f"{name}={value!r} is not offered in a graph ({why}): leave it out, or use "
-                "generate()"
-            )
-
-
-def offered(options: GenerationConfig) -> bool:
-    """Whether `check_options` would let them pass."""
-    try:
-        check_options(options)
-    except ValueError:
-        return False
-    return True
+    refused = refused_option(options)
+    if refused is not None:
+        raise ValueError(f"{refused}: leave it out, or use generate()")
 
 
 class GraphRules:
@@ -64,7 +60,9 @@ class GraphRules:
 
     def __init__(self, options: GenerationConfig, vocab_size: int, prompt_length: int = 1) -> None:
         check_options(options)
-        self.options, self.vocab_size, self.prompt_length = options, vocab_size, prompt_length
+        self.options = options
+        self.vocab_size = vocab_size
+        self.prompt_length = prompt_length
         self.rules = StepRules(options, beams=1, vocab_size=vocab_size, prompt_length=prompt_length)
 
     def __call__(self, scores: tf.Tensor, tokens: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
@@ -78,44 +76,39 @@ class GraphRules:
         Returns:
             (R, V).
         """
-        o, rules, new = self.options, self.rules, length - self.prompt_length
+        options = self.options
+        rules = self.rules
+        generated = length - self.prompt_length
         if rules.bias:
-            scores += tf.cast(self._sums(tokens, length, rules.bias), scores.dtype)
-        if o.repetition_penalty not in (None, 1.0):
-            written = tf.range(tf.shape(tokens)[1])[None] < length  # (1, M)
-            worse = tf.where(
-                scores < 0, scores * o.repetition_penalty, scores / o.repetition_penalty
-            )
-            scores = tf.where(
-                self._marked(tokens, tf.broadcast_to(written, tf.shape(tokens))), worse, scores
-            )
-        if o.no_repeat_ngram_size:
-            scores = _ban(scores, self._repeats(tokens, length, o.no_repeat_ngram_size))
+            scores += tf.cast(self._completed_values(tokens, length, rules.bias), scores.dtype)
+        if options.repetition_penalty not in (None, 1.0):
+            scores = self._penalized(scores, tokens, length, options.repetition_penalty)
+        if options.no_repeat_ngram_size:
+            scores = _ban(scores, self._is_repeated(tokens, length, options.no_repeat_ngram_size))
         if rules.bad_words:
-            scores = _ban(scores, self._sums(tokens, length, rules.bad_words) < 0)
+            scores = _ban(scores, self._completed_values(tokens, length, rules.bad_words) < 0)
         if len(rules.eos):
-            early = (length < (o.min_length or 0)) | (new < (o.min_new_tokens or 0))
-            scores = _ban(scores, self._at(rules.eos) & early)
-        if o.forced_bos_token_id is not None:
-            scores = self._force(scores, [o.forced_bos_token_id], tf.equal(length, 1))
-        if o.forced_eos_token_id is not None:
-            scores = self._force(
-                scores, as_ids(o.forced_eos_token_id), tf.equal(length, tf.shape(tokens)[1] - 1)
-            )
-        if o.remove_invalid_values:
+            too_short = length < (options.min_length or 0)
+            too_few = generated < (options.min_new_tokens or 0)
+            scores = _ban(scores, self._at(rules.eos) & (too_short | too_few))
+        if options.forced_bos_token_id is not None:
+            scores = self._force(scores, [options.forced_bos_token_id], tf.equal(length, 1))
+        if options.forced_eos_token_id is not None:
+            is_last = tf.equal(length, tf.shape(tokens)[1] - 1)
+            scores = self._force(scores, as_ids(options.forced_eos_token_id), is_last)
+        if options.remove_invalid_values:
             finite = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), finite)
-        if o.exponential_decay_length_penalty is not None and len(rules.eos):
-            scores = self._decayed(scores, new, *o.exponential_decay_length_penalty)
-        if o.suppress_tokens:
-            scores = _ban(scores, self._at(o.suppress_tokens))
-        if o.begin_suppress_tokens:
-            scores = _ban(
-                scores, self._at(o.begin_suppress_tokens) & tf.equal(length, rules.begin_index)
-            )
+        if options.exponential_decay_length_penalty is not None and len(rules.eos):
+            scores = self._decayed(scores, generated, *options.exponential_decay_length_penalty)
+        if options.suppress_tokens:
+            scores = _ban(scores, self._at(options.suppress_tokens))
+        if options.begin_suppress_tokens:
+            is_first = tf.equal(length, rules.begin_index)
+            scores = _ban(scores, self._at(options.begin_suppress_tokens) & is_first)
         for place, token in rules.forced.items():
             scores = self._force(scores, [token], tf.equal(length, place))
-        return tf.nn.log_softmax(scores) if o.renormalize_logits else scores
+        return tf.nn.log_softmax(scores) if options.renormalize_logits else scores
 
     def _at(self, ids: Sequence[int] | np.ndarray) -> tf.Tensor:
         """(V,) True at the ids."""
@@ -127,53 +120,61 @@ class GraphRules:
         only = tf.where(self._at(ids), tf.zeros_like(scores), _LOWEST)
         return tf.where(now, only, scores)
 
-    def _decayed(self, scores: tf.Tensor, new: tf.Tensor, start: int, factor: float) -> tf.Tensor:
-        # a table, so that the powers are Python's
-        grown = [
-            factor ** (i - start) - 1 if i > start else 0.0
-            for i in range(self.options.max_length + 1)
-        ]
-        more = tf.gather(tf.constant(grown, scores.dtype), new)
-        bent = tf.where(tf.math.is_inf(scores), scores, scores + tf.abs(scores) * more)
-        return tf.where(self._at(self.rules.eos) & (new > start), bent, scores)
+    def _penalized(
+        self, scores: tf.Tensor, tokens: tf.Tensor, length: tf.Tensor, penalty: float
+    ) -> tf.Tensor:
+        """Tokens written before are worth less."""
+        is_written = tf.range(tf.shape(tokens)[1])[None] < length  # (1, M)
+        is_written = tf.broadcast_to(is_written, tf.shape(tokens))
+        worse = tf.where(scores < 0, scores * penalty, scores / penalty)
+        return tf.where(self._marked(tokens, is_written), worse, scores)
 
-    def _sums(
+    def _decayed(
+        self, scores: tf.Tensor, generated: tf.Tensor, start: int, factor: float
+    ) -> tf.Tensor:
+        """End tokens are worth more and more, once `start` tokens are generated."""
+        # a table, so that the powers are Python's
+        lengths = range(self.options.max_length + 1)
+        growth = [factor ** (i - start) - 1 if i > start else 0.0 for i in lengths]
+        share = tf.gather(tf.constant(growth, scores.dtype), generated)
+        raised = tf.where(tf.math.is_inf(scores), scores, scores + tf.abs(scores) * share)
+        return tf.where(self._at(self.rules.eos) & (generated > start), raised, scores)
+
+    def _completed_values(
         self, tokens: tf.Tensor, length: tf.Tensor, words: list[tuple[np.ndarray, float]]
     ) -> tf.Tensor:
         """(R, V) float32: the values of the sequences that each next token would complete."""
         longest = max(len(ids) for ids, _ in words)
         # (W, longest - 1); -1 = any token
-        begins = np.full((len(words), longest - 1), -1, dtype=np.int64)
+        beginnings = np.full((len(words), longest - 1), -1, dtype=np.int64)
         for row, (ids, _) in enumerate(words):
-            begins[row, longest - len(ids) :] = ids[:-1]
+            beginnings[row, longest - len(ids) :] = ids[:-1]
         # a sequence of one token is always complete, longer ones need all their tokens written
         needed = tf.constant([0 if len(ids) == 1 else len(ids) for ids, _ in words])
         last = _last(tokens, length, longest - 1)  # (R, longest - 1)
-        # (R, W)
-        hit = tf.reduce_all((last[:, None] == begins) | (begins == -1), axis=2) & (needed <= length)
-        values = tf.where(hit, tf.constant([value for _, value in words], tf.float32), 0.0)
-        ends = tf.constant([int(ids[-1]) for ids, _ in words])
-        return tf.transpose(
-            tf.math.unsorted_segment_sum(tf.transpose(values), ends, self.vocab_size)
-        )
+        is_same = (last[:, None] == beginnings) | (beginnings == -1)
+        is_begun = tf.reduce_all(is_same, axis=2) & (needed <= length)  # (R, W)
+        values = tf.constant([value for _, value in words], tf.float32)
+        last_ids = tf.constant([int(ids[-1]) for ids, _ in words])
+        by_word = tf.transpose(tf.where(is_begun, values, 0.0))  # (W, R)
+        return tf.transpose(tf.math.unsorted_segment_sum(by_word, last_ids, self.vocab_size))
 
-    def _repeats(self, tokens: tf.Tensor, length: tf.Tensor, n: int) -> tf.Tensor:
+    def _is_repeated(self, tokens: tf.Tensor, length: tf.Tensor, n: int) -> tf.Tensor:
         """(R, V) True at tokens that would complete an n-gram written before."""
         last = _last(tokens, length, n - 1)  # (R, n - 1)
         count = tf.maximum(tf.shape(tokens)[1] - n + 1, 0)  # n-grams of M tokens
-        whole = tf.range(count)[None] <= length - n  # (1, M-n+1)
-        same = tf.broadcast_to(whole, [tf.shape(tokens)[0], count])
+        is_written = tf.range(count)[None] <= length - n  # (1, M-n+1)
+        is_same = tf.broadcast_to(is_written, [tf.shape(tokens)[0], count])
         for i in range(n - 1):
-            same &= tokens[:, i : i + count] == last[:, i : i + 1]
-        return self._marked(tokens[:, n - 1 :], same)
+            is_same &= tokens[:, i : i + count] == last[:, i : i + 1]
+        return self._marked(tokens[:, n - 1 :], is_same)
 
-    def _marked(self, ids: tf.Tensor, which: tf.Tensor) -> tf.Tensor:
-        """(R, V) True at the ids (R, L) where `which` (R, L) is True."""
-        rows = tf.broadcast_to(
-            tf.range(tf.shape(ids, tf.int64)[0], dtype=tf.int64)[:, None], tf.shape(ids)
-        )
+    def _marked(self, ids: tf.Tensor, is_marked: tf.Tensor) -> tf.Tensor:
+        """(R, V) True at the ids (R, L) where `is_marked` (R, L) is True."""
+        numbers = tf.range(tf.shape(ids, tf.int64)[0], dtype=tf.int64)[:, None]
+        rows = tf.broadcast_to(numbers, tf.shape(ids))
         # those not meant go to a column beyond the vocabulary
-        columns = tf.where(which, ids, self.vocab_size)
+        columns = tf.where(is_marked, ids, self.vocab_size)
         marks = tf.zeros([tf.shape(ids)[0], self.vocab_size + 1], tf.int32)
         ones = tf.ones_like(ids, tf.int32)
         marks = tf.tensor_scatter_nd_max(marks, tf.stack([rows, columns], axis=2), ones)

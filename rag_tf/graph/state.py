@@ -13,8 +13,9 @@ import tensorflow as tf
 from rag_core.generation import GenerationConfig
 
 
-class Found(NamedTuple):
-    """What the searches hand back, as rag_core.generation.SearchResult does, but all M columns wide.
+class SearchResult(NamedTuple):
+    """What the searches hand back, as rag_core.generation.SearchResult does, but as tensors, all M
+    columns wide.
 
     Attributes:
         sequences: (Q * n, M) int64, start tokens and end token included, right-padded.
@@ -35,7 +36,7 @@ class Found(NamedTuple):
     beam_indices: tf.Tensor | None = None
 
 
-class Pool(NamedTuple):
+class BeamHypotheses(NamedTuple):
     """The K best finished sequences of each search, in the order in which they came.
 
     Empty places lie in front.
@@ -46,10 +47,10 @@ class Pool(NamedTuple):
     lengths: tf.Tensor  # (Q, K)
     tokens: tf.Tensor  # (Q, K, M)
     indices: tf.Tensor  # (Q, K, M)
-    kept: tf.Tensor  # (Q, 1) how many there are
+    count: tf.Tensor  # (Q, 1) how many there are
 
 
-class Beams(NamedTuple):
+class BeamState(NamedTuple):
     """What beam searches know after a step."""
 
     number: tf.Tensor  # (Q,) int64, of each search
@@ -57,10 +58,10 @@ class Beams(NamedTuple):
     indices: tf.Tensor  # (Q, K, M)
     scores: tf.Tensor  # (Q, K)
     finished: tf.Tensor  # (Q,)
-    pool: Pool
+    hypotheses: BeamHypotheses
 
 
-class Rows(NamedTuple):
+class GreedyState(NamedTuple):
     """What greedy searches know after a step; a row is a search of one beam."""
 
     number: tf.Tensor  # (Q,) int64, of each search
@@ -70,46 +71,48 @@ class Rows(NamedTuple):
     finished: tf.Tensor  # (Q,)
 
 
-class Moment(NamedTuple):
+class LoopState(NamedTuple):
     """All that a step changes."""
 
     length: tf.Tensor  # t
-    # whether all scores were numbers so far; what to make of others, rag_core decides
-    sound: tf.Tensor
-    searches: Any  # Beams or Rows
-    state: Any
+    # whether no score was NaN so far; what to make of one, rag_core decides
+    all_finite: tf.Tensor
+    searches: Any  # BeamState or GreedyState
+    decoder: Any  # nested tensors of the scorer's
 
 
-def pad_of(options: GenerationConfig) -> tf.Tensor:
+def pad_token(options: GenerationConfig) -> tf.Tensor:
+    """What a search that is over goes on with."""
     return tf.constant(options.pad_token_id or 0, tf.int64)
 
 
-def ends(tokens: tf.Tensor, options: GenerationConfig) -> tf.Tensor:
+def ends_sequence(tokens: tf.Tensor, options: GenerationConfig) -> tf.Tensor:
     """True where a token ends its sequence."""
     ended = tf.zeros_like(tokens, tf.bool)
-    for token in options.eos_token_ids:
-        ended |= tokens == token
+    for end_token in options.eos_token_ids:
+        ended |= tokens == end_token
     return ended
 
 
-def buffer(starts: tf.Tensor, options: GenerationConfig, limit: int) -> tf.Tensor:
+def token_buffer(starts: tf.Tensor, options: GenerationConfig, limit: int) -> tf.Tensor:
     """Start tokens (Q, P) -> (Q, M), padded."""
-    rest = tf.fill([tf.shape(starts)[0], limit - starts.shape[1]], pad_of(options))
+    rest = tf.fill([tf.shape(starts)[0], limit - starts.shape[1]], pad_token(options))
     return tf.concat([tf.cast(starts, tf.int64), rest], axis=1)
 
 
-def written_at(buffer: tf.Tensor, place: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """`values` (...) in column `place` of the buffer (..., M)."""
-    here = tf.equal(tf.range(tf.shape(buffer)[-1]), place)
-    return tf.where(here, values[..., None], buffer)
+def write_column(buffer: tf.Tensor, column: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """The buffer (..., M) with `values` (...) in one column."""
+    is_here = tf.equal(tf.range(tf.shape(buffer)[-1]), column)
+    return tf.where(is_here, values[..., None], buffer)
 
 
-def all_numbers(scores: tf.Tensor) -> tf.Tensor:
+def has_no_nan(scores: tf.Tensor) -> tf.Tensor:
     """Whether all are numbers: a sum is one only then, and costs less than to look at each."""
     return ~tf.math.is_nan(tf.reduce_sum(scores))
 
 
 def last_tokens(tokens: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """(..., M) of `length` tokens -> (..., 1)."""
     return tf.gather(tokens, length[None] - 1, axis=-1)
 
 

@@ -326,6 +326,17 @@ def test_d30_unknown_options_are_named_by_both_heads(head, name, bart, given):
         bart(head).generate(**given(), max_length=5, **{name: True})
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_whether_a_graph_is_made_is_an_option_of_rag_tf_alone(head, backend, bart, given):
+    model, options = bart(head), {**given(), "max_length": 5}
+    if backend == "torch":
+        with pytest.raises(TypeError, match="graph"):
+            model.generate(**options, graph=False)
+    else:
+        steps = model.generate(**options, graph=False)
+        assert steps.numpy().tolist() == model.generate(**options, graph=True).numpy().tolist()
+
+
 def test_return_dict_false_gives_a_tuple(bart, given, asked, labels):
     """4.37.2's RAG classes return the record whatever is asked."""
     model = bart("token")

@@ -189,7 +189,9 @@ def test_tokens_are_identical_in_every_recorded_generation(
         # Making a loop's graph takes seconds, for each set of options: one in twenty of one model
         # will do.
         in_graph = model_name == "bart_scaled"
-        monkeypatch.setattr(graph_loop._Search, "worth", lambda *args: in_graph and count % 20 == 0)
+        monkeypatch.setattr(
+            graph_loop._SearchSteps, "is_repeated", lambda *args: in_graph and count % 20 == 0
+        )
 
     @cache
     def model_of(seed: int, n_docs: int, config: str) -> Any:

@@ -45,7 +45,7 @@ WITHOUT_TWIN: dict[str, set[str]] = {
         "PretrainedModel.disable_input_require_grads",
         "PretrainedModel.load_state_dict",
     },
-    "packing.py": {"Packing.of", "Packing.mask"},  # `pays`, and an attribute
+    "packing.py": {"Packing.of", "Packing.mask"},  # `worth_packing`, and an attribute
     "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
     # in place, and in fewer passes, where no compiler sees to it
     "step_scores.py": {"apply_edits", "log_softmax"},

@@ -21,7 +21,7 @@ from rag_tf.export import export_saved_model
 from rag_tf.foreign import ForeignGenerator
 from rag_tf.graph.beam import search
 from rag_tf.graph.decoding import _candidates
-from rag_tf.graph.state import Found
+from rag_tf.graph.state import SearchResult
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
 
 V, HASHES = 9, 13
@@ -231,7 +231,7 @@ def test_candidates_in_a_graph_are_those_of_rag_core(deduplicate):
         rows = rng.integers(3, 5, size=(searches, longest)) * (
             np.arange(longest) < lengths[:, None]
         )
-        core = Found(
+        core = SearchResult(
             tf.constant(rows),
             tf.constant(lengths, tf.int32),
             tf.zeros(searches),

@@ -52,11 +52,15 @@ def run(case, training=False):
 
 def test_numbers_and_gradients_do_not_change(case, monkeypatch):
     model, ids, mask, *_ = case
-    assert packing.pays(mask) and not packing.pays(tf.ones_like(mask)) and not packing.pays(None)
+    assert (
+        packing.worth_packing(mask)
+        and not packing.worth_packing(tf.ones_like(mask))
+        and not packing.worth_packing(None)
+    )
     logits, states, real, gradients = run(case)
     assert states.shape == (8, 48, 16) and np.array_equal(states, real)  # zeros for padding
     np.testing.assert_allclose(model.encode(ids, mask), states, rtol=0, atol=1e-12)
-    monkeypatch.setattr("rag_tf.seq2seq.pays", lambda mask: False)
+    monkeypatch.setattr("rag_tf.seq2seq.worth_packing", lambda mask: False)
     others = run(case)
     assert not np.array_equal(others[1], others[2])
     np.testing.assert_allclose(logits, others[0], rtol=0, atol=1e-12)
