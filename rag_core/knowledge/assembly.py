@@ -5,14 +5,12 @@ Shards in a work folder, then the finished folder, renamed into place.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,7 @@ from rag_core.knowledge.embedding import (
     same_probe,
 )
 from rag_core.knowledge.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
-from rag_core.knowledge.passages import stream_passages
+from rag_core.knowledge.passages import PassageRow, stream_passages
 from rag_core.retrieval import INDEX_KINDS, MIN_PQ_ROWS, RERANK
 
 if TYPE_CHECKING:
@@ -37,10 +35,14 @@ if TYPE_CHECKING:
 
     from rag_core.retrieval import Blocks
 
-FLAT_ROWS = 50_000  # up to here exact search answers within milliseconds
+# Up to here exact search answers within milliseconds.
+FLAT_ROWS = 50_000
+# Up to here a graph over whole vectors; beyond, it would fill the memory.
+HNSW_ROWS = 500_000
+# Of an Arrow file: as `datasets` splits its own.
 FILE_BYTES = 500 << 20
-HNSW_ROWS = 500_000  # up to here a graph over whole vectors; beyond, it would fill the memory
-BATCH_BYTES = 64 << 20  # of an Arrow record batch: each one costs a question pages of its own
+# Of an Arrow record batch: each one costs a question pages of its own.
+BATCH_BYTES = 64 << 20
 SETTINGS = {"hnsw": ("efSearch",), "ivfpq": ("nlist", "nprobe", "m", "rerank")}
 
 
@@ -83,7 +85,7 @@ def workplace(out: Path) -> Iterator[Path]:
             f"{out} is being written by another process ({work} is locked). Wait for it to end."
         ) from None
     shutil.rmtree(work, ignore_errors=True)
-    # last of all: a kill before leaves the note, and after it nothing
+    # Last of all: a kill before leaves the note, and after it nothing.
     note_path(out).unlink(missing_ok=True)
 
 
@@ -96,27 +98,15 @@ def embed(
     from tqdm.auto import tqdm
 
     request = plan.request
-    note = work / "plan.json"
-    keys = {
-        "name": plan.encoder["name"],
-        "dimension": plan.dimension,
-        **request,
-        "words": plan.words,
-    }
-    keys.pop("settings", None)  # of the index: the vectors do not depend on them
-    before = _earlier_plan(note)
-    if before.get("keys") != keys or not same_probe(before["probe"], plan.encoder["probe"]):
-        for stale in work.glob("shard-*"):
-            stale.unlink()
-        with atomic_write(note) as draft:
-            draft.write_text(
-                json.dumps({"keys": keys, "probe": plan.encoder["probe"]}), encoding="utf-8"
-            )
+    _keep_shards_of(plan, work)
     stamps = [_stamp(path) for path in files]
     hide = not progress
-    passages = functools.partial(
-        stream_passages, files, plan.words, tsv_quotes=request.get("tsv_quotes", True)
-    )
+
+    def passages() -> Iterator[PassageRow]:
+        return stream_passages(files, plan.words, tsv_quotes=request.get("tsv_quotes", True))
+
+    # Read twice: a progress bar wants to know how many there are, and reading takes little beside
+    # embedding.
     first_pass = tqdm(passages(), "reading", unit=" passages", disable=hide, leave=False)
     rows = sum(1 for _ in first_pass)
     if request.get("index") == "ivfpq" and plan.rows + rows < MIN_PQ_ROWS:
@@ -127,8 +117,9 @@ def embed(
     with tqdm(total=rows, desc="embedding", unit=" passages", disable=hide) as bar:
 
         def advance(count: int, found: bool) -> None:
+            # Passages of an earlier run do not count into the speed.
             if found and progress:
-                bar.initial += count  # passages of an earlier run do not count into the speed
+                bar.initial += count
             bar.update(count)
 
         shards = embed_shards(
@@ -140,12 +131,34 @@ def embed(
             dimension=plan.dimension,
             advance=advance,
         )
-    changed = [
-        str(path) for path, stamp in zip(files, stamps, strict=True) if _stamp(path) != stamp
-    ]
+    pairs = zip(files, stamps, strict=True)
+    changed = [str(path) for path, stamp in pairs if _stamp(path) != stamp]
     if changed:
         raise ValueError(f"{', '.join(changed)} changed while being read. Run the command again.")
     return shards
+
+
+def _keep_shards_of(plan: Manifest, work: Path) -> None:
+    """Removes the shards of an earlier run that did not work on the same plan, and notes this
+    one.
+    """
+    note = work / "plan.json"
+    probe = plan.encoder["probe"]
+    keys = {
+        "name": plan.encoder["name"],
+        "dimension": plan.dimension,
+        **plan.request,
+        "words": plan.words,
+    }
+    # Of the index: the vectors do not depend on them.
+    keys.pop("settings", None)
+    before = _earlier_plan(note)
+    if before.get("keys") == keys and same_probe(before["probe"], probe):
+        return
+    for stale in work.glob("shard-*"):
+        stale.unlink()
+    with atomic_write(note) as draft:
+        draft.write_text(json.dumps({"keys": keys, "probe": probe}), encoding="utf-8")
 
 
 def _earlier_plan(note: Path) -> dict[str, Any]:
@@ -177,23 +190,27 @@ def without(batches: Iterable[pa.RecordBatch], drop: np.ndarray) -> Iterator[pa.
 
     start = 0
     for batch in batches:
-        kept = batch.filter(pa.array(~drop[start : start + len(batch)]))
+        rest = batch.filter(pa.array(~drop[start : start + len(batch)]))
         start += len(batch)
-        if len(kept):
-            yield kept
+        if len(rest):
+            yield rest
 
 
 def merged(batches: Iterable[pa.RecordBatch], size: int = BATCH_BYTES) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of about `size` bytes."""
     import pyarrow as pa
 
-    waiting: list[pa.RecordBatch] = []
-    for batch in chain(batches, [None]):
-        if waiting and (batch is None or sum(one.nbytes for one in waiting) + batch.nbytes > size):
+    def joined() -> Iterator[pa.RecordBatch]:
+        if waiting:
             yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
+
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        if sum(part.nbytes for part in waiting) + batch.nbytes > size:
+            yield from joined()
             waiting = []
-        if batch is not None:
-            waiting.append(batch)
+        waiting.append(batch)
+    yield from joined()
 
 
 def assemble(
@@ -226,21 +243,21 @@ def assemble(
     def blocks() -> Iterator[np.ndarray]:
         return map(batch_vectors, read_batches(files))
 
-    kind, given = _kind(plan.request.get("index", "auto"), rows), plan.request.get("settings", {})
+    kind = _kind(plan.request.get("index", "auto"), rows)
+    asked = plan.request.get("settings", {})
     earlier = plan.index.get("settings", {})
-    # lists made for a quarter of the passages would be four times too long
-    outgrown = "nlist" not in given and 2 * earlier.get("nlist", rows) < default_nlist(rows)
-    if kept is not None and plan.index.get("kind") == kind and not outgrown:
-        index, start = kept, 0
-        for block in blocks():
-            start += len(block)
-            if start > index.ntotal:
-                index.add(np.ascontiguousarray(block[len(block) - (start - index.ntotal) :]))
+    # Lists made for a quarter of the passages would be four times too long.
+    is_outgrown = "nlist" not in asked and 2 * earlier.get("nlist", rows) < default_nlist(rows)
+    if kept is not None and plan.index.get("kind") == kind and not is_outgrown:
+        index = kept
+        _grow(index, blocks)
     else:
-        index = _built(blocks, rows, plan.dimension, kind, given)
-    rerank = given.get("rerank", RERANK) if kind == "ivfpq" else 1
-    recall, breadth = tune_recall(index, blocks, rows, rerank=rerank, fixed=given)
-    settings = {**index_settings(index), **breadth}
+        index = _built(blocks, rows, plan.dimension, kind, asked)
+    rerank = 1
+    if kind == "ivfpq":
+        rerank = asked.get("rerank", RERANK)
+    recall, search_settings = tune_recall(index, blocks, rows, rerank=rerank, fixed=asked)
+    settings = {**index_settings(index), **search_settings}
     if recall < LOW_RECALL:
         warn(low_recall(kind, recall, settings))
     write_faiss(index, final / INDEX_FILE)
@@ -267,10 +284,12 @@ def done_before(out: Path, request: Mapping[str, Any]) -> int | None:
     """
     try:
         note = read_json(note_path(out))
-        is_it = note["request"] == request and note["manifest"] == describe(out / FILE)
-        return note["changed"] if is_it and type(note["changed"]) is int else None
+        if note["request"] != request or note["manifest"] != describe(out / FILE):
+            return None
+        changed = note["changed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return changed if type(changed) is int else None
 
 
 def discard_work(out: Path) -> None:
@@ -291,7 +310,8 @@ def check_settings(kind: str | None, settings: Mapping[str, int] | None) -> dict
         TypeError, ValueError: a name that the kind of index does not have, or a value that is no
             whole number above 0.
     """
-    known, checked = SETTINGS.get(kind or "auto", ()), {}
+    known = SETTINGS.get(kind or "auto", ())
+    checked = {}
     for name, value in (settings or {}).items():
         if name not in known:
             have = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in SETTINGS.items())
@@ -305,19 +325,35 @@ def check_settings(kind: str | None, settings: Mapping[str, int] | None) -> dict
 def _kind(asked: str, rows: int) -> str:
     if asked in INDEX_KINDS:
         return asked
-    return "flat" if rows <= FLAT_ROWS else "hnsw" if rows <= HNSW_ROWS else "ivfpq"
+    if rows <= FLAT_ROWS:
+        return "flat"
+    if rows <= HNSW_ROWS:
+        return "hnsw"
+    return "ivfpq"
 
 
-def _built(blocks: Blocks, rows: int, size: int, kind: str, given: Mapping[str, int]) -> Any:
+def _grow(index: Any, blocks: Blocks) -> None:
+    """Adds the vectors that an index of the first rows does not hold yet."""
+    start = 0
+    for block in blocks():
+        start += len(block)
+        if start > index.ntotal:
+            index.add(np.ascontiguousarray(block[len(block) - (start - index.ntotal) :]))
+
+
+def _built(blocks: Blocks, rows: int, size: int, kind: str, settings: Mapping[str, int]) -> Any:
     from rag_core.retrieval import build_faiss, gather_rows, training_rows
 
-    options: dict[str, Any] = {"ef_search": given["efSearch"]} if "efSearch" in given else {}
+    options: dict[str, Any] = {}
+    if "efSearch" in settings:
+        options["ef_search"] = settings["efSearch"]
     if kind == "ivfpq":
-        lists = given.get("nlist")
-        # evenly from all passages: the first files may be about something else than the rest
-        some = np.unique(np.linspace(0, rows - 1, training_rows(rows, lists)).astype(np.int64))
-        options = {"nlist": lists, "nprobe": given.get("nprobe"), "pq_bytes": given.get("m")}
-        options["sample"] = gather_rows(blocks, some) if rows >= MIN_PQ_ROWS else None
+        nlist = settings.get("nlist")
+        options = {"nlist": nlist, "nprobe": settings.get("nprobe"), "pq_bytes": settings.get("m")}
+        if rows >= MIN_PQ_ROWS:
+            # Evenly from all passages: the first files may be about something else than the rest.
+            spread = np.linspace(0, rows - 1, training_rows(rows, nlist)).astype(np.int64)
+            options["sample"] = gather_rows(blocks, np.unique(spread))
     return build_faiss(blocks(), rows, size, kind, **options)
 
 
@@ -325,12 +361,13 @@ def index_settings(index: Any) -> dict[str, int]:
     """What a faiss index was built with, in faiss' own names."""
     import faiss
 
-    if (found := faiss.try_extract_index_ivf(index)) is not None:
-        inverted: Any = faiss.downcast_index(found)
-        coarse = {"nlist": inverted.nlist, "nprobe": inverted.nprobe}
-        return coarse | (
-            {"m": inverted.pq.M, "bits": inverted.pq.nbits} if hasattr(inverted, "pq") else {}
-        )
+    inverted: Any = faiss.try_extract_index_ivf(index)
+    if inverted is not None:
+        inverted = faiss.downcast_index(inverted)
+        settings = {"nlist": inverted.nlist, "nprobe": inverted.nprobe}
+        if hasattr(inverted, "pq"):
+            settings.update(m=inverted.pq.M, bits=inverted.pq.nbits)
+        return settings
     if hasattr(index, "hnsw"):
         return {"M": index.hnsw.nb_neighbors(1), "efConstruction": index.hnsw.efConstruction}
     return {}

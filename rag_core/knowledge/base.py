@@ -98,22 +98,35 @@ def build_knowledge_base(
 
     out = _named(out)
     _check_kind(index)
-    batch_size, shard_rows = whole(1)("batch_size", batch_size), whole(1)("shard_rows", shard_rows)
+    batch_size = whole(1)("batch_size", batch_size)
+    shard_rows = whole(1)("shard_rows", shard_rows)
     words = WORDS("words", words, WORDS_HINT)
     clear(out)
     files = find_files(paths)
-    sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
-    request: dict[str, Any] = {"index": index or "auto"}
-    request |= {"batch_size": batch_size, "shard_rows": shard_rows, "words": words}
+    request: dict[str, Any] = {
+        "index": index or "auto",
+        "batch_size": batch_size,
+        "shard_rows": shard_rows,
+        "words": words,
+    }
+    # Only where something is asked for: bases built before there were these two are found done.
     if not tsv_quotes:
         request["tsv_quotes"] = False
     if settings := check_settings(index, settings):
         request["settings"] = settings
-    encoder: dict[str, Any] = {"name": encoder_name, "fingerprint": encoder_fingerprint}
-    encoder["probe"] = layout.probe_entry(probe := probe_vector(encode))
-    plan = Manifest(encoder, len(probe), 0, words, {}, sources, credit=credit, request=request)
-    if out.exists() and (done := _existing(out, plan, overwrite)):
-        return done
+    probe = probe_vector(encode)
+    encoder = {
+        "name": encoder_name,
+        "fingerprint": encoder_fingerprint,
+        "probe": layout.probe_entry(probe),
+    }
+    plan = Manifest(
+        encoder, len(probe), 0, words, {}, _sources(files), credit=credit, request=request
+    )
+    if out.exists():
+        existing = _existing(out, plan, overwrite)
+        if existing:
+            return existing
     with workplace(out) as work:
         shards = embed([path for path, _ in files], work, encode, plan, progress)
         assemble(work, out, read_batches(shards), plan)
@@ -174,11 +187,11 @@ class KnowledgeBase:
         """
         from rag_core.retrieval import FaissIndex
 
-        found = FaissIndex.from_files(
+        index = FaissIndex.from_files(
             self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map
         )
-        found.init_index()
-        return found
+        index.init_index()
+        return index
 
     def check_encoder(self, encode: Encode, name: str = "encode") -> None:
         """Refuses an encoder other than the one that embedded the passages, by its vector of a
@@ -187,13 +200,13 @@ class KnowledgeBase:
         Raises:
             ValueError: another vector; names both encoders.
         """
-        probe = layout.probe_entry(vector := probe_vector(encode))
-        if len(vector) != self.manifest.dimension or not same_probe(
-            self.manifest.encoder["probe"], probe
-        ):
+        manifest = self.manifest
+        vector = probe_vector(encode)
+        is_same = same_probe(manifest.encoder["probe"], layout.probe_entry(vector))
+        if len(vector) != manifest.dimension or not is_same:
             raise ValueError(
-                f"{self.path} was embedded by {self.manifest.encoder['name']!r} "
-                f"(D={self.manifest.dimension}); {name!r} (D={len(vector)}) gives other vectors. "
+                f"{self.path} was embedded by {manifest.encoder['name']!r} "
+                f"(D={manifest.dimension}); {name!r} (D={len(vector)}) gives other vectors. "
                 "Use the same encoder, or build the base anew."
             )
 
@@ -216,11 +229,13 @@ class KnowledgeBase:
                 f"D={self.manifest.dimension} by {self.manifest.encoder['name']!r}. Index the "
                 "passages with the encoder that belongs to the model, or take another model."
             )
-        wanted, name = getattr(config, "context_encoder", None), self.manifest.encoder["name"]
-        if isinstance(wanted, str) and Path(wanted).name != Path(name).name:
+        expected = getattr(config, "context_encoder", None)
+        name = self.manifest.encoder["name"]
+        # The same encoder may lie in a folder here and in a repository there.
+        if isinstance(expected, str) and Path(expected).name != Path(name).name:
             raise ValueError(
-                f"the model expects passages embedded by {wanted!r}, the knowledge base "
-                f"{self.path} was embedded by {name!r}. Build it with  --encoder {wanted}"
+                f"the model expects passages embedded by {expected!r}, the knowledge base "
+                f"{self.path} was embedded by {name!r}. Build it with  --encoder {expected}"
             )
 
     def add(
@@ -246,15 +261,16 @@ class KnowledgeBase:
         self._check_columns()
         self.check_encoder(encode)
         files = find_files(paths)
-        sources = [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
+        sources = _sources(files)
         old = self.manifest
-        plan = replace(
-            old, words=old.words if words == -1 else words, sources=old.sources + sources
-        )
+        if words == -1:
+            words = old.words
+        plan = replace(old, words=words, sources=old.sources + sources)
         request = {"add": sources, "words": plan.words}
         with workplace(self.path) as work:
-            if (done := done_before(self.path, request)) is not None:
-                return done
+            added = done_before(self.path, request)
+            if added is not None:
+                return added
             shards = embed([path for path, _ in files], work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
@@ -289,15 +305,17 @@ class KnowledgeBase:
                 "give either ids= (row numbers) or title= (a title or a function of it)"
             )
         self._check_columns()
-        rows = None if ids is None else np.asarray(list(ids), np.int64)
-        digest = None if rows is None else hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
+        rows = digest = None
+        if ids is not None:
+            rows = np.asarray(list(ids), np.int64)
+            digest = hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
         request = {"remove": digest, "title": "a function" if callable(title) else title}
         with workplace(self.path) as work:
-            done = done_before(self.path, request)
+            removed = done_before(self.path, request)
             # A function can't be compared, what it selects can: if that is there, it is another
             # one.
-            if done is not None and not (callable(title) and self._selected(rows, title).any()):
-                return done
+            if removed is not None and not (callable(title) and self._selected(rows, title).any()):
+                return removed
             drop = self._selected(rows, title)
             if not drop.any() or drop.all():
                 raise ValueError(
@@ -312,20 +330,19 @@ class KnowledgeBase:
         self, rows: np.ndarray | None, title: str | Callable[[str], bool] | None
     ) -> np.ndarray:
         """Which passages `remove` means, (R,) booleans."""
-        drop = np.zeros(len(self), bool)
         if rows is not None:
             if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
                 raise ValueError(
                     f"ids must be rows 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}"
                 )
+            drop = np.zeros(len(self), bool)
             drop[rows] = True
-        else:
-            wanted = title if callable(title) else lambda name: name == title
-            names = chain.from_iterable(
-                b.column("title").to_pylist() for b in read_batches(self._arrow_files())
-            )
-            drop[:] = [bool(wanted(name)) for name in names]
-        return drop
+            return drop
+        drops = []
+        for batch in read_batches(self._arrow_files()):
+            for name in batch.column("title").to_pylist():
+                drops.append(bool(title(name)) if callable(title) else name == title)
+        return np.array(drops, bool)
 
     def _check_columns(self) -> None:
         columns = self.dataset().column_names
@@ -336,9 +353,8 @@ class KnowledgeBase:
             )
 
     def _arrow_files(self) -> list[Path]:
-        files = [
-            self.path / name for name in sorted(self.manifest.files) if name.endswith(".arrow")
-        ]
+        names = [name for name in sorted(self.manifest.files) if name.endswith(".arrow")]
+        files = [self.path / name for name in names]
         check_arrow(files)
         return files
 
@@ -346,7 +362,13 @@ class KnowledgeBase:
 def _named(path: str | Path) -> Path:
     """The path; "." and ".." in full, as folders beside it are named after it."""
     path = Path(path)
-    return path if path.name not in ("", "..") else path.resolve()
+    if path.name in ("", ".."):
+        return path.resolve()
+    return path
+
+
+def _sources(files: Iterable[tuple[Path, str]]) -> list[dict[str, Any]]:
+    return [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
 
 
 def _check_kind(kind: str | None) -> None:
@@ -364,15 +386,17 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
         )
     if overwrite:
         return None
-    found = KnowledgeBase.open(out)
-    old = found.manifest
-    if (old.sources, old.request, old.encoder["name"]) == (
-        plan.sources,
-        plan.request,
-        plan.encoder["name"],
-    ) and (same_probe(old.encoder["probe"], plan.encoder["probe"])):
+    existing = KnowledgeBase.open(out)
+    old = existing.manifest
+    is_asked_again = old.sources == plan.sources and old.request == plan.request
+    is_same_encoder = old.encoder["name"] == plan.encoder["name"]
+    if (
+        is_asked_again
+        and is_same_encoder
+        and same_probe(old.encoder["probe"], plan.encoder["probe"])
+    ):
         discard_work(out)
-        return found
+        return existing
     raise FileExistsError(
         f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "
         "Choose another folder, replace it (overwrite=True, --overwrite) or add to it "

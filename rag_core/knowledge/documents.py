@@ -18,9 +18,11 @@ from typing import Any
 from rag_core.checks import warn
 from rag_core.hub import check_text, numbered, parse_object, read_lines
 
-# a longer plain text is handed on in blocks, so that one huge file never sits in memory
+# A longer plain text is handed on in blocks, so that one huge file never sits in memory.
 BLOCK_CHARS = 1 << 20
+# Python's own limit, 128 KB, is less than some articles have.
 FIELD_LIMIT = 1 << 30
+# More than fit a screen help nobody.
 FAULTS_TOLD = 20
 
 
@@ -70,28 +72,28 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str
     """
     if isinstance(paths, (str, Path)):
         paths = [paths]
-    found = _Found()
+    collection = _Collection()
     faults: list[ValueError | OSError] = []
-    for given in map(Path, paths):
+    for path in map(Path, paths):
         try:
-            if given.is_dir():
-                _walk(given, found)
+            if path.is_dir():
+                _walk(path, collection)
             else:
-                _check_named(given)
-                found.add(given.parent.resolve() / given.name, given.name)
+                _check_named(path)
+                collection.add(path.parent.resolve() / path.name, path.name)
         except (ValueError, OSError) as error:
             faults.append(error)
     if len(faults) > 1:
         raise BadFilesError([str(fault) for fault in faults])
     if faults:
         raise faults[0]
-    if found.passed_by:
-        warn(f"passed by: {found.summary()}.", PassedByWarning)
-    if not found.files:
+    if collection.passed_by:
+        warn(f"passed by: {collection.summary()}.", PassedByWarning)
+    if not collection.files:
         raise ValueError(
             "paths: there is nothing to read, every file is empty or no path was given."
         )
-    return found.files
+    return collection.files
 
 
 def read_documents(
@@ -128,19 +130,24 @@ def read_documents(
 
 
 def _documents(path: Path, tsv_quotes: bool) -> Iterator[Document]:
-    some, blank, first_blank = False, 0, ""
+    has_text = False
+    blank_rows = 0
+    first_blank = ""
     for document in _reader(path, tsv_quotes)(path):
         if document.text.strip():
-            some = True
+            has_text = True
             yield document
         else:
-            blank += 1
+            blank_rows += 1
             first_blank = first_blank or document.source
-    if not some:
+    if not has_text:
         raise ValueError(f"{path}: the file holds no text. Remove it from the list or fill it.")
-    if blank and path.suffix.lower() in _TABLES:
-        text = f"{first_blank}: passed by, its text is blank ({blank} row(s) of the file in all)."
-        warn(text, PassedByWarning)
+    if blank_rows and path.suffix.lower() in _TABLES:
+        warn(
+            f"{first_blank}: passed by, its text is blank ({blank_rows} row(s) of the file in "
+            "all).",
+            PassedByWarning,
+        )
 
 
 def _faults(files: Iterable[Path], tsv_quotes: bool) -> Iterator[str]:
@@ -158,13 +165,13 @@ def _faults(files: Iterable[Path], tsv_quotes: bool) -> Iterator[str]:
 
 def _reader(path: Path, tsv_quotes: bool) -> Callable[[Path], Iterator[Document]]:
     kind = path.suffix.lower()
-    return (
-        partial(_read_table, delimiter="\t", quotes=tsv_quotes) if kind == ".tsv" else READERS[kind]
-    )
+    if kind == ".tsv":
+        return partial(_read_table, delimiter="\t", quotes=tsv_quotes)
+    return READERS[kind]
 
 
 @dataclass
-class _Found:
+class _Collection:
     """Files to read, each once, and the names of what was passed by, by kind."""
 
     files: list[tuple[Path, str]] = field(default_factory=list)
@@ -174,7 +181,10 @@ class _Found:
     def first_time(self, path: Path) -> bool:
         """Whether the file or folder, whatever its name, comes for the first time."""
         stat = path.stat()
-        key = (stat.st_dev, stat.st_ino) if stat.st_ino else path.resolve()
+        key: Any = stat.st_dev, stat.st_ino
+        # Some file systems number no files.
+        if not stat.st_ino:
+            key = path.resolve()
         if key in self.seen:
             return False
         self.seen.add(key)
@@ -185,17 +195,21 @@ class _Found:
             self.files.append((path, _as_text(name)))
 
     def summary(self) -> str:
-        kinds = sorted(
-            self.passed_by.items(), key=lambda kind: (kind[0] == "hidden", -len(kind[1]), kind[0])
+        # What people may have meant to be read comes first.
+        order = sorted(
+            (kind == "hidden", -len(names), kind) for kind, names in self.passed_by.items()
         )
-        return ", ".join(
-            f"{len(names):,} {kind} ({_as_text(numbered(names))})" for kind, names in kinds
-        )
+        told = []
+        for _, _, kind in order:
+            names = self.passed_by[kind]
+            told.append(f"{len(names):,} {kind} ({_as_text(numbered(names))})")
+        return ", ".join(told)
 
 
-def _walk(given: Path, found: _Found) -> None:
-    root = given.resolve()
-    entered = _Found()  # folders of this one: a link back into it is not followed for ever
+def _walk(path: Path, collection: _Collection) -> None:
+    root = path.resolve()
+    # Folders of this one: a link back into it is not followed for ever.
+    entered = _Collection()
     entered.first_time(root)
 
     def refuse(error: OSError) -> None:
@@ -204,25 +218,29 @@ def _walk(given: Path, found: _Found) -> None:
             "leave it out."
         )
 
+    def shown(path: Path) -> str:
+        return str(Path(root.name) / path.relative_to(root))
+
     inside: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder)
-        for name in [name for name in folders if name.startswith(".")]:
-            found.passed_by["hidden"].append(str(Path(root.name) / (here / name).relative_to(root)))
-        folders[:] = sorted(
-            n for n in folders if not n.startswith(".") and entered.first_time(here / n)
-        )
+        to_enter = []
+        for name in folders:
+            if name.startswith("."):
+                collection.passed_by["hidden"].append(shown(here / name))
+            elif entered.first_time(here / name):
+                to_enter.append(name)
+        folders[:] = sorted(to_enter)
         inside += [here / name for name in names]
-    if not any(path.suffix.lower() in READERS and not path.name.startswith(".") for path in inside):
+    if not any(file.suffix.lower() in READERS and not file.name.startswith(".") for file in inside):
         raise ValueError(
-            f"{given}: the folder holds none of {', '.join(READERS)}. Name another folder."
+            f"{path}: the folder holds none of {', '.join(READERS)}. Name another folder."
         )
-    for path in sorted(inside):
-        name = str(Path(root.name) / path.relative_to(root))
-        if kind := _not_read(path):
-            found.passed_by[kind].append(name)
+    for file in sorted(inside):
+        if kind := _not_read(file):
+            collection.passed_by[kind].append(shown(file))
         else:
-            found.add(path, name)
+            collection.add(file, shown(file))
 
 
 def _not_read(path: Path) -> str | None:
@@ -235,7 +253,9 @@ def _not_read(path: Path) -> str | None:
         return "special"
     if path.suffix.lower() not in READERS:
         return path.suffix.lower() or "without suffix"
-    return "empty" if path.stat().st_size == 0 else None
+    if path.stat().st_size == 0:
+        return "empty"
+    return None
 
 
 def _check_named(path: Path) -> None:
@@ -270,33 +290,34 @@ def _as_text(name: str) -> str:
 
 def _read_txt(path: Path) -> Iterator[Document]:
     block: list[str] = []
-    size = start = 0
+    size = 0
+    lines_before = 0
     for number, line in read_lines(path):
         block.append(line)
         size += len(line)
         if size >= BLOCK_CHARS:
-            yield Document(_name(path), "".join(block), f"{path}:{start + 1}")
-            block, size, start = [], 0, number
-    yield Document(_name(path), "".join(block), f"{path}:{start + 1}" if start else str(path))
+            yield Document(_name(path), "".join(block), f"{path}:{lines_before + 1}")
+            block = []
+            size = 0
+            lines_before = number
+    source = f"{path}:{lines_before + 1}" if lines_before else str(path)
+    yield Document(_name(path), "".join(block), source)
 
 
 def _read_md(path: Path) -> Iterator[Document]:
     from rag_core.knowledge.markdown import sections
 
-    for title, text, line in sections(
-        (text for _, text in read_lines(path)), _name(path), BLOCK_CHARS
-    ):
+    lines = (text for _, text in read_lines(path))
+    for title, text, line in sections(lines, _name(path), BLOCK_CHARS):
         yield Document(title, text, f"{path}:{line}")
 
 
 def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
     lowered = [name.strip().lower() for name in names]
     if "text" not in lowered:
-        hint = (
-            f"it has one column, {names[0]!r:.60}"
-            if len(names) == 1
-            else f"its columns are {names!r:.200}"
-        )
+        hint = f"its columns are {names!r:.200}"
+        if len(names) == 1:
+            hint = f"it has one column, {names[0]!r:.60}"
         raise ValueError(
             f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; "
             f"{hint}. Add that line, or check that the suffix fits the separator (.csv comma, "
@@ -306,19 +327,23 @@ def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
         raise ValueError(
             f"{path}: the columns must have names of their own, got {twice[0]!r} twice. Rename one."
         )
-    return lowered.index("text"), lowered.index("title") if "title" in lowered else None
+    title = None
+    if "title" in lowered:
+        title = lowered.index("title")
+    return lowered.index("text"), title
 
 
 def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Document]:
     lines = _Recorded(path)
-    how: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    rows = csv.reader(lines, delimiter=delimiter, quoting=how, strict=True)
+    quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     text = title = None
     width = 0
     while True:
         begin = rows.line_num + 1
         lines.record.clear()
-        before = csv.field_size_limit(FIELD_LIMIT)  # process-wide, so it is lent only for one row
+        # The limit is the process's, so it is changed for one row at a time.
+        before = csv.field_size_limit(FIELD_LIMIT)
         try:
             row = next(rows)
         except StopIteration:
@@ -344,9 +369,8 @@ def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Doc
             )
         if begin != rows.line_num:
             _check_merged(place, row, lines.record, delimiter)
-        yield Document(
-            row[title] if title is not None else _name(path), row[text], f"{path}:{begin}"
-        )
+        heading = _name(path) if title is None else row[title]
+        yield Document(heading, row[text], f"{path}:{begin}")
 
 
 class _Recorded:
@@ -369,19 +393,15 @@ def _check_merged(place: str, row: list[str], lines: list[str], delimiter: str) 
     A tab has no business in a text of several lines. A comma has, so there every line must look
     like a row.
     """
-    if delimiter == "\t":
-        merged = any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
-    else:
-        merged = len(row) > 1 and all(line.count(delimiter) == len(row) - 1 for line in lines)
-    if not merged:
-        return
     what = f"{place}: quotes make one row of {len(lines)} lines"
     if delimiter == "\t":
-        raise ValueError(
-            f"{what}, with the separator inside a field. Double a quote that is "
-            f"meant.{_letters(delimiter)}"
-        )
-    warn(f"{what}, each of which looks like a row. If they are rows, double their quotes.")
+        if any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row):
+            raise ValueError(
+                f"{what}, with the separator inside a field. Double a quote that is "
+                f"meant.{_letters(delimiter)}"
+            )
+    elif len(row) > 1 and all(line.count(delimiter) == len(row) - 1 for line in lines):
+        warn(f"{what}, each of which looks like a row. If they are rows, double their quotes.")
 
 
 def _letters(delimiter: str) -> str:
@@ -391,7 +411,9 @@ def _letters(delimiter: str) -> str:
 
 
 def _place(path: Path, begin: int, end: int) -> str:
-    return f"{path}:{begin}" if end <= begin else f"{path}:{begin} to {end}"
+    if end <= begin:
+        return f"{path}:{begin}"
+    return f"{path}:{begin} to {end}"
 
 
 def _read_jsonl(path: Path) -> Iterator[Document]:
@@ -402,11 +424,13 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
         place = f"{path}:{number}"
         row = parse_object(line, place, first)
         first = False
-        text, title = row.get("text", row), row.get("title")
-        if not isinstance(text, str | None):
-            got = f"keys {sorted(row)!r:.120}" if text is row else f"'text' {text!r:.60}"
+        text, title = row.get("text"), row.get("title")
+        if "text" not in row or not isinstance(text, str | None):
+            came = f"'text' {text!r:.60}"
+            if "text" not in row:
+                came = f"keys {sorted(row)!r:.120}"
             raise ValueError(
-                f"{place}: a line must be an object with a string 'text', got {got}. Mend it."
+                f"{place}: a line must be an object with a string 'text', got {came}. Mend it."
             )
         if not isinstance(title, str | None):
             raise ValueError(
@@ -423,20 +447,25 @@ def _read_parquet(path: Path) -> Iterator[Document]:
     try:
         file = pq.ParquetFile(path)
         text, title = _columns(path, file.schema_arrow.names)
-        wanted = [file.schema_arrow.field(i) for i in (text, title) if i is not None]
-        for column in wanted:
+        fields = [file.schema_arrow.field(text)]
+        if title is not None:
+            fields.append(file.schema_arrow.field(title))
+        for column in fields:
             if not _holds_strings(column.type):
                 raise ValueError(
                     f"{path}: column {column.name!r} must hold strings, got {column.type}. "
                     "Convert it."
                 )
         number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[column.name for column in wanted]):
-            columns = [_cells(batch.column(column.name), path, number) for column in wanted]
+        names = [column.name for column in fields]
+        for batch in file.iter_batches(batch_size=1024, columns=names):
+            columns = [_cells(batch.column(name), path, number) for name in names]
             for row in zip(*columns, strict=True):
                 place = f"{path} row {number}"
-                head = _name(path) if title is None else check_text(row[1] or "", place, "'title'")
-                yield Document(head, check_text(row[0] or "", place, "'text'"), place)
+                heading = _name(path)
+                if title is not None:
+                    heading = check_text(row[1] or "", place, "'title'")
+                yield Document(heading, check_text(row[0] or "", place, "'text'"), place)
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -448,14 +477,16 @@ def _read_parquet(path: Path) -> Iterator[Document]:
 def _holds_strings(kind: Any) -> bool:
     import pyarrow as pa
 
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _cells(column: Any, path: Path, start: int) -> list[str | None]:
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:  # pyarrow does not look at the bytes when it reads or writes them
+    except UnicodeDecodeError:
+        # Pyarrow does not look at the bytes when it reads or writes them, nor say which were bad.
         for offset in range(len(column)):
             try:
                 column[offset].as_py()

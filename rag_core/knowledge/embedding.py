@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Encode = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, D) float32
+# Never to be changed: knowledge bases hold its vector.
 PROBE = ("Probe", "A fixed sentence by whose vector an encoder is recognised.")
 
 
@@ -67,8 +68,11 @@ def same_probe(left: Iterable[float], right: Iterable[float]) -> bool:
 
     At most a tenth of their length.
     """
-    size = min(len(a := np.asarray(left, np.float64)), len(b := np.asarray(right, np.float64)))
-    return bool(np.linalg.norm(a[:size] - b[:size]) <= 0.1 * np.linalg.norm(a[:size]))
+    first = np.asarray(left, np.float64)
+    second = np.asarray(right, np.float64)
+    size = min(len(first), len(second))
+    distance = np.linalg.norm(first[:size] - second[:size])
+    return bool(distance <= 0.1 * np.linalg.norm(first[:size]))
 
 
 def embed_shards(
@@ -99,21 +103,22 @@ def embed_shards(
     shards: list[Path] = []
     while block := list(islice(stream, shard_rows)):
         path = folder / f"shard-{len(shards):06d}.arrow"
+        shards.append(path)
         if _holds(path, block):
             advance(len(block), True)
-        else:
-            vectors = np.empty((len(block), dimension), np.float32)
-            order = sorted(
-                range(len(block)), key=lambda i: len(block[i]["title"]) + len(block[i]["text"])
-            )
-            for start in range(0, len(order), batch_size):
-                ids = order[start : start + batch_size]
-                titles, texts = [block[i]["title"] for i in ids], [block[i]["text"] for i in ids]
-                vectors[ids] = call_encoder(encode, titles, texts, dimension)
-                advance(len(ids), False)
-            with atomic_write(path) as draft:
-                write_batches(draft, [_to_batch(block, vectors)])
-        shards.append(path)
+            continue
+        vectors = np.empty((len(block), dimension), np.float32)
+        # Passages of like length together, so that little of a batch is padding.
+        lengths = [len(row["title"]) + len(row["text"]) for row in block]
+        order = sorted(range(len(block)), key=lengths.__getitem__)
+        for start in range(0, len(order), batch_size):
+            ids = order[start : start + batch_size]
+            titles = [block[i]["title"] for i in ids]
+            texts = [block[i]["text"] for i in ids]
+            vectors[ids] = call_encoder(encode, titles, texts, dimension)
+            advance(len(ids), False)
+        with atomic_write(path) as draft:
+            write_batches(draft, [_to_batch(block, vectors)])
     return shards
 
 
@@ -161,25 +166,22 @@ def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:
 def _to_batch(block: list[PassageRow], vectors: np.ndarray) -> pa.RecordBatch:
     import pyarrow as pa
 
+    # By offsets into one array: of lists every number would be made a Python object first.
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     embeddings = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-    columns = [
-        pa.array([row["title"] for row in block]),
-        pa.array([row["text"] for row in block]),
-        embeddings,
-    ]
-    return pa.record_batch(columns, schema=passage_schema())
+    titles = pa.array([row["title"] for row in block])
+    texts = pa.array([row["text"] for row in block])
+    return pa.record_batch([titles, texts, embeddings], schema=passage_schema())
 
 
 def _holds(path: Path, block: list[PassageRow]) -> bool:
     if not path.exists():
         return False
+    rows: list[PassageRow] = []
+    # A damaged shard is made anew.
     try:
-        rows = [
-            row
-            for batch in read_batches([path])
-            for row in batch.select(["title", "text"]).to_pylist()
-        ]
+        for batch in read_batches([path]):
+            rows += batch.select(["title", "text"]).to_pylist()
     except ValueError:
         return False
     return rows == block

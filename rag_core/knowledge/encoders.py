@@ -95,16 +95,18 @@ class PassageEncoderBase(ABC):
             TypeError: a string in place of a list.
             ValueError: not as many titles as texts, or no batch size.
         """
-        for name, given in (("titles", titles), ("texts", texts)):
-            if isinstance(given, str | bytes):  # its letters would be embedded
+        for name, strings in (("titles", titles), ("texts", texts)):
+            # Its letters would be embedded.
+            if isinstance(strings, str | bytes):
                 raise TypeError(
-                    f"{name} must be a list of strings, got {given!r:.60}. Put it into one."
+                    f"{name} must be a list of strings, got {strings!r:.60}. Put it into one."
                 )
         if len(titles) != len(texts):
             raise ValueError(
                 f"titles and texts must be of one length, got {len(titles)} and {len(texts)}"
             )
         batch_size = whole(1)("batch_size", batch_size)
+        # Passages of like length together, so that little of a batch is padding.
         order = sorted(range(len(texts)), key=lambda row: len(titles[row]) + len(texts[row]))
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         starts: Any = range(0, len(order), batch_size)
@@ -114,9 +116,8 @@ class PassageEncoderBase(ABC):
             starts = tqdm(starts, desc="Embedding", unit="batch")
         for start in starts:
             rows = order[start : start + batch_size]
-            vectors[rows] = self.vectors(
-                self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
-            )
+            batch = self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
+            vectors[rows] = self.vectors(batch)
         return vectors
 
     def embed_texts(
@@ -136,9 +137,8 @@ class PassageEncoderBase(ABC):
             encoded = self.tokenizer(titles, texts, **options)
         else:
             joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
-            encoded = self.tokenizer(
-                prepared_texts(joined, self.prompt, self.lower_case), **options
-            )
+            prepared = prepared_texts(joined, self.prompt, self.lower_case)
+            encoded = self.tokenizer(prepared, **options)
         table = getattr(getattr(self.model, "config", None), "vocab_size", None)
         return encoded_within(encoded, table, self.tokenizer, self.return_tensors)
 
@@ -184,7 +184,7 @@ class PassageEncoderBase(ABC):
         model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
         settings = sentence_settings(name_or_path, **hub) or SentenceSettings()
         tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
-        # sentence-transformers, too, takes the tokenizer's limit where the folder names none
+        # Sentence-transformers, too, takes the tokenizer's limit where the folder names none
         longest = settings.max_seq_length or tokenizer.model_max_length
         return cls(
             model,

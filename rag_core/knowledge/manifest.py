@@ -23,7 +23,8 @@ VERSION = 1
 FILE = "manifest.json"
 INDEX_FILE = "index.faiss"
 PASSAGES = "passages"
-# checksums of up to this much are checked at each opening; beyond, sizes are
+# Checksums of up to this much are checked at each opening; beyond, they would take seconds, and
+# sizes and a few spots are.
 HASHED_BYTES = 256 << 20
 
 
@@ -65,15 +66,12 @@ class Manifest:
         """Lists the files of `folder` with size and sha256 and writes manifest.json beside them."""
         from rag_core import __version__
 
-        names = sorted(
-            p.relative_to(folder).as_posix()
-            for p in folder.rglob("*")
-            if p.is_file() and p.name != FILE
-        )
+        paths = [path for path in folder.rglob("*") if path.is_file() and path.name != FILE]
+        files = {path.relative_to(folder).as_posix(): path for path in paths}
         self.files = {
-            name: {**describe(folder / name), "spots": spots(folder / name)} for name in names
+            name: {**describe(path), "spots": spots(path)} for name, path in sorted(files.items())
         }
-        vouch(folder / name for name in names)
+        vouch(paths)
         # Modules, not distributions: faiss comes as faiss-cpu, faiss-gpu or conda's faiss.
         modules = ("numpy", "faiss", "datasets", "pyarrow")
         self.libraries = {
@@ -125,8 +123,8 @@ class Manifest:
     def _check_types(self) -> None:
         for name, kind in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
-                wanted = getattr(kind, "__name__", "text or null")
-                raise TypeError(f"{name} must be {wanted}, got {getattr(self, name)!r:.60}")
+                rule = getattr(kind, "__name__", "text or null")
+                raise TypeError(f"{name} must be {rule}, got {getattr(self, name)!r:.60}")
         _whole("rows", self.rows)
         _whole("dimension", self.dimension, 1)
         if self.words is not None:
@@ -137,11 +135,8 @@ class Manifest:
         if not all(type(value) in (int, float) and math.isfinite(value) for value in probe):
             raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
         for name, entry in self.files.items():
-            if (
-                not isinstance(entry, dict)
-                or not isinstance(entry.get("sha256"), str)
-                or "bytes" not in entry
-            ):
+            has_hash = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+            if not has_hash or "bytes" not in entry:
                 raise TypeError(f"files: {name!r} must have bytes and sha256, got {entry!r:.60}")
             _whole(f"files: {name!r}: bytes", entry["bytes"])
         if not all(isinstance(entry, dict) for entry in self.sources):
@@ -162,9 +157,8 @@ class Manifest:
         Raises:
             ValueError: a file is missing, truncated or altered.
         """
-        missing = [
-            name for name in (INDEX_FILE, f"{PASSAGES}/state.json") if name not in self.files
-        ]
+        needed = (INDEX_FILE, f"{PASSAGES}/state.json")
+        missing = [name for name in needed if name not in self.files]
         if missing:
             raise DamagedFileError(
                 f"{folder / FILE} does not list {missing}. Build the knowledge base anew."
@@ -177,7 +171,8 @@ class Manifest:
                 raise DamagedFileError(
                     f"{path} is missing from the knowledge base. Build it anew, or copy it whole."
                 )
-            if (size := path.stat().st_size) != entry["bytes"]:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
                 raise DamagedFileError(
                     f"{path} is damaged: {entry['bytes']:,} bytes were written, it has {size:,}. "
                     "Build it anew."

@@ -11,16 +11,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-PIECE_CHARS = 1 << 18  # parsed at once; more only where one block is longer
-BLOCK_LIMIT = 4 * PIECE_CHARS  # a longer block is parsed in pieces
-# a longer paragraph full of brackets keeps its markup: those never closed cost its length each
+# Parsed at once, as tokens take far more room than their text; more where one block is longer.
+PIECE_CHARS = 1 << 18
+# A longer block is parsed in pieces.
+BLOCK_LIMIT = 4 * PIECE_CHARS
+# A longer paragraph full of brackets keeps its markup: those never closed cost its length each.
 INLINE_LIMIT = 50_000
+# A file of so many values is no document.
 FRONT_MATTER_LINES = 1_000
 
 _FENCES = {"---": ("---", "..."), "+++": ("+++",)}
@@ -63,11 +67,14 @@ def sections(lines: Iterable[str], name: str, block_chars: int) -> Iterator[Sect
         name: title of what stands before the first first-level heading.
         block_chars: a section with more characters is handed on in several.
     """
-    under = _Sections(name, block_chars)
-    for first, blocks in _blocks(lines):
+    collected = _Sections(name, block_chars)
+    for first_line, blocks in _blocks(lines):
         for block in blocks:
-            yield from under.heading(block, first) if block.heading else under.text(block, first)
-    yield from under.end()
+            if block.heading:
+                yield from collected.heading(block, first_line)
+            else:
+                yield from collected.text(block, first_line)
+    yield from collected.end()
 
 
 class _Block(NamedTuple):
@@ -87,7 +94,8 @@ class _Sections:
     """
 
     def __init__(self, name: str, block_chars: int) -> None:
-        self.stem = self.name = name
+        self.file_name = name
+        self.name = name
         self.section = ""
         self.block_chars = block_chars
         self.line = 1
@@ -101,7 +109,8 @@ class _Sections:
         if self.parts or (top and self.unseen):
             yield self._section()
         if top:
-            self.name, self.section = title or self.stem, ""
+            self.name = title or self.file_name
+            self.section = ""
         else:
             self.section = title
         if title:
@@ -120,36 +129,46 @@ class _Sections:
             yield self._section()
 
     def _section(self) -> Section:
-        title = f"{self.name} — {self.section}" if self.section else self.name
-        shown = (self.name, self.section) if self.parts else ()
-        text = "\n".join([heading for heading in self.unseen if heading not in shown] + self.parts)
-        found = Section(title, text, self.line)
-        self.parts, self.unseen, self.size = [], [], 0
-        return found
+        title = " — ".join(filter(None, (self.name, self.section)))
+        headings = self.unseen
+        # Those in the title need not be repeated, unless there is nothing else.
+        if self.parts:
+            headings = [text for text in headings if text not in (self.name, self.section)]
+        section = Section(title, "\n".join([*headings, *self.parts]), self.line)
+        self.parts = []
+        self.unseen = []
+        self.size = 0
+        return section
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[tuple[int, Iterator[_Block]]]:
     """The file in pieces: number of the first line, leaves."""
     source = iter(lines)
-    piece, dropped = _after_front_matter(source)
-    first, size, wanted = 1 + dropped, sum(map(len, piece)), PIECE_CHARS
+    piece, front_lines = _after_front_matter(source)
+    first = 1 + front_lines
+    size = sum(map(len, piece))
+    enough = PIECE_CHARS
     for line in source:
         piece.append(line)
         size += len(line)
-        if size < wanted:
+        if size < enough:
             continue
         tokens = _parse(piece)
-        last = max((token.map[0] for token in tokens if token.map and _may_begin(token)), default=0)
+        starts = [token.map[0] for token in tokens if token.map and _may_begin(token)]
+        last = max(starts, default=0)
         if last == 0 and size < BLOCK_LIMIT:
-            wanted = 2 * size  # one block so far: its end may come
+            enough = 2 * size  # one block so far: its end may come
             continue
         last = last or len(piece)
         yield first, _leaves(tokens, piece[:last])
-        first, piece = first + last, piece[last:]
+        first += last
+        piece = piece[last:]
         if not piece and tokens and tokens[-1].type == "fence":
-            first, piece = first - 1, [f"{tokens[-1].markup}\n"]  # what follows is code still
+            # What follows is code still.
+            piece = [f"{tokens[-1].markup}\n"]
+            first -= 1
         size = sum(map(len, piece))
-        wanted = size + PIECE_CHARS
+        enough = size + PIECE_CHARS
     yield first, _leaves(_parse(piece), piece)
 
 
@@ -167,25 +186,28 @@ def _after_front_matter(lines: Iterator[str]) -> tuple[list[str], int]:
     It is front matter if the file begins with its mark, values follow at once, not all of them
     sentences, and the mark comes again.
     """
-    read: list[str] = []
-    mark = inside = ""
-    keyed = real = False
-    for line in lines:
+    read = list(islice(lines, 1))
+    mark = "".join(read).rstrip()
+    if mark not in _FENCES:
+        return read, 0
+    closing = ""  # of a value of several lines that is open
+    between = _BEFORE[mark]
+    has_values = False
+    for line in islice(lines, FRONT_MATTER_LINES):
         read.append(line)
-        if len(read) == 1:
-            mark = line.rstrip()
-            if mark not in _FENCES:
-                break
-        elif inside:  # a value of several lines
-            inside = "" if inside in line else inside
+        if closing:
+            if closing in line:
+                closing = ""
         elif line.rstrip() in _FENCES[mark]:
-            return ([], len(read)) if real else (read, 0)
-        elif _KEYS[mark].match(line):
-            keyed, real = True, real or not _SENTENCE.match(line)
-            inside = _left_open(line) if mark == "+++" else ""
-        elif not (_UNKEYED if keyed else _BEFORE[mark]).match(line):
+            if has_values:
+                return [], len(read)
             break
-        if len(read) > FRONT_MATTER_LINES:
+        elif _KEYS[mark].match(line):
+            between = _UNKEYED
+            has_values = has_values or not _SENTENCE.match(line)
+            if mark == "+++":
+                closing = _left_open(line)
+        elif not between.match(line):
             break
     return read, 0
 
@@ -196,7 +218,9 @@ def _left_open(line: str) -> str:
         if line.count(quotes) % 2:
             return quotes
     value = line.partition("=")[2].lstrip()
-    return "]" if value.startswith("[") and value.count("[") > value.count("]") else ""
+    if value.startswith("[") and value.count("[") > value.count("]"):
+        return "]"
+    return ""
 
 
 @functools.cache
@@ -225,30 +249,36 @@ def _leaves(tokens: Sequence[Token], piece: Sequence[str]) -> Iterator[_Block]:
     """The leaves within the lines of `piece`, in order, and the lines that no leaf holds."""
     used = {label for token in tokens for label in _labels(token.children or ())}
     markers: list[tuple[int, str]] = []
-    heading = done = 0
+    heading = 0
+    done = 0
     for token in tokens:
-        if token.map and token.map[0] >= len(piece):
+        if not token.map:
+            continue
+        start, end = token.map
+        if start >= len(piece):
             break
-        if token.type == "heading_open":
-            heading = int(token.tag[1]) if token.level == 0 else 0
-        elif token.type == "list_item_open" and token.map:
-            markers.append((token.map[0], (token.info or "") + token.markup))
-        elif token.type == "inline" and token.map:
+        if token.type == "heading_open" and token.level == 0:
+            heading = int(token.tag[1])
+        elif token.type == "list_item_open":
+            markers.append((start, (token.info or "") + token.markup))
+        if token.nesting != 0:
+            continue
+        yield from _between(piece, done, start)
+        done = max(done, end)
+        if token.type == "inline":
             text = _inline(token)
-            if heading and "\n" in token.content:
-                heading = 0  # a paragraph with a rule below it and no blank line between, no title
-        elif token.type in ("fence", "code_block", "html_block", "hr", "definition") and token.map:
+            # A paragraph with a rule below it and no blank line between is no title.
+            if "\n" in token.content:
+                heading = 0
+        else:
             text = _code_or_html(token, piece, used)
-        if token.map and (token.type == "inline" or token.nesting == 0):
-            yield from _between(piece, done, token.map[0])
-            before = " ".join(marker for line, marker in markers if line == token.map[0])
-            done = max(done, token.map[1])
-            markers.clear()
-            if text.strip() or heading:
-                yield _Block(
-                    f"{before} {text}" if before and not heading else text, token.map[0], heading
-                )
-            heading = 0
+        before = " ".join(marker for line, marker in markers if line == start)
+        markers.clear()
+        if before and not heading and text.strip():
+            text = f"{before} {text}"
+        if text.strip() or heading:
+            yield _Block(text, start, heading)
+        heading = 0
     yield from _between(piece, done, len(piece))
 
 
@@ -270,7 +300,9 @@ def _labels(children: Iterable[Token]) -> Iterator[str]:
 
 
 def _inline(token: Token) -> str:
-    return token.content if _costly(token.content) else _text_of(token.children or ())
+    if _costly(token.content):
+        return token.content
+    return _text_of(token.children or ())
 
 
 def _costly(text: str) -> bool:
@@ -286,6 +318,7 @@ def _text_of(children: Sequence[Token]) -> str:
         if child.type in ("text", "text_special"):
             parts.append(child.content)
         elif child.type == "code_inline":
+            # A code that begins or ends with a backtick stands off its marks.
             room = " " if "`" in (child.content[:1], child.content[-1:]) else ""
             parts.append(f"{child.markup}{room}{child.content}{room}{child.markup}")
         elif child.type == "image":
@@ -304,12 +337,16 @@ def _code_or_html(token: Token, piece: Sequence[str], used: set[str]) -> str:
         return ""
     start, end = token.map
     if token.type == "definition":
-        address = _ADDRESS.search(token.meta["url"]) and not token.meta["label"].startswith("^")
-        named = token.meta["id"] in used or token.meta["url"] == "#"  # [//]: # (a comment)
-        return "" if address and named else "".join(piece[start:end])
+        url = token.meta["url"]
+        is_address = _ADDRESS.search(url) and not token.meta["label"].startswith("^")
+        # "[//]: # (...)" is how Markdown writes a comment.
+        if is_address and (token.meta["id"] in used or url == "#"):
+            return ""
+        return "".join(piece[start:end])
     if token.type == "fence":
-        closed = end - start > token.content.count("\n") + 1
-        return f"{token.markup}{token.info}\n{token.content}{token.markup if closed else ''}"
+        code = f"{token.markup}{token.info}\n{token.content}"
+        is_closed = end - start > token.content.count("\n") + 1
+        return code + token.markup if is_closed else code
     if token.type == "html_block" and not token.content.lstrip().lower().startswith(_CODE_TAGS):
         return _without_comments(token.content)
     return token.content
@@ -319,11 +356,10 @@ def _without_comments(html: str) -> str:
     parts: list[str] = []
     start = 0
     while (mark := html.find("<!--", start)) >= 0:
-        short = next((end for end in ("<!-->", "<!--->") if html.startswith(end, mark)), None)
-        end = mark + len(short) if short else html.find("-->", mark + 4)
+        # HTML lets a comment close within its own mark: "<!-->" and "<!--->".
+        end = html.find("-->", mark + 2)
         if end < 0:
             break  # never closed: text
-        end += 0 if short else len("-->")
         parts.append(html[start:mark])
-        start = end
+        start = end + len("-->")
     return "".join([*parts, html[start:]])

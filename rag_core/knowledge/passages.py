@@ -31,8 +31,11 @@ __all__ = [
     "stream_passages",
 ]
 
-WORDS, WORDS_HINT = checks.whole(1, optional=True), "None makes one passage of a document."
-WORD_CHARS = 20  # a passage may have so many characters a word; English ones have 6
+WORDS = checks.whole(1, optional=True)
+WORDS_HINT = "None makes one passage of a document."
+# A passage may have so many characters a word; English ones have 6.
+WORD_CHARS = 20
+# Full stops of Latin, Chinese, Indic, Burmese, Khmer and Tibetan, with what closes a quotation.
 _SENTENCE_END = re.compile(
     r"[.!?\u3002\uff01\uff1f\uff61\u0964\u104b\u17d4\u17d5\u0f0d\u0f0e][\"'\u2019\u201d)\]]*$"
 )
@@ -66,18 +69,22 @@ def split_text(text: str, words: int | None = 100) -> Iterator[str]:
             yield whole
         return
     limit = max(LONGEST_WORD, WORD_CHARS * words)
-    plain = plain_words(text, limit)
-    spans = [] if plain is not None else words_of(text, limit)
-    parts = plain if plain is not None else [text[span.start : span.end] for span in spans]
-    # characters before a word, with blanks
+    spans: list[Word] = []
+    # The words of most texts stand between blanks: finding their places would take several times
+    # as long.
+    parts = plain_words(text, limit)
+    if parts is None:
+        spans = words_of(text, limit)
+        parts = [text[span.start : span.end] for span in spans]
+    # Characters before a word, with blanks.
     sizes = list(accumulate((len(part) + 1 for part in parts), initial=0))
     start = 0
     while start < len(parts):
         end = _cut(parts, spans, sizes, start, words, limit)
-        if plain is not None:
-            yield " ".join(parts[start:end])
-        else:
+        if spans:
             yield " ".join(text[spans[start].start : spans[end - 1].end].split())
+        else:
+            yield " ".join(parts[start:end])
         start = end
 
 
@@ -105,9 +112,11 @@ def _cut(
     fitting = bisect_right(sizes, sizes[start] + limit + 1) - 1
     last = max(start + 1, min(start + words, fitting, len(parts)))
     least = start + max(1, (last - start) // 2)
-    for end in range(last, least - 1, -1):
-        if _SENTENCE_END.search(parts[end - 1]) and not _ABBREVIATION.match(parts[end - 1]):
+    ends = range(last, least - 1, -1)
+    for end in ends:
+        word = parts[end - 1]
+        if _SENTENCE_END.search(word) and not _ABBREVIATION.match(word):
             return end
     if spans and spans[last - 1].splits:
-        return next((end for end in range(last, least - 1, -1) if not spans[end - 1].splits), last)
+        return next((end for end in ends if not spans[end - 1].splits), last)
     return last
