@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# Bytes compared at once: small beside a model, large beside what a step of Python costs.
+# Bytes of a weight compared at once: the pages of a mapped file that are read count as memory.
 _PART = 2**24
 
 
