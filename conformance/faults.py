@@ -101,11 +101,13 @@ def _dropped_question_mask(tracer: Any, room: Room, patch: Patch) -> None:
 
 def _bos_scored(tracer: Any, room: Room, patch: Patch) -> None:
     nll = room("marginalize").sequence_nll
-    patch(
-        room("marginalize"),
-        "sequence_nll",
-        lambda *args, **kwargs: nll(*args, **{**kwargs, "exclude_bos_score": False}),
-    )
+
+    def with_bos(*args: Any, **kwargs: Any) -> Any:
+        return nll(*args, **{**kwargs, "exclude_bos_score": False})
+
+    for name in ("marginalize", "rag"):  # rag_torch's heads took it by name
+        if hasattr(room(name), "sequence_nll"):
+            patch(room(name), "sequence_nll", with_bos)
 
 
 def _untied_head(tracer: Any, room: Room, patch: Patch) -> None:
