@@ -33,7 +33,7 @@ class Decoder:
 
     Args:
         engine: the generator's framework.
-        generator: offers `start` and `decode` (docs/design.md, "Decoding").
+        generator: offers `start` and `decode` (docs/design.md, "The Engine protocol").
         hidden: encoder states (Q*N, S, d); N is 1 where there is no prior.
         mask: (Q*N, S) bool.
         beams: K.

@@ -2,10 +2,10 @@
 
 Decoding, the search loop and the weighing of candidates are written once, in this wing. They decide
 in NumPy, and leave to an `Engine` what has to stay on the device. Networks are no part of it: a
-generator offers `encode`, `start` and `decode` (docs/design.md, "Decoding"), and the mathematics of
-a step lies in each backend's `step_scores.py` and `marginalize.py`. Tensors cross to NumPy where an
-operation says that it returns an array, and where this wing calls `rag_core.backends.to_numpy`;
-nowhere else.
+generator offers `encode`, `start` and `decode` (docs/design.md, "The Engine protocol"), and the
+mathematics of a step lies in each backend's `step_scores.py` and `marginalize.py`. Tensors cross to
+NumPy where an operation says that it returns an array, and where this wing calls
+`rag_core.backends.to_numpy`; nowhere else.
 
 Letters: B questions, N documents of a search, Q searches, q of them still active, K beams, R rows,
 S context length, t tokens so far, T new tokens, C candidates, L candidate length, P beginnings of
