@@ -13,7 +13,7 @@ import pytest
 
 from rag_core.backends import available_backends, load_backend
 
-PACKAGES = ("rag_core", "rag_torch", "rag_tf", "tests", "conformance")
+PACKAGES = ("rag_core", "rag_torch", "rag_tf", "conformance", "benchmarks", "experiments")
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
