@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.generation import Edit, Engine, GenerationConfig, Hooks, SearchResult, is_native
+from rag_core.generation import (
+    Engine,
+    GenerationConfig,
+    Hooks,
+    LogitsProcessor,
+    SearchResult,
+    is_native,
+)
 from rag_core.outputs import as_encoder_output
 from rag_tf import contexts, rescoring, step_scores
 from rag_tf.decode_state import DecodeState
@@ -37,7 +44,7 @@ class TensorEngine(Engine):
     table_size = staticmethod(contexts.table_size)
     encoder_output = staticmethod(as_encoder_output)
     doc_log_probs = staticmethod(doc_log_probs)
-    apply_warps = staticmethod(step_scores.apply_warps)
+    apply_warpers = staticmethod(step_scores.apply_warpers)
     guided_scores = staticmethod(step_scores.guided_scores)
     target_log_probs = staticmethod(rescoring.target_log_probs)
     tree_log_probs = staticmethod(rescoring.tree_log_probs)
@@ -53,7 +60,9 @@ class TensorEngine(Engine):
         return bool(tf.reduce_any(tf.math.is_nan(x)))
 
     def bool_mask(self, mask: tf.Tensor | None, like: tf.Tensor) -> tf.Tensor:
-        return tf.ones(like.shape[:2], tf.bool) if mask is None else tf.cast(mask, tf.bool)
+        if mask is None:
+            return tf.ones(like.shape[:2], tf.bool)
+        return tf.cast(mask, tf.bool)
 
     def used_width(self, mask: tf.Tensor) -> int:
         used = np.flatnonzero(mask.numpy().any(axis=0))
@@ -88,10 +97,16 @@ class TensorEngine(Engine):
                 "tf.function: call it outside, or make a graph of the whole with "
                 "rag_tf.export.export_saved_model"
             )
-        return model.precision() if hasattr(model, "precision") else nullcontext()
+        # A generator alone has no precision of its own.
+        if not hasattr(model, "precision"):
+            return nullcontext()
+        return model.precision()
 
     def on_device(self, module: Any) -> AbstractContextManager[Any]:
-        return module.placed() if hasattr(module, "placed") else nullcontext()
+        # TensorFlow places a generator of one's own itself.
+        if not hasattr(module, "placed"):
+            return nullcontext()
+        return module.placed()
 
     def draw_seed(self) -> int:
         return int(tf.random.uniform((), maxval=2**62, dtype=tf.int64))
@@ -128,14 +143,15 @@ class TensorEngine(Engine):
     def log_softmax(self, scores: tf.Tensor, inplace: bool) -> tf.Tensor:
         return tf.nn.log_softmax(scores)
 
-    def apply_edits(self, scores: tf.Tensor, edits: Sequence[Edit], inplace: bool) -> tf.Tensor:
-        return step_scores.apply_edits(scores, edits)
+    def apply_processors(
+        self, scores: tf.Tensor, processors: Sequence[LogitsProcessor], inplace: bool
+    ) -> tf.Tensor:
+        return step_scores.apply_processors(scores, processors)
 
     def choose_tokens(
         self, scores: tf.Tensor, noise: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        drawn = None if noise is None else tf.constant(noise)
-        tokens, log_probs = _TOKENS(scores, drawn)
+        tokens, log_probs = _TOKENS(scores, _optional(noise))
         return tokens.numpy(), log_probs.numpy()
 
     def choose_candidates(
@@ -148,8 +164,9 @@ class TensorEngine(Engine):
         inplace: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         so_far = tf.constant(sums, scores.dtype)
-        drawn = None if noise is None else tf.constant(noise)
-        values, places = _CANDIDATES(scores, so_far, tf.constant(active), drawn, tf.constant(count))
+        values, places = _CANDIDATES(
+            scores, so_far, tf.constant(active), _optional(noise), tf.constant(count)
+        )
         return values.numpy(), places.numpy()
 
     def search_in_graph(
@@ -162,6 +179,10 @@ class TensorEngine(Engine):
 
 
 ENGINE = TensorEngine()
+
+
+def _optional(array: np.ndarray | None) -> tf.Tensor | None:
+    return None if array is None else tf.constant(array)
 
 
 def _marginal(logits: tf.Tensor, log_priors: tf.Tensor | None) -> tf.Tensor:

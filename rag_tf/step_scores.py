@@ -1,4 +1,4 @@
-"""The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
+"""The rules of a decoding step, carried out on tensors: processors, narrowings, and the best candidates.
 
 What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V
 vocabulary,
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from rag_core.generation import Edit, Warp
+from rag_core.generation import LogitsProcessor, LogitsWarper
 from rag_tf.marginalize import promote, token_log_probs
 from rag_tf.modules import dim
 
@@ -80,75 +80,79 @@ def normalised(scores: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.equal(scores, -np.inf), scores, _log_softmax(scores))
 
 
-def apply_edits(scores: tf.Tensor, edits: Sequence[Edit]) -> tf.Tensor:
-    """Carries out `edits`, in order, on `scores` (R, V); returns new scores (R, V)."""
-    for edit in edits:
-        ids, rows = edit.ids, edit.rows
+def apply_processors(scores: tf.Tensor, processors: Sequence[LogitsProcessor]) -> tf.Tensor:
+    """Carries out `processors`, in order, on `scores` (R, V); returns new scores (R, V)."""
+    for processor in processors:
+        ids, rows = processor.ids, processor.rows
         if rows is None:
             every = np.arange(int(scores.shape[0]))
             ids, rows = np.tile(ids, len(every)), every.repeat(len(ids))
         at = tf.constant(np.stack([rows, ids], axis=1), dtype=tf.int64)  # (M, 2)
-        if edit.kind == "finite":
+        if processor.kind == "finite":
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), scores)
             scores = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
-        elif edit.kind == "keep":
+        elif processor.kind == "keep":
             scores = tf.tensor_scatter_nd_update(
                 _filled(scores, -np.inf), at, tf.gather_nd(scores, at)
             )
-        elif edit.kind == "force":
+        elif processor.kind == "force":
             zeros = tf.zeros(len(rows), scores.dtype)
             scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, zeros)
         else:
             scores = tf.tensor_scatter_nd_update(
-                scores, at, _changed(tf.gather_nd(scores, at), edit)
+                scores, at, _changed(tf.gather_nd(scores, at), processor)
             )
     return scores
 
 
-def _changed(old: tf.Tensor, edit: Edit) -> tf.Tensor:
-    if edit.kind == "ban":
+def _changed(old: tf.Tensor, processor: LogitsProcessor) -> tf.Tensor:
+    if processor.kind == "ban":
         return _filled(old, -np.inf)
-    if edit.kind == "add":
-        return old + tf.cast(np.asarray(edit.value), old.dtype)
-    if edit.kind == "penalise":
-        return tf.where(old < 0, old * edit.value, old / edit.value)
-    if edit.kind == "decay":
+    if processor.kind == "add":
+        return old + tf.cast(np.asarray(processor.value), old.dtype)
+    if processor.kind == "penalise":
+        return tf.where(old < 0, old * processor.value, old / processor.value)
+    if processor.kind == "decay":
         # a banned token stays banned: -inf + inf is nan, which is taken for the largest
-        return tf.where(tf.math.is_inf(old), old, old + tf.abs(old) * edit.value)
-    raise ValueError(f"unknown kind of edit {edit.kind!r}")
+        return tf.where(tf.math.is_inf(old), old, old + tf.abs(old) * processor.value)
+    raise ValueError(f"unknown kind of logits processor {processor.kind!r}")
 
 
-def apply_warps(scores: tf.Tensor, warps: Sequence[Warp], min_tokens_to_keep: int) -> tf.Tensor:
+def apply_warpers(
+    scores: tf.Tensor, warpers: Sequence[LogitsWarper], min_tokens_to_keep: int
+) -> tf.Tensor:
     """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving
     `min_tokens_to_keep` or more a row.
     """
     vocab_size = int(scores.shape[-1])
     least = min(min_tokens_to_keep, vocab_size)
-    for warp in warps:
-        if warp.kind == "temperature":
-            scores = scores / warp.value
-        elif warp.kind == "normalise":
+    for warper in warpers:
+        if warper.kind == "temperature":
+            scores = scores / warper.value
+        elif warper.kind == "normalise":
             scores = normalised(scores)
-        elif warp.kind == "top_k":
-            kth = _largest(scores, min(max(int(warp.value), least), vocab_size))[0][:, -1:]
+        elif warper.kind == "top_k":
+            kth = _largest(scores, min(max(int(warper.value), least), vocab_size))[0][:, -1:]
             scores = _shut(scores, scores < kth)
-        elif warp.kind == "top_p":
+        elif warper.kind == "top_p":
             # ascending, of equals the lowest index last: that one stays
             ordered, order = (x[:, ::-1] for x in _largest(scores, vocab_size))
-            drop = tf.cumsum(_softmax(ordered), axis=-1) <= 1 - warp.value
+            drop = tf.cumsum(_softmax(ordered), axis=-1) <= 1 - warper.value
             drop = tf.concat([drop[:, :-least], tf.zeros_like(drop[:, -least:])], axis=-1)
             scores = _shut(scores, _back(drop, order))
-        elif warp.kind == "typical_p":
-            scores = _typical(scores, warp.value, least)
-        elif warp.kind in ("epsilon_cutoff", "eta_cutoff"):
+        elif warper.kind == "typical_p":
+            scores = _typical(scores, warper.value, least)
+        elif warper.kind in ("epsilon_cutoff", "eta_cutoff"):
             probs = _softmax(scores)
-            cut: tf.Tensor | float = warp.value
-            if warp.kind == "eta_cutoff":
-                cut = tf.minimum(warp.value**0.5 * tf.exp(-_entropy(scores)), warp.value)[:, None]
+            cut: tf.Tensor | float = warper.value
+            if warper.kind == "eta_cutoff":
+                cut = tf.minimum(warper.value**0.5 * tf.exp(-_entropy(scores)), warper.value)[
+                    :, None
+                ]
             best = _largest(scores, least)[0][:, -1:]
             scores = _shut(scores, (probs < cut) & (scores < best))
         else:
-            raise ValueError(f"unknown kind of narrowing {warp.kind!r}")
+            raise ValueError(f"unknown kind of logits warper {warper.kind!r}")
     return scores
 
 

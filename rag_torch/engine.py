@@ -36,17 +36,19 @@ class TensorEngine(Engine):
     encoder_output = staticmethod(as_encoder_output)
     doc_log_probs = staticmethod(doc_log_probs)
     log_softmax = staticmethod(step_scores.log_softmax)
-    apply_edits = staticmethod(step_scores.apply_edits)
-    apply_warps = staticmethod(step_scores.apply_warps)
+    apply_processors = staticmethod(step_scores.apply_processors)
+    apply_warpers = staticmethod(step_scores.apply_warpers)
     guided_scores = staticmethod(step_scores.guided_scores)
     target_log_probs = staticmethod(rescoring.target_log_probs)
     tree_log_probs = staticmethod(rescoring.tree_log_probs)
     candidate_scores = staticmethod(rescoring.candidate_scores)
 
     def tensor(self, array: Any, like: Any = None) -> Tensor:
-        if like is not None and not isinstance(like, Tensor):
+        if like is None:
+            return torch.as_tensor(array)
+        if not isinstance(like, Tensor):
             like = next(like.parameters())
-        return torch.as_tensor(array, device=None if like is None else like.device)
+        return torch.as_tensor(array, device=like.device)
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, Tensor)
@@ -120,7 +122,9 @@ class TensorEngine(Engine):
     def choose_tokens(
         self, scores: Tensor, noise: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        drawn = scores if noise is None else scores + self.tensor(noise, scores)
+        drawn = scores
+        if noise is not None:
+            drawn = scores + self.tensor(noise, scores)
         tokens = drawn.argmax(dim=-1)  # (R,)
         log_probs = scores.log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
@@ -136,11 +140,11 @@ class TensorEngine(Engine):
     ) -> tuple[np.ndarray, np.ndarray]:
         so_far = torch.as_tensor(sums, device=scores.device, dtype=scores.dtype).reshape(-1, 1)
         total = scores.add_(so_far) if inplace else scores + so_far  # (Q*K, V)
-        rows = None if len(active) == len(sums) else self.tensor(active, scores)
 
         def of_active(x: Tensor) -> Tensor:
             x = x.reshape(len(sums), -1)  # (Q, K*V)
-            return x if rows is None else x[rows]
+            # All rows are most often active: no copy then.
+            return x if len(active) == len(sums) else x[self.tensor(active, x)]  # (q, K*V)
 
         if noise is None:
             values, places = step_scores.best_candidates(of_active(total), count)

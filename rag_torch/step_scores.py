@@ -1,4 +1,4 @@
-"""The rules of a decoding step, carried out on tensors: edits, narrowings, and the best candidates.
+"""The rules of a decoding step, carried out on tensors: processors, narrowings, and the best candidates.
 
 What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V
 vocabulary,
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rag_core.generation import Edit, Warp
+from rag_core.generation import LogitsProcessor, LogitsWarper
 from rag_torch.marginalize import token_log_probs
 
 _LOWEST = float("-inf")
@@ -65,82 +65,86 @@ def normalised(scores: Tensor) -> Tensor:
     return torch.where(scores == _LOWEST, scores, scores.log_softmax(dim=-1))
 
 
-def apply_edits(scores: Tensor, edits: Sequence[Edit], inplace: bool = False) -> Tensor:
-    """Carries out `edits`, in order, on `scores` (R, V).
+def apply_processors(
+    scores: Tensor, processors: Sequence[LogitsProcessor], inplace: bool = False
+) -> Tensor:
+    """Carries out `processors`, in order, on `scores` (R, V).
 
     Returns new scores (R, V), or with `inplace` the same ones.
     """
-    if not edits:
+    if not processors:
         return scores
     everyone = torch.arange(scores.shape[0], device=scores.device)[:, None]
-    for edit in edits:
-        ids = torch.as_tensor(edit.ids, device=scores.device)
+    for processor in processors:
+        ids = torch.as_tensor(processor.ids, device=scores.device)
         at: tuple[Tensor, Tensor] = (everyone, ids)
-        if edit.rows is not None:
-            at = (torch.as_tensor(edit.rows, device=scores.device), ids)
-        if edit.kind == "finite":
+        if processor.rows is not None:
+            at = (torch.as_tensor(processor.rows, device=scores.device), ids)
+        if processor.kind == "finite":
             limits = torch.finfo(scores.dtype)
             scores = torch.nan_to_num(scores, nan=0.0, posinf=limits.max, neginf=limits.min)
-        elif edit.kind == "keep":
+        elif processor.kind == "keep":
             shut = torch.ones_like(scores, dtype=torch.bool)
             shut[at] = False
             scores = scores.masked_fill(shut, _LOWEST)
-        elif edit.kind == "force":
+        elif processor.kind == "force":
             scores = torch.full_like(scores, _LOWEST)
             scores[at] = 0.0
         else:
             scores = scores if inplace else scores.clone()
-            scores[at] = _changed(scores[at], edit)
+            scores[at] = _changed(scores[at], processor)
         inplace = True
     return scores
 
 
-def _changed(old: Tensor, edit: Edit) -> Tensor | float:
-    if edit.kind == "ban":
+def _changed(old: Tensor, processor: LogitsProcessor) -> Tensor | float:
+    if processor.kind == "ban":
         return old.new_full((), _LOWEST)
-    if edit.kind == "add":
-        return old + torch.as_tensor(edit.value, device=old.device, dtype=old.dtype)
-    if edit.kind == "penalise":
-        return torch.where(old < 0, old * edit.value, old / edit.value)
-    if edit.kind == "decay":
+    if processor.kind == "add":
+        return old + torch.as_tensor(processor.value, device=old.device, dtype=old.dtype)
+    if processor.kind == "penalise":
+        return torch.where(old < 0, old * processor.value, old / processor.value)
+    if processor.kind == "decay":
         # a banned token stays banned: -inf + inf is nan, which topk takes for the largest
-        return torch.where(old.isinf(), old, old + old.abs() * edit.value)
-    raise ValueError(f"unknown kind of edit {edit.kind!r}")
+        return torch.where(old.isinf(), old, old + old.abs() * processor.value)
+    raise ValueError(f"unknown kind of logits processor {processor.kind!r}")
 
 
-def apply_warps(scores: Tensor, warps: Sequence[Warp], min_tokens_to_keep: int) -> Tensor:
+def apply_warpers(
+    scores: Tensor, warpers: Sequence[LogitsWarper], min_tokens_to_keep: int
+) -> Tensor:
     """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving
     `min_tokens_to_keep` or more a row.
     """
     vocab_size = scores.shape[-1]
     least = min(min_tokens_to_keep, vocab_size)
-    for warp in warps:
-        if warp.kind == "temperature":
-            scores = scores / warp.value
-        elif warp.kind == "normalise":
+    for warper in warpers:
+        if warper.kind == "temperature":
+            scores = scores / warper.value
+        elif warper.kind == "normalise":
             scores = normalised(scores)
-        elif warp.kind == "top_k":
-            kth = scores.topk(min(max(int(warp.value), least), vocab_size), dim=-1).values[:, -1:]
+        elif warper.kind == "top_k":
+            kth = scores.topk(min(max(int(warper.value), least), vocab_size), dim=-1).values[:, -1:]
             scores = scores.masked_fill(scores < kth, _LOWEST)
-        elif warp.kind == "top_p":
+        elif warper.kind == "top_p":
             # ascending, of equals the lowest index last: that one stays
             ordered, order = (x.flip(-1) for x in scores.sort(dim=-1, descending=True, stable=True))
-            drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - warp.value
+            drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - warper.value
             drop[:, -least:] = False
             scores = scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
-        elif warp.kind == "typical_p":
-            scores = _typical(scores, warp.value, least)
-        elif warp.kind in ("epsilon_cutoff", "eta_cutoff"):
+        elif warper.kind == "typical_p":
+            scores = _typical(scores, warper.value, least)
+        elif warper.kind in ("epsilon_cutoff", "eta_cutoff"):
             probs = scores.softmax(dim=-1)
-            cut: Tensor | float = warp.value
-            if warp.kind == "eta_cutoff":
-                cut = (warp.value**0.5 * torch.exp(-_entropy(scores))).clamp(max=warp.value)[
+            cut: Tensor | float = warper.value
+            if warper.kind == "eta_cutoff":
+                cut = (warper.value**0.5 * torch.exp(-_entropy(scores))).clamp(max=warper.value)[
                     :, None
                 ]
             best = scores.topk(least, dim=-1).values[:, -1:]
             scores = scores.masked_fill((probs < cut) & (scores < best), _LOWEST)
         else:
-            raise ValueError(f"unknown kind of narrowing {warp.kind!r}")
+            raise ValueError(f"unknown kind of logits warper {warper.kind!r}")
     return scores
 
 

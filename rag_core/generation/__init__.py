@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from rag_core.generation.inputs import check_one_of as check_one_of
     from rag_core.generation.inputs import next_inputs as next_inputs
     from rag_core.generation.inputs import start_and_pad as start_and_pad
-    from rag_core.generation.logits_rules import Edit as Edit
+    from rag_core.generation.logits_rules import LogitsProcessor as LogitsProcessor
+    from rag_core.generation.logits_rules import LogitsWarper as LogitsWarper
     from rag_core.generation.logits_rules import StepRules as StepRules
-    from rag_core.generation.logits_rules import Warp as Warp
-    from rag_core.generation.logits_rules import least_kept as least_kept
-    from rag_core.generation.logits_rules import sampling_warps as sampling_warps
+    from rag_core.generation.logits_rules import logits_warpers as logits_warpers
+    from rag_core.generation.logits_rules import min_tokens_to_keep as min_tokens_to_keep
     from rag_core.generation.logits_rules import start_tokens as start_tokens
     from rag_core.generation.model_options import returned_sequences as returned_sequences
     from rag_core.generation.model_options import sequence_options as sequence_options
@@ -97,11 +97,11 @@ __getattr__, __dir__, __all__ = lazily(
             "start_and_pad",
         ],
         "logits_rules": [
-            "Edit",
+            "LogitsProcessor",
             "StepRules",
-            "Warp",
-            "least_kept",
-            "sampling_warps",
+            "LogitsWarper",
+            "min_tokens_to_keep",
+            "logits_warpers",
             "start_tokens",
         ],
         "model_options": ["returned_sequences", "sequence_options", "token_options"],

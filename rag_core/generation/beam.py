@@ -35,7 +35,9 @@ def order_candidates(
     Returns:
         (Q, count) scores and (Q, count) indices.
     """
-    order = np.stack([np.lexsort((f, -s)) for s, f in zip(scores, flat, strict=True)])[:, :count]
+    # lexsort sorts by its last key first.
+    ranked = [np.lexsort((f, -s)) for s, f in zip(scores, flat, strict=True)]
+    order = np.stack(ranked)[:, :count]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(flat, order, axis=1)
 
 
@@ -68,7 +70,7 @@ class _Hypothesis:
     indices: np.ndarray
 
 
-class _Pool:
+class _BeamHypotheses:
     """The K best finished sequences of one search."""
 
     def __init__(self, size: int, length_penalty: float, watch: Watch) -> None:
@@ -94,7 +96,7 @@ class _Pool:
             self.worst = min(score, self.worst)
 
     def best(self, count: int) -> list[_Hypothesis]:
-        # of equals the later one first, as 4.37.2 pops them from the end of a stable sort
+        # Of equals the later one first, as 4.37.2 pops them from the end of a stable sort
         ranked = sorted(self.kept, key=lambda h: h.score)[::-1]
         for better, worse in pairwise(ranked[: count + 1]):
             self.watch(better.score, worse.score)
@@ -102,9 +104,9 @@ class _Pool:
 
 
 def _begin(rows: int, start_token_id: int, start_tokens: np.ndarray | None) -> np.ndarray:
-    return (
-        np.full((rows, 1), start_token_id, dtype=np.int64) if start_tokens is None else start_tokens
-    )
+    if start_tokens is not None:
+        return start_tokens
+    return np.full((rows, 1), start_token_id, dtype=np.int64)
 
 
 class _Search:
@@ -118,7 +120,7 @@ class _Search:
         return self.tokens.shape[-1]
 
     @property
-    def live(self) -> np.ndarray:
+    def active(self) -> np.ndarray:
         """(R,) bool, the rows whose next token can still count."""
         return ~self.finished
 
@@ -169,29 +171,26 @@ class BeamSearch(_Search):
             raise ValueError(
                 f"num_return_sequences must not be above beams={beams}; got {num_return_sequences}"
             )
-        self.searches, self.beams, self.max_length = searches, beams, max_length
-        self.eos, self.length_penalty, self.early_stopping = (
-            eos_token_ids,
-            length_penalty,
-            early_stopping,
-        )
-        self.pad = 0 if pad_token_id is None else pad_token_id
+        self.searches, self.beams = searches, beams
+        self.max_length, self.eos = max_length, eos_token_ids
+        self.length_penalty, self.early_stopping = length_penalty, early_stopping
+        self.pad = pad_token_id or 0
         self.num_return_sequences = num_return_sequences
         self.candidates = max(2, 1 + len(eos_token_ids)) * beams
-        # (Q, K, P)
-        self.tokens = _begin(searches, start_token_id, start_tokens)[:, None].repeat(beams, axis=1)
+        starts = _begin(searches, start_token_id, start_tokens)  # (Q, P)
+        self.tokens = starts[:, None].repeat(beams, axis=1)  # (Q, K, P)
         self.prompt_length = self.length
         self.indices = np.zeros((searches, beams, 0), dtype=np.int64)
         self.scores = np.zeros((searches, beams), dtype=np.float32)
         if not sampled:
-            # all beams of a search are equal at first: only one may speak
+            # All beams of a search are equal at first: only one may speak.
             self.scores[:, 1:] = -1e9
         self.finished = np.zeros(searches, dtype=bool)
         self._watch = watch
-        self._pools = [_Pool(beams, length_penalty, watch) for _ in range(searches)]
+        self._hypotheses = [_BeamHypotheses(beams, length_penalty, watch) for _ in range(searches)]
 
     @property
-    def live(self) -> np.ndarray:
+    def active(self) -> np.ndarray:
         """(R,) bool: beams of searches that go on, unless their score is -inf, which no token
         can mend.
         """
@@ -213,68 +212,71 @@ class BeamSearch(_Search):
         Raises:
             ValueError: too few candidates that do not end their sequence.
         """
-        q_all, k_all = np.arange(self.searches)[:, None], self.beams
-        next_tokens = np.full((self.searches, k_all), self.pad, dtype=np.int64)
-        next_sources = np.zeros((self.searches, k_all), dtype=np.int64)
-        next_scores = np.zeros((self.searches, k_all), dtype=scores.dtype)
+        shape = self.searches, self.beams
+        next_tokens = np.full(shape, self.pad, dtype=np.int64)
+        next_sources = np.zeros(shape, dtype=np.int64)
+        next_scores = np.zeros(shape, dtype=scores.dtype)
         for q in np.flatnonzero(~self.finished).tolist():
             at = 0
             for rank in range(scores.shape[1]):
                 token, source = int(tokens[q, rank]), int(sources[q, rank])
                 if token in self.eos:
-                    if rank < k_all:
+                    # Past the first K, 4.37.2 lets an ended sequence go.
+                    if rank < self.beams:
                         self._close(q, source, float(scores[q, rank]))
                     continue
-                next_tokens[q, at], next_sources[q, at], next_scores[q, at] = (
-                    token,
-                    source,
-                    scores[q, rank],
-                )
+                next_tokens[q, at] = token
+                next_sources[q, at] = source
+                next_scores[q, at] = scores[q, rank]
                 at += 1
-                if at == k_all:
+                if at == self.beams:
                     break
-            if at < k_all:
+            if at < self.beams:
                 raise ValueError(
-                    f"search {q}: {at} candidates go on, for {k_all} beams; pass {self.candidates}"
+                    f"search {q}: {at} candidates go on, for {self.beams} beams; "
+                    f"pass {self.candidates}"
                 )
             self.finished[q] = self._settled(q, float(scores[q].max()))
-        self.tokens = np.concatenate(
-            [self.tokens[q_all, next_sources], next_tokens[..., None]], axis=2
-        )
-        came_from = next_sources + q_all * k_all
-        self.indices = np.concatenate(
-            [self.indices[q_all, next_sources], came_from[..., None]], axis=2
-        )
+        of_search = np.arange(self.searches)[:, None]
+        tokens_so_far = self.tokens[of_search, next_sources]  # (Q, K, t)
+        self.tokens = np.concatenate([tokens_so_far, next_tokens[..., None]], axis=2)
+        rows = next_sources + of_search * self.beams
+        rows_so_far = self.indices[of_search, next_sources]
+        self.indices = np.concatenate([rows_so_far, rows[..., None]], axis=2)
         self.scores = next_scores
         return next_tokens, next_sources
 
     def _close(self, q: int, source: int, score: float) -> None:
         indices = np.append(self.indices[q, source], q * self.beams + source)
-        self._pools[q].add(
+        self._hypotheses[q].add(
             self.tokens[q, source], score, indices, self.length + 1 - self.prompt_length
         )
 
     def _settled(self, q: int, best: float) -> bool:
-        pool, generated = self._pools[q], self.length + 1 - self.prompt_length
-        if len(pool.kept) < self.beams:
+        hypotheses = self._hypotheses[q]
+        if len(hypotheses.kept) < self.beams:
             return False
         if self.early_stopping is True:
             return True
+        generated = self.length + 1 - self.prompt_length
         if self.early_stopping == "never" and self.length_penalty > 0:
             generated = self.max_length - self.prompt_length
         best /= generated**self.length_penalty
-        self._watch(pool.worst, best)
-        return pool.worst >= best
+        self._watch(hypotheses.worst, best)
+        return hypotheses.worst >= best
 
     def finish(self) -> SearchResult:
         """Ends the searches: beams still running compete with the finished ones."""
-        n, width = self.num_return_sequences, self.length - self.prompt_length
+        generated = max(self.length - self.prompt_length, 1)
         for q in np.flatnonzero(~self.finished):
             for k in range(self.beams):
-                self._pools[q].add(
-                    self.tokens[q, k], float(self.scores[q, k]), self.indices[q, k], max(width, 1)
-                )
-        chosen = [h for pool in self._pools for h in pool.best(n)]
+                score = float(self.scores[q, k])
+                self._hypotheses[q].add(self.tokens[q, k], score, self.indices[q, k], generated)
+        chosen = [
+            hypothesis
+            for hypotheses in self._hypotheses
+            for hypothesis in hypotheses.best(self.num_return_sequences)
+        ]
         lengths = np.array([len(h.tokens) for h in chosen])
         longest = min(int(lengths.max()) + 1, self.max_length)
         sequences = np.full((len(chosen), longest), self.pad, dtype=np.int64)
@@ -286,10 +288,10 @@ class BeamSearch(_Search):
                 sequences[i, len(h.tokens)] = self.eos[0]
         if self.eos:
             lengths = np.minimum(lengths + 1, longest)
-        sums = np.array([h.sum_log_probs for h in chosen], dtype=self.scores.dtype)
-        return SearchResult(
-            sequences, lengths, sums, np.array([h.score for h in chosen], dtype=sums.dtype), indices
-        )
+        dtype = self.scores.dtype
+        sums = np.array([h.sum_log_probs for h in chosen], dtype=dtype)
+        scores = np.array([h.score for h in chosen], dtype=dtype)
+        return SearchResult(sequences, lengths, sums, scores, indices)
 
 
 class RowSearch(_Search):
@@ -311,8 +313,9 @@ class RowSearch(_Search):
         start_token_id: int = 0,
         start_tokens: np.ndarray | None = None,
     ) -> None:
-        self.max_length, self.eos = max_length, np.asarray(eos_token_ids, dtype=np.int64)
-        self.pad = 0 if pad_token_id is None else pad_token_id
+        self.max_length = max_length
+        self.eos = np.asarray(eos_token_ids, dtype=np.int64)
+        self.pad = pad_token_id or 0
         self.tokens = _begin(rows, start_token_id, start_tokens)  # (R, P)
         self.lengths = np.full(rows, self.length, dtype=np.int64)
         self.sum_log_probs = np.zeros(rows, dtype=np.float64)
@@ -366,12 +369,13 @@ def transition_scores(
             "scores must hold an array for each step, got none. Say output_scores=True to generate"
         )
     rows = len(sequences)
-    alone = beam_indices is None
     if beam_indices is None:
         beam_indices = np.tile(np.arange(rows)[:, None], (1, len(steps)))
+        misses_rows = len(steps[0]) != rows
+    else:
+        misses_rows = beam_indices.max(initial=0) >= len(steps[0])
     length = int((beam_indices >= 0).sum(axis=1).max(initial=0))
     beam_indices = beam_indices[:, :length]
-    misses_rows = len(steps[0]) != rows if alone else beam_indices.max(initial=0) >= len(steps[0])
     if misses_rows or length > min(len(steps), sequences.shape[1]):
         raise ValueError(
             f"scores must be of the call that wrote the sequences, got {len(steps)} steps of "
@@ -379,11 +383,11 @@ def transition_scores(
             "beam_indices where there are beams"
         )
     tokens = sequences[:, sequences.shape[1] - length :]
-    found = np.zeros(tokens.shape, steps[0].dtype)
+    result = np.zeros(tokens.shape, steps[0].dtype)
     for step in range(length):
-        chosen = steps[step][beam_indices[:, step]]  # (R, V); -1 is a row that counts for nothing
-        picked = np.take_along_axis(chosen, tokens[:, step, None], 1)[:, 0]
+        of_rows = steps[step][beam_indices[:, step]]  # (R, V); -1 is a row that counts for nothing
+        of_tokens = np.take_along_axis(of_rows, tokens[:, step, None], 1)[:, 0]
         if normalize:
-            picked = picked - np.logaddexp.reduce(chosen, axis=1)
-        found[:, step] = np.where(beam_indices[:, step] < 0, 0, picked)
-    return found
+            of_tokens = of_tokens - np.logaddexp.reduce(of_rows, axis=1)
+        result[:, step] = np.where(beam_indices[:, step] < 0, 0, of_tokens)
+    return result

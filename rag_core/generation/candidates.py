@@ -34,12 +34,10 @@ class Candidates:
 
     def pooled(self, log_weights: np.ndarray) -> np.ndarray:
         """Log of the summed weights of the sequences equal to each candidate: (B, W) -> (B, C)."""
-        # (B, C, W)
-        same = (
-            self.groups[:, None, :]
-            == np.take_along_axis(self.groups, self.first, axis=1)[:, :, None]
-        )
-        return np.logaddexp.reduce(np.where(same, log_weights[:, None, :], -np.inf), axis=2)
+        groups = np.take_along_axis(self.groups, self.first, axis=1)  # (B, C)
+        same = self.groups[:, None, :] == groups[:, :, None]  # (B, C, W)
+        weights = np.where(same, log_weights[:, None, :], -np.inf)
+        return np.logaddexp.reduce(weights, axis=2)
 
     def best(self, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` best candidates of each question, of equals the earlier one first.
@@ -54,16 +52,17 @@ class Candidates:
         """
         questions, _, length = self.tokens.shape
         tokens = np.full((questions, count, length), self.pad_token_id, dtype=np.int64)
-        kept = np.full((questions, count), -np.inf, dtype=scores.dtype)
+        best_scores = np.full((questions, count), -np.inf, dtype=scores.dtype)
         for b in range(questions):
             real = np.flatnonzero(self.exists[b])
-            order = real[np.argsort(-scores[b, real], kind="stable")][:count]
-            tokens[b, : len(order)], kept[b, : len(order)] = self.tokens[b, order], scores[b, order]
-        return tokens.reshape(-1, length), kept.reshape(-1)
+            best = real[np.argsort(-scores[b, real], kind="stable")][:count]
+            tokens[b, : len(best)] = self.tokens[b, best]
+            best_scores[b, : len(best)] = scores[b, best]
+        return tokens.reshape(-1, length), best_scores.reshape(-1)
 
 
 def collect_candidates(
-    finished: SearchResult, per_question: int, *, pad_token_id: int, do_deduplication: bool
+    result: SearchResult, per_question: int, *, pad_token_id: int, do_deduplication: bool
 ) -> Candidates:
     """The candidates of each question, document by document and beam by beam.
 
@@ -71,28 +70,29 @@ def collect_candidates(
     (compatibility Q22).
 
     Args:
-        finished: what the searches handed back, questions one after another.
+        result: what the searches handed back, questions one after another.
         per_question: W.
         pad_token_id: the generator's, which fills what is beyond a question's own longest sequence.
         do_deduplication: whether equal sequences become one candidate.
     """
-    found = finished.sequences.reshape(-1, per_question, finished.sequences.shape[1])
-    lengths = finished.lengths.reshape(-1, per_question)
+    sequences = result.sequences.reshape(-1, per_question, result.sequences.shape[1])
+    lengths = result.lengths.reshape(-1, per_question)
     groups = np.zeros(lengths.shape, dtype=np.int64)
-    kept: list[list[int]] = []
-    for b, rows in enumerate(found):
-        places: dict[bytes, int] = {}
-        groups[b] = [places.setdefault(row.tobytes(), len(places)) for row in rows]
-        firsts = np.unique(groups[b], return_index=True)[1]
-        kept.append(firsts.tolist() if do_deduplication else list(range(per_question)))
-    most = max(len(rows) for rows in kept)
-    tokens = np.full((len(found), most, int(lengths.max())), pad_token_id, dtype=np.int64)
-    exists = np.zeros((len(found), most), dtype=bool)
-    first = np.zeros((len(found), most), dtype=np.int64)
-    for b, chosen in enumerate(kept):
+    candidates: list[np.ndarray] = []
+    for b, rows in enumerate(sequences):
+        group_of: dict[bytes, int] = {}
+        groups[b] = [group_of.setdefault(row.tobytes(), len(group_of)) for row in rows]
+        _, firsts = np.unique(groups[b], return_index=True)
+        candidates.append(firsts if do_deduplication else np.arange(per_question))
+    questions, most = len(sequences), max(map(len, candidates))
+    tokens = np.full((questions, most, int(lengths.max())), pad_token_id, dtype=np.int64)
+    exists = np.zeros((questions, most), dtype=bool)
+    first = np.zeros((questions, most), dtype=np.int64)
+    for b, chosen in enumerate(candidates):
         width, count = int(lengths[b].max()), len(chosen)
-        tokens[b, :count, :width] = found[b, chosen, :width]
-        exists[b, :count], first[b, :count] = True, chosen
+        tokens[b, :count, :width] = sequences[b, chosen, :width]
+        exists[b, :count] = True
+        first[b, :count] = chosen
     return Candidates(tokens, exists, groups, first, pad_token_id)
 
 
@@ -119,13 +119,15 @@ def prefix_tree(tokens: np.ndarray, lengths: np.ndarray) -> PrefixTree:
     nodes = np.zeros(tokens.shape, dtype=np.int64)
     parents = np.full(len(tokens), -1)
     ends: list[np.ndarray] = []
+    count = 0
     for place in range(int(lengths.max())):
-        live = np.flatnonzero(lengths > place)
-        pairs = np.stack([parents[live], tokens[live, place]], axis=1)
+        longer = np.flatnonzero(lengths > place)
+        pairs = np.stack([parents[longer], tokens[longer, place]], axis=1)
         distinct, numbers = np.unique(pairs, axis=0, return_inverse=True)
-        parents[live] = nodes[live, place] = sum(map(len, ends)) + numbers.reshape(-1)
+        parents[longer] = count + numbers.reshape(-1)
+        nodes[longer, place] = parents[longer]
         ends.append(distinct[:, 1])
-    count = sum(map(len, ends))
+        count += len(distinct)
     continues = np.zeros((count, count), dtype=bool)
     for row, length in zip(nodes, lengths, strict=True):
         path = row[:length]

@@ -235,7 +235,11 @@ class GenerationConfig(Pushable):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The options off their defaults and the foreign keys, as a copy."""
-        return {k: v for k, v in self.to_dict().items() if k not in _FIELDS or v != _DEFAULTS[k]}
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in _FIELDS or value != _DEFAULTS[name]
+        }
 
     @classmethod
     def from_dict(
@@ -262,13 +266,13 @@ class GenerationConfig(Pushable):
         An option still at its default is taken from the nested `generator` config (compatibility
         Q19), so a RAG model over bart-large-cnn has that model's beams, lengths and forced tokens.
         """
-        values = dict(model_config) if isinstance(model_config, Mapping) else model_config.to_dict()
+        values = _as_dict(model_config)
         chosen = {name: checks.plain(values[name]) for name in _FIELDS if name in values}
         for part in _NESTED:
             nested = values.get(part)
             if nested is None:
                 continue
-            nested = nested if isinstance(nested, Mapping) else nested.to_dict()
+            nested = _as_dict(nested)
             for name, default in _DEFAULTS.items():
                 if nested.get(name) is not None and chosen.get(name, default) in (None, default):
                     chosen[name] = nested[name]
@@ -301,7 +305,7 @@ class GenerationConfig(Pushable):
         from rag_core.hub import resolve_file, split_hub_kwargs
 
         where, overrides = split_hub_kwargs(kwargs)
-        name = CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
+        name = _file_name(config_file_name)
         path = resolve_file(os.fspath(pretrained_model_name), name, **where)
         values = read_json(path)
         with locating(f"{name} of {os.fspath(pretrained_model_name)!r}"):
@@ -333,9 +337,7 @@ class GenerationConfig(Pushable):
         from rag_core.hub import Saving, atomic_write
 
         saving = Saving.of(**kwargs)
-        path = Path(save_directory) / (
-            CONFIG_NAME if config_file_name is None else os.fspath(config_file_name)
-        )
+        path = Path(save_directory) / _file_name(config_file_name)
         if saving.here:
             self.validate()
             with atomic_write(path) as draft:
@@ -350,7 +352,9 @@ class GenerationConfig(Pushable):
             use_diff: leave out the options at their defaults.
             ignore_metadata: leave out what says where the options come from.
         """
-        values = self.to_diff_dict() if use_diff else self.to_dict()
+        values = self.to_dict()
+        if use_diff:
+            values = self.to_diff_dict()
         if values.get("sequence_bias"):
             values["sequence_bias"] = [
                 [list(ids), bias] for ids, bias in values["sequence_bias"].items()
@@ -358,11 +362,9 @@ class GenerationConfig(Pushable):
         if self._from_model_config:
             values["_from_model_config"] = True
         if ignore_metadata:
-            values = {
-                k: v
-                for k, v in values.items()
-                if not k.startswith("_") and k != "transformers_version"
-            }
+            metadata = [name for name in values if name.startswith("_")]
+            for name in (*metadata, "transformers_version"):
+                values.pop(name, None)
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
@@ -383,19 +385,25 @@ def _biases(value: Any) -> dict[tuple[int, ...], float]:
     """`sequence_bias` from a mapping, or from pairs as JSON has them."""
     if not isinstance(value, Mapping | list | tuple):
         raise TypeError
-    pairs = list(value.items()) if isinstance(value, Mapping) else [tuple(each) for each in value]
+    pairs = _pairs(value)
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError
-    found = {}
+    biases = {}
     for ids, bias in pairs:
         if isinstance(ids, str) or isinstance(bias, bool) or not isinstance(bias, int | float):
             raise TypeError
-        found[tuple(ids)] = bias
-    # an id may be looked at by its rule, an empty sequence says nothing
-    checks.sequences().convert(list(found))
-    if any(math.isnan(bias) for bias in found.values()):
+        biases[tuple(ids)] = bias
+    # An id may be looked at by its rule, an empty sequence says nothing.
+    checks.sequences().convert(list(biases))
+    if any(math.isnan(bias) for bias in biases.values()):
         raise ValueError
-    return found
+    return biases
+
+
+def _pairs(value: Any) -> list[tuple[Any, ...]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return [tuple(each) for each in value]
 
 
 def _decay(value: Any) -> tuple[int, float]:
@@ -408,9 +416,12 @@ def _decay(value: Any) -> tuple[int, float]:
 def _forced(value: Any) -> Any:
     if not isinstance(value, Mapping | list | tuple):
         raise TypeError
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
     place, token = checks.whole(0), checks.token_id()
-    return [[place.convert(at), None if id_ is None else token.convert(id_)] for at, id_ in pairs]
+    pairs = []
+    for at, id_ in _pairs(value):
+        # None forces nothing, and is kept.
+        pairs.append([place.convert(at), id_ if id_ is None else token.convert(id_)])
+    return pairs
 
 
 _ANYTHING = checks.Rule("", copy.deepcopy, optional=True)
@@ -507,6 +518,14 @@ def _warn_of_idle(options: GenerationConfig, given: Mapping[str, Any]) -> None:
         checks.warn(f"{', '.join(idle)} need(s) do_sample=True to have an effect")
 
 
+def _as_dict(config: Any) -> dict[str, Any]:
+    return dict(config) if isinstance(config, Mapping) else config.to_dict()
+
+
+def _file_name(name: str | os.PathLike | None) -> str:
+    return CONFIG_NAME if name is None else os.fspath(name)
+
+
 def default_of(name: str) -> Any:
     """An option's default."""
     return copy.copy(_DEFAULTS[name])
@@ -516,7 +535,9 @@ def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
     """One id, a list of ids or None, as a tuple."""
     if value is None:
         return ()
-    return tuple(int(i) for i in value) if isinstance(value, (list, tuple)) else (int(value),)
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    return tuple(int(i) for i in value)
 
 
 def as_generation_config(config: Any) -> GenerationConfig:
@@ -551,10 +572,11 @@ def own_options(options: Any, model_config: Any, head: str | None = None) -> Gen
     """
     options = as_generation_config(options)
     derived = options._from_model_config
-    whole = head == "sequence"
-    source = getattr(model_config, "generator", model_config) if whole else model_config
+    source, left_open = model_config, list(_SPECIAL_TOKENS)
+    if head == "sequence":
+        source, left_open = getattr(model_config, "generator", model_config), sorted(_FIELDS)
     rest = GenerationConfig.from_model_config(source)
-    for name in sorted(_FIELDS) if whole else _SPECIAL_TOKENS:
+    for name in left_open:
         if name not in options._said and getattr(options, name) == _DEFAULTS[name]:
             setattr(options, name, getattr(rest, name))
     object.__setattr__(options, "_from_model_config", derived)
@@ -581,7 +603,9 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         ValueError: an option this library does not offer, or values that do not go together.
     """
     base = as_generation_config(base)
-    options = base if generation_config is None else as_generation_config(generation_config)
+    options = base
+    if generation_config is not None:
+        options = as_generation_config(generation_config)
     for name in _SPECIAL_TOKENS:
         if getattr(options, name) is None:
             setattr(options, name, getattr(base, name))
@@ -589,8 +613,7 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         raise ValueError(
             "assistant_model (assisted decoding) is not supported by generate(); leave it out"
         )
-    processes = process_count() if keywords.pop("synced_gpus", None) else 1
-    if processes > 1:
+    if keywords.pop("synced_gpus", None) and (processes := process_count()) > 1:
         raise ValueError(
             f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is "
             "not supported by generate(): gather the weights, so that each process has all of "
@@ -598,11 +621,10 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         )
     unknown = sorted(set(keywords) - _FIELDS)
     if unknown:
-        near = [checks.nearest(name, _FIELDS) for name in unknown]
-        hints = [
-            f"{name} (did you mean {n}?)" if n else name
-            for name, n in zip(unknown, near, strict=True)
-        ]
+        hints = []
+        for name in unknown:
+            near = checks.nearest(name, _FIELDS)
+            hints.append(f"{name} (did you mean {near}?)" if near else name)
         raise TypeError(
             f"generate() got unknown keyword(s) {', '.join(hints)}; see GenerationConfig"
         )
@@ -618,12 +640,8 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
     # An object of this class has said so when it was made.
     made_here = generation_config is None or isinstance(generation_config, GenerationConfig)
     _warn_of_idle(options, keywords if made_here else options.to_dict())
-    idle = (
-        []
-        if options.return_dict_in_generate
-        else [name for name in _RETURNED if keywords.get(name)]
-    )
-    if idle:
+    idle = [name for name in _RETURNED if keywords.get(name)]
+    if idle and not options.return_dict_in_generate:
         checks.warn(f"{', '.join(idle)} need(s) return_dict_in_generate=True to be returned")
     return _checked(options)
 

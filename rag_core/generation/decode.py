@@ -117,7 +117,7 @@ def rag_token_generate(
             question_text,
         )
         output, _ = generate_token(engine, model, contexts, options, hooks)
-    return output if options.return_dict_in_generate else output.sequences
+    return _returned(output, options)
 
 
 def rag_sequence_generate(
@@ -187,7 +187,7 @@ def rag_sequence_generate(
             do_deduplication=deduplicates,
             decoding=decoding,
         )
-    return output if options.return_dict_in_generate else output.sequences
+    return _returned(output, options)
 
 
 def plain_generate(
@@ -255,7 +255,7 @@ def plain_generate(
         questions = int(encoded.mask.shape[0])
         starts = hooks.begin(options, questions, questions * beams_of(options))
         output = _search(engine, generator, encoded, options, hooks, None, input_ids, starts)
-    return output if options.return_dict_in_generate else output.sequences
+    return _returned(output, options)
 
 
 def _encoded_contexts(
@@ -272,9 +272,12 @@ def _encoded_contexts(
         attention_mask = _searches_mask(engine, input_ids, attention_mask, options)
     if input_ids is not None and encoder_outputs is None:
         return encode(engine, generator, *trim(engine, input_ids, attention_mask), options)
-    outputs = None if encoder_outputs is None else engine.encoder_output(encoder_outputs)
-    name = "inputs_embeds" if outputs is None else "encoder_outputs[0]"
-    states = engine.tensor(inputs_embeds if outputs is None else outputs.last_hidden_state)
+    if encoder_outputs is None:
+        name, outputs = "inputs_embeds", None
+        states = engine.tensor(inputs_embeds)
+    else:
+        name, outputs = "encoder_outputs[0]", engine.encoder_output(encoder_outputs)
+        states = engine.tensor(outputs.last_hidden_state)
     check_embeds(name, states.shape, generator.get_input_embeddings().embedding_dim)
     mask = engine.bool_mask(attention_mask, states)
     shape = tuple(states.shape[:2])
@@ -300,6 +303,10 @@ def _searches_mask(
     if attention_mask is None and pad is not None and pad not in options.eos_token_ids:
         return ids != pad
     return engine.bool_mask(attention_mask, ids)
+
+
+def _returned(output: GenerateOutput, options: GenerationConfig) -> Tensor | GenerateOutput:
+    return output if options.return_dict_in_generate else output.sequences
 
 
 def generate_token(
@@ -379,11 +386,10 @@ def generate_sequence(
     decoder = _decoder(engine, generator, searched, options, hooks, None, questions)
     state: Any = decoder.state  # before the search lets go of contexts
     result, step_scores = run_search(decoder, options, hooks, ids, starts)
-    pad = model.config.generator.pad_token_id
     candidates = collect_candidates(
         result,
         contexts.n_docs * beams,
-        pad_token_id=0 if pad is None else pad,
+        pad_token_id=model.config.generator.pad_token_id or 0,
         do_deduplication=do_deduplication,
     )
     log_priors = engine.doc_log_probs(contexts.doc_scores)  # (B, N)
@@ -431,10 +437,11 @@ def _search(
     """One search for each question, over its documents or without any."""
     decoder = _decoder(engine, generator, encoded, options, hooks, log_priors, len(starts))
     result, step_scores = run_search(decoder, options, hooks, context_ids, starts)
-    sequences, scores, beam_indices = (
-        None if array is None else engine.tensor(array, like=encoded.mask)
-        for array in (result.sequences, result.scores, result.beam_indices)
-    )
+    sequences = engine.tensor(result.sequences, like=encoded.mask)
+    scores = beam_indices = None
+    if result.scores is not None:  # there are beams
+        scores = engine.tensor(result.scores, like=encoded.mask)
+        beam_indices = engine.tensor(result.beam_indices, like=encoded.mask)
     return GenerateOutput(
         sequences, scores, step_scores, beam_indices, **encoded.seen, **decoder.seen()
     )

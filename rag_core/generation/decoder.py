@@ -20,12 +20,16 @@ from rag_core.generation.engine import Engine, Tensor, is_native
 def traced_parts(options: GenerationConfig) -> tuple[bool, bool] | None:
     """Whether a call hands back hidden states, and whether attentions; None where neither."""
     parts = bool(options.output_hidden_states), bool(options.output_attentions)
-    return parts if options.return_dict_in_generate and any(parts) else None
+    if not options.return_dict_in_generate or not any(parts):
+        return None
+    return parts
 
 
 def beams_of(options: GenerationConfig) -> int:
     """K: beams of a search, or the samples drawn side by side."""
-    return options.num_beams if options.num_beams > 1 else options.num_return_sequences
+    if options.num_beams > 1:
+        return options.num_beams
+    return options.num_return_sequences
 
 
 class Decoder:
@@ -67,7 +71,9 @@ class Decoder:
     ) -> None:
         self.engine, self.generator, self.options = engine, generator, options
         self.log_priors, self.traced, self.beams = log_priors, traced, beams
-        self.docs = 1 if log_priors is None else int(log_priors.shape[1])
+        self.docs = 1
+        if log_priors is not None:
+            self.docs = int(log_priors.shape[1])
         self.searches = int(hidden.shape[0]) // self.docs
         self.is_new = log_priors is not None or is_native(generator)
         self.are_log_probs = log_priors is not None
@@ -77,6 +83,7 @@ class Decoder:
         self._active_rows: Tensor = None
         self._fed = 0  # positions that the cache holds
         self._traces: list[list[Any]] = []
+        # Without a length there is no cache, and every step reads all tokens again.
         length = options.max_length if options.use_cache else None
         self.state = generator.start(hidden, mask, beams=beams, max_length=length)
 
@@ -94,8 +101,9 @@ class Decoder:
             and self.traced is None
             and is_native(self.generator)
         )
-        beams = 1 if are_equal else self.beams
-        new = tokens[self.active, :beams, self._fed :].repeat(self.docs, axis=0)
+        new = tokens[self.active, :, self._fed :].repeat(self.docs, axis=0)  # (q*N, K, T)
+        if are_equal:
+            new = new[:, :1]
         if self.options.use_cache:
             self._fed = tokens.shape[2]
         return self.engine.tensor(new, like=self.like)
@@ -141,9 +149,10 @@ class Decoder:
 
     def seen(self) -> dict[str, Any]:
         """The decoder's fields of `GenerateOutput`: for each step a tuple, one a layer."""
+        if not self._traces:
+            return {}
         names = ("decoder_hidden_states", "decoder_attentions", "cross_attentions")
-        parts = zip(*self._traces, strict=True) if self._traces else ()
-        fields = zip(names, parts, strict=False)
+        fields = zip(names, zip(*self._traces, strict=True), strict=True)
         return {name: steps for name, steps in fields if steps[0] is not None}
 
 
@@ -282,7 +291,8 @@ def encode_without_documents(
     if ids is None:
         config = generator.config
         empty = [i for i in (config.bos_token_id, config.eos_token_id) if isinstance(i, int)]
-        ids = engine.tensor(np.tile(np.array([empty], dtype=np.int64), (questions, 1)))
+        rows = np.tile(np.array([empty], dtype=np.int64), (questions, 1))  # (B, 2)
+        ids = engine.tensor(rows)
         mask = None
     ids = engine.checked_ids("negative_prompt_ids", ids, engine.table_size(generator))
     shape = tuple(ids.shape)
@@ -296,6 +306,7 @@ def encode_without_documents(
         )
     mask = engine.checked_mask("negative_prompt_attention_mask", mask, shape, "negative_prompt_ids")
     ids = engine.tensor(ids, like=generator)
-    mask = None if mask is None else engine.tensor(mask, like=generator)
+    if mask is not None:
+        mask = engine.tensor(mask, like=generator)
     mask = engine.bool_mask(mask, ids)
     return Encoded(engine.encode_distinct(generator, ids, mask), mask)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rag_core.generation.candidates import PrefixTree
     from rag_core.generation.config import GenerationConfig
     from rag_core.generation.hooks import Hooks
-    from rag_core.generation.logits_rules import Edit, Warp
+    from rag_core.generation.logits_rules import LogitsProcessor, LogitsWarper
 
 Tensor = Any  # the framework's own
 
@@ -213,12 +213,16 @@ class Engine(Protocol):
         """log_softmax of (R, V); `inplace` allows to write over the scores."""
         ...
 
-    def apply_edits(self, scores: Tensor, edits: Sequence[Edit], inplace: bool) -> Tensor:
-        """Carry out edits, in order, on (R, V); `inplace` allows to write over the scores."""
+    def apply_processors(
+        self, scores: Tensor, processors: Sequence[LogitsProcessor], inplace: bool
+    ) -> Tensor:
+        """Carry out processors, in order, on (R, V); `inplace` allows to write over the scores."""
         ...
 
-    def apply_warps(self, scores: Tensor, warps: Sequence[Warp], min_tokens_to_keep: int) -> Tensor:
-        """Carry out warps, in order, on (R, V)."""
+    def apply_warpers(
+        self, scores: Tensor, warpers: Sequence[LogitsWarper], min_tokens_to_keep: int
+    ) -> Tensor:
+        """Carry out warpers, in order, on (R, V)."""
         ...
 
     def choose_tokens(

@@ -81,9 +81,9 @@ class Hooks:
     ) -> Hooks:
         """Checks what a `generate` call passed; one callable may stand for a list of one."""
         lists = []
-        given = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
-        for name, value in given.items():
-            items = [] if value is None else list(value) if isinstance(value, Sequence) else [value]
+        functions = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+        for name, value in functions.items():
+            items = _as_list(value)
             if not all(callable(item) for item in items):
                 raise TypeError(f"{name} must be callables (input_ids, scores); got {value!r}")
             lists.append(tuple(items))
@@ -101,7 +101,11 @@ class Hooks:
             )
         if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
             raise ValueError("negative_prompt_attention_mask needs negative_prompt_ids beside it")
-        prompt = None if decoder_input_ids is None else to_numpy(decoder_input_ids)
+        if graph is not None:
+            graph = checked_switch("graph", graph, False)
+        prompt = decoder_input_ids
+        if prompt is not None:
+            prompt = to_numpy(prompt)
         return cls(
             logits_processor=lists[0],
             stopping_criteria=lists[1],
@@ -110,7 +114,7 @@ class Hooks:
             streamer=streamer,
             decoder_input_ids=prompt,
             negative_prompt=(negative_prompt_ids, negative_prompt_attention_mask),
-            graph=None if graph is None else checked_switch("graph", graph, False),
+            graph=graph,
         )
 
     def begin(self, options: GenerationConfig, questions: int, rows: int) -> np.ndarray:
@@ -129,6 +133,12 @@ class Hooks:
                 "negative_prompt_ids needs a guidance_scale other than 1 to have an effect"
             )
         return start_tokens(options, questions, self.decoder_input_ids)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) else [value]
 
 
 def pop_hooks(kwargs: dict[str, Any], engine: Engine) -> dict[str, Any]:

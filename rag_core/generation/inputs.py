@@ -99,7 +99,9 @@ def start_and_pad(config: Any) -> tuple[int, int]:
 
 def past_length(past_key_values: Any) -> int:
     """How many positions an earlier call's cache holds; 0 without one."""
-    return 0 if past_key_values is None else int(past_key_values[0][0].shape[2])
+    if past_key_values is None:
+        return 0
+    return int(past_key_values[0][0].shape[2])
 
 
 def next_inputs(decoder_input_ids: Any, past_key_values: Any, **others: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""What each step of decoding may and may not write: options and tokens so far -> edits of the
-step's scores.
+"""What each step of decoding may and may not write: options and tokens so far -> the logits
+processors and warpers of a step.
 
 The rules are decided here in numpy and carried out by a backend, in the order in which transformers
 4.37.2 applies its logits processors. Letters: R rows (searches * K beams), t tokens so far, V
@@ -21,7 +21,7 @@ PrefixFunction = Callable[[int, np.ndarray], Iterable[int]]
 
 
 @dataclass(frozen=True)
-class Edit:
+class LogitsProcessor:
     """One change of the (R, V) scores, at the pairs (rows[i], ids[i]), or at `ids` of every row
     where `rows` is None.
 
@@ -42,10 +42,11 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Warp:
-    """One narrowing of the distribution that is sampled from.
+class LogitsWarper:
+    """One change of the distribution that is sampled from.
 
-    "temperature", "top_k", "top_p", "typical_p", ...
+    `kind` is "normalise" or the name of the option: "temperature", "top_k", "top_p", "typical_p",
+    "epsilon_cutoff" or "eta_cutoff".
     """
 
     kind: str
@@ -58,7 +59,9 @@ def _ids(values: Iterable[int]) -> np.ndarray:
 
 def _returned(ids: Any) -> np.ndarray:
     """The ids that `prefix_allowed_tokens_fn` returned, in any form that holds whole numbers."""
-    array = np.asarray(ids if isinstance(ids, np.ndarray) or ids is None else [*ids]).reshape(-1)
+    if not isinstance(ids, np.ndarray) and ids is not None:
+        ids = [*ids]
+    array = np.asarray(ids).reshape(-1)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"prefix_allowed_tokens_fn must return whole token ids, got {ids!r:.100}")
     return array.astype(np.int64)
@@ -119,10 +122,12 @@ class StepRules:
         self._check_ids("forced_decoder_ids", self.forced.values())
         self._check_ids("pad_token_id", as_ids(options.pad_token_id))
         self.prompt_length = prompt_length
-        begin = (
-            2 if prompt_length == 1 and options.forced_bos_token_id is not None else prompt_length
-        )
-        self.begin_index = begin + (int(list(forced)[-1]) if forced else 0)
+        # Where 4.37.2 takes the first free token to be: after what is forced at the beginning.
+        self.begin_index = prompt_length
+        if prompt_length == 1 and options.forced_bos_token_id is not None:
+            self.begin_index = 2
+        if forced:
+            self.begin_index += int(list(forced)[-1])
         self.encoder_tokens: list[np.ndarray] = []
         self.encoder_ngrams: list[np.ndarray] = []
         if options.encoder_repetition_penalty not in (None, 1.0):
@@ -131,11 +136,10 @@ class StepRules:
             ]
         n = options.encoder_no_repeat_ngram_size
         if n:
+            none = np.zeros((0, n), np.int64)
             for docs in self._need(encoder_ids):
                 grams = [sliding_window_view(np.asarray(doc), n) for doc in docs if len(doc) >= n]
-                self.encoder_ngrams.append(
-                    np.concatenate(grams) if grams else np.zeros((0, n), np.int64)
-                )
+                self.encoder_ngrams.append(np.concatenate([none, *grams]))
 
     @staticmethod
     def _need(encoder_ids: Sequence[Sequence[np.ndarray]] | None) -> Sequence[Sequence[np.ndarray]]:
@@ -164,70 +168,75 @@ class StepRules:
             checked.append((_ids(sequence), float(value)))
         return checked
 
-    def edits(self, tokens: np.ndarray, live: np.ndarray | None = None) -> list[Edit]:
-        """The edits of the step that follows `tokens` (R, t) int64, start tokens included, in the
-        order to apply them.
+    def processors(
+        self, tokens: np.ndarray, active: np.ndarray | None = None
+    ) -> list[LogitsProcessor]:
+        """The logits processors of the step that follows `tokens` (R, t) int64, start tokens
+        included, in the order to apply them.
 
         Args:
             tokens: what the rows hold.
-            live: (R,) bool, the rows whose next token can still count; None = all. Of the others
+            active: (R,) bool, the rows whose next token can still count; None = all. Of the others
                 nothing is asked.
 
         Raises:
-            ValueError: `prefix_allowed_tokens_fn` allowed nothing to any live beam of a search.
+            ValueError: `prefix_allowed_tokens_fn` allowed nothing to any active beam of a search.
         """
-        o, t = self.options, tokens.shape[1]
-        edits: list[Edit] = []
+        options, t = self.options, tokens.shape[1]
+        processors: list[LogitsProcessor] = []
         if self.bias:
-            edits += self._biases(tokens, self.bias, "add")
+            processors += self._biases(tokens, self.bias, "add")
         if self.encoder_tokens:
             rows, ids = self._spread(self.encoder_tokens)
-            edits.append(Edit("penalise", ids, rows, 1 / o.encoder_repetition_penalty))
-        if o.repetition_penalty not in (None, 1.0):
-            rows, ids = _unique_pairs(np.repeat(np.arange(len(tokens)), t), tokens.reshape(-1))
-            edits.append(Edit("penalise", ids, rows, o.repetition_penalty))
-        edits += self._repeats(tokens)
-        if self.bad_words:
-            edits += self._biases(tokens, self.bad_words, "ban")
-        new = t - self.prompt_length
-        if len(self.eos) and (t < (o.min_length or 0) or new < (o.min_new_tokens or 0)):
-            edits.append(Edit("ban", self.eos))
-        if self.prefix_fn is not None:
-            edits.append(
-                self._allowed(tokens, np.ones(len(tokens), dtype=bool) if live is None else live)
+            processors.append(
+                LogitsProcessor("penalise", ids, rows, 1 / options.encoder_repetition_penalty)
             )
-        if o.forced_bos_token_id is not None and t == 1:
-            edits.append(Edit("force", _ids([o.forced_bos_token_id])))
-        if o.forced_eos_token_id is not None and t == o.max_length - 1:
-            edits.append(Edit("force", _ids(as_ids(o.forced_eos_token_id))))
-        if o.remove_invalid_values:
-            edits.append(Edit("finite", _ids([])))
-        if o.exponential_decay_length_penalty is not None and len(self.eos):
-            start, factor = o.exponential_decay_length_penalty
+        if options.repetition_penalty not in (None, 1.0):
+            rows, ids = _unique_pairs(np.repeat(np.arange(len(tokens)), t), tokens.reshape(-1))
+            processors.append(LogitsProcessor("penalise", ids, rows, options.repetition_penalty))
+        processors += self._repeats(tokens)
+        if self.bad_words:
+            processors += self._biases(tokens, self.bad_words, "ban")
+        new = t - self.prompt_length
+        too_short = t < (options.min_length or 0) or new < (options.min_new_tokens or 0)
+        if len(self.eos) and too_short:
+            processors.append(LogitsProcessor("ban", self.eos))
+        if self.prefix_fn is not None:
+            if active is None:
+                active = np.ones(len(tokens), dtype=bool)
+            processors.append(self._allowed(tokens, active))
+        if options.forced_bos_token_id is not None and t == 1:
+            processors.append(LogitsProcessor("force", _ids([options.forced_bos_token_id])))
+        if options.forced_eos_token_id is not None and t == options.max_length - 1:
+            processors.append(LogitsProcessor("force", _ids(as_ids(options.forced_eos_token_id))))
+        if options.remove_invalid_values:
+            processors.append(LogitsProcessor("finite", _ids([])))
+        if options.exponential_decay_length_penalty is not None and len(self.eos):
+            start, factor = options.exponential_decay_length_penalty
             if new > start:
-                edits.append(Edit("decay", self.eos, value=factor ** (new - start) - 1))
-        if o.suppress_tokens:
-            edits.append(Edit("ban", _ids(o.suppress_tokens)))
-        if o.begin_suppress_tokens and t == self.begin_index:
-            edits.append(Edit("ban", _ids(o.begin_suppress_tokens)))
+                processors.append(
+                    LogitsProcessor("decay", self.eos, value=factor ** (new - start) - 1)
+                )
+        if options.suppress_tokens:
+            processors.append(LogitsProcessor("ban", _ids(options.suppress_tokens)))
+        if options.begin_suppress_tokens and t == self.begin_index:
+            processors.append(LogitsProcessor("ban", _ids(options.begin_suppress_tokens)))
         if t in self.forced:
-            edits.append(Edit("force", _ids([self.forced[t]])))
-        return edits
+            processors.append(LogitsProcessor("force", _ids([self.forced[t]])))
+        return processors
 
     def _spread(self, per_search: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [
-            np.full(len(ids), s * self.beams + k)
-            for s, ids in enumerate(per_search)
-            for k in range(self.beams)
-        ]
-        return np.concatenate(rows), np.concatenate(
-            [ids for ids in per_search for _ in range(self.beams)]
-        )
+        """The ids of each search for all its rows, as pairs (rows[i], ids[i])."""
+        of_rows = [ids for ids in per_search for _ in range(self.beams)]
+        counts = [len(ids) for ids in of_rows]
+        return np.repeat(np.arange(len(of_rows)), counts), np.concatenate(of_rows)
 
     def _biases(
         self, tokens: np.ndarray, sequences: list[tuple[np.ndarray, float]], kind: str
-    ) -> list[Edit]:
-        rows_of, ids_of, values_of = [], [], []
+    ) -> list[LogitsProcessor]:
+        rows_of: list[np.ndarray] = []
+        ids_of: list[np.ndarray] = []
+        values_of: list[np.ndarray] = []
         for sequence, value in sequences:
             n = len(sequence)
             if n == 1:
@@ -245,49 +254,54 @@ class StepRules:
         unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
         total = np.zeros(len(unique), dtype=np.float32)
         np.add.at(total, inverse.reshape(-1), np.concatenate(values_of))
-        return [Edit(kind, unique[:, 1], unique[:, 0], total)]
+        return [LogitsProcessor(kind, unique[:, 1], unique[:, 0], total)]
 
-    def _repeats(self, tokens: np.ndarray) -> list[Edit]:
-        edits, t = [], tokens.shape[1]
+    def _repeats(self, tokens: np.ndarray) -> list[LogitsProcessor]:
+        processors, t = [], tokens.shape[1]
         n = self.options.no_repeat_ngram_size or 0
         if 0 < n <= t:
             windows = sliding_window_view(tokens, n, axis=1)  # (R, t-n+1, n)
-            rows, at = np.nonzero((windows[..., :-1] == tokens[:, None, t - n + 1 :]).all(axis=-1))
-            edits.append(Edit("ban", windows[rows, at, -1], rows))
+            continues = (windows[..., :-1] == tokens[:, None, t - n + 1 :]).all(axis=-1)
+            rows, at = np.nonzero(continues)
+            processors.append(LogitsProcessor("ban", windows[rows, at, -1], rows))
         n = self.options.encoder_no_repeat_ngram_size or 0
         if 0 < n <= t + 1:
             banned = []
             for row, sequence in enumerate(tokens):
                 grams = self.encoder_ngrams[row // self.beams]
-                banned.append(
-                    np.unique(grams[(grams[:, :-1] == sequence[t - n + 1 :]).all(axis=1), -1])
-                )
+                continues = (grams[:, :-1] == sequence[t - n + 1 :]).all(axis=1)
+                banned.append(np.unique(grams[continues, -1]))
             rows = np.repeat(np.arange(len(tokens)), [len(ids) for ids in banned])
-            edits.append(Edit("ban", np.concatenate(banned), rows))
-        return edits
+            processors.append(LogitsProcessor("ban", np.concatenate(banned), rows))
+        return processors
 
-    def _allowed(self, tokens: np.ndarray, live: np.ndarray) -> Edit:
+    def _allowed(self, tokens: np.ndarray, active: np.ndarray) -> LogitsProcessor:
         # Some token must stay even where none counts: a row of nothing but -inf is NaN once it is
         # normalised.
         allowed = [_ids([0])] * len(tokens)
-        for row in np.flatnonzero(live).tolist():
+        for row in np.flatnonzero(active).tolist():
             allowed[row] = _returned(self.prefix_fn(self._batch_id(row), tokens[row]))  # type: ignore[misc]
             self._check_ids("prefix_allowed_tokens_fn", allowed[row])
         counts = np.array([len(ids) for ids in allowed])
-        together = self.beams if self.options.num_beams > 1 else 1
-        for start in range(0, len(tokens), together):
-            own = slice(start, start + together)
-            if live[own].any() and not counts[own][live[own]].any():
+        # The beams of a search stand in for each other, samples do not.
+        rows_of_search = self.beams if self.options.num_beams > 1 else 1
+        for start in range(0, len(tokens), rows_of_search):
+            rows = slice(start, start + rows_of_search)
+            if active[rows].any() and not counts[rows][active[rows]].any():
                 raise ValueError(
                     "prefix_allowed_tokens_fn must allow a token or more to one beam of each "
                     f"search at least, got none for batch_id={self._batch_id(start)}. Let it "
                     "return the end token where a sequence is complete"
                 )
-        return Edit("keep", np.concatenate(allowed), np.repeat(np.arange(len(tokens)), counts))
+        return LogitsProcessor(
+            "keep", np.concatenate(allowed), np.repeat(np.arange(len(tokens)), counts)
+        )
 
     def _batch_id(self, row: int) -> int:
         search = row // self.beams
-        return search if self.batch_ids is None else int(self.batch_ids[search])
+        if self.batch_ids is None:
+            return search
+        return int(self.batch_ids[search])
 
 
 def start_tokens(
@@ -306,7 +320,8 @@ def start_tokens(
         ValueError: a prompt of another shape, or as long as `max_length`.
     """
     start = np.full((rows, 1), options.decoder_start_token_id, dtype=np.int64)
-    prompt = start if prompt is None else prompt
+    if prompt is None:
+        prompt = start
     if (
         prompt.ndim != 2
         or len(prompt) != rows
@@ -330,30 +345,28 @@ def start_tokens(
     return prompt.astype(np.int64)
 
 
-def sampling_warps(options: GenerationConfig) -> list[Warp]:
-    """The narrowings of the sampled distribution, in order; empty without `do_sample`."""
+def logits_warpers(options: GenerationConfig) -> list[LogitsWarper]:
+    """The logits warpers of sampling, in order; empty without `do_sample`."""
     if not options.do_sample:
         return []
-    warps = []
+    warpers = []
     if options.temperature not in (None, 1.0):
-        warps.append(Warp("temperature", options.temperature))
+        warpers.append(LogitsWarper("temperature", options.temperature))
     if options.top_k:
-        warps.append(Warp("top_k", options.top_k))
+        warpers.append(LogitsWarper("top_k", options.top_k))
     for name in ("top_p", "typical_p"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            warps.append(Warp(name, getattr(options, name)))
+            warpers.append(LogitsWarper(name, getattr(options, name)))
     for name in ("epsilon_cutoff", "eta_cutoff"):
         if getattr(options, name):
-            warps.append(Warp(name, getattr(options, name)))
+            warpers.append(LogitsWarper(name, getattr(options, name)))
     if options.renormalize_logits:
-        warps.append(Warp("normalise", 1.0))
-    return warps
+        warpers.append(LogitsWarper("normalise", 1.0))
+    return warpers
 
 
-def least_kept(options: GenerationConfig) -> int:
-    """How many tokens a narrowing must leave: a beam needs one beside each end token."""
-    return (
-        1
-        if options.num_beams == 1
-        else max(2, len(options.eos_token_ids) + (len(options.eos_token_ids) > 1))
-    )
+def min_tokens_to_keep(options: GenerationConfig) -> int:
+    """How many tokens a logits warper must leave: a beam needs one beside each end token."""
+    if options.num_beams == 1:
+        return 1
+    return max(2, len(options.eos_token_ids) + 1)

@@ -19,10 +19,15 @@ from rag_core.generation.config import GenerationConfig
 from rag_core.generation.decoder import Decoder, GuidedDecoder
 from rag_core.generation.engine import Tensor
 from rag_core.generation.hooks import Hooks
-from rag_core.generation.logits_rules import StepRules, Warp, least_kept, sampling_warps
+from rag_core.generation.logits_rules import (
+    LogitsWarper,
+    StepRules,
+    logits_warpers,
+    min_tokens_to_keep,
+)
 from rag_core.generation.noise import gumbel_noise
 
-_RENORMALIZE = [Warp("normalise", 1.0)]
+_RENORMALIZE = [LogitsWarper("normalise", 1.0)]
 
 
 def run_search(
@@ -56,6 +61,7 @@ def run_search(
         result = engine.search_in_graph(decoder, options, hooks, starts)
         if result is not None:
             return result, None
+        # One beam is no beam search in 4.37.2 either: sequences have no score there.
         loop = _BeamLoop if options.num_beams > 1 else _RowLoop
         return loop(decoder, options, hooks, context_ids, starts, searches_of_question).run()
 
@@ -76,8 +82,8 @@ class _Loop(ABC):
         self.engine = decoder.engine
         self.context_ids, self.searches_of_question = context_ids, searches_of_question
         self.rules: StepRules | None = None
-        self.warps = sampling_warps(options)
-        self.min_tokens_to_keep = least_kept(options)
+        self.warpers = logits_warpers(options)
+        self.min_tokens_to_keep = min_tokens_to_keep(options)
         self.seed = hooks.seed
         if self.seed is None and options.do_sample:
             self.seed = self.engine.draw_seed()
@@ -102,7 +108,8 @@ class _Loop(ABC):
                 break
         if self.hooks.streamer is not None:
             self.hooks.streamer.end()
-        return search.finish(), tuple(self.step_scores) if self.options.output_scores else None
+        step_scores = tuple(self.step_scores) if self.options.output_scores else None
+        return search.finish(), step_scores
 
     def rows(self) -> np.ndarray:
         """The tokens so far, (R, t)."""
@@ -111,9 +118,12 @@ class _Loop(ABC):
     def processed(self, rows: np.ndarray, scores: Tensor, inplace: bool) -> Tensor:
         """Scores (R, V) after the options' rules and the caller's processors."""
         engine = self.engine
+        # The first step tells the vocabulary's size.
         if self.rules is None:
             self.rules = self.step_rules(int(scores.shape[1]))
-        scores = engine.apply_edits(scores, self.rules.edits(rows, self.search.live), inplace)
+        scores = engine.apply_processors(
+            scores, self.rules.processors(rows, self.search.active), inplace
+        )
         for processor in self.hooks.logits_processor:
             changed = processor(engine.tensor(rows, like=scores), scores)
             if not engine.is_tensor(changed):
@@ -125,8 +135,8 @@ class _Loop(ABC):
                 refuse_nan("a logits_processor")
             scores = changed
         if self.options.renormalize_logits:
-            scores = engine.apply_warps(scores, _RENORMALIZE, self.min_tokens_to_keep)
-        scores = engine.apply_warps(scores, self.warps, self.min_tokens_to_keep)
+            scores = engine.apply_warpers(scores, _RENORMALIZE, self.min_tokens_to_keep)
+        scores = engine.apply_warpers(scores, self.warpers, self.min_tokens_to_keep)
         if self.options.output_scores:
             self.step_scores.append(scores)
         return scores
@@ -161,7 +171,7 @@ class _Loop(ABC):
         }
 
     def step_rules(self, vocab_size: int) -> StepRules:
-        """The options' rules; made at the first step, which tells the vocabulary's size."""
+        """The options' rules."""
         decoder, options = self.decoder, self.options
         encoder_ids = None
         reads_encoder_ids = (
@@ -191,7 +201,9 @@ class _Loop(ABC):
 
         def allowed(batch_id: int, ids: np.ndarray) -> Iterable[int]:
             tokens = allowed_tokens(batch_id, self.engine.tensor(ids, like=self.decoder.like))
-            return to_numpy(tokens) if self.engine.is_tensor(tokens) else tokens
+            if self.engine.is_tensor(tokens):
+                return to_numpy(tokens)
+            return tokens
 
         return allowed
 
@@ -216,7 +228,7 @@ class _RowLoop(_Loop):
         tokens, log_probs = self.engine.choose_tokens(scores, self.noise(scores))
         self.stream(search.step(tokens, log_probs))
         if not search.done:
-            decoder.drop(search.finished.reshape(decoder.searches, -1).all(axis=1))
+            decoder.drop(search.finished.reshape(decoder.searches, -1).min(axis=1))
 
 
 class _BeamLoop(_Loop):
@@ -244,17 +256,15 @@ class _BeamLoop(_Loop):
         active = np.flatnonzero(~search.finished)
         # Who was shown the scores may have kept them.
         were_shown = self.hooks.logits_processor or self.options.output_scores
-        sums, places = order_candidates(
-            *self.engine.choose_candidates(
-                scores,
-                search.scores,
-                active,
-                self.noise(scores),
-                search.candidates,
-                inplace=not were_shown,
-            ),
+        sums, places = self.engine.choose_candidates(
+            scores,
+            search.scores,
+            active,
+            self.noise(scores),
             search.candidates,
-        )  # (q, C)
+            inplace=not were_shown,
+        )
+        sums, places = order_candidates(sums, places, search.candidates)  # (q, C)
         all_sums = np.zeros((search.searches, sums.shape[1]), dtype=sums.dtype)
         all_places = np.zeros((search.searches, sums.shape[1]), dtype=np.int64)
         all_sums[active], all_places[active] = sums, places

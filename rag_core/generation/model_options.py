@@ -23,7 +23,8 @@ def token_options(model: Any, generation_config: Any = None, **keywords: Any) ->
     Of a generator's own call too.
     """
     base = getattr(model, "generation_config", None)
-    base = GenerationConfig.from_model_config(model.config) if base is None else base
+    if base is None:
+        base = GenerationConfig.from_model_config(model.config)
     return resolve_options(own_options(base, model.config), generation_config, **keywords)
 
 
@@ -41,12 +42,12 @@ def sequence_options(
         getattr(model, "generation_config", None),
         getattr(model.generator, "generation_config", None),
     )
+    # What somebody wrote, not what was made of the model's config.
     written = [c for c in configs if c is not None and not getattr(c, "_from_model_config", True)]
-    base = (
-        own_options(written[0], generator)
-        if written
-        else GenerationConfig.from_model_config(generator)
-    )
+    if written:
+        base = own_options(written[0], generator)
+    else:
+        base = GenerationConfig.from_model_config(generator)
     beams = _asked(model, "num_beams", num_beams, generation_config)
     return resolve_options(
         base, generation_config, **keywords, num_beams=beams, num_return_sequences=beams
@@ -65,8 +66,11 @@ def _asked(model: Any, name: str, keyword: int | None, generation_config: Any) -
 
     Keyword > a generation_config that asks for some > the RAG config.
     """
-    if keyword is None and generation_config is not None:
-        given = getattr(as_generation_config(generation_config), name)
-        keyword = None if given == 1 else given
-    value = getattr(model.config, name, None) or 1 if keyword is None else keyword
-    return asked_rows(name, value)
+    if keyword is not None:
+        return asked_rows(name, keyword)
+    # 1 is what a generation_config says that does not ask for any.
+    if generation_config is not None:
+        value = getattr(as_generation_config(generation_config), name)
+        if value != 1:
+            return asked_rows(name, value)
+    return asked_rows(name, getattr(model.config, name, None) or 1)

@@ -24,9 +24,8 @@ def gumbel_noise(seed: int, rows: int, step: int, vocab_size: int) -> np.ndarray
     noise = np.empty((rows, vocab_size), dtype=np.float64)
     for row in range(rows):
         key = np.array([seed & 0xFFFFFFFFFFFFFFFF, row], dtype=np.uint64)
-        bits = np.random.Philox(
-            key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64)
-        ).random_raw(vocab_size)
+        counter = np.array([0, step, 0, 0], dtype=np.uint64)
+        bits = np.random.Philox(key=key, counter=counter).random_raw(vocab_size)
         # 52 bits and a half lie strictly inside (0, 1): no infinite noise
         noise[row] = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return (-np.log(-np.log(noise))).astype(np.float32)

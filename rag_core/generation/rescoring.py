@@ -57,7 +57,9 @@ def thorough_scores(
     config, generator = model.config, model.generator
     tokens = candidates.tokens  # (B, C, L)
     pad = config.generator.pad_token_id
-    end = np.full_like(tokens[..., :1], -1 if pad is None else pad)
+    if pad is None:
+        pad = -1  # no token: nothing is left out
+    end = np.full_like(tokens[..., :1], pad)
     targets = np.concatenate([tokens[..., 1:], end], axis=-1)
     pad_mask = targets == end
     targets = np.where(pad_mask, 0, targets)
@@ -72,7 +74,8 @@ def thorough_scores(
     smooth = config.label_smoothing > 0
     with engine.on_device(generator):
         if is_native(generator):
-            state = generator.start(hidden, mask) if state is None else state
+            if state is None:
+                state = generator.start(hidden, mask)
             each, total = scores_by_prefix(
                 engine, generator, state, mask, tokens, targets, pad_mask, docs, smooth
             )
@@ -105,7 +108,8 @@ class _Pieces:
         """Put a piece of each at its place."""
         if self.each is None:  # the first piece tells the dtype
             self.each = self.engine.buffer(self.shape, each)
-            self.total = self.engine.buffer(self.shape, each) if self.smooth else None
+            if self.smooth:
+                self.total = self.engine.buffer(self.shape, each)
         self.each[at] = each
         if self.smooth:
             self.total[at] = total
@@ -201,6 +205,7 @@ def scores_of_wholes(
         for x in (tokens, targets)
     )
     rows = questions * docs
+    # Logits of all positions at once: (height, width, used, V).
     size = used * getattr(generator.config, "vocab_size", _VOCABULARY)
     block = _WHOLE_BLOCKS * engine.block_size(hidden)
     width = max(1, min(count, block // size))
@@ -216,4 +221,5 @@ def scores_of_wholes(
             )
             pieces.write((at, some, slice(used)), each, total)
     shape = (questions, docs, count, length)
-    return pieces.each.reshape(shape), pieces.total.reshape(shape) if smooth else None
+    each = pieces.each.reshape(shape)
+    return each, pieces.total.reshape(shape) if smooth else None

@@ -46,7 +46,7 @@ def check_options(options: GenerationConfig) -> None:
 
 
 class GraphRules:
-    """The edits that rag_core.generation.logits_rules decides, carried out on scores in the graph.
+    """The logits processors that rag_core.generation.logits_rules decides, carried out in the graph.
 
     Args:
         options: as `resolve_options` returns them.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rag_core.generation.config import GenerationConfig, own_options, resolve_options
-from rag_core.generation.logits_rules import StepRules, least_kept, sampling_warps
+from rag_core.generation.logits_rules import StepRules, logits_warpers, min_tokens_to_keep
 from rag_core.generation.noise import gumbel_noise
 
 V = 10
@@ -29,22 +29,24 @@ def edited(
     rules = StepRules(options(**kwargs), beams=beams, vocab_size=V, **named)
     scores = np.full((len(tokens), V), -2.0) if scores is None else scores.copy()
     everyone = np.arange(len(tokens))[:, None]
-    for edit in rules.edits(np.array(tokens)):
-        at = (everyone if edit.rows is None else edit.rows, edit.ids)
-        if edit.kind == "ban":
+    for processor in rules.processors(np.array(tokens)):
+        at = (everyone if processor.rows is None else processor.rows, processor.ids)
+        if processor.kind == "ban":
             scores[at] = -np.inf
-        elif edit.kind == "add":
-            scores[at] += edit.value
-        elif edit.kind == "penalise":
-            scores[at] = np.where(scores[at] < 0, scores[at] * edit.value, scores[at] / edit.value)
-        elif edit.kind == "decay":
-            scores[at] += np.abs(scores[at]) * edit.value
-        elif edit.kind in ("keep", "force"):
-            kept = np.zeros_like(scores) if edit.kind == "force" else scores.copy()
+        elif processor.kind == "add":
+            scores[at] += processor.value
+        elif processor.kind == "penalise":
+            scores[at] = np.where(
+                scores[at] < 0, scores[at] * processor.value, scores[at] / processor.value
+            )
+        elif processor.kind == "decay":
+            scores[at] += np.abs(scores[at]) * processor.value
+        elif processor.kind in ("keep", "force"):
+            kept = np.zeros_like(scores) if processor.kind == "force" else scores.copy()
             scores = np.full_like(scores, -np.inf)
             scores[at] = kept[at]
         else:
-            raise AssertionError(edit.kind)
+            raise AssertionError(processor.kind)
     return scores
 
 
@@ -407,14 +409,14 @@ def test_narrowings_are_listed_in_order():
     wanted = options(
         do_sample=True, num_beams=2, temperature=0.5, top_p=0.9, eta_cutoff=0.1, eos_token_id=[2, 3]
     )
-    assert [(w.kind, w.value) for w in sampling_warps(wanted)] == [
+    assert [(w.kind, w.value) for w in logits_warpers(wanted)] == [
         ("temperature", 0.5),
         ("top_k", 50),
         ("top_p", 0.9),
         ("eta_cutoff", 0.1),
     ]
-    assert least_kept(wanted) == 3
-    assert sampling_warps(options()) == []
+    assert min_tokens_to_keep(wanted) == 3
+    assert logits_warpers(options()) == []
 
 
 def test_noise_depends_on_seed_row_and_step_alone():

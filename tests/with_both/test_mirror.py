@@ -48,7 +48,7 @@ WITHOUT_TWIN: dict[str, set[str]] = {
     "packing.py": {"Packing.of", "Packing.mask"},  # `worth_packing`, and an attribute
     "seq2seq.py": {"by_length"},  # a graph has one shape for all rows
     # in place, and in fewer passes, where no compiler sees to it
-    "step_scores.py": {"apply_edits", "log_softmax"},
+    "step_scores.py": {"apply_processors", "log_softmax"},
 }
 # What users of TensorFlow write besides, and what they have no use for.
 ADDED, DROPPED = {"inputs", "training", "from_pt", "load_weight_prefix"}, {"device", "skip_padding"}

@@ -13,10 +13,10 @@ import rag_tf
 import rag_torch
 from rag_core import RagRetriever
 from rag_core.generation import rescoring
-from rag_core.generation.logits_rules import Edit, Warp
+from rag_core.generation.logits_rules import LogitsProcessor, LogitsWarper
 from rag_tf import engine
 from rag_tf.marginalize import token_log_probs
-from rag_tf.step_scores import apply_edits, apply_warps, best_candidates, marginal_scores
+from rag_tf.step_scores import apply_processors, apply_warpers, best_candidates, marginal_scores
 from rag_torch import step_scores as their_scores
 from tests.support.golden_tf import with_contexts
 from tests.support.golden_torch import build
@@ -24,7 +24,7 @@ from tests.support.rag_models_tf import pair, twin
 
 import tensorflow as tf  # isort: skip  (torch first where both are loaded)
 
-# Warps and edits, equal to PyTorch's in float64 with ties, -inf and NaN.
+# Warps and processors, equal to PyTorch's in float64 with ties, -inf and NaN.
 
 
 def some_scores(draw, trial):
@@ -61,8 +61,10 @@ def test_the_rules_of_a_step_are_pytorchs_with_ties_and_what_is_no_number():
         scores = some_scores(draw, trial)
         for kind, value in WARPS:
             for least in (1, 3):
-                found = apply_warps(tf.constant(scores), [Warp(kind, value)], least)
-                wanted = their_scores.apply_warps(torch.tensor(scores), [Warp(kind, value)], least)
+                found = apply_warpers(tf.constant(scores), [LogitsWarper(kind, value)], least)
+                wanted = their_scores.apply_warpers(
+                    torch.tensor(scores), [LogitsWarper(kind, value)], least
+                )
                 np.testing.assert_allclose(
                     found, wanted, rtol=1e-12, atol=1e-12, err_msg=f"{kind} {value} {least}"
                 )
@@ -73,15 +75,19 @@ def test_the_rules_of_a_step_are_pytorchs_with_ties_and_what_is_no_number():
             "decay": 3.3,
         }
         kinds = ("add", "ban", "keep", "force", "penalise", "decay", "finite")
-        edits = [Edit(kind, ids, rows, values.get(kind)) for kind in kinds]
-        edits += [Edit(kind, np.unique(ids), None, values.get(kind)) for kind in kinds[1:]]
-        for edit in edits:
-            found = apply_edits(tf.constant(scores), [edit])
+        processors = [LogitsProcessor(kind, ids, rows, values.get(kind)) for kind in kinds]
+        processors += [
+            LogitsProcessor(kind, np.unique(ids), None, values.get(kind)) for kind in kinds[1:]
+        ]
+        for processor in processors:
+            found = apply_processors(tf.constant(scores), [processor])
             np.testing.assert_array_equal(
-                found, their_scores.apply_edits(torch.tensor(scores), [edit]), err_msg=str(edit)
+                found,
+                their_scores.apply_processors(torch.tensor(scores), [processor]),
+                err_msg=str(processor),
             )
-    with pytest.raises(ValueError, match="narrowing 'cold'"):
-        apply_warps(tf.constant(scores), [Warp("cold", 1.0)], 1)
+    with pytest.raises(ValueError, match="logits warper 'cold'"):
+        apply_warpers(tf.constant(scores), [LogitsWarper("cold", 1.0)], 1)
 
 
 def test_ties_go_to_the_lowest_index():

@@ -85,21 +85,21 @@ class Table:
         return self.scores[np.arange(len(self.scores)).repeat(beams), place]
 
 
-def edited(scores, edits):
-    """rag_core's edits, carried out in numpy."""
-    for edit in edits:
-        rows = np.arange(len(scores))[:, None] if edit.rows is None else edit.rows
-        at, old = (rows, edit.ids), scores
-        scores = np.full_like(old, -np.inf) if edit.kind == "force" else old.copy()
-        if edit.kind in ("force", "ban"):
-            scores[at] = 0.0 if edit.kind == "force" else -np.inf
-        elif edit.kind == "penalise":
-            scores[at] = np.where(old[at] < 0, old[at] * edit.value, old[at] / edit.value)
-        elif edit.kind == "add":
-            scores[at] = old[at] + edit.value
+def edited(scores, processors):
+    """rag_core's processors, carried out in numpy."""
+    for processor in processors:
+        rows = np.arange(len(scores))[:, None] if processor.rows is None else processor.rows
+        at, old = (rows, processor.ids), scores
+        scores = np.full_like(old, -np.inf) if processor.kind == "force" else old.copy()
+        if processor.kind in ("force", "ban"):
+            scores[at] = 0.0 if processor.kind == "force" else -np.inf
+        elif processor.kind == "penalise":
+            scores[at] = np.where(old[at] < 0, old[at] * processor.value, old[at] / processor.value)
+        elif processor.kind == "add":
+            scores[at] = old[at] + processor.value
         else:
             scores[at] = np.where(
-                np.isinf(old[at]), old[at], old[at] + np.abs(old[at]) * edit.value
+                np.isinf(old[at]), old[at], old[at] + np.abs(old[at]) * processor.value
             )
     return scores
 
@@ -128,7 +128,7 @@ def by_rag_core(table, options, starts):
     rules = StepRules(options, beams=beams, vocab_size=V, prompt_length=starts.shape[1])
     while not found.done:
         rows = found.tokens.reshape(-1, found.length)
-        scores = edited(table(rows, beams), rules.edits(rows))
+        scores = edited(table(rows, beams), rules.processors(rows))
         scores = log_softmax(scores) if options.renormalize_logits else scores
         if beams == 1:
             chosen = scores.argmax(axis=1)

@@ -14,13 +14,13 @@ from rag_core.generation import (
     returned_sequences,
     sequence_options,
 )
-from rag_core.generation.logits_rules import Warp
+from rag_core.generation.logits_rules import LogitsWarper
 from rag_core.modeling import answer
 from rag_torch import engine
 from rag_torch.contexts import Contexts
 from rag_torch.engine import ENGINE
 from rag_torch.marginalize import sequence_nll
-from rag_torch.step_scores import apply_warps, best_candidates
+from rag_torch.step_scores import apply_warpers, best_candidates
 
 V, D, PAD, EOS, START = 12, 6, 1, 2, 0
 
@@ -383,7 +383,7 @@ def test_narrowings_keep_what_they_should():
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
     def kept(kind, value, least=1):
-        return apply_warps(scores, [Warp(kind, value)], least).isfinite()[0].tolist()
+        return apply_warpers(scores, [LogitsWarper(kind, value)], least).isfinite()[0].tolist()
 
     assert kept("top_k", 2) == [True, True, False, False]
     assert kept("top_k", 1, least=3) == [True, True, True, False]
