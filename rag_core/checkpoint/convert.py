@@ -145,8 +145,8 @@ def convert_checkpoint(
     _, unknown = split_hub_kwargs(hub)
     if unknown:
         raise TypeError(
-            "convert_checkpoint takes hub options besides its own, got "
-            f"{', '.join(sorted(unknown))}."
+            "convert_checkpoint must get hub options besides its own, got "
+            f"{', '.join(sorted(unknown))}. Leave them out."
         )
     clear(target)
     # configuration, weights and tokenizers of one commit, should the branch move meanwhile

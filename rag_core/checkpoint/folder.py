@@ -81,7 +81,10 @@ def read_weights(name_or_path: str | Path, **hub: Any) -> LazyWeights:
     """
     _, unknown = split_hub_kwargs(hub)
     if unknown:
-        raise TypeError(f"read_weights takes hub options only, got {', '.join(sorted(unknown))}.")
+        raise TypeError(
+            f"read_weights must get hub options only, got {', '.join(sorted(unknown))}. Leave the "
+            "rest out."
+        )
     file = Path(name_or_path).expanduser()
     if is_local(name_or_path) and file.is_file():
         recover(file.parent)
@@ -148,7 +151,7 @@ def write_checkpoint(
     """
     limit = _bytes(max_shard_size)
     if not weights:
-        raise ValueError(f"No weights to save into {str(folder)!r}.")
+        raise ValueError(f"weights must hold some, got none to save into {str(folder)!r}.")
     names = _stored(weights, config)
     values = config.to_dict()
     dtypes = [dtype_of(weights, name).name for name in names if not needs_float32(name)]

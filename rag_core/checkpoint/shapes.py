@@ -72,7 +72,8 @@ def expected_shapes(
     if isinstance(config, T5Config):
         return _t5(config)
     raise ValueError(
-        f"No network for model_type {config.model_type!r}; known are bart, bert, dpr, rag, t5."
+        f"model_type must be bart, bert, dpr, rag or t5, got {config.model_type!r}. Other "
+        "networks go through a backend's `foreign`."
     )
 
 

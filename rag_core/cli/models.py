@@ -60,7 +60,9 @@ def open_model(
         **placing: `dtype` and `device`; None leaves them to `from_pretrained`.
     """
     if int8 and not hasattr(engine, "quantized"):
-        raise ValueError("--int8 is the torch backend's: add --backend torch, or leave it out")
+        raise ValueError(
+            f"--int8 must go with --backend torch, got {engine.__name__}. Add that, or leave it out"
+        )
     from rag_core.cli.process import uncollected
     from rag_core.config import RagConfig
     from rag_core.retrieval import RagRetriever

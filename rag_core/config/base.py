@@ -332,7 +332,8 @@ class PretrainedConfig(Pushable):
         """
         if not isinstance(config_dict, Mapping):
             raise TypeError(
-                f"{cls.__name__}.from_dict needs a mapping, got {type(config_dict).__name__}."
+                f"config_dict must be a mapping, got {type(config_dict).__name__}. Read a file with "
+                f"{cls.__name__}.from_pretrained."
             )
         returns_unused = overrides.pop("return_unused_kwargs", False)
         unknown = [name for name in overrides if not cls._hears(name, config_dict)]
@@ -473,7 +474,10 @@ class PretrainedConfig(Pushable):
         try:
             return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         except TypeError as error:
-            raise TypeError(f"{type(self).__name__} can't be written as json: {error}.") from error
+            raise TypeError(
+                f"{type(self).__name__} must hold values that json has a form for, got: {error}. "
+                "Remove or replace them."
+            ) from error
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = False) -> None:
         """Writes `to_json_string` into a file, whole or not at all."""

@@ -115,8 +115,8 @@ class RagConfig(PretrainedConfig):
         missing = [name for name in ("question_encoder", "generator") if values.get(name) is None]
         if missing:
             raise ValueError(
-                "RagConfig needs question_encoder and generator configurations, got none for "
-                f"{' and '.join(missing)}; pass both as keywords or use "
+                f"{' and '.join(missing)} must be given to RagConfig, got None. Pass "
+                "question_encoder and generator as keywords, or use "
                 "RagConfig.from_question_encoder_generator_configs."
             )
         parts = {name: _component(name, values[name]) for name in ("question_encoder", "generator")}

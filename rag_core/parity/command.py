@@ -119,8 +119,8 @@ def check_parity(
             check_writable(place)
     if against is None and len(names) < 2 and keep is None:
         raise ValueError(
-            f"only {names[0]} runs here: record with  --record trace.npz  and compare on the "
-            "other machine with  --against trace.npz"
+            f"--record or --against must be given where only {names[0]} runs, got neither. Record "
+            "with  --record trace.npz  and compare on the other machine with  --against trace.npz"
         )
     if against is not None:
         TraceFile(against).close()
@@ -260,7 +260,8 @@ def read_questions(path: str | Path) -> list[str]:
             question = parse_object(text, place, first=not texts).get("question")
             if not isinstance(question, str):
                 raise ValueError(
-                    f'{place}: expected JSON like {{"question": "..."}}, got {question!r:.60}'
+                    f'{place}: "question" must be text, got {question!r:.60}. Write lines like '
+                    '{"question": "..."}'
                 )
             text = check_text(question, place, '"question"').strip()
         if text:
