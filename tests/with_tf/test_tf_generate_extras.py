@@ -162,31 +162,6 @@ def test_generation_is_no_part_of_a_graph_and_is_told_so():
         tf.function(lambda: model.generate(**given), autograph=False)()
 
 
-class Stream:
-    def __init__(self):
-        self.heard = []
-
-    def put(self, ids):
-        self.heard.append(ids)
-
-    def end(self):
-        self.heard.append("end")
-
-
-def test_a_stream_hears_the_start_tokens_then_each_token():
-    for kind, n_docs in (("token", 3), ("sequence", 1)):
-        model, given = with_contexts(kind, n_docs=n_docs, batch=1)
-        stream = Stream()
-        made = model.generate(**given, streamer=stream, max_length=7, decoder_input_ids=[[2, 9]])
-        first, *tokens, last = stream.heard
-        assert last == "end" and first.shape == (1, 2) and {each.shape for each in tokens} == {(1,)}
-        assert tf.concat([first[0], *tokens], 0).numpy().tolist() == made[0].numpy().tolist()
-        with pytest.raises(ValueError, match="streamer needs one row"):
-            model.generate(**given, streamer=Stream(), num_beams=2)
-    with pytest.raises(TypeError, match="put"):
-        model.generate(**given, streamer=print)
-
-
 # A generator that is no graph of ours: numbers that depend on the context and all earlier tokens.
 
 V, D, PAD = 12, 6, 1
@@ -302,25 +277,3 @@ def test_anothers_generator_decodes_questions_apart_and_without_cache(kind, opti
     assert unpadded(together) == apart
     whole = generate(model, **given(slice(0, 5)), max_length=9, use_cache=False, **options)
     assert whole.numpy().tolist() == together.numpy().tolist()
-
-
-@pytest.mark.parametrize("kind", ["token", "sequence"])
-def test_numbers_of_numpy_are_numbers(kind):
-    model, given = with_contexts(kind)
-    lengths = {
-        "num_beams": 2,
-        "num_return_sequences": 2,
-        "max_length": 7,
-        "no_repeat_ngram_size": 2,
-        "n_docs": 3,
-    }
-    lists = {"bad_words_ids": [[5], [6]], "suppress_tokens": [8]}
-    options, wrapped = lengths | lists, {name: np.int64(value) for name, value in lengths.items()}
-    wrapped |= {name: np.array(value) for name, value in lists.items()}
-    for more, seed in (
-        ({}, {}),
-        ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)}),
-    ):
-        assert np.array_equal(
-            model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more)
-        )

@@ -1,6 +1,6 @@
 """The generators as models of their own in TensorFlow.
 
-The same figures as in test_generators_torch.py.
+The same figures as in test_generators_torch.py; tokens: with_both/test_generate_extras.py.
 """
 
 import json
@@ -14,7 +14,6 @@ import tensorflow as tf
 import rag_tf
 from conformance import record_generators as recorded
 from conformance.cases import integers
-from rag_core.backends import to_numpy
 from rag_core.generation.config import resolve_options
 from rag_tf.layers import checkpointed
 from tests.support.golden_tf import build, tensors
@@ -64,30 +63,6 @@ def test_losses_are_the_references(name):
     assert all(
         each is not None for each in tape.gradient(ours, [table, *model.trainable_variables])
     )
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_generations_are_the_references(name):
-    model = generator(name)
-    given = tensors(recorded.given(name), "float64")
-    for i, options in enumerate(recorded.CASES):
-        made = model.generate(**given, **options, labels=given["input_ids"])
-        assert made.numpy().tolist() == GOLDEN[f"{name}/tokens/{i}"], options
-    assert (
-        model.generate(given["input_ids"], max_length=9).numpy().tolist()
-        == GOLDEN[f"{name}/tokens/no mask"]
-    )
-    last = {key: value[-1:] for key, value in given.items()}
-    for i, options in enumerate(recorded.SCORED):
-        made = model.generate(**last, **options, return_dict_in_generate=True, output_scores=True)
-        want = GOLDEN[f"{name}/scored/{i}"]
-        assert made.sequences.numpy().tolist() == want["sequences"]
-        np.testing.assert_allclose(
-            recorded.summary(map(to_numpy, made.scores)), want["scores"], rtol=1e-9
-        )
-        if want["sequences_scores"] is not None:
-            # float32 there
-            np.testing.assert_allclose(made.sequences_scores, want["sequences_scores"], rtol=1e-6)
 
 
 def test_what_does_not_fit_and_parts_by_themselves():

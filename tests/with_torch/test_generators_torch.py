@@ -20,8 +20,8 @@ GOLDEN = json.loads(
 )
 
 
-def generator(name, dtype=torch.float64):
-    return build(name, "token", recorded.SEED, dtype, 1).generator
+def generator(name, precision="float64"):
+    return build(name, "token", recorded.SEED, precision, 1).generator
 
 
 def inputs_of(name, model):
@@ -59,29 +59,6 @@ def test_losses_are_the_references(name):
         for loss in (outputs[0].loss, wanted)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", recorded.MODELS)
-def test_generations_are_the_references(name):
-    model = generator(name)
-    given, target, _ = inputs_of(name, model)
-    for i, options in enumerate(recorded.CASES):
-        # as Seq2SeqTrainer hands a batch over
-        made = model.generate(**given, **options, labels=target)
-        assert made.tolist() == GOLDEN[f"{name}/tokens/{i}"], options
-    assert (
-        model.generate(given["input_ids"], max_length=9).tolist()
-        == GOLDEN[f"{name}/tokens/no mask"]
-    )
-    last = {key: value[-1:] for key, value in given.items()}
-    for i, options in enumerate(recorded.SCORED):
-        made = model.generate(**last, **options, return_dict_in_generate=True, output_scores=True)
-        want = GOLDEN[f"{name}/scored/{i}"]
-        assert made.sequences.tolist() == want["sequences"]
-        np.testing.assert_allclose(recorded.summary(made.scores), want["scores"], rtol=1e-9)
-        if want["sequences_scores"] is not None:
-            # float32 there
-            np.testing.assert_allclose(made.sequences_scores, want["sequences_scores"], rtol=1e-6)
 
 
 def test_what_does_not_fit_is_named():

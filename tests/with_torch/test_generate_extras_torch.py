@@ -3,7 +3,6 @@
 Decoder prompts, streams, guidance, attentions, hidden states.
 """
 
-import numpy as np
 import pytest
 import torch
 
@@ -35,48 +34,6 @@ def test_a_prompt_that_was_written_anyway_changes_nothing():
             model.generate(**given, decoder_input_ids=wrong)
     with pytest.raises(ValueError, match="above the 4 tokens"):
         model.generate(**given, decoder_input_ids=plain[:, :4], max_length=4)
-
-
-class Stream:
-    def __init__(self):
-        self.heard = []
-
-    def put(self, ids):
-        self.heard.append(ids)
-
-    def end(self):
-        self.heard.append("end")
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"do_sample": True, "seed": 3}, {"decoder_input_ids": torch.tensor([[2, 9]])}]
-)
-def test_a_stream_hears_the_start_tokens_then_each_token(options):
-    for kind, n_docs in (("token", 3), ("sequence", 1)):
-        model, given = head(kind, n_docs=n_docs, batch=1)
-        stream = Stream()
-        made = model.generate(**given, streamer=stream, max_length=7, **options)
-        first, *tokens, last = stream.heard
-        assert last == "end" and first.shape == (1, len(options.get("decoder_input_ids", [[2]])[0]))
-        assert {each.shape for each in tokens} == {(1,)}
-        assert torch.cat([first[0], *tokens]).tolist() == made[0].tolist()
-
-
-def test_a_stream_is_for_one_row_without_beams():
-    model, given = head("token")
-    alone = head("token", batch=1)[1]
-    many = head("sequence", batch=1)
-    sampled = {"do_sample": True, "num_return_sequences": 2}
-    for each, inputs, options in (
-        (model, given, {}),
-        (model, alone, {"num_beams": 2}),
-        (model, alone, sampled),
-        (*many, {}),
-    ):
-        with pytest.raises(ValueError, match="streamer needs one row"):
-            each.generate(**inputs, streamer=Stream(), **options)
-    with pytest.raises(TypeError, match="put"):
-        model.generate(**alone, streamer=print)
 
 
 SEEN = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
@@ -217,41 +174,3 @@ def test_guidance_weighs_what_the_documents_add(kind, options):
     assert not torch.equal(
         model.generate(**given, **options, guidance_scale=3.0, max_length=8), plain
     )
-
-
-def test_guidance_is_refused_where_it_can_mean_nothing():
-    model, given = head("token")
-    ids = torch.tensor([[5, 6, 7], [8, 9, 2]])
-    for wrong, words in (
-        ({"negative_prompt_ids": ids}, "guidance_scale other than 1"),
-        ({"negative_prompt_ids": ids[:1], "guidance_scale": 2.0}, r"must be \(2, S\)"),
-        (
-            {"negative_prompt_attention_mask": ids, "guidance_scale": 2.0},
-            "needs negative_prompt_ids",
-        ),
-        ({"guidance_scale": 0.0}, "above 0"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            model.generate(**given, **wrong)
-
-
-@pytest.mark.parametrize("kind", ["token", "sequence"])
-def test_numbers_of_numpy_are_numbers(kind):
-    model, given = head(kind)
-    lengths = {
-        "num_beams": 2,
-        "num_return_sequences": 2,
-        "max_length": 7,
-        "no_repeat_ngram_size": 2,
-        "n_docs": 3,
-    }
-    lists = {"bad_words_ids": [[5], [6]], "suppress_tokens": [8]}
-    options, wrapped = lengths | lists, {name: np.int64(value) for name, value in lengths.items()}
-    wrapped |= {name: np.array(value) for name, value in lists.items()}
-    for more, seed in (
-        ({}, {}),
-        ({"do_sample": True, "seed": 3}, {"do_sample": True, "seed": np.int32(3)}),
-    ):
-        assert torch.equal(
-            model.generate(**given, **wrapped, **seed), model.generate(**given, **options, **more)
-        )
