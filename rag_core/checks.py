@@ -26,6 +26,7 @@ def plain(value: Any) -> Any:
 
     All else as it is.
     """
+    # most values are plain, and asked for with each call
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if type(value) in (list, tuple):

@@ -82,6 +82,7 @@ _LITERALS = frozenset(
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Lies on the stack where a run of values begins; no value of a stream is it.
 _MARK = object()
 
 
@@ -192,6 +193,7 @@ def _storage(description: Any, known: dict[str, Storage]) -> Storage:
 
 
 def _as(value: Any, kind: type) -> Any:
+    # nothing here makes a value of a subclass
     if type(value) is not kind:
         raise Refused(f"is corrupt: a {type(value).__name__} where a {kind.__name__} belongs")
     return value

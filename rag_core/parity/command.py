@@ -31,6 +31,7 @@ from rag_core.parity.trace import batch_size, fingerprint, trace
 from rag_core.parity.trace_files import TraceFile, TraceWriter
 
 _CLASSES = {"token": "RagTokenForGeneration", "sequence": "RagSequenceForGeneration"}
+# Questions of a case: more than one, so that rows are padded.
 _BATCH = 4
 _MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -168,6 +169,7 @@ def compare_traces(
 
 def _in_process(request: Request, backend: str, out: Path) -> None:
     """Records in a fresh process: no framework sees the other."""
+    # the last line of stderr is the error: TensorFlow's notes must not be
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     command = [
         sys.executable,

@@ -172,12 +172,14 @@ class TraceFile:
         member = self._members[name]
         with self._zip.open(member) as stream:
             version = np.lib.format.read_magic(stream)
+            # what write_array writes of such arrays
             if version != (1, 0):
                 raise ValueError(f"{name} has another array format, {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
             size = dtype.itemsize
             for axis in shape:  # Python's own integers: no overflow
                 size *= int(axis)
+            # no objects: they would be pickles
             if dtype.kind not in "fiub" or fortran or size != member.file_size - stream.tell():
                 raise ValueError(f"{name} declares {dtype} {shape}, which is not what it holds")
             return np.frombuffer(stream.read(), dtype).reshape(shape)

@@ -89,7 +89,7 @@ class TracerBase(ABC):
             "output_hidden_states": True,
             "output_retrieved": True,
         }
-        out, slopes = self.run(arguments, gradients)
+        out, by_name = self.run(arguments, gradients)
         pad = self.model.config.generator.pad_token_id
         target = self.tensor(np.where(labels == -100, pad, labels))
         fields = {name: _arrays(value) for name, value in out.items() if name != "past_key_values"}
@@ -101,7 +101,7 @@ class TracerBase(ABC):
                 for options in switches
             )
             fields["losses"] = tuple(to_numpy(loss) for loss in losses)
-        return fields, slopes
+        return fields, by_name
 
     def _marginal(self, out: Any, target: Tensor, n_docs: int, pad: int) -> Tensor:
         """RAG-Token: (B, T, V) log p(y_i|x, y_<i). RAG-Sequence: (B, N) log p(z|x) p(y|x, z)."""
@@ -109,9 +109,9 @@ class TracerBase(ABC):
             return self.model.marginalize(out.logits, out.doc_scores, n_docs)
         target = self.math.shift_left(target, pad)
         logits = self.math.split_docs(out.logits, n_docs)
-        each = self.math.target_log_probs(logits, target)  # (B, N, T)
+        log_probs = self.math.target_log_probs(logits, target)  # (B, N, T)
         log_priors = self.math.doc_log_probs(out.doc_scores)
-        return self.math.sequence_joint(each, log_priors, target == pad)
+        return self.math.sequence_joint(log_probs, log_priors, target == pad)
 
     def generate(
         self, inputs: Mapping[str, np.ndarray], n_docs: int, options: Mapping[str, Any]
@@ -138,4 +138,6 @@ class TracerBase(ABC):
 
 
 def _arrays(value: Any) -> Any:
-    return tuple(_arrays(part) for part in value) if isinstance(value, tuple) else to_numpy(value)
+    if isinstance(value, tuple):
+        return tuple(_arrays(part) for part in value)
+    return to_numpy(value)
