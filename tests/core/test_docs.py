@@ -118,6 +118,16 @@ def test_every_entry_has_a_row_and_every_test_named_exists():
         assert f"\ndef {name}(" in source.read_text("utf-8"), f"{file}::{name}"
 
 
+def test_every_file_of_tests_named_exists():
+    pages = [*PAGES, ROOT / "SECURITY.md", ROOT / "conformance" / "README.md"]
+    files = {
+        file
+        for page in pages
+        for file in re.findall(r"\btests/[\w/]+\.py", page.read_text("utf-8"))
+    }
+    assert files and [file for file in sorted(files) if not (ROOT / file).is_file()] == []
+
+
 def test_the_map_of_the_house_is_whole():
     text = (ROOT / "docs" / "design.md").read_text("utf-8")
     wings = {path.parent.name for path in (ROOT / "rag_core").glob("*/__init__.py")}

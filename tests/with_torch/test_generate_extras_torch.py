@@ -1,6 +1,5 @@
-"""What `generate` takes and gives beside tokens.
-
-Decoder prompts, streams, guidance, attentions, hidden states.
+"""What `generate` takes and gives beside tokens, in PyTorch: prompts for the decoder, guidance,
+attentions, hidden states.
 """
 
 import pytest
