@@ -258,6 +258,7 @@ class KnowledgeBase:
         from rag_core.knowledge.documents import find_files
         from rag_core.retrieval import read_faiss
 
+        # Before anything is embedded, which may take hours.
         self._check_columns()
         self.check_encoder(encode)
         files = find_files(paths)
@@ -338,11 +339,12 @@ class KnowledgeBase:
             drop = np.zeros(len(self), bool)
             drop[rows] = True
             return drop
-        drops = []
+        names: list[str] = []
         for batch in read_batches(self._arrow_files()):
-            for name in batch.column("title").to_pylist():
-                drops.append(bool(title(name)) if callable(title) else name == title)
-        return np.array(drops, bool)
+            names += batch.column("title").to_pylist()
+        if callable(title):
+            return np.array([bool(title(name)) for name in names], bool)
+        return np.array([name == title for name in names], bool)
 
     def _check_columns(self) -> None:
         columns = self.dataset().column_names

@@ -350,8 +350,9 @@ def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Doc
             break
         except csv.Error as error:
             raise ValueError(
-                f"{_place(path, begin, rows.line_num)}: {error}. A field that holds the separator, a line break or a "
-                f'quote at its start must stand in double quotes, with quotes inside doubled ("").{_letters(delimiter)}'
+                f"{_place(path, begin, rows.line_num)}: {error}. A field that holds the separator, "
+                "a line break or a quote at its start must stand in double quotes, with quotes "
+                f'inside doubled ("").{_letters(delimiter)}'
             ) from None
         finally:
             csv.field_size_limit(before)

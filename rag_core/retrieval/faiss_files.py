@@ -471,15 +471,15 @@ def build_faiss(
         least = max(MIN_PQ_ROWS, nlist or 1)
         if rows < least:
             raise ValueError(
-                f"kind='ivfpq' needs at least {least} vectors to train its codes, there are "
-                f"{rows}; use kind='flat' or 'hnsw'."
+                f"rows must be at least {least} vectors to train the codes of kind='ivfpq', got "
+                f"{rows}. Use kind='flat' or 'hnsw'."
             )
         index = _untrained_codes(rows, vector_size, metrics[metric], nlist, nprobe, pq_bytes)
         if sample is not None:
             index.train(np.ascontiguousarray(sample, dtype=np.float32))
     _fill(index, blocks, min(rows, train_rows or training_rows(rows, nlist)))
     if index.ntotal != rows:
-        raise ValueError(f"rows={rows} were announced, the blocks held {index.ntotal}.")
+        raise ValueError(f"blocks must hold rows={rows} vectors together, got {index.ntotal}.")
     return index
 
 

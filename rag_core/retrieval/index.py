@@ -183,8 +183,10 @@ class FaissIndex:
         source = self._source(vectors, passages, faiss_index)
         if self._rerank > 1 and isinstance(source, FaissVectors):
             raise ValueError(
-                "rerank ranks candidates by their stored vectors; it needs vectors='stored'."
+                f"rerank must be 1 without stored vectors, got {self._rerank}. It ranks candidates "
+                "by them: it needs vectors='stored'."
             )
+        # Without a row nothing tells the size of its vectors.
         if not len(passages):
             source.vector_size = int(faiss_index.d)
         if source.vector_size != faiss_index.d:
@@ -195,6 +197,7 @@ class FaissIndex:
         self._dataset = passages
         self._faiss = faiss_index
         self._vectors = source
+        # Now rather than at the first question.
         if len(passages) and isinstance(source, FaissVectors):
             self._check_reconstruction()
         self._check_order()
@@ -216,8 +219,8 @@ class FaissIndex:
             )
         if not has_column:
             raise ValueError(
-                f"vectors='stored' needs a column {self._column!r}, found "
-                f"{passages.column_names}; use vectors='index'."
+                f"vectors must be 'index' for passages without a column {self._column!r}, got "
+                f"'stored'. Their columns are {passages.column_names}."
             )
         return ArrowVectors(passages, self._column)
 

@@ -133,7 +133,8 @@ def shorten_documents(
         for one, first_characters in zip(known, starts, strict=True):
             one.guess(first_characters)
         for one, cut, fits in try_cuts(known, [one.high for one in known]):
-            one.low = cut if fits else 0
+            if fits:
+                one.low = cut
     # Binary search for the most words that fit, all prompts abreast so that the tokenizer sees
     # batches.
     while active := [one for one in too_long if one.high - one.low > 1]:

@@ -269,13 +269,17 @@ class RagRetriever(Pushable):
             raise ValueError(f"truncate must be one of {TRUNCATE}, got {truncate!r}.")
         if len(docs) != len(input_strings):
             raise ValueError(
-                f"docs are for {len(docs)} questions, input_strings are {len(input_strings)}."
+                f"docs must be as many as input_strings, {len(input_strings)}, got {len(docs)}. "
+                "Give a dictionary a question."
             )
         short = [
             row for row, doc in enumerate(docs) if min(len(doc["title"]), len(doc["text"])) < n_docs
         ]
         if short:
-            raise ValueError(f"n_docs={n_docs}, but docs of rows {short} hold fewer documents.")
+            raise ValueError(
+                f"docs must hold n_docs={n_docs} documents a question, got fewer in rows {short}. "
+                "Retrieve as many."
+            )
         prefix = prefix or ""
         separators = (self.config.title_sep, self.config.doc_sep)
         prompts = build_prompts(docs, input_strings, prefix, n_docs, *separators)
@@ -351,6 +355,7 @@ class RagRetriever(Pushable):
         """
         from rag_core.tokenization import BatchEncoding
 
+        # Everything of the caller's is looked at before the search, which may take long.
         n_docs = checked_n_docs(n_docs, self.n_docs)
         questions = self._questions(question_input_ids, question_text)
         question_hidden_states = np.asarray(to_numpy(question_hidden_states))
@@ -395,7 +400,9 @@ class RagRetriever(Pushable):
             _refuse_empty("question_text", [not text.strip() for text in question_text])
             return list(question_text)
         if question_input_ids is None:
-            raise ValueError("give question_input_ids or question_text.")
+            raise ValueError(
+                "question_input_ids must be (B, Q) token ids, got None. Give them or question_text."
+            )
         if not isinstance(question_input_ids, list | tuple):
             question_input_ids = to_numpy(question_input_ids).tolist()
         is_list = isinstance(question_input_ids, list | tuple)

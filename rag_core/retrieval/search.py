@@ -50,6 +50,7 @@ def search(
             f"size {size}: the index was built with another encoder. Use the question encoder "
             "that belongs to it, or build the index again."
         )
+    # Faiss reads the memory as it lies.
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if not len(queries):
         return np.zeros((0, n_docs), np.int64), np.zeros((0, n_docs, queries.shape[1]), np.float32)

@@ -65,8 +65,8 @@ class ArrowVectors:
             if number and matrix.shape[1] != self.vector_size:
                 sizes = sorted({self.vector_size, matrix.shape[1]})
                 raise ValueError(
-                    f"column {self._column!r} holds vectors of different sizes: {sizes}; every "
-                    "row needs the same."
+                    f"column {self._column!r} must hold vectors of one size, got different sizes: "
+                    f"{sizes}. Embed all rows with one encoder."
                 )
         return matrix
 
@@ -155,7 +155,7 @@ class FaissVectors:
         """Return float32 vectors, shape ``rows.shape + (D,)``; rows of -1 give zeros."""
         import faiss
 
-        # Where each row lies in inverted lists is told by a map, which takes memory: made when it is
+        # Where each row lies in inverted lists is told by a map, which takes memory: it is made when
         # first needed.
         if not self._mapped:
             inverted = faiss.try_extract_index_ivf(self._index)
@@ -184,7 +184,8 @@ def as_matrix(chunk: Any, column: str) -> np.ndarray:
         )
     if chunk.null_count:
         raise ValueError(
-            f"column {column!r} has {chunk.null_count} rows without a vector; remove or embed them."
+            f"column {column!r} must hold a vector in every row, got {chunk.null_count} rows "
+            "without one. Remove or embed them."
         )
     are_equal = True
     if pa.types.is_fixed_size_list(kind):
@@ -199,7 +200,8 @@ def as_matrix(chunk: Any, column: str) -> np.ndarray:
         are_equal = not np.diff(starts, 2).any()
     if not are_equal or len(values) % len(chunk):
         raise ValueError(
-            f"column {column!r} holds vectors of different sizes; every row needs the same."
+            f"column {column!r} must hold vectors of one size, got different sizes. Embed all rows "
+            "with one encoder."
         )
     if values.null_count:
         raise ValueError(

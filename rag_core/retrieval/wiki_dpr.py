@@ -84,7 +84,10 @@ class WikiDprIndex(LazyIndex):
             refuse_pickle(index_path, "index_path")
         super().__init__(self._open, rerank=rerank)
         if self._rerank > 1 and vectors != "stored":
-            raise ValueError("index_rerank ranks by stored vectors: it needs doc_vectors='stored'.")
+            raise ValueError(
+                f"index_rerank must be 1 without stored vectors, by which it ranks, got "
+                f"{self._rerank}. Set doc_vectors='stored'."
+            )
         self.use_dummy_dataset = use_dummy_dataset
         self.source = dataset
         if dataset == "wiki_dpr" and not Path(dataset).is_dir():

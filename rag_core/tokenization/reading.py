@@ -185,6 +185,7 @@ def read_vocabulary(
 
 
 def _assembled(parts: _Parts) -> TokenizerFiles:
+    # Whatever the library raises or panics at is about these files.
     with reading(parts.where, "and the settings beside it make no tokenizer"):
         files = _built(parts)
         _try(files.backend)
@@ -403,6 +404,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, parts: _Parts) -> None:
         options = {
             # BART's mask stands for a word with the blank before it.
             "lstrip": parts.family is BART and text == config["mask_token"],
+            # Special tokens are looked for in the text as it is written.
             "normalized": not is_special,
             "rstrip": False,
             "single_word": False,

@@ -523,7 +523,9 @@ def within_table(ids: Any, size: int | None, tokenizer: Any) -> Any:
         "reads them as letters"
     )
     fitting = np.where(beyond, unknown, array)
-    return fitting.tolist() if isinstance(ids, list) else fitting
+    if isinstance(ids, list):
+        return fitting.tolist()
+    return fitting
 
 
 def encoded_within(

@@ -61,16 +61,21 @@ class Words:
         model = self.backend.model
         split: list[list[str] | None] = []
         for text in texts:
-            is_known = _KNOWN.fullmatch(text) and not added.search(text)
-            split.append(_WORD.findall(text) if is_known else None)
+            words = None
+            if _KNOWN.fullmatch(text) and not added.search(text):
+                words = _WORD.findall(text)
+            split.append(words)
         # All words first, then all rows: looking for new ones in every row takes a quarter longer.
         for word in {word for words in split for word in words or () if word not in ids}:
             letters = word.encode().decode("latin-1").translate(_HIDDEN)
             ids[word] = [token.id for token in model.tokenize(letters)]
-        return [
-            None if words is None else [index for word in words for index in ids[word]]
-            for words in split
-        ]
+        rows: list[list[int] | None] = []
+        for words in split:
+            row = None
+            if words is not None:
+                row = [index for word in words for index in ids[word]]
+            rows.append(row)
+        return rows
 
 
 def splits_alike(backend: tokenizers.Tokenizer) -> bool:
