@@ -213,6 +213,21 @@ def test_both_backends_refuse_a_bad_argument_with_one_text(asked, call, argument
         assert str(caught.value).startswith(says)
 
 
+@pytest.mark.parametrize("head", ["RagSequenceForGeneration", "RagTokenForGeneration"])
+def test_a_call_looks_at_each_of_its_tensors_once(backend, golden, monkeypatch, head):
+    model = getattr(load_backend(backend), head)(rag_config())
+    checks, shapes = type(model._checks), []
+    bounds = checks.bounds
+
+    def noted(self, tensors):
+        shapes.extend(tuple(tensor.shape) for tensor in tensors)
+        return bounds(self, tensors)
+
+    monkeypatch.setattr(checks, "bounds", noted)
+    model(**{name: golden.integers(value) for name, value in CALLS["forward"].items()})
+    assert sorted(shapes) == [(B, T), (B * N, S), (B * N, S)]  # labels, contexts and their mask
+
+
 @pytest.mark.parametrize("part", ["question_encoder", "generator", "retriever"])
 def test_a_name_is_no_network_and_no_retriever(backend, part):
     """Nothing is read, and no config is blamed."""
