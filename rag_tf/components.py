@@ -13,6 +13,7 @@ from rag_tf import weights as tensors
 from rag_tf.bart import BartForConditionalGeneration
 from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_tf.contexts import CHECKS
+from rag_tf.engine import ENGINE
 from rag_tf.foreign import ForeignGenerator
 from rag_tf.modules import Module
 from rag_tf.pretrained import PretrainedModel, warn_of_prefix
@@ -43,6 +44,7 @@ class RagPretrained(RagComponents, PretrainedModel):
     _part_classes: ClassVar = NETWORKS
     _adapter_class = ForeignGenerator
     _checks = CHECKS
+    _engine = ENGINE
     _math = marginalize
     _shared_options = (*RagComponents._shared_options, "from_pt")
     _passed_on = (*RagComponents._passed_on, "training")
@@ -62,7 +64,9 @@ class RagPretrained(RagComponents, PretrainedModel):
         """
         name, _, rest = path.removeprefix(RAG_HEADS[self.head or "model"]).partition(".")
         part = self._parts()[name]
-        return part.get_submodule(rest) if rest else part
+        if not rest:
+            return part
+        return part.get_submodule(rest)
 
     def modules(self) -> Iterator[Any]:
         """All our modules below, each once; of other libraries' modules nothing."""
@@ -80,8 +84,10 @@ class RagPretrained(RagComponents, PretrainedModel):
 
     def get_bias(self) -> dict[str, Any] | None:
         """What the generator adds to its logits; see `PretrainedModel.get_bias`."""
-        bias = getattr(self.rag.generator, "get_bias", None)
-        return None if bias is None else bias()
+        get_bias = getattr(self.rag.generator, "get_bias", None)
+        if get_bias is None:
+            return None
+        return get_bias()
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(variable.shape) for name, variable in self.named_parameters()}

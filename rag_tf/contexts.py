@@ -33,7 +33,9 @@ def used_length(mask: tf.Tensor) -> tf.Tensor:
 
 def shape_of(value: Any) -> tuple[int | None, ...] | None:
     """The shape as far as it is known, None in place of unknown sizes (or for all of it)."""
-    return None if value.shape.rank is None else tuple(value.shape)
+    if value.shape.rank is None:
+        return None
+    return tuple(value.shape)
 
 
 class Contexts(ContextsBase):
@@ -137,10 +139,11 @@ def search_in_graph(
     Returns:
         What the retriever returns, as tensors; always with `doc_mask`.
     """
+    real = tf.float64 if vectors.dtype == tf.float64 else tf.float32
     dtypes: dict[str, Any] = {
         "context_input_ids": tf.int64,
         "context_attention_mask": tf.int64,
-        "retrieved_doc_embeds": tf.float64 if vectors.dtype == tf.float64 else tf.float32,
+        "retrieved_doc_embeds": real,
         "doc_ids": tf.int64,
         "doc_mask": tf.bool,
     }

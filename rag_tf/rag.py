@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from rag_core.modeling import RagHead, RagSequenceHead, RagTokenHead
 from rag_tf.components import RagPretrained
-from rag_tf.engine import ENGINE
 from rag_tf.keras_model import KerasModel
 from rag_tf.marginalize import rows_marginal, rows_sequence_nll, rows_token_nll
 from rag_tf.rag_model import RagModel
@@ -24,7 +23,6 @@ class _Head(RagHead, RagPretrained, KerasModel):
     """What both heads add to those of `rag_core.modeling`."""
 
     _rag_class = RagModel
-    _engine = ENGINE
     _call_name = "call"
     _rows_nll: Any
 

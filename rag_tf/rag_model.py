@@ -127,6 +127,3 @@ class RagModel(RagModelBase, RagPretrained, KerasModel):
             inputs["past_key_values"] = tf.nest.map_structure(to_device, past)
         training = self._mode(generator, mode.get("training"))
         return generator(**inputs, **accepted(generator, {"training": training}))
-
-    def _repeat_rows(self, x: tf.Tensor, times: int) -> tf.Tensor:
-        return tf.repeat(x, times, 0)

@@ -9,6 +9,7 @@ from rag_torch import marginalize
 from rag_torch.bart import BartForConditionalGeneration
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.contexts import CHECKS
+from rag_torch.engine import ENGINE
 from rag_torch.foreign import ForeignGenerator
 from rag_torch.pretrained import PretrainedModel
 from rag_torch.t5 import T5ForConditionalGeneration
@@ -31,6 +32,7 @@ class RagPretrained(RagComponents, PretrainedModel):
     _part_classes: ClassVar = NETWORKS
     _adapter_class = ForeignGenerator
     _checks = CHECKS
+    _engine = ENGINE
     _math = marginalize
 
     def _check_places(self, **tensors: Any) -> None:

@@ -26,8 +26,10 @@ def used_length(mask: Tensor) -> int:
     """
     if mask.is_meta or torch.compiler.is_compiling():
         return mask.shape[1]
-    used = mask.bool().any(0).nonzero()
-    return int(used[-1]) + 1 if len(used) else 1
+    used = mask.bool().any(dim=0).nonzero()
+    if not len(used):
+        return 1
+    return int(used[-1]) + 1
 
 
 class Contexts(ContextsBase):
@@ -52,7 +54,9 @@ class TensorChecks(InputChecks):
 
     def to_device(self, value: Any, like: Tensor | None = None) -> Tensor:
         tensor = torch.as_tensor(value)
-        return tensor if like is None else tensor.to(like.device)
+        if like is None:
+            return tensor
+        return tensor.to(like.device)
 
     def facts(self, name: str, value: Any) -> TensorFacts:
         value = self.tensor(name, value)
@@ -94,8 +98,9 @@ class TensorChecks(InputChecks):
         devices = {name: getattr(value, "device", None) for name, value in tensors.items()}
         arguments.check_places(
             **{
-                name: None if device is None else torch.device(device).type
+                name: torch.device(device).type
                 for name, device in devices.items()
+                if device is not None
             }
         )
 

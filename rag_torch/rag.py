@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rag_core.modeling import RagHead, RagSequenceHead, RagTokenHead
 from rag_torch.components import RagPretrained
-from rag_torch.engine import ENGINE
 from rag_torch.marginalize import (
     doc_log_probs,
     sequence_nll,
@@ -29,7 +28,6 @@ class _Head(RagHead, RagPretrained):
     """What both heads add to those of `rag_core.modeling`."""
 
     _rag_class = RagModel
-    _engine = ENGINE
 
 
 class RagSequenceForGeneration(RagSequenceHead, _Head):

@@ -40,6 +40,3 @@ class RagModel(RagModelBase, RagPretrained):
 
     def _run_generator(self, mode: dict[str, Any], **inputs: Any) -> Any:
         return self.generator(**inputs)
-
-    def _repeat_rows(self, x: Tensor, times: int) -> Tensor:
-        return x.repeat_interleave(times, 0)

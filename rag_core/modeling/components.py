@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from rag_core.arguments import check_parts
 from rag_core.checkpoint import check_weights, fit_names, fit_weights
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
+from rag_core.generation import Engine
 from rag_core.hub import locating, split_hub_kwargs
 from rag_core.modeling.foreign import module_config
 from rag_core.modeling.inputs import InputChecks
@@ -54,6 +55,7 @@ class RagComponents(PretrainedBase):
         _part_classes: the backend's classes by name, to build parts from.
         _adapter_class: the class around generators of other libraries.
         _checks: the backend's checks of arguments.
+        _engine: the backend's `Engine`.
         _math: the backend's module `marginalize`.
         _shared_options: keywords of loading that go to both parts.
         _passed_on: keywords of a head's call that go on to RagModel's.
@@ -66,6 +68,7 @@ class RagComponents(PretrainedBase):
     _part_classes: ClassVar[Mapping[str, Any]]
     _adapter_class: Any
     _checks: ClassVar[InputChecks]
+    _engine: ClassVar[Engine]
     _math: Any
     _shared_options: ClassVar[tuple[str, ...]] = ("dtype", "torch_dtype", "device", "device_map")
     _passed_on: ClassVar[tuple[str, ...]] = ("question_text",)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from rag_core.arguments import checked_epsilon, checked_n_docs, checked_start, checked_switch
 from rag_core.config import RagConfig
-from rag_core.generation import Engine, next_inputs, rag_sequence_generate, rag_token_generate
+from rag_core.generation import next_inputs, rag_sequence_generate, rag_token_generate
 from rag_core.modeling.answers import answer
 from rag_core.modeling.components import RagComponents
 from rag_core.modeling.inputs import ContextsBase, Tensor
@@ -26,12 +26,10 @@ class RagHead(RagComponents):
 
     Attributes:
         _rag_class: the backend's `RagModel`.
-        _engine: the backend's `Engine`.
         _call_name: what errors call a head's call.
     """
 
     _rag_class: ClassVar[Any]
-    _engine: ClassVar[Engine]
     _call_name = "forward"
 
     def __init__(

@@ -149,21 +149,12 @@ class InputChecks(ABC):
             return _looking_once()
         return nullcontext()
 
-    def known(self, value: Tensor, size: int) -> bool:
-        """Whether a tensor was looked at before in this call, and a table of `size` rows has its
-        ids.
+    def note_repeated(self, repeated: Tensor, value: Tensor, size: int | None) -> None:
+        """Remember that a tensor holds the ids of another one, if that was looked at in this call
+        and a table of `size` rows has its ids.
         """
-        if not self.can_look():  # torch.compile can't trace the next line
-            return False
-        return any(value is seen and rows <= size for seen, rows in _LOOKED_AT.get() or ())
-
-    def note(self, value: Tensor, size: int) -> None:
-        """Remember for the rest of this call that a table of `size` rows has a tensor's ids."""
-        if not self.can_look():
-            return
-        looked_at = _LOOKED_AT.get()
-        if looked_at is not None:
-            looked_at.append((value, size))
+        if size is not None and self.can_look() and _is_known(value, size):
+            _note(repeated, size)
 
     # ids and masks
 
@@ -183,10 +174,10 @@ class InputChecks(ABC):
         """
         if not self.can_look():
             return
-        if ids is None or size is None or self.known(ids, size):
+        if ids is None or size is None or _is_known(ids, size):
             ids = None
         numbers = None
-        if mask is not None and not self.known(mask, _MASK):
+        if mask is not None and not _is_known(mask, _MASK):
             numbers = self._mask_numbers(mask_name, mask)
         looks = [tensor for tensor in (ids, numbers) if tensor is not None]
         if not looks:
@@ -196,10 +187,10 @@ class InputChecks(ABC):
             return
         if ids is not None and size is not None:
             arguments.check_vocabulary(name, *bounds[0], size)
-            self.note(ids, size)
+            _note(ids, size)
         if numbers is not None:
             arguments.check_mask_values(mask_name, *bounds[-1])
-            self.note(mask, _MASK)
+            _note(mask, _MASK)
 
     def _mask_numbers(self, name: str, mask: Tensor) -> Tensor | None:
         """What the bounds of a mask are taken of; None of truth values."""
@@ -315,10 +306,10 @@ class InputChecks(ABC):
         doc_scores = self.tensor("doc_scores", doc_scores)
         arguments.check_scores(self.facts("doc_scores", doc_scores), n_docs)
         scores = self.widen(doc_scores)
-        if self.can_look() and not self.known(scores, _SCORES):
+        if self.can_look() and not _is_known(scores, _SCORES):
             if not self.has_finite_rows(scores):
                 arguments.refuse_scores(to_numpy(doc_scores).tolist())
-            self.note(scores, _SCORES)
+            _note(scores, _SCORES)
         return scores
 
     def checked_questions(
@@ -432,10 +423,28 @@ class InputChecks(ABC):
         return logits, scores, target
 
     def _check_scored(self, target: Tensor, vocabulary: int | None) -> None:
-        if vocabulary is None or not self.can_look() or self.known(target, vocabulary):
+        if vocabulary is None or not self.can_look() or _is_known(target, vocabulary):
             return
         scored = self.masked_fill(target, target == -100, 0)
         self.check_values("target (but for -100)", scored, vocabulary)
+
+
+# torch.compile can't trace the three below: `can_look` is asked before.
+
+
+def _is_known(value: Tensor, size: int) -> bool:
+    """Whether a tensor was looked at before in this call, and a table of `size` rows has its ids."""
+    for seen, rows in _LOOKED_AT.get() or ():
+        if value is seen and rows <= size:
+            return True
+    return False
+
+
+def _note(value: Tensor, size: int) -> None:
+    """Remember for the rest of this call that a table of `size` rows has a tensor's ids."""
+    looked_at = _LOOKED_AT.get()
+    if looked_at is not None:
+        looked_at.append((value, size))
 
 
 @contextmanager

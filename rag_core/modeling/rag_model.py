@@ -83,10 +83,6 @@ class RagModelBase(RagComponents):
         """The generator's output record."""
         raise NotImplementedError
 
-    def _repeat_rows(self, x: Tensor, times: int) -> Tensor:
-        """Each row as often as `times` says, copies side by side: (B, ...) -> (B*N, ...)."""
-        raise NotImplementedError
-
     # the same in both
 
     @property
@@ -416,7 +412,6 @@ class RagModelBase(RagComponents):
             return None
         vocabulary = self._checks.table_size(self.generator)
         target = self._checks.checked_target(name, target, contexts.doc_scores, vocabulary)
-        repeated = self._repeat_rows(target, contexts.n_docs)
-        if vocabulary is not None and self._checks.known(target, vocabulary):
-            self._checks.note(repeated, vocabulary)
+        repeated = self._engine.repeat_rows(target, contexts.n_docs)
+        self._checks.note_repeated(repeated, target, vocabulary)
         return repeated
