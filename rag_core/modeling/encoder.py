@@ -226,5 +226,6 @@ class BertBase(PooledEncoderBase):
     ) -> BertConfig:
         """The config; of a sentence-transformers folder with all that changes its vectors."""
         settings = sentence_settings(name_or_path, **hub)
-        fields = {} if settings is None else settings.config_fields()
-        return super().read_config(name_or_path, hub, {**fields, **overrides})
+        if settings is not None:
+            overrides = {**settings.config_fields(), **overrides}
+        return super().read_config(name_or_path, hub, overrides)

@@ -47,7 +47,9 @@ def accepted(function: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, 
 def module_config(module: Any) -> Any:
     """A module's config; for a module without, an empty one that can be written and read back."""
     config = getattr(module, "config", None)
-    return PretrainedConfig(model_type="custom") if config is None else config
+    if config is None:
+        return PretrainedConfig(model_type="custom")
+    return config
 
 
 def offers_decoding(module: Any) -> bool:
@@ -123,6 +125,7 @@ class ForeignEncoderBase(ForeignModule):
             attention_mask = self._real_tokens(input_ids, pad)
         kwargs = {"attention_mask": attention_mask, "return_dict": True, **kwargs}
         outputs = self.module(input_ids, **accepted(self._function, kwargs))
+        # a bare tensor, or a record or tuple that begins with it
         states = outputs if hasattr(outputs, "shape") else outputs[0]
         if self.pooling == "cls":
             vectors = states[:, 0]
@@ -191,11 +194,12 @@ class ForeignStateBase:
 
         The module's cache is dropped and made again from the prefixes.
         """
-        mask = None if self.mask is None else self._take(self.mask, rows)
-        prefix = None if self.prefix is None else self._take(self.prefix, rows)
-        return replace(
-            self, hidden=self._take(self.hidden, rows), mask=mask, prefix=prefix, past=None
-        )
+        of_these = {"hidden": self._take(self.hidden, rows), "past": None}
+        if self.mask is not None:
+            of_these["mask"] = self._take(self.mask, rows)
+        if self.prefix is not None:
+            of_these["prefix"] = self._take(self.prefix, rows)
+        return replace(self, **of_these)
 
     def keep_past(self, past: Any) -> None:
         """Keep what the module handed back as its cache, if it can be reordered."""
@@ -296,6 +300,7 @@ class ForeignGeneratorBase(ForeignModule):
         prefixes = tokens
         if state.prefix is not None:
             prefixes = self._joined(state.prefix, tokens)
+        # a cache holds what came before
         inputs = prefixes if state.past is None else tokens
         mask = state.mask
         if mask is not None:

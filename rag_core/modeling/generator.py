@@ -200,8 +200,9 @@ class DecoderBase(ABC):
             steps.cross = [(layer[2], layer[3]) for layer in past_key_values]
         states = advance(input_ids, steps, attention_mask, inputs_embeds)
         hidden, attentions, cross_attentions = steps.trace.result()
-        past = steps.cache.past_with(steps.cross) if use_cache else None
-        output = DecoderOutput(states, past, hidden, attentions, cross_attentions)
+        output = DecoderOutput(states, None, hidden, attentions, cross_attentions)
+        if use_cache:
+            output.past_key_values = steps.cache.past_with(steps.cross)
         return output.to_tuple() if return_dict is False else output
 
 
@@ -389,8 +390,11 @@ class GeneratorBase(PretrainedBase):
         self._check(call)
         logits, past, traced, encoded = self._compute(call)
         hidden, attentions, cross_attentions = traced
+        loss = None
+        if call.labels is not None:
+            loss = self._loss(logits, call.labels)
         output = Seq2SeqLMOutput(
-            loss=None if call.labels is None else self._loss(logits, call.labels),
+            loss=loss,
             logits=logits,
             past_key_values=past,
             decoder_hidden_states=hidden,
@@ -677,7 +681,9 @@ def check_positions(kind: str, limit: int, length: Size, advice: str = "") -> No
 def total(*sizes: Size) -> Size:
     """The sum; None where one is not known yet."""
     known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
+    if len(known) < len(sizes):
+        return None
+    return sum(known)
 
 
 def past_length_of(past: Any, target_shape: Sequence[Size]) -> Size:

@@ -199,7 +199,9 @@ class PretrainedBase(Pushable):
     @property
     def base_model(self) -> Any:
         """The network without its head, or this model if it has none."""
-        return getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
+        if not self.base_model_prefix:
+            return self
+        return getattr(self, self.base_model_prefix, self)
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -231,12 +233,15 @@ class PretrainedBase(Pushable):
             )
         from rag_core.generation import transition_scores
 
-        arrays = (to_numpy(each) for each in scores or ())
-        beams = None if beam_indices is None else to_numpy(beam_indices)
-        found = to_tensor(
-            transition_scores(to_numpy(sequences), arrays, beams, normalize_logits), self.framework
+        step_scores = (to_numpy(step) for step in scores or ())
+        if beam_indices is not None:
+            beam_indices = to_numpy(beam_indices)
+        token_scores = to_tensor(
+            transition_scores(to_numpy(sequences), step_scores, beam_indices, normalize_logits),
+            self.framework,
         )
-        return found.to(sequences.device) if self.framework == "pt" else found
+        # TensorFlow finds the place by itself
+        return token_scores.to(sequences.device) if self.framework == "pt" else token_scores
 
     def get_input_embeddings(self) -> Any:
         """The token table."""
@@ -299,8 +304,9 @@ class PretrainedBase(Pushable):
                 module.num_embeddings = rows
         head = self.get_output_embeddings()
         if head is not None:
-            tied = head.weight is old
-            head.weight = resized if tied else self._resized(head.weight, rows, std)
+            if head.weight is not old:
+                resized = self._resized(head.weight, rows, std)
+            head.weight = resized
             head.out_features = rows
         bias = getattr(self, "final_logits_bias", None)
         if bias is not None:
@@ -318,13 +324,12 @@ class PretrainedBase(Pushable):
             exclude_embeddings: leave out tables of vectors (tokens, positions), and what is tied to
                 them.
         """
-        wanted = self._learning() if only_trainable else self.parameters()
-        tables: set[int] = set()
+        weights = self._learning() if only_trainable else self.parameters()
+        left_out: set[int] = set()
         if exclude_embeddings:
-            tables = {
-                id(module.weight) for module in self.modules() if hasattr(module, "num_embeddings")
-            }
-        return sum(math.prod(each.shape) for each in wanted if id(each) not in tables)
+            tables = (module for module in self.modules() if hasattr(module, "num_embeddings"))
+            left_out = {id(table.weight) for table in tables}
+        return sum(math.prod(weight.shape) for weight in weights if id(weight) not in left_out)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the weights, tied ones once.
@@ -332,9 +337,10 @@ class PretrainedBase(Pushable):
         Args:
             return_buffers: count saved and unsaved buffers, too.
         """
-        buffers = self.buffers() if return_buffers and hasattr(self, "buffers") else ()
-        every = itertools.chain(self.parameters(), buffers)
-        return sum(math.prod(each.shape) * _item_size(each.dtype) for each in every)
+        tensors = self.parameters()
+        if return_buffers and hasattr(self, "buffers"):
+            tensors = itertools.chain(tensors, self.buffers())
+        return sum(math.prod(tensor.shape) * _item_size(tensor.dtype) for tensor in tensors)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
@@ -356,8 +362,8 @@ class PretrainedBase(Pushable):
             TypeError: an unknown keyword.
             ValueError: no part of the model can do this.
         """
-        given = dict(gradient_checkpointing_kwargs or {})
-        unknown = sorted(set(given) - set(self.checkpoint_keywords))
+        options = dict(gradient_checkpointing_kwargs or {})
+        unknown = sorted(set(options) - set(self.checkpoint_keywords))
         if unknown:
             known = ", ".join(self.checkpoint_keywords)
             raise TypeError(
@@ -382,9 +388,8 @@ class PretrainedBase(Pushable):
                 )
                 enable(gradient_checkpointing_kwargs)
         if self in able:
-            self._checkpoint(
-                {name: value for name, value in given.items() if name != "use_reentrant"}
-            )
+            options.pop("use_reentrant", None)
+            self._checkpoint(options)
 
     def activation_checkpointing_enable(
         self,
@@ -429,14 +434,9 @@ class PretrainedBase(Pushable):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether some layers keep their input alone; see `gradient_checkpointing_enable`."""
-        others = [part for part in self._networks() if part is not self]
-        own = any(getattr(module, "checkpointing", None) is not None for module in self.modules())
-        # transformers 5 warns of the second
-        names = ("is_activation_checkpointing", "is_gradient_checkpointing")
-        asked = [next((name for name in names if hasattr(type(part), name)), "") for part in others]
-        return own or any(
-            bool(name) and getattr(part, name) for part, name in zip(others, asked, strict=True)
-        )
+        if any(getattr(module, "checkpointing", None) is not None for module in self.modules()):
+            return True
+        return any(_is_checkpointing(part) for part in self._networks() if part is not self)
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -553,7 +553,9 @@ class PretrainedBase(Pushable):
             model = build(config)
         model._load(name_or_path, hub, cls._resolved_dtype(dtype, config), device, weights, source)
         model.eval()
-        return (model, loading_info()) if output_loading_info else model
+        if output_loading_info:
+            return model, loading_info()
+        return model
 
     @classmethod
     def _resolved_device(cls, device: Any, device_map: Any) -> Any:
@@ -563,7 +565,10 @@ class PretrainedBase(Pushable):
             ValueError: several devices, or both arguments.
         """
         chosen = whole_device(device, device_map)
-        return cls._automatic_device() if isinstance(chosen, str) and chosen == "auto" else chosen
+        # another framework's device object may not compare with a name
+        if isinstance(chosen, str) and chosen == "auto":
+            return cls._automatic_device()
+        return chosen
 
     @classmethod
     def _weights_of(
@@ -739,12 +744,11 @@ def rows_wanted(new_num_tokens: int | None, pad_to_multiple_of: int | None, rows
     """
     new_num_tokens = _COUNT("new_num_tokens", new_num_tokens)
     pad_to_multiple_of = _COUNT("pad_to_multiple_of", pad_to_multiple_of)
-    wanted = rows if new_num_tokens is None else new_num_tokens
-    return (
-        wanted
-        if pad_to_multiple_of is None
-        else -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
-    )
+    if new_num_tokens is not None:
+        rows = new_num_tokens
+    if pad_to_multiple_of is None:
+        return rows
+    return math.ceil(rows / pad_to_multiple_of) * pad_to_multiple_of
 
 
 def check_table(name: str, value: Any, old: Any) -> Any:
@@ -753,12 +757,12 @@ def check_table(name: str, value: Any, old: Any) -> Any:
     Raises:
         ValueError: it has not.
     """
-    found = tuple(getattr(getattr(value, "weight", None), "shape", ()))
-    needed = tuple(old.weight.shape)
-    if found != needed:
+    shape = tuple(getattr(getattr(value, "weight", None), "shape", ()))
+    old_shape = tuple(old.weight.shape)
+    if shape != old_shape:
         raise ValueError(
-            f"{name} must be a layer whose weight has the shape {needed} of the one it replaces, "
-            f"got {found or type(value).__name__}. resize_token_embeddings(n) changes the number "
+            f"{name} must be a layer whose weight has the shape {old_shape} of the one it replaces, "
+            f"got {shape or type(value).__name__}. resize_token_embeddings(n) changes the number "
             "of tokens"
         )
     return value
@@ -782,6 +786,15 @@ def _once(
             held = 0
 
 
+def _is_checkpointing(part: Any) -> bool:
+    """Whether a network, perhaps another library's, keeps its layers' inputs alone."""
+    # transformers 5 warns of the second name
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
+        if hasattr(type(part), name):
+            return bool(getattr(part, name))
+    return False
+
+
 def _item_size(dtype: Any) -> int:
-    size = getattr(dtype, "itemsize", None)
-    return dtype.size if size is None else size
+    # TensorFlow calls it by the second name
+    return dtype.itemsize if hasattr(dtype, "itemsize") else dtype.size
