@@ -18,7 +18,6 @@ from rag_core.generation import (
     SearchResult,
     is_native,
 )
-from rag_core.outputs import as_encoder_output
 from rag_tf import contexts, rescoring, step_scores
 from rag_tf.decode_state import DecodeState
 from rag_tf.graph import Graph, search_in_graph
@@ -42,7 +41,6 @@ class TensorEngine(Engine):
     checked_ids = staticmethod(contexts.checked_ids)
     checked_questions = staticmethod(contexts.checked_questions)
     table_size = staticmethod(contexts.table_size)
-    encoder_output = staticmethod(as_encoder_output)
     doc_log_probs = staticmethod(doc_log_probs)
     apply_warpers = staticmethod(step_scores.apply_warpers)
     guided_scores = staticmethod(step_scores.guided_scores)

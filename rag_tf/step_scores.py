@@ -1,8 +1,8 @@
-"""The rules of a decoding step, carried out on tensors: processors, narrowings, and the best candidates.
+"""The rules of a decoding step, carried out on tensors: logits processors and warpers, and the best
+candidates.
 
 What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V
-vocabulary,
-W = K * V scores of a search's K beams, M pairs of a row and an id.
+vocabulary, W = K * V scores of a search's K beams, M pairs of a row and an id.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rag_core.generation import LogitsProcessor, LogitsWarper
 from rag_tf.marginalize import promote, token_log_probs
 from rag_tf.modules import dim
 
-# probabilities that a sum of products of two may still have
+# Marginal probabilities below it are computed by logarithms: their terms may have vanished.
 _SAFE = 1e-30
 
 
@@ -40,7 +40,7 @@ def _filled(scores: tf.Tensor, value: float) -> tf.Tensor:
     return tf.fill(tf.shape(scores), tf.cast(value, scores.dtype))
 
 
-def _shut(scores: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
+def _banned(scores: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
     """`scores` with -inf where the mask is True."""
     return tf.where(where, tf.cast(-np.inf, scores.dtype), scores)
 
@@ -48,9 +48,8 @@ def _shut(scores: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
 def _rank(scores: tf.Tensor) -> tf.Tensor:
     """What to sort by: NaN above all numbers, as in torch; TensorFlow promises no place for it."""
     largest = tf.cast(scores.dtype.max, scores.dtype)
-    return tf.where(
-        tf.math.is_nan(scores), tf.cast(np.inf, scores.dtype), tf.minimum(scores, largest)
-    )
+    infinity = tf.cast(np.inf, scores.dtype)
+    return tf.where(tf.math.is_nan(scores), infinity, tf.minimum(scores, largest))
 
 
 def _log_softmax(scores: tf.Tensor) -> tf.Tensor:
@@ -81,27 +80,26 @@ def normalised(scores: tf.Tensor) -> tf.Tensor:
 
 
 def apply_processors(scores: tf.Tensor, processors: Sequence[LogitsProcessor]) -> tf.Tensor:
-    """Carries out `processors`, in order, on `scores` (R, V); returns new scores (R, V)."""
+    """Carry out logits processors, in order, on `scores` (R, V); new scores (R, V) come back."""
     for processor in processors:
         ids, rows = processor.ids, processor.rows
         if rows is None:
-            every = np.arange(int(scores.shape[0]))
-            ids, rows = np.tile(ids, len(every)), every.repeat(len(ids))
+            all_rows = np.arange(int(scores.shape[0]))
+            rows = all_rows.repeat(len(ids))
+            ids = np.tile(ids, len(all_rows))
         at = tf.constant(np.stack([rows, ids], axis=1), dtype=tf.int64)  # (M, 2)
         if processor.kind == "finite":
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), scores)
             scores = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
         elif processor.kind == "keep":
-            scores = tf.tensor_scatter_nd_update(
-                _filled(scores, -np.inf), at, tf.gather_nd(scores, at)
-            )
+            kept = tf.gather_nd(scores, at)
+            scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, kept)
         elif processor.kind == "force":
             zeros = tf.zeros(len(rows), scores.dtype)
             scores = tf.tensor_scatter_nd_update(_filled(scores, -np.inf), at, zeros)
         else:
-            scores = tf.tensor_scatter_nd_update(
-                scores, at, _changed(tf.gather_nd(scores, at), processor)
-            )
+            changed = _changed(tf.gather_nd(scores, at), processor)
+            scores = tf.tensor_scatter_nd_update(scores, at, changed)
     return scores
 
 
@@ -113,7 +111,7 @@ def _changed(old: tf.Tensor, processor: LogitsProcessor) -> tf.Tensor:
     if processor.kind == "penalise":
         return tf.where(old < 0, old * processor.value, old / processor.value)
     if processor.kind == "decay":
-        # a banned token stays banned: -inf + inf is nan, which is taken for the largest
+        # A banned token stays banned: -inf + inf is nan, which is taken for the largest
         return tf.where(tf.math.is_inf(old), old, old + tf.abs(old) * processor.value)
     raise ValueError(f"unknown kind of logits processor {processor.kind!r}")
 
@@ -121,36 +119,31 @@ def _changed(old: tf.Tensor, processor: LogitsProcessor) -> tf.Tensor:
 def apply_warpers(
     scores: tf.Tensor, warpers: Sequence[LogitsWarper], min_tokens_to_keep: int
 ) -> tf.Tensor:
-    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving
-    `min_tokens_to_keep` or more a row.
+    """Carry out logits warpers, in order, on the distribution softmax(`scores`) (R, V) that is
+    sampled from, leaving `min_tokens_to_keep` tokens or more a row.
     """
     vocab_size = int(scores.shape[-1])
-    least = min(min_tokens_to_keep, vocab_size)
+    min_tokens_to_keep = min(min_tokens_to_keep, vocab_size)
     for warper in warpers:
         if warper.kind == "temperature":
             scores = scores / warper.value
         elif warper.kind == "normalise":
             scores = normalised(scores)
         elif warper.kind == "top_k":
-            kth = _largest(scores, min(max(int(warper.value), least), vocab_size))[0][:, -1:]
-            scores = _shut(scores, scores < kth)
+            count = min(max(int(warper.value), min_tokens_to_keep), vocab_size)
+            scores = _banned(scores, scores < _kth_largest(scores, count))
         elif warper.kind == "top_p":
-            # ascending, of equals the lowest index last: that one stays
-            ordered, order = (x[:, ::-1] for x in _largest(scores, vocab_size))
-            drop = tf.cumsum(_softmax(ordered), axis=-1) <= 1 - warper.value
-            drop = tf.concat([drop[:, :-least], tf.zeros_like(drop[:, -least:])], axis=-1)
-            scores = _shut(scores, _back(drop, order))
+            scores = _top_p(scores, warper.value, min_tokens_to_keep)
         elif warper.kind == "typical_p":
-            scores = _typical(scores, warper.value, least)
+            scores = _typical(scores, warper.value, min_tokens_to_keep)
         elif warper.kind in ("epsilon_cutoff", "eta_cutoff"):
-            probs = _softmax(scores)
             cut: tf.Tensor | float = warper.value
             if warper.kind == "eta_cutoff":
-                cut = tf.minimum(warper.value**0.5 * tf.exp(-_entropy(scores)), warper.value)[
-                    :, None
-                ]
-            best = _largest(scores, least)[0][:, -1:]
-            scores = _shut(scores, (probs < cut) & (scores < best))
+                by_entropy = warper.value**0.5 * tf.exp(-_entropy(scores))  # (R,)
+                cut = tf.minimum(by_entropy, warper.value)[:, None]
+            unlikely = _softmax(scores) < cut
+            spared = scores >= _kth_largest(scores, min_tokens_to_keep)
+            scores = _banned(scores, unlikely & ~spared)
         else:
             raise ValueError(f"unknown kind of logits warper {warper.kind!r}")
     return scores
@@ -165,6 +158,23 @@ def _largest(scores: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.gather(scores, indices, batch_dims=1), indices
 
 
+def _kth_largest(scores: tf.Tensor, count: int) -> tf.Tensor:
+    """(R, V) -> (R, 1)."""
+    values, _ = _largest(scores, count)
+    return values[:, -1:]
+
+
+def _top_p(scores: tf.Tensor, mass: float, min_tokens_to_keep: int) -> tf.Tensor:
+    """Keep the likeliest tokens that make up `mass` together."""
+    # Ascending, of equals the lowest index last: that one stays.
+    ordered, order = _largest(scores, int(scores.shape[-1]))
+    ordered, order = ordered[:, ::-1], order[:, ::-1]
+    drop = tf.cumsum(_softmax(ordered), axis=-1) <= 1 - mass
+    stay = tf.zeros_like(drop[:, -min_tokens_to_keep:])
+    drop = tf.concat([drop[:, :-min_tokens_to_keep], stay], axis=-1)
+    return _banned(scores, _back(drop, order))
+
+
 def _back(sorted_values: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
     """What stands at `order[r, i]` before sorting, from what stands at i after it; (R, V)."""
     return tf.gather(sorted_values, tf.argsort(order, axis=-1), batch_dims=1)
@@ -172,14 +182,15 @@ def _back(sorted_values: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
 
 def _entropy(scores: tf.Tensor) -> tf.Tensor:
     log_probs = _log_softmax(scores)
-    each = tf.exp(log_probs) * log_probs
-    return -tf.reduce_sum(tf.where(tf.math.is_nan(each), tf.zeros_like(each), each), axis=-1)
+    terms = tf.exp(log_probs) * log_probs
+    # A probability of 0 adds nothing: 0 * -inf is NaN.
+    terms = tf.where(tf.math.is_nan(terms), tf.zeros_like(terms), terms)
+    return -tf.reduce_sum(terms, axis=-1)
 
 
-def _typical(scores: tf.Tensor, mass: float, least: int) -> tf.Tensor:
-    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al.
-
-    2022, https://arxiv.org/abs/2202.00666).
+def _typical(scores: tf.Tensor, mass: float, min_tokens_to_keep: int) -> tf.Tensor:
+    """Keep the tokens whose surprise lies nearest the entropy (Meister et al. 2022,
+    https://arxiv.org/abs/2202.00666).
     """
     distance = tf.abs(-_log_softmax(scores) - _entropy(scores)[:, None])
     order = tf.argsort(_rank(distance), axis=-1, stable=True)
@@ -188,8 +199,9 @@ def _typical(scores: tf.Tensor, mass: float, least: int) -> tf.Tensor:
     last = tf.reduce_sum(tf.cast(total < mass, tf.int32), axis=-1, keepdims=True)  # (R, 1)
     last = tf.minimum(last, int(scores.shape[-1]) - 1)
     drop = ordered > tf.gather(ordered, last, batch_dims=1)
-    drop = tf.concat([tf.zeros_like(drop[:, :least]), drop[:, least:]], axis=-1)
-    return _shut(scores, _back(drop, order))
+    stay = tf.zeros_like(drop[:, :min_tokens_to_keep])
+    drop = tf.concat([stay, drop[:, min_tokens_to_keep:]], axis=-1)
+    return _banned(scores, _back(drop, order))
 
 
 def best_candidates(scores: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:

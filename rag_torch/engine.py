@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rag_core.generation import Engine
-from rag_core.outputs import as_encoder_output
 from rag_torch import contexts, rescoring, step_scores
 from rag_torch.layers import Trace
 from rag_torch.marginalize import doc_log_probs, widen
@@ -33,7 +32,6 @@ class TensorEngine(Engine):
     checked_questions = staticmethod(contexts.checked_questions)
     table_size = staticmethod(contexts.table_size)
     used_width = staticmethod(contexts.used_length)
-    encoder_output = staticmethod(as_encoder_output)
     doc_log_probs = staticmethod(doc_log_probs)
     log_softmax = staticmethod(step_scores.log_softmax)
     apply_processors = staticmethod(step_scores.apply_processors)

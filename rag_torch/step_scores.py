@@ -1,8 +1,8 @@
-"""The rules of a decoding step, carried out on tensors: processors, narrowings, and the best candidates.
+"""The rules of a decoding step, carried out on tensors: logits processors and warpers, and the best
+candidates.
 
 What to do is decided in rag_core.generation. Letters: R rows, Q searches, C candidates, V
-vocabulary,
-W = K * V scores of a search's K beams.
+vocabulary, W = K * V scores of a search's K beams.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from rag_core.generation import LogitsProcessor, LogitsWarper
 from rag_torch.marginalize import token_log_probs
 
 _LOWEST = float("-inf")
-# scores looked through at a time for the best, a CPU's way; probabilities that a product of two may
-# still have
-_RUN, _SAFE = 256, 1e-30
+# Scores looked through at a time for the best, which is a CPU's way.
+_RUN = 256
+# Marginal probabilities below it are computed by logarithms: their terms may have vanished.
+_SAFE = 1e-30
 
 
 def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
@@ -68,32 +69,33 @@ def normalised(scores: Tensor) -> Tensor:
 def apply_processors(
     scores: Tensor, processors: Sequence[LogitsProcessor], inplace: bool = False
 ) -> Tensor:
-    """Carries out `processors`, in order, on `scores` (R, V).
+    """Carry out logits processors, in order, on `scores` (R, V).
 
     Returns new scores (R, V), or with `inplace` the same ones.
     """
     if not processors:
         return scores
-    everyone = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    all_rows = torch.arange(scores.shape[0], device=scores.device)[:, None]
     for processor in processors:
-        ids = torch.as_tensor(processor.ids, device=scores.device)
-        at: tuple[Tensor, Tensor] = (everyone, ids)
+        rows = all_rows
         if processor.rows is not None:
-            at = (torch.as_tensor(processor.rows, device=scores.device), ids)
+            rows = torch.as_tensor(processor.rows, device=scores.device)
+        at = rows, torch.as_tensor(processor.ids, device=scores.device)
         if processor.kind == "finite":
             limits = torch.finfo(scores.dtype)
             scores = torch.nan_to_num(scores, nan=0.0, posinf=limits.max, neginf=limits.min)
         elif processor.kind == "keep":
-            shut = torch.ones_like(scores, dtype=torch.bool)
-            shut[at] = False
-            scores = scores.masked_fill(shut, _LOWEST)
+            banned = torch.ones_like(scores, dtype=torch.bool)
+            banned[at] = False
+            scores = scores.masked_fill(banned, _LOWEST)
         elif processor.kind == "force":
             scores = torch.full_like(scores, _LOWEST)
             scores[at] = 0.0
         else:
-            scores = scores if inplace else scores.clone()
+            if not inplace:
+                scores = scores.clone()
             scores[at] = _changed(scores[at], processor)
-        inplace = True
+        inplace = True  # from the first one on they are ours
     return scores
 
 
@@ -105,7 +107,7 @@ def _changed(old: Tensor, processor: LogitsProcessor) -> Tensor | float:
     if processor.kind == "penalise":
         return torch.where(old < 0, old * processor.value, old / processor.value)
     if processor.kind == "decay":
-        # a banned token stays banned: -inf + inf is nan, which topk takes for the largest
+        # A banned token stays banned: -inf + inf is nan, which topk takes for the largest
         return torch.where(old.isinf(), old, old + old.abs() * processor.value)
     raise ValueError(f"unknown kind of logits processor {processor.kind!r}")
 
@@ -113,39 +115,49 @@ def _changed(old: Tensor, processor: LogitsProcessor) -> Tensor | float:
 def apply_warpers(
     scores: Tensor, warpers: Sequence[LogitsWarper], min_tokens_to_keep: int
 ) -> Tensor:
-    """Narrows the distribution softmax(`scores`) (R, V) that is sampled from, leaving
-    `min_tokens_to_keep` or more a row.
+    """Carry out logits warpers, in order, on the distribution softmax(`scores`) (R, V) that is
+    sampled from, leaving `min_tokens_to_keep` tokens or more a row.
     """
     vocab_size = scores.shape[-1]
-    least = min(min_tokens_to_keep, vocab_size)
+    min_tokens_to_keep = min(min_tokens_to_keep, vocab_size)
     for warper in warpers:
         if warper.kind == "temperature":
             scores = scores / warper.value
         elif warper.kind == "normalise":
             scores = normalised(scores)
         elif warper.kind == "top_k":
-            kth = scores.topk(min(max(int(warper.value), least), vocab_size), dim=-1).values[:, -1:]
-            scores = scores.masked_fill(scores < kth, _LOWEST)
+            count = min(max(int(warper.value), min_tokens_to_keep), vocab_size)
+            scores = scores.masked_fill(scores < _kth_largest(scores, count), _LOWEST)
         elif warper.kind == "top_p":
-            # ascending, of equals the lowest index last: that one stays
-            ordered, order = (x.flip(-1) for x in scores.sort(dim=-1, descending=True, stable=True))
-            drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - warper.value
-            drop[:, -least:] = False
-            scores = scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
+            scores = _top_p(scores, warper.value, min_tokens_to_keep)
         elif warper.kind == "typical_p":
-            scores = _typical(scores, warper.value, least)
+            scores = _typical(scores, warper.value, min_tokens_to_keep)
         elif warper.kind in ("epsilon_cutoff", "eta_cutoff"):
-            probs = scores.softmax(dim=-1)
             cut: Tensor | float = warper.value
             if warper.kind == "eta_cutoff":
-                cut = (warper.value**0.5 * torch.exp(-_entropy(scores))).clamp(max=warper.value)[
-                    :, None
-                ]
-            best = scores.topk(least, dim=-1).values[:, -1:]
-            scores = scores.masked_fill((probs < cut) & (scores < best), _LOWEST)
+                by_entropy = warper.value**0.5 * torch.exp(-_entropy(scores))  # (R,)
+                cut = by_entropy.clamp(max=warper.value)[:, None]
+            unlikely = scores.softmax(dim=-1) < cut
+            spared = scores >= _kth_largest(scores, min_tokens_to_keep)
+            scores = scores.masked_fill(unlikely & ~spared, _LOWEST)
         else:
             raise ValueError(f"unknown kind of logits warper {warper.kind!r}")
     return scores
+
+
+def _kth_largest(scores: Tensor, count: int) -> Tensor:
+    """(R, V) -> (R, 1)."""
+    return scores.topk(count, dim=-1).values[:, -1:]
+
+
+def _top_p(scores: Tensor, mass: float, min_tokens_to_keep: int) -> Tensor:
+    """Keep the likeliest tokens that make up `mass` together."""
+    # Ascending, of equals the lowest index last: that one stays.
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    ordered, order = ordered.flip(-1), order.flip(-1)
+    drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - mass
+    drop[:, -min_tokens_to_keep:] = False
+    return scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
 
 
 def _entropy(scores: Tensor) -> Tensor:
@@ -153,17 +165,16 @@ def _entropy(scores: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).nansum(dim=-1)
 
 
-def _typical(scores: Tensor, mass: float, least: int) -> Tensor:
-    """Keeps the tokens whose surprise lies nearest the entropy (Meister et al.
-
-    2022, https://arxiv.org/abs/2202.00666).
+def _typical(scores: Tensor, mass: float, min_tokens_to_keep: int) -> Tensor:
+    """Keep the tokens whose surprise lies nearest the entropy (Meister et al. 2022,
+    https://arxiv.org/abs/2202.00666).
     """
     distance = (-scores.log_softmax(dim=-1) - _entropy(scores)[:, None]).abs()
     ordered, order = distance.sort(dim=-1, stable=True)
     total = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
     last = (total < mass).sum(dim=-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
     drop = ordered > ordered.gather(1, last)
-    drop[:, :least] = False
+    drop[:, :min_tokens_to_keep] = False
     return scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
 
 
@@ -180,12 +191,11 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     tied = (values[:, count:] == values[:, count - 1 : count]).any()
     values, indices = values[:, :count], indices[:, :count]
     if bool(tied):
-        # a tie across the border: the larger ones by value, then the tied ones by index
-        least = values[:, -1:]
+        # A tie across the border: the larger ones by value, then the tied ones by index.
+        smallest = values[:, -1:]
         place = torch.arange(scores.shape[-1], device=scores.device)
-        rank = torch.where(
-            scores > least, -1, torch.where(scores == least, place, scores.shape[-1])
-        )
+        rank_of_rest = torch.where(scores == smallest, place, scores.shape[-1])
+        rank = torch.where(scores > smallest, -1, rank_of_rest)
         indices = rank.topk(count, dim=-1, largest=False).indices
         values = scores.gather(-1, indices)
     return values, indices
@@ -198,10 +208,10 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     runs = scores.shape[-1] // _RUN
     if scores.device.type != "cpu" or runs <= 4 * count:
         return scores.topk(count, dim=-1)
-    cut = scores[:, : runs * _RUN].unflatten(-1, (runs, _RUN))
-    best = cut.amax(-1).topk(count, dim=-1).indices  # (Q, count)
-    place = (best[..., None] * _RUN + torch.arange(_RUN)).flatten(1)  # (Q, count * _RUN)
+    whole_runs = scores[:, : runs * _RUN].unflatten(-1, (runs, _RUN))
+    best_runs = whole_runs.amax(-1).topk(count, dim=-1).indices  # (Q, count)
+    places = (best_runs[..., None] * _RUN + torch.arange(_RUN)).flatten(1)  # (Q, count * _RUN)
     rest = torch.arange(runs * _RUN, scores.shape[-1]).expand(len(scores), -1)
-    place = torch.cat([place, rest], dim=1)
-    values, at = scores.gather(1, place).topk(count, dim=-1)
-    return values, place.gather(1, at)
+    places = torch.cat([places, rest], dim=1)
+    values, at = scores.gather(1, places).topk(count, dim=-1)
+    return values, places.gather(1, at)

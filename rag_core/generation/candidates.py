@@ -89,6 +89,7 @@ def collect_candidates(
     exists = np.zeros((questions, most), dtype=bool)
     first = np.zeros((questions, most), dtype=np.int64)
     for b, chosen in enumerate(candidates):
+        # Beyond a question's own longest sequence the searches' filler gives way to the generator's.
         width, count = int(lengths[b].max()), len(chosen)
         tokens[b, :count, :width] = sequences[b, chosen, :width]
         exists[b, :count] = True
@@ -120,6 +121,7 @@ def prefix_tree(tokens: np.ndarray, lengths: np.ndarray) -> PrefixTree:
     parents = np.full(len(tokens), -1)
     ends: list[np.ndarray] = []
     count = 0
+    # Place by place, so that a beginning is known by the one it continues and its last token.
     for place in range(int(lengths.max())):
         longer = np.flatnonzero(lengths > place)
         pairs = np.stack([parents[longer], tokens[longer, place]], axis=1)

@@ -33,7 +33,7 @@ from rag_core.generation.inputs import check_embeds, check_one_of
 from rag_core.generation.loop import run_search
 from rag_core.generation.model_options import returned_sequences, sequence_options, token_options
 from rag_core.generation.rescoring import fast_scores, thorough_scores
-from rag_core.outputs import GenerateOutput
+from rag_core.outputs import GenerateOutput, as_encoder_output
 
 
 def rag_token_generate(
@@ -276,7 +276,7 @@ def _encoded_contexts(
         name, outputs = "inputs_embeds", None
         states = engine.tensor(inputs_embeds)
     else:
-        name, outputs = "encoder_outputs[0]", engine.encoder_output(encoder_outputs)
+        name, outputs = "encoder_outputs[0]", as_encoder_output(encoder_outputs)
         states = engine.tensor(outputs.last_hidden_state)
     check_embeds(name, states.shape, generator.get_input_embeddings().embedding_dim)
     mask = engine.bool_mask(attention_mask, states)
@@ -380,11 +380,13 @@ def generate_sequence(
     ids, generator = contexts.context_input_ids, model.generator
     read = trim(engine, ids, _searches_mask(engine, ids, None, options))
     beams = beams_of(options)
+    # One search for each document, and all those of a question begin with the same tokens.
     questions = int(contexts.doc_scores.shape[0])
     starts = hooks.begin(options, questions, int(ids.shape[0]) * beams)
     searched = encode(engine, generator, *read, options)
     decoder = _decoder(engine, generator, searched, options, hooks, None, questions)
-    state: Any = decoder.state  # before the search lets go of contexts
+    # The state of all contexts serves the weighing, too; the search lets go of some.
+    state: Any = decoder.state
     result, step_scores = run_search(decoder, options, hooks, ids, starts)
     candidates = collect_candidates(
         result,
@@ -393,10 +395,11 @@ def generate_sequence(
         do_deduplication=do_deduplication,
     )
     log_priors = engine.doc_log_probs(contexts.doc_scores)  # (B, N)
+    # The caller's mask counts when candidates are weighed, though the searches read theirs off the
+    # pad tokens (compatibility Q23).
     encoded: Encoded | None = searched
     mask = engine.bool_mask(contexts.context_attention_mask, ids)
     if not engine.same_mask(mask, searched.mask):
-        # The caller's mask counts when candidates are weighed, and the searches had another one.
         encoded = state = None
     if decoding == "fast":
         scores = fast_scores(candidates, result, to_numpy(log_priors), beams)
@@ -473,6 +476,7 @@ def _decoder(
     )
     if negative is None or options.guidance_scale is None:
         return decoder
+    # RAG-Sequence has a search for each document; what they are contrasted with is the question's.
     copies = decoder.searches // questions
     unconditional = Decoder(
         engine,

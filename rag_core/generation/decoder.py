@@ -15,6 +15,7 @@ import numpy as np
 
 from rag_core.generation.config import GenerationConfig
 from rag_core.generation.engine import Engine, Tensor, is_native
+from rag_core.outputs import as_encoder_output
 
 
 def traced_parts(options: GenerationConfig) -> tuple[bool, bool] | None:
@@ -252,7 +253,7 @@ def encode(
         output_attentions=options.output_attentions,
         output_hidden_states=options.output_hidden_states,
     )
-    return as_encoded(engine.encoder_output(outputs), mask, options)
+    return as_encoded(as_encoder_output(outputs), mask, options)
 
 
 def as_encoded(outputs: Any, mask: Tensor, options: GenerationConfig) -> Encoded:

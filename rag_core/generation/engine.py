@@ -143,14 +143,6 @@ class Engine(Protocol):
         """How many ids a module's token table holds; None if it doesn't say."""
         ...
 
-    def encoder_output(self, value: Any) -> Any:
-        """An `EncoderOutput` of what users keep of an encoder's: a record, a tuple, a tensor.
-
-        Raises:
-            TypeError: something else.
-        """
-        ...
-
     def generation_context(self, model: Any) -> AbstractContextManager[Any]:
         """Within it a model generates: without gradients, in the precision of its calls.
 

@@ -104,6 +104,7 @@ class StepRules:
         self.prefix_fn, self.batch_ids = prefix_allowed_tokens_fn, batch_ids
         self.eos = _ids(options.eos_token_ids)
         self.bias = self._checked_sequences("sequence_bias", (options.sequence_bias or {}).items())
+        # 4.37.2 lets a bad word pass that is the end token alone.
         words = [
             (word, -np.inf)
             for word in options.bad_words_ids or []
@@ -198,6 +199,7 @@ class StepRules:
         if self.bad_words:
             processors += self._biases(tokens, self.bad_words, "ban")
         new = t - self.prompt_length
+        # 4.37.2 counts the prompt in min_length, and not in min_new_tokens.
         too_short = t < (options.min_length or 0) or new < (options.min_new_tokens or 0)
         if len(self.eos) and too_short:
             processors.append(LogitsProcessor("ban", self.eos))
@@ -250,6 +252,7 @@ class StepRules:
             values_of.append(np.full(len(rows), value, dtype=np.float32))
         if not rows_of:
             return []
+        # A pair may be hit by several sequences: their values add up, and it is changed once.
         pairs = np.stack([np.concatenate(rows_of), np.concatenate(ids_of)], axis=1)
         unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
         total = np.zeros(len(unique), dtype=np.float32)

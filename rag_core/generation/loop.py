@@ -84,6 +84,7 @@ class _Loop(ABC):
         self.rules: StepRules | None = None
         self.warpers = logits_warpers(options)
         self.min_tokens_to_keep = min_tokens_to_keep(options)
+        # Drawn once a call, so that the framework's own seed repeats it.
         self.seed = hooks.seed
         if self.seed is None and options.do_sample:
             self.seed = self.engine.draw_seed()
@@ -227,6 +228,7 @@ class _RowLoop(_Loop):
         scores = self.processed(rows, scores, inplace=decoder.is_new)
         tokens, log_probs = self.engine.choose_tokens(scores, self.noise(scores))
         self.stream(search.step(tokens, log_probs))
+        # Rows of a search go together: samples of one question share its contexts.
         if not search.done:
             decoder.drop(search.finished.reshape(decoder.searches, -1).min(axis=1))
 
@@ -265,6 +267,7 @@ class _BeamLoop(_Loop):
             inplace=not were_shown,
         )
         sums, places = order_candidates(sums, places, search.candidates)  # (q, C)
+        # Searches that are over have no candidates; their rows are not looked at.
         all_sums = np.zeros((search.searches, sums.shape[1]), dtype=sums.dtype)
         all_places = np.zeros((search.searches, sums.shape[1]), dtype=np.int64)
         all_sums[active], all_places[active] = sums, places

@@ -91,6 +91,7 @@ def answer(
         contexts = model._contexts(ids, mask, None, None, None, n_docs, question_text)
         rows, options, encoded = _generate(engine, model, contexts, generate_kwargs)  # (B, n, L)
         log_probs = _log_probs(engine, model, contexts, encoded, rows)  # (B, N, n, L-1)
+        # In float64 from here on: probabilities of few numbers, of which the caller takes sums.
         log_priors = to_numpy(engine.doc_log_probs(contexts.doc_scores)).astype(np.float64)
     counted = _counted(rows, options, model.config.generator.pad_token_id)
     passages = _Passages(model.retriever, contexts, np.exp(log_priors))
@@ -170,6 +171,7 @@ def _counted(rows: np.ndarray, options: GenerationConfig, generator_pad: int | N
         counted &= targets != options.pad_token_id
     is_filler = (rows == generator_pad).all(axis=-1)  # (B, n)
     counted &= ~is_filler[..., None]
+    # A start token that the prompt or forced_bos_token_id wrote again says nothing of the answer.
     if options.bos_token_id is not None:
         counted[..., 0] &= targets[..., 0] != options.bos_token_id
     return counted
@@ -185,6 +187,7 @@ def _posterior(
         joint: (N, T) log p(y_i|x, z, y_<i).
         log_priors: (N,) log p(z|x), -inf where there is no passage.
     """
+    # Where the search found too few passages, the filler weighs nothing, whatever it says.
     exists = np.isfinite(log_priors)
     if _is_sequence(model):
         of_passages = np.where(exists, joint.sum(axis=1) + log_priors, -np.inf)  # (N,)
