@@ -97,7 +97,7 @@ class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
         # graph.
         traced = call.output_attentions or call.output_hidden_states
         body = self._encode if traced else self.graph("body", self._encode)
-        with self.placed():
+        with self.on_device():
             states = body(
                 call.input_ids,
                 mask,

@@ -102,9 +102,9 @@ class TensorEngine(Engine):
 
     def on_device(self, module: Any) -> AbstractContextManager[Any]:
         # TensorFlow places a generator of one's own itself.
-        if not hasattr(module, "placed"):
+        if not hasattr(module, "on_device"):
             return nullcontext()
-        return module.placed()
+        return module.on_device()
 
     def draw_seed(self) -> int:
         return int(tf.random.uniform((), maxval=2**62, dtype=tf.int64))

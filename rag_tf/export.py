@@ -29,21 +29,17 @@ from rag_tf.seq2seq import Generator
 _Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 # what a `generate` call may be given besides, and a file can't hold
 _PYTHON = (
-    *(
-        "logits_processor",
-        "stopping_criteria",
-        "prefix_allowed_tokens_fn",
-        "streamer",
-        "seed",
-        "decoder_input_ids",
-    ),
-    *(
-        "negative_prompt_ids",
-        "negative_prompt_attention_mask",
-        "question_text",
-        "input_ids",
-        "attention_mask",
-    ),
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+    "seed",
+    "decoder_input_ids",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "question_text",
+    "input_ids",
+    "attention_mask",
 )
 _RETURNED = (
     "return_dict_in_generate",
@@ -64,7 +60,7 @@ def export_saved_model(
     generation_config: Any = None,
     **options: Any,
 ) -> Path:
-    """Writes `model.generate`, from contexts on, as a SavedModel.
+    """Write `model.generate`, from contexts on, as a SavedModel.
 
     Both signatures, "serving_default" with int64 and "serving_int32" with int32 ids, take
     `context_input_ids` and `context_attention_mask` (B*N, S) and `doc_scores` (B, N), at any B, N
@@ -149,10 +145,10 @@ def _program(
         (_PYTHON, "is given to each call of generate()"),
         (_RETURNED, "returns what an export leaves out"),
     ):
-        asked = [name for name in names if keywords.get(name)]
-        if asked:
+        refused = [name for name in names if keywords.get(name)]
+        if refused:
             raise ValueError(
-                f"{', '.join(asked)} can't be exported ({asked[0]} {why}): leave it out"
+                f"{', '.join(refused)} can't be exported ({refused[0]} {why}): leave it out"
             )
     if max_length is not None:
         keywords["max_length"] = max_length
@@ -162,21 +158,23 @@ def _program(
                 "do_deduplication is an option of RAG-Sequence; this is a RAG-Token model: leave "
                 "it out"
             )
-        given = {"num_beams": num_beams, "num_return_sequences": num_return_sequences}
-        keywords |= {name: value for name, value in given.items() if value is not None}
+        if num_beams is not None:
+            keywords["num_beams"] = num_beams
+        if num_return_sequences is not None:
+            keywords["num_return_sequences"] = num_return_sequences
         options = token_options(model, generation_config, **keywords)
         _check(model.generator, options)
         return partial(token_graph, model, options)
     options = sequence_options(model, num_beams, generation_config, **keywords)
     _check(model.generator, options)
+    if do_deduplication is None:
+        do_deduplication = model.config.do_deduplication
     return partial(
         sequence_graph,
         model,
         options,
         num_return_sequences=returned_sequences(model, num_return_sequences, generation_config),
-        do_deduplication=model.config.do_deduplication
-        if do_deduplication is None
-        else bool(do_deduplication),
+        do_deduplication=bool(do_deduplication),
     )
 
 
@@ -193,16 +191,20 @@ def _check(generator: Generator, options: GenerationConfig) -> None:
 
 def _traced(generator: Generator, program: _Program) -> tuple[tf.Module, dict[str, Any]]:
     """What tf.saved_model.save is given: weights and graphs."""
-    wide = tf.float64 if generator.dtype == tf.float64 else tf.float32
+    # Document scores are float32 or better, whatever the model's type.
+    wide = tf.float32
+    if generator.dtype == tf.float64:
+        wide = tf.float64
     limit = getattr(generator.config, "max_position_embeddings", None)
     table = generator.get_input_embeddings().num_embeddings
 
     def specs(ids: tf.DType) -> list[tf.TensorSpec]:
-        contexts = [
-            tf.TensorSpec([None, None], ids, n)
-            for n in ("context_input_ids", "context_attention_mask")
+        anything = [None, None]
+        return [
+            tf.TensorSpec(anything, ids, "context_input_ids"),
+            tf.TensorSpec(anything, ids, "context_attention_mask"),
+            tf.TensorSpec(anything, wide, "doc_scores"),
         ]
-        return [*contexts, tf.TensorSpec([None, None], wide, "doc_scores")]
 
     @tf.function(input_signature=specs(tf.int64), autograph=False)
     def run(ids: tf.Tensor, mask: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -232,7 +234,8 @@ def _traced(generator: Generator, program: _Program) -> tuple[tf.Module, dict[st
         )
 
     holder = tf.Module()
-    holder.weights, holder.generate = list(generator.parameters()), generate
+    holder.weights = list(generator.parameters())
+    holder.generate = generate
     types = {"serving_default": tf.int64, "serving_int32": tf.int32}
     return holder, {
         name: generate.get_concrete_function(*specs(dtype)) for name, dtype in types.items()
@@ -241,9 +244,9 @@ def _traced(generator: Generator, program: _Program) -> tuple[tf.Module, dict[st
 
 @contextlib.contextmanager
 def _without_dropout(generator: Generator) -> Iterator[None]:
-    learning = generator.in_training(None)
+    learns = generator.in_training(None)
     try:
         generator.eval()
         yield
     finally:
-        generator.train(learning)
+        generator.train(learns)

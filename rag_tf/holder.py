@@ -69,7 +69,9 @@ class WeightHolder:
 
     def in_training(self, training: bool | None) -> bool:
         """The switch of one call: None means what `train()` and `eval()` set."""
-        return self._train_mode if training is None else bool(training)
+        if training is None:
+            return self._train_mode
+        return bool(training)
 
     def graph(self, name: str, function: Callable[..., Any], keep_last: bool = False) -> Graph:
         """This model's graph of that name, made from `function` when it is first asked for.
@@ -96,12 +98,16 @@ class WeightHolder:
         object.__setattr__(self, "_version", self._version + 1)
 
     @contextlib.contextmanager
-    def placed(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """Within it TensorFlow computes where this model's weights are.
 
         Inside a graph it changes nothing.
         """
-        with tf.device(self.device) if tf.executing_eagerly() else contextlib.nullcontext():
+        # A graph that names a device runs on no machine without it.
+        if not tf.executing_eagerly():
+            yield
+            return
+        with tf.device(self.device):
             yield
 
     @property
@@ -141,15 +147,17 @@ class WeightHolder:
         from rag_core.checkpoint import check_weights
 
         state_dict = with_ties(state_dict, tensors.tied_names(self))
-        own = dict(self.named_parameters())
-        shapes = {name: tuple(variable.shape) for name, variable in own.items()}
-        found = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
+        variables = dict(self.named_parameters())
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        new_shapes = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
         if not strict:
-            found = {name: shape for name, shape in found.items() if name in own}
-            shapes = {name: shape for name, shape in shapes.items() if name in found}
-        check_weights(shapes, found, source="state_dict")
+            common = shapes.keys() & new_shapes.keys()
+            shapes = {name: shape for name, shape in shapes.items() if name in common}
+            new_shapes = {name: shape for name, shape in new_shapes.items() if name in common}
+        check_weights(shapes, new_shapes, source="state_dict")
         for name in shapes:
-            own[name].assign(tf.cast(tf.convert_to_tensor(state_dict[name]), own[name].dtype))
+            value = tf.convert_to_tensor(state_dict[name])
+            variables[name].assign(tf.cast(value, variables[name].dtype))
 
     def to(self: Holder, *args: Any, dtype: Any = None, device: Any = None) -> Holder:
         """Give the weights another type, another place, or both; new variables take the place of
@@ -174,15 +182,19 @@ class WeightHolder:
                 device = value
             elif value is not None:
                 dtype = value
-        wanted = None if dtype is None else resolve_dtype(dtype, self.config)
-        place = self.device if device is None else tensors.resolve_device(device)
+        new_dtype = None
+        if dtype is not None:
+            new_dtype = resolve_dtype(dtype, self.config)
+        place: str | None = self.device
+        if device is not None:
+            place = tensors.resolve_device(device)
 
         def change(name: str, variable: Any) -> Any:
-            if wanted is None or not variable.dtype.is_floating:
+            if new_dtype is None or not variable.dtype.is_floating:
                 return variable.read_value()
-            return tf.cast(
-                variable, tf.float32 if wanted == tf.float16 and needs_float32(name) else wanted
-            )
+            if new_dtype == tf.float16 and needs_float32(name):
+                return tf.cast(variable, tf.float32)
+            return tf.cast(variable, new_dtype)
 
         tensors.replace_all(self, change, place)
         return self
@@ -211,11 +223,11 @@ def resolve_dtype(dtype: Any, config: Any) -> tf.DType | None:
         name = str(dtype).rpartition(".")[2]
         value = _OLD_NAMES.get(name, name)
     try:
-        found = tf.as_dtype(value)
+        resolved = tf.as_dtype(value)
     except TypeError:
-        found = None
-    if found is None or not found.is_floating:
+        resolved = None
+    if resolved is None or not resolved.is_floating:
         raise ValueError(
             f"dtype must be a floating-point TensorFlow dtype, its name or 'auto', got {dtype!r}"
         )
-    return found
+    return resolved

@@ -47,7 +47,7 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         return tensors.tied_names(self)
 
     def _resized(self, weight: Any, rows: int, std: float, axis: int = 0) -> tf.Variable:
-        with self.placed():
+        with self.on_device():
             turned = tf.transpose(weight) if axis else weight
             fresh = tensors.resized(turned, rows, std)
             fresh = tf.transpose(fresh) if axis else fresh

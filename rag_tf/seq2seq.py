@@ -353,14 +353,14 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         state.reserve(length)
 
     def _eagerly(self, _: str, function: Callable[..., Any], *args: Any) -> Any:
-        with self.placed():
+        with self.on_device():
             return function(*args)
 
     def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         graph = self.graph(name, function)
         if not tf.executing_eagerly():
             return graph(*args)
-        with self.placed():
+        with self.on_device():
             return graph(*args)
 
 
