@@ -211,7 +211,8 @@ class _BartStack(Module):
     ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-            inputs_embeds = inputs_embeds if self.scale == 1 else inputs_embeds * self.scale
+            if self.scale != 1:
+                inputs_embeds = inputs_embeds * self.scale
         if positions is None:
             if tf.executing_eagerly():
                 self.check_length(int(start) + inputs_embeds.shape[1])
@@ -269,7 +270,9 @@ class BartEncoder(_BartStack):
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
         x = self.embed_tokens(packing.pick(input_ids))  # (P, d)
-        x = self._placed(x if self.scale == 1 else x * self.scale, packing.positions, training)
+        if self.scale != 1:
+            x = x * self.scale
+        x = self._placed(x, packing.positions, training)
         mask = key_mask(packing.mask)
         options = self.checkpointing if training else None
         for layer in self.layers:
@@ -338,9 +341,9 @@ class BartDecoder(Decoder, _BartStack):
                 x, keys_values, mask, contexts, cross_mask, folded, trace.want_attentions, training
             )
 
-        options, hidden = (
-            (None, None) if on_demand is None else (self.checkpointing, on_demand.hidden)
-        )
+        options, hidden = None, None
+        if on_demand is not None:
+            options, hidden = self.checkpointing, on_demand.hidden
         for index in range(len(self.layers)):
             trace.hidden(x)
             after, weights, cross_weights = checkpointed(
@@ -377,6 +380,7 @@ class BartForConditionalGeneration(BartGenerator, Generator):
         self.model.decoder.check_length(length)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits, bias = self.lm_head(hidden), tf.cast(self.final_logits_bias[0], hidden.dtype)
+        logits = self.lm_head(hidden)
+        bias = tf.cast(self.final_logits_bias[0], hidden.dtype)
         # Beside a product of rank 2, this form of the sum costs nothing.
         return tf.nn.bias_add(logits, bias) if logits.shape.rank == 2 else logits + bias

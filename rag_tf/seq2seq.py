@@ -129,7 +129,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         """(..., d) -> (..., V)."""
 
     def _ids(self, name: str, ids: Any, rows: int | None = None) -> Tensor:
-        ids = None if ids is None else tf.convert_to_tensor(ids)
+        if ids is not None:
+            ids = tf.convert_to_tensor(ids)
         # int64 always: another type would be another graph
         return tf.cast(checked_ids(name, ids, rows), tf.int64)
 
@@ -203,6 +204,9 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             past = tuple(tuple(layer) for layer in past)
         mask = _mask(call.attention_mask)
         traced = call.output_attentions or call.output_hidden_states
+        states = None
+        if encoded is not None:
+            states = tf.convert_to_tensor(encoded.last_hidden_state)
         # What is handed back, and what came from an earlier call, has all columns.
         may_pack = encoded is past is call.inputs_embeds is None and not (call.use_cache or traced)
         # States are asked for to see what comes of them: a tape finds no way to them through a
@@ -217,7 +221,7 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             _mask(call.decoder_attention_mask),
             call.inputs_embeds,
             call.decoder_inputs_embeds,
-            None if encoded is None else tf.convert_to_tensor(encoded.last_hidden_state),
+            states,
             past,
             call.use_cache,
             call.output_attentions,
@@ -225,7 +229,9 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             self.in_training(call.training),
             may_pack and worth_packing(mask),
         )
-        return logits, cache, gathered, EncoderOutput(*fresh) if encoded is None else encoded
+        if encoded is None:
+            encoded = EncoderOutput(*fresh)
+        return logits, cache, gathered, encoded
 
     def _call(
         self,
@@ -247,7 +253,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         packing = Packing(attention_mask) if packs and attention_mask is not None else None
         if packing is not None:
             states = self.get_encoder().packed(input_ids, packing, training)
-            fresh, attention_mask = (packing.padded(states), None, None), packing.mask
+            fresh = (packing.padded(states), None, None)
+            attention_mask = packing.mask
         elif states is None:
             encoded = self.get_encoder()(
                 input_ids, attention_mask, attentions, hidden, inputs_embeds, training=training
@@ -262,7 +269,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             cross = CrossOnDemand(states, packing)
         else:
             cross = decoder.cross(states, packing)
-        cache, trace = GrowingCache(past), Trace(hidden, attentions)
+        cache = GrowingCache(past)
+        trace = Trace(hidden, attentions)
         steps = Steps(cache, cross, key_mask(attention_mask), trace)
         mask, embeds = decoder_attention_mask, decoder_inputs_embeds
         # (R, T, d)
@@ -277,7 +285,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, training: bool | None = None
     ) -> Tensor:
-        input_ids, mask = tf.cast(input_ids, tf.int64), _mask(attention_mask)
+        input_ids = tf.cast(input_ids, tf.int64)
+        mask = _mask(attention_mask)
         self.check_length(input_ids.shape[1])
         return self._run(
             "encode", self._encode, input_ids, mask, self.in_training(training), worth_packing(mask)
@@ -314,9 +323,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         tokens = tf.cast(tokens, tf.int64)
         if tf.executing_eagerly():
             self.reserve(state, tokens.shape[2])
-        hidden, attentions = (
-            (False, False) if trace is None else (trace.want_hidden, trace.want_attentions)
-        )
+        hidden = trace is not None and trace.want_hidden
+        attentions = trace is not None and trace.want_attentions
         args = (tokens, state, hidden, attentions, self.in_training(None))
         logits, cache, seen = self._run("decode", self._decode, *args)
         if trace is not None:
@@ -327,7 +335,8 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
     def _decode(
         self, tokens: Tensor, state: DecodeState, hidden: bool, attentions: bool, training: bool
     ) -> tuple[Any, ...]:
-        state, trace = state.opened(), Trace(hidden, attentions)
+        state = state.opened()
+        trace = Trace(hidden, attentions)
         logits = self._logits(self._decoded(tokens, state, trace, training))
         trace.unfold_beams(dim(tokens, 1))
         # (R, K, T, V)

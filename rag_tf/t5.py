@@ -123,7 +123,8 @@ class T5FeedForward(Module):
     def __call__(self, x: Tensor, training: bool = False) -> Tensor:
         """(R, T, d) -> (R, T, d), in float32 of float16."""
         hidden = _out_of_half(self.act(self.wi_0(x) if self.gated else self.wi(x)))
-        hidden = hidden * tf.cast(self.wi_1(x), hidden.dtype) if self.gated else hidden
+        if self.gated:
+            hidden = hidden * tf.cast(self.wi_1(x), hidden.dtype)
         return self.wo(dropout(hidden, self.dropout, training))
 
 
@@ -320,7 +321,8 @@ class T5Decoder(Decoder, T5Stack):
         if not self.block:
             return None
         if cache.tree is not None:
-            at, longest = cache.tree.positions, cache.tree.positions[-1] + 1
+            at = cache.tree.positions
+            longest = at[-1] + 1
             # (1, H, T, T)
             return tf.gather(
                 tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3
@@ -363,9 +365,9 @@ class T5Decoder(Decoder, T5Stack):
                 x, mask, need_weights, cache, index, contexts, cross_mask, folded, training
             )
 
-        options, hidden = (
-            (None, None) if on_demand is None else (self.checkpointing, on_demand.hidden)
-        )
+        options, hidden = None, None
+        if on_demand is not None:
+            options, hidden = self.checkpointing, on_demand.hidden
         for index in range(len(self.block)):
             trace.hidden(x)
             x, weights, cross_weights = checkpointed(
@@ -395,7 +397,7 @@ class T5ForConditionalGeneration(T5Generator, Generator):
                 variable.assign(tf.ones_like(variable))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        # A tied table is as large as embeddings are, too large for a head.
-        return self.lm_head(
-            hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden
-        )
+        if self.config.tie_word_embeddings:
+            # A tied table is as large as embeddings are, too large for a head.
+            hidden = hidden * self.config.d_model**-0.5
+        return self.lm_head(hidden)

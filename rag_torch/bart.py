@@ -83,7 +83,9 @@ class _BartLayer(nn.Module):
         self.activation_dropout = config.activation_dropout
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return norm(x + (F.dropout(update, self.dropout) if self.training else update))
+        if self.training:
+            update = F.dropout(update, self.dropout)
+        return norm(x + update)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden = self.act(self.fc1(x))
@@ -206,8 +208,9 @@ class BartEncoder(_BartStack):
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, 0)
         packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
-        x = x if packing is None else packing.pack(x)
         mask = key_mask(attention_mask) if packing is None else packing.mask()
+        if packing is not None:
+            x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if self.training else None
         for layer in self.layers:
@@ -218,7 +221,8 @@ class BartEncoder(_BartStack):
                 options, partial(layer, need_weights=output_attentions), x, mask
             )
             trace.attentions(weights)
-        x = x if packing is None else packing.padded(x)
+        if packing is not None:
+            x = packing.padded(x)
         trace.hidden(x)
         return traced_output(x, trace, return_dict)
 
@@ -299,6 +303,7 @@ class BartForConditionalGeneration(BartGenerator, Generator):
         init_normal(self, self.config.init_std)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits, bias = self.lm_head(hidden), self.final_logits_bias
+        logits = self.lm_head(hidden)
+        bias = self.final_logits_bias
         in_place = logits.dtype == bias.dtype and not torch.is_grad_enabled()
         return logits.add_(bias) if in_place else logits + bias

@@ -140,11 +140,12 @@ class BertStack(nn.Module):
 
         Without traces the states of padding may be zeros.
         """
-        packing = (
-            None if output_attentions or output_hidden_states else Packing.of(mask, x.shape[2])
-        )
-        x = x if packing is None else packing.pack(x)
+        packing = None
+        if not (output_attentions or output_hidden_states):
+            packing = Packing.of(mask, x.shape[2])
         attention_mask = key_mask(mask) if packing is None else packing.mask()
+        if packing is not None:
+            x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if self.training else None
         for layer in self.layer:
@@ -153,7 +154,8 @@ class BertStack(nn.Module):
                 options, partial(layer, need_weights=output_attentions), x, attention_mask
             )
             trace.attentions(weights)
-        x = x if packing is None else packing.padded(x)
+        if packing is not None:
+            x = packing.padded(x)
         trace.hidden(x)
         return traced_output(x, trace)
 

@@ -90,7 +90,9 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
         module._parameters["weight"] = weight
 
     def _compute(self, call: GeneratorCall) -> tuple[Tensor, Any, Any, EncoderOutput]:
-        encoded = self._encoded(call) if call.encoder_outputs is None else call.encoder_outputs
+        encoded = call.encoder_outputs
+        if encoded is None:
+            encoded = self._encoded(call)
         decoder = self.get_decoder()
         states = encoded.last_hidden_state
         mask = call.attention_mask
@@ -99,14 +101,17 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
         whole = use_cache or call.output_attentions or mask is None
         if call.past_key_values is None and not whole:
             width = used_length(mask)
-            states, mask = states[:, :width], mask[:, :width]
+            states = states[:, :width]
+            mask = mask[:, :width]
         cross: Any
         if call.past_key_values is not None:
             cross = [(layer[2], layer[3]) for layer in call.past_key_values]
         elif decoder.checkpointing is not None and decoder.training and not use_cache:
             cross = _CrossOnDemand(decoder, states)
+        elif whole:
+            cross = decoder.cross(states)
         else:
-            cross = decoder.cross(states) if whole else self._cross(states, mask)
+            cross = self._cross(states, mask)
         cache = GrowingCache(call.past_key_values, use_cache)
         trace = Trace(bool(call.output_hidden_states), bool(call.output_attentions))
         x = decoder(

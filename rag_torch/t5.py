@@ -120,8 +120,10 @@ class T5FeedForward(nn.Module):
         """(R, T, d) -> (R, T, d), in float32 of float16."""
         hidden = self.act(self.wi_0(x) if self.gated else self.wi(x))
         half = hidden.dtype == torch.float16  # also under autocast
-        hidden = hidden.float() if half else hidden
-        hidden = hidden * self.wi_1(x) if self.gated else hidden
+        if half:
+            hidden = hidden.float()
+        if self.gated:
+            hidden = hidden * self.wi_1(x)
         hidden = F.dropout(hidden, self.dropout, self.training)
         if not half:
             return self.wo(hidden)
@@ -233,7 +235,8 @@ class T5Stack(nn.Module):
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # All that the layers add up is float32 in a model in float16, whose range it passes.
-        x = x.float() if x.dtype == torch.float16 else x
+        if x.dtype == torch.float16:
+            x = x.float()
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -266,7 +269,8 @@ class T5Encoder(T5Stack):
         mask: AttentionMask = (
             key_mask(attention_mask, bias) if packing is None else packing.mask(bias)
         )
-        x = x if packing is None else packing.pack(x)
+        if packing is not None:
+            x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
         options = self.checkpointing if self.training else None
         for block in self.block:
@@ -276,7 +280,8 @@ class T5Encoder(T5Stack):
             )
             trace.attentions(weights)
         x = self._finish(x)
-        x = x if packing is None else packing.padded(x)
+        if packing is not None:
+            x = packing.padded(x)
         trace.hidden(x)
         return traced_output(x, trace, return_dict)
 
@@ -358,10 +363,10 @@ class T5ForConditionalGeneration(T5Generator, Generator):
                 nn.init.normal_(parameter, 0.0, self._initial_std(name))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        # A tied table is as large as embeddings are, too large for a head.
-        return self.lm_head(
-            hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden
-        )
+        if self.config.tie_word_embeddings:
+            # A tied table is as large as embeddings are, too large for a head.
+            hidden = hidden * self.config.d_model**-0.5
+        return self.lm_head(hidden)
 
     def start(
         self,

@@ -168,12 +168,11 @@ def assign_each(
 ) -> None:
     """As `assign`, from (name, array) pairs that are read one at a time."""
     for name, array in pairs:
-        in_half = dtype is torch.float16 or (dtype is None and array.dtype == np.float16)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        tensor = from_array(
-            array, torch.float32 if in_half and needs_float32(name) else dtype, device
-        )
+        in_half = dtype is torch.float16 or (dtype is None and array.dtype == np.float16)
+        wide = in_half and needs_float32(name)
+        tensor = from_array(array, torch.float32 if wide else dtype, device)
         if leaf in module._parameters:
             old = module._parameters[leaf]
             module._parameters[leaf] = nn.Parameter(

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from rag_core.modeling.inputs import ContextsBase as ContextsBase
     from rag_core.modeling.inputs import InputChecks as InputChecks
     from rag_core.modeling.pretrained import PretrainedBase as PretrainedBase
-    from rag_core.modeling.pretrained import check_table as check_table
-    from rag_core.modeling.pretrained import rows_wanted as rows_wanted
     from rag_core.modeling.rag_model import RagModelBase as RagModelBase
 
 __getattr__, __dir__, __all__ = lazily(
@@ -80,7 +78,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "heads": ["RagHead", "RagSequenceHead", "RagTokenHead"],
         "inputs": ["ContextsBase", "InputChecks"],
-        "pretrained": ["PretrainedBase", "check_table", "rows_wanted"],
+        "pretrained": ["PretrainedBase"],
         "rag_model": ["RagModelBase"],
     },
 )
