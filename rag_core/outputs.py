@@ -8,7 +8,7 @@ vector size. The tensors in these fields belong to whichever framework the model
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -314,3 +314,45 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON."""
         return asdict(self)
+
+
+class StateRecorder:
+    """Hidden states and attentions gathered on the way through a network, as tuples at the end.
+
+    None for what nobody asked.
+    """
+
+    def __init__(self, hidden: bool, attentions: bool) -> None:
+        self.want_hidden = bool(hidden)
+        self.want_attentions = bool(attentions)
+        self._hidden: list[Any] = []
+        self._attentions: list[Any] = []
+        self._cross: list[Any] = []
+
+    def hidden(self, x: Any) -> None:
+        """Note a hidden state."""
+        if self.want_hidden:
+            self._hidden.append(x)
+
+    def attentions(self, weights: Any, cross: Any = None) -> None:
+        """Note a layer's attention weights, and those of its cross-attention; or None."""
+        if not self.want_attentions:
+            return
+        if weights is not None:
+            self._attentions.append(weights)
+        if cross is not None:
+            self._cross.append(cross)
+
+    def note(self, seen: Sequence[Sequence[Any] | None]) -> None:
+        """Note all that another recorder's `result` holds: what a graph hands out."""
+        hidden, attentions, cross = seen
+        self._hidden.extend(hidden or ())
+        self._attentions.extend(attentions or ())
+        self._cross.extend(cross or ())
+
+    def result(self) -> list[tuple[Any, ...] | None]:
+        """[hidden_states, attentions, cross_attentions]."""
+        hidden = tuple(self._hidden) if self.want_hidden else None
+        if not self.want_attentions:
+            return [hidden, None, None]
+        return [hidden, tuple(self._attentions), tuple(self._cross)]

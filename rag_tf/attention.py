@@ -69,20 +69,22 @@ class AttentionMask:
         Returns:
             (R, H, T, h), and the weights before dropout (R, H, T, L) or None.
         """
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if scale is None:
+            scale = query.shape[-1] ** -0.5
         # The factor goes on the query, which is smaller than the scores.
-        scaled = query if scale == 1 else query * scale
-        scores = tf.matmul(scaled, key, transpose_b=True)  # (R, H, T, L)
+        if scale != 1:
+            query = query * scale
+        scores = tf.matmul(query, key, transpose_b=True)  # (R, H, T, L)
         penalty = self.penalty(query.dtype)
         if penalty is not None:
             scores = scores - penalty
         weights = tf.cast(tf.nn.softmax(widen(scores)), value.dtype)
-        has_keys = None if self.has_keys is None else tf.cast(self.has_keys, value.dtype)
-        if has_keys is not None and need_weights:
-            weights *= has_keys  # before they are used: those returned then have the gradient
+        # before they are used: those returned then have the gradient
+        if self.has_keys is not None and need_weights:
+            weights *= tf.cast(self.has_keys, value.dtype)
         out = tf.matmul(drop(weights, dropout, True), value)
-        if has_keys is not None:
-            out *= has_keys
+        if self.has_keys is not None:
+            out *= tf.cast(self.has_keys, value.dtype)
         # values and masks that come into a graph have open axes, which a single head's would take on
         out.set_shape((None, *query.shape[1:]))
         return out, weights if need_weights else None
@@ -97,14 +99,15 @@ class AttentionMask:
         """
         if dtype in self._penalty:
             return self._penalty[dtype]
-        penalty = None if self.position_bias is None else -tf.cast(self.position_bias, dtype)
+        if self.allowed is None and self.position_bias is None:
+            return None
+        penalty = tf.zeros((), dtype)
+        if self.position_bias is not None:
+            penalty = -tf.cast(self.position_bias, dtype)
         if self.allowed is not None:
             # Half of the highest number: subtracting it from a score cannot overflow to -inf.
-            high = tf.constant(dtype.max / 2, dtype)
-            start = tf.zeros((), dtype) if penalty is None else penalty
-            penalty = tf.where(self.allowed, start, high)
-        if penalty is not None:
-            self._penalty[dtype] = penalty
+            penalty = tf.where(self.allowed, penalty, tf.constant(dtype.max / 2, dtype))
+        self._penalty[dtype] = penalty
         return penalty
 
     def unused(self) -> AttentionMask:
@@ -116,7 +119,9 @@ class AttentionMask:
 
     def rows(self, rows: Tensor) -> AttentionMask:
         """The mask of these rows only (no position bias: cross-attention)."""
-        return AttentionMask(None if self.allowed is None else tf.gather(self.allowed, rows))
+        if self.allowed is None:
+            return AttentionMask(None)
+        return AttentionMask(tf.gather(self.allowed, rows))
 
 
 def key_mask(attention_mask: Tensor | None, position_bias: Tensor | None = None) -> AttentionMask:

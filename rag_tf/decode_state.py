@@ -136,7 +136,9 @@ class DecodeState:
         """See `GrowingCache.folded`: (R, K * T) for `length` new positions."""
         if not (isinstance(self.beams, int) and isinstance(length, int)):
             return rows, -1
-        return None if self.beams == 1 else (-1, self.beams * length)
+        if self.beams == 1:
+            return None
+        return -1, self.beams * length
 
     def reserve(self, length: int) -> None:
         """Check that there is room for `length` more positions: before a graph that decodes is run.
@@ -159,9 +161,12 @@ class DecodeState:
 
     def part(self, rows: slice, width: Any) -> DecodeState:
         """A fresh state without a cache for some contexts, cut to `width` columns."""
-        cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
-        allowed = self.cross_allowed
-        return DecodeState(cross, None if allowed is None else allowed[rows, ..., :width])
+        state = DecodeState(
+            [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
+        )
+        if self.cross_allowed is not None:
+            state.cross_allowed = self.cross_allowed[rows, ..., :width]
+        return state
 
     def opened(self) -> DecodeState:
         """A copy that a graph may write to."""
@@ -223,12 +228,16 @@ class DecodeState:
         Args:
             source: (R, K) integers.
         """
+        # an empty cache has nothing to move
         if self.cache is None or (isinstance(self.position, int) and self.position == 0):
             return
         source = tf.cast(source, tf.int32)
         shape = tf.shape(source)
-        flat = tf.reshape(tf.range(shape[0])[:, None] * shape[1] + source, (-1,))  # (R*K,)
-        self.source = flat if self.source is None else tf.gather(self.source, flat)
+        beams = tf.reshape(tf.range(shape[0])[:, None] * shape[1] + source, (-1,))  # (R*K,)
+        # what two reorderings in a row leave is one
+        if self.source is not None:
+            beams = tf.gather(self.source, beams)
+        self.source = beams
 
     def select(self, rows: Tensor) -> DecodeState:
         """A state of these contexts only.
@@ -274,4 +283,6 @@ class DecodeState:
 
 def _pairs(layers: Any) -> Any:
     # One nesting always, or the same arguments would look new to a graph.
-    return None if layers is None else tuple((key, value) for key, value in layers)
+    if layers is None:
+        return None
+    return tuple((key, value) for key, value in layers)

@@ -7,13 +7,14 @@ width of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 from tensorflow import Tensor
 
+from rag_core.outputs import StateRecorder
 from rag_tf.attention import AttentionMask
 from rag_tf.modules import Embedding, LayerNorm, Linear, Module, Replay, widen
 
@@ -106,54 +107,20 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *argum
     return tuple(next(results) if there else None for there in is_there)
 
 
-class Trace:
-    """Hidden states and attentions gathered on the way, as tuples at the end.
-
-    None for what nobody asked.
-    """
-
-    def __init__(self, hidden: bool, attentions: bool) -> None:
-        self.want_attentions, self.want_hidden = bool(attentions), bool(hidden)
-        self._hidden: list[Tensor] | None = [] if hidden else None
-        self._attentions: list[Tensor] | None = [] if attentions else None
-        self._cross: list[Tensor] | None = [] if attentions else None
-
-    def hidden(self, x: Tensor) -> None:
-        """Note a hidden state."""
-        if self._hidden is not None:
-            self._hidden.append(x)
-
-    def attentions(self, weights: Tensor | None, cross: Tensor | None = None) -> None:
-        """Note a layer's attention weights."""
-        if self._attentions is not None and weights is not None:
-            self._attentions.append(weights)
-        if self._cross is not None and cross is not None:
-            self._cross.append(cross)
+class Trace(StateRecorder):
+    """See `StateRecorder`."""
 
     def unfold_beams(self, beams: Any) -> None:
         """Cross-attention weights (R, H, K*T, S) of beams folded into the query axis -> (R*K, H,
         T, S).
         """
-        for index, weights in enumerate(self._cross or ()):
+        for index, weights in enumerate(self._cross):
             shape = tf.shape(weights)
             rows, keys = shape[0], shape[3]
             heads = weights.shape[1]
             by_beam = tf.reshape(weights, (rows, heads, beams, -1, keys))  # (R, H, K, T, S)
             by_beam = tf.transpose(by_beam, (0, 2, 1, 3, 4))
-            self._cross[index] = tf.reshape(by_beam, (rows * beams, heads, -1, keys))  # type: ignore[index]
-
-    def note(self, seen: Sequence[Sequence[Tensor] | None]) -> None:
-        """Note all that another trace's `result` holds: what a graph hands out."""
-        for mine, theirs in zip((self._hidden, self._attentions, self._cross), seen, strict=True):
-            if mine is not None and theirs is not None:
-                mine.extend(theirs)
-
-    def result(self) -> list[tuple[Tensor, ...] | None]:
-        """[hidden_states, attentions, cross_attentions]."""
-        return [
-            None if part is None else tuple(part)
-            for part in (self._hidden, self._attentions, self._cross)
-        ]
+            self._cross[index] = tf.reshape(by_beam, (rows * beams, heads, -1, keys))
 
 
 def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
@@ -191,4 +158,6 @@ def init_normal(model: Module, std: float) -> None:
 
 def embedding_scale(config: Any) -> float:
     """sqrt(d) when the config scales its embeddings, else 1."""
-    return math.sqrt(config.d_model) if getattr(config, "scale_embedding", False) else 1.0
+    if not getattr(config, "scale_embedding", False):
+        return 1.0
+    return math.sqrt(config.d_model)

@@ -140,7 +140,9 @@ def variable_id(variable: Any) -> int:
 
     Of Keras' own kind that of TensorFlow's inside, which is what is named here.
     """
-    return id(variable if isinstance(variable, tf.Variable) else variable.value)
+    if isinstance(variable, tf.Variable):
+        return id(variable)
+    return id(variable.value)
 
 
 def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -184,8 +186,9 @@ def leading_dims(x: tf.Tensor) -> tuple[Any, ...]:
 
 def reshape(x: tf.Tensor, sizes: Sequence[Any]) -> tf.Tensor:
     """tf.reshape; outside of graphs in half the time, as TensorFlow is handed an array."""
-    is_known = all(isinstance(size, int) for size in sizes)
-    return tf.reshape(x, np.array(sizes, np.int32) if is_known else sizes)
+    if all(isinstance(size, int) for size in sizes):
+        return tf.reshape(x, np.array(sizes, np.int32))
+    return tf.reshape(x, sizes)
 
 
 def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor) -> tf.Tensor:
@@ -227,13 +230,15 @@ class Linear(Module):
             return self._product(x)
         # Few rows of large weights are faster as one long batch of rank 3; an ellipsis einsum's
         # gradient fills memory.
-        sizes = (-1, self.in_features) if self.small else (1, -1, self.in_features)
-        y = self._product(reshape(x, sizes))
+        rows = reshape(x, (-1, self.in_features) if self.small else (1, -1, self.in_features))
+        y = self._product(rows)
         return reshape(y, (*leading_dims(x), self.out_features))
 
     def _product(self, x: tf.Tensor) -> tf.Tensor:
         y = tf.matmul(x, tf.cast(self.weight, x.dtype), transpose_b=True)
-        return y if self.bias is None else tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
+        if self.bias is None:
+            return y
+        return tf.nn.bias_add(y, tf.cast(self.bias, x.dtype))
 
 
 class Embedding(Module):
@@ -283,7 +288,9 @@ class LayerNorm(Module):
 
 def widen(x: tf.Tensor) -> tf.Tensor:
     """The tensor in float32, or as it is if wider."""
-    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+    if x.dtype == tf.float64:
+        return x
+    return tf.cast(x, tf.float32)
 
 
 _COMPUTE: contextvars.ContextVar[Any] = contextvars.ContextVar("compute_dtype", default=None)
@@ -398,5 +405,6 @@ def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
     """Zeroes a share `rate` of x and scales the rest up, while training."""
     if not training or rate <= 0:
         return x
-    scale = 0.0 if rate >= 1 else 1.0 / (1.0 - rate)
+    # nothing is left to be scaled up of a rate of 1
+    scale = 1.0 / (1.0 - rate) if rate < 1 else 0.0
     return tf.where(uniform(tf.shape(x)) >= rate, x * scale, tf.zeros((), x.dtype))

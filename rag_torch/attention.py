@@ -72,8 +72,7 @@ class AttentionMask:
         weights = None
         if need_weights:
             weights = self._weights(query, key, bias, scale).to(value.dtype)  # (R, H, T, L)
-            dropped = F.dropout(weights, dropout) if dropout else weights
-            out = dropped @ value
+            out = F.dropout(weights, dropout) @ value
         else:
             out = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale
@@ -99,14 +98,16 @@ class AttentionMask:
         """
         if dtype in self._bias:
             return self._bias[dtype]
-        bias = None if self.position_bias is None else self.position_bias.to(dtype)
+        if self.position_bias is not None:
+            bias = self.position_bias.to(dtype)
+        elif self.allowed is not None:
+            bias = torch.zeros_like(self.allowed, dtype=dtype)
+        else:
+            return None
         if self.allowed is not None:
             # Half of the lowest number: adding a score to it cannot overflow to -inf.
-            low = torch.finfo(dtype).min / 2
-            start = torch.zeros_like(self.allowed, dtype=dtype) if bias is None else bias
-            bias = start.masked_fill(~self.allowed, low)
-        if bias is not None:
-            self._bias[dtype] = bias
+            bias = bias.masked_fill(~self.allowed, torch.finfo(dtype).min / 2)
+        self._bias[dtype] = bias
         return bias
 
     def unused(self) -> AttentionMask:
@@ -118,7 +119,9 @@ class AttentionMask:
 
     def rows(self, rows: Tensor) -> AttentionMask:
         """The mask of these rows only (no position bias: cross-attention)."""
-        return AttentionMask(None if self.allowed is None else self.allowed[rows])
+        if self.allowed is None:
+            return AttentionMask(None)
+        return AttentionMask(self.allowed[rows])
 
     def by_row(self, numbers: int) -> AttentionMask:
         """The mask of keys (R, 1, 1, S) as one that reads no padding, where a CPU gains by it.

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rag_core.outputs import StateRecorder
 from rag_torch.attention import AttentionMask
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -68,44 +69,16 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *argum
     return checkpoint(rerun, *arguments, use_reentrant=False, **options)
 
 
-class Trace:
-    """Hidden states and attentions gathered on the way, as tuples at the end.
-
-    None for what nobody asked.
-    """
-
-    def __init__(self, hidden: bool, attentions: bool) -> None:
-        self.want_attentions, self.want_hidden = attentions, hidden
-        self._hidden: list[Tensor] | None = [] if hidden else None
-        self._attentions: list[Tensor] | None = [] if attentions else None
-        self._cross: list[Tensor] | None = [] if attentions else None
-
-    def hidden(self, x: Tensor) -> None:
-        """Note a hidden state."""
-        if self._hidden is not None:
-            self._hidden.append(x)
-
-    def attentions(self, weights: Tensor | None, cross: Tensor | None = None) -> None:
-        """Note a layer's attention weights."""
-        if self._attentions is not None and weights is not None:
-            self._attentions.append(weights)
-        if self._cross is not None and cross is not None:
-            self._cross.append(cross)
+class Trace(StateRecorder):
+    """See `StateRecorder`."""
 
     def unfold_beams(self, beams: int) -> None:
         """Cross-attention weights (R, H, K*T, S) of beams folded into the query axis -> (R*K, H,
         T, S).
         """
-        for index, weights in enumerate(self._cross or ()):
+        for index, weights in enumerate(self._cross):
             by_beam = weights.unflatten(2, (beams, -1)).transpose(1, 2)  # (R, K, H, T, S)
-            self._cross[index] = by_beam.flatten(0, 1)  # type: ignore[index]
-
-    def result(self) -> list[tuple[Tensor, ...] | None]:
-        """[hidden_states, attentions, cross_attentions]."""
-        return [
-            None if part is None else tuple(part)
-            for part in (self._hidden, self._attentions, self._cross)
-        ]
+            self._cross[index] = by_beam.flatten(0, 1)
 
 
 def outside_graph(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,4 +129,6 @@ def init_normal(model: nn.Module, std: float) -> None:
 
 def embedding_scale(config: Any) -> float:
     """sqrt(d) when the config scales its embeddings, else 1."""
-    return math.sqrt(config.d_model) if getattr(config, "scale_embedding", False) else 1.0
+    if not getattr(config, "scale_embedding", False):
+        return 1.0
+    return math.sqrt(config.d_model)

@@ -43,7 +43,9 @@ def doc_scores(question: Tensor, docs: Tensor, doc_mask: Tensor | None = None) -
     """
     # A product and a sum, not a matrix product: autocast would run that one in half precision.
     scores = (widen(question)[:, None] * widen(docs)).sum(-1)  # (B, N)
-    return scores if doc_mask is None else scores.masked_fill(~doc_mask.bool(), -torch.inf)
+    if doc_mask is None:
+        return scores
+    return scores.masked_fill(~doc_mask.bool(), -torch.inf)
 
 
 def doc_log_probs(scores: Tensor) -> Tensor:
@@ -207,7 +209,9 @@ def smoothed(
     """(1 - epsilon) * nll + epsilon / V * smooth, summed over the batch with `reduce_loss`
     (never a mean).
     """
-    loss = nll if smooth is None else (1.0 - epsilon) * nll + epsilon / vocab_size * smooth
+    loss = nll
+    if smooth is not None:
+        loss = (1.0 - epsilon) * nll + epsilon / vocab_size * smooth
     return loss.sum() if reduce_loss else loss
 
 

@@ -129,7 +129,7 @@ def _searched(
 ) -> SearchResult:
     """One search for each context (R, S, d), or with `log_priors` (B, N) for each question."""
     beams = options.num_beams
-    searches = tf.shape(hidden)[0] if log_priors is None else tf.shape(log_priors)[0]
+    searches = tf.shape(hidden if log_priors is None else log_priors)[0]
     state = generator.start(hidden, mask, beams=beams, max_length=options.max_length)
     scorer, reorder, tensors = steps(generator, state, log_priors, beams)
     starts = tf.fill([searches, 1], tf.constant(options.decoder_start_token_id, tf.int64))
@@ -152,7 +152,9 @@ def steps(
     """
     docs = 1 if log_priors is None else tf.shape(log_priors)[1]
     # A number, and a beam alone has no other to continue: then no step moves the cache.
-    first = replace(state, beams=beams, source=None if beams == 1 else state.source)
+    first = replace(state, beams=beams)
+    if beams == 1:
+        first.source = None
 
     def scorer(tokens: tf.Tensor, tensors: Any) -> tuple[tf.Tensor, Any]:
         now = first.with_tensors(tensors)
@@ -218,7 +220,9 @@ def _thorough(
     epsilon = config.label_smoothing
     docs = tf.shape(log_priors)[1]
     pad = config.generator.pad_token_id
-    end = tf.fill(tf.shape(tokens[..., :1]), tf.constant(-1 if pad is None else pad, tf.int64))
+    if pad is None:
+        pad = -1  # no token
+    end = tf.fill(tf.shape(tokens[..., :1]), tf.constant(pad, tf.int64))
     target = tf.concat([tokens[..., 1:], end], axis=2)
     pad_mask = target == end
     target = tf.where(pad_mask, tf.zeros_like(target), target)

@@ -108,7 +108,9 @@ class GraphRules:
             scores = _ban(scores, self._at(options.begin_suppress_tokens) & is_first)
         for place, token in rules.forced.items():
             scores = self._force(scores, [token], tf.equal(length, place))
-        return tf.nn.log_softmax(scores) if options.renormalize_logits else scores
+        if options.renormalize_logits:
+            scores = tf.nn.log_softmax(scores)
+        return scores
 
     def _at(self, ids: Sequence[int] | np.ndarray) -> tf.Tensor:
         """(V,) True at the ids."""
@@ -135,7 +137,7 @@ class GraphRules:
         """End tokens are worth more and more, once `start` tokens are generated."""
         # a table, so that the powers are Python's
         lengths = range(self.options.max_length + 1)
-        growth = [factor ** (i - start) - 1 if i > start else 0.0 for i in lengths]
+        growth = [factor ** max(i - start, 0) - 1 for i in lengths]
         share = tf.gather(tf.constant(growth, scores.dtype), generated)
         raised = tf.where(tf.math.is_inf(scores), scores, scores + tf.abs(scores) * share)
         return tf.where(self._at(self.rules.eos) & (generated > start), raised, scores)
