@@ -1,5 +1,8 @@
+import ast
 import json
 import warnings
+from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +13,9 @@ from rag_core.generation.logits_rules import StepRules, logits_warpers, min_toke
 from rag_core.generation.noise import gumbel_noise
 
 V = 10
+ROOT = Path(__file__).parents[2]
+RULES_FILE = ROOT / "rag_core" / "generation" / "logits_rules.py"
+GRAPH_FILE = ROOT / "rag_tf" / "graph" / "rules.py"
 
 
 def options(**kwargs) -> GenerationConfig:
@@ -434,3 +440,92 @@ def test_noise_depends_on_seed_row_and_step_alone():
     np.testing.assert_allclose(
         gumbel_noise(1, 1, 0, 3)[0], [-0.1757580, 1.8076499, -0.6189815], rtol=1e-6
     )
+
+
+def options_read(code: ast.AST) -> set[str]:
+    """The options that a piece of code names, as `options.NAME` or in words for `getattr`."""
+    names = set()
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("options"):
+            names.add({"eos_token_ids": "eos_token_id"}.get(node.attr, node.attr))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names & {field.name for field in fields(GenerationConfig)}
+
+
+def options_behind(init: ast.FunctionDef) -> dict[str, set[str]]:
+    """Attribute or local name that a constructor assigns -> the options it was made from."""
+    behind: dict[str, set[str]] = {}
+    for node in ast.walk(init):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
+            made_from = options_read(node.value)
+            for part in ast.walk(node.value):
+                if isinstance(part, ast.Name):
+                    made_from |= behind.get(part.id, set())
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                name = ast.unparse(target).removeprefix("self.")
+                behind.setdefault(name, set()).update(made_from)
+    return behind
+
+
+def definition(module: ast.AST, name: str) -> ast.AST:
+    return next(node for node in ast.walk(module) if getattr(node, "name", None) == name)
+
+
+def options_left_out(rules: ast.Module, graph: ast.Module) -> set[str]:
+    """The options that decide a step in Python, and that the graph neither reads nor refuses."""
+    in_graph = definition(graph, "GraphRules")
+    known = options_read(in_graph)
+    behind = options_behind(definition(definition(rules, "StepRules"), "__init__"))
+    for node in ast.walk(in_graph):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("rules"):
+            known |= behind.get(node.attr, set())
+    refused = next(
+        node.value
+        for node in graph.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_REFUSED"
+    )
+    known |= {key.value for key in refused.keys}
+    # Its ids are checked and no rule; and beams stand in for each other where a function of the
+    # caller chooses, which has no graph.
+    known |= {"pad_token_id", "num_beams"}
+    return options_read(definition(rules, "StepRules")) - known
+
+
+def test_a_graph_reads_or_refuses_each_option_of_a_step():
+    rules, graph = RULES_FILE.read_text(), GRAPH_FILE.read_text()
+    assert not options_left_out(ast.parse(rules), ast.parse(graph))
+    # what a rule added in Python alone looks like, and one that the constructor prepares
+    beside = "        if options.suppress_tokens:\n"
+    planted = rules.replace(beside, "        if options.top_k == 3:\n            pass\n" + beside)
+    assert options_left_out(ast.parse(planted), ast.parse(graph)) == {"top_k"}
+    for line in ("if options.suppress_tokens:", "if rules.bias:"):
+        assert line in graph
+    without = graph.replace("rules.bias", "rules.eos").replace("options.suppress_tokens", "[]")
+    left_out = options_left_out(ast.parse(rules), ast.parse(without))
+    assert left_out == {"sequence_bias", "suppress_tokens"}
+    without = graph.replace(
+        '"encoder_repetition_penalty": (1.0, "it reads the contexts outside"),', ""
+    )
+    left_out = options_left_out(ast.parse(rules), ast.parse(without))
+    assert left_out == {"encoder_repetition_penalty"}
+
+
+@pytest.mark.filterwarnings("ignore:.*do_sample=True")
+def test_a_graph_samples_nothing_so_it_needs_no_warper():
+    sampling = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "typical_p": 0.5}
+    cutoffs = {"epsilon_cutoff": 0.1, "eta_cutoff": 0.1}
+    assert logits_warpers(options(renormalize_logits=True, **sampling, **cutoffs)) == []
+    refused = GRAPH_FILE.read_text().partition("_REFUSED")[2].partition("}")[0]
+    assert '"do_sample": (False' in refused
+
+
+def test_a_graph_reads_or_refuses_each_option_of_the_loop():
+    in_loop = set()
+    for name in ("loop", "beam"):
+        module = ast.parse((ROOT / "rag_core" / "generation" / f"{name}.py").read_text())
+        in_loop |= options_read(module)
+    in_graph = set()
+    for path in GRAPH_FILE.parent.glob("*.py"):
+        in_graph |= options_read(ast.parse(path.read_text()))
+    assert in_loop and in_loop <= in_graph
