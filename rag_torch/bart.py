@@ -50,7 +50,9 @@ class BartAttention(nn.Module):
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(R, L, d) -> keys and values (R, H, L, h)."""
-        return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)
+        keys = split_heads(self.k_proj(x), self.heads)
+        values = split_heads(self.v_proj(x), self.heads)
+        return keys, values
 
     def forward(
         self,
@@ -60,10 +62,18 @@ class BartAttention(nn.Module):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
-        query = split_heads(self.q_proj(x), self.heads)
-        dropout = self.dropout if self.training else 0.0
+        query = split_heads(self.q_proj(x), self.heads)  # (R, H, T, h)
+        keys, values = keys_values
+        dropout = 0.0
+        if self.training:
+            dropout = self.dropout
         out, weights = mask.attend(
-            query, *keys_values, dropout=dropout, scale=self.scaling, need_weights=need_weights
+            query,
+            keys,
+            values,
+            dropout=dropout,
+            scale=self.scaling,
+            need_weights=need_weights,
         )
         return self.out_proj(merge_heads(out)), weights
 
@@ -105,7 +115,9 @@ class BartEncoderLayer(_BartLayer):
     ) -> tuple[Tensor, Tensor | None]:
         """(R, S, d) -> (R, S, d) and the attention weights if wanted."""
         update, weights = self.self_attn(x, self.self_attn.keys_values(x), mask, need_weights)
-        x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm))
+        x = self._add(x, update, self.self_attn_layer_norm)
+        x = self._feed_forward(x)
+        # The largest number of float16 is 65504: what passes it would be infinite.
         if x.dtype == torch.float16:
             x = x.clamp(-65000, 65000)
         return x, weights
@@ -137,9 +149,11 @@ class BartDecoderLayer(_BartLayer):
         x = self._add(x, update, self.self_attn_layer_norm)
         # The beams of a context are folded into the query axis, so its keys and values are never
         # repeated.
-        folded = x.reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
+        rows = cross[0].shape[0]
+        folded = x.reshape(rows, -1, x.shape[-1])  # (R, K*T, d)
         update, cross_weights = self.encoder_attn(folded, cross, cross_mask, need_weights)
-        x = self._add(x, update.reshape(x.shape), self.encoder_attn_layer_norm)
+        update = update.reshape(x.shape)
+        x = self._add(x, update, self.encoder_attn_layer_norm)
         return self._feed_forward(x), weights, cross_weights
 
 
@@ -170,16 +184,25 @@ class _BartStack(nn.Module):
     ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * self.scale
-        length = inputs_embeds.shape[1] if positions is None else int(positions[-1]) + 1
+        first = start + POSITION_OFFSET
+        table_rows: slice | Tensor
+        if positions is None:
+            length = inputs_embeds.shape[1]
+            table_rows = slice(first, first + length)
+        else:
+            length = int(positions[-1]) + 1
+            table_rows = first + positions
         limit = self.embed_positions.num_embeddings - POSITION_OFFSET
         check_positions("BART", limit, start + length)
-        first = start + POSITION_OFFSET
-        at = slice(first, first + length) if positions is None else first + positions
-        x = inputs_embeds + self.embed_positions.weight[at]
-        return F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
+        x = inputs_embeds + self.embed_positions.weight[table_rows]
+        x = self.layernorm_embedding(x)
+        return F.dropout(x, self.dropout, self.training)
 
     def _dropped(self) -> bool:
-        return self.training and self.layerdrop > 0 and bool(torch.rand(()) < self.layerdrop)
+        """Whether a layer is left out this time, which is LayerDrop's way of regularising."""
+        if not self.training or self.layerdrop <= 0:
+            return False
+        return bool(torch.rand(()) < self.layerdrop)
 
 
 class BartEncoder(_BartStack):
@@ -207,19 +230,25 @@ class BartEncoder(_BartStack):
         """
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, 0)
-        packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
-        mask = key_mask(attention_mask) if packing is None else packing.mask()
-        if packing is not None:
+        packing = None
+        if skip_padding:
+            packing = Packing.of(attention_mask, x.shape[2])
+        mask: AttentionMask
+        if packing is None:
+            mask = key_mask(attention_mask)
+        else:
+            mask = packing.mask()
             x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
-        options = self.checkpointing if self.training else None
+        options = None
+        if self.training:
+            options = self.checkpointing
         for layer in self.layers:
             trace.hidden(x)
             if self._dropped():
                 continue
-            x, weights = checkpointed(
-                options, partial(layer, need_weights=output_attentions), x, mask
-            )
+            run = partial(layer, need_weights=output_attentions)
+            x, weights = checkpointed(options, run, x, mask)
             trace.attentions(weights)
         if packing is not None:
             x = packing.padded(x)
@@ -235,9 +264,9 @@ class BartDecoder(Decoder, _BartStack):
         super().__init__(config, layers, config.decoder_layerdrop)
 
     def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [
-            self.cross_of(index, encoder_hidden) for index in range(len(self.layers))
-        ] or cross_without_layers(encoder_hidden)
+        if not len(self.layers):
+            return cross_without_layers(encoder_hidden)
+        return [self.cross_of(index, encoder_hidden) for index in range(len(self.layers))]
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self.layers[index].encoder_attn.keys_values(encoder_hidden)
@@ -249,15 +278,20 @@ class BartDecoder(Decoder, _BartStack):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        cache = steps.cache
+        cross = steps.cross
+        cross_mask = steps.cross_mask
         trace = steps.trace or Trace(False, False)
-        options = self.checkpointing if self.training else None
+        options = None
+        if self.training:
+            options = self.checkpointing
+        positions = None
         tree = getattr(cache, "tree", None)
-        x = self._embed(
-            input_ids, inputs_embeds, cache.position, None if tree is None else tree.positions
-        )
+        if tree is not None:
+            positions = tree.positions
+        x = self._embed(input_ids, inputs_embeds, cache.position, positions)
         shape = x.shape
-        allowed = cache.allowed(x.shape[1], x.device, attention_mask)
+        allowed = cache.allowed(shape[1], x.device, attention_mask)
         mask = AttentionMask(allowed, includes_self=attention_mask is None)
         x = cache.fold(x)
 
@@ -265,7 +299,8 @@ class BartDecoder(Decoder, _BartStack):
             index: int, x: Tensor, mask: AttentionMask, cross_mask: AttentionMask
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
             layer = self.layers[index]
-            keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
+            keys, values = layer.self_attn.keys_values(x)
+            keys_values = cache.extend(index, keys, values)
             return layer(x, keys_values, mask, cross[index], cross_mask, trace.want_attentions)
 
         for index in range(len(self.layers)):
@@ -305,5 +340,7 @@ class BartForConditionalGeneration(BartGenerator, Generator):
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(hidden)
         bias = self.final_logits_bias
-        in_place = logits.dtype == bias.dtype and not torch.is_grad_enabled()
-        return logits.add_(bias) if in_place else logits + bias
+        # In place where nobody asks for a gradient: the logits are the largest of all tensors.
+        if logits.dtype == bias.dtype and not torch.is_grad_enabled():
+            return logits.add_(bias)
+        return logits + bias

@@ -69,8 +69,10 @@ class _DPR(PooledEncoder):
     network: ClassVar[Any] = DPREncoder
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        first = x[:, 0]
-        return self.base_model.encode_proj(first) if self.config.projection_dim > 0 else first
+        first = x[:, 0]  # (B, d)
+        if self.config.projection_dim > 0:
+            return self.base_model.encode_proj(first)
+        return first
 
 
 class DPRQuestionEncoder(DPRQuestionBase, _DPR):
@@ -93,10 +95,13 @@ class BertEncoder(BertBase, PooledEncoder):
         self.post_init()
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.config.pooling == "pooler":
+        pooling = self.config.pooling
+        if pooling == "pooler":
             vector = self.pooler(x)
-        elif self.config.pooling == "cls" or mask is None:
-            vector = x[:, 0] if self.config.pooling == "cls" else x.mean(1)
+        elif pooling == "cls":
+            vector = x[:, 0]
+        elif mask is None:
+            vector = x.mean(1)
         else:
             real = mask.to(x.dtype)[:, :, None]  # (B, S, 1)
             vector = (x * real).sum(1) / real.sum(1).clamp(min=1)

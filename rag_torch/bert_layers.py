@@ -37,13 +37,16 @@ class BertEmbeddings(nn.Module):
         self, input_ids: Tensor | None, token_type_ids: Tensor | None, inputs_embeds: Tensor | None
     ) -> Tensor:
         """(B, S) ids -> (B, S, d)."""
-        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        x = inputs_embeds
+        if x is None:
+            x = self.word_embeddings(input_ids)
         if token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
         else:
             x = x + self.token_type_embeddings(token_type_ids)
         x = x + self.position_embeddings.weight[: x.shape[1]]
-        return F.dropout(self.LayerNorm(x), self.dropout, self.training)
+        x = self.LayerNorm(x)
+        return F.dropout(x, self.dropout, self.training)
 
 
 class BertSelfAttention(nn.Module):
@@ -61,10 +64,12 @@ class BertSelfAttention(nn.Module):
         self, x: Tensor, mask: AttentionMask, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
-        query, key, value = (
-            split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value)
-        )
-        dropout = self.dropout if self.training else 0.0
+        query = split_heads(self.query(x), self.heads)  # (B, H, S, h)
+        key = split_heads(self.key(x), self.heads)
+        value = split_heads(self.value(x), self.heads)
+        dropout = 0.0
+        if self.training:
+            dropout = self.dropout
         out, weights = mask.attend(query, key, value, dropout=dropout, need_weights=need_weights)
         return merge_heads(out), weights
 
@@ -80,7 +85,10 @@ class BertAddNorm(nn.Module):
 
     def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
         """norm(x + dense(hidden))."""
-        return self.LayerNorm(F.dropout(self.dense(hidden), self.dropout, self.training) + x)
+        hidden = self.dense(hidden)
+        hidden = F.dropout(hidden, self.dropout, self.training)
+        hidden = hidden + x
+        return self.LayerNorm(hidden)
 
 
 class BertAttention(nn.Module):
@@ -120,7 +128,8 @@ class BertLayer(nn.Module):
         """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
         hidden, weights = self.attention.self(x, mask, need_weights)
         x = self.attention.output(hidden, x)
-        return self.output(self.intermediate(x), x), weights
+        hidden = self.intermediate(x)
+        return self.output(hidden, x), weights
 
 
 class BertStack(nn.Module):
@@ -143,16 +152,20 @@ class BertStack(nn.Module):
         packing = None
         if not (output_attentions or output_hidden_states):
             packing = Packing.of(mask, x.shape[2])
-        attention_mask = key_mask(mask) if packing is None else packing.mask()
-        if packing is not None:
+        attention_mask: AttentionMask
+        if packing is None:
+            attention_mask = key_mask(mask)
+        else:
+            attention_mask = packing.mask()
             x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
-        options = self.checkpointing if self.training else None
+        options = None
+        if self.training:
+            options = self.checkpointing
         for layer in self.layer:
             trace.hidden(x)
-            x, weights = checkpointed(
-                options, partial(layer, need_weights=output_attentions), x, attention_mask
-            )
+            run = partial(layer, need_weights=output_attentions)
+            x, weights = checkpointed(options, run, x, attention_mask)
             trace.attentions(weights)
         if packing is not None:
             x = packing.padded(x)

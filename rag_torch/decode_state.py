@@ -45,9 +45,12 @@ class GrowingCache:
 
     def __init__(self, past: Sequence[Sequence[Tensor]] | None = None, kept: bool = True) -> None:
         self.kept = kept
-        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
-        self.position = self.past[0][0].shape[2] if self.past else 0
+        self.past: list[tuple[Tensor, ...]] = []
+        self.position = 0
         self.layers: list[tuple[Tensor, Tensor]] = []
+        if past:
+            self.past = [tuple(layer[:2]) for layer in past]
+            self.position = self.past[0][0].shape[2]
 
     def fold(self, x: Tensor) -> Tensor:
         """(R, T, d) as it is: every row attends to its own past."""
@@ -66,8 +69,9 @@ class GrowingCache:
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
         if self.past:
-            key = torch.cat([self.past[layer][0], key], 2)
-            value = torch.cat([self.past[layer][1], value], 2)
+            past_key, past_value = self.past[layer]
+            key = torch.cat([past_key, key], 2)
+            value = torch.cat([past_value, value], 2)
         if self.kept:
             self.layers.append((key, value))
         return key, value
@@ -157,7 +161,9 @@ class DecodeState:
 
     def fold(self, x: Tensor) -> Tensor:
         """(R*k, T, d) -> (R, k*T, d): with a cache the beams of a row share its keys and values."""
-        return x if self.cache is None else x.reshape(self.rows, -1, x.shape[-1])
+        if self.cache is None:
+            return x
+        return x.reshape(self.rows, -1, x.shape[-1])
 
     def allowed(
         self, length: int, device: torch.device, attention_mask: Tensor | None = None
@@ -175,7 +181,8 @@ class DecodeState:
         if length > 1:
             causal = causal_allowed(length, self.position, device)  # (1, 1, T, L)
             seen = seen & causal[0, 0, :, :, None]  # type: ignore[index]
-        return seen.flatten(3, 4).flatten(1, 2)[:, None]  # (R, 1, k*T, L*K)
+        seen = seen.flatten(3, 4)  # (R, k, T, L*K)
+        return seen.flatten(1, 2)[:, None]  # (R, 1, k*T, L*K)
 
     def unfold_weights(self, weights: Tensor | None) -> Tensor | None:
         """Attention weights over all that a row's beams wrote, (R, H, k*T, L*K), as each beam's
@@ -184,7 +191,8 @@ class DecodeState:
         if weights is None or self.ancestry is None:
             return weights
         weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, k*T, L)
-        return weights.unflatten(2, (self.folded, -1)).transpose(1, 2).flatten(0, 1)
+        weights = weights.unflatten(2, (self.folded, -1))  # (R, H, k, T, L)
+        return weights.transpose(1, 2).flatten(0, 1)
 
     def biased(self, bias: Tensor) -> Tensor:
         """A bias of T positions on L, (1, H, T, L), for all beams side by side.
@@ -193,7 +201,8 @@ class DecodeState:
         """
         if self.ancestry is None:
             return bias
-        return bias.repeat(1, 1, self.folded, 1).repeat_interleave(self.beams, dim=3)
+        bias = bias.repeat(1, 1, self.folded, 1)  # (1, H, k*T, L)
+        return bias.repeat_interleave(self.beams, dim=3)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new (R, H, k*T, h) into the layer's cache; everything up to the new end comes
@@ -209,10 +218,11 @@ class DecodeState:
                 f"the cache holds {self.cache.shape[4]} positions, {end} are needed: pass a "
                 "larger max_length to start"
             )
-        store = self.cache[layer]
-        for place, new in zip(store, (key, value), strict=True):
-            place[:, :, self.position : end] = new.unflatten(2, (self.folded, -1)).transpose(2, 3)
-        used = store[:, :, :, :end].flatten(3, 4)
+        store = self.cache[layer]  # (2, R, H, max_length, K, h)
+        for half, new in zip(store, (key, value), strict=True):
+            by_beam = new.unflatten(2, (self.folded, -1))  # (R, H, k, T, h)
+            half[:, :, self.position : end] = by_beam.transpose(2, 3)
+        used = store[:, :, :, :end].flatten(3, 4)  # (2, R, H, L*K, h)
         return used[0], used[1]
 
     def advance(self, length: int) -> None:

@@ -46,8 +46,9 @@ class T5LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
         wide = widen(x)
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
-        # in a model in float16 the way back from float32
+        mean_square = wide.pow(2).mean(-1, keepdim=True)  # (..., 1)
+        wide = wide * torch.rsqrt(mean_square + self.epsilon)
+        # In a model in float16 this is the way back from float32.
         return self.weight * wide.to(self.weight.dtype)
 
 
@@ -70,16 +71,26 @@ class T5Attention(nn.Module):
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """(R, L, d) -> keys and values (R, H, L, h)."""
-        return split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
+        keys = split_heads(self.k(x), self.heads)
+        values = split_heads(self.v(x), self.heads)
+        return keys, values
 
     def forward(
         self, x: Tensor, keys_values: KeysValues, mask: AttentionMask, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
-        query = split_heads(self.q(x), self.heads)
-        dropout = self.dropout if self.training else 0.0
+        query = split_heads(self.q(x), self.heads)  # (R, H, T, h)
+        keys, values = keys_values
+        dropout = 0.0
+        if self.training:
+            dropout = self.dropout
         out, weights = mask.attend(
-            query, *keys_values, dropout=dropout, scale=1.0, need_weights=need_weights
+            query,
+            keys,
+            values,
+            dropout=dropout,
+            scale=1.0,
+            need_weights=need_weights,
         )
         return self.o(merge_heads(out)), weights
 
@@ -98,8 +109,11 @@ class T5FeedForward(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.gated = bool(config.is_gated_act)
-        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
-            setattr(self, name, nn.Linear(config.d_model, config.d_ff, bias=False))
+        if self.gated:
+            self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
+            self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.act = activation(str(config.dense_act_fn))
         self.dropout = config.dropout_rate
@@ -107,18 +121,25 @@ class T5FeedForward(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> T5FeedForward:
         """What `half()`, `to(...)` and their like do to all tensors."""
 
-        def kept(tensor: Tensor) -> Tensor:
+        def unless_halved(tensor: Tensor) -> Tensor:
             new = fn(tensor)
-            narrowed = new.dtype == torch.float16 != tensor.dtype
-            return tensor.to(new.device, torch.float32) if narrowed else new
+            if new.dtype == torch.float16 and tensor.dtype != torch.float16:
+                return tensor.to(new.device, torch.float32)
+            return new
 
         for child in self.children():
-            child._apply(kept if child is self.wo else fn)
+            if child is self.wo:
+                child._apply(unless_halved)
+            else:
+                child._apply(fn)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, T, d) -> (R, T, d), in float32 of float16."""
-        hidden = self.act(self.wi_0(x) if self.gated else self.wi(x))
+        if self.gated:
+            hidden = self.act(self.wi_0(x))
+        else:
+            hidden = self.act(self.wi(x))
         half = hidden.dtype == torch.float16  # also under autocast
         if half:
             hidden = hidden.float()
@@ -179,7 +200,8 @@ class T5Block(nn.Module):
         normed = first.layer_norm(x)
         keys_values = first.SelfAttention.keys_values(normed)
         if cache is not None:
-            keys_values = cache.extend(index, *keys_values)
+            keys, values = keys_values
+            keys_values = cache.extend(index, keys, values)
         update, weights = first.SelfAttention(normed, keys_values, mask, need_weights)
         x = first.add(x, update)
         cross_weights = None
@@ -187,11 +209,13 @@ class T5Block(nn.Module):
             second = self.layer[1]
             # The beams of a context are folded into the query axis, so its keys and values are
             # never repeated.
-            folded = second.layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])  # (R, K*T, d)
+            rows = cross[0].shape[0]
+            folded = second.layer_norm(x).reshape(rows, -1, x.shape[-1])  # (R, K*T, d)
             update, cross_weights = second.EncDecAttention(folded, cross, cross_mask, need_weights)
             x = second.add(x, update.reshape(x.shape))
         last = self.layer[-1]
-        return last.add(x, last.DenseReluDense(last.layer_norm(x))), weights, cross_weights
+        update = last.DenseReluDense(last.layer_norm(x))
+        return last.add(x, update), weights, cross_weights
 
 
 class T5Stack(nn.Module):
@@ -203,7 +227,9 @@ class T5Stack(nn.Module):
     def __init__(self, config: T5Config, decoder: bool) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        count = config.num_decoder_layers if decoder else config.num_layers
+        count = config.num_layers
+        if decoder:
+            count = config.num_decoder_layers
         self.block = nn.ModuleList(
             T5Block(config, decoder, number == 0) for number in range(count or 0)
         )
@@ -227,13 +253,17 @@ class T5Stack(nn.Module):
         buckets = outside_graph(
             _bucket_tensor, length, keys, *self.buckets, not self.decoder, first
         )
-        return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
+        buckets = buckets.to(table.weight.device)  # (T, L)
+        return table(buckets).permute(2, 0, 1)[None]
 
     def _finish(self, x: Tensor) -> Tensor:
-        return F.dropout(self.final_layer_norm(x), self.dropout, self.training)
+        x = self.final_layer_norm(x)
+        return F.dropout(x, self.dropout, self.training)
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        x = inputs_embeds
+        if x is None:
+            x = self.embed_tokens(input_ids)
         # All that the layers add up is float32 in a model in float16, whose range it passes.
         if x.dtype == torch.float16:
             x = x.float()
@@ -265,19 +295,23 @@ class T5Encoder(T5Stack):
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds)
         bias = self.position_bias(x.shape[1], x.shape[1])
-        packing = Packing.of(attention_mask, x.shape[2]) if skip_padding else None
-        mask: AttentionMask = (
-            key_mask(attention_mask, bias) if packing is None else packing.mask(bias)
-        )
-        if packing is not None:
+        packing = None
+        if skip_padding:
+            packing = Packing.of(attention_mask, x.shape[2])
+        mask: AttentionMask
+        if packing is None:
+            mask = key_mask(attention_mask, bias)
+        else:
+            mask = packing.mask(bias)
             x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
-        options = self.checkpointing if self.training else None
+        options = None
+        if self.training:
+            options = self.checkpointing
         for block in self.block:
             trace.hidden(x)
-            x, weights, _ = checkpointed(
-                options, partial(block, need_weights=output_attentions), x, mask
-            )
+            run = partial(block, need_weights=output_attentions)
+            x, weights, _ = checkpointed(options, run, x, mask)
             trace.attentions(weights)
         x = self._finish(x)
         if packing is not None:
@@ -293,25 +327,30 @@ class T5Decoder(Decoder, T5Stack):
         super().__init__(config, True)
 
     def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
-        return [
-            self.cross_of(index, encoder_hidden) for index in range(len(self.block))
-        ] or cross_without_layers(encoder_hidden)
+        if not len(self.block):
+            return cross_without_layers(encoder_hidden)
+        return [self.cross_of(index, encoder_hidden) for index in range(len(self.block))]
 
     def cross_of(self, index: int, encoder_hidden: Tensor) -> KeysValues:
-        return self.block[index].layer[1].EncDecAttention.keys_values(encoder_hidden)
+        second = self.block[index].layer[1]
+        return second.EncDecAttention.keys_values(encoder_hidden)
 
     def _bias(self, cache: DecodeState | GrowingCache, length: int) -> Tensor | None:
         past = cache.position
         if isinstance(cache, GrowingCache):
             return self.position_bias(length, past + length, past)
         if cache.tree is not None:
-            at = cache.tree.positions
-            longest = int(at[-1]) + 1
+            positions = cache.tree.positions  # (T,)
+            longest = int(positions[-1]) + 1
             bias = self.position_bias(longest, longest)
-            return None if bias is None else bias[:, :, at[:, None], at]  # (1, H, T, T)
+            if bias is None:
+                return None
+            return bias[:, :, positions[:, None], positions]  # (1, H, T, T)
         if cache.position_bias is None:
             return self.position_bias(length, length)
-        return cache.biased(cache.position_bias[:, :, past : past + length, : past + length])
+        end = past + length
+        bias = cache.position_bias[:, :, past:end, :end]  # (1, H, T, L)
+        return cache.biased(bias)
 
     def advance(
         self,
@@ -320,9 +359,13 @@ class T5Decoder(Decoder, T5Stack):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Tensor:
-        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        cache = steps.cache
+        cross = steps.cross
+        cross_mask = steps.cross_mask
         trace = steps.trace or Trace(False, False)
-        options = self.checkpointing if self.training else None
+        options = None
+        if self.training:
+            options = self.checkpointing
         x = self._embed(input_ids, inputs_embeds)
         shape = x.shape
         allowed = cache.allowed(shape[1], x.device, attention_mask)
