@@ -39,7 +39,9 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """
     import torch
 
-    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    return torch.tensor(array)
 
 
 def __getattr__(name: str) -> Any:

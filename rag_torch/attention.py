@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# attention called once more costs a CPU what it takes to read some ten thousand numbers
+# Measured: attention called once more costs a CPU what it takes to read some ten thousand numbers.
 _CALL = 2**15
 
 
@@ -39,8 +39,8 @@ class AttentionMask:
         has_keys = None
         if self.allowed is not None and not self.includes_self:
             has_keys = self.allowed.any(-1, keepdim=True)
-            # most often every query sees some key: known here at no cost, on a GPU only by waiting
-            # for it
+            # Most often every query sees some key: known here at no cost, on a GPU only by waiting
+            # for it.
             if _on_cpu(has_keys) and bool(has_keys.all()):
                 has_keys = None
         object.__setattr__(self, "has_keys", has_keys)
@@ -71,13 +71,16 @@ class AttentionMask:
         bias = self.bias(query.dtype)
         weights = None
         if need_weights:
-            weights = self._weights(query, key, bias, scale).to(value.dtype)  # (R, H, T, L)
+            weights = self._weights(query, key, bias, scale)  # (R, H, T, L)
+            weights = weights.to(value.dtype)
             out = F.dropout(weights, dropout) @ value
         else:
             out = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale
             )
-        return out if self.has_keys is None else out * self.has_keys, weights
+        if self.has_keys is not None:
+            out = out * self.has_keys
+        return out, weights
 
     def _weights(
         self, query: Tensor, key: Tensor, bias: Tensor | None, scale: float | None
@@ -87,9 +90,12 @@ class AttentionMask:
         scores = query @ key.transpose(-1, -2) * scale
         if bias is not None:
             scores = scores + bias
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        # before they are used: those returned then have the gradient
-        return weights if self.has_keys is None else weights * self.has_keys
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.softmax(-1, dtype=wide)
+        if self.has_keys is None:
+            return weights
+        # Before they are used: those returned then have the gradient.
+        return weights * self.has_keys
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
         """The mask as finite numbers to add to the scores.
@@ -135,8 +141,8 @@ class AttentionMask:
         lengths = lengths_if_padded_right(seen)
         if lengths is None:
             return self
-        spared = (seen.numel() - int(lengths.sum())) * numbers
-        if spared <= _CALL * len(seen):
+        padding = seen.numel() - int(lengths.sum())
+        if padding * numbers <= _CALL * len(seen):
             return self
         return RowLengthsMask(self.allowed, lengths=tuple(lengths.tolist()))
 
@@ -161,15 +167,17 @@ class RowLengthsMask(AttentionMask):
         scale: float | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if need_weights or dropout:  # of whole rows
+        # Weights are wanted of whole rows, and dropout draws for whole rows.
+        if need_weights or dropout:
             return super().attend(
                 query, key, value, dropout=dropout, scale=scale, need_weights=need_weights
             )
         parts = zip(query.split(1), key.split(1), value.split(1), self.lengths, strict=True)
-        rows = [
-            F.scaled_dot_product_attention(q, k[:, :, :length], v[:, :, :length], scale=scale)
-            for q, k, v, length in parts
-        ]
+        rows = []
+        for q, k, v, length in parts:
+            k = k[:, :, :length]
+            v = v[:, :, :length]
+            rows.append(F.scaled_dot_product_attention(q, k, v, scale=scale))
         return torch.cat(rows), None
 
 
@@ -194,9 +202,11 @@ class PackedMask(AttentionMask):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         lengths = list(self.lengths)
-        parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+        queries = query.split(lengths, dim=2)
+        keys = key.split(lengths, dim=2)
+        values = value.split(lengths, dim=2)
         rows = []
-        for q, k, v in parts:
+        for q, k, v in zip(queries, keys, values, strict=True):
             length = q.shape[2]
             bias = None
             if self.position_bias is not None:
@@ -218,8 +228,10 @@ def lengths_if_padded_right(mask: Tensor) -> Tensor | None:
         None where any row is something else.
     """
     lengths = mask.sum(1)
-    trailing = mask == (torch.arange(mask.shape[1]) < lengths[:, None])
-    return lengths if bool(trailing.all()) and int(lengths.min()) > 0 else None
+    padded_right = torch.arange(mask.shape[1]) < lengths[:, None]  # (R, S)
+    if not bool((mask == padded_right).all()) or int(lengths.min()) == 0:
+        return None
+    return lengths
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -231,7 +243,8 @@ def key_mask(attention_mask: Tensor | None, position_bias: Tensor | None = None)
     """(R, S) of 0/1 or bool, 1 = a real token -> a mask over keys, (R, 1, 1, S)."""
     if attention_mask is None:
         return AttentionMask(None, position_bias)
-    return AttentionMask(attention_mask.bool()[:, None, None, :], position_bias)
+    real = attention_mask.bool()[:, None, None, :]
+    return AttentionMask(real, position_bias)
 
 
 def causal_allowed(
@@ -252,16 +265,19 @@ def causal_allowed(
     if length == 1 and attention_mask is None:
         return None
     query = torch.arange(past, past + length, device=device)
-    # (1, 1, T, L)
-    allowed = (torch.arange(past + length, device=device) <= query[:, None])[None, None]
+    key = torch.arange(past + length, device=device)
+    allowed = key <= query[:, None]  # (T, L)
+    allowed = allowed[None, None]
     if attention_mask is not None:
-        allowed = allowed & attention_mask.bool()[:, None, None, :]  # (R, 1, T, L)
+        real = attention_mask.bool()[:, None, None, :]  # (R, 1, 1, L)
+        allowed = allowed & real  # (R, 1, T, L)
     return allowed
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(R, T, H*h) -> (R, H, T, h)."""
-    return x.view(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
+    x = x.view(*x.shape[:2], heads, x.shape[2] // heads)  # (R, T, H, h)
+    return x.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

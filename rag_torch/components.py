@@ -44,5 +44,5 @@ class RagPretrained(RagComponents, PretrainedModel):
     def _load(self, name_or_path: Any, hub: Any, dtype: Any, device: Any, *weights: Any) -> None:
         super()._load(name_or_path, hub, dtype, device, *weights)
         if device is not None:
-            # what modules of other libraries keep outside of their state dict
+            # Moves what modules of other libraries keep outside of their state dict.
             self.to(device)

@@ -67,10 +67,12 @@ class TensorChecks(InputChecks):
             kind = "c"
         elif value.dtype == torch.bool:
             kind = "b"
-        return TensorFacts(name, tuple(value.shape), kind, str(value.dtype).removeprefix("torch."))
+        dtype = str(value.dtype).removeprefix("torch.")
+        return TensorFacts(name, tuple(value.shape), kind, dtype)
 
     def can_look(self) -> bool:
-        return not torch.compiler.is_compiling()  # it can't branch on a value
+        # torch.compile can't branch on a value.
+        return not torch.compiler.is_compiling()
 
     def looking_is_free(self, value: Tensor) -> bool:
         return value.device.type == "cpu"
@@ -85,8 +87,11 @@ class TensorChecks(InputChecks):
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def has_finite_rows(self, scores: Tensor) -> bool:
-        # the largest of a row is NaN where any is
-        return scores.is_meta or bool(scores.amax(1).isfinite().all())
+        if scores.is_meta:
+            return True
+        # The largest of a row is NaN where any is.
+        largest = scores.amax(1)
+        return bool(largest.isfinite().all())
 
     def masked_fill(self, x: Tensor, mask: Tensor, value: int) -> Tensor:
         return x.masked_fill(mask, value)
@@ -95,14 +100,12 @@ class TensorChecks(InputChecks):
         return table.weight.shape[0]
 
     def check_places(self, **tensors: Any) -> None:
-        devices = {name: getattr(value, "device", None) for name, value in tensors.items()}
-        arguments.check_places(
-            **{
-                name: torch.device(device).type
-                for name, device in devices.items()
-                if device is not None
-            }
-        )
+        places = {}
+        for name, value in tensors.items():
+            device = getattr(value, "device", None)
+            if device is not None:
+                places[name] = torch.device(device).type
+        arguments.check_places(**places)
 
 
 CHECKS = TensorChecks()

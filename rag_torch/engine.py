@@ -14,9 +14,10 @@ from rag_torch import contexts, rescoring, step_scores
 from rag_torch.layers import Trace
 from rag_torch.marginalize import doc_log_probs, widen
 
-# Numbers of a block of logits held at once while rescoring: what a CPU's cache holds, what keeps a
-# GPU busy.
-_BLOCK, _BLOCK_GPU = 2**23, 2**27
+# Numbers of a block of logits held at once while rescoring: what a CPU's cache holds,
+_BLOCK = 2**23
+# and what keeps a GPU busy.
+_BLOCK_GPU = 2**27
 
 
 class TensorEngine(Engine):
@@ -61,7 +62,9 @@ class TensorEngine(Engine):
 
     def same_mask(self, mask: Tensor, other: Tensor) -> bool:
         width = other.shape[1]
-        return torch.equal(mask[:, :width], other) and not bool(mask[:, width:].any())
+        if not torch.equal(mask[:, :width], other):
+            return False
+        return not bool(mask[:, width:].any())
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
@@ -70,7 +73,8 @@ class TensorEngine(Engine):
         return x.repeat_interleave(times, dim=0)
 
     def scatter_rows(self, x: Tensor, rows: Tensor, count: int) -> Tensor:
-        return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
+        zeros = x.new_zeros(count, *x.shape[1:])
+        return zeros.index_copy(0, rows, x)
 
     def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return like.new_zeros(shape)
@@ -94,7 +98,10 @@ class TensorEngine(Engine):
         if len(distinct) == len(both):
             return generator.encode(input_ids, mask)
         width = input_ids.shape[1]
-        return generator.encode(distinct[:, :width], distinct[:, width:].bool())[place]
+        distinct_ids = distinct[:, :width]
+        distinct_mask = distinct[:, width:].bool()
+        states = generator.encode(distinct_ids, distinct_mask)
+        return states[place]
 
     def decode_step(
         self,
@@ -124,7 +131,8 @@ class TensorEngine(Engine):
         if noise is not None:
             drawn = scores + self.tensor(noise, scores)
         tokens = drawn.argmax(dim=-1)  # (R,)
-        log_probs = scores.log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
+        log_probs = scores.log_softmax(dim=-1).gather(1, tokens[:, None])  # (R, 1)
+        log_probs = log_probs.squeeze(1)
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
 
     def choose_candidates(
@@ -136,13 +144,19 @@ class TensorEngine(Engine):
         count: int,
         inplace: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        so_far = torch.as_tensor(sums, device=scores.device, dtype=scores.dtype).reshape(-1, 1)
-        total = scores.add_(so_far) if inplace else scores + so_far  # (Q*K, V)
+        so_far = torch.as_tensor(sums, device=scores.device, dtype=scores.dtype)
+        so_far = so_far.reshape(-1, 1)  # (Q*K, 1)
+        if inplace:
+            total = scores.add_(so_far)  # (Q*K, V)
+        else:
+            total = scores + so_far
 
         def of_active(x: Tensor) -> Tensor:
             x = x.reshape(len(sums), -1)  # (Q, K*V)
             # All rows are most often active: no copy then.
-            return x if len(active) == len(sums) else x[self.tensor(active, x)]  # (q, K*V)
+            if len(active) == len(sums):
+                return x
+            return x[self.tensor(active, x)]  # (q, K*V)
 
         if noise is None:
             values, places = step_scores.best_candidates(of_active(total), count)
@@ -156,7 +170,9 @@ class TensorEngine(Engine):
         return None  # PyTorch runs its operations one by one, at no cost that a graph would save
 
     def block_size(self, like: Tensor) -> int:
-        return _BLOCK if like.device.type == "cpu" else _BLOCK_GPU
+        if like.device.type == "cpu":
+            return _BLOCK
+        return _BLOCK_GPU
 
 
 ENGINE = TensorEngine()

@@ -47,7 +47,9 @@ class _ForwardOf(ForeignModule):
 class ForeignEncoder(_ForwardOf, ForeignEncoderBase, nn.Module):
     @staticmethod
     def _real_tokens(input_ids: Tensor, pad: int | None) -> Tensor:
-        return torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        if pad is None:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad).long()
 
     @staticmethod
     def _mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -59,9 +61,11 @@ class ForeignState(ForeignStateBase):
     @staticmethod
     def _continued(prefix: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         source = source.to(prefix.device)
-        continued = prefix.gather(1, source[:, :, None].expand(-1, -1, prefix.shape[2]))
+        index = source[:, :, None].expand(-1, -1, prefix.shape[2])  # (R, K, T)
+        continued = prefix.gather(1, index)
         first = torch.arange(len(prefix), device=prefix.device) * prefix.shape[1]  # (R,)
-        return continued, (first[:, None] + source).flatten()
+        rows = first[:, None] + source  # (R, K)
+        return continued, rows.flatten()
 
     @staticmethod
     def _take(x: Tensor, rows: Tensor) -> Tensor:
@@ -109,4 +113,6 @@ class ForeignGenerator(_ForwardOf, ForeignGeneratorBase, nn.Module):
 
 def as_generator(module: Any) -> Any:
     """The module itself if it offers the decoding contract, else a `ForeignGenerator` around it."""
-    return module if offers_decoding(module) else ForeignGenerator(module)
+    if offers_decoding(module):
+        return module
+    return ForeignGenerator(module)

@@ -60,11 +60,12 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *argum
     from torch.utils.checkpoint import checkpoint
 
     def rerun(*arguments: Any) -> Any:
-        unused = [
-            argument.unused() if isinstance(argument, AttentionMask) else argument
-            for argument in arguments
-        ]
-        return run(*unused)
+        fresh = []
+        for argument in arguments:
+            if isinstance(argument, AttentionMask):
+                argument = argument.unused()
+            fresh.append(argument)
+        return run(*fresh)
 
     return checkpoint(rerun, *arguments, use_reentrant=False, **options)
 
@@ -77,7 +78,8 @@ class Trace(StateRecorder):
         T, S).
         """
         for index, weights in enumerate(self._cross):
-            by_beam = weights.unflatten(2, (beams, -1)).transpose(1, 2)  # (R, K, H, T, S)
+            by_beam = weights.unflatten(2, (beams, -1))  # (R, H, K, T, S)
+            by_beam = by_beam.transpose(1, 2)  # (R, K, H, T, S)
             self._cross[index] = by_beam.flatten(0, 1)
 
 
@@ -107,7 +109,8 @@ def cross_without_layers(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
 
     (R, S, d) -> (R, 1, S, d).
     """
-    return [(encoder_hidden[:, None], encoder_hidden[:, None])]
+    states = encoder_hidden[:, None]
+    return [(states, states)]
 
 
 def init_normal(model: nn.Module, std: float) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 # Numbers of a piece that a loss works on at a time: what a CPU's cache holds,
 _PIECE_CPU = 2**19
 # and what keeps a GPU busy.
-_PIECE = 2**25
+_PIECE_GPU = 2**25
 
 
 def widen(x: Tensor) -> Tensor:
     """The tensor in float32, or as it is if wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide)
 
 
 def split_docs(x: Tensor, n_docs: int) -> Tensor:
@@ -42,7 +43,8 @@ def doc_scores(question: Tensor, docs: Tensor, doc_mask: Tensor | None = None) -
         (B, N) in float32 or wider: half precision could not tell scores near 75 apart.
     """
     # A product and a sum, not a matrix product: autocast would run that one in half precision.
-    scores = (widen(question)[:, None] * widen(docs)).sum(-1)  # (B, N)
+    products = widen(question)[:, None] * widen(docs)  # (B, N, D)
+    scores = products.sum(-1)  # (B, N)
     if doc_mask is None:
         return scores
     return scores.masked_fill(~doc_mask.bool(), -torch.inf)
@@ -55,7 +57,8 @@ def doc_log_probs(scores: Tensor) -> Tensor:
 
 def expand_like(log_probs: Tensor, like: Tensor) -> Tensor:
     """(B, N) with as many trailing axes of length 1 as (B, N, ...) has."""
-    return log_probs.reshape(log_probs.shape + (1,) * (like.dim() - 2))
+    trailing = (1,) * (like.dim() - 2)
+    return log_probs.reshape(log_probs.shape + trailing)
 
 
 def token_log_probs(logits: Tensor, log_probs: Tensor) -> Tensor:
@@ -85,10 +88,17 @@ def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
         (B, N, ..., T).
     """
     index = target[:, None, ..., None].expand(*logits.shape[:-1], 1)  # (B, N, ..., T, 1)
-    # torch.compile fuses these by itself
+    # torch.compile fuses these by itself.
     if torch.compiler.is_compiling():
-        return widen(logits.gather(-1, index).squeeze(-1)) - widen(logits).logsumexp(-1)
-    return _TargetLogProbs.apply(logits, index)[0]
+        return _logits_at(logits, index) - widen(logits).logsumexp(-1)
+    log_probs, _ = _TargetLogProbs.apply(logits, index)
+    return log_probs
+
+
+def _logits_at(logits: Tensor, index: Tensor) -> Tensor:
+    """(..., V) logits, (..., 1) ids -> (...), widened."""
+    picked = logits.gather(-1, index)  # (..., 1)
+    return widen(picked.squeeze(-1))
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -102,15 +112,16 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """The normaliser is kept for the gradient."""
-        normaliser = torch.cat([widen(piece).logsumexp(-1) for piece in _pieces(logits, logits)])
-        normaliser = normaliser.view(logits.shape[:-1])
-        return widen(logits.gather(-1, index).squeeze(-1)) - normaliser, normaliser
+        pieces = [widen(piece).logsumexp(-1) for piece in _pieces(logits, logits)]
+        normaliser = torch.cat(pieces).view(logits.shape[:-1])
+        return _logits_at(logits, index) - normaliser, normaliser
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Called by PyTorch after `forward`."""
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs, output[1])
+        _, normaliser = output
+        ctx.mark_non_differentiable(normaliser)
+        ctx.save_for_backward(*inputs, normaliser)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -120,25 +131,36 @@ class _TargetLogProbs(torch.autograd.Function):
         """
         logits, index, normaliser = ctx.saved_tensors
         grad = grads[0][..., None]  # (..., 1)
-        # a gradient of this gradient is wanted: nothing may be written in place
+        # A gradient of this gradient is wanted: nothing may be written in place.
         if torch.is_grad_enabled():
-            spread = -grad * widen(logits).softmax(-1)
-            return spread.scatter_add(-1, index, grad).to(logits.dtype), None
+            spread = -grad * widen(logits).softmax(-1)  # (..., V)
+            spread = spread.scatter_add(-1, index, grad)
+            return spread.to(logits.dtype), None
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        in_pieces = [_pieces(x, logits) for x in (result, logits, normaliser[..., None], -grad)]
-        for out, piece, shift, factor in zip(*in_pieces, strict=True):
-            probs = torch.sub(piece, shift, out=out if out.dtype == shift.dtype else None)
-            probs.exp_().mul_(factor)
-            # half precision: written to memory of its own, as `shift` is wider
-            if probs is not out:
-                out.copy_(probs)
-        return result.scatter_add_(-1, index, grad.to(logits.dtype)), None
+        pieces = zip(
+            _pieces(result, logits),
+            _pieces(logits, logits),
+            _pieces(normaliser[..., None], logits),
+            _pieces(-grad, logits),
+            strict=True,
+        )
+        for out, piece, shift, factor in pieces:
+            # In half precision `shift` is wider: the difference needs memory of its own.
+            if out.dtype != shift.dtype:
+                out.copy_(torch.sub(piece, shift).exp_().mul_(factor))
+            else:
+                torch.sub(piece, shift, out=out).exp_().mul_(factor)
+        result.scatter_add_(-1, index, grad.to(logits.dtype))
+        return result, None
 
 
 def _pieces(x: Tensor, logits: Tensor) -> Iterator[Tensor]:
     """(..., n) -> (rows, n) pieces, as many rows at a time as `logits` (..., V) are worked on."""
-    size = _PIECE_CPU if logits.device.type == "cpu" else _PIECE
-    yield from x.reshape(-1, x.shape[-1]).split(max(1, size // logits.shape[-1]))
+    size = _PIECE_GPU
+    if logits.device.type == "cpu":
+        size = _PIECE_CPU
+    rows = max(1, size // logits.shape[-1])
+    yield from x.reshape(-1, x.shape[-1]).split(rows)
 
 
 def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
@@ -212,7 +234,9 @@ def smoothed(
     loss = nll
     if smooth is not None:
         loss = (1.0 - epsilon) * nll + epsilon / vocab_size * smooth
-    return loss.sum() if reduce_loss else loss
+    if reduce_loss:
+        return loss.sum()
+    return loss
 
 
 def token_nll(
@@ -244,9 +268,11 @@ def token_nll(
     if epsilon > 0:
         marginal = token_log_probs(logits, log_probs)  # (B, T, V)
         target_scores = marginal.gather(-1, target[..., None]).squeeze(-1)
-        smooth = -marginal.sum(-1).masked_fill(pad_mask, 0.0).sum(1)
+        sums = marginal.sum(-1)  # (B, T)
+        smooth = -sums.masked_fill(pad_mask, 0.0).sum(1)
     else:
-        target_scores = token_joint(logits, log_probs, target).logsumexp(1)  # (B, T)
+        joint = token_joint(logits, log_probs, target)  # (B, N, T)
+        target_scores = joint.logsumexp(1)  # (B, T)
     nll = -target_scores.masked_fill(pad_mask, 0.0).sum(1)
     return smoothed(nll, smooth, epsilon, logits.shape[-1], reduce_loss)
 
@@ -280,11 +306,13 @@ def sequence_nll(
     drop: Tensor | bool = False
     if exclude_bos_score and bos_token_id is not None:
         drop = (target[:, 0] == bos_token_id).all()
-    joint = sequence_joint(target_log_probs(logits, target), log_probs, pad_mask, drop)  # (B, N)
+    target_scores = target_log_probs(logits, target)  # (B, N, T)
+    joint = sequence_joint(target_scores, log_probs, pad_mask, drop)  # (B, N)
+    nll = -joint.logsumexp(1)
+    vocab_size = logits.shape[-1]
     smooth = None
     if epsilon > 0:
-        vocab_size = logits.shape[-1]
         wide = widen(logits)
         total = wide.sum(-1) - vocab_size * wide.logsumexp(-1)  # (B, N, T)
         smooth = -sequence_joint(total, vocab_size * log_probs, pad_mask).logsumexp(1)
-    return smoothed(-joint.logsumexp(1), smooth, epsilon, logits.shape[-1], reduce_loss)
+    return smoothed(nll, smooth, epsilon, vocab_size, reduce_loss)

@@ -56,7 +56,9 @@ class PretrainedModel(PretrainedBase, nn.Module):
 
     @staticmethod
     def _automatic_device() -> Any:
-        return "cuda" if torch.cuda.is_available() else None
+        if torch.cuda.is_available():
+            return "cuda"
+        return None
 
     def _to_arrays(self, state_dict: Mapping[str, Any] | None) -> dict[str, Any]:
         return tensors.to_arrays(self, state_dict)
@@ -65,7 +67,8 @@ class PretrainedModel(PretrainedBase, nn.Module):
         tensors.assign_each(self, pairs, dtype, tensors.resolve_device(device))
 
     def _unfilled(self) -> list[str]:
-        return sorted(name for name, tensor in self.state_dict().items() if tensor.is_meta)
+        state = self.state_dict()
+        return sorted(name for name, tensor in state.items() if tensor.is_meta)
 
     def _ties(self) -> dict[str, str]:
         return tensors.tied_names(self)
@@ -138,7 +141,8 @@ class PretrainedModel(PretrainedBase, nn.Module):
         """Classes of layers that stay on one device or in one shard, as accelerate asks for
         them.
         """
-        return sorted({type(module).__name__ for module in self.modules()} & _LAYERS)
+        classes = {type(module).__name__ for module in self.modules()}
+        return sorted(classes & _LAYERS)
 
 
 def _require_grad(module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -17,20 +17,22 @@ from rag_core.outputs import ModelOutput
 def register_outputs() -> None:
     """Tell PyTorch of every record of `rag_core.outputs`, once."""
     for kind in _kinds(ModelOutput):
-        if kind not in _pytree.SUPPORTED_NODES:
-            _pytree.register_pytree_node(
-                kind,
-                _flatten,
-                _unflatten(kind),
-                serialized_type_name=f"{kind.__module__}.{kind.__name__}",
-                flatten_with_keys_fn=_flatten_with_keys,
-            )
+        if kind in _pytree.SUPPORTED_NODES:
+            continue
+        _pytree.register_pytree_node(
+            kind,
+            _flatten,
+            _unflatten(kind),
+            serialized_type_name=f"{kind.__module__}.{kind.__name__}",
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
 
 
 def _kinds(kind: type[ModelOutput]) -> Iterator[type[ModelOutput]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _kinds(each)
+    """All subclasses, those of subclasses included."""
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _kinds(subclass)
 
 
 def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
@@ -38,11 +40,15 @@ def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
 
 
 def _flatten_with_keys(output: ModelOutput) -> tuple[list[tuple[Any, Any]], list[str]]:
-    return [(_pytree.MappingKey(name), value) for name, value in output.items()], list(output)
+    pairs: list[tuple[Any, Any]] = []
+    for name, value in output.items():
+        pairs.append((_pytree.MappingKey(name), value))
+    return pairs, list(output)
 
 
 def _unflatten(kind: type[ModelOutput]) -> Any:
-    def made(values: Iterable[Any], names: list[str]) -> ModelOutput:
-        return kind(**dict(zip(names, values, strict=True)))
+    def unflatten(values: Iterable[Any], names: list[str]) -> ModelOutput:
+        fields = dict(zip(names, values, strict=True))
+        return kind(**fields)
 
-    return made
+    return unflatten

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_MIDDLE = 128  # of uint8, which stands for 0: oneDNN is fast for unsigned inputs only
-_TINY = torch.finfo(torch.float32).tiny  # a row of zeros has a scale, too
+# Of uint8, which stands for 0: oneDNN is fast for unsigned inputs only.
+_MIDDLE = 128
+# A row of zeros has a scale, too.
+_TINY = torch.finfo(torch.float32).tiny
 _NO_INT8 = (
     "this processor and build of PyTorch have no exact int8 products (oneDNN's, with AVX-512 VNNI "
     "or AMX): leave the model in float32"
@@ -34,8 +36,10 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()  # (O, I)
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        scale = (weight.abs().amax(dim=1) / 127).clamp_min(_TINY)  # (O,)
-        self.product = Product((weight / scale[:, None]).round_().to(torch.int8), scale)
+        largest = weight.abs().amax(dim=1)  # (O,)
+        scale = (largest / 127).clamp_min(_TINY)
+        whole = (weight / scale[:, None]).round_().to(torch.int8)  # (O, I)
+        self.product = Product(whole, scale)
         self.bias = None
         if linear.bias is not None:
             self.bias = linear.bias.detach().float()
@@ -95,7 +99,9 @@ def has_int8() -> bool:
     """
     try:
         rows = torch.full((1, 64), 255, dtype=torch.uint8)
-        sums = Product(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16))(rows)
+        matrix = torch.full((16, 64), 127, dtype=torch.int8)
+        product = Product(matrix, torch.ones(16))
+        sums = product(rows)  # (1, 16)
     except (RuntimeError, AttributeError):
         return False
     return bool((sums == 127 * 127 * 64).all())
@@ -120,6 +126,7 @@ def quantized(model: Any) -> Any:
         raise RuntimeError(_NO_INT8)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:  # a subclass computes something else
+            # Not a subclass: it computes something else.
+            if type(child) is nn.Linear:
                 setattr(module, name, Int8Linear(child))
     return model.eval()

@@ -30,12 +30,15 @@ def candidate_scores(
     vocab_size: int,
 ) -> np.ndarray:
     """See `rag_core.generation.Engine.candidate_scores`."""
-    drop: Tensor | bool = False if drop_first is None else drop_first
+    drop: Tensor | bool = False
+    if drop_first is not None:
+        drop = drop_first
     joint = marginalize.sequence_joint(each, log_priors, pad_mask, drop)  # (B, N, C)
     score = joint.logsumexp(dim=1)
     if total is not None:
         spread = marginalize.sequence_joint(total, vocab_size * log_priors, pad_mask)
-        score = (1.0 - epsilon) * score + epsilon / vocab_size * spread.logsumexp(dim=1)
+        smooth = spread.logsumexp(dim=1)  # (B, C)
+        score = (1.0 - epsilon) * score + epsilon / vocab_size * smooth
     return score.cpu().numpy()
 
 
@@ -50,34 +53,43 @@ def tree_log_probs(
     smooth: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `rag_core.generation.Engine.tree_log_probs`."""
-    prefixes, positions, continues = (
-        torch.as_tensor(x, device=targets.device)
-        for x in (tree.tokens, tree.positions, tree.continues)
-    )
+    device = targets.device
+    prefixes = torch.as_tensor(tree.tokens, device=device)
+    positions = torch.as_tensor(tree.positions, device=device)
+    continues = torch.as_tensor(tree.continues, device=device)
     part = state.part(rows, width)
     part.tree = Tree(positions, continues)
-    x = generator._decoded(prefixes.expand(part.rows, 1, -1), part)  # (n, P, d)
-    nodes = tree.nodes.reshape(-1)
+    tokens = prefixes.expand(part.rows, 1, -1)  # (n, 1, P)
+    x = generator._decoded(tokens, part)  # (n, P, d)
+    nodes = tree.nodes.reshape(-1)  # (C*L,), from 0 to P - 1
     ids = targets.flatten()
     each = widen(x[:0]).new_zeros(part.rows, len(nodes))  # (n, C*L)
     total = torch.zeros_like(each)
-    height = max(1, block // (part.rows * generator.config.vocab_size))
+    vocab_size = generator.config.vocab_size
+    height = max(1, block // (part.rows * vocab_size))
     for top in range(0, x.shape[1], height):
-        logits = widen(generator._logits(x[:, top : top + height]))  # (n, p, V)
+        states = x[:, top : top + height]  # (n, p, d)
+        logits = widen(generator._logits(states))  # (n, p, V)
         shift = _normalisers(logits)  # (n, p)
-        here = np.flatnonzero((nodes >= top) & (nodes < top + height))
-        to, at = (torch.as_tensor(i, device=targets.device) for i in (here, nodes[here] - top))
-        each[:, to] = logits[:, at, ids[to]] - shift[:, at]
+        in_block = (nodes >= top) & (nodes < top + height)
+        here = np.flatnonzero(in_block)
+        places = torch.as_tensor(here, device=device)
+        row = torch.as_tensor(nodes[here] - top, device=device)
+        each[:, places] = logits[:, row, ids[places]] - shift[:, row]
         if smooth:
-            total[:, to] = (logits.sum(dim=-1) - logits.shape[-1] * shift)[:, at]
+            sums = logits.sum(dim=-1) - logits.shape[-1] * shift  # (n, p)
+            total[:, places] = sums[:, row]
     return each.unflatten(1, targets.shape), total.unflatten(1, targets.shape)
 
 
 def _normalisers(logits: Tensor) -> Tensor:
     """logsumexp of (n, p, V) over the vocabulary."""
+    flat = logits.flatten(0, 1)  # (n*p, V)
+    rows = len(flat)
     # On a CPU a few rows at a time, whose copies stay in the cache.
-    rows = 8 if logits.device.type == "cpu" else logits.shape[0] * logits.shape[1]
-    parts = [part.logsumexp(-1) for part in logits.flatten(0, 1).split(rows)]
+    if logits.device.type == "cpu":
+        rows = 8
+    parts = [part.logsumexp(-1) for part in flat.split(rows)]
     return torch.cat(parts).view(logits.shape[:2])
 
 
@@ -90,4 +102,5 @@ def target_log_probs(
     if not smooth:
         return each, None
     wide = widen(logits)
-    return each, wide.sum(dim=-1) - wide.shape[-1] * wide.logsumexp(dim=-1)
+    total = wide.sum(dim=-1) - wide.shape[-1] * wide.logsumexp(dim=-1)  # (R, C, L)
+    return each, total

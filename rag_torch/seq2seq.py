@@ -24,7 +24,7 @@ from rag_core.modeling import (
     batches_by_length,
 )
 from rag_core.outputs import EncoderOutput
-from rag_torch.attention import key_mask
+from rag_torch.attention import key_mask, merge_heads, split_heads
 from rag_torch.contexts import CHECKS, used_length
 from rag_torch.decode_state import DecodeState, GrowingCache
 from rag_torch.engine import ENGINE
@@ -33,9 +33,10 @@ from rag_torch.marginalize import target_log_probs
 from rag_torch.packing import Packing
 from rag_torch.pretrained import PretrainedModel
 
-# tokens that a call of the encoder should hold at least: without padding a CPU gains by more, a GPU
-# wants to be filled
-_BUCKET_CPU, _BUCKET = 2**12, 2**14
+# Tokens that a call of the encoder should hold at least: without padding a CPU gains by more,
+_BUCKET_CPU = 2**12
+# and a GPU wants to be filled.
+_BUCKET = 2**14
 
 
 class Decoder(DecoderBase):
@@ -45,7 +46,9 @@ class Decoder(DecoderBase):
 
     @staticmethod
     def _first_steps(past: Any, mask: Tensor | None, hidden: bool, attentions: bool) -> Steps:
-        return Steps(GrowingCache(past), None, key_mask(mask), Trace(hidden, attentions))
+        cache = GrowingCache(past)
+        trace = Trace(hidden, attentions)
+        return Steps(cache, None, key_mask(mask), trace)
 
 
 class _CrossOnDemand:
@@ -97,7 +100,7 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
         states = encoded.last_hidden_state
         mask = call.attention_mask
         use_cache = bool(call.use_cache)
-        # what is handed back has all columns
+        # What is handed back has all columns.
         whole = use_cache or call.output_attentions or mask is None
         if call.past_key_values is None and not whole:
             width = used_length(mask)
@@ -114,19 +117,23 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
             cross = self._cross(states, mask)
         cache = GrowingCache(call.past_key_values, use_cache)
         trace = Trace(bool(call.output_hidden_states), bool(call.output_attentions))
+        steps = Steps(cache, cross, key_mask(mask), trace)
         x = decoder(
             call.decoder_input_ids,
             call.decoder_attention_mask,
             inputs_embeds=call.decoder_inputs_embeds,
-            steps=Steps(cache, cross, key_mask(mask), trace),
+            steps=steps,
         )
-        past = cache.past_with(cross) if use_cache else None
+        past = None
+        if use_cache:
+            past = cache.past_with(cross)
         return self._logits(x), past, trace.result(), encoded
 
     def _encoded(self, call: GeneratorCall) -> EncoderOutput:
         traced = call.output_attentions or call.output_hidden_states
         if not traced and call.inputs_embeds is None:
-            return EncoderOutput(last_hidden_state=self.encode(call.input_ids, call.attention_mask))
+            states = self.encode(call.input_ids, call.attention_mask)
+            return EncoderOutput(last_hidden_state=states)
         return self.get_encoder()(
             call.input_ids,
             call.attention_mask,
@@ -140,7 +147,9 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         encoder = self.get_encoder()
-        size = _BUCKET_CPU if input_ids.device.type == "cpu" else _BUCKET
+        size = _BUCKET
+        if input_ids.device.type == "cpu":
+            size = _BUCKET_CPU
 
         def encoded(ids: Tensor, mask: Tensor | None) -> Tensor:
             return encoder(ids, mask, skip_padding=True).last_hidden_state
@@ -164,22 +173,23 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
         project = self.get_decoder().cross
         if mask is None or mask.is_meta or torch.compiler.is_compiling():
             return project(hidden)
+        # So little padding costs less than taking it out.
         if mask.count_nonzero() > 0.9 * mask.numel():
             return project(hidden)
         packing = Packing(mask.bool())
 
         def spread(x: Tensor) -> Tensor:
             """(1, H, P, h) -> (R, H, S, h)."""
-            return (
-                packing.padded(x.transpose(1, 2).flatten(2))
-                .unflatten(2, (x.shape[1], -1))
-                .transpose(1, 2)
-            )
+            heads = x.shape[1]
+            x = packing.padded(merge_heads(x))  # (R, S, H*h)
+            return split_heads(x, heads)
 
-        return [(spread(key), spread(value)) for key, value in project(packing.pack(hidden))]
+        packed = project(packing.pack(hidden))
+        return [(spread(key), spread(value)) for key, value in packed]
 
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
-        return self._logits(self._decoded(tokens, state, trace)).unflatten(0, tokens.shape[:2])
+        logits = self._logits(self._decoded(tokens, state, trace))  # (R*K, T, V)
+        return logits.unflatten(0, tokens.shape[:2])
 
     def _decoded(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         """What `decode` makes logits of, (R*K, T, d)."""
@@ -198,7 +208,8 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Float32 or wider.
     """
     scored = labels != -100
-    log_probs = target_log_probs(logits[:, None], _scored(labels))[:, 0]  # (R, T)
+    log_probs = target_log_probs(logits[:, None], _scored(labels))  # (R, 1, T)
+    log_probs = log_probs[:, 0]
     return -(log_probs * scored).sum() / scored.sum()
 
 
@@ -229,14 +240,15 @@ def by_length(
     if mask is None or rows * width <= tokens or mask.is_meta or torch.compiler.is_compiling():
         return function(input_ids, mask)
     place = torch.arange(1, width + 1, device=mask.device)
-    # (R,), up to the last real token
-    lengths = (mask.bool() * place).amax(dim=1).clamp(min=1).cpu().numpy()
+    last_real = (mask.bool() * place).amax(dim=1)  # (R,)
+    lengths = last_real.clamp(min=1).cpu().numpy()
     batches = batches_by_length(lengths, tokens)
     parts = []
     for batch in batches:
-        chosen = torch.as_tensor(batch, device=mask.device)
+        rows_now = torch.as_tensor(batch, device=mask.device)
         length = int(lengths[batch[-1]])
-        part = function(input_ids[chosen, :length], mask[chosen, :length])  # (r, length, d)
+        part = function(input_ids[rows_now, :length], mask[rows_now, :length])  # (r, length, d)
         parts.append(F.pad(part, (0, 0, 0, width - length)))
-    back = np.argsort(np.concatenate(batches))
-    return torch.cat(parts)[torch.as_tensor(back, device=mask.device)]
+    places = np.argsort(np.concatenate(batches))
+    in_order = torch.as_tensor(places, device=mask.device)
+    return torch.cat(parts)[in_order]

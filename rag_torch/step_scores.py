@@ -16,7 +16,7 @@ from rag_core.generation import LogitsProcessor, LogitsWarper
 from rag_torch.marginalize import token_log_probs
 
 _LOWEST = float("-inf")
-# Scores looked through at a time for the best, which is a CPU's way.
+# Measured: scores looked through at a time for the best, which is a CPU's way.
 _RUN = 256
 # Marginal probabilities below it are computed by logarithms: their terms may have vanished.
 _SAFE = 1e-30
@@ -30,11 +30,14 @@ def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
     small that its logarithm would be off.
     """
     if logits.device.type == "cpu":
-        probs = torch.empty_like(logits[0])  # (N, K, V): one question's, for a cache to hold
+        # Of one question at a time, for a cache to hold.
+        probs = torch.empty_like(logits[0])  # (N, K, V)
         mixed = logits.new_empty(len(logits), *logits.shape[2:])  # (Q, K, V)
-        for q, prior in enumerate(log_priors.exp().to(logits.dtype)):
-            torch.softmax(logits[q], -1, out=probs)
-            torch.mv(probs.flatten(1).t(), prior, out=mixed[q].view(-1))
+        priors = log_priors.exp().to(logits.dtype)  # (Q, N)
+        for question, prior in enumerate(priors):
+            torch.softmax(logits[question], -1, out=probs)
+            by_document = probs.flatten(1)  # (N, K*V)
+            torch.mv(by_document.t(), prior, out=mixed[question].view(-1))
         if bool(mixed.min() >= _SAFE):
             return mixed.log_()
     return token_log_probs(logits, log_priors)
@@ -80,22 +83,23 @@ def apply_processors(
         rows = all_rows
         if processor.rows is not None:
             rows = torch.as_tensor(processor.rows, device=scores.device)
-        at = rows, torch.as_tensor(processor.ids, device=scores.device)
+        ids = torch.as_tensor(processor.ids, device=scores.device)
         if processor.kind == "finite":
             limits = torch.finfo(scores.dtype)
             scores = torch.nan_to_num(scores, nan=0.0, posinf=limits.max, neginf=limits.min)
         elif processor.kind == "keep":
             banned = torch.ones_like(scores, dtype=torch.bool)
-            banned[at] = False
+            banned[rows, ids] = False
             scores = scores.masked_fill(banned, _LOWEST)
         elif processor.kind == "force":
             scores = torch.full_like(scores, _LOWEST)
-            scores[at] = 0.0
+            scores[rows, ids] = 0.0
         else:
             if not inplace:
                 scores = scores.clone()
-            scores[at] = _changed(scores[at], processor)
-        inplace = True  # from the first one on they are ours
+            scores[rows, ids] = _changed(scores[rows, ids], processor)
+        # From the first processor on they are ours.
+        inplace = True
     return scores
 
 
@@ -103,12 +107,14 @@ def _changed(old: Tensor, processor: LogitsProcessor) -> Tensor | float:
     if processor.kind == "ban":
         return old.new_full((), _LOWEST)
     if processor.kind == "add":
-        return old + torch.as_tensor(processor.value, device=old.device, dtype=old.dtype)
+        bias = torch.as_tensor(processor.value, device=old.device, dtype=old.dtype)
+        return old + bias
     if processor.kind == "penalise":
         return torch.where(old < 0, old * processor.value, old / processor.value)
     if processor.kind == "decay":
-        # A banned token stays banned: -inf + inf is nan, which topk takes for the largest
-        return torch.where(old.isinf(), old, old + old.abs() * processor.value)
+        raised = old + old.abs() * processor.value
+        # A banned token stays banned: -inf + inf is nan, which topk takes for the largest.
+        return torch.where(old.isinf(), old, raised)
     raise ValueError(f"unknown kind of logits processor {processor.kind!r}")
 
 
@@ -126,8 +132,9 @@ def apply_warpers(
         elif warper.kind == "normalise":
             scores = normalised(scores)
         elif warper.kind == "top_k":
-            count = min(max(int(warper.value), min_tokens_to_keep), vocab_size)
-            scores = scores.masked_fill(scores < _kth_largest(scores, count), _LOWEST)
+            count = max(int(warper.value), min_tokens_to_keep)
+            smallest = _kth_largest(scores, min(count, vocab_size))  # (R, 1)
+            scores = scores.masked_fill(scores < smallest, _LOWEST)
         elif warper.kind == "top_p":
             scores = _top_p(scores, warper.value, min_tokens_to_keep)
         elif warper.kind == "typical_p":
@@ -136,7 +143,8 @@ def apply_warpers(
             cut: Tensor | float = warper.value
             if warper.kind == "eta_cutoff":
                 by_entropy = warper.value**0.5 * torch.exp(-_entropy(scores))  # (R,)
-                cut = by_entropy.clamp(max=warper.value)[:, None]
+                by_entropy = by_entropy.clamp(max=warper.value)
+                cut = by_entropy[:, None]
             unlikely = scores.softmax(dim=-1) < cut
             spared = scores >= _kth_largest(scores, min_tokens_to_keep)
             scores = scores.masked_fill(unlikely & ~spared, _LOWEST)
@@ -147,14 +155,16 @@ def apply_warpers(
 
 def _kth_largest(scores: Tensor, count: int) -> Tensor:
     """(R, V) -> (R, 1)."""
-    return scores.topk(count, dim=-1).values[:, -1:]
+    largest = scores.topk(count, dim=-1).values  # (R, count)
+    return largest[:, -1:]
 
 
 def _top_p(scores: Tensor, mass: float, min_tokens_to_keep: int) -> Tensor:
     """Keep the likeliest tokens that make up `mass` together."""
     # Ascending, of equals the lowest index last: that one stays.
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    ordered, order = ordered.flip(-1), order.flip(-1)
+    ordered = ordered.flip(-1)
+    order = order.flip(-1)
     drop = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - mass
     drop[:, -min_tokens_to_keep:] = False
     return scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
@@ -162,17 +172,20 @@ def _top_p(scores: Tensor, mass: float, min_tokens_to_keep: int) -> Tensor:
 
 def _entropy(scores: Tensor) -> Tensor:
     log_probs = scores.log_softmax(dim=-1)
-    return -(log_probs.exp() * log_probs).nansum(dim=-1)
+    products = log_probs.exp() * log_probs
+    return -products.nansum(dim=-1)
 
 
 def _typical(scores: Tensor, mass: float, min_tokens_to_keep: int) -> Tensor:
     """Keep the tokens whose surprise lies nearest the entropy (Meister et al. 2022,
     https://arxiv.org/abs/2202.00666).
     """
-    distance = (-scores.log_softmax(dim=-1) - _entropy(scores)[:, None]).abs()
-    ordered, order = distance.sort(dim=-1, stable=True)
+    entropy = _entropy(scores)[:, None]  # (R, 1)
+    distance = -scores.log_softmax(dim=-1) - entropy
+    ordered, order = distance.abs().sort(dim=-1, stable=True)
     total = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
-    last = (total < mass).sum(dim=-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    last = (total < mass).sum(dim=-1, keepdim=True)  # (R, 1)
+    last = last.clamp(max=scores.shape[-1] - 1)
     drop = ordered > ordered.gather(1, last)
     drop[:, :min_tokens_to_keep] = False
     return scores.masked_fill(drop.scatter(1, order, drop), _LOWEST)
@@ -186,19 +199,21 @@ def best_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         (Q, count) values and (Q, count) indices, in no particular order (`order_candidates` sorts
         them).
     """
-    count = min(count, scores.shape[-1])
-    values, indices = _largest(scores, min(count + 1, scores.shape[-1]))
-    tied = (values[:, count:] == values[:, count - 1 : count]).any()
-    values, indices = values[:, :count], indices[:, :count]
-    if bool(tied):
-        # A tie across the border: the larger ones by value, then the tied ones by index.
-        smallest = values[:, -1:]
-        place = torch.arange(scores.shape[-1], device=scores.device)
-        rank_of_rest = torch.where(scores == smallest, place, scores.shape[-1])
-        rank = torch.where(scores > smallest, -1, rank_of_rest)
-        indices = rank.topk(count, dim=-1, largest=False).indices
-        values = scores.gather(-1, indices)
-    return values, indices
+    width = scores.shape[-1]
+    count = min(count, width)
+    values, indices = _largest(scores, min(count + 1, width))
+    next_best = values[:, count:]  # (Q, 0 or 1)
+    values = values[:, :count]
+    indices = indices[:, :count]
+    smallest = values[:, -1:]
+    if not bool((next_best == smallest).any()):
+        return values, indices
+    # A tie across the border: the larger ones by value, then the tied ones by index.
+    place = torch.arange(width, device=scores.device)
+    rank_of_rest = torch.where(scores == smallest, place, width)
+    rank = torch.where(scores > smallest, -1, rank_of_rest)  # (Q, W)
+    indices = rank.topk(count, dim=-1, largest=False).indices
+    return scores.gather(-1, indices), indices
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -206,12 +221,14 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     those are.
     """
     runs = scores.shape[-1] // _RUN
+    # A GPU is faster at one topk, and so is a CPU where most of the runs would be left.
     if scores.device.type != "cpu" or runs <= 4 * count:
         return scores.topk(count, dim=-1)
-    whole_runs = scores[:, : runs * _RUN].unflatten(-1, (runs, _RUN))
+    end = runs * _RUN
+    whole_runs = scores[:, :end].unflatten(-1, (runs, _RUN))  # (Q, runs, _RUN)
     best_runs = whole_runs.amax(-1).topk(count, dim=-1).indices  # (Q, count)
-    places = (best_runs[..., None] * _RUN + torch.arange(_RUN)).flatten(1)  # (Q, count * _RUN)
-    rest = torch.arange(runs * _RUN, scores.shape[-1]).expand(len(scores), -1)
-    places = torch.cat([places, rest], dim=1)
-    values, at = scores.gather(1, places).topk(count, dim=-1)
-    return values, places.gather(1, at)
+    places = best_runs[..., None] * _RUN + torch.arange(_RUN)  # (Q, count, _RUN)
+    rest = torch.arange(end, scores.shape[-1]).expand(len(scores), -1)
+    places = torch.cat([places.flatten(1), rest], dim=1)
+    values, indices = scores.gather(1, places).topk(count, dim=-1)
+    return values, places.gather(1, indices)

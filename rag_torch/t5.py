@@ -229,10 +229,10 @@ class T5Stack(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         count = config.num_layers
         if decoder:
-            count = config.num_decoder_layers
-        self.block = nn.ModuleList(
-            T5Block(config, decoder, number == 0) for number in range(count or 0)
-        )
+            count = config.num_decoder_layers or 0
+        self.block = nn.ModuleList()
+        for index in range(count):
+            self.block.append(T5Block(config, decoder, first=index == 0))
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = config.dropout_rate
         self.decoder = decoder

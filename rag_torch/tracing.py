@@ -24,7 +24,8 @@ class Tracer(TracerBase):
     math = marginalize
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        ties, state = tied_names(self.model), self.model.state_dict()
+        ties = tied_names(self.model)
+        state = self.model.state_dict()
         with torch.no_grad():
             for name, array in arrays.items():
                 if name not in ties:
@@ -32,7 +33,9 @@ class Tracer(TracerBase):
 
     def tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.array(array))
-        return tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(self.model.dtype)
 
     def run(self, inputs: Mapping[str, Any], gradients: bool) -> tuple[Any, dict[str, np.ndarray]]:
         with torch.set_grad_enabled(gradients):
@@ -40,11 +43,15 @@ class Tracer(TracerBase):
         if not gradients:
             return out, {}
         named = {name: tensor for name, tensor in named_tensors(self.model) if tensor.requires_grad}
-        slopes = torch.autograd.grad(out.loss.sum(), list(named.values()), allow_unused=True)
-        return out, {
-            name: to_numpy(torch.zeros_like(tensor) if slope is None else slope)
-            for (name, tensor), slope in zip(named.items(), slopes, strict=True)
-        }
+        weights = list(named.values())
+        slopes = torch.autograd.grad(out.loss.sum(), weights, allow_unused=True)
+        arrays = {}
+        for name, weight, slope in zip(named, weights, slopes, strict=True):
+            # A weight that the loss does not reach has no gradient.
+            if slope is None:
+                slope = torch.zeros_like(weight)
+            arrays[name] = to_numpy(slope)
+        return out, arrays
 
     def without_gradients(self) -> AbstractContextManager[Any]:
         return torch.no_grad()

@@ -24,7 +24,8 @@ from rag_core.training import (
 from rag_torch import marginalize as marginal
 from rag_torch.contexts import Contexts, table_size
 
-_FUSED = ("cpu", "cuda")  # devices whose kernels torch 2.4 has
+# Devices whose kernels torch 2.4 has.
+_FUSED = ("cpu", "cuda")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,7 +39,9 @@ class _Run(TrainingRun):
 
     @staticmethod
     def default_device() -> str:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        return "cpu"
 
     @property
     def on_gpu(self) -> bool:
@@ -58,9 +61,8 @@ class _Run(TrainingRun):
         with torch.random.fork_rng(devices=devices), _learning(self.model, self.parameters):
             torch.manual_seed(self.config.seed)
             self.optimizer = make_optimizer(self.parameters, self.config)
-            self.scaler = torch.amp.GradScaler(
-                "cuda", enabled=self.config.mixed_precision == "fp16"
-            )
+            in_fp16 = self.config.mixed_precision == "fp16"
+            self.scaler = torch.amp.GradScaler("cuda", enabled=in_fp16)
             self._dropout_on()
             yield
 
@@ -89,7 +91,8 @@ class _Run(TrainingRun):
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.mixed_precision is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.model.device.type, _HALF[self.config.mixed_precision])
+        half = _HALF[self.config.mixed_precision]
+        return torch.autocast(self.model.device.type, half)
 
     def end_step(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -109,13 +112,15 @@ class _Run(TrainingRun):
         target = marginal.shift_left(forward.target, self.pad)
         logits = forward.logits.detach().unflatten(0, scores.shape)  # (B, N, T, V)
         answers = marginal.target_log_probs(logits, target)  # (B, N, T)
-        answers = answers.masked_fill((target == self.pad)[:, None], 0.0).sum(-1)
+        pad_mask = target == self.pad  # (B, T)
+        answers = answers.masked_fill(pad_mask[:, None], 0.0).sum(-1)  # (B, N)
         return answers + marginal.doc_log_probs(scores)
 
     def parameter_state(self, name: str) -> dict[str, Tensor]:
         parameter = self.parameters[name]
         state = self.optimizer.state[parameter]
-        return {"model": parameter, **{kind: state[kind] for kind in (*_MOMENTS, "step")}}
+        moments = {kind: state[kind] for kind in _MOMENTS}
+        return {"model": parameter, **moments, "step": state["step"]}
 
     def set_parameter_state(self, name: str, state: dict[str, np.ndarray]) -> None:
         parameter = self.parameters[name]

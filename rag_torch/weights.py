@@ -36,9 +36,13 @@ class MetaDevice(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Skip whatever draws weights; run everything else."""
-        if func in _DRAWING or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        draws = func in _DRAWING or getattr(func, "__module__", "") == "torch.nn.init"
+        if not draws:
+            return func(*args, **kwargs)
+        if args:
+            return args[0]
+        return kwargs["tensor"]
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -46,9 +50,10 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     for name, tensor in saved.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        yield name, tensor
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
@@ -95,7 +100,8 @@ def to_array(tensor: Any) -> np.ndarray:
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes
 
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits = tensor.view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
 
@@ -108,23 +114,24 @@ def resolve_device(device: Any) -> torch.device | None:
     if device is None:
         return None
     try:
-        found = torch.device(device)
+        place = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device must be 'cpu', 'cuda', 'cuda:0', 'mps' or None, got {device!r}"
         ) from error
-    kind, number = found.type, found.index or 0
-    count = (
-        torch.cuda.device_count()
-        if kind == "cuda"
-        else int(kind != "mps" or torch.backends.mps.is_available())
-    )
-    if kind in ("cuda", "mps") and number >= count:
+    if place.type == "cuda":
+        count = torch.cuda.device_count()
+    elif place.type == "mps":
+        count = int(torch.backends.mps.is_available())
+    else:
+        return place
+    number = place.index or 0
+    if number >= count:
         raise ValueError(
             f"device must be one that PyTorch sees; got {device!r}, and it sees {count} of "
-            f"{kind!r}: use 'cpu', or install a build of PyTorch for this GPU"
+            f"{place.type!r}: use 'cpu', or install a build of PyTorch for this GPU"
         )
-    return found
+    return place
 
 
 def from_array(array: np.ndarray, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
@@ -135,11 +142,12 @@ def from_array(array: np.ndarray, dtype: torch.dtype | None = None, device: Any 
         dtype: wanted type; None keeps the array's. Integers keep theirs.
         device: wanted place.
     """
-    array = np.asarray(array)
+    # A copy: files mapped into memory are read-only.
+    array = np.array(array)
     if array.dtype.name == "bfloat16":
-        tensor = torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     else:
-        tensor = torch.from_numpy(np.array(array))
+        tensor = torch.from_numpy(array)
     if dtype is None or not tensor.is_floating_point():
         dtype = tensor.dtype
     return tensor.to(device=device, dtype=dtype)
@@ -171,21 +179,21 @@ def assign_each(
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         in_half = dtype is torch.float16 or (dtype is None and array.dtype == np.float16)
-        wide = in_half and needs_float32(name)
-        tensor = from_array(array, torch.float32 if wide else dtype, device)
-        if leaf in module._parameters:
-            old = module._parameters[leaf]
-            module._parameters[leaf] = nn.Parameter(
-                tensor, requires_grad=old is None or old.requires_grad
-            )
-        else:
+        own_dtype = dtype
+        if in_half and needs_float32(name):
+            own_dtype = torch.float32
+        tensor = from_array(array, own_dtype, device)
+        if leaf not in module._parameters:
             module._buffers[leaf] = tensor
+            continue
+        old = module._parameters[leaf]
+        learns = old is None or old.requires_grad
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=learns)
 
 
 def resized(weight: Tensor, rows: int, std: float) -> Tensor:
     """The table with `rows` rows: cut, or lengthened by normal(0, std)."""
-    kept = weight.detach()[:rows]
-    fresh = (
-        torch.randn(max(0, rows - weight.shape[0]), *weight.shape[1:], device=weight.device) * std
-    )
-    return torch.cat([kept, fresh.to(weight.dtype)])
+    old = weight.detach()[:rows]
+    missing = max(0, rows - weight.shape[0])
+    fresh = torch.randn(missing, *weight.shape[1:], device=weight.device) * std
+    return torch.cat([old, fresh.to(weight.dtype)])
