@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from rag_core.backends import BACKENDS
 from rag_core.parity.compare import TOLERANCES, compare_files
 from rag_core.parity.report import AGREE, DIFFER, REFUSED, as_text, write_reports
 from rag_core.parity.trace_files import TraceFile
@@ -87,7 +88,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("run", help="record the cases on one backend")
-    one.add_argument("--backend", choices=("torch", "tf"), required=True)
+    one.add_argument("--backend", choices=tuple(BACKENDS), required=True)
     one.add_argument("--out", type=Path, required=True, help="the .npz to write")
     one.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     one.add_argument(

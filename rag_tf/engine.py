@@ -39,6 +39,7 @@ class TensorEngine(Engine):
 
     facts = staticmethod(contexts.facts)
     checked_ids = staticmethod(contexts.checked_ids)
+    checked_mask = staticmethod(contexts.checked_mask)
     checked_questions = staticmethod(contexts.checked_questions)
     table_size = staticmethod(contexts.table_size)
     doc_log_probs = staticmethod(doc_log_probs)
@@ -82,11 +83,6 @@ class TensorEngine(Engine):
 
     def buffer(self, shape: tuple[int, ...], like: tf.Tensor) -> np.ndarray:
         return np.zeros(shape, like.dtype.as_numpy_dtype)
-
-    def checked_mask(
-        self, name: str, mask: Any, shape: tuple[int, ...], of: str
-    ) -> tf.Tensor | None:
-        return contexts.checked_mask(name, mask, shape, of)
 
     def generation_context(self, model: Any) -> AbstractContextManager[Any]:
         if not tf.executing_eagerly():

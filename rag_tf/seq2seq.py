@@ -135,10 +135,6 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         return tf.cast(checked_ids(name, ids, rows), tf.int64)
 
     @staticmethod
-    def _without_unscored(labels: Tensor) -> Tensor:
-        return _scored(labels)
-
-    @staticmethod
     def _put_weight(module: Any, weight: Any) -> None:
         module.weight = weight
 

@@ -30,6 +30,7 @@ class TensorEngine(Engine):
 
     facts = staticmethod(contexts.facts)
     checked_ids = staticmethod(contexts.checked_ids)
+    checked_mask = staticmethod(contexts.checked_mask)
     checked_questions = staticmethod(contexts.checked_questions)
     table_size = staticmethod(contexts.table_size)
     used_width = staticmethod(contexts.used_length)
@@ -78,10 +79,6 @@ class TensorEngine(Engine):
 
     def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return like.new_zeros(shape)
-
-    def checked_mask(self, name: str, mask: Any, shape: tuple[int, ...], of: str) -> Tensor | None:
-        contexts.checked_mask(name, mask, shape, of)
-        return mask
 
     def generation_context(self, model: Any) -> AbstractContextManager[Any]:
         return torch.no_grad()

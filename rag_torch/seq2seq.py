@@ -83,10 +83,6 @@ class Generator(GeneratorBase, PretrainedModel, ABC):
         return value
 
     @staticmethod
-    def _without_unscored(labels: Tensor) -> Tensor:
-        return _scored(labels)
-
-    @staticmethod
     def _put_weight(module: Any, weight: Tensor) -> None:
         # Past PyTorch's setter: accelerate's init_empty_weights makes another parameter of what is
         # set.

@@ -613,9 +613,10 @@ def resolve_options(base: Any, generation_config: Any = None, **keywords: Any) -
         raise ValueError(
             "assistant_model (assisted decoding) is not supported by generate(); leave it out"
         )
-    if keywords.pop("synced_gpus", None) and (processes := process_count()) > 1:
+    # No walrus: AutoGraph, which reads a caller's tf.function down to here, can't.
+    if keywords.pop("synced_gpus", None) and process_count() > 1:
         raise ValueError(
-            f"synced_gpus among {processes} processes (weights in parts, as with ZeRO stage 3) is "
+            f"synced_gpus among {process_count()} processes (weights in parts, as with ZeRO stage 3) is "
             "not supported by generate(): gather the weights, so that each process has all of "
             "them, and leave it out"
         )

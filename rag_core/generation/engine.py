@@ -7,6 +7,10 @@ mathematics of a step lies in each backend's `step_scores.py` and `marginalize.p
 NumPy where an operation says that it returns an array, and where this wing calls
 `rag_core.backends.to_numpy`; nowhere else.
 
+Without an operation this wing asks of a tensor only what tensors of all frameworks can do: its
+`shape`, slices and whole numbers in square brackets, `ids != pad`, and that `to_numpy` reads it.
+Arrays that it makes tensors of are int64, bool, or float32 and wider.
+
 Letters: B questions, N documents of a search, Q searches, q of them still active, K beams, R rows,
 S context length, t tokens so far, T new tokens, C candidates, L candidate length, P beginnings of
 candidates, d width, V vocabulary.
@@ -42,9 +46,13 @@ class Engine(Protocol):
     """A framework's tensor operations, one object a backend: `rag_torch.engine.ENGINE` and
     `rag_tf.engine.ENGINE`.
 
+    What an operation is given stays as it is, unless `inplace` is True. The checks of arguments are
+    the backend's `rag_core.modeling.InputChecks`, under the same names.
+
     Attributes:
         framework: "pt" or "tf", as `return_tensors` has it.
-        shares_first_step: whether equal beams may be decoded as one, until they differ.
+        shares_first_step: whether the backend's own generators decode one beam for all of a context
+            as long as they are equal: their first `decode` gets K = 1, all later ones K beams.
         has_graphs: whether `generate` takes `graph`, which `search_in_graph` reads.
     """
 
@@ -55,7 +63,9 @@ class Engine(Protocol):
     # tensors
 
     def tensor(self, array: Any, like: Any = None) -> Tensor:
-        """Make a tensor of an array, where `like` (a tensor or a model) is; on the CPU without."""
+        """Make a tensor of an array or a tensor, where `like` (a tensor or a model) is; on the CPU
+        without. It may share the array's memory.
+        """
         ...
 
     def is_tensor(self, value: Any) -> bool:
@@ -75,7 +85,7 @@ class Engine(Protocol):
         ...
 
     def bool_mask(self, mask: Tensor | None, like: Tensor) -> Tensor:
-        """A mask (R, S) as bools where `like` is; without one, True in the shape that `like`
+        """A mask (R, S) as bools; without one True, where `like` is, in the shape that `like`
         (R, S, ...) begins with.
         """
         ...
@@ -105,8 +115,9 @@ class Engine(Protocol):
         ...
 
     def buffer(self, shape: tuple[int, ...], like: Tensor) -> Any:
-        """Zeros of `like`'s dtype that pieces can be written into: a tensor, or an array where
-        tensors can't be written to.
+        """Zeros of `like`'s dtype that pieces can be written into, `buffer[at] = tensor`, and that
+        have `reshape`: a tensor, or an array where tensors can't be written to. Only
+        `candidate_scores` is given it.
         """
         ...
 
@@ -140,7 +151,9 @@ class Engine(Protocol):
         ...
 
     def table_size(self, module: Any) -> int | None:
-        """How many ids a module's token table holds; None if it doesn't say."""
+        """How many ids the table of a module's `get_input_embeddings()` holds; None if it doesn't
+        say.
+        """
         ...
 
     def generation_context(self, model: Any) -> AbstractContextManager[Any]:
@@ -179,25 +192,28 @@ class Engine(Protocol):
         log_priors: Tensor | None,
         traced: tuple[bool, bool] | None = None,
     ) -> tuple[Tensor, Any]:
-        """Feed new tokens (q*N, K, T) to a state that holds those before.
+        """Feed tokens (q*N, K, T) to a generator, the new ones to a state that has a cache, all so
+        far to one that has none.
 
         Args:
             generator: the generator.
-            state: as its `start` returned it; moves on.
-            tokens: the new ones.
+            state: as its `start` or the state's `select` returned it; moves on.
+            tokens: what `decode` is given.
             log_priors: (q, N) log p(z|x), over which the scores are marginalised; None for those of
                 the generator alone.
             traced: whether to note hidden states and attentions; None = neither.
 
         Returns:
             Scores (q*K, V) of the token after the last one, logits or marginal log-probabilities,
-            in float32 or wider; and what was noted, or None.
+            in float32 or wider, which nobody else keeps if the generator is the backend's own or
+            they are marginalised. And what was noted, or None: the decoder's hidden states, its
+            attentions and cross-attentions, each a tuple with a tensor a layer, or None.
         """
         ...
 
     def guided_scores(self, scores: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        """log p(without) + scale * (log p(with documents) - log p(without)), of two (R, V); what
-        is -inf with documents stays so.
+        """log p(without) + scale * (log p(with documents) - log p(without)), of two (R, V), logits
+        or log-probabilities; what is -inf with documents stays so.
         """
         ...
 
@@ -208,13 +224,17 @@ class Engine(Protocol):
     def apply_processors(
         self, scores: Tensor, processors: Sequence[LogitsProcessor], inplace: bool
     ) -> Tensor:
-        """Carry out processors, in order, on (R, V); `inplace` allows to write over the scores."""
+        """Carry out processors, in order, on (R, V), as `LogitsProcessor` says; `inplace` allows to
+        write over the scores. Without any the scores come back themselves.
+        """
         ...
 
     def apply_warpers(
         self, scores: Tensor, warpers: Sequence[LogitsWarper], min_tokens_to_keep: int
     ) -> Tensor:
-        """Carry out warpers, in order, on (R, V)."""
+        """Carry out warpers, in order, on (R, V), as `LogitsWarper` says, which leave
+        `min_tokens_to_keep` tokens or more a row.
+        """
         ...
 
     def choose_tokens(
@@ -223,11 +243,11 @@ class Engine(Protocol):
         """The token of the largest score of each row (R, V), of equals the lowest.
 
         Args:
-            scores: (R, V).
-            noise: (R, V), added before choosing only; or None.
+            scores: (R, V), logits or log-probabilities.
+            noise: (R, V) float32, added before choosing only; or None.
 
         Returns:
-            Arrays (R,): tokens, and their log-probabilities.
+            Arrays (R,): tokens, and their log-probabilities, log_softmax of the scores.
         """
         ...
 
@@ -244,10 +264,10 @@ class Engine(Protocol):
 
         Args:
             scores: (Q*K, V) log-probabilities.
-            sums: (Q, K) what the beams' tokens so far sum up to.
+            sums: (Q, K) what the beams' tokens so far sum up to; added in the scores' dtype.
             active: (q,) numbers of the searches to choose for.
-            noise: (Q*K, V), added before choosing only; or None.
-            count: C.
+            noise: (Q*K, V) float32, added before choosing only; or None.
+            count: C, cut to K * V.
             inplace: whether the scores may be written over.
 
         Returns:
@@ -280,8 +300,8 @@ class Engine(Protocol):
 
         Args:
             generator: the generator.
-            state: as its `start` returned it, without a cache.
-            tokens: (R, C, L) decoder inputs.
+            state: as its `start` returned it, without a cache; serves several calls.
+            tokens: (R, C, L) decoder inputs, as many as the state's beams or fewer.
             targets: (R, C, L).
             smooth: whether the second result is wanted.
 
@@ -306,11 +326,12 @@ class Engine(Protocol):
 
         Args:
             generator: a `Generator`.
-            state: of all contexts; stays as it is.
+            state: of all contexts, perhaps one that searched before; of it only what was made of
+                the contexts is read, and nothing is changed.
             rows: the contexts to score against, n of them.
             width: their columns, without padding at the end.
             tree: the beginnings of the decoder inputs.
-            targets: (C, L).
+            targets: (C, L); what comes back of those beyond a candidate's length is not read.
             block: how many logits to hold at once.
             smooth: whether the second result is wanted; zeros otherwise.
 
@@ -332,8 +353,8 @@ class Engine(Protocol):
         """RAG-Sequence's log sum_z p(z|x) p(y|x, z) of candidates.
 
         Args:
-            each: (B, N, C, L) log-probability of each target token.
-            total: (B, N, C, L) summed over the vocabulary, for label smoothing; or None.
+            each: (B, N, C, L) log-probability of each target token, a `buffer`.
+            total: (B, N, C, L) another, summed over the vocabulary, for label smoothing; or None.
             log_priors: (B, N) log p(z|x).
             pad_mask: (B, C, L) bool, True = not scored.
             drop_first: (B, 1, 1) bool, where the first token is left out; None = nowhere.

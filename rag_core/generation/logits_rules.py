@@ -43,10 +43,19 @@ class LogitsProcessor:
 
 @dataclass(frozen=True)
 class LogitsWarper:
-    """One change of the distribution that is sampled from.
+    """One change of the distribution p = softmax(scores) that is sampled from, each row by itself.
 
-    `kind` is "normalise" or the name of the option: "temperature", "top_k", "top_p", "typical_p",
-    "epsilon_cutoff" or "eta_cutoff".
+    What is left out becomes -inf; `min_tokens_to_keep` tokens stay in any case, of "typical_p" the
+    most typical, otherwise the likeliest. `kind` is one of
+        "temperature"     score / value
+        "normalise"       log p; -inf stays -inf
+        "top_k"           leave out what is below the value-th largest score
+        "top_p"           leave out, the least likely first (of equals the highest index), tokens
+                          that make up 1 - value together at most
+        "typical_p"       keep tokens in the order of |-log p - entropy| until they make up value
+                          together, and what is as typical as the last of them
+        "epsilon_cutoff"  leave out p < value
+        "eta_cutoff"      leave out p < min(value, sqrt(value) * exp(-entropy))
     """
 
     kind: str

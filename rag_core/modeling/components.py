@@ -53,10 +53,10 @@ class RagComponents(PretrainedBase):
     Attributes:
         rag: the `RagModel`; its own one is itself.
         _part_classes: the backend's classes by name, to build parts from.
-        _adapter_class: the class around generators of other libraries.
+        _adapter_class: the class around generators of other libraries; () where none are taken.
         _checks: the backend's checks of arguments.
         _engine: the backend's `Engine`.
-        _math: the backend's module `marginalize`.
+        _math: the backend's module `marginalize`; `split_docs` and `doc_scores` are asked of it.
         _shared_options: keywords of loading that go to both parts.
         _passed_on: keywords of a head's call that go on to RagModel's.
     """

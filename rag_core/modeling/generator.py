@@ -216,9 +216,10 @@ class GeneratorBase(PretrainedBase):
     Attributes:
         engine: the backend's tensor operations.
         inputs: the backend's checks of arguments.
-        native: that generation may rely on what these networks do beyond the contract: shared
-            beginnings; in rag_torch scores in new memory, and equal beams decoded as one; in rag_tf
-            steps and searches in graphs.
+        native: that generation may rely on what these networks do beyond the contract: the engine's
+            `tree_log_probs` over beginnings that candidates share, logits in new memory, and where
+            the engine `shares_first_step` equal beams decoded as one; in rag_tf steps and searches
+            in graphs. A class that sets it to False needs none of this.
     """
 
     engine: ClassVar[Engine]
@@ -236,11 +237,6 @@ class GeneratorBase(PretrainedBase):
     def _ids(self, name: str, ids: Any, rows: int | None = None) -> Tensor:
         """Ids as a tensor, refused if a table of `rows` rows can't look them up."""
         return self.inputs.checked_ids(name, ids, rows)
-
-    @staticmethod
-    def _without_unscored(labels: Tensor) -> Tensor:
-        """Labels with some token for -100."""
-        raise NotImplementedError
 
     @staticmethod
     def _shifted(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
@@ -438,7 +434,7 @@ class GeneratorBase(PretrainedBase):
         """What the decoder is fed, ids or embeddings."""
         if call.labels is not None:
             call.labels = self._ids("labels", call.labels)
-            scored = self._without_unscored(call.labels)
+            scored = self.inputs.masked_fill(call.labels, call.labels == -100, 0)
             self._ids("labels (but for -100)", scored, self.get_input_embeddings().weight.shape[0])
         if call.decoder_input_ids is None and call.decoder_inputs_embeds is None:
             call.decoder_input_ids = self._decoder_inputs(call.input_ids, call.labels)
@@ -589,7 +585,10 @@ class GeneratorBase(PretrainedBase):
             max_length: number of positions to allocate a self-attention cache for; None = no cache.
 
         Returns:
-            The state that `decode` advances.
+            The state that `decode` advances. `state.reorder(source)` (R, K) lets beam k of row r
+            continue beam `source[r, k]` of the row, in place; without a cache it does nothing. If
+            it has `state.select(rows)`, that is a state of these contexts alone, and the old one
+            still serves all of them when candidates are weighed.
         """
         raise NotImplementedError
 
@@ -597,8 +596,9 @@ class GeneratorBase(PretrainedBase):
         """Tokens (R, K, T) -> logits (R, K, T, V).
 
         With a cache the positions continue at `state.position`, which advances by T; without, the
-        tokens are whole prefixes. `trace` is given what it asks for: attentions (R*K, H, T, .) and
-        hidden states (R*K, T, d). In rag_torch the first call may give tokens (R, 1, T), which all
+        tokens are whole prefixes, of K sequences or fewer. `trace` is given what it asks for:
+        attentions (R*K, H, T, .) and hidden states (R*K, T, d); a network that has none to give
+        leaves the argument out. In rag_torch the first call may give tokens (R, 1, T), which all
         beams begin with; in rag_tf nothing checks within a graph of the caller's that there is
         room: call `reserve` before it runs.
         """

@@ -37,9 +37,12 @@ _HELD = 1 << 26
 class PretrainedBase(Pushable):
     """A mixin for models with a `config`, which load and save themselves under Hugging Face's names.
 
-    A backend writes what needs its tensors: `parameters()`, `modules()`, `_placeholders()`,
-    `_assign()`, `_unfilled()`, `_ties()`, `_to_arrays()`, `_to_array()`, `_resized()`,
-    `_resolved_dtype()` and `_automatic_device()`, and what `_weights_replaced()` has to do.
+    A backend joins it with the framework's module class, whose call runs `forward`, and which has
+    `parameters()` and `modules()`, each once, `eval()` and `dtype`; and it writes what needs its
+    tensors: `_placeholders()`, `_assign()`, `_unfilled()`, `_ties()`, `_to_arrays()`,
+    `_to_array()`, `_resized()`, `_learning()`, `_resolved_dtype()` and `_automatic_device()`,
+    `init_weights()`, and what `_weights_replaced()` has to do. Its tables of vectors have `weight`,
+    `num_embeddings` and `embedding_dim`, its linear layers `weight` (out, in).
 
     Args:
         config: the config object the network is built from.
@@ -134,6 +137,10 @@ class PretrainedBase(Pushable):
         """A weight of the same kind with `rows` rows along `axis`: cut, or lengthened by normal(0,
         std).
         """
+        raise NotImplementedError
+
+    def _learning(self) -> Any:
+        """The weights that learn, tied ones once."""
         raise NotImplementedError
 
     def _weights_replaced(self) -> None:
@@ -458,10 +465,6 @@ class PretrainedBase(Pushable):
             if hasattr(type(module), "checkpointing"):
                 # past trackers, which wrap dictionaries
                 object.__setattr__(module, "checkpointing", options)
-
-    def _learning(self) -> Any:
-        """The weights that learn, tied ones once."""
-        raise NotImplementedError
 
     # files
 

@@ -65,6 +65,13 @@ class RagModelBase(RagComponents):
     # what a backend adds; `mode` holds what its calls take besides: {} in rag_torch, `training` in
     # rag_tf
 
+    @property
+    def generator(self) -> Any:
+        """The generator; a module of another library comes wrapped in the backend's
+        `foreign.ForeignGenerator`.
+        """
+        raise NotImplementedError
+
     def _set_generator(self, module: Any) -> None:
         """Put a generator in place."""
         raise NotImplementedError
@@ -84,13 +91,6 @@ class RagModelBase(RagComponents):
         raise NotImplementedError
 
     # the same in both
-
-    @property
-    def generator(self) -> Any:
-        """The generator; a module of another library comes wrapped in the backend's
-        `foreign.ForeignGenerator`.
-        """
-        raise NotImplementedError
 
     @property
     def rag(self) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from rag_core.backends import to_numpy
+from rag_core.backends import BACKENDS, TENSOR_KINDS, to_numpy
 from rag_core.tokenization.batch import BatchEncoding, pad_arrays, pad_rows
 from rag_core.tokenization.truncation import EncodeOptions, check_side, kept_lengths
 from rag_core.tokenization.vocabulary import Vocabulary, plain_ids
@@ -353,7 +353,7 @@ def _collected(encoded: Any) -> tuple[dict[str, Any], bool, str | None]:
     first = encoded["input_ids"]
     if isinstance(first, list | tuple) and first:
         first = first[0]
-    kinds = {"torch": "pt", "numpy": "np", "tensorflow": "tf"}
+    kinds = {"numpy": "np"} | {BACKENDS[name][1]: kind for kind, name in TENSOR_KINDS.items()}
     kind = kinds.get(type(first).__module__.partition(".")[0])
     rows = {key: _plain(value) for key, value in encoded.items()}
     ids = rows["input_ids"]
