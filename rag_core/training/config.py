@@ -14,6 +14,9 @@ MIXED_PRECISION = (None, "bf16", "fp16")
 class TrainingConfig:
     """Settings of a run.
 
+    A stored run that lacks a setting, as it came later, counts as one with its default: a new
+    setting's default is what was done before.
+
     Attributes:
         steps: optimizer steps; None means `epochs` over the examples.
         epochs: passes over the examples where `steps` is None.

@@ -41,6 +41,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANDOM = "rng."
 # Only TensorFlow's checkpoints say who wrote them.
 _TF_WRITER = "rag_tf"
+# Settings that leave the tuned weights as they are.
+_OUTWARD = ("evaluate_every", "save_every", "log_every", "validation_size", "on_collapse")
 _DAMAGED = "is no checkpoint of a training run, or damaged"
 
 
@@ -163,9 +165,20 @@ def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(example).encode())
-    outward = ("evaluate_every", "save_every", "log_every", "validation_size", "on_collapse")
-    settings = {name: value for name, value in asdict(config).items() if name not in outward}
+    settings = _settings(config)
     return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
+
+
+def _settings(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that shape a run."""
+    return {name: value for name, value in asdict(config).items() if name not in _OUTWARD}
+
+
+def _as_of_today(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint; settings that came after it have their defaults, as nothing else was
+    done then.
+    """
+    return {**_settings(TrainingConfig()), **run}
 
 
 def source_fingerprint(model: str | Path, kb: str | Path) -> dict[str, str]:
@@ -198,9 +211,12 @@ def check_fingerprint(
 ) -> None:
     """Refuse to continue another run.
 
+    A setting that `stored` does not have counts as its default.
+
     Raises:
         ValueError: names each setting that differs, with both values.
     """
+    stored = _as_of_today(stored)
     names = sorted(name for name in {*stored, *current} if stored.get(name) != current.get(name))
     if names:
         rows = "; ".join(
@@ -237,7 +253,7 @@ def finished_before(
     except (OSError, TypeError, ValueError):
         report = TrainingReport()
     this_run = {**fingerprint(examples, config), **source}
-    if report.run != run_of(this_run, validation[: config.validation_size]):
+    if _as_of_today(report.run or {}) != run_of(this_run, validation[: config.validation_size]):
         raise FileExistsError(
             f"{out} holds a model already: choose another folder for the tuned one"
         )

@@ -48,7 +48,7 @@ SEARCHES = {
 }
 
 
-def train(backend: str, stored: Path, out: Path):
+def train(backend: str, stored: Path, out: Path, settings: TrainingConfig = TRAINING):
     """Trains the stored model on the stored questions and knowledge base, or goes on doing it."""
     asked = stored / "questions.jsonl"
     return load_backend(backend).train_files(
@@ -56,7 +56,7 @@ def train(backend: str, stored: Path, out: Path):
         stored / backend / "model",
         stored / "knowledge",
         out,
-        TRAINING,
+        settings,
         validation=asked,
         **({"device": "cpu"} if backend == "torch" else {}),
         progress=False,

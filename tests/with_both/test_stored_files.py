@@ -6,19 +6,21 @@
 import json
 import lzma
 import shutil
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rag_core import KnowledgeBase
+from rag_core import KnowledgeBase, checks
 from rag_core.parity.command import Request, record
 from rag_core.parity.compare import compare_files, load_tolerances
 from rag_core.parity.trace_files import TraceFile
+from rag_core.training import TrainingConfig, config, state
 from rag_core.training.report import REPORT, TrainingReport
 from rag_core.training.state import CHECKPOINT
 from tests.support.knowledge_bases import hashed
-from tests.support.stored_files import STORED, outputs, top_passages, train
+from tests.support.stored_files import STORED, TRAINING, outputs, top_passages, train
 
 
 def test_a_model_and_its_tokenizers_give_what_they_gave(backend):
@@ -90,3 +92,31 @@ def test_a_finished_run_is_found_finished(backend, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert train(backend, STORED, tmp_path / "out").run["steps"] == 6
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+@dataclass(frozen=True)
+class NewerConfig(TrainingConfig):
+    """The settings of a later version, which has one more."""
+
+    added_loss: float = 0.0
+
+
+@pytest.mark.parametrize("name", ["killed", "trained"])
+def test_a_run_from_before_a_setting_had_its_default(name, backend, tmp_path, monkeypatch):
+    shutil.copytree(STORED / backend / name, tmp_path / "out")
+    monkeypatch.setattr(state, "TrainingConfig", NewerConfig)
+    monkeypatch.setitem(config._RULES, "added_loss", checks.number(0))
+    refused = {
+        "killed": (ValueError, r"another run \(added_loss: 0\.0 there, 0\.5 now\)"),
+        "trained": (FileExistsError, "holds a model already"),
+    }
+    error, words = refused[name]
+    with pytest.raises(error, match=words):
+        train(backend, STORED, tmp_path / "out", NewerConfig(**asdict(TRAINING), added_loss=0.5))
+    report = train(backend, STORED, tmp_path / "out", NewerConfig(**asdict(TRAINING)))
+    assert report.steps == 6
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+    expected = json.loads((STORED / backend / "trained" / REPORT).read_text())["run"]
+    # a folder that was finished stays as it was
+    added = {"killed": {"added_loss": 0.0}, "trained": {}}[name]
+    assert report.run == {**expected, **added}
