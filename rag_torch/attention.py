@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of one layer, (R, H, L, h) each.
+KeysValues = tuple[Tensor, Tensor]
+
 # Measured: attention called once more costs a CPU what it takes to read some ten thousand numbers.
 _CALL = 2**15
 
@@ -112,7 +115,8 @@ class AttentionMask:
             return None
         if self.allowed is not None:
             # Half of the lowest number: adding a score to it cannot overflow to -inf.
-            bias = bias.masked_fill(~self.allowed, torch.finfo(dtype).min / 2)
+            low = torch.finfo(dtype).min / 2
+            bias = bias.masked_fill(~self.allowed, low)
         self._bias[dtype] = bias
         return bias
 
@@ -172,9 +176,11 @@ class RowLengthsMask(AttentionMask):
             return super().attend(
                 query, key, value, dropout=dropout, scale=scale, need_weights=need_weights
             )
-        parts = zip(query.split(1), key.split(1), value.split(1), self.lengths, strict=True)
+        queries = query.split(1)
+        keys = key.split(1)
+        values = value.split(1)
         rows = []
-        for q, k, v, length in parts:
+        for q, k, v, length in zip(queries, keys, values, self.lengths, strict=True):
             k = k[:, :, :length]
             v = v[:, :, :length]
             rows.append(F.scaled_dot_product_attention(q, k, v, scale=scale))
@@ -210,7 +216,8 @@ class PackedMask(AttentionMask):
             length = q.shape[2]
             bias = None
             if self.position_bias is not None:
-                bias = self.position_bias[:, :, :length, :length].to(q.dtype)
+                bias = self.position_bias[:, :, :length, :length]
+                bias = bias.to(q.dtype)
             out = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
             )
@@ -229,7 +236,8 @@ def lengths_if_padded_right(mask: Tensor) -> Tensor | None:
     """
     lengths = mask.sum(1)
     padded_right = torch.arange(mask.shape[1]) < lengths[:, None]  # (R, S)
-    if not bool((mask == padded_right).all()) or int(lengths.min()) == 0:
+    is_padded_right = bool((mask == padded_right).all())
+    if not is_padded_right or int(lengths.min()) == 0:
         return None
     return lengths
 
@@ -276,7 +284,8 @@ def causal_allowed(
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(R, T, H*h) -> (R, H, T, h)."""
-    x = x.view(*x.shape[:2], heads, x.shape[2] // heads)  # (R, T, H, h)
+    rows, length, width = x.shape
+    x = x.view(rows, length, heads, width // heads)  # (R, T, H, h)
     return x.transpose(1, 2)
 
 

@@ -18,7 +18,7 @@ from rag_core.config import BartConfig
 from rag_core.generation import check_one_of
 from rag_core.modeling import BartGenerator, Steps, check_positions, traced_output
 from rag_core.outputs import EncoderOutput
-from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
+from rag_torch.attention import AttentionMask, KeysValues, key_mask, merge_heads, split_heads
 from rag_torch.decode_state import noted
 from rag_torch.layers import (
     Trace,
@@ -48,7 +48,7 @@ class BartAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor) -> KeysValues:
         """(R, L, d) -> keys and values (R, H, L, h)."""
         keys = split_heads(self.k_proj(x), self.heads)
         values = split_heads(self.v_proj(x), self.heads)
@@ -57,7 +57,7 @@ class BartAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        keys_values: tuple[Tensor, Tensor],
+        keys_values: KeysValues,
         mask: AttentionMask,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -136,9 +136,9 @@ class BartDecoderLayer(_BartLayer):
     def forward(
         self,
         x: Tensor,
-        keys_values: tuple[Tensor, Tensor],
+        keys_values: KeysValues,
         mask: AttentionMask,
-        cross: tuple[Tensor, Tensor],
+        cross: KeysValues,
         cross_mask: AttentionMask,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -263,12 +263,12 @@ class BartDecoder(Decoder, _BartStack):
         layers = nn.ModuleList(BartDecoderLayer(config) for _ in range(config.decoder_layers))
         super().__init__(config, layers, config.decoder_layerdrop)
 
-    def cross(self, encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def cross(self, encoder_hidden: Tensor) -> list[KeysValues]:
         if not len(self.layers):
             return cross_without_layers(encoder_hidden)
         return [self.cross_of(index, encoder_hidden) for index in range(len(self.layers))]
 
-    def cross_of(self, index: int, encoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def cross_of(self, index: int, encoder_hidden: Tensor) -> KeysValues:
         return self.layers[index].encoder_attn.keys_values(encoder_hidden)
 
     def advance(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rag_torch.attention import AttentionMask, causal_allowed
+from rag_torch.attention import AttentionMask, KeysValues, causal_allowed
 from rag_torch.layers import Trace
 
 
@@ -47,7 +47,7 @@ class GrowingCache:
         self.kept = kept
         self.past: list[tuple[Tensor, ...]] = []
         self.position = 0
-        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.layers: list[KeysValues] = []
         if past:
             self.past = [tuple(layer[:2]) for layer in past]
             self.position = self.past[0][0].shape[2]
@@ -66,7 +66,7 @@ class GrowingCache:
         """Attention weights (R, H, T, L) as they are."""
         return weights
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
         """Append the new (R, H, T, h) to the layer's past; all keys and values come back."""
         if self.past:
             past_key, past_value = self.past[layer]
@@ -76,14 +76,12 @@ class GrowingCache:
             self.layers.append((key, value))
         return key, value
 
-    def past_with(self, cross: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
+    def past_with(self, cross: list[KeysValues]) -> tuple[tuple[Tensor, ...], ...]:
         """For each layer (self_k, self_v, cross_k, cross_v), to pass as `past_key_values` next
         time.
         """
-        return tuple(
-            (*self_attention, *cross_attention)
-            for self_attention, cross_attention in zip(self.layers, cross, strict=False)
-        )
+        layers = zip(self.layers, cross, strict=False)
+        return tuple((*own, *context) for own, context in layers)
 
 
 @dataclass
@@ -128,7 +126,7 @@ class DecodeState:
             are equal.
     """
 
-    cross: list[tuple[Tensor, Tensor]]
+    cross: list[KeysValues]
     cross_mask: AttentionMask
     beams: int
     cache: Tensor | None = None
@@ -142,7 +140,7 @@ class DecodeState:
     @classmethod
     def allocate(
         cls,
-        cross: list[tuple[Tensor, Tensor]],
+        cross: list[KeysValues],
         mask: AttentionMask,
         beams: int,
         max_length: int | None,
@@ -150,13 +148,15 @@ class DecodeState:
         """A fresh state; the self-attention cache is made iff `max_length` is given."""
         key = cross[0][0]
         rows, heads, _, width = key.shape
-        state = cls(cross, mask.by_row(2 * heads * width), beams, rows=rows)
+        cross_mask = mask.by_row(2 * heads * width)
+        state = cls(cross, cross_mask, beams, rows=rows)
         if max_length is None:
             return state
         state.cache = key.new_empty(len(cross), 2, rows, heads, max_length, beams, width)
         if beams > 1:
             own_tokens = torch.eye(beams, dtype=torch.bool, device=key.device)
-            state.ancestry = own_tokens[None, :, None].repeat(rows, 1, max_length, 1)
+            own_tokens = own_tokens[None, :, None]  # (1, K, 1, K)
+            state.ancestry = own_tokens.repeat(rows, 1, max_length, 1)
         return state
 
     def fold(self, x: Tensor) -> Tensor:
@@ -190,7 +190,8 @@ class DecodeState:
         """
         if weights is None or self.ancestry is None:
             return weights
-        weights = weights.unflatten(-1, (-1, self.beams)).sum(-1)  # (R, H, k*T, L)
+        weights = weights.unflatten(-1, (-1, self.beams))  # (R, H, k*T, L, K)
+        weights = weights.sum(-1)  # (R, H, k*T, L)
         weights = weights.unflatten(2, (self.folded, -1))  # (R, H, k, T, L)
         return weights.transpose(1, 2).flatten(0, 1)
 
@@ -204,7 +205,7 @@ class DecodeState:
         bias = bias.repeat(1, 1, self.folded, 1)  # (1, H, k*T, L)
         return bias.repeat_interleave(self.beams, dim=3)
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
         """Write the new (R, H, k*T, h) into the layer's cache; everything up to the new end comes
         back, (R, H, L*K, h).
 
@@ -240,15 +241,21 @@ class DecodeState:
         if self.ancestry is None or self.position == 0:
             return
         past = self.ancestry[:, :, : self.position]  # (R, K, L, K)
-        row = torch.arange(self.rows, device=past.device)[:, None]  # (R, 1)
-        self.ancestry[:, :, : self.position] = past[row, source.to(past.device)]
+        source = source.to(past.device)
+        row = torch.arange(self.rows, device=past.device)
+        # Indexing copies, so that no beam is read after it was written.
+        past[:] = past[row[:, None], source]
 
     def part(self, rows: slice, width: int) -> DecodeState:
         """A fresh state without a cache for some contexts, cut to `width` columns.
 
         It copies nothing.
         """
-        cross = [(key[rows, :, :width], value[rows, :, :width]) for key, value in self.cross]
+        cross = []
+        for key, value in self.cross:
+            key = key[rows, :, :width]
+            value = value[rows, :, :width]
+            cross.append((key, value))
         allowed = self.cross_mask.allowed
         if allowed is not None:
             allowed = allowed[rows, ..., :width]

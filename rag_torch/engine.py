@@ -117,8 +117,9 @@ class TensorEngine(Engine):
             noted = trace.result()
         scores = widen(logits[:, :, -1])  # (q*N, K, V)
         if log_priors is not None:
-            apart = scores.unflatten(0, (-1, log_priors.shape[1]))  # (q, N, K, V)
-            scores = step_scores.marginal_scores(apart, log_priors)  # (q, K, V)
+            n_docs = log_priors.shape[1]
+            by_question = scores.unflatten(0, (-1, n_docs))  # (q, N, K, V)
+            scores = step_scores.marginal_scores(by_question, log_priors)  # (q, K, V)
         return scores.flatten(0, 1), noted
 
     def choose_tokens(
@@ -128,8 +129,8 @@ class TensorEngine(Engine):
         if noise is not None:
             drawn = scores + self.tensor(noise, scores)
         tokens = drawn.argmax(dim=-1)  # (R,)
-        log_probs = scores.log_softmax(dim=-1).gather(1, tokens[:, None])  # (R, 1)
-        log_probs = log_probs.squeeze(1)
+        log_probs = scores.log_softmax(dim=-1)
+        log_probs = log_probs.gather(1, tokens[:, None]).squeeze(1)  # (R,)
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
 
     def choose_candidates(

@@ -72,7 +72,8 @@ def token_log_probs(logits: Tensor, log_probs: Tensor) -> Tensor:
         (B, ..., V).
     """
     logits = widen(logits)
-    shift = expand_like(log_probs, logits) - logits.logsumexp(-1, keepdim=True)  # (B, N, ..., 1)
+    normaliser = logits.logsumexp(-1, keepdim=True)  # (B, N, ..., 1)
+    shift = expand_like(log_probs, logits) - normaliser
     return (logits + shift).logsumexp(1)
 
 
@@ -87,7 +88,8 @@ def target_log_probs(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B, N, ..., T).
     """
-    index = target[:, None, ..., None].expand(*logits.shape[:-1], 1)  # (B, N, ..., T, 1)
+    index = target[:, None, ..., None]
+    index = index.expand(*logits.shape[:-1], 1)  # (B, N, ..., T, 1)
     # torch.compile fuses these by itself.
     if torch.compiler.is_compiling():
         return _logits_at(logits, index) - widen(logits).logsumexp(-1)
@@ -160,7 +162,8 @@ def _pieces(x: Tensor, logits: Tensor) -> Iterator[Tensor]:
     if logits.device.type == "cpu":
         size = _PIECE_CPU
     rows = max(1, size // logits.shape[-1])
-    yield from x.reshape(-1, x.shape[-1]).split(rows)
+    flat = x.reshape(-1, x.shape[-1])
+    yield from flat.split(rows)
 
 
 def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
@@ -267,7 +270,8 @@ def token_nll(
     smooth = None
     if epsilon > 0:
         marginal = token_log_probs(logits, log_probs)  # (B, T, V)
-        target_scores = marginal.gather(-1, target[..., None]).squeeze(-1)
+        target_scores = marginal.gather(-1, target[..., None])  # (B, T, 1)
+        target_scores = target_scores.squeeze(-1)
         sums = marginal.sum(-1)  # (B, T)
         smooth = -sums.masked_fill(pad_mask, 0.0).sum(1)
     else:

@@ -67,7 +67,8 @@ class Int8Linear(nn.Module):
             output.mul_(scale)
         else:
             output = torch.addcmul(self.bias, output, scale)
-        return output.reshape(*x.shape[:-1], self.out_features).to(x.dtype)  # (..., O)
+        output = output.reshape(*x.shape[:-1], self.out_features)  # (..., O)
+        return output.to(x.dtype)
 
 
 class Product:
@@ -80,9 +81,11 @@ class Product:
 
     def __init__(self, matrix: Tensor, scale: Tensor) -> None:
         packed = torch.ops.onednn.qlinear_prepack(matrix, None)
-        # each with its scales and what stands for 0
-        self.matrix = (packed, scale, torch.zeros(len(matrix), dtype=torch.int64))
-        self.rows = (torch.ones(()), torch.full((1,), _MIDDLE, dtype=torch.int32))
+        zero = torch.zeros(len(matrix), dtype=torch.int64)
+        middle = torch.full((1,), _MIDDLE, dtype=torch.int32)
+        # Each with its scales and what stands for 0.
+        self.matrix = (packed, scale, zero)
+        self.rows = (torch.ones(()), middle)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(R, I) -> (R, O) in float32."""

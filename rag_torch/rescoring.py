@@ -98,9 +98,11 @@ def target_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """See `rag_core.generation.Engine.target_log_probs`."""
     logits = generator.decode(tokens, state)  # (R, C, L, V)
-    each = marginalize.target_log_probs(logits[:, None], targets)[:, 0]
+    each = marginalize.target_log_probs(logits[:, None], targets)  # (R, 1, C, L)
+    each = each[:, 0]
     if not smooth:
         return each, None
     wide = widen(logits)
-    total = wide.sum(dim=-1) - wide.shape[-1] * wide.logsumexp(dim=-1)  # (R, C, L)
+    normaliser = wide.logsumexp(dim=-1)  # (R, C, L)
+    total = wide.sum(dim=-1) - wide.shape[-1] * normaliser
     return each, total

@@ -37,7 +37,8 @@ def marginal_scores(logits: Tensor, log_priors: Tensor) -> Tensor:
         for question, prior in enumerate(priors):
             torch.softmax(logits[question], -1, out=probs)
             by_document = probs.flatten(1)  # (N, K*V)
-            torch.mv(by_document.t(), prior, out=mixed[question].view(-1))
+            flat = mixed[question].view(-1)  # (K*V,)
+            torch.mv(by_document.t(), prior, out=flat)
         if bool(mixed.min() >= _SAFE):
             return mixed.log_()
     return token_log_probs(logits, log_priors)
@@ -66,7 +67,8 @@ def normalised(scores: Tensor) -> Tensor:
 
     NaN would count as largest.
     """
-    return torch.where(scores == _LOWEST, scores, scores.log_softmax(dim=-1))
+    log_probs = scores.log_softmax(dim=-1)
+    return torch.where(scores == _LOWEST, scores, log_probs)
 
 
 def apply_processors(
@@ -78,7 +80,8 @@ def apply_processors(
     """
     if not processors:
         return scores
-    all_rows = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    all_rows = torch.arange(len(scores), device=scores.device)
+    all_rows = all_rows[:, None]  # (R, 1)
     for processor in processors:
         rows = all_rows
         if processor.rows is not None:
@@ -97,7 +100,8 @@ def apply_processors(
         else:
             if not inplace:
                 scores = scores.clone()
-            scores[rows, ids] = _changed(scores[rows, ids], processor)
+            old = scores[rows, ids]
+            scores[rows, ids] = _changed(old, processor)
         # From the first processor on they are ours.
         inplace = True
     return scores
@@ -183,8 +187,9 @@ def _typical(scores: Tensor, mass: float, min_tokens_to_keep: int) -> Tensor:
     entropy = _entropy(scores)[:, None]  # (R, 1)
     distance = -scores.log_softmax(dim=-1) - entropy
     ordered, order = distance.abs().sort(dim=-1, stable=True)
-    total = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
-    last = (total < mass).sum(dim=-1, keepdim=True)  # (R, 1)
+    probs = scores.gather(-1, order).softmax(dim=-1)
+    outside = probs.cumsum(dim=-1) < mass
+    last = outside.sum(dim=-1, keepdim=True)  # (R, 1)
     last = last.clamp(max=scores.shape[-1] - 1)
     drop = ordered > ordered.gather(1, last)
     drop[:, :min_tokens_to_keep] = False
@@ -226,9 +231,12 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return scores.topk(count, dim=-1)
     end = runs * _RUN
     whole_runs = scores[:, :end].unflatten(-1, (runs, _RUN))  # (Q, runs, _RUN)
-    best_runs = whole_runs.amax(-1).topk(count, dim=-1).indices  # (Q, count)
+    largest = whole_runs.amax(-1)  # (Q, runs)
+    best_runs = largest.topk(count, dim=-1).indices  # (Q, count)
     places = best_runs[..., None] * _RUN + torch.arange(_RUN)  # (Q, count, _RUN)
-    rest = torch.arange(end, scores.shape[-1]).expand(len(scores), -1)
+    rest = torch.arange(end, scores.shape[-1])
+    rest = rest.expand(len(scores), -1)
     places = torch.cat([places.flatten(1), rest], dim=1)
-    values, indices = scores.gather(1, places).topk(count, dim=-1)
+    left = scores.gather(1, places)
+    values, indices = left.topk(count, dim=-1)
     return values, places.gather(1, indices)

@@ -21,14 +21,12 @@ from rag_core.generation import check_one_of
 from rag_core.modeling import Steps, T5Generator, traced_output
 from rag_core.outputs import EncoderOutput
 from rag_core.positions import t5_buckets
-from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
+from rag_torch.attention import AttentionMask, KeysValues, key_mask, merge_heads, split_heads
 from rag_torch.decode_state import DecodeState, GrowingCache, noted
 from rag_torch.layers import Trace, activation, checkpointed, cross_without_layers, outside_graph
 from rag_torch.marginalize import widen
 from rag_torch.packing import Packing
 from rag_torch.seq2seq import Decoder, Generator
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 def _bucket_tensor(*args: Any) -> Tensor:

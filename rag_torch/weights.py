@@ -145,7 +145,8 @@ def from_array(array: np.ndarray, dtype: torch.dtype | None = None, device: Any 
     # A copy: files mapped into memory are read-only.
     array = np.array(array)
     if array.dtype.name == "bfloat16":
-        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        bits = torch.from_numpy(array.view(np.int16))
+        tensor = bits.view(torch.bfloat16)
     else:
         tensor = torch.from_numpy(array)
     if dtype is None or not tensor.is_floating_point():
