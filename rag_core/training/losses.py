@@ -3,7 +3,7 @@
 How to add a training loss:
 
 1. Its tensor program is a function of a backend's `marginalize.py` (written twice, as all
-   mathematics), or what the model's own methods give.
+   mathematics), which is `ForwardPass.math`, or what the model's own methods give.
 2. Here it is a function of a `ForwardPass` -> a scalar, in nats, summed over the batch, and
    `training_loss` adds it. What it needs of the batch besides, `TrainingRun.forward` puts into the
    `ForwardPass`.
@@ -39,6 +39,11 @@ class ForwardPass:
     logits: Any
     target: Any
     loss: Any = None
+
+    @property
+    def math(self) -> Any:
+        """The backend's tensor programs: its module `marginalize`."""
+        return self.model._math
 
 
 def training_loss(forward: ForwardPass, config: TrainingConfig) -> Any:

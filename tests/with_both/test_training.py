@@ -11,6 +11,7 @@ from rag_core.backends import to_numpy
 from rag_core.tokenization.rag import AutoTokenizer
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example
+from rag_core.training.losses import ForwardPass
 from rag_core.training.state import CHECKPOINT
 from tests.support.training_models import (
     EXAMPLES,
@@ -181,3 +182,9 @@ def test_mixed_precision_and_refusals(golden, train, shaken, tmp_path, monkeypat
         run(out=tmp_path, steps=5)
     with pytest.raises(ValueError, match=r"another run \(learning_rate: 0.003 there, 0.1 now"):
         run(out=tmp_path, steps=5, learning_rate=0.1)
+
+
+def test_a_loss_has_its_backends_mathematics(backend):
+    head = import_module(f"rag_{backend}").RagTokenForGeneration
+    forward = ForwardPass(head, contexts=None, logits=None, target=None)
+    assert forward.math is import_module(f"rag_{backend}.marginalize")
