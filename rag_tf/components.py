@@ -6,29 +6,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import rag_tf
 from rag_core.checkpoint import RAG_HEADS
-from rag_core.modeling import RagComponents
+from rag_core.modeling import RagComponents, networks_of
 from rag_tf import marginalize
 from rag_tf import weights as tensors
-from rag_tf.bart import BartForConditionalGeneration
-from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_tf.contexts import CHECKS
 from rag_tf.engine import ENGINE
 from rag_tf.foreign import ForeignGenerator
 from rag_tf.modules import Module
 from rag_tf.pretrained import PretrainedModel, warn_of_prefix
-from rag_tf.t5 import T5ForConditionalGeneration
 
-NETWORKS = {
-    network.__name__: network
-    for network in (
-        BartForConditionalGeneration,
-        BertEncoder,
-        DPRContextEncoder,
-        DPRQuestionEncoder,
-        T5ForConditionalGeneration,
-    )
-}
+NETWORKS = networks_of(rag_tf)
 _PREFIXES = (
     "load_weight_prefix",
     "question_encoder_load_weight_prefix",

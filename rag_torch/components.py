@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from rag_core.modeling import RagComponents
+import rag_torch
+from rag_core.modeling import RagComponents, networks_of
 from rag_torch import marginalize
-from rag_torch.bart import BartForConditionalGeneration
-from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 from rag_torch.contexts import CHECKS
 from rag_torch.engine import ENGINE
 from rag_torch.foreign import ForeignGenerator
 from rag_torch.pretrained import PretrainedModel
-from rag_torch.t5 import T5ForConditionalGeneration
 
-NETWORKS = {
-    network.__name__: network
-    for network in (
-        BartForConditionalGeneration,
-        BertEncoder,
-        DPRContextEncoder,
-        DPRQuestionEncoder,
-        T5ForConditionalGeneration,
-    )
-}
+NETWORKS = networks_of(rag_torch)
 
 
 class RagPretrained(RagComponents, PretrainedModel):

@@ -251,6 +251,12 @@ def _architecture(config: PretrainedConfig, head: str | None) -> str:
         return _DPR_CLASSES[head or "question"]
     if isinstance(config, RagConfig):
         return _RAG_CLASSES[head or "token"]
+    if config.model_type not in _CLASSES:
+        known = ", ".join(sorted([*_CLASSES, "dpr", "rag"]))
+        raise ValueError(
+            f"model_type must be one of {known} to be converted, got {config.model_type!r}. Name "
+            "its class in transformers in rag_core/checkpoint/convert.py"
+        )
     return _CLASSES[config.model_type]
 
 

@@ -1,13 +1,21 @@
-"""Which of a backend's classes are for a config: the tables of `AutoModel` and
-`AutoModelForSeq2SeqLM`.
+"""Which of a backend's classes are for a config: of the parts of a RAG model, and of `AutoModel`
+and `AutoModelForSeq2SeqLM`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, ClassVar
 
 from rag_core.config import AutoClass
+
+# part -> model_type -> the name of its class, the same in both backends
+NETWORKS: dict[str, dict[str, str]] = {
+    "question_encoder": {"dpr": "DPRQuestionEncoder", "bert": "BertEncoder"},
+    "ctx_encoder": {"dpr": "DPRContextEncoder", "bert": "BertEncoder"},
+    "generator": {"bart": "BartForConditionalGeneration", "t5": "T5ForConditionalGeneration"},
+}
 
 
 class AutoModelBase(AutoClass):
@@ -30,14 +38,23 @@ class AutoModelForSeq2SeqLMBase(AutoClass):
     """
 
     names: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "bart": ("BartForConditionalGeneration",),
-        "t5": ("T5ForConditionalGeneration",),
+        **{kind: (name,) for kind, name in NETWORKS["generator"].items()},
         "rag": ("RagTokenForGeneration", "RagSequenceForGeneration"),
     }
+
+
+def networks_of(package: ModuleType) -> dict[str, Any]:
+    """The classes of `NETWORKS` that a backend offers, by name."""
+    names = {name for by_type in NETWORKS.values() for name in by_type.values()}
+    return {name: getattr(package, name) for name in sorted(names) if name in package.__all__}
 
 
 def named_classes(
     names: Mapping[str, tuple[str, ...]], classes: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """A table of names with a backend's classes of these names."""
-    return {kind: [classes[name] for name in choices] for kind, choices in names.items()}
+    """A table of names with a backend's classes of these names; what it lacks is left out."""
+    table = {
+        kind: [classes[name] for name in choices if name in classes]
+        for kind, choices in names.items()
+    }
+    return {kind: choices for kind, choices in table.items() if choices}

@@ -11,17 +11,12 @@ from rag_core.checkpoint import check_weights, fit_names, fit_weights
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.generation import Engine
 from rag_core.hub import locating, split_hub_kwargs
+from rag_core.modeling.auto import NETWORKS
 from rag_core.modeling.foreign import module_config
 from rag_core.modeling.inputs import InputChecks
 from rag_core.modeling.pretrained import PretrainedBase, rows_wanted
 
 _PARTS = ("question_encoder", "generator")
-# part -> model_type -> the backend's class
-_CLASSES = {
-    "question_encoder": {"dpr": "DPRQuestionEncoder", "bert": "BertEncoder"},
-    "ctx_encoder": {"dpr": "DPRContextEncoder", "bert": "BertEncoder"},
-    "generator": {"bart": "BartForConditionalGeneration", "t5": "T5ForConditionalGeneration"},
-}
 
 Rag = TypeVar("Rag", bound="RagComponents")
 
@@ -110,15 +105,19 @@ class RagComponents(PretrainedBase):
         Raises:
             ValueError: there is none.
         """
-        names = _CLASSES[part]
+        classes = {
+            kind: cls._part_classes[name]
+            for kind, name in NETWORKS[part].items()
+            if name in cls._part_classes
+        }
         kind = getattr(config, "model_type", None)
-        if kind not in names:
+        if kind not in classes:
             raise ValueError(
-                f"no {part} is known for model_type {kind!r}, only for {', '.join(names)}: build "
+                f"no {part} is known for model_type {kind!r}, only for {', '.join(classes)}: build "
                 f'the module yourself and pass it as {part}= (see "Models of your own" in '
                 "docs/quickstart.md)"
             )
-        return cls._part_classes[names[kind]]
+        return classes[kind]
 
     @classmethod
     def _build(cls, part: str, config: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_core.checkpoint import convert
 from rag_core.config.rag import (
     AutoConfig,
     BartConfig,
@@ -18,6 +20,7 @@ from rag_core.config.rag import (
     T5Config,
     config_from_dict,
 )
+from rag_core.modeling import RagComponents, auto
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4),
@@ -383,3 +386,22 @@ def test_numpys_numbers_are_numbers_in_a_config():
     config = BartConfig(d_model=np.int64(32), dropout=np.float32(0.5), use_cache=np.bool_(False))
     assert (config.d_model, config.dropout, config.use_cache) == (32, 0.5, False)
     assert type(config.use_cache) is bool and json.loads(config.to_json_string())["d_model"] == 32
+
+
+def test_a_model_type_without_a_network_is_refused_in_words(monkeypatch):
+    unwritten = SimpleNamespace(model_type="pegasus")
+    name = "BartForConditionalGeneration"
+    monkeypatch.setitem(auto.NETWORKS["generator"], "pegasus", "PegasusForConditionalGeneration")
+    classes = auto.networks_of(SimpleNamespace(__all__=[name], **{name: object}))
+    assert classes == {name: object}
+
+    class Parts(RagComponents):
+        _part_classes = classes
+
+    with pytest.raises(ValueError, match="for model_type 'pegasus', only for bart: build the mod"):
+        Parts._class_of("generator", unwritten)
+    table = auto.named_classes({"bart": (name,), "pegasus": ("Pegasus",)}, classes)
+    assert table == {"bart": [object]}
+    known = "must be one of bart, bert, dpr, rag, t5 to be converted, got 'pegasus'"
+    with pytest.raises(ValueError, match=known):
+        convert._architecture(unwritten, None)
