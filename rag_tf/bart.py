@@ -57,11 +57,18 @@ class BartAttention(Module):
         self.q_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
+    def _rate(self, training: bool) -> float:
+        if not training:
+            return 0.0
+        return self.dropout
+
     def keys_values(self, x: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
         """(R, L, d), or (P, d) packed -> keys and values (R, H, L, h)."""
-        key, value = self.k_proj(x), self.v_proj(x)
+        key = self.k_proj(x)
+        value = self.v_proj(x)
         if packing is not None:
-            key, value = packing.spread(key), packing.spread(value)
+            key = packing.spread(key)
+            value = packing.spread(value)
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def __call__(
@@ -74,7 +81,7 @@ class BartAttention(Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q_proj(x), self.heads)
-        rate = self.dropout if training else 0.0
+        rate = self._rate(training)
         out, weights = mask.attend(
             query, *keys_values, dropout=rate, scale=self.scaling, need_weights=need_weights
         )
@@ -82,13 +89,13 @@ class BartAttention(Module):
 
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
         """Real tokens (P, d) attending to those of their row -> (P, d)."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (
-            split_heads(packing.spread(linear(x)), self.heads) for linear in projections
-        )
-        rate = self.dropout if training else 0.0
-        out, _ = mask.attend(query, key, value, dropout=rate, scale=self.scaling)
-        return self.out_proj(packing.pack(merge_heads(out)))
+        query = packing.spread(self.q_proj(x))
+        query = split_heads(query, self.heads)
+        keys_values = self.keys_values(x, packing)
+        rate = self._rate(training)
+        out, _ = mask.attend(query, *keys_values, dropout=rate, scale=self.scaling)
+        out = packing.pack(merge_heads(out))
+        return self.out_proj(out)
 
 
 class _BartLayer(Module):
@@ -106,13 +113,17 @@ class _BartLayer(Module):
         self.activation_dropout = config.activation_dropout
 
     def _add(self, x: Tensor, update: Tensor, norm: LayerNorm, training: bool) -> Tensor:
-        return norm(x + dropout(update, self.dropout, training))
+        update = dropout(update, self.dropout, training)
+        return norm(x + update)
 
     def _feed_forward(self, x: Tensor, training: bool) -> Tensor:
         def both(x: Tensor) -> Tensor:
-            return self.fc2(dropout(self.act(self.fc1(x)), self.activation_dropout, training))
+            inner = self.act(self.fc1(x))
+            inner = dropout(inner, self.activation_dropout, training)
+            return self.fc2(inner)
 
-        return self._add(x, by_rows(both, self.fc1, x), self.final_layer_norm, training)
+        update = by_rows(both, self.fc1, x)
+        return self._add(x, update, self.final_layer_norm, training)
 
 
 class BartEncoderLayer(_BartLayer):
@@ -133,14 +144,17 @@ class BartEncoderLayer(_BartLayer):
         what is packed).
         """
         if packing is None:
-            update, weights = self.self_attn(
-                x, self.self_attn.keys_values(x), mask, need_weights, training
-            )
+            keys_values = self.self_attn.keys_values(x)
+            update, weights = self.self_attn(x, keys_values, mask, need_weights, training)
         else:
-            update, weights = self.self_attn.packed(x, packing, mask, training), None
-        x = self._feed_forward(self._add(x, update, self.self_attn_layer_norm, training), training)
+            update = self.self_attn.packed(x, packing, mask, training)
+            weights = None
+        x = self._add(x, update, self.self_attn_layer_norm, training)
+        x = self._feed_forward(x, training)
         if x.dtype == tf.float16:
-            x = tf.clip_by_value(x, tf.cast(-65000, x.dtype), tf.cast(65000, x.dtype))
+            # float16 ends at 65504, and an infinite state would make the next norm NaN.
+            limit = tf.cast(65000, x.dtype)
+            x = tf.clip_by_value(x, -limit, limit)
         return x, weights
 
 
@@ -221,8 +235,14 @@ class _BartStack(Module):
 
     def _placed(self, inputs_embeds: Tensor, positions: Tensor, training: bool) -> Tensor:
         """(..., T, d) at positions (T,) -> the first layer's input."""
-        positions = self.embed_positions(positions + POSITION_OFFSET)  # (T, d)
-        return dropout(self.layernorm_embedding(inputs_embeds + positions), self.dropout, training)
+        places = self.embed_positions(positions + POSITION_OFFSET)  # (T, d)
+        x = self.layernorm_embedding(inputs_embeds + places)
+        return dropout(x, self.dropout, training)
+
+    def _checkpointing(self, training: bool) -> dict[str, Any] | None:
+        if not training:
+            return None
+        return self.checkpointing
 
     def _kept(self, before: Tensor, after: Tensor, training: bool) -> Tensor:
         """The layer's result, or with probability `layerdrop` what came in, while training."""
@@ -257,7 +277,7 @@ class BartEncoder(_BartStack):
         x = self._embed(input_ids, inputs_embeds, 0, training)
         mask = key_mask(attention_mask)
         trace = Trace(output_hidden_states, output_attentions)
-        options = self.checkpointing if training else None
+        options = self._checkpointing(training)
         for layer in self.layers:
             trace.hidden(x)
             run = partial(layer, need_weights=output_attentions, training=training)
@@ -269,16 +289,16 @@ class BartEncoder(_BartStack):
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
-        x = self.embed_tokens(packing.pick(input_ids))  # (P, d)
+        tokens = packing.pick(input_ids)  # (P,)
+        x = self.embed_tokens(tokens)  # (P, d)
         if self.scale != 1:
             x = x * self.scale
         x = self._placed(x, packing.positions, training)
         mask = key_mask(packing.mask)
-        options = self.checkpointing if training else None
+        options = self._checkpointing(training)
         for layer in self.layers:
-            after, _ = checkpointed(
-                options, partial(layer, training=training, packing=packing), x, mask
-            )
+            run = partial(layer, training=training, packing=packing)
+            after, _ = checkpointed(options, run, x, mask)
             x = self._kept(x, after, training)
         return x
 
@@ -294,9 +314,9 @@ class BartDecoder(Decoder, _BartStack):
         self, encoder_hidden: Tensor, packing: Packing | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         if not self.layers:
-            return cross_without_layers(
-                encoder_hidden if packing is None else packing.spread(encoder_hidden)
-            )
+            if packing is not None:
+                encoder_hidden = packing.spread(encoder_hidden)
+            return cross_without_layers(encoder_hidden)
         return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.layers))]
 
     def cross_of(
@@ -312,13 +332,22 @@ class BartDecoder(Decoder, _BartStack):
         inputs_embeds: Tensor | None,
         training: bool = False,
     ) -> Tensor:
-        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        cache = steps.cache
+        cross = steps.cross
         trace = steps.trace or Trace(False, False)
-        positions = None if cache.tree is None else cache.tree.positions
+        positions = None
+        if cache.tree is not None:
+            positions = cache.tree.positions
         x = self._embed(input_ids, inputs_embeds, cache.position, training, positions)
         length = dim(x, 1)
-        on_demand = cross if isinstance(cross, CrossOnDemand) else None
-        rows = dim(cross[0][0], 0) if on_demand is None else on_demand.rows
+        options = None
+        hidden = None
+        if isinstance(cross, CrossOnDemand):
+            options = self.checkpointing
+            hidden = cross.hidden
+            rows = cross.rows
+        else:
+            rows = dim(cross[0][0], 0)
         folded = cache.folded(length, rows)
         allowed = cache.allowed(length, attention_mask)
         mask = AttentionMask(allowed, includes_self=attention_mask is None)
@@ -331,23 +360,16 @@ class BartDecoder(Decoder, _BartStack):
             cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
             layer = self.layers[index]
-            contexts = (
-                cross[index]
-                if on_demand is None
-                else self.cross_of(index, hidden, on_demand.packing)
-            )
+            contexts = self._layers_cross(index, cross, hidden)
             keys_values = cache.extend(index, *layer.self_attn.keys_values(x))
             return layer(
                 x, keys_values, mask, contexts, cross_mask, folded, trace.want_attentions, training
             )
 
-        options, hidden = None, None
-        if on_demand is not None:
-            options, hidden = self.checkpointing, on_demand.hidden
         for index in range(len(self.layers)):
             trace.hidden(x)
             after, weights, cross_weights = checkpointed(
-                options, partial(run, index), x, hidden, mask, cross_mask
+                options, partial(run, index), x, hidden, mask, steps.cross_mask
             )
             x = self._kept(x, after, training)
             trace.attentions(weights, cross_weights)
@@ -382,5 +404,7 @@ class BartForConditionalGeneration(BartGenerator, Generator):
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(hidden)
         bias = tf.cast(self.final_logits_bias[0], hidden.dtype)
-        # Beside a product of rank 2, this form of the sum costs nothing.
-        return tf.nn.bias_add(logits, bias) if logits.shape.rank == 2 else logits + bias
+        if logits.shape.rank == 2:
+            # TensorFlow joins this form of the sum to the product: it costs nothing.
+            return tf.nn.bias_add(logits, bias)
+        return logits + bias

@@ -43,7 +43,9 @@ class CrossOnDemand:
     def __init__(self, hidden: Tensor, packing: Packing | None) -> None:
         self.hidden = hidden
         self.packing = packing
-        self.rows = dim(hidden if packing is None else packing.mask, 0)
+        self.rows = dim(hidden, 0)
+        if packing is not None:
+            self.rows = dim(packing.mask, 0)
 
 
 class Decoder(DecoderBase):
@@ -72,6 +74,17 @@ class Decoder(DecoderBase):
         inputs_embeds: Tensor | None,
         training: bool = False,
     ) -> Tensor: ...
+
+    def _layers_cross(
+        self,
+        index: int,
+        cross: Sequence[tuple[Tensor, Tensor]] | CrossOnDemand,
+        encoder_hidden: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values: those at hand, or computed now from `encoder_hidden`."""
+        if not isinstance(cross, CrossOnDemand):
+            return cross[index]
+        return self.cross_of(index, encoder_hidden, cross.packing)
 
     @staticmethod
     def _first_steps(past: Any, mask: Tensor | None, hidden: bool, attentions: bool) -> Steps:
@@ -205,9 +218,11 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             states = tf.convert_to_tensor(encoded.last_hidden_state)
         # What is handed back, and what came from an earlier call, has all columns.
         may_pack = encoded is past is call.inputs_embeds is None and not (call.use_cache or traced)
-        # States are asked for to see what comes of them: a tape finds no way to them through a
-        # graph.
-        run = self._eagerly if traced else self._run
+        run = self._run
+        if traced:
+            # States are asked for to see what comes of them: a tape finds no way to them through a
+            # graph.
+            run = self._eagerly
         logits, cache, gathered, fresh = run(
             "call",
             self._call,
@@ -246,8 +261,9 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         packs: bool,
     ) -> tuple[Any, ...]:
         fresh: Any = None
-        packing = Packing(attention_mask) if packs and attention_mask is not None else None
-        if packing is not None:
+        packing: Packing | None = None
+        if packs and attention_mask is not None:
+            packing = Packing(attention_mask)
             states = self.get_encoder().packed(input_ids, packing, training)
             fresh = (packing.padded(states), None, None)
             attention_mask = packing.mask
@@ -268,12 +284,21 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         cache = GrowingCache(past)
         trace = Trace(hidden, attentions)
         steps = Steps(cache, cross, key_mask(attention_mask), trace)
-        mask, embeds = decoder_attention_mask, decoder_inputs_embeds
-        # (R, T, d)
-        x = decoder(decoder_input_ids, mask, inputs_embeds=embeds, steps=steps, training=training)
-        flat = self._logits(tf.reshape(x, (-1, x.shape[-1])))  # (R*T, V)
+        x = decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            steps=steps,
+            training=training,
+        )  # (R, T, d)
+        # A product of rank 2, for its own sake and so that a bias is joined to it.
+        rows = tf.reshape(x, (-1, x.shape[-1]))  # (R*T, d)
+        flat = self._logits(rows)  # (R*T, V)
         logits = tf.reshape(flat, (*leading_dims(x), flat.shape[1]))  # (R, T, V)
-        return logits, cache.past_with(cross) if use_cache else None, trace.result(), fresh
+        new_past = None
+        if use_cache:
+            new_past = cache.past_with(cross)
+        return logits, new_past, trace.result(), fresh
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self._run("loss", label_loss, logits, labels)
@@ -293,8 +318,10 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
     ) -> Tensor:
         if packs and attention_mask is not None:
             packing = Packing(attention_mask)
-            return packing.padded(self.get_encoder().packed(input_ids, packing, training))
-        return self.get_encoder()(input_ids, attention_mask, training=training).last_hidden_state
+            states = self.get_encoder().packed(input_ids, packing, training)  # (P, d)
+            return packing.padded(states)
+        encoded = self.get_encoder()(input_ids, attention_mask, training=training)
+        return encoded.last_hidden_state
 
     def start(
         self,
@@ -310,10 +337,12 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         return DecodeState.allocate(cross, key_mask(mask), beams, max_length)
 
     def _start(self, encoder_hidden: Tensor, mask: Tensor | None, packs: bool) -> Any:
+        decoder = self.get_decoder()
         if not packs or mask is None:
-            return tuple(self.get_decoder().cross(encoder_hidden)), mask
+            return tuple(decoder.cross(encoder_hidden)), mask
         packing = Packing(mask)
-        return tuple(self.get_decoder().cross(packing.pick(encoder_hidden), packing)), packing.mask
+        states = packing.pick(encoder_hidden)  # (P, d)
+        return tuple(decoder.cross(states, packing)), packing.mask
 
     def decode(self, tokens: Tensor, state: DecodeState, trace: Trace | None = None) -> Tensor:
         tokens = tf.cast(tokens, tf.int64)
@@ -321,8 +350,10 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             self.reserve(state, tokens.shape[2])
         hidden = trace is not None and trace.want_hidden
         attentions = trace is not None and trace.want_attentions
-        args = (tokens, state, hidden, attentions, self.in_training(None))
-        logits, cache, seen = self._run("decode", self._decode, *args)
+        training = self.in_training(None)
+        logits, cache, seen = self._run(
+            "decode", self._decode, tokens, state, hidden, attentions, training
+        )
         if trace is not None:
             trace.note(seen)
         state.finish(cache, dim(tokens, 2))
@@ -333,11 +364,15 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
     ) -> tuple[Any, ...]:
         state = state.opened()
         trace = Trace(hidden, attentions)
-        logits = self._logits(self._decoded(tokens, state, trace, training))
-        trace.unfold_beams(dim(tokens, 1))
-        # (R, K, T, V)
-        logits = tf.reshape(logits, (*(dim(tokens, axis) for axis in range(3)), logits.shape[-1]))
-        return logits, None if state.cache is None else tuple(state.cache), trace.result()
+        hidden_states = self._decoded(tokens, state, trace, training)  # (R*K, T, d)
+        logits = self._logits(hidden_states)
+        rows, beams, length = (dim(tokens, axis) for axis in range(3))
+        trace.unfold_beams(beams)
+        logits = tf.reshape(logits, (rows, beams, length, logits.shape[-1]))
+        cache = None
+        if state.cache is not None:
+            cache = tuple(state.cache)
+        return logits, cache, trace.result()
 
     def _decoded(
         self, tokens: Tensor, state: DecodeState, trace: Trace | None = None, training: bool = False
@@ -374,7 +409,8 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Float32 or wider.
     """
-    log_probs = target_log_probs(logits[:, None], _scored(labels))[:, 0]  # (R, T)
+    targets = _scored(labels)
+    log_probs = target_log_probs(logits[:, None], targets)[:, 0]  # (R, T)
     scored = tf.cast(labels != -100, log_probs.dtype)
     return -tf.reduce_sum(log_probs * scored) / tf.reduce_sum(scored)
 
@@ -385,4 +421,6 @@ def _scored(labels: Tensor) -> Tensor:
 
 
 def _mask(mask: Any) -> Tensor | None:
-    return None if mask is None else tf.cast(mask, tf.bool)
+    if mask is None:
+        return None
+    return tf.cast(mask, tf.bool)

@@ -30,7 +30,9 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def _out_of_half(x: Tensor) -> Tensor:
-    return tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+    if x.dtype == tf.float16:
+        return tf.cast(x, tf.float32)
+    return x
 
 
 class T5LayerNorm(Module):
@@ -44,12 +46,13 @@ class T5LayerNorm(Module):
     def __call__(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
         wide = widen(x)
-        wide = wide * tf.math.rsqrt(
-            tf.reduce_mean(tf.square(wide), -1, keepdims=True) + self.epsilon
-        )
-        half = (compute_dtype() or self.weight.dtype) == tf.float16
-        kind = tf.float16 if half else x.dtype  # in float16 the way back from float32
-        return tf.cast(self.weight, kind) * tf.cast(wide, kind)
+        mean_square = tf.reduce_mean(tf.square(wide), -1, keepdims=True)
+        wide = wide * tf.math.rsqrt(mean_square + self.epsilon)
+        dtype = x.dtype
+        if (compute_dtype() or self.weight.dtype) == tf.float16:
+            # The layers' sum is float32; what the projections compute from it is float16 again.
+            dtype = tf.float16
+        return tf.cast(self.weight, dtype) * tf.cast(wide, dtype)
 
 
 class T5Attention(Module):
@@ -69,11 +72,18 @@ class T5Attention(Module):
                 config.relative_attention_num_buckets, config.num_heads
             )
 
+    def _rate(self, training: bool) -> float:
+        if not training:
+            return 0.0
+        return self.dropout
+
     def keys_values(self, x: Tensor, packing: Packing | None = None) -> KeysValues:
         """(R, L, d), or (P, d) packed -> keys and values (R, H, L, h)."""
-        key, value = self.k(x), self.v(x)
+        key = self.k(x)
+        value = self.v(x)
         if packing is not None:
-            key, value = packing.spread(key), packing.spread(value)
+            key = packing.spread(key)
+            value = packing.spread(value)
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def __call__(
@@ -86,7 +96,7 @@ class T5Attention(Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(R, T, d) attending to keys and values -> (R, T, d) and the weights if wanted."""
         query = split_heads(self.q(x), self.heads)
-        rate = self.dropout if training else 0.0
+        rate = self._rate(training)
         out, weights = mask.attend(
             query, *keys_values, dropout=rate, scale=1.0, need_weights=need_weights
         )
@@ -94,10 +104,12 @@ class T5Attention(Module):
 
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
         """Real tokens (P, d) attending to those of their row -> (P, d)."""
-        query = split_heads(packing.spread(self.q(x)), self.heads)
-        rate = self.dropout if training else 0.0
-        out, _ = mask.attend(query, *self.keys_values(x, packing), dropout=rate, scale=1.0)
-        return self.o(packing.pack(merge_heads(out)))
+        query = packing.spread(self.q(x))
+        query = split_heads(query, self.heads)
+        keys_values = self.keys_values(x, packing)
+        out, _ = mask.attend(query, *keys_values, dropout=self._rate(training), scale=1.0)
+        out = packing.pack(merge_heads(out))
+        return self.o(out)
 
 
 class T5FeedForward(Module):
@@ -114,18 +126,24 @@ class T5FeedForward(Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.gated = bool(config.is_gated_act)
-        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
-            setattr(self, name, Linear(config.d_model, config.d_ff, bias=False))
+        if self.gated:
+            self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
+            self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        else:
+            self.wi = Linear(config.d_model, config.d_ff, bias=False)
         self.wo = Linear(config.d_ff, config.d_model, bias=False)
         self.act = activation(str(config.dense_act_fn))
         self.dropout = config.dropout_rate
 
     def __call__(self, x: Tensor, training: bool = False) -> Tensor:
         """(R, T, d) -> (R, T, d), in float32 of float16."""
-        hidden = _out_of_half(self.act(self.wi_0(x) if self.gated else self.wi(x)))
         if self.gated:
-            hidden = hidden * tf.cast(self.wi_1(x), hidden.dtype)
-        return self.wo(dropout(hidden, self.dropout, training))
+            gate = _out_of_half(self.act(self.wi_0(x)))
+            hidden = gate * tf.cast(self.wi_1(x), gate.dtype)
+        else:
+            hidden = _out_of_half(self.act(self.wi(x)))
+        hidden = dropout(hidden, self.dropout, training)
+        return self.wo(hidden)
 
 
 class T5SubLayer(Module):
@@ -139,7 +157,8 @@ class T5SubLayer(Module):
 
     def add(self, x: Tensor, update: Tensor, training: bool) -> Tensor:
         """x plus the (dropped-out) update."""
-        return x + tf.cast(dropout(update, self.dropout, training), x.dtype)
+        update = dropout(update, self.dropout, training)
+        return x + tf.cast(update, x.dtype)
 
 
 class T5Block(Module):
@@ -181,9 +200,9 @@ class T5Block(Module):
         cross_weights = None
         if cross is not None and cross_mask is not None:
             second = self.layer[1]
-            arguments = (cross, cross_mask, need_weights, training)
+            normed = second.layer_norm(x)
             update, cross_weights = cross_attention(
-                second.EncDecAttention, second.layer_norm(x), folded, *arguments
+                second.EncDecAttention, normed, folded, cross, cross_mask, need_weights, training
             )
             x = second.add(x, update, training)
         return self._feed_forward(x, training), weights, cross_weights
@@ -191,12 +210,16 @@ class T5Block(Module):
     def packed(self, x: Tensor, packing: Packing, mask: AttentionMask, training: bool) -> Tensor:
         """An encoder's block on real tokens, (P, d) -> (P, d)."""
         first = self.layer[0]
-        update = first.SelfAttention.packed(first.layer_norm(x), packing, mask, training)
-        return self._feed_forward(first.add(x, update, training), training)
+        normed = first.layer_norm(x)
+        update = first.SelfAttention.packed(normed, packing, mask, training)
+        x = first.add(x, update, training)
+        return self._feed_forward(x, training)
 
     def _feed_forward(self, x: Tensor, training: bool) -> Tensor:
         last = self.layer[-1]
-        return last.add(x, last.DenseReluDense(last.layer_norm(x), training), training)
+        normed = last.layer_norm(x)
+        update = last.DenseReluDense(normed, training)
+        return last.add(x, update, training)
 
 
 class T5Stack(Module):
@@ -215,13 +238,12 @@ class T5Stack(Module):
         self.decoder = decoder
         # From this distance on there is one bucket only, so that one table serves all lengths.
         self.farthest = config.relative_attention_max_distance
-        table = (
+        self._buckets = t5_distance_buckets(
             self.farthest + 1,
             config.relative_attention_num_buckets,
             self.farthest,
             not decoder,
         )
-        self._buckets = t5_distance_buckets(*table)
 
     def position_bias(self, length: Any, keys: Any, first: Any = 0) -> Tensor | None:
         """The first block's learned bias on every block's scores, (1, H, T, L), for queries from
@@ -231,21 +253,31 @@ class T5Stack(Module):
         """
         if not self.block:
             return None
-        distance = tf.range(keys) - tf.range(first, first + length)[:, None]  # (T, L)
-        place = tf.clip_by_value(distance, -self.farthest, self.farthest) + self.farthest
-        buckets = tf.gather(tf.constant(self._buckets), place)
-        table = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        return tf.transpose(table(buckets), (2, 0, 1))[None]  # (1, H, T, L)
+        queries = tf.range(first, first + length)
+        distance = tf.range(keys) - queries[:, None]  # (T, L)
+        distance = tf.clip_by_value(distance, -self.farthest, self.farthest)
+        buckets = tf.gather(tf.constant(self._buckets), distance + self.farthest)
+        attention = self.block[0].layer[0].SelfAttention
+        bias = attention.relative_attention_bias(buckets)  # (T, L, H)
+        return tf.transpose(bias, (2, 0, 1))[None]  # (1, H, T, L)
+
+    def _checkpointing(self, training: bool) -> dict[str, Any] | None:
+        if not training:
+            return None
+        return self.checkpointing
 
     def _finish(self, x: Tensor, training: bool) -> Tensor:
-        return dropout(self.final_layer_norm(x), self.dropout, training)
+        x = self.final_layer_norm(x)
+        return dropout(x, self.dropout, training)
 
     def _embed(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, training: bool
     ) -> Tensor:
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
         # All that the layers add up is float32 in a model in float16, whose range it passes.
-        return dropout(_out_of_half(x), self.dropout, training)
+        x = _out_of_half(inputs_embeds)
+        return dropout(x, self.dropout, training)
 
 
 class T5Encoder(T5Stack):
@@ -272,9 +304,10 @@ class T5Encoder(T5Stack):
         check_one_of("input_ids", input_ids, "inputs_embeds", inputs_embeds)
         x = self._embed(input_ids, inputs_embeds, training)
         length = dim(x, 1)
-        mask = key_mask(attention_mask, self.position_bias(length, length))
+        bias = self.position_bias(length, length)
+        mask = key_mask(attention_mask, bias)
         trace = Trace(output_hidden_states, output_attentions)
-        options = self.checkpointing if training else None
+        options = self._checkpointing(training)
         for block in self.block:
             trace.hidden(x)
             run = partial(block, need_weights=output_attentions, training=training)
@@ -286,10 +319,12 @@ class T5Encoder(T5Stack):
 
     def packed(self, input_ids: Tensor, packing: Packing, training: bool = False) -> Tensor:
         """(R, S) ids -> the last states of the real tokens, (P, d)."""
-        x = self._embed(packing.pick(input_ids), None, training)
+        tokens = packing.pick(input_ids)  # (P,)
+        x = self._embed(tokens, None, training)
         length = dim(packing.mask, 1)
-        mask = key_mask(packing.mask, self.position_bias(length, length))
-        options = self.checkpointing if training else None
+        bias = self.position_bias(length, length)
+        mask = key_mask(packing.mask, bias)
+        options = self._checkpointing(training)
 
         def run(block: T5Block, x: Tensor, mask: AttentionMask) -> tuple[Tensor]:
             return (block.packed(x, packing, mask, training),)
@@ -307,9 +342,9 @@ class T5Decoder(Decoder, T5Stack):
 
     def cross(self, encoder_hidden: Tensor, packing: Packing | None = None) -> list[KeysValues]:
         if not self.block:
-            return cross_without_layers(
-                encoder_hidden if packing is None else packing.spread(encoder_hidden)
-            )
+            if packing is not None:
+                encoder_hidden = packing.spread(encoder_hidden)
+            return cross_without_layers(encoder_hidden)
         return [self.cross_of(index, encoder_hidden, packing) for index in range(len(self.block))]
 
     def cross_of(
@@ -320,14 +355,13 @@ class T5Decoder(Decoder, T5Stack):
     def _bias(self, cache: DecodeState | GrowingCache, length: Tensor) -> Tensor | None:
         if not self.block:
             return None
-        if cache.tree is not None:
-            at = cache.tree.positions
-            longest = at[-1] + 1
-            # (1, H, T, T)
-            return tf.gather(
-                tf.gather(self.position_bias(longest, longest), at, axis=2), at, axis=3
-            )
-        return self.position_bias(length, cache.position + length, cache.position)
+        if cache.tree is None:
+            return self.position_bias(length, cache.position + length, cache.position)
+        positions = cache.tree.positions
+        longest = positions[-1] + 1
+        bias = self.position_bias(longest, longest)
+        of_queries = tf.gather(bias, positions, axis=2)
+        return tf.gather(of_queries, positions, axis=3)  # (1, H, T, T)
 
     def advance(
         self,
@@ -337,12 +371,19 @@ class T5Decoder(Decoder, T5Stack):
         inputs_embeds: Tensor | None,
         training: bool = False,
     ) -> Tensor:
-        cache, cross, cross_mask = steps.cache, steps.cross, steps.cross_mask
+        cache = steps.cache
+        cross = steps.cross
         trace = steps.trace or Trace(False, False)
         x = self._embed(input_ids, inputs_embeds, training)
         length = dim(x, 1)
-        on_demand = cross if isinstance(cross, CrossOnDemand) else None
-        rows = dim(cross[0][0], 0) if on_demand is None else on_demand.rows
+        options = None
+        hidden = None
+        if isinstance(cross, CrossOnDemand):
+            options = self.checkpointing
+            hidden = cross.hidden
+            rows = cross.rows
+        else:
+            rows = dim(cross[0][0], 0)
         folded = cache.folded(length, rows)
         bias = self._bias(cache, length)
         allowed = cache.allowed(length, attention_mask)
@@ -355,23 +396,23 @@ class T5Decoder(Decoder, T5Stack):
             mask: AttentionMask,
             cross_mask: AttentionMask,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            contexts = (
-                cross[index]
-                if on_demand is None
-                else self.cross_of(index, hidden, on_demand.packing)
-            )
-            need_weights = trace.want_attentions
+            contexts = self._layers_cross(index, cross, hidden)
             return self.block[index](
-                x, mask, need_weights, cache, index, contexts, cross_mask, folded, training
+                x,
+                mask,
+                trace.want_attentions,
+                cache,
+                index,
+                contexts,
+                cross_mask,
+                folded,
+                training,
             )
 
-        options, hidden = None, None
-        if on_demand is not None:
-            options, hidden = self.checkpointing, on_demand.hidden
         for index in range(len(self.block)):
             trace.hidden(x)
             x, weights, cross_weights = checkpointed(
-                options, partial(run, index), x, hidden, mask, cross_mask
+                options, partial(run, index), x, hidden, mask, steps.cross_mask
             )
             trace.attentions(weights, cross_weights)
         x = self._finish(x, training)
