@@ -93,10 +93,11 @@ class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
         mask = call.attention_mask
         if mask is not None:
             mask = tf.cast(checked_tensor("attention_mask", mask), tf.bool)
+        body: Any = self._encode
         # States are asked for to see what comes of them: a tape finds no way to them through a
         # graph.
-        traced = call.output_attentions or call.output_hidden_states
-        body = self._encode if traced else self.graph("body", self._encode)
+        if not (call.output_attentions or call.output_hidden_states):
+            body = self.graph("body", self._encode)
         with self.on_device():
             states = body(
                 call.input_ids,
@@ -109,7 +110,8 @@ class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
             )
             # In a graph of its own: where the projection alone learns, a tape hears nothing of the
             # body.
-            return self.graph("pool", self._pool)(states.last_hidden_state, mask), states
+            pool = self.graph("pool", self._pool)
+            return pool(states.last_hidden_state, mask), states
 
     def _encode(
         self,
@@ -139,8 +141,10 @@ class _DPR(PooledEncoder):
     network: ClassVar[Any] = DPREncoder
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        first = x[:, 0]
-        return self.base_model.encode_proj(first) if self.config.projection_dim > 0 else first
+        vector = x[:, 0]  # (B, d)
+        if self.config.projection_dim > 0:
+            vector = self.base_model.encode_proj(vector)
+        return vector
 
 
 class DPRQuestionEncoder(DPRQuestionBase, _DPR):
@@ -165,16 +169,21 @@ class BertEncoder(BertBase, PooledEncoder):
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.config.pooling == "pooler":
             vector = self.pooler(x)
-        elif self.config.pooling == "cls" or mask is None:
-            vector = x[:, 0] if self.config.pooling == "cls" else tf.reduce_mean(x, 1)
+        elif self.config.pooling == "cls":
+            vector = x[:, 0]
+        elif mask is None:
+            vector = tf.reduce_mean(x, 1)
         else:
             real = tf.cast(mask, x.dtype)[:, :, None]  # (B, S, 1)
-            vector = tf.reduce_sum(x * real, 1) / tf.maximum(tf.reduce_sum(real, 1), 1)
+            total = tf.reduce_sum(x * real, 1)
+            count = tf.maximum(tf.reduce_sum(real, 1), 1)  # a text of pads alone has the vector 0
+            vector = total / count
         if self.config.projection_dim > 0:
             vector = self.encode_proj(vector)
         if self.config.normalize:
             wide = widen(vector)
             # The floor stands under the root: there a zero vector has a gradient, and it is zero.
-            square = tf.maximum(tf.reduce_sum(wide * wide, -1, keepdims=True), 1e-24)
-            vector = tf.cast(wide / tf.sqrt(square), vector.dtype)
+            square = tf.reduce_sum(wide * wide, -1, keepdims=True)
+            length = tf.sqrt(tf.maximum(square, 1e-24))
+            vector = tf.cast(wide / length, vector.dtype)
         return vector * self.config.scale

@@ -74,10 +74,12 @@ class BertSelfAttention(Module):
         self, x: Tensor, mask: AttentionMask, need_weights: bool, training: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, d) -> (B, S, d) and the attention weights if wanted."""
-        query, key, value = (
-            split_heads(linear(x), self.heads) for linear in (self.query, self.key, self.value)
-        )
-        rate = self.dropout if training else 0.0
+        query = split_heads(self.query(x), self.heads)
+        key = split_heads(self.key(x), self.heads)
+        value = split_heads(self.value(x), self.heads)
+        rate = 0.0
+        if training:
+            rate = self.dropout
         out, weights = mask.attend(query, key, value, dropout=rate, need_weights=need_weights)
         return merge_heads(out), weights
 
@@ -93,7 +95,8 @@ class BertAddNorm(Module):
 
     def __call__(self, hidden: Tensor, x: Tensor, training: bool) -> Tensor:
         """norm(x + dense(hidden))."""
-        return self.LayerNorm(dropout(self.dense(hidden), self.dropout, training) + x)
+        update = dropout(self.dense(hidden), self.dropout, training)
+        return self.LayerNorm(update + x)
 
 
 class BertAttention(Module):
@@ -156,7 +159,9 @@ class BertStack(Module):
         """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
         attention_mask = key_mask(mask)
         trace = Trace(output_hidden_states, output_attentions)
-        options = self.checkpointing if training else None
+        options = None
+        if training:
+            options = self.checkpointing
         for layer in self.layer:
             trace.hidden(x)
             run = partial(layer, need_weights=output_attentions, training=training)

@@ -55,21 +55,26 @@ class ForeignEncoder(ForeignEncoderBase, Module):
 
     @staticmethod
     def _real_tokens(input_ids: tf.Tensor, pad: int | None) -> tf.Tensor:
-        real = tf.ones_like(input_ids, tf.bool) if pad is None else input_ids != pad
-        return tf.cast(real, input_ids.dtype)
+        if pad is None:
+            return tf.ones_like(input_ids)
+        return tf.cast(input_ids != pad, input_ids.dtype)
 
     @staticmethod
     def _mean(states: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         real = tf.cast(mask, states.dtype)[:, :, None]  # (B, S, 1)
-        return tf.reduce_sum(states * real, 1) / tf.maximum(tf.reduce_sum(real, 1), 1)
+        total = tf.reduce_sum(states * real, 1)
+        count = tf.maximum(tf.reduce_sum(real, 1), 1)
+        return total / count
 
 
 class ForeignState(ForeignStateBase):
     @staticmethod
     def _continued(prefix: tf.Tensor, source: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         source = tf.convert_to_tensor(source)
-        first = tf.range(tf.shape(source)[0])[:, None] * prefix.shape[1]  # (R, 1)
-        rows = tf.reshape(tf.cast(first, source.dtype) + source, (-1,))
+        contexts = tf.range(tf.shape(source)[0])
+        first = contexts[:, None] * prefix.shape[1]  # (R, 1)
+        rows = tf.cast(first, source.dtype) + source  # (R, K)
+        rows = tf.reshape(rows, (-1,))
         return tf.gather(prefix, source, batch_dims=1), rows
 
     @staticmethod
@@ -120,4 +125,6 @@ class ForeignGenerator(ForeignGeneratorBase):
 
 def as_generator(module: Any) -> Any:
     """The module itself if it offers the decoding contract, else a `ForeignGenerator` around it."""
-    return module if offers_decoding(module) else ForeignGenerator(module)
+    if offers_decoding(module):
+        return module
+    return ForeignGenerator(module)

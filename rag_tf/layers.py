@@ -7,7 +7,7 @@ width of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -26,14 +26,16 @@ def gelu(x: Tensor) -> Tensor:
     even in float64).
     """
     wide = widen(x)
-    return tf.cast(0.5 * wide * (1.0 + tf.math.erf(wide * math.sqrt(0.5))), x.dtype)
+    share = 1.0 + tf.math.erf(wide * math.sqrt(0.5))
+    return tf.cast(0.5 * wide * share, x.dtype)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """The customary approximation of `gelu` by a tanh."""
     wide = widen(x)
     inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide * wide * wide)
-    return tf.cast(0.5 * wide * (1.0 + tf.tanh(inner)), x.dtype)
+    share = 1.0 + tf.tanh(inner)
+    return tf.cast(0.5 * wide * share, x.dtype)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -82,29 +84,43 @@ def checkpointed(options: dict[str, Any] | None, run: Callable[..., Any], *argum
     """
     if options is None:
         return run(*arguments)
+    # The second run has to draw what the first drew, or dropout's gradient would be another's.
     replay = Replay()
-    leaves = [
-        argument.position_bias if isinstance(argument, AttentionMask) else argument
-        for argument in arguments
-    ]
+    leaves = []
+    for argument in arguments:
+        if isinstance(argument, AttentionMask):
+            leaves.append(argument.position_bias)  # the one part of a mask that learns
+        else:
+            leaves.append(argument)
     # which of the results are not None; AutoGraph cannot read an annotated name here
     is_there = list[bool]()
 
     def rerun(*tensors: Tensor) -> tuple[Tensor, ...]:
-        remaining = iter(tensors)
-        values = []
-        for argument, leaf in zip(arguments, leaves, strict=True):
-            value = None if leaf is None else next(remaining)
+        values = _with_nones(tensors, [leaf is not None for leaf in leaves])
+        for place, argument in enumerate(arguments):
             if isinstance(argument, AttentionMask):
-                value = replace(argument, position_bias=value)
-            values.append(value)
+                values[place] = replace(argument, position_bias=values[place])
         with replay():
             results = run(*values)
         is_there[:] = [result is not None for result in results]
         return tuple(result for result in results if result is not None)
 
-    results = iter(tf.recompute_grad(rerun)(*(leaf for leaf in leaves if leaf is not None)))
-    return tuple(next(results) if there else None for there in is_there)
+    # TensorFlow takes and returns tensors only, so each None is left out and put back.
+    tensors = [leaf for leaf in leaves if leaf is not None]
+    results = tf.recompute_grad(rerun)(*tensors)
+    return tuple(_with_nones(results, is_there))
+
+
+def _with_nones(tensors: Iterable[Tensor], is_there: list[bool]) -> list[Any]:
+    """The tensors at the places that are True, None at the others."""
+    remaining = iter(tensors)
+    values: list[Any] = []
+    for there in is_there:
+        if there:
+            values.append(next(remaining))
+        else:
+            values.append(None)
+    return values
 
 
 class Trace(StateRecorder):
@@ -116,7 +132,8 @@ class Trace(StateRecorder):
         """
         for index, weights in enumerate(self._cross):
             shape = tf.shape(weights)
-            rows, keys = shape[0], shape[3]
+            rows = shape[0]
+            keys = shape[3]
             heads = weights.shape[1]
             by_beam = tf.reshape(weights, (rows, heads, beams, -1, keys))  # (R, H, K, T, S)
             by_beam = tf.transpose(by_beam, (0, 2, 1, 3, 4))
@@ -128,9 +145,11 @@ def shift_tokens_right(input_ids: Tensor, pad_token_id: int, decoder_start_token
 
     A start token in front, the last column gone, -100 as pad.
     """
-    start = tf.fill((tf.shape(input_ids)[0], 1), tf.cast(decoder_start_token_id, input_ids.dtype))
+    rows = tf.shape(input_ids)[0]
+    start = tf.fill((rows, 1), tf.cast(decoder_start_token_id, input_ids.dtype))
     shifted = tf.concat([start, input_ids[:, :-1]], 1)
-    return tf.where(shifted == -100, tf.cast(pad_token_id, shifted.dtype), shifted)
+    pad = tf.cast(pad_token_id, shifted.dtype)
+    return tf.where(shifted == -100, pad, shifted)
 
 
 def cross_without_layers(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -138,7 +157,8 @@ def cross_without_layers(encoder_hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
 
     (R, S, d) -> (R, 1, S, d).
     """
-    return [(encoder_hidden[:, None], encoder_hidden[:, None])]
+    one_head = encoder_hidden[:, None]
+    return [(one_head, one_head)]
 
 
 def init_normal(model: Module, std: float) -> None:
@@ -147,8 +167,9 @@ def init_normal(model: Module, std: float) -> None:
         if isinstance(module, Linear | Embedding):
             fresh = tf.random.normal(module.weight.shape, 0.0, std, module.weight.dtype)
             if getattr(module, "padding_idx", None) is not None:
-                other = tf.range(module.weight.shape[0])[:, None] != module.padding_idx
-                fresh = tf.where(other, fresh, tf.zeros((), fresh.dtype))
+                rows = tf.range(module.weight.shape[0])
+                is_other = rows[:, None] != module.padding_idx
+                fresh = tf.where(is_other, fresh, tf.zeros((), fresh.dtype))
             module.weight.assign(fresh)
         elif isinstance(module, LayerNorm):
             module.weight.assign(tf.ones_like(module.weight))

@@ -156,8 +156,9 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _children(value: Any) -> list[Module]:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [module for module in values if isinstance(module, Module)]
+    if not isinstance(value, list | tuple):
+        value = [value]
+    return [module for module in value if isinstance(module, Module)]
 
 
 def dim(x: tf.Tensor, axis: int) -> Any:
@@ -168,7 +169,9 @@ def dim(x: tf.Tensor, axis: int) -> Any:
     one by one.
     """
     number = x.shape[axis]
-    return tf.shape(x)[axis] if number is None else number
+    if number is None:
+        return tf.shape(x)[axis]
+    return number
 
 
 def leading_dims(x: tf.Tensor) -> tuple[Any, ...]:
@@ -180,7 +183,8 @@ def leading_dims(x: tf.Tensor) -> tuple[Any, ...]:
     if None in dims:
         first = dims.index(None)
         dims[first] = -1
-        dims[first + 1 :] = [dim(x, axis) for axis in range(first + 1, len(dims))]
+        for axis in range(first + 1, len(dims)):
+            dims[axis] = dim(x, axis)
     return tuple(dims)
 
 
@@ -199,7 +203,8 @@ def by_rows(part: Callable[[tf.Tensor], tf.Tensor], first: Linear, x: tf.Tensor)
     """
     if x.shape.rank == 2 or not first.small:
         return part(x)
-    y = part(reshape(x, (-1, x.shape[-1])))
+    rows = reshape(x, (-1, x.shape[-1]))
+    y = part(rows)
     return reshape(y, (*leading_dims(x), y.shape[-1]))
 
 
@@ -215,7 +220,9 @@ class Linear(Module):
         self.in_features = in_features
         self.out_features = out_features
         self.weight = parameter((out_features, in_features))
-        self.bias = parameter((out_features,)) if bias else None
+        self.bias = None
+        if bias:
+            self.bias = parameter((out_features,))
 
     @property
     def small(self) -> bool:
@@ -228,9 +235,12 @@ class Linear(Module):
             # Packed tokens are many, and then TensorFlow joins product, bias and activation into
             # one operation.
             return self._product(x)
-        # Few rows of large weights are faster as one long batch of rank 3; an ellipsis einsum's
-        # gradient fills memory.
-        rows = reshape(x, (-1, self.in_features) if self.small else (1, -1, self.in_features))
+        sizes: tuple[int, ...] = (-1, self.in_features)
+        if not self.small:
+            # Few rows of large weights are faster as one long batch of rank 3; an ellipsis
+            # einsum's gradient fills memory.
+            sizes = (1, -1, self.in_features)
+        rows = reshape(x, sizes)
         y = self._product(rows)
         return reshape(y, (*leading_dims(x), self.out_features))
 
@@ -259,8 +269,9 @@ class Embedding(Module):
         # whole at each reading, and a tied table is read at every step for the logits.
         x = tf.gather(tf.convert_to_tensor(self.weight), ids)
         if self.padding_idx is not None:
-            pad = tf.equal(ids, tf.cast(self.padding_idx, ids.dtype))[..., None]
-            x = tf.where(pad, tf.stop_gradient(x), x)
+            pad = tf.cast(self.padding_idx, ids.dtype)
+            is_pad = tf.equal(ids, pad)
+            x = tf.where(is_pad[..., None], tf.stop_gradient(x), x)
         return tf.cast(x, compute_dtype() or x.dtype)
 
 
@@ -282,8 +293,10 @@ class LayerNorm(Module):
         variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
         # A Python float takes the tensor's own precision; a float32 constant would be wrong in
         # float64.
-        y = centred * tf.math.rsqrt(variance + self.eps) * tf.cast(self.weight, wide.dtype)
-        return tf.cast(tf.nn.bias_add(y, tf.cast(self.bias, wide.dtype)), x.dtype)
+        normed = centred * tf.math.rsqrt(variance + self.eps)
+        y = normed * tf.cast(self.weight, wide.dtype)
+        y = tf.nn.bias_add(y, tf.cast(self.bias, wide.dtype))
+        return tf.cast(y, x.dtype)
 
 
 def widen(x: tf.Tensor) -> tf.Tensor:
@@ -306,7 +319,9 @@ def computing_in(dtype: Any) -> Iterator[None]:
     """Mixed precision: activations in `dtype` (None = the weights' own), weights as they are
     stored.
     """
-    token = _COMPUTE.set(None if dtype is None else tf.as_dtype(dtype))
+    if dtype is not None:
+        dtype = tf.as_dtype(dtype)
+    token = _COMPUTE.set(dtype)
     try:
         yield
     finally:
@@ -374,8 +389,9 @@ def uniform(shape: Any) -> tf.Tensor:
     if stream is None:
         stream = Stream(fresh_seed())
     stream.draws += 1
+    seed = tf.add(stream.seed, [0, stream.draws])
     # The algorithm by name: left to TensorFlow, each kind of device would take its own.
-    return tf.random.stateless_uniform(shape, tf.add(stream.seed, [0, stream.draws]), alg="philox")
+    return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 class Replay:
@@ -388,7 +404,9 @@ class Replay:
         if stream is None and tf.executing_eagerly():
             stream = Stream(fresh_seed())
         elif stream is None:
-            stream = Stream(tf.random.uniform((2,), maxval=_SEED_END, dtype=tf.int32))
+            # In a graph that is not ours the seed has to be a node, or all its runs were alike.
+            seed = tf.random.uniform((2,), maxval=_SEED_END, dtype=tf.int32)
+            stream = Stream(seed)
         self._stream = stream
         self._first = stream.draws
 
@@ -405,6 +423,8 @@ def dropout(x: tf.Tensor, rate: float, training: bool) -> tf.Tensor:
     """Zeroes a share `rate` of x and scales the rest up, while training."""
     if not training or rate <= 0:
         return x
-    # nothing is left to be scaled up of a rate of 1
-    scale = 1.0 / (1.0 - rate) if rate < 1 else 0.0
-    return tf.where(uniform(tf.shape(x)) >= rate, x * scale, tf.zeros((), x.dtype))
+    scale = 0.0  # of a rate of 1 nothing is left to be scaled up
+    if rate < 1:
+        scale = 1.0 / (1.0 - rate)
+    stays = uniform(tf.shape(x)) >= rate
+    return tf.where(stays, x * scale, tf.zeros((), x.dtype))

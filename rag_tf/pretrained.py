@@ -48,10 +48,13 @@ class PretrainedModel(WeightHolder, PretrainedBase):
 
     def _resized(self, weight: Any, rows: int, std: float, axis: int = 0) -> tf.Variable:
         with self.on_device():
-            turned = tf.transpose(weight) if axis else weight
-            fresh = tensors.resized(turned, rows, std)
-            fresh = tf.transpose(fresh) if axis else fresh
-            return tf.Variable(fresh, trainable=weight.trainable)
+            if axis == 0:
+                table = tensors.resized(weight, rows, std)
+            else:
+                # A bias is (1, V): its tokens are columns.
+                table = tensors.resized(tf.transpose(weight), rows, std)
+                table = tf.transpose(table)
+            return tf.Variable(table, trainable=weight.trainable)
 
     def _weights_replaced(self) -> None:
         self.reset_graphs()
@@ -79,7 +82,9 @@ class PretrainedModel(WeightHolder, PretrainedBase):
         nothing is.
         """
         bias = getattr(self, "final_logits_bias", None)
-        return None if bias is None else {"final_logits_bias": bias}
+        if bias is None:
+            return None
+        return {"final_logits_bias": bias}
 
     def set_bias(self, value: Mapping[str, Any]) -> None:
         """Write what is added to the logits.

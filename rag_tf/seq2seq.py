@@ -43,8 +43,9 @@ class CrossOnDemand:
     def __init__(self, hidden: Tensor, packing: Packing | None) -> None:
         self.hidden = hidden
         self.packing = packing
-        self.rows = dim(hidden, 0)
-        if packing is not None:
+        if packing is None:
+            self.rows = dim(hidden, 0)
+        else:
             self.rows = dim(packing.mask, 0)
 
 
@@ -218,7 +219,7 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             states = tf.convert_to_tensor(encoded.last_hidden_state)
         # What is handed back, and what came from an earlier call, has all columns.
         may_pack = encoded is past is call.inputs_embeds is None and not (call.use_cache or traced)
-        run = self._run
+        run: Callable[..., Any] = self._run
         if traced:
             # States are asked for to see what comes of them: a tape finds no way to them through a
             # graph.

@@ -22,23 +22,34 @@ class Tracer(TracerBase):
     math = marginalize
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        ties, state = tied_names(self.model), dict(named_tensors(self.model))
+        ties = tied_names(self.model)
+        variables = dict(named_tensors(self.model))
         for name, array in arrays.items():
             if name not in ties:
-                state[name].assign(tf.cast(tf.constant(array), state[name].dtype))
+                variable = variables[name]
+                variable.assign(tf.cast(tf.constant(array), variable.dtype))
 
     def tensor(self, array: np.ndarray) -> tf.Tensor:
         tensor = tf.constant(array)
-        return tf.cast(tensor, self.model.dtype) if tensor.dtype.is_floating else tensor
+        if tensor.dtype.is_floating:
+            return tf.cast(tensor, self.model.dtype)
+        return tensor
 
     def run(self, inputs: Mapping[str, Any], gradients: bool) -> tuple[Any, dict[str, np.ndarray]]:
         if not gradients:
             return self.model(**inputs), {}
-        learning = {name: each for name, each in named_tensors(self.model) if each.trainable}
+        learning = {
+            name: variable for name, variable in named_tensors(self.model) if variable.trainable
+        }
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(learning.values()))
             out = self.model(**inputs)
             loss = tf.reduce_sum(out.loss)
         zeros = tf.UnconnectedGradients.ZERO
-        slopes = tape.gradient(loss, learning, unconnected_gradients=zeros)
-        return out, {name: to_numpy(tf.convert_to_tensor(slope)) for name, slope in slopes.items()}
+        gradients = tape.gradient(loss, learning, unconnected_gradients=zeros)
+        arrays = {}
+        for name, gradient in gradients.items():
+            # A table's gradient may come as the rows that were looked up.
+            dense = tf.convert_to_tensor(gradient)
+            arrays[name] = to_numpy(dense)
+        return out, arrays

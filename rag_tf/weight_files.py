@@ -47,8 +47,10 @@ def _write_h5(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
     with h5py.File(path, "w") as file:
         for name, array in arrays.items():
-            # HDF5 has no bfloat16; every one of its numbers is a float32.
-            file[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+            if array.dtype.name == "bfloat16":
+                # HDF5 has no bfloat16; every one of its numbers is a float32.
+                array = array.astype(np.float32)
+            file[name] = array
 
 
 def read_into(
@@ -72,16 +74,19 @@ def read_into(
         raise FileNotFoundError(
             f"{path} is not there: load_weights reads a file that save_weights wrote"
         )
-    arrays = _read_h5(path) if path.suffix == ".h5" else dict(read_weights(path.absolute()))
+    if path.suffix == ".h5":
+        arrays = _read_h5(path)
+    else:
+        arrays = dict(read_weights(path.absolute()))
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     if skip_mismatch:
         arrays = {name: array for name, array in arrays.items() if shapes.get(name) == array.shape}
     else:
-        check_weights(
-            shapes, {name: array.shape for name, array in arrays.items()}, source=str(path)
-        )
+        stored_shapes = {name: array.shape for name, array in arrays.items()}
+        check_weights(shapes, stored_shapes, source=str(path))
     for name, array in arrays.items():
-        variables[name].assign(tf.cast(array, variables[name].dtype))
+        variable = variables[name]
+        variable.assign(tf.cast(array, variable.dtype))
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:

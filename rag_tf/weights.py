@@ -32,12 +32,13 @@ def named_variables(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if hasattr(part, "named_parameters"):
         yield from part.named_parameters(prefix)
     elif hasattr(part, "weights"):  # Keras: its own kind of variable around TensorFlow's
-        for each in part.weights:
-            variable = getattr(each, "value", each)
-            yield f"{prefix}{getattr(each, 'path', each.name)}", variable
+        for weight in part.weights:
+            name = getattr(weight, "path", weight.name)
+            yield f"{prefix}{name}", getattr(weight, "value", weight)
     elif hasattr(part, "variables"):
         for variable in part.variables:
-            yield f"{prefix}{variable.name.partition(':')[0]}", variable
+            name, _, _ = variable.name.partition(":")
+            yield f"{prefix}{name}", variable
 
 
 def named_tensors(model: Any) -> Iterator[tuple[str, Any]]:
@@ -82,7 +83,9 @@ def to_arrays(model: Any, state_dict: Mapping[str, Any] | None = None) -> dict[s
 
 def to_array(tensor: Any) -> np.ndarray:
     """A variable's, tensor's or array's values of now, see `to_arrays`."""
-    return np.asarray(tensor.read_value() if isinstance(tensor, tf.Variable) else tensor)
+    if isinstance(tensor, tf.Variable):
+        tensor = tensor.read_value()
+    return np.asarray(tensor)
 
 
 def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) -> tf.Tensor:
@@ -94,10 +97,12 @@ def from_array(array: np.ndarray, dtype: Any = None, device: str | None = None) 
         device: wanted place; None leaves it to TensorFlow.
     """
     array = np.asarray(array)
-    found = tf.as_dtype(array.dtype)
-    wanted = tf.as_dtype(dtype) if dtype is not None and found.is_floating else found
-    # Cast by NumPy: a GPU then only ever sees the wanted type.
-    array = array if wanted == found else array.astype(wanted.as_numpy_dtype)
+    own = tf.as_dtype(array.dtype)
+    if dtype is not None and own.is_floating:
+        target = tf.as_dtype(dtype)
+        if target != own:
+            # Cast by NumPy: a GPU then only ever sees the wanted type.
+            array = array.astype(target.as_numpy_dtype)
     with tf.device(device):
         return tf.constant(array)
 
@@ -120,11 +125,15 @@ def assign_each(
 ) -> None:
     """As `assign`, from (name, array) pairs that are read one at a time."""
     place = resolve_device(device)
-    olds = dict(model.named_parameters())
+    variables = dict(model.named_parameters())
     for name, array in pairs:
         in_half = dtype == tf.float16 or (dtype is None and array.dtype == np.float16)
-        wanted = tf.float32 if in_half and needs_float32(name) else dtype
-        replace(model, name, olds.pop(name), from_array(array, wanted, place), place)
+        own_dtype = dtype
+        if in_half and needs_float32(name):
+            own_dtype = tf.float32
+        # Neither the old value nor the new one has a name here: it would live on while the next
+        # array is read.
+        replace(model, name, variables.pop(name), from_array(array, own_dtype, place), place)
     _forget_graphs(model)
 
 
@@ -164,7 +173,7 @@ def name_variable(variable: Any, name: str) -> None:
     """
     if getattr(variable, "path", None) != name:
         variable.path = name
-        # outside of graphs its name and nothing else; only a constructor sets it
+        # Outside of graphs this is its name and nothing else, and only a constructor sets it.
         variable._handle_name = f"{name}:0"
 
 
@@ -185,11 +194,13 @@ def replace_all(
     done: dict[int, tuple[Any, Any]] = {}
     for name, old in list(model.named_parameters()):
         if id(old) in done:
+            _, new = done[id(old)]
             path, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(path), leaf, done[id(old)][1])
+            setattr(model.get_submodule(path), leaf, new)
         else:
             # The old one stays in the table, or a new variable could take over its id.
-            done[id(old)] = old, replace(model, name, old, change(name, old), device)
+            new = replace(model, name, old, change(name, old), device)
+            done[id(old)] = (old, new)
     _forget_graphs(model)
 
 
@@ -209,7 +220,8 @@ def placeholder_names(model: Any) -> list[str]:
 def resized(weight: tf.Variable, rows: int, std: float) -> tf.Tensor:
     """The table with `rows` rows: cut, or lengthened by normal(0, std)."""
     kept = weight[:rows]
-    fresh = tf.random.normal((max(0, rows - weight.shape[0]), *weight.shape[1:]), stddev=std)
+    new_rows = max(0, rows - weight.shape[0])
+    fresh = tf.random.normal((new_rows, *weight.shape[1:]), stddev=std)
     return tf.concat([kept, tf.cast(fresh, weight.dtype)], 0)
 
 
@@ -235,7 +247,10 @@ def resolve_device(device: Any) -> str | None:
         raise ValueError(
             f"device must be 'cpu', 'cuda', 'cuda:0', 'gpu', '/GPU:0' or None, got {device!r}"
         )
-    kind, number = "CPU" if match[1] == "cpu" else "GPU", int(match[2] or 0)
+    kind = "GPU"
+    if match[1] == "cpu":
+        kind = "CPU"
+    number = int(match[2] or 0)
     count = len(tf.config.list_logical_devices(kind))
     if number >= count:
         raise ValueError(
