@@ -139,34 +139,40 @@ def search_in_graph(
     Returns:
         What the retriever returns, as tensors; always with `doc_mask`.
     """
-    real = tf.float64 if vectors.dtype == tf.float64 else tf.float32
     dtypes: dict[str, Any] = {
         "context_input_ids": tf.int64,
         "context_attention_mask": tf.int64,
-        "retrieved_doc_embeds": real,
+        "retrieved_doc_embeds": tf.float32,
         "doc_ids": tf.int64,
         "doc_mask": tf.bool,
     }
+    if vectors.dtype == tf.float64:
+        dtypes["retrieved_doc_embeds"] = tf.float64
     if tokenized:
         dtypes |= {"tokenized_doc_ids": tf.int64, "tokenized_doc_attention_mask": tf.int64}
 
     def search(ids: np.ndarray, question_vectors: np.ndarray) -> list[np.ndarray]:
-        found = retriever(ids, question_vectors, return_tensors="np", **options)
-        whole = {"doc_mask": np.ones(np.shape(found["doc_ids"]), bool), **found}
+        retrieved = retriever(ids, question_vectors, return_tensors="np", **options)
+        all_found = np.ones(np.shape(retrieved["doc_ids"]), bool)
+        retrieved = {"doc_mask": all_found, **retrieved}
+        # A node of a graph returns the types that it was declared with.
         return [
-            to_numpy(whole[name]).astype(dtype.as_numpy_dtype) for name, dtype in dtypes.items()
+            to_numpy(retrieved[name]).astype(dtype.as_numpy_dtype) for name, dtype in dtypes.items()
         ]
 
     inputs = (questions, tf.cast(vectors, tf.float32))
     tensors = tf.numpy_function(search, inputs, list(dtypes.values()))
-    batch, n_docs = questions.shape[0], options["n_docs"]
+    batch = questions.shape[0]
+    n_docs = options["n_docs"]
     shapes = {
         "retrieved_doc_embeds": (batch, n_docs, vectors.shape[1]),
         "doc_ids": (batch, n_docs),
         "doc_mask": (batch, n_docs),
     }
-    rows = (None if batch is None else batch * n_docs, None)
+    rows = None
+    if batch is not None:
+        rows = batch * n_docs
     return {
-        name: tf.ensure_shape(tensor, shapes.get(name, rows))
+        name: tf.ensure_shape(tensor, shapes.get(name, (rows, None)))
         for name, tensor in zip(dtypes, tensors, strict=True)
     }

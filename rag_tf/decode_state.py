@@ -26,8 +26,10 @@ class GrowingCache:
     """
 
     def __init__(self, past: Sequence[Sequence[Tensor]] | None = None) -> None:
-        self.past = [] if past is None else [tuple(layer[:2]) for layer in past]
-        self.position: Any = dim(self.past[0][0], 2) if self.past else 0
+        self.past = [tuple(layer[:2]) for layer in past or ()]
+        self.position: Any = 0
+        if self.past:
+            self.position = dim(self.past[0][0], 2)
         self.tree: Tree | None = None
         self.layers: list[tuple[Tensor, Tensor]] = []
 
@@ -121,9 +123,10 @@ class DecodeState:
         if max_length is None:
             return state
         key = cross[0][0]
-        length = 0 * tf.shape(key)[2]  # in a graph no number: the axis grows, also in a loop
-        shape = (tf.shape(key)[0] * beams, key.shape[1], length, key.shape[3])
-        empty = tf.zeros(shape, key.dtype)
+        sizes = tf.shape(key)
+        # In a graph this is no number: the axis grows, also in a loop.
+        length = 0 * sizes[2]
+        empty = tf.zeros((sizes[0] * beams, key.shape[1], length, key.shape[3]), key.dtype)
         state.cache = [(empty, empty) for _ in cross]
         return state
 
@@ -170,7 +173,10 @@ class DecodeState:
 
     def opened(self) -> DecodeState:
         """A copy that a graph may write to."""
-        return replace(self, cache=None if self.cache is None else list(self.cache))
+        copy = replace(self)
+        if self.cache is not None:
+            copy.cache = list(self.cache)
+        return copy
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new (R*K, H, T, h) to the layer's cache.

@@ -65,7 +65,9 @@ class TensorEngine(Engine):
 
     def used_width(self, mask: tf.Tensor) -> int:
         used = np.flatnonzero(mask.numpy().any(axis=0))
-        return int(used[-1]) + 1 if len(used) else 1
+        if len(used) == 0:
+            return 1
+        return int(used[-1]) + 1
 
     def same_mask(self, mask: tf.Tensor, other: tf.Tensor) -> bool:
         width = int(other.shape[1])
@@ -126,7 +128,8 @@ class TensorEngine(Engine):
             logits = generator.decode(tokens, state, trace=trace)
             return _MARGINAL(logits, log_priors), trace.result()
         if not is_native(generator) or not isinstance(state, DecodeState):
-            return _MARGINAL(generator.decode(tokens, state), log_priors), None
+            logits = generator.decode(tokens, state)
+            return _MARGINAL(logits, log_priors), None
         length = int(tokens.shape[2])
         generator.reserve(state, length)
         graph = generator.graph("decoding step", partial(_step, generator))
@@ -176,15 +179,18 @@ ENGINE = TensorEngine()
 
 
 def _optional(array: np.ndarray | None) -> tf.Tensor | None:
-    return None if array is None else tf.constant(array)
+    if array is None:
+        return None
+    return tf.constant(array)
 
 
 def _marginal(logits: tf.Tensor, log_priors: tf.Tensor | None) -> tf.Tensor:
     """Logits (q*N, K, T, V) -> scores (q*K, V) of the token after the last one."""
     scores = widen(logits[:, :, -1])  # (q*N, K, V)
     if log_priors is not None:
-        apart = tf.concat([tf.shape(log_priors), tf.shape(scores)[1:]], axis=0)
-        scores = step_scores.marginal_scores(tf.reshape(scores, apart), log_priors)  # (q, K, V)
+        sizes = tf.concat([tf.shape(log_priors), tf.shape(scores)[1:]], axis=0)
+        by_doc = tf.reshape(scores, sizes)  # (q, N, K, V)
+        scores = step_scores.marginal_scores(by_doc, log_priors)  # (q, K, V)
     return tf.reshape(scores, (-1, dim(scores, 2)))
 
 
@@ -192,13 +198,18 @@ def _step(
     generator: Any, tokens: tf.Tensor, state: DecodeState, log_priors: tf.Tensor | None
 ) -> tuple[tf.Tensor, Any]:
     """One step as one graph: scores (q*K, V), and the cache that the tokens have been added to."""
-    return _marginal(generator.decode(tokens, state), log_priors), state.cache
+    logits = generator.decode(tokens, state)
+    return _marginal(logits, log_priors), state.cache
 
 
 def _chosen_tokens(scores: tf.Tensor, noise: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    drawn = scores if noise is None else scores + tf.cast(noise, scores.dtype)
-    tokens = step_scores.best_candidates(drawn, 1)[1][:, 0]
-    return tokens, tf.gather(scores, tokens, batch_dims=1) - logsumexp(scores, 1)
+    drawn = scores
+    if noise is not None:
+        drawn = scores + tf.cast(noise, scores.dtype)
+    _, places = step_scores.best_candidates(drawn, 1)  # (Q, 1)
+    tokens = places[:, 0]
+    chosen = tf.gather(scores, tokens, batch_dims=1)
+    return tokens, chosen - logsumexp(scores, 1)
 
 
 def _chosen_candidates(
@@ -212,7 +223,8 @@ def _chosen_candidates(
     searches = tf.shape(so_far)[0]
 
     def of_active(x: tf.Tensor) -> tf.Tensor:
-        return tf.gather(tf.reshape(x, tf.stack([searches, -1])), active)  # (q, K*V)
+        by_search = tf.reshape(x, tf.stack([searches, -1]))  # (Q, K*V)
+        return tf.gather(by_search, active)  # (q, K*V)
 
     if noise is None:
         return step_scores.best_candidates(of_active(total), count)

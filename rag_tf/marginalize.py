@@ -18,7 +18,9 @@ from rag_tf.modules import widen
 def promote(*tensors: tf.Tensor) -> list[tf.Tensor]:
     """The tensors in one dtype, the widest of theirs, float32 at least."""
     wide = [widen(tensor) for tensor in tensors]
-    dtype = tf.float64 if any(tensor.dtype == tf.float64 for tensor in wide) else tf.float32
+    dtype = tf.float32
+    if any(tensor.dtype == tf.float64 for tensor in wide):
+        dtype = tf.float64
     return [tf.cast(tensor, dtype) for tensor in wide]
 
 
@@ -41,7 +43,9 @@ def logsumexp(x: tf.Tensor, axis: int, keepdims: bool = False) -> tf.Tensor:
     is_zero = tf.equal(total, 0.0)
     log_total = tf.math.log(masked_fill(total, is_zero, 1.0)) + top
     result = masked_fill(log_total, is_zero, -float("inf"))
-    return result if keepdims else tf.squeeze(result, axis)
+    if keepdims:
+        return result
+    return tf.squeeze(result, axis)
 
 
 def doc_scores(
@@ -89,7 +93,9 @@ def token_log_probs(logits: tf.Tensor, log_probs: tf.Tensor) -> tf.Tensor:
         (B, ..., V).
     """
     logits, log_probs = promote(logits, log_probs)
-    shift = expand_like(log_probs, logits) - logsumexp(logits, -1, keepdims=True)  # (B, N, ..., 1)
+    normaliser = logsumexp(logits, -1, keepdims=True)  # (B, N, ..., 1)
+    # Both are added at once, so that there is one further (B, N, ..., V) and not two.
+    shift = expand_like(log_probs, logits) - normaliser
     return logsumexp(logits + shift, 1)
 
 
@@ -104,7 +110,8 @@ def target_log_probs(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     Returns:
         (B, N, ..., T).
     """
-    return _target_log_probs(logits, tf.broadcast_to(target[:, None], tf.shape(logits)[:-1]))
+    index = tf.broadcast_to(target[:, None], tf.shape(logits)[:-1])  # (B, N, ..., T)
+    return _target_log_probs(logits, index)
 
 
 @tf.custom_gradient
@@ -122,9 +129,11 @@ def _target_log_probs(logits: tf.Tensor, index: tf.Tensor) -> Any:
         spread = tf.exp(widen(logits) - shift[..., None]) * -dy[..., None]
         rows = tf.reshape(spread, (-1, tf.shape(logits)[-1]))
         columns = tf.reshape(tf.cast(index, tf.int32), (-1,))
-        places = tf.stack([tf.range(tf.shape(rows)[0]), columns], 1)
+        numbers = tf.range(tf.shape(rows)[0])
+        places = tf.stack([numbers, columns], 1)
         rows = tf.tensor_scatter_nd_add(rows, places, tf.reshape(dy, (-1,)))
-        return tf.cast(tf.reshape(rows, tf.shape(logits)), logits.dtype), None
+        slopes = tf.reshape(rows, tf.shape(logits))
+        return tf.cast(slopes, logits.dtype), None
 
     target_logits = tf.gather(logits, index, batch_dims=logits.shape.rank - 1)
     return widen(target_logits) - normaliser, gradient
@@ -135,7 +144,8 @@ def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
 
     One to the left, a pad at the end, -100 as pad.
     """
-    end = tf.fill([tf.shape(labels)[0], 1], tf.cast(pad_token_id, labels.dtype))
+    rows = tf.shape(labels)[0]
+    end = tf.fill([rows, 1], tf.cast(pad_token_id, labels.dtype))
     shifted = tf.concat([labels[:, 1:], end], 1)
     return masked_fill(shifted, shifted == -100, pad_token_id)
 
@@ -184,8 +194,9 @@ def sequence_joint(
     first = masked_fill(scored[..., 0], drop_first, 0.0)
     prior = expand_like(log_probs, first)
     # A slice, not an index: of targets with one token it is empty, and its sum zero.
-    second = tf.reduce_sum(masked_fill(prior[..., None], mask[..., 1:2], 0.0), -1)
-    joint = first + tf.reduce_sum(scored[..., 1:], -1) + second
+    second = masked_fill(prior[..., None], mask[..., 1:2], 0.0)  # (B, N, ..., 1 or 0)
+    rest = tf.reduce_sum(scored[..., 1:], -1)
+    joint = first + rest + tf.reduce_sum(second, -1)
     return masked_fill(joint, tf.equal(prior, -float("inf")), -float("inf"))
 
 
@@ -198,7 +209,9 @@ def smoothed(
     loss = nll
     if smooth is not None:
         loss = (1.0 - epsilon) * nll + epsilon / tf.cast(vocab_size, nll.dtype) * smooth
-    return tf.reduce_sum(loss) if reduce_loss else loss
+    if reduce_loss:
+        return tf.reduce_sum(loss)
+    return loss
 
 
 def token_nll(
@@ -230,10 +243,13 @@ def token_nll(
     if epsilon > 0:
         marginal = token_log_probs(logits, log_probs)  # (B, T, V)
         target_scores = tf.gather(marginal, target, batch_dims=2)
-        smooth = -tf.reduce_sum(masked_fill(tf.reduce_sum(marginal, -1), pad_mask, 0.0), 1)
+        totals = tf.reduce_sum(marginal, -1)  # (B, T)
+        smooth = -tf.reduce_sum(masked_fill(totals, pad_mask, 0.0), 1)
     else:
-        target_scores = logsumexp(token_joint(logits, log_probs, target), 1)  # (B, T)
-    nll = -tf.reduce_sum(masked_fill(target_scores, pad_mask, 0.0), 1)
+        joint = token_joint(logits, log_probs, target)  # (B, N, T)
+        target_scores = logsumexp(joint, 1)  # (B, T)
+    scored = masked_fill(target_scores, pad_mask, 0.0)
+    nll = -tf.reduce_sum(scored, 1)
     return smoothed(nll, smooth, epsilon, tf.shape(logits)[-1], reduce_loss)
 
 
@@ -266,14 +282,16 @@ def sequence_nll(
     drop: tf.Tensor | bool = False
     if exclude_bos_score and bos_token_id is not None:
         drop = tf.reduce_all(target[:, 0] == bos_token_id)
-    joint = sequence_joint(target_log_probs(logits, target), log_probs, pad_mask, drop)  # (B, N)
+    target_scores = target_log_probs(logits, target)  # (B, N, T)
+    joint = sequence_joint(target_scores, log_probs, pad_mask, drop)  # (B, N)
     smooth = None
     size = tf.shape(logits)[-1]
     if epsilon > 0:
         wide, log_probs = promote(logits, log_probs)
         count = tf.cast(size, wide.dtype)
         total = tf.reduce_sum(wide, -1) - count * logsumexp(wide, -1)  # (B, N, T)
-        smooth = -logsumexp(sequence_joint(total, count * log_probs, pad_mask), 1)
+        smooth_joint = sequence_joint(total, count * log_probs, pad_mask)  # (B, N)
+        smooth = -logsumexp(smooth_joint, 1)
     return smoothed(-logsumexp(joint, 1), smooth, epsilon, size, reduce_loss)
 
 
@@ -282,7 +300,8 @@ def sequence_nll(
 
 def split_docs(x: tf.Tensor, n_docs: Any) -> tf.Tensor:
     """(B*N, ...) -> (B, N, ...)."""
-    return tf.reshape(x, tf.concat([[-1, n_docs], tf.shape(x)[1:]], 0))
+    sizes = tf.concat([[-1, n_docs], tf.shape(x)[1:]], 0)
+    return tf.reshape(x, sizes)
 
 
 def rows_marginal(logits: tf.Tensor, scores: tf.Tensor, n_docs: tf.Tensor) -> tf.Tensor:

@@ -104,7 +104,9 @@ class RagModel(RagModelBase, RagPretrained, KerasModel):
 
     def _mode(self, part: Any, training: bool | None) -> bool | None:
         """A call's `training` for one network: ours resolve None themselves."""
-        return training if isinstance(part, PretrainedModel) else self.in_training(training)
+        if isinstance(part, PretrainedModel):
+            return training
+        return self.in_training(training)
 
     def _encode(self, mode: dict[str, Any], encoder: Any, *inputs: Any) -> Any:
         options: dict[str, Any] = {"training": self._mode(encoder, mode.get("training"))}

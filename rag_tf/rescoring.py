@@ -32,7 +32,9 @@ def candidate_scores(
     vocab_size: int,
 ) -> np.ndarray:
     """See `rag_core.generation.Engine.candidate_scores`."""
-    drop: tf.Tensor | bool = False if drop_first is None else drop_first
+    drop: tf.Tensor | bool = False
+    if drop_first is not None:
+        drop = drop_first
     joint = sequence_joint(tf.constant(each), log_priors, pad_mask, drop)  # (B, N, C)
     score = logsumexp(joint, 1)
     if total is not None:

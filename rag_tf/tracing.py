@@ -46,10 +46,10 @@ class Tracer(TracerBase):
             out = self.model(**inputs)
             loss = tf.reduce_sum(out.loss)
         zeros = tf.UnconnectedGradients.ZERO
-        gradients = tape.gradient(loss, learning, unconnected_gradients=zeros)
+        slopes = tape.gradient(loss, learning, unconnected_gradients=zeros)
         arrays = {}
-        for name, gradient in gradients.items():
+        for name, slope in slopes.items():
             # A table's gradient may come as the rows that were looked up.
-            dense = tf.convert_to_tensor(gradient)
+            dense = tf.convert_to_tensor(slope)
             arrays[name] = to_numpy(dense)
         return out, arrays

@@ -75,8 +75,9 @@ class _Run(TrainingRun):
                 continue
             # A table's gradient may come as the rows that were looked up.
             dense = tf.convert_to_tensor(gradient)
-            earlier = self.gradients.get(name)
-            self.gradients[name] = dense if earlier is None else earlier + dense
+            if name in self.gradients:
+                dense = self.gradients[name] + dense
+            self.gradients[name] = dense
         return forward
 
     def end_step(self) -> None:

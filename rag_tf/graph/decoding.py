@@ -101,7 +101,8 @@ def sequence_graph(
     lowest = tf.constant(-float("inf"), weights.dtype)
     weights = tf.where(exists, weights, lowest)
     # rows of pads, for questions with fewer candidates than are to be handed back
-    questions, longest = tf.shape(tokens)[0], tf.shape(tokens)[2]
+    questions = tf.shape(tokens)[0]
+    longest = tf.shape(tokens)[2]
     no_tokens = tf.fill([questions, num_return_sequences, longest], tf.constant(filler, tf.int64))
     tokens = tf.concat([tokens, no_tokens], axis=1)
     weights = tf.concat([weights, tf.fill([questions, num_return_sequences], lowest)], axis=1)
@@ -115,7 +116,8 @@ def sequence_graph(
 
 def _trimmed(ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Without the columns at the end that are padding in every row."""
-    places = tf.where(tf.reduce_any(mask, axis=0), tf.range(tf.shape(mask)[1]), 0)
+    is_used = tf.reduce_any(mask, axis=0)  # (S,)
+    places = tf.where(is_used, tf.range(tf.shape(mask)[1]), 0)
     width = tf.reduce_max(places) + 1
     return ids[:, :width], mask[:, :width]
 
@@ -129,11 +131,16 @@ def _searched(
 ) -> SearchResult:
     """One search for each context (R, S, d), or with `log_priors` (B, N) for each question."""
     beams = options.num_beams
-    searches = tf.shape(hidden if log_priors is None else log_priors)[0]
+    if log_priors is None:
+        searches = tf.shape(hidden)[0]
+    else:
+        searches = tf.shape(log_priors)[0]
     state = generator.start(hidden, mask, beams=beams, max_length=options.max_length)
     scorer, reorder, tensors = steps(generator, state, log_priors, beams)
     starts = tf.fill([searches, 1], tf.constant(options.decoder_start_token_id, tf.int64))
-    dtype = tf.float64 if hidden.dtype == tf.float64 else tf.float32
+    dtype = tf.float32
+    if hidden.dtype == tf.float64:
+        dtype = tf.float64
     return search(scorer, reorder, tensors, starts, options, vocabulary(generator), dtype)
 
 
@@ -150,7 +157,9 @@ def steps(
             generator.
         beams: K.
     """
-    docs = 1 if log_priors is None else tf.shape(log_priors)[1]
+    docs: Any = 1
+    if log_priors is not None:
+        docs = tf.shape(log_priors)[1]
     # A number, and a beam alone has no other to continue: then no step moves the cache.
     first = replace(state, beams=beams)
     if beams == 1:
@@ -161,10 +170,12 @@ def steps(
         fed = tf.repeat(tokens, docs, axis=0)  # (Q*N, K, 1)
         # a single position is spared its mask and the swapping of axes
         fed.set_shape((None, *tokens.shape[1:]))
-        logits = widen(generator.decode(fed, now)[:, :, -1])  # (Q*N, K, V)
+        logits = generator.decode(fed, now)  # (Q*N, K, 1, V)
+        logits = widen(logits[:, :, -1])  # (Q*N, K, V)
         if log_priors is not None:
-            by_doc = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
-            logits = marginal_scores(tf.reshape(logits, by_doc), log_priors)  # (Q, K, V)
+            sizes = tf.concat([tf.shape(log_priors), tf.shape(logits)[1:]], axis=0)
+            by_doc = tf.reshape(logits, sizes)  # (Q, N, K, V)
+            logits = marginal_scores(by_doc, log_priors)  # (Q, K, V)
         elif beams > 1:
             logits = tf.nn.log_softmax(logits)
         return logits, now.tensors()
@@ -233,12 +244,15 @@ def _thorough(
     bos = config.bos_token_id or config.generator.bos_token_id
     if bos is not None:
         # one answer a question, (B, 1, 1)
-        drop_first = tf.reduce_all((target[..., 0] == bos) | ~exists, axis=1)[:, None, None]
-    score = logsumexp(sequence_joint(by_doc[0], log_priors, pad_mask, drop_first), 1)
+        has_bos = (target[..., 0] == bos) | ~exists  # (B, C)
+        drop_first = tf.reduce_all(has_bos, axis=1)[:, None, None]
+    joint = sequence_joint(by_doc[0], log_priors, pad_mask, drop_first)  # (B, N, C)
+    score = logsumexp(joint, 1)
     if epsilon <= 0:
         return score
     size = config.generator.vocab_size
-    smooth = logsumexp(sequence_joint(by_doc[1], size * log_priors, pad_mask), 1)
+    smooth_joint = sequence_joint(by_doc[1], size * log_priors, pad_mask)  # (B, N, C)
+    smooth = logsumexp(smooth_joint, 1)
     return (1.0 - epsilon) * score + epsilon / size * smooth
 
 
@@ -260,7 +274,9 @@ def _scored(
     width = tf.clip_by_value(_BLOCK // size, 1, count)
     height = tf.clip_by_value(_BLOCK // (size * width), 1, rows)
     dtype = widen(hidden).dtype
-    results = 2 if smooth else 1
+    results = 1
+    if smooth:
+        results = 2
 
     def band(top: tf.Tensor, done: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The next few contexts, with all their candidates."""
@@ -270,7 +286,8 @@ def _scored(
         def block(left: tf.Tensor, line: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
             some = slice(left, left + width)
             logits = generator.decode(tokens[at, some], replace(state))  # (r, c, L, V)
-            scored = [target_log_probs(logits[:, None], target[at, some])[:, 0]]
+            log_probs = target_log_probs(logits[:, None], target[at, some])  # (r, 1, c, L)
+            scored = [log_probs[:, 0]]
             if smooth:
                 wide = widen(logits)
                 total = tf.reduce_sum(wide, -1) - vocabulary(generator) * logsumexp(wide, -1)
@@ -287,7 +304,11 @@ def _scored(
 
 
 def _joined(old: list[tf.Tensor], new: list[tf.Tensor], axis: int) -> list[tf.Tensor]:
-    return [tf.concat([a, tf.cast(b, a.dtype)], axis) for a, b in zip(old, new, strict=True)]
+    joined = []
+    for before, added in zip(old, new, strict=True):
+        added = tf.cast(added, before.dtype)
+        joined.append(tf.concat([before, added], axis))
+    return joined
 
 
 def _loop(goes_on: Any, body: Any, start: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:

@@ -182,7 +182,10 @@ class Graph:
     def capacity(self) -> float:
         """About how many of its kinds of arguments the memory allowed is enough for."""
         sizes = [trace.size for trace in list(self.traces.values())]
-        return _STORE.limit / (sum(sizes) / len(sizes)) if sizes else float("inf")
+        if not sizes:
+            return float("inf")
+        mean_size = sum(sizes) / len(sizes)
+        return _STORE.limit / mean_size
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph that fits; inside another graph, the function itself."""
@@ -206,11 +209,15 @@ class Graph:
                 return self.function(*tf.nest.pack_sequence_as(args, leaves))
             trace = self._trace(args, leaves, signature)
             _STORE.add(trace)
-        return trace.function(fresh_seed() if trace.draws else tf.constant(_NO_SEED), *tensors)
+        if not trace.draws:
+            return trace.function(tf.constant(_NO_SEED), *tensors)
+        return trace.function(fresh_seed(), *tensors)
 
     def _trace(self, args: Any, leaves: list[Any], signature: Any) -> _Trace:
         places = [place for place, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
-        switches = [None if tf.is_tensor(leaf) else leaf for leaf in leaves]
+        switches = list(leaves)
+        for place in places:
+            switches[place] = None
         draws = 0
 
         def flat(seed: tf.Tensor, *tensors: tf.Tensor) -> Any:
