@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling_report import inserted
-from rag_core.cli.commands import DEMO_QUESTIONS
+from rag_core.cli.demo import DEMO_QUESTIONS
 
 RESULTS, PAGE = Path("benchmarks") / "results", Path("docs") / "performance.md"
 FRAMEWORKS = {"torch": "torch", "tf": "tensorflow"}

@@ -158,7 +158,7 @@ def test_every_question_of_a_pipe_is_answered(ask) -> None:
 
 def test_a_person_ends_with_an_empty_line_and_is_asked_on_stderr(ask, monkeypatch) -> None:
     typed = iter(["One?", "", "never"])
-    monkeypatch.setattr("rag_core.cli.commands._at_terminal", lambda: True)
+    monkeypatch.setattr("rag_core.cli.ask._at_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
     spoken = ask("--json")
     assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?"]
@@ -199,7 +199,7 @@ def test_a_closed_pipe_ends_quietly(ask, monkeypatch) -> None:
     def closed(*_: object, **__: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("rag_core.cli.commands._json_line", closed)
+    monkeypatch.setattr("rag_core.cli.ask._json_line", closed)
     spoken = ask("--json", input="One?\nTwo?\n")
     assert spoken.exit_code == 1 and spoken.stderr == ""
 
