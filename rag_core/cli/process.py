@@ -1,8 +1,9 @@
-"""What only a program of its own may do to its process: stderr, garbage collection."""
+"""What only a program of its own may do to its process: threads, stderr, garbage collection."""
 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from rag_core import backends
+
+# OpenMP and BLAS; TensorFlow has two pools of its own.
+_THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+logger = logging.getLogger(__name__)
 
 
 def load_backend_for_command(name: str | None = None) -> ModuleType:
@@ -20,11 +25,38 @@ def load_backend_for_command(name: str | None = None) -> ModuleType:
     log. A library has no business with that; a command keeps stderr to Python. DUALRAG_DEBUG=1
     leaves all as it is.
     """
+    share_processors()
     chosen = name or next(iter(backends.available_backends()), None)
     if chosen == "tf" and not os.environ.get("DUALRAG_DEBUG"):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         _keep_stderr_to_python()
     return backends.load_backend(name)
+
+
+def share_processors() -> None:
+    """Has the numeric libraries, which read the environment when they load, get along with whatever
+    else runs here.
+
+    OpenMP's threads (PyTorch's and faiss') wait for each other by spinning: beside other work that
+    takes the very processor that is waited for. Frameworks start a thread a processor, however few
+    of these a container may use. What the environment says already stands.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        _set_default("OMP_WAIT_POLICY", "PASSIVE")
+    if not hasattr(os, "sched_getaffinity"):
+        return  # no Linux, no quota of a container
+    from loky import cpu_count
+
+    processors = cpu_count()
+    if processors < len(os.sched_getaffinity(0)):
+        for name in _THREADS:
+            _set_default(name, str(processors))
+
+
+def _set_default(name: str, value: str) -> None:
+    if name not in os.environ:
+        os.environ[name] = value
+        logger.info("%s=%s is set, see docs/performance.md", name, value)
 
 
 @contextmanager

@@ -492,3 +492,34 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path) -> None:
     assert demo.home() == Path("~/.cache/dualrag").expanduser()
     monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "own"))
     assert demo.home() == tmp_path / "own"
+
+
+@pytest.fixture
+def environment(monkeypatch) -> dict[str, str]:
+    """An environment of its own, of a machine with four processors."""
+    alone: dict[str, str] = {}
+    monkeypatch.setattr(process.os, "environ", alone)
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    return alone
+
+
+@pytest.mark.parametrize(("allowed", "threads"), [(4, None), (2, "2")])
+def test_a_command_shares_its_processors(environment, monkeypatch, allowed, threads) -> None:
+    monkeypatch.setattr("loky.cpu_count", lambda: allowed)
+    process.share_processors()
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment.get("OMP_NUM_THREADS") == threads
+    assert environment.get("TF_NUM_INTRAOP_THREADS") == threads
+
+
+def test_what_the_environment_says_of_threads_stands(environment, monkeypatch) -> None:
+    monkeypatch.setattr("loky.cpu_count", lambda: 1)
+    asked = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "3", "TF_NUM_INTRAOP_THREADS": "4"}
+    environment.update(asked)
+    process.share_processors()
+    assert environment["TF_NUM_INTEROP_THREADS"] == "1"
+    assert asked.items() <= environment.items()
+    environment.clear()
+    environment["GOMP_SPINCOUNT"] = "100"
+    process.share_processors()
+    assert "OMP_WAIT_POLICY" not in environment
