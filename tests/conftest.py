@@ -150,6 +150,15 @@ def world(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory):
+    """A cache as `dualrag demo` fills it, of tiny parts; for `DUALRAG_HOME`."""
+    from rag_core.backends import load_backend
+    from tests.support.demo_cache import write_demo_cache
+
+    return write_demo_cache(tmp_path_factory.mktemp("demo"), load_backend())
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     from rag_core import Tokenizer

@@ -53,7 +53,7 @@ def open_model(
     Args:
         engine: the backend's package.
         kb: folder of a knowledge base; None = the model's own index, or the demo's.
-        model: folder or hub name; None = the demo's.
+        model: folder or hub name; None or "dualrag/demo" = the demo's.
         head: "token" or "sequence"; None = as it was saved.
         say: told what is fetched.
         int8: round linear maps to int8.
@@ -65,9 +65,12 @@ def open_model(
         )
     from rag_core.cli.process import uncollected
     from rag_core.config import RagConfig
+    from rag_core.hub import DEMO
     from rag_core.retrieval import RagRetriever
     from rag_core.tokenization import RagTokenizer
 
+    if model == DEMO and not Path(DEMO).exists():
+        model = None
     if model is None:
         from rag_core.demo import check_shipped, demo_model_folder
 

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from rag_core.demo.material import demo_knowledge_base as demo_knowledge_base
     from rag_core.demo.material import demo_model_folder as demo_model_folder
     from rag_core.demo.material import encoder_folder as encoder_folder
+    from rag_core.demo.material import encoder_here as encoder_here
     from rag_core.demo.material import home as home
+    from rag_core.demo.material import knowledge_here as knowledge_here
     from rag_core.demo.material import missing as missing
+    from rag_core.demo.material import model_here as model_here
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -47,8 +50,11 @@ __getattr__, __dir__, __all__ = lazily(
             "demo_knowledge_base",
             "demo_model_folder",
             "encoder_folder",
+            "encoder_here",
             "home",
+            "knowledge_here",
             "missing",
+            "model_here",
         ],
     },
 )

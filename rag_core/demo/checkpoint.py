@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rag_core.hub import atomic_folder
 from rag_core.tokenization import GENERATOR_FOLDER, QUESTION_FOLDER, Tokenizer
 
 SHIPPED = Path(__file__).parent / "model"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, MARK = "config.json", "model.safetensors", "made_from.txt"
 # The head that answers better (see the card); both read the folder.
 HEAD = "RagSequenceForGeneration"
 _TRAINED = ("rag.generator.", "rag.question_encoder.encode_proj.")
@@ -63,11 +64,8 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
     shipped = Path(shipped)
     encoder = Path(encoder)
     check_shipped(shipped)
-    digest = hashlib.sha256(HEAD.encode())
-    for file in (shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG):
-        digest.update(file.read_bytes())
-    made_from = digest.hexdigest()
-    mark = folder / "made_from.txt"
+    made_from = parts_digest(shipped, encoder)
+    mark = folder / MARK
     if mark.is_file() and mark.read_text() == made_from:
         return folder
     config = RagConfig.from_pretrained(shipped)
@@ -83,8 +81,23 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
         Tokenizer.from_pretrained(shipped / GENERATOR_FOLDER).save_pretrained(
             draft / GENERATOR_FOLDER
         )
-        (draft / mark.name).write_text(made_from)
+        (draft / MARK).write_text(made_from)
     return folder
+
+
+def parts_digest(shipped: Path, encoder: Path) -> str:
+    """What tells the parts of a model from others."""
+    files = (shipped / CONFIG, shipped / WEIGHTS, encoder / CONFIG)
+    return _digest(files, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@cache
+def _digest(files: tuple[Path, ...], times: tuple[int, ...]) -> str:
+    """Of the files as they are at these times: a loading asks for each of its files."""
+    digest = hashlib.sha256(HEAD.encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def check_shipped(shipped: Path = SHIPPED) -> None:

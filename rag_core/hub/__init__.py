@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from rag_core.hub.json_files import read_json as read_json
     from rag_core.hub.keywords import loading_info as loading_info
     from rag_core.hub.keywords import whole_device as whole_device
+    from rag_core.hub.local_names import DEMO as DEMO
+    from rag_core.hub.local_names import DEMO_ENCODER as DEMO_ENCODER
+    from rag_core.hub.local_names import local_knowledge as local_knowledge
+    from rag_core.hub.local_names import local_name as local_name
     from rag_core.hub.push import Pushable as Pushable
     from rag_core.hub.push import Saving as Saving
     from rag_core.hub.push import push_folder as push_folder
@@ -68,6 +72,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "json_files": ["bounded_json", "parse_json", "read_json"],
         "keywords": ["loading_info", "whole_device"],
+        "local_names": ["DEMO", "DEMO_ENCODER", "local_knowledge", "local_name"],
         "push": ["Pushable", "Saving", "push_folder"],
         "text_lines": [
             "Line",

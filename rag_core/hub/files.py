@@ -16,6 +16,7 @@ from typing import Any, Literal, overload
 from rag_core.hub.atomic import atomic_write, is_draft, recover
 from rag_core.hub.json_files import read_json
 from rag_core.hub.keywords import loading_keywords
+from rag_core.hub.local_names import local_name
 
 __all__ = [
     "HUB_KWARGS",
@@ -82,8 +83,13 @@ def is_local(name_or_path: str | Path) -> bool:
     """Whether a name means a place on this machine rather than a repository of the hub.
 
     True for what exists, for what is written as a path (`./x`, `~/x`, absolute, several slashes,
-    back slashes) and for `a/b` where a folder `a` exists.
+    back slashes), for `a/b` where a folder `a` exists, and for the demo's names.
     """
+    return _is_path(local_name(name_or_path))
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    """`is_local` of a name that is none of the demo's."""
     text = str(name_or_path)
     path = Path(text).expanduser()
     if isinstance(name_or_path, Path) or path.exists() or path.is_absolute():
@@ -145,11 +151,12 @@ def resolve_file(
     """
     options = _options(hub)
     checked_name(name_or_path)
+    name_or_path = local_name(name_or_path, options)
     subfolder = (options.pop("subfolder", None) or "").strip("/")
     inside = filename
     if subfolder:
         inside = f"{subfolder}/{filename}"
-    if is_local(name_or_path):
+    if _is_path(name_or_path):
         return _local_file(Path(name_or_path).expanduser(), inside, required)
 
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -209,8 +216,9 @@ def list_commit(
         OSError: the folder or repository isn't there or can't be reached.
     """
     options = _options(hub)
+    name_or_path = local_name(name_or_path, options)
     subfolder = (options.get("subfolder") or "").strip("/")
-    if is_local(name_or_path):
+    if _is_path(name_or_path):
         root = Path(name_or_path).expanduser() / subfolder
         if not root.is_dir():
             raise OSError(f"No folder {str(root)!r} (in full: {root.absolute()}); check the path.")

@@ -24,7 +24,7 @@ import numpy as np
 
 from rag_core.checkpoint import check_arrow
 from rag_core.checks import whole
-from rag_core.hub import clear, recover
+from rag_core.hub import clear, local_knowledge, recover
 from rag_core.knowledge import manifest as layout
 from rag_core.knowledge.assembly import (
     INDEX_KINDS,
@@ -150,7 +150,7 @@ class KnowledgeBase:
         """Opens a knowledge base after comparing its files with the manifest.
 
         Args:
-            path: the folder.
+            path: the folder; "dualrag/demo" is the demo's.
             verify: whether checksums are computed; None does so up to 256 MB in all; beyond, sizes
                 and a few spots of each file are compared. True also validates every passage in a
                 process of its own: for knowledge bases from elsewhere, whose manifest may agree
@@ -160,7 +160,7 @@ class KnowledgeBase:
             FileNotFoundError: there is none.
             ValueError: a file is missing, truncated or altered.
         """
-        path = _named(path)
+        path = _named(local_knowledge(path) or path)
         recover(path)
         manifest = Manifest.read(path)
         manifest.check_files(path, verify)

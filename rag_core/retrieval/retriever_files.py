@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag_core.hub import list_commit, resolve_file
+from rag_core.hub import list_commit, local_knowledge, resolve_file
 from rag_core.retrieval.faiss_files import PICKLE_HELP, refuse_pickle
 from rag_core.retrieval.index import INDEX_FILE, INDEX_PATTERNS, PASSAGES_FOLDER, FaissIndex, Index
 from rag_core.retrieval.rerank import notes_path
@@ -55,6 +55,13 @@ def open_index(
         raise ValueError(f"index_name='legacy' is not supported. {PICKLE_HELP}")
     base = base or getattr(config, "name_or_path", None) or None
     if config.index_name == "custom":
+        knowledge = None
+        if base is not None and not (config.passages_path or config.index_path):
+            knowledge = local_knowledge(base)
+        if knowledge is not None:
+            # as rag_core.knowledge writes them
+            files = (knowledge / "passages", knowledge / "index.faiss")
+            return FaissIndex.from_files(*files, memory_map=memory_map)
         missing = [name for name in ("passages_path", "index_path") if not getattr(config, name)]
         if missing:
             raise ValueError(

@@ -215,7 +215,7 @@ class TrainingRun(ABC):
         held_out = [] if validation is None else read_examples(validation)
         base = KnowledgeBase.open(kb)
         config = config or TrainingConfig()
-        source = source_fingerprint(model, kb)
+        source = source_fingerprint(model, base.path)
         report = finished_before(out, examples, config, held_out, source)
         if report is not None:
             return report
