@@ -70,6 +70,8 @@ def drawn(rows: int, size: int) -> Iterator[Any]:
         columns = [
             pa.array([f"Passage {start + i}" for i in range(count)]),
             pa.array(texts),
+            pa.nulls(count, pa.string()),
+            pa.nulls(count, pa.string()),
             pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1))),
         ]
         yield pa.record_batch(columns, schema=passage_schema())

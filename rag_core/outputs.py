@@ -281,6 +281,17 @@ class GenerateOutput(ModelOutput):
 class Passage:
     """One passage behind an answer, with its prior p(z|x) and posterior p(z|x, y) (paper,
     section 2.1).
+
+    Attributes:
+        id: its row number in the index.
+        title, text: as the generator read them.
+        score: inner product of its vector and the question's.
+        prior, posterior: probabilities.
+        source: the file it comes from, below the folder that was indexed, or an address; None where
+            that is unknown.
+        metadata: where in the source it stands: "line" and "end_line", "page" and "end_page", "row"
+            (of a table), "slide", "cell" (all from 1) and "headings" (outermost first), as far as
+            there are such; and the further columns of a table.
     """
 
     id: int
@@ -289,6 +300,54 @@ class Passage:
     score: float
     prior: float
     posterior: float
+    source: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        """Where the passage comes from, for people: "handbook/safety.md:12-20 · Fire › Wardens"."""
+        return origin_of(self.source, self.metadata)
+
+
+def origin_of(source: str | None, metadata: Mapping[str, Any], encoding_ascii: bool = False) -> str:
+    """Where a passage comes from, for people.
+
+    Args:
+        source: as of a `Passage`.
+        metadata: as of a `Passage`.
+        encoding_ascii: whether the signs between headings are of ASCII.
+
+    Returns:
+        For example "handbook/safety.md:12-20 · Fire › Wardens", "report.pdf p. 3-4", "people.csv
+        row 7", or "source unknown".
+    """
+    if not source:
+        return "source unknown"
+    origin = source + _position(metadata, is_address="://" in source)
+    dot, arrow = " · ", " › "
+    if encoding_ascii:
+        dot, arrow = " - ", " > "
+    headings = metadata.get("headings")
+    if isinstance(headings, list) and headings:
+        origin += dot + arrow.join(map(str, headings))
+    return origin
+
+
+def _position(metadata: Mapping[str, Any], is_address: bool) -> str:
+    """Where in its source a passage stands, by the first of its positions that people look for."""
+    line = ":"
+    if is_address:  # where a colon means something else
+        line = " line "
+    signs = {"row": " row ", "page": " p. ", "slide": " slide ", "cell": " cell ", "line": line}
+    for name, sign in signs.items():
+        first = metadata.get(name)
+        if type(first) is not int:
+            continue
+        last = metadata.get(f"end_{name}", first)
+        if type(last) is int and last > first:
+            return f"{sign}{first}-{last}"
+        return f"{sign}{first}"
+    return ""
 
 
 @dataclass
@@ -312,8 +371,11 @@ class Answer:
     token_posteriors: list[list[float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists, for JSON."""
-        return asdict(self)
+        """Plain dicts and lists, for JSON; each passage with its `origin`."""
+        answer = asdict(self)
+        for values, passage in zip(answer["passages"], self.passages, strict=True):
+            values["origin"] = passage.origin
+        return answer
 
 
 class StateRecorder:

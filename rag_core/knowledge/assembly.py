@@ -90,16 +90,21 @@ def workplace(out: Path) -> Iterator[Path]:
 
 
 def embed(
-    files: list[Path], work: Path, encode: Encode, plan: Manifest, progress: bool = True
+    files: list[tuple[Path, str]],
+    work: Path,
+    encode: Encode,
+    plan: Manifest,
+    progress: bool = True,
 ) -> list[Path]:
-    """Embeds the passages of `files` into shards in `work`, keeping those of an earlier run of
-    the same plan.
+    """Embeds the passages of `files`, as `find_files` gives them, into shards in `work`, keeping
+    those of an earlier run of the same plan.
     """
     from tqdm.auto import tqdm
 
     request = plan.request
     _keep_shards_of(plan, work)
-    stamps = [_stamp(path) for path in files]
+    paths = [path for path, _ in files]
+    stamps = [_stamp(path) for path in paths]
     hide = not progress
 
     def passages() -> Iterator[PassageRow]:
@@ -131,7 +136,7 @@ def embed(
             dimension=plan.dimension,
             advance=advance,
         )
-    pairs = zip(files, stamps, strict=True)
+    pairs = zip(paths, stamps, strict=True)
     changed = [str(path) for path, stamp in pairs if _stamp(path) != stamp]
     if changed:
         raise ValueError(f"{', '.join(changed)} changed while being read. Run the command again.")

@@ -1,7 +1,8 @@
 """A knowledge base on disk: passages, their vectors, a faiss index and a manifest, built so that a
 kill loses little.
 
-    kb/passages/      a `datasets` folder: title, text, embeddings (D float32)
+    kb/passages/      a `datasets` folder: title, text, source, metadata_json, embeddings (D
+                      float32)
     kb/index.faiss    row i is passage i; scores are inner products
     kb/manifest.json  see `rag_core.knowledge.manifest`
 
@@ -128,7 +129,7 @@ def build_knowledge_base(
         if existing:
             return existing
     with workplace(out) as work:
-        shards = embed([path for path, _ in files], work, encode, plan, progress)
+        shards = embed(files, work, encode, plan, progress)
         assemble(work, out, read_batches(shards), plan)
     return KnowledgeBase.open(out)
 
@@ -172,7 +173,9 @@ class KnowledgeBase:
         return self.manifest.rows
 
     def dataset(self) -> Any:
-        """The passages as a memory-mapped `datasets.Dataset`: title, text, embeddings."""
+        """The passages as a memory-mapped `datasets.Dataset`: title, text, source, metadata_json (a
+        JSON object, null where unknown), embeddings.
+        """
         from rag_core.retrieval import read_passages
 
         return read_passages(self.path / layout.PASSAGES)
@@ -272,7 +275,7 @@ class KnowledgeBase:
             added = done_before(self.path, request)
             if added is not None:
                 return added
-            shards = embed([path for path, _ in files], work, encode, plan, progress)
+            shards = embed(files, work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
             self.manifest = assemble(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,28 @@ FAULTS_TOLD = 20
 class Document:
     """A titled text before it is split.
 
-    `source` is the file, with the line or row where that helps.
+    Attributes:
+        title: without one of its own, the file's name.
+        text: any length.
+        place: the file, with the line or row where that helps, for errors.
+        source: the file's name below the folder that is read, or the address that a row names.
+            Readers of one file leave it None: `read_documents` knows the name.
+        metadata: JSON values by name: "headings" (outermost first), "row" (from 1) and the like,
+            and the further columns of a table.
+        marks: (offset in the text, position) pairs in order: from there on the text stands at
+            {"line": 13}, {"page": 2} and the like. Where lines of the text are not lines of the
+            file, {"line": 13, "end_line": 15} says among which they are.
+        kept: (start, end) ranges of the text, in order, whose line breaks and blanks stay: code,
+            tables. Elsewhere white space becomes single blanks.
     """
 
     title: str
     text: str
-    source: str
+    place: str
+    source: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    marks: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    kept: Sequence[tuple[int, int]] = ()
 
 
 class PassedByWarning(UserWarning):
@@ -118,15 +134,36 @@ def read_documents(
             do. Where the files after it do not begin well, either, they are all named
             (`BadFilesError`).
     """
-    files = [path for path, _ in find_files(paths)]
-    for number, path in enumerate(files):
+    yield from read_files(find_files(paths), tsv_quotes=tsv_quotes)
+
+
+def read_files(files: Sequence[tuple[Path, str]], *, tsv_quotes: bool = True) -> Iterator[Document]:
+    """Documents of what `find_files` found, as `read_documents` gives them.
+
+    Args:
+        files: (file, its name as a source) pairs.
+        tsv_quotes: as in `read_documents`.
+
+    Raises:
+        ValueError: as in `read_documents`.
+    """
+    for number, (path, name) in enumerate(files):
         try:
-            yield from _documents(path, tsv_quotes)
+            for document in _documents(path, tsv_quotes):
+                yield _with_source(document, Path(name).as_posix())
         except ValueError as error:
-            faults = [str(error), *_faults(files[number + 1 :], tsv_quotes)]
+            rest = [path for path, _ in files[number + 1 :]]
+            faults = [str(error), *_faults(rest, tsv_quotes)]
             if len(faults) == 1:
                 raise
             raise BadFilesError(faults) from None
+
+
+def _with_source(document: Document, file: str) -> Document:
+    """The document with the file as its source, or, where it has another one, in its metadata."""
+    if document.source is None:
+        return replace(document, source=file)
+    return replace(document, metadata={**document.metadata, "file": file})
 
 
 def _documents(path: Path, tsv_quotes: bool) -> Iterator[Document]:
@@ -139,7 +176,7 @@ def _documents(path: Path, tsv_quotes: bool) -> Iterator[Document]:
             yield document
         else:
             blank_rows += 1
-            first_blank = first_blank or document.source
+            first_blank = first_blank or document.place
     if not has_text:
         raise ValueError(f"{path}: the file holds no text. Remove it from the list or fill it.")
     if blank_rows and path.suffix.lower() in _TABLES:
@@ -290,18 +327,22 @@ def _as_text(name: str) -> str:
 
 def _read_txt(path: Path) -> Iterator[Document]:
     block: list[str] = []
+    marks: list[tuple[int, dict[str, int]]] = []
     size = 0
-    lines_before = 0
+    place = str(path)
     for number, line in read_lines(path):
+        marks.append((size, {"line": number}))
         block.append(line)
         size += len(line)
         if size >= BLOCK_CHARS:
-            yield Document(_name(path), "".join(block), f"{path}:{lines_before + 1}")
+            yield Document(
+                _name(path), "".join(block), f"{path}:{marks[0][1]['line']}", marks=marks
+            )
             block = []
+            marks = []
             size = 0
-            lines_before = number
-    source = f"{path}:{lines_before + 1}" if lines_before else str(path)
-    yield Document(_name(path), "".join(block), source)
+            place = f"{path}:{number + 1}"
+    yield Document(_name(path), "".join(block), place, marks=marks)
 
 
 def _read_md(path: Path) -> Iterator[Document]:
@@ -309,7 +350,7 @@ def _read_md(path: Path) -> Iterator[Document]:
 
     lines = (text for _, text in read_lines(path))
     for title, text, line in sections(lines, _name(path), BLOCK_CHARS):
-        yield Document(title, text, f"{path}:{line}")
+        yield Document(title, text, f"{path}:{line}", marks=[(0, {"line": line})])
 
 
 def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
@@ -339,6 +380,7 @@ def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Doc
     rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     text = title = None
     width = 0
+    number = 0
     while True:
         begin = rows.line_num + 1
         lines.record.clear()
@@ -370,8 +412,12 @@ def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Doc
             )
         if begin != rows.line_num:
             _check_merged(place, row, lines.record, delimiter)
+        number += 1
         heading = _name(path) if title is None else row[title]
-        yield Document(heading, row[text], f"{path}:{begin}")
+        metadata = {"row": number, "line": begin}
+        if rows.line_num > begin:
+            metadata["end_line"] = rows.line_num
+        yield Document(heading, row[text], f"{path}:{begin}", metadata=metadata)
 
 
 class _Recorded:
@@ -438,7 +484,8 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
                 f"{place}: 'title' must be a string, got {title!r:.60}. Mend the line."
             )
         title = _name(path) if title is None else check_text(title, place, "'title'")
-        yield Document(title, check_text(text or "", place, "'text'"), place)
+        text = check_text(text or "", place, "'text'")
+        yield Document(title, text, place, metadata={"row": number, "line": number})
 
 
 def _read_parquet(path: Path) -> Iterator[Document]:
@@ -466,8 +513,9 @@ def _read_parquet(path: Path) -> Iterator[Document]:
                 heading = _name(path)
                 if title is not None:
                     heading = check_text(row[1] or "", place, "'title'")
-                yield Document(heading, check_text(row[0] or "", place, "'text'"), place)
                 number += 1
+                body = check_text(row[0] or "", place, "'text'")
+                yield Document(heading, body, place, metadata={"row": number})
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

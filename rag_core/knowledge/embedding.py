@@ -17,11 +17,13 @@ import numpy as np
 
 from rag_core.hub import atomic_write, reading
 from rag_core.knowledge.passages import PassageRow
+from rag_core.retrieval import METADATA_COLUMN, encode_metadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Encode = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, D) float32
+TEXT_COLUMNS = ("title", "text", "source", METADATA_COLUMN)
 # Never to be changed: knowledge bases hold its vector.
 PROBE = ("Probe", "A fixed sentence by whose vector an encoder is recognised.")
 
@@ -123,12 +125,13 @@ def embed_shards(
 
 
 def passage_schema() -> pa.Schema:
-    """title, text, embeddings: the columns of transformers' custom index."""
+    """The columns of transformers' custom index (title, text, embeddings), and where passages come
+    from.
+    """
     import pyarrow as pa
 
-    return pa.schema(
-        [("title", pa.string()), ("text", pa.string()), ("embeddings", pa.list_(pa.float32()))]
-    )
+    texts = [(name, pa.string()) for name in TEXT_COLUMNS]
+    return pa.schema([*texts, ("embeddings", pa.list_(pa.float32()))])
 
 
 def write_batches(path: Path, batches: Iterable[Any]) -> None:
@@ -154,7 +157,22 @@ def read_batches(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
                 batches = list(reader)  # views of the mapped file
             for batch in batches:
                 batch.validate()
-        yield from batches
+        yield from map(_with_origins, batches)
+
+
+def _with_origins(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch of today's columns: knowledge bases of before do not say where passages come from."""
+    import pyarrow as pa
+
+    schema = passage_schema()
+    if {"source", METADATA_COLUMN} & set(batch.schema.names):
+        return batch
+    unknown = pa.nulls(len(batch), pa.string())
+    columns = {"source": unknown, METADATA_COLUMN: unknown}
+    for name in batch.schema.names:
+        columns[name] = batch.column(name)
+    names = [*schema.names, *(name for name in columns if name not in schema.names)]
+    return pa.record_batch([columns[name] for name in names], names=names)
 
 
 def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:
@@ -169,19 +187,25 @@ def _to_batch(block: list[PassageRow], vectors: np.ndarray) -> pa.RecordBatch:
     # By offsets into one array: of lists every number would be made a Python object first.
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     embeddings = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-    titles = pa.array([row["title"] for row in block])
-    texts = pa.array([row["text"] for row in block])
-    return pa.record_batch([titles, texts, embeddings], schema=passage_schema())
+    columns = [pa.array(texts, pa.string()) for texts in zip(*map(_texts, block), strict=True)]
+    return pa.record_batch([*columns, embeddings], schema=passage_schema())
+
+
+def _texts(row: PassageRow) -> tuple[str | None, ...]:
+    """The values of `TEXT_COLUMNS`."""
+    metadata = encode_metadata(row["metadata"], row["source"] or row["title"])
+    return row["title"], row["text"], row["source"], metadata
 
 
 def _holds(path: Path, block: list[PassageRow]) -> bool:
     if not path.exists():
         return False
-    rows: list[PassageRow] = []
+    rows: list[tuple[str | None, ...]] = []
     # A damaged shard is made anew.
     try:
         for batch in read_batches([path]):
-            rows += batch.select(["title", "text"]).to_pylist()
+            columns = [batch.column(name).to_pylist() for name in TEXT_COLUMNS]
+            rows += zip(*columns, strict=True)
     except ValueError:
         return False
-    return rows == block
+    return rows == list(map(_texts, block))

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from rag_core import checks
-from rag_core.knowledge.documents import Document, read_documents
+from rag_core.knowledge.documents import Document, read_documents, read_files
+from rag_core.retrieval import encode_metadata
 from rag_core.tokenization import LONGEST_WORD, Word, plain_words, words_of
 
 __all__ = [
@@ -45,10 +46,12 @@ _ABBREVIATION = re.compile(
 
 
 class PassageRow(TypedDict):
-    """A passage before it has a vector."""
+    """A passage before it has a vector; `rag_core.outputs.Passage` says what it holds."""
 
     title: str
     text: str
+    source: str | None
+    metadata: dict[str, Any]
 
 
 def split_text(text: str, words: int | None = 100) -> Iterator[str]:
@@ -89,17 +92,21 @@ def split_text(text: str, words: int | None = 100) -> Iterator[str]:
 
 
 def split_passages(document: Document, words: int | None = 100) -> Iterator[PassageRow]:
-    """The passages of one document, in order, each with the document's title."""
+    """The passages of one document, in order, each with the document's title and its place."""
     title = " ".join(document.title.split())
+    metadata = dict(document.metadata)
+    if document.marks:
+        metadata |= document.marks[0][1]
+    encode_metadata(metadata, document.place)
     for text in split_text(document.text, words):
-        yield {"title": title, "text": text}
+        yield {"title": title, "text": text, "source": document.source, "metadata": metadata}
 
 
 def stream_passages(
-    paths: str | Path | Iterable[str | Path], words: int | None = 100, *, tsv_quotes: bool = True
+    files: Sequence[tuple[Path, str]], words: int | None = 100, *, tsv_quotes: bool = True
 ) -> Iterator[PassageRow]:
-    """`read_documents` and `split_passages` in one stream."""
-    for document in read_documents(paths, tsv_quotes=tsv_quotes):
+    """`read_files` and `split_passages` in one stream."""
+    for document in read_files(files, tsv_quotes=tsv_quotes):
         yield from split_passages(document, words)
 
 

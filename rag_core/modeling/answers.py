@@ -217,14 +217,20 @@ class _Passages:
 
     def of(self, b: int, posterior: list[float]) -> list[Passage]:
         """Those of a question, with their posteriors; places of -1 found none."""
-        titles, texts = self.docs[b]["title"], self.docs[b]["text"]
+        docs = self.docs[b]
+        # Indexes of somebody's own have none, or columns that are called so and are something else.
+        unknown = [None] * len(self.ids[b])
+        sources = docs.get("source", unknown)
+        metadata = docs.get("metadata", unknown)
         columns = zip(
             self.ids[b].tolist(),
-            titles,
-            texts,
+            docs["title"],
+            docs["text"],
             self.scores[b].tolist(),
             self.priors[b].tolist(),
             posterior,
+            (source if isinstance(source, str) else None for source in sources),
+            (values if isinstance(values, dict) else {} for values in metadata),
             strict=False,
         )
         return [Passage(*column) for column in columns if column[0] >= 0]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
     from rag_core.retrieval.passage_files import passage_parts as passage_parts
     from rag_core.retrieval.passage_files import read_passages as read_passages
+    from rag_core.retrieval.passage_metadata import METADATA_COLUMN as METADATA_COLUMN
+    from rag_core.retrieval.passage_metadata import decode_metadata as decode_metadata
+    from rag_core.retrieval.passage_metadata import encode_metadata as encode_metadata
     from rag_core.retrieval.recall import LOW_RECALL as LOW_RECALL
     from rag_core.retrieval.recall import Blocks as Blocks
     from rag_core.retrieval.recall import gather_rows as gather_rows
@@ -45,6 +48,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "index": ["FaissIndex", "Index"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
+        "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],
         "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],

@@ -373,7 +373,9 @@ class FaissIndex:
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
         """Return B dictionaries of lists.
 
-        Every column of the passages but the embeddings, read in one go.
+        Every column of the passages but the embeddings, read in one go. Those of a knowledge base
+        say where each passage comes from: "source" (a file or an address, None where unknown) and
+        "metadata" (dictionaries, see `rag_core.outputs.Passage`).
         """
         doc_ids = np.asarray(doc_ids)
         self.init_index()

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from rag_core.hub import reading
+from rag_core.retrieval.passage_metadata import METADATA_COLUMN, decode_metadata
 from rag_core.retrieval.vectors import filled_chunks, is_list, is_text, shuffled_rows
 
 
 class PassageTexts:
     """Random access to all columns of a `datasets.Dataset` but the vectors.
+
+    What a knowledge base keeps as JSON is read as "metadata", dictionaries.
 
     Args:
         dataset: the data set; its row order is kept.
@@ -37,6 +40,12 @@ class PassageTexts:
             self._others = dataset.with_format(None).select_columns(others)
         self._names = names
         self._columns = {name: filled_chunks(dataset, name) for name in plain}
+        # A data set of somebody's own may have a column "metadata", which is whatever it is.
+        self._has_metadata = (
+            METADATA_COLUMN in plain
+            and "metadata" not in names
+            and is_text(table.schema.field(METADATA_COLUMN).type)
+        )
 
     def read(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """Return for each column a list of the values of `rows`, (n,) int64.
@@ -61,7 +70,11 @@ class PassageTexts:
             places = zip(chunk_of.tolist(), inside.tolist(), strict=True)
             with reading(f"column {name!r} of {self._place}"):
                 values[name] = [_value(chunks[number], row) for number, row in places]
-        return {name: values[name] for name in self._names}
+        columns = {name: values[name] for name in self._names}
+        if self._has_metadata:
+            texts = columns.pop(METADATA_COLUMN)
+            columns["metadata"] = [decode_metadata(text, str(self._place)) for text in texts]
+        return columns
 
 
 def _value(chunk: Any, row: int) -> Any:

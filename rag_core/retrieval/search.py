@@ -140,8 +140,8 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
         vectors: (B, N, D) likewise.
 
     Returns:
-        B dictionaries: lists of N entries as the index gives them, missing hits "" (other columns
-        None), and "embeddings", (N, D).
+        B dictionaries: lists of N entries as the index gives them, missing hits "" (columns of
+        dictionaries {}, others None), and "embeddings", (N, D).
 
     Raises:
         ValueError: the index returned something else than titles and texts.
@@ -161,7 +161,9 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
         }
         if not is_hit[row].all():
             for name, values in doc.items():
-                blank = _BLANKS.get(name)
+                blank: Any = _BLANKS.get(name)
+                if isinstance(next(iter(values), None), dict):
+                    blank = {}
                 pairs = zip(values, is_hit[row], strict=True)
                 doc[name] = [value if hit else blank for value, hit in pairs]
         result.append(doc | {"embeddings": vectors[row]})

@@ -26,7 +26,8 @@ def test_a_built_base_is_searched_by_row_and_described(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "kb"]
     assert sorted(p.name for p in kb.path.iterdir()) == ["index.faiss", "manifest.json", "passages"]
     data = kb.dataset()
-    assert data.column_names == ["title", "text", "embeddings"] and len(kb) == len(data) == 60
+    columns = ["title", "text", "source", "metadata_json", "embeddings"]
+    assert data.column_names == columns and len(kb) == len(data) == 60
     vectors = np.array(data["embeddings"], np.float32)
     np.testing.assert_array_equal(vectors, hashed(list(data["title"]), list(data["text"])))
     ids, found = kb.index().get_top_docs(vectors[:3], 2)

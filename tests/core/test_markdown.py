@@ -89,7 +89,7 @@ def test_sources_are_lines_of_the_file(tmp_path) -> None:
         b"\xef\xbb\xbf---\r\nt: x\r\n---\r\nlead\r\n\r\nTop\r\n===\r\ntext\r\r## Two\rmore\r"
     )
     assert [
-        (d.title, d.text, d.source.rpartition(":")[2]) for d in read_documents(tmp_path / "a.md")
+        (d.title, d.text, d.place.rpartition(":")[2]) for d in read_documents(tmp_path / "a.md")
     ] == [
         ("a", "lead", "1"),
         ("Top", "text", "6"),

@@ -295,12 +295,12 @@ def test_rows_that_quotes_may_have_merged_are_not_merged_in_silence(tmp_path) ->
     ):
         list(read_documents(tmp_path / "a.tsv"))
     found = [
-        (d.title, d.text, d.source[-2:])
+        (d.title, d.text, d.place[-2:])
         for d in read_documents(tmp_path / "a.tsv", tsv_quotes=False)
     ]
     assert found == [("F", "fine", ":2"), ("Hamlet", '"To be', ":3"), ("Hamlet", 'or not"', ":4")]
     (tmp_path / "a.tsv").write_text(head + '1\t"two\nlines"\tT\n')  # meant so
-    assert [(d.text, d.source[-2:]) for d in read_documents(tmp_path / "a.tsv")][1] == (
+    assert [(d.text, d.place[-2:]) for d in read_documents(tmp_path / "a.tsv")][1] == (
         "two\nlines",
         ":3",
     )
