@@ -16,6 +16,8 @@ import numpy as np
 
 # backend name -> (our package, the framework it needs, the pip extra)
 BACKENDS = {"torch": ("rag_torch", "torch", "torch"), "tf": ("rag_tf", "tensorflow", "tf")}
+# as the extras of pyproject.toml say
+OLDEST = {"torch": (2, 4), "tf": (2, 16)}
 TENSOR_KINDS = {"pt": "torch", "tf": "tf"}
 
 
@@ -52,16 +54,42 @@ def load_backend(name: str | None = None) -> ModuleType:
             "Run  pip install 'dualrag[torch]'  or  pip install 'dualrag[tf]'."
         )
     name = name or installed[0]
-    package, framework, extra = BACKENDS[name]
+    package = BACKENDS[name][0]
     if name not in installed:
         if importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"The {name} backend ({package}) is not part of this installation of dualrag."
             )
-        raise ImportError(
-            f"The {name} backend needs {framework}. Run  pip install 'dualrag[{extra}]'."
-        )
+        raise ImportError(_lacks_framework(name))
     return importlib.import_module(package)
+
+
+def check_framework(name: str) -> None:
+    """Import a backend's framework, or say in one sentence what to install.
+
+    Raises:
+        ImportError: it is not installed, or older than this package was written for; the message
+            has the pip line.
+    """
+    _, framework, extra = BACKENDS[name]
+    try:
+        version = str(importlib.import_module(framework).__version__)
+    except ModuleNotFoundError as error:
+        if error.name != framework:
+            raise
+        raise ImportError(_lacks_framework(name)) from None
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    if tuple(numbers) < OLDEST[name]:
+        oldest = ".".join(map(str, OLDEST[name]))
+        raise ImportError(
+            f"The {name} backend needs {framework} {oldest} or newer, got {version}. Run  "
+            f"pip install --upgrade 'dualrag[{extra}]'."
+        )
+
+
+def _lacks_framework(name: str) -> str:
+    _, framework, extra = BACKENDS[name]
+    return f"The {name} backend needs {framework}. Run  pip install 'dualrag[{extra}]'."
 
 
 def process_count() -> int:

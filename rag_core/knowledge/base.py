@@ -172,6 +172,9 @@ class KnowledgeBase:
     def __len__(self) -> int:
         return self.manifest.rows
 
+    def __repr__(self) -> str:
+        return f"KnowledgeBase({str(self.path)!r}, {self.manifest.summary()})"
+
     def dataset(self) -> Any:
         """The passages as a memory-mapped `datasets.Dataset`: title, text, source, metadata_json (a
         JSON object, null where unknown), embeddings.

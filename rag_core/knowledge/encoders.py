@@ -64,6 +64,14 @@ class PassageEncoderBase(ABC):
         self.prompt = prompt
         self.lower_case = lower_case
 
+    def __repr__(self) -> str:
+        network = type(self.model).__name__
+        size = getattr(self.model, "dimension", "unknown")
+        return (
+            f"{type(self).__name__}({self.name!r}, {network}, D={size}, "
+            f"max_length={self.max_length})"
+        )
+
     @abstractmethod
     def vectors(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """The network's vectors (B, D) of a tokenized batch, as float32."""

@@ -62,6 +62,17 @@ class Manifest:
     format: str = "dualrag knowledge base"
     version: int = VERSION
 
+    def summary(self) -> str:
+        """Passages, vector size, index and encoder, in one line."""
+        kind = self.index.get("kind", "unknown")
+        return (
+            f"{self.rows:,} passages, D={self.dimension}, {kind} index, encoder "
+            f"{self.encoder.get('name')!r}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.summary()}, {len(self.sources):,} sources)"
+
     def write(self, folder: Path) -> None:
         """Lists the files of `folder` with size and sha256 and writes manifest.json beside them."""
         from rag_core import __version__

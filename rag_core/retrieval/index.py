@@ -318,6 +318,16 @@ class FaissIndex:
         self.init_index()
         return len(self._dataset)
 
+    def __repr__(self) -> str:
+        parts = [
+            f"{len(self._dataset):,} passages",
+            f"D={self._faiss.d}",
+            type(self._faiss).__name__,
+        ]
+        if self._rerank > 1:
+            parts.append(f"rerank={self._rerank}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     def is_initialized(self) -> bool:
         """Whether the files are open."""
         return True
@@ -429,6 +439,11 @@ class LazyIndex(FaissIndex):
         self._rerank = checked_factor(rerank)
         self._place = place
         self._notes = notes
+
+    def __repr__(self) -> str:
+        if self._load is None:
+            return super().__repr__()
+        return f"{type(self).__name__}({self._place}, not loaded)"
 
     def is_initialized(self) -> bool:
         return self._load is None

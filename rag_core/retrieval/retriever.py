@@ -68,6 +68,9 @@ class RagRetriever(Pushable):
         if init_retrieval:
             self.init_retrieval()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(n_docs={self.n_docs}, index={self.index!r})"
+
     @property
     def n_docs(self) -> int:
         """N unless a call says otherwise."""

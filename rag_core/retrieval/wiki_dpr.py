@@ -100,6 +100,12 @@ class WikiDprIndex(LazyIndex):
         # These two belong to the model's repository.
         self._hub = {key: hub[key] for key in hub.keys() - {"revision", "subfolder"}}
 
+    def __repr__(self) -> str:
+        named = f"{self.source!r}, {self.index_name!r}, {self.embeddings_name!r}"
+        if not self.is_initialized():
+            return f"WikiDprIndex({named}, not loaded)"
+        return super().__repr__().replace("(", f"({named}, ", 1)
+
     @classmethod
     def from_config(
         cls, config: Any, *, memory_map: bool | None = None, **hub: Any

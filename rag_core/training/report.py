@@ -43,6 +43,16 @@ class TrainingReport:
     collapsed_at: int | None = None
     run: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        parts = [f"{self.steps} steps"]
+        if self.history and self.first_loss is not None:
+            parts.append(f"loss {self.first_loss:.2f} to {self.history[-1]['loss']:.2f}")
+        if self.exact_match is not None:
+            parts.append(f"exact match {self.exact_match:.3f}")
+        if self.collapsed_at is not None:
+            parts.append(f"retrieval collapsed at step {self.collapsed_at}")
+        return f"TrainingReport({', '.join(parts)}, {self.seconds:.0f} s)"
+
     def notes(self) -> list[str]:
         """What a person should know before using the model.
 
