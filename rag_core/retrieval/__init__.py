@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.faiss_files import read_faiss as read_faiss
     from rag_core.retrieval.faiss_files import training_rows as training_rows
     from rag_core.retrieval.faiss_files import write_faiss as write_faiss
+    from rag_core.retrieval.filtered import FilteredIndex as FilteredIndex
     from rag_core.retrieval.index import FaissIndex as FaissIndex
     from rag_core.retrieval.index import Index as Index
     from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.retriever import RagRetriever as RagRetriever
     from rag_core.retrieval.retriever import within_table_of as within_table_of
     from rag_core.retrieval.search import read_docs as read_docs
+    from rag_core.retrieval.where import Where as Where
     from rag_core.retrieval.wiki_dpr import WikiDprIndex as WikiDprIndex
 
 __getattr__, __dir__, __all__ = lazily(
@@ -46,6 +48,7 @@ __getattr__, __dir__, __all__ = lazily(
             "training_rows",
             "write_faiss",
         ],
+        "filtered": ["FilteredIndex"],
         "index": ["FaissIndex", "Index"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],
@@ -53,6 +56,7 @@ __getattr__, __dir__, __all__ = lazily(
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],
         "search": ["read_docs"],
+        "where": ["Where"],
         "wiki_dpr": ["WikiDprIndex"],
     },
 )

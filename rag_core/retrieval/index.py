@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from rag_core.retrieval.passage_texts import PassageTexts
 from rag_core.retrieval.recall import LOW_RECALL, low_recall
 from rag_core.retrieval.rerank import checked_factor, notes_path, read_notes, reranked, write_notes
 from rag_core.retrieval.vectors import ArrowVectors, FaissVectors, VectorSource
+
+if TYPE_CHECKING:
+    from rag_core.retrieval.filtered import FilteredIndex
+    from rag_core.retrieval.where import Where
 
 Parts = tuple[Any, Any, str | VectorSource | None]  # passages, faiss index, vectors
 
@@ -347,13 +351,7 @@ class FaissIndex:
 
         Fewer than N hits are filled up with row -1 and zero vectors.
         """
-        queries = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.vector_size:
-            raise ValueError(
-                f"question_hidden_states must have shape (batch, {self.vector_size}) for this "
-                f"index, got {queries.shape}; the question encoder and the encoder of the index "
-                "must belong together."
-            )
+        queries = self.checked_queries(question_hidden_states)
         n_docs = checked_n_docs(n_docs, 5)
         try:
             return self._search(queries, n_docs)
@@ -363,6 +361,48 @@ class FaissIndex:
                 "can't be searched: its file is damaged, or its settings are out of reach. Build "
                 f"it again. ({last_line(error)})"
             ) from error
+
+    def checked_queries(self, question_hidden_states: np.ndarray) -> np.ndarray:
+        """Questions as (B, D) float32 that lie one after another.
+
+        Raises:
+            ValueError: another shape.
+        """
+        queries = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vector_size:
+            raise ValueError(
+                f"question_hidden_states must have shape (batch, {self.vector_size}) for this "
+                f"index, got {queries.shape}; the question encoder and the encoder of the index "
+                "must belong together."
+            )
+        return queries
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of rows, (*rows.shape, D) float32; zeros for row -1."""
+        self.init_index()
+        return self._vectors.gather(rows)
+
+    def where(self, where: Where) -> FilteredIndex:
+        """The passages that conditions hold for, as an index of its own, searched exactly.
+
+        Args:
+            where: a condition, "key=glob" (case counts; of a list one element has to match),
+                "key!=glob" or "key>=number" (also >, <, <=); a list of conditions, all of which
+                must hold; or a function of a dictionary with a passage's title, text, source, file
+                and metadata. What a passage does not know fulfils no condition but `!=`.
+
+        Returns:
+            A `FilteredIndex`, for a retriever as the whole index is: ``retriever.index =
+            kb.index().where("source=handbook/*")``. Row numbers stay those of the whole index.
+
+        Raises:
+            TypeError, ValueError: no condition, a key that no passage has, or nothing matches.
+        """
+        from rag_core.retrieval.filtered import FilteredIndex
+        from rag_core.retrieval.where import matching_rows
+
+        self.init_index()
+        return FilteredIndex(self, matching_rows(self._dataset, where, self._column))
 
     def _search(self, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self._vectors, FaissVectors):

@@ -32,7 +32,7 @@ class PassageTexts:
         self._length = len(dataset)
         names = [name for name in dataset.column_names if name != leave_out]
         table = dataset.data
-        plain = [name for name in names if _is_plain(table.schema.field(name).type)]
+        plain = [name for name in names if is_plain(table.schema.field(name).type)]
         # Images, audio and the like are decoded by `datasets`.
         others = [name for name in names if name not in plain]
         self._others = None
@@ -84,7 +84,7 @@ def _value(chunk: Any, row: int) -> Any:
     return value[0].as_py()
 
 
-def _is_plain(kind: Any) -> bool:
+def is_plain(kind: Any) -> bool:
     """Whether Python's value of an Arrow type is what `datasets` gives.
 
     No structs, no extension types inside.
@@ -92,5 +92,5 @@ def _is_plain(kind: Any) -> bool:
     import pyarrow as pa
 
     if is_list(kind):
-        return _is_plain(kind.value_type)
+        return is_plain(kind.value_type)
     return is_text(kind) or bool(pa.types.is_primitive(kind))
