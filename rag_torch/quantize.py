@@ -8,11 +8,15 @@ outputs.
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Of uint8, which stands for 0: oneDNN is fast for unsigned inputs only.
 _MIDDLE = 128
@@ -52,8 +56,8 @@ class Int8Linear(nn.Module):
         """
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             raise RuntimeError(
-                "int8 layers compute on the CPU and cannot be trained: load the model again "
-                "without them, or call it under torch.no_grad()"
+                "int8 layers compute on the CPU and cannot be trained: take the model that "
+                "quantized() was given, or call this one under torch.no_grad()"
             )
         rows = x.reshape(-1, self.in_features).float()  # (R, I)
         if not len(rows):
@@ -110,9 +114,11 @@ def has_int8() -> bool:
     return bool((sums == 127 * 127 * 64).all())
 
 
-def quantized(model: Any) -> Any:
-    """The same model with its linear maps in int8, changed in place; it can answer, and not be
-    trained or saved.
+def quantized(model: Model) -> Model:
+    """A copy of a model with its linear maps in int8; it can answer, and not be trained or saved.
+
+    All else (tables, norms, the retriever) is the given model's own, which stays as it is: let go
+    of it, and its float32 maps leave the memory.
 
     Args:
         model: any model on the CPU; of a RAG model question encoder and generator are rounded.
@@ -127,9 +133,15 @@ def quantized(model: Any) -> Any:
         )
     if not has_int8():
         raise RuntimeError(_NO_INT8)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            # Not a subclass: it computes something else.
-            if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
-    return model.eval()
+    # What a copy is to hold in the place of each of these objects.
+    instead: dict[int, Any] = {
+        id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())
+    }
+    for module in model.modules():
+        # Not a subclass: it computes something else.
+        if type(module) is nn.Linear:
+            instead[id(module)] = Int8Linear(module)
+        retriever = getattr(module, "retriever", None)
+        if retriever is not None:
+            instead[id(retriever)] = retriever
+    return copy.deepcopy(model, instead).eval()

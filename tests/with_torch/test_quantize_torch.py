@@ -50,11 +50,14 @@ def test_a_map_is_a_product_of_whole_numbers_each_row_by_itself(bias):
 @pytest.mark.parametrize("generator", ["bart", "t5"])
 @pytest.mark.parametrize("kind", GENERATING)
 def test_a_model_stays_near_float32_and_its_table_stays_as_it_is(kind, generator):
-    exact, model = (build(kind, generator, torch.float32, Retriever()) for _ in range(2))
-    table = model.generator.get_input_embeddings().weight.clone()
-    assert quantized(model) is model
+    exact = build(kind, generator, torch.float32, Retriever())
+    model = quantized(exact)
+    assert type(model) is type(exact)
     assert not any(type(module) is nn.Linear for module in model.modules())
-    assert torch.equal(model.generator.get_input_embeddings().weight, table)
+    assert (
+        model.generator.get_input_embeddings().weight
+        is exact.generator.get_input_embeddings().weight
+    )
     given = given_contexts(torch.float32)
     with torch.no_grad():
         for inputs in (given, {"input_ids": QUESTIONS}):
@@ -68,17 +71,34 @@ def test_saving_training_and_other_devices_are_refused(tmp_path):
     model = build(dtype=torch.float32)
     # what it computes is unknown
     model.generator.adapter = nn.modules.linear.NonDynamicallyQuantizableLinear(4, 4)
-    quantized(model)
+    model = quantized(model)
     assert type(model.generator.adapter) is not Int8Linear
     with pytest.raises(ValueError, match="int8 cannot be saved"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
-    with pytest.raises(RuntimeError, match="cannot be trained: load the model again"):
+    with pytest.raises(RuntimeError, match="cannot be trained: take the model that"):
         model(**given_contexts(torch.float32), labels=LABELS)
     with pytest.raises(ValueError, match="the model is elsewhere"):
         quantized(nn.Sequential(nn.Linear(2, 2, device="meta")))
     with pytest.raises(RuntimeError, match="compute on the CPU"):
         Int8Linear(nn.Linear(2, 2))(torch.zeros(1, 2, device="meta"))
+
+
+@needs_int8
+def test_the_model_given_stays_as_it_is_and_shares_what_is_not_rounded(tmp_path):
+    model = build(dtype=torch.float32, retriever=Retriever()).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rounded = quantized(model)
+    assert model.training and not rounded.training and rounded.retriever is model.retriever
+    shared = {id(tensor) for tensor in model.parameters()}
+    assert {id(tensor) for tensor in rounded.parameters()} < shared
+    rounded.set_retriever(None)
+    model(**given_contexts(torch.float32), labels=LABELS, reduce_loss=True).loss.backward()
+    model.save_pretrained(tmp_path / "saved")
+    assert model.retriever is not None and (tmp_path / "saved" / "model.safetensors").exists()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_without_exact_products_it_is_refused():
