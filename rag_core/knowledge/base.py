@@ -95,7 +95,7 @@ def build_knowledge_base(
         FileExistsError: `out` holds something else already.
         OSError: another build of `out` is running, or the disk is full; nothing is left at `out`.
     """
-    from rag_core.knowledge.documents import find_files
+    from rag_core.knowledge.documents import find_files, find_roots
 
     out = _named(out)
     _check_kind(index)
@@ -122,7 +122,15 @@ def build_knowledge_base(
         "probe": layout.probe_entry(probe),
     }
     plan = Manifest(
-        encoder, len(probe), 0, words, {}, _sources(files), credit=credit, request=request
+        encoder,
+        len(probe),
+        0,
+        words,
+        {},
+        _sources(files),
+        layout.root_entries(find_roots(paths), out),
+        credit=credit,
+        request=request,
     )
     if out.exists():
         existing = _existing(out, plan, overwrite)
@@ -261,18 +269,21 @@ class KnowledgeBase:
         Returns:
             The number of passages added.
         """
-        from rag_core.knowledge.documents import find_files
+        from rag_core.knowledge.documents import find_files, find_roots
         from rag_core.retrieval import read_faiss
 
         # Before anything is embedded, which may take hours.
         self._check_columns()
         self.check_encoder(encode)
-        files = find_files(paths)
-        sources = _sources(files)
         old = self.manifest
+        known = old.root_paths(self.path)
+        files = find_files(paths, known)
+        sources = _sources(files)
+        roots = layout.root_entries(find_roots(paths, known), self.path)
+        roots = [*old.roots, *(root for root in roots if root not in old.roots)]
         if words == -1:
             words = old.words
-        plan = replace(old, words=words, sources=old.sources + sources)
+        plan = replace(old, words=words, sources=old.sources + sources, roots=roots)
         request = {"add": sources, "words": plan.words}
         with workplace(self.path) as work:
             added = done_before(self.path, request)
@@ -379,6 +390,17 @@ def _sources(files: Iterable[tuple[Path, str]]) -> list[dict[str, Any]]:
     return [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
 
 
+def _same_sources(old: Manifest, plan: Manifest) -> bool:
+    if old.roots:
+        return old.sources == plan.sources
+    # Before there were roots, files of the same name in several of them were told alike.
+    found = [
+        [{**entry, "path": Path(str(entry.get("path"))).name} for entry in sources]
+        for sources in (old.sources, plan.sources)
+    ]
+    return found[0] == found[1]
+
+
 def _check_kind(kind: str | None) -> None:
     if kind not in (None, "auto", *INDEX_KINDS):
         raise ValueError(f"index must be one of {', '.join(INDEX_KINDS)} or auto, got {kind!r}")
@@ -396,7 +418,7 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
         return None
     existing = KnowledgeBase.open(out)
     old = existing.manifest
-    is_asked_again = old.sources == plan.sources and old.request == plan.request
+    is_asked_again = _same_sources(old, plan) and old.request == plan.request
     is_same_encoder = old.encoder["name"] == plan.encoder["name"]
     if (
         is_asked_again

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rag_core.checks import warn
@@ -70,33 +71,63 @@ class BadFilesError(ValueError):
         self.faults = faults
 
 
-def find_files(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, str]]:
+def find_roots(
+    paths: str | Path | Iterable[str | Path], known: Mapping[Path, str] = MappingProxyType({})
+) -> list[tuple[Path, str]]:
+    """Paths without repeats, each with the name that its files have in front.
+
+    That is the folder's or file's own name, and as much of the path before it as tells it from the
+    others.
+
+    Args:
+        paths: files or folders, which need not exist.
+        known: names that paths have already; others get other ones.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    roots: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        roots.setdefault(_real(path), path)
+    named = {_real(path): name for path, name in known.items()}
+    names = {real: named.get(real, _as_text(real.name)) for real in roots}
+    taken = [name for real, name in named.items() if real not in roots]
+    longest = max((len(real.parts) for real in roots), default=0)
+    for length in range(2, longest + 1):
+        times = Counter([*names.values(), *taken])
+        for real in roots.keys() - named.keys():
+            if times[names[real]] > 1:
+                names[real] = _as_text("/".join(real.parts[-length:]).strip("/"))
+    return [(path, names[real]) for real, path in roots.items()]
+
+
+def find_files(
+    paths: str | Path | Iterable[str | Path], known: Mapping[Path, str] = MappingProxyType({})
+) -> list[tuple[Path, str]]:
     """The files behind `paths`, folders walked recursively in sorted order, linked ones entered.
 
     Args:
         paths: files or folders. What a folder holds beside files of the kinds that are read (other
             kinds, empty and hidden files, links to nothing) is passed by, and counted in one
             `PassedByWarning`. A file that is reached twice, by a link or by its name, is read once.
+        known: as in `find_roots`.
 
     Returns:
-        (file, name relative to what the caller gave) pairs, without repeats.
+        (file, name as `find_roots` begins it) pairs, without repeats.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: a file of another kind or an empty one was named, or nothing was found.
         OSError: a folder cannot be opened.
     """
-    if isinstance(paths, (str, Path)):
-        paths = [paths]
     collection = _Collection()
     faults: list[ValueError | OSError] = []
-    for path in map(Path, paths):
+    for path, name in find_roots(paths, known):
         try:
             if path.is_dir():
-                _walk(path, collection)
+                _walk(path, name, collection)
             else:
                 _check_named(path)
-                collection.add(path.parent.resolve() / path.name, path.name)
+                collection.add(in_full(path), name)
         except (ValueError, OSError) as error:
             faults.append(error)
     if len(faults) > 1:
@@ -243,7 +274,21 @@ class _Collection:
         return ", ".join(told)
 
 
-def _walk(path: Path, collection: _Collection) -> None:
+def in_full(path: Path) -> Path:
+    """The path without links but for its last name; "." and ".." have none."""
+    if path.name in ("", ".."):
+        return path.resolve()
+    return path.parent.resolve() / path.name
+
+
+def _real(path: Path) -> Path:
+    """What tells roots apart: a folder has one name however it is reached, a file its own."""
+    if path.is_dir():
+        return path.resolve()
+    return in_full(path)
+
+
+def _walk(path: Path, name: str, collection: _Collection) -> None:
     root = path.resolve()
     # Folders of this one: a link back into it is not followed for ever.
     entered = _Collection()
@@ -256,7 +301,7 @@ def _walk(path: Path, collection: _Collection) -> None:
         )
 
     def shown(path: Path) -> str:
-        return str(Path(root.name) / path.relative_to(root))
+        return str(Path(name) / path.relative_to(root))
 
     inside: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 
 from rag_core.checkpoint import vouch
 from rag_core.hub import DamagedFileError, bounded_json
+from rag_core.knowledge.documents import in_full
 from rag_core.retrieval import notes_fault
 
 VERSION = 1
@@ -41,7 +44,10 @@ class Manifest:
         words: passage length asked for; None where documents were kept whole.
         index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured
             on.
-        sources: "path", "bytes", "sha256" of each file read.
+        sources: "path", "bytes", "sha256" of each file read; the path is the file's name as a
+            source of passages.
+        roots: "path" and "name" of each folder or file that was asked for: relative to the folder
+            that holds the knowledge base, and what its sources begin with.
         files: relative path -> "bytes", "sha256" and "spots" of each file of the knowledge base.
         credit: authors and licence of the text, where given.
         libraries: versions of the modules at the time of writing.
@@ -54,6 +60,7 @@ class Manifest:
     words: int | None
     index: dict[str, Any]
     sources: list[dict[str, Any]]
+    roots: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     metric: str = "inner_product"
     credit: str | None = None
@@ -152,8 +159,23 @@ class Manifest:
             _whole(f"files: {name!r}: bytes", entry["bytes"])
         if not all(isinstance(entry, dict) for entry in self.sources):
             raise TypeError(f"sources must hold objects, got {self.sources!r:.60}")
+        for root in self.roots:
+            texts = isinstance(root, dict) and [root.get("path"), root.get("name")]
+            if not texts or not all(isinstance(text, str) and "\0" not in text for text in texts):
+                raise TypeError(f"roots must have a path and a name, got {root!r:.60}")
+            if Path(root["path"]).is_absolute():
+                raise TypeError(f"roots: path must be relative, got {root['path']!r:.60}")
         if fault := notes_fault(self.index):
             raise TypeError(f"index: {fault}")
+
+    def root_paths(self, folder: Path) -> dict[Path, str]:
+        """The folders and files that were asked for, with the names of `roots`.
+
+        Args:
+            folder: the knowledge base; what it was built from has to lie beside it as it did.
+        """
+        home = folder.resolve().parent
+        return {Path(os.path.normpath(home / root["path"])): root["name"] for root in self.roots}
 
     def check_files(self, folder: Path, verify: bool | None = None) -> None:
         """Compares the files with what was written: presence and size, the faiss header, and
@@ -210,7 +232,7 @@ class Manifest:
 
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("encoder", "index", "files", "libraries", "request"), dict),
-    "sources": list,
+    **dict.fromkeys(("sources", "roots"), list),
     "metric": str,
     "credit": str | None,
 }
@@ -225,6 +247,26 @@ def _whole(name: str, value: Any, least: int = 0) -> int:
     if type(value) is not int or not least <= value < 2**63:
         raise TypeError(f"{name} must be a whole number of at least {least}, got {value!r:.60}")
     return value
+
+
+def root_entries(roots: Iterable[tuple[Path, str]], folder: Path) -> list[dict[str, str]]:
+    """What `Manifest.roots` holds of paths and names that `find_roots` gave.
+
+    Args:
+        roots: the pairs; those that have no relative path (another drive), or one that is no text,
+            are left out.
+        folder: the knowledge base.
+    """
+    home = folder.resolve().parent
+    entries = []
+    for path, name in roots:
+        try:
+            relative = Path(os.path.relpath(in_full(path), home)).as_posix()
+            relative.encode()
+        except ValueError:
+            continue
+        entries.append({"path": relative, "name": name})
+    return entries
 
 
 def describe(path: Path) -> dict[str, Any]:

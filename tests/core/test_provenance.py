@@ -1,10 +1,15 @@
 """Passages say where they come from: in files, knowledge bases, searches and answers."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from rag_core.knowledge import KnowledgeBase, build_knowledge_base
+from rag_core.knowledge.documents import find_files, find_roots
 from rag_core.outputs import Answer, Passage, origin_of
-from tests.support.knowledge_bases import build
+from tests.support.knowledge_bases import build, hashed
 
 FIRE = {"line": 12, "end_line": 20, "headings": ["Fire", "Wardens"]}
 
@@ -44,3 +49,59 @@ def test_a_search_tells_sources_and_rows(tmp_path) -> None:
     [docs] = kb.index().get_doc_dicts(np.array([[4, 0]]))
     assert docs["source"] == ["corpus.jsonl"] * 2
     assert docs["metadata"] == [{"row": 5, "line": 5}, {"row": 1, "line": 1}]
+
+
+def write(root, *names: str) -> list[Path]:
+    paths = [root / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"words of {path.name}")
+    return paths
+
+
+def test_sources_tell_files_of_several_folders_apart(tmp_path, monkeypatch) -> None:
+    write(tmp_path, "a/docs/x.txt", "b/docs/x.txt", "c/x.txt", "d/x.txt")
+    names = [name for _, name in find_files([tmp_path / name for name in ("a/docs", "b/docs")])]
+    assert names == ["a/docs/x.txt", "b/docs/x.txt"]
+    names = [name for _, name in find_files([tmp_path / name for name in ("c/x.txt", "d/x.txt")])]
+    assert names == ["c/x.txt", "d/x.txt"]
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "docs")
+    monkeypatch.chdir(tmp_path / "a" / "docs")
+    for root in (".", "../docs", tmp_path / "link"):
+        assert [name for _, name in find_files(root)] == ["docs/x.txt"]
+    assert find_roots([".", tmp_path / "link", "x.txt"]) == [
+        (Path(), "docs"),
+        (Path("x.txt"), "x.txt"),
+    ]
+    known = {tmp_path / "a" / "docs": "docs"}
+    assert find_roots([".", "../../b/docs"], known) == [
+        (Path(), "docs"),
+        (Path("../../b/docs"), "b/docs"),
+    ]
+
+
+def test_a_base_finds_its_folders_again_wherever_all_of_it_goes(tmp_path) -> None:
+    write(tmp_path, "here/docs/x.txt", "here/other/docs/y.txt", "here/z.txt")
+    here = tmp_path / "here"
+    options = {"encoder_name": "hashed", "progress": False}
+    kb = build_knowledge_base([here / "docs", here / "z.txt"], here / "kb", hashed, **options)
+    kb.add([here / "other" / "docs", here / "docs"], hashed, progress=False)
+    assert str(tmp_path) not in (kb.path / "manifest.json").read_text()
+    there = here.rename(tmp_path / "there")
+    roots = KnowledgeBase.open(there / "kb").manifest.root_paths(there / "kb")
+    assert roots == {
+        there / "docs": "docs",
+        there / "z.txt": "z.txt",
+        there / "other" / "docs": "other/docs",
+    }
+    names = [source["path"] for source in kb.manifest.sources]
+    assert names == ["docs/x.txt", "z.txt", "other/docs/y.txt", "docs/x.txt"]
+    assert [name for _, name in find_files(roots, roots)] == names[:3]
+
+
+@pytest.mark.parametrize("root", ["docs", {"path": "docs"}, {"path": "/etc", "name": "etc"}])
+def test_roots_of_a_damaged_manifest(tmp_path, root) -> None:
+    path = build(tmp_path, rows=8).path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"roots": [root]}))
+    with pytest.raises(ValueError, match=r"damaged \(roots"):
+        KnowledgeBase.open(tmp_path / "kb")
