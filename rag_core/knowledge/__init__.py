@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rag_core.knowledge.manifest import FILE as FILE
     from rag_core.knowledge.manifest import describe as describe
     from rag_core.knowledge.manifest import spots as spots
+    from rag_core.knowledge.remembered import REMEMBERED as REMEMBERED
+    from rag_core.knowledge.remembered import RememberedBase as RememberedBase
+    from rag_core.knowledge.remembered import remember_base as remember_base
+    from rag_core.knowledge.remembered import remembered_base as remembered_base
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -29,5 +33,6 @@ __getattr__, __dir__, __all__ = lazily(
         "embedding": ["Encode"],
         "encoders": ["PassageEncoderBase"],
         "manifest": ["FILE", "describe", "spots"],
+        "remembered": ["REMEMBERED", "RememberedBase", "remember_base", "remembered_base"],
     },
 )

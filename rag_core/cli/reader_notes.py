@@ -1,0 +1,39 @@
+"""What to expect of a model that reads passages it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rag_core.knowledge import KnowledgeBase
+
+
+def unfamiliar(model: str | Path, base: KnowledgeBase) -> str | None:
+    """A note for people where a model is known to have learned on other passages than these.
+
+    Args:
+        model: its folder or hub name.
+        base: the passages that it is to read.
+    """
+    from rag_core.demo import has_demo_text, is_demo_model
+    from rag_core.knowledge import remembered_base
+
+    advice = (
+        "A reader for these passages, from some 40 questions with their answers:  dualrag train "
+        f"questions.jsonl --kb {base.path} --out MODEL"
+    )
+    if is_demo_model(model):
+        if has_demo_text(base):
+            return None
+        return (
+            "the demo's model learned to name articles of Wikipedia. Of other passages it finds the "
+            f"right ones, but answers with a title or a few words at random. {advice}"
+        )
+    learned = remembered_base(model)
+    if learned is None or learned.is_of(base):
+        return None
+    return (
+        f"{model} was trained on the passages of {learned.path or 'another knowledge base'}. Of "
+        f"these it may find the right ones, but it answers as it learned there. {advice}"
+    )
