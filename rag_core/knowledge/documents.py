@@ -5,7 +5,6 @@ Txt, md, csv, tsv, jsonl, parquet, or folders of them, one streamed line at a ti
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,12 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from rag_core.checks import warn
-from rag_core.hub import check_text, numbered, parse_object, read_lines
+from rag_core.hub import numbered, read_lines
 
 # A longer plain text is handed on in blocks, so that one huge file never sits in memory.
 BLOCK_CHARS = 1 << 20
-# Python's own limit, 128 KB, is less than some articles have.
-FIELD_LIMIT = 1 << 30
 # More than fit a screen help nobody.
 FAULTS_TOLD = 20
 
@@ -234,7 +231,7 @@ def _faults(files: Iterable[Path], tsv_quotes: bool) -> Iterator[str]:
 def _reader(path: Path, tsv_quotes: bool) -> Callable[[Path], Iterator[Document]]:
     kind = path.suffix.lower()
     if kind == ".tsv":
-        return partial(_read_table, delimiter="\t", quotes=tsv_quotes)
+        return partial(_read_tsv, quotes=tsv_quotes)
     return READERS[kind]
 
 
@@ -357,7 +354,7 @@ def _check_named(path: Path) -> None:
         raise ValueError(f"{path}: the file is empty. Remove it from the list or fill it.")
 
 
-def _name(path: Path) -> str:
+def title_of(path: Path) -> str:
     """The title of what has none of its own; bytes of a name that are not UTF-8 are replaced."""
     return os.fsencode(path.stem).decode("utf-8", "replace")
 
@@ -381,221 +378,52 @@ def _read_txt(path: Path) -> Iterator[Document]:
         size += len(line)
         if size >= BLOCK_CHARS:
             yield Document(
-                _name(path), "".join(block), f"{path}:{marks[0][1]['line']}", marks=marks
+                title_of(path), "".join(block), f"{path}:{marks[0][1]['line']}", marks=marks
             )
             block = []
             marks = []
             size = 0
             place = f"{path}:{number + 1}"
-    yield Document(_name(path), "".join(block), place, marks=marks)
+    yield Document(title_of(path), "".join(block), place, marks=marks)
 
 
 def _read_md(path: Path) -> Iterator[Document]:
     from rag_core.knowledge.markdown import sections
 
     lines = (text for _, text in read_lines(path))
-    for title, text, line in sections(lines, _name(path), BLOCK_CHARS):
+    for title, text, line in sections(lines, title_of(path), BLOCK_CHARS):
         yield Document(title, text, f"{path}:{line}", marks=[(0, {"line": line})])
 
 
-def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
-    lowered = [name.strip().lower() for name in names]
-    if "text" not in lowered:
-        hint = f"its columns are {names!r:.200}"
-        if len(names) == 1:
-            hint = f"it has one column, {names[0]!r:.60}"
-        raise ValueError(
-            f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; "
-            f"{hint}. Add that line, or check that the suffix fits the separator (.csv comma, "
-            ".tsv tab)."
-        )
-    if twice := [name for name in ("text", "title") if lowered.count(name) > 1]:
-        raise ValueError(
-            f"{path}: the columns must have names of their own, got {twice[0]!r} twice. Rename one."
-        )
-    title = None
-    if "title" in lowered:
-        title = lowered.index("title")
-    return lowered.index("text"), title
+def _read_csv(path: Path) -> Iterator[Document]:
+    from rag_core.knowledge.tables import read_separated
+
+    return read_separated(path, ",")
 
 
-def _read_table(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Document]:
-    lines = _Recorded(path)
-    quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    text = title = None
-    width = 0
-    number = 0
-    while True:
-        begin = rows.line_num + 1
-        lines.record.clear()
-        # The limit is the process's, so it is changed for one row at a time.
-        before = csv.field_size_limit(FIELD_LIMIT)
-        try:
-            row = next(rows)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise ValueError(
-                f"{_place(path, begin, rows.line_num)}: {error}. A field that holds the separator, "
-                "a line break or a quote at its start must stand in double quotes, with quotes "
-                f'inside doubled ("").{_letters(delimiter)}'
-            ) from None
-        finally:
-            csv.field_size_limit(before)
-        if not any(cell.strip() for cell in row):
-            continue
-        if text is None:
-            text, title = _columns(path, row)
-            width = len(row)
-            continue
-        place = _place(path, begin, rows.line_num)
-        if len(row) != width:
-            raise ValueError(
-                f"{place}: the first line names {width} columns, this row has {len(row)}. "
-                f"Quote fields that hold the separator.{_letters(delimiter)}"
-            )
-        if begin != rows.line_num:
-            _check_merged(place, row, lines.record, delimiter)
-        number += 1
-        heading = _name(path) if title is None else row[title]
-        metadata = {"row": number, "line": begin}
-        if rows.line_num > begin:
-            metadata["end_line"] = rows.line_num
-        yield Document(heading, row[text], f"{path}:{begin}", metadata=metadata)
+def _read_tsv(path: Path, quotes: bool = True) -> Iterator[Document]:
+    from rag_core.knowledge.tables import read_separated
 
-
-class _Recorded:
-    """The lines of a file, those of the row that is being read kept."""
-
-    def __init__(self, path: Path) -> None:
-        self.lines = read_lines(path)
-        self.record: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        for _, line in self.lines:
-            self.record.append(line)
-            yield line
-
-
-def _check_merged(place: str, row: list[str], lines: list[str], delimiter: str) -> None:
-    """Refuses a row over several lines that stray quotes may have made of several: legal, and
-    hardly ever meant.
-
-    A tab has no business in a text of several lines. A comma has, so there every line must look
-    like a row.
-    """
-    what = f"{place}: quotes make one row of {len(lines)} lines"
-    if delimiter == "\t":
-        if any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row):
-            raise ValueError(
-                f"{what}, with the separator inside a field. Double a quote that is "
-                f"meant.{_letters(delimiter)}"
-            )
-    elif len(row) > 1 and all(line.count(delimiter) == len(row) - 1 for line in lines):
-        warn(f"{what}, each of which looks like a row. If they are rows, double their quotes.")
-
-
-def _letters(delimiter: str) -> str:
-    if delimiter != "\t":
-        return ""
-    return " If quotes are letters in this file, pass tsv_quotes=False (--no-tsv-quotes)."
-
-
-def _place(path: Path, begin: int, end: int) -> str:
-    if end <= begin:
-        return f"{path}:{begin}"
-    return f"{path}:{begin} to {end}"
+    return read_separated(path, "\t", quotes)
 
 
 def _read_jsonl(path: Path) -> Iterator[Document]:
-    first = True
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        row = parse_object(line, place, first)
-        first = False
-        text, title = row.get("text"), row.get("title")
-        if "text" not in row or not isinstance(text, str | None):
-            came = f"'text' {text!r:.60}"
-            if "text" not in row:
-                came = f"keys {sorted(row)!r:.120}"
-            raise ValueError(
-                f"{place}: a line must be an object with a string 'text', got {came}. Mend it."
-            )
-        if not isinstance(title, str | None):
-            raise ValueError(
-                f"{place}: 'title' must be a string, got {title!r:.60}. Mend the line."
-            )
-        title = _name(path) if title is None else check_text(title, place, "'title'")
-        text = check_text(text or "", place, "'text'")
-        yield Document(title, text, place, metadata={"row": number, "line": number})
+    from rag_core.knowledge.tables import read_jsonl
+
+    return read_jsonl(path)
 
 
 def _read_parquet(path: Path) -> Iterator[Document]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from rag_core.knowledge.tables import read_parquet
 
-    try:
-        file = pq.ParquetFile(path)
-        text, title = _columns(path, file.schema_arrow.names)
-        fields = [file.schema_arrow.field(text)]
-        if title is not None:
-            fields.append(file.schema_arrow.field(title))
-        for column in fields:
-            if not _holds_strings(column.type):
-                raise ValueError(
-                    f"{path}: column {column.name!r} must hold strings, got {column.type}. "
-                    "Convert it."
-                )
-        number = 0
-        names = [column.name for column in fields]
-        for batch in file.iter_batches(batch_size=1024, columns=names):
-            columns = [_cells(batch.column(name), path, number) for name in names]
-            for row in zip(*columns, strict=True):
-                place = f"{path} row {number}"
-                heading = _name(path)
-                if title is not None:
-                    heading = check_text(row[1] or "", place, "'title'")
-                number += 1
-                body = check_text(row[0] or "", place, "'text'")
-                yield Document(heading, body, place, metadata={"row": number})
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: not a readable parquet file ({reason:.120}). Write it anew."
-        ) from None
-
-
-def _holds_strings(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _cells(column: Any, path: Path, start: int) -> list[str | None]:
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        # Pyarrow does not look at the bytes when it reads or writes them, nor say which were bad.
-        for offset in range(len(column)):
-            try:
-                column[offset].as_py()
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} row {start + offset}: text must be UTF-8 ({error.reason}). Mend it."
-                ) from None
-        raise
+    return read_parquet(path)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Document]]] = {
     ".txt": _read_txt,
     ".md": _read_md,
-    ".csv": partial(_read_table, delimiter=","),
-    ".tsv": partial(_read_table, delimiter="\t"),
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
