@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge import build_knowledge_base as build_knowledge_base
     from rag_core.outputs import Answer as Answer
     from rag_core.outputs import GenerateOutput as GenerateOutput
+    from rag_core.outputs import Hit as Hit
     from rag_core.outputs import Passage as Passage
     from rag_core.outputs import RetrievAugLMMarginOutput as RetrievAugLMMarginOutput
     from rag_core.outputs import RetrievAugLMOutput as RetrievAugLMOutput
@@ -86,6 +87,7 @@ _HOMES = {
     "outputs": [
         "Answer",
         "GenerateOutput",
+        "Hit",
         "Passage",
         "RetrievAugLMMarginOutput",
         "RetrievAugLMOutput",

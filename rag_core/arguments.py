@@ -292,13 +292,12 @@ _EPSILON = checks.number(0, 1)
 _START = checks.token_id(optional=False)
 
 
-def checked_questions(questions: Any, retriever: Any) -> list[str]:
-    """What `answer` is asked: one question, or those of a list, an array or a column of a table, as
-    a list.
+def checked_questions(questions: Any) -> list[str]:
+    """What is asked: one question, or those of a list, an array or a column of a table, as a list.
 
     Raises:
         TypeError: neither a string nor an ordered row of strings.
-        ValueError: no question, one without a word, or no retriever to ask.
+        ValueError: no question, or one without a word.
     """
     if isinstance(questions, bytes | Mapping | Set) or not isinstance(questions, Iterable):
         raise TypeError(
@@ -307,11 +306,6 @@ def checked_questions(questions: Any, retriever: Any) -> list[str]:
     if isinstance(questions, str):
         questions = [questions]
     texts = list(questions)
-    if retriever is None:
-        raise ValueError(
-            "answer() needs a retriever: pass retriever= to from_pretrained or call "
-            "set_retriever(...)"
-        )
     if not texts:
         raise ValueError("questions must hold one question or more; got an empty list")
     for i, question in enumerate(texts):

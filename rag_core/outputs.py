@@ -309,6 +309,33 @@ class Passage:
         return origin_of(self.source, self.metadata)
 
 
+@dataclass
+class Hit:
+    """One passage that a search found; all but the score as of a `Passage`.
+
+    Attributes:
+        rank: its place among those found, from 1.
+        score: inner product of its vector and the question's.
+    """
+
+    rank: int
+    id: int
+    score: float
+    title: str
+    text: str
+    source: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        """Where the passage comes from, for people: "handbook/safety.md:12-20 · Fire › Wardens"."""
+        return origin_of(self.source, self.metadata)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON."""
+        return {**asdict(self), "origin": self.origin}
+
+
 def origin_of(source: str | None, metadata: Mapping[str, Any], encoding_ascii: bool = False) -> str:
     """Where a passage comes from, for people.
 

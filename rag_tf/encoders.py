@@ -9,12 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.knowledge import PassageEncoderBase
-from rag_tf.bert import BertEncoder, DPRContextEncoder
+from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 
 
 class PassageEncoder(PassageEncoderBase):
     return_tensors = "tf"
     dpr_class = DPRContextEncoder
+    question_class = DPRQuestionEncoder
     bert_class = BertEncoder
 
     def vectors(self, inputs: Mapping[str, Any]) -> np.ndarray:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rag_core import DPRQuestionEncoderTokenizerFast as DPRQuestionEncoderTokenizerFast
     from rag_core import GenerateOutput as GenerateOutput
     from rag_core import GenerationConfig as GenerationConfig
+    from rag_core import Hit as Hit
     from rag_core import Index as Index
     from rag_core import KnowledgeBase as KnowledgeBase
     from rag_core import Passage as Passage

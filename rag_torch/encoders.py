@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from rag_core.knowledge import PassageEncoderBase
-from rag_torch.bert import BertEncoder, DPRContextEncoder
+from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 
 
 class PassageEncoder(PassageEncoderBase):
     return_tensors = "pt"
     dpr_class = DPRContextEncoder
+    question_class = DPRQuestionEncoder
     bert_class = BertEncoder
 
     @torch.inference_mode()

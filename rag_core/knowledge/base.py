@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -43,9 +43,23 @@ from rag_core.knowledge.passages import WORDS, WORDS_HINT
 from rag_core.retrieval import passage_parts
 
 if TYPE_CHECKING:
-    from rag_core.retrieval import FaissIndex
+    from rag_core.knowledge.encoders import PassageEncoderBase
+    from rag_core.outputs import Hit
+    from rag_core.retrieval import FaissIndex, Where
+
+    Encoder = str | Path | PassageEncoderBase | Callable[[list[str]], Any]
 
 Paths = str | Path | Iterable[str | Path]
+
+
+@dataclass
+class _Loaded:
+    """What searches of a knowledge base keep: the index of a manifest, and what embeds questions."""
+
+    manifest: Manifest | None = None
+    index: FaissIndex | None = None
+    key: tuple[Any, ...] = ()
+    embed: Callable[[list[str]], Any] | None = None
 
 
 def build_knowledge_base(
@@ -153,6 +167,11 @@ class KnowledgeBase:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._loaded = _Loaded()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what searches loaded: the base opens anew wherever it is sent or copied to."""
+        return {**self.__dict__, "_loaded": _Loaded()}
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool | None = None) -> KnowledgeBase:
@@ -206,6 +225,78 @@ class KnowledgeBase:
         )
         index.init_index()
         return index
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a string is no list of questions
+        self,
+        questions: str,
+        k: int = 5,
+        where: Where | None = None,
+        *,
+        encoder: Encoder | None = None,
+        backend: str | None = None,
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self,
+        questions: Iterable[str],
+        k: int = 5,
+        where: Where | None = None,
+        *,
+        encoder: Encoder | None = None,
+        backend: str | None = None,
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self,
+        questions: str | Iterable[str],
+        k: int = 5,
+        where: Where | None = None,
+        *,
+        encoder: Encoder | None = None,
+        backend: str | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """The passages nearest to a question, or to each of several: text in, passages out.
+
+        Index and encoder are loaded at the first search and kept.
+
+        Args:
+            questions: one question, or a list of them.
+            k: passages a question.
+            where: conditions on passages, as `FaissIndex.where` takes them: "source=handbook/*",
+                "page>=3", a list of which all must hold, or a function of a passage. Those that
+                match are searched exactly.
+            encoder: of the questions: a folder or name, an encoder that `load_encoder` gave, or a
+                function (n texts -> vectors (n, D)). By default the one that embedded the passages;
+                passages by DPR's context encoder need its partner, a question encoder, named here.
+            backend: "torch" or "tf"; by default the one in use or installed.
+
+        Returns:
+            At most k hits, best first; for several questions a list of such lists.
+
+        Raises:
+            TypeError, ValueError: no question; an encoder that does not belong to the passages;
+                conditions that cannot be read or match nothing.
+            OSError, ImportError: the encoder or the backend cannot be loaded.
+        """
+        from rag_core.knowledge.search import checked_request, question_encoder, search_index
+
+        texts, k = checked_request(questions, k)
+        loaded = self._loaded
+        if loaded.manifest is not self.manifest:
+            loaded.manifest, loaded.index = self.manifest, self.index()
+        index: Any = loaded.index
+        if where is not None:
+            index = index.where(where)
+        key = (encoder, backend)
+        if loaded.key != key or loaded.embed is None:
+            loaded.embed = question_encoder(self, encoder, backend)
+            loaded.key = key
+        found = search_index(index, loaded.embed, texts, k)
+        if isinstance(questions, str):
+            return found[0]
+        return found
 
     def check_encoder(self, encode: Encode, name: str = "encode") -> None:
         """Refuses an encoder other than the one that embedded the passages, by its vector of a

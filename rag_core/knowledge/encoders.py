@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -34,16 +34,20 @@ class PassageEncoderBase(ABC):
         pairs: encode (title, text) as two segments, as DPR was trained; otherwise as one text
             "title text".
         prompt: text that the encoder was trained to see in front of a passage.
-        lower_case: lower-case passages, whatever the tokenizer does.
+        lower_case: lower-case texts, whatever the tokenizer does.
+        query_prompt: text that the encoder was trained to see in front of a question.
+        only_questions: it is DPR's question encoder, which embeds no passages.
 
     Attributes:
         return_tensors: what the tokenizer returns: "pt" or "tf".
         dpr_class: the backend's network of DPR's context encoder.
+        question_class: the backend's network of DPR's question encoder.
         bert_class: the backend's pooled BERT.
     """
 
     return_tensors: ClassVar[str]
     dpr_class: Any
+    question_class: Any
     bert_class: Any
 
     def __init__(
@@ -55,6 +59,8 @@ class PassageEncoderBase(ABC):
         pairs: bool = False,
         prompt: str = "",
         lower_case: bool = False,
+        query_prompt: str = "",
+        only_questions: bool = False,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -63,6 +69,8 @@ class PassageEncoderBase(ABC):
         self.pairs = pairs
         self.prompt = prompt
         self.lower_case = lower_case
+        self.query_prompt = query_prompt
+        self.only_questions = only_questions
 
     def __repr__(self) -> str:
         network = type(self.model).__name__
@@ -103,20 +111,33 @@ class PassageEncoderBase(ABC):
             TypeError: a string in place of a list.
             ValueError: not as many titles as texts, or no batch size.
         """
-        for name, strings in (("titles", titles), ("texts", texts)):
-            # Its letters would be embedded.
-            if isinstance(strings, str | bytes):
-                raise TypeError(
-                    f"{name} must be a list of strings, got {strings!r:.60}. Put it into one."
-                )
+        if self.only_questions:
+            raise ValueError(_not_for_passages(self.name))
+        _check_strings("titles", titles)
+        _check_strings("texts", texts)
         if len(titles) != len(texts):
             raise ValueError(
                 f"titles and texts must be of one length, got {len(titles)} and {len(texts)}"
             )
+        sizes = [len(title) + len(text) for title, text in zip(titles, texts, strict=True)]
+
+        def tokenize(rows: list[int]) -> Any:
+            return self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
+
+        return self._in_batches(sizes, tokenize, batch_size, progress)
+
+    def _in_batches(
+        self,
+        sizes: Sequence[int],
+        tokenize: Callable[[list[int]], Any],
+        batch_size: int,
+        progress: bool,
+    ) -> np.ndarray:
+        """The vectors (n, D) of texts of n sizes; `tokenize` makes a batch of some of them."""
         batch_size = whole(1)("batch_size", batch_size)
-        # Passages of like length together, so that little of a batch is padding.
-        order = sorted(range(len(texts)), key=lambda row: len(titles[row]) + len(texts[row]))
-        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        # Texts of like length together, so that little of a batch is padding.
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        vectors = np.zeros((len(sizes), self.dimension), np.float32)
         starts: Any = range(0, len(order), batch_size)
         if progress:
             from tqdm import tqdm
@@ -124,8 +145,7 @@ class PassageEncoderBase(ABC):
             starts = tqdm(starts, desc="Embedding", unit="batch")
         for start in starts:
             rows = order[start : start + batch_size]
-            batch = self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
-            vectors[rows] = self.vectors(batch)
+            vectors[rows] = self.vectors(tokenize(rows))
         return vectors
 
     def embed_texts(
@@ -134,19 +154,53 @@ class PassageEncoderBase(ABC):
         """The vectors of texts without titles; see `embed`."""
         return self.embed([""] * len(texts), texts, batch_size, progress)
 
-    def _tokenize(self, titles: list[str], texts: list[str]) -> Any:
-        options = {
-            "padding": True,
-            "truncation": True,
-            "max_length": self.max_length,
-            "return_tensors": self.return_tensors,
-        }
+    def embed_questions(
+        self, questions: Sequence[str], batch_size: int = 32, progress: bool = False
+    ) -> np.ndarray:
+        """The vectors of questions, to be compared with those of passages.
+
+        Args:
+            questions: n texts.
+            batch_size: questions at a time.
+            progress: draw a progress bar on stderr.
+
+        Returns:
+            (n, D) float32, in the order given.
+
+        Raises:
+            TypeError: a string in place of a list.
+            ValueError: DPR's context encoder, which embeds no questions.
+        """
         if self.pairs:
-            encoded = self.tokenizer(titles, texts, **options)
-        else:
-            joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
-            prepared = prepared_texts(joined, self.prompt, self.lower_case)
-            encoded = self.tokenizer(prepared, **options)
+            partner = self.name.replace("ctx_encoder", "question_encoder")
+            if partner == self.name:
+                partner = "the question encoder that it was trained with"
+            raise ValueError(
+                f"{self.name} is a DPR context encoder, it embeds passages only. Questions need "
+                f"its partner: {partner}"
+            )
+        _check_strings("questions", questions)
+        prepared = prepared_texts(questions, self.query_prompt, self.lower_case)
+
+        def tokenize(rows: list[int]) -> Any:
+            return self._encoded([prepared[row] for row in rows])
+
+        return self._in_batches([*map(len, prepared)], tokenize, batch_size, progress)
+
+    def _tokenize(self, titles: list[str], texts: list[str]) -> Any:
+        if self.pairs:
+            return self._encoded(titles, texts)
+        joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
+        return self._encoded(prepared_texts(joined, self.prompt, self.lower_case))
+
+    def _encoded(self, *texts: list[str]) -> Any:
+        encoded = self.tokenizer(
+            *texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors=self.return_tensors,
+        )
         table = getattr(getattr(self.model, "config", None), "vocab_size", None)
         return encoded_within(encoded, table, self.tokenizer, self.return_tensors)
 
@@ -155,6 +209,7 @@ class PassageEncoderBase(ABC):
         cls: type[Encoder],
         name_or_path: str | Path,
         *,
+        for_questions: bool = False,
         dtype: Any = None,
         device: Any = None,
         **hub: Any,
@@ -164,6 +219,7 @@ class PassageEncoderBase(ABC):
 
         Args:
             name_or_path: folder or repository id.
+            for_questions: take DPR's question encoder, too, whose `embed_questions` alone works.
             dtype: of the weights; None is float32.
             device: where to compute; None leaves it to the backend.
             **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
@@ -181,14 +237,16 @@ class PassageEncoderBase(ABC):
                 f"{name_or_path} is a {config.model_type!r} model, not an encoder of documents: "
                 "name a DPR context encoder, a sentence-transformers folder or a BERT"
             )
-        pairs = isinstance(config, DPRConfig)
-        if pairs and any("QuestionEncoder" in str(each) for each in config.architectures or []):
-            raise ValueError(
-                f"{name_or_path} is a DPR question encoder; documents need its partner, a context "
-                "encoder (facebook/dpr-ctx_encoder-single-nq-base for "
-                "facebook/dpr-question_encoder-single-nq-base)"
-            )
-        network = cls.dpr_class if pairs else cls.bert_class
+        is_dpr = isinstance(config, DPRConfig)
+        names = config.architectures or []
+        only_questions = is_dpr and any("QuestionEncoder" in str(name) for name in names)
+        if only_questions and not for_questions:
+            raise ValueError(_not_for_passages(name_or_path))
+        network = cls.bert_class
+        if only_questions:
+            network = cls.question_class
+        elif is_dpr:
+            network = cls.dpr_class
         model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
         settings = sentence_settings(name_or_path, **hub) or SentenceSettings()
         tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
@@ -199,7 +257,23 @@ class PassageEncoderBase(ABC):
             tokenizer,
             str(name_or_path),
             max_length=min(longest, model.config.max_position_embeddings),
-            pairs=pairs,
+            pairs=is_dpr and not only_questions,
             prompt=settings.passage_prompt,
             lower_case=settings.do_lower_case,
+            query_prompt=settings.query_prompt,
+            only_questions=only_questions,
         )
+
+
+def _not_for_passages(name: str | Path) -> str:
+    return (
+        f"{name} is a DPR question encoder; documents need its partner, a context "
+        "encoder (facebook/dpr-ctx_encoder-single-nq-base for "
+        "facebook/dpr-question_encoder-single-nq-base)"
+    )
+
+
+def _check_strings(name: str, strings: Sequence[str]) -> None:
+    """Refuses a string, whose letters would be embedded."""
+    if isinstance(strings, str | bytes):
+        raise TypeError(f"{name} must be a list of strings, got {strings!r:.60}. Put it into one.")

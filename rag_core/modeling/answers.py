@@ -71,7 +71,12 @@ def answer(
         TypeError: questions that are not strings.
         ValueError: an empty question, or a model without a retriever.
     """
-    questions = checked_questions(questions, model.retriever)
+    questions = checked_questions(questions)
+    if model.retriever is None:
+        raise ValueError(
+            "answer() needs a retriever: pass retriever= to from_pretrained or call "
+            "set_retriever(...)"
+        )
     if tokenizer is None:
         encoder = model.retriever.question_encoder_tokenizer
         decoder = model.retriever.generator_tokenizer

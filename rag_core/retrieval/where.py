@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.hub import DamagedFileError, reading
+from rag_core.retrieval.passage_metadata import METADATA_COLUMN
 from rag_core.retrieval.passage_texts import is_plain
 from rag_core.retrieval.vectors import shuffled_rows
 
@@ -27,7 +28,6 @@ FORMS = (
     "Write key=glob, key!=glob or key>=number (also >, <, <=), e.g. 'source=handbook/*' or "
     "'page>=3'"
 )
-METADATA = "metadata_json"
 # Rows of a column that become Python values at a time.
 BLOCK_ROWS = 10_000
 EXAMPLES = 5
@@ -139,14 +139,14 @@ def matching_rows(passages: Any, where: Where, vectors: str = "embeddings") -> n
     """
     columns = _Columns(passages, vectors)
     if callable(where):
-        masks = [[bool(where(row)) for row in block.rows()] for block in columns.blocks()]
+        masks = [np.array([bool(where(row)) for row in block.rows()]) for block in columns.blocks()]
         nothing = "where must be true for a passage, got a function that is true for none"
     else:
         conditions = parse_conditions(where)
         masks = _masks(columns, conditions)
         texts = " and ".join(repr(condition.text) for condition in conditions)
         nothing = f"where must match a passage, got {texts}, which matches none"
-    mask = np.array([held for part in masks for held in part], bool)
+    mask = np.concatenate(masks)
     order = shuffled_rows(passages)
     if order is not None:
         mask = mask[order]
@@ -222,24 +222,26 @@ class _Columns:
         self.keys = {
             name
             for name in self._names
-            if name != METADATA and self._table.column(name).null_count < self._table.num_rows
+            if name != METADATA_COLUMN
+            and self._table.column(name).null_count < self._table.num_rows
         }
         if "source" in self.keys:
             self.keys.add("file")
 
     def blocks(self, keys: Sequence[str] | None = None) -> Iterator[_Block]:
         """All rows; of the columns those that `keys` ask for, or all."""
-        names = [name for name in self._names if name != METADATA]
-        with_metadata = METADATA in self._names
+        names = [name for name in self._names if name != METADATA_COLUMN]
+        with_metadata = METADATA_COLUMN in self._names
         if keys is not None:
             with_metadata &= any(key == "file" or key not in names for key in keys)
-            names = [name for name in names if name in keys or (name, "file") == ("source", *keys)]
+            wanted = {*keys, "source"} if "file" in keys else {*keys}
+            names = [name for name in names if name in wanted]
         for start in range(0, self._table.num_rows, BLOCK_ROWS):
             count = min(BLOCK_ROWS, self._table.num_rows - start)
             columns = {name: self._read(name, start, count) for name in names}
             metadata: list[dict[str, Any]] = [{}] * count
             if with_metadata:
-                metadata = self._parsed(self._read(METADATA, start, count))
+                metadata = self._parsed(self._read(METADATA_COLUMN, start, count))
                 self.keys.update(*metadata)
             yield _Block(columns, metadata)
 
@@ -261,7 +263,7 @@ class _Columns:
                 return rows
             fault = "it must hold a JSON object a row"
         raise DamagedFileError(
-            f"column {METADATA!r} of {self._place} is damaged: {fault}. Index the text anew."
+            f"column {METADATA_COLUMN!r} of {self._place} is damaged: {fault}. Index the text anew."
         )
 
     def note_examples(self, key: str, values: list[Any]) -> None:

@@ -108,6 +108,16 @@ def test_passages_are_embedded_as_the_folder_says(rag, network):
     )
 
 
+def test_questions_are_embedded_with_a_prompt_of_their_own(rag, network):
+    folder, vectors = network
+    write_folder(folder, {"max_seq_length": 5, "do_lower_case": True}, PROMPTS)
+    encoder = rag.load_encoder(folder)
+    found = encoder.embed_questions(["Who", "Who is a text about nothing"], batch_size=1)
+    seen = [PROMPTS["prompts"]["query"] + "who", PROMPTS["prompts"]["query"] + "who is a text"]
+    expected = vectors(seen, truncation=True, max_length=5)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_plain_folder_and_the_tokenizers_limit(rag, network):
     folder, vectors = network
     texts = ["Who wrote it", "a text about nothing ."]
