@@ -391,8 +391,15 @@ def _read_md(path: Path) -> Iterator[Document]:
     from rag_core.knowledge.markdown import sections
 
     lines = (text for _, text in read_lines(path))
-    for title, text, line in sections(lines, title_of(path), BLOCK_CHARS):
-        yield Document(title, text, f"{path}:{line}", marks=[(0, {"line": line})])
+    for section in sections(lines, title_of(path), BLOCK_CHARS):
+        yield Document(
+            section.title,
+            section.text,
+            f"{path}:{section.line}",
+            metadata={"headings": section.headings},
+            marks=section.marks,
+            kept=section.kept,
+        )
 
 
 def _read_csv(path: Path) -> Iterator[Document]:

@@ -43,6 +43,9 @@ _SENTENCE = re.compile(rf"(?:{_CAPITAL}|[^:=]*\w \w)[^:=]*:.*[.!?][\"')]*\s*$")
 _ADDRESS = re.compile(r"[/.#:]")
 _CODE_TAGS = ("<pre", "<script", "<style", "<textarea")
 _WORD = re.compile(r"\w")
+_BREAK = re.compile("\n")
+# The line under a table's head, as GitHub wants it: |---|:-:|
+_TABLE = re.compile(r"\n[ \t]*(?:\|[ \t]*)?:?-+:?[ \t]*\|[-:| \t]*(\n|$)")
 
 
 class Section(NamedTuple):
@@ -52,11 +55,16 @@ class Section(NamedTuple):
         title: `Doc — Section`, or `Doc` under a first-level heading.
         text: without the heading.
         line: where it begins, counted from 1.
+        headings: those it stands under, outermost first.
+        marks, kept: lines of the file, and code and tables, as `Document` has them.
     """
 
     title: str
     text: str
     line: int
+    headings: list[str]
+    marks: list[tuple[int, dict[str, int]]]
+    kept: list[tuple[int, int]]
 
 
 def sections(lines: Iterable[str], name: str, block_chars: int) -> Iterator[Section]:
@@ -78,13 +86,31 @@ def sections(lines: Iterable[str], name: str, block_chars: int) -> Iterator[Sect
 
 
 class _Block(NamedTuple):
-    """A leaf of the tree: its text, the line where it begins in its piece, and the level if it
-    is a heading.
+    """A leaf of the tree.
+
+    Attributes:
+        text: as it is read.
+        line: where it begins in its piece.
+        heading: the level if it is a heading.
+        kept: whether its line breaks and blanks stay.
+        last: its last line in its piece, where not all line breaks are in the text.
     """
 
     text: str
     line: int
     heading: int = 0
+    kept: bool = False
+    last: int | None = None
+
+    def marks(self, first: int) -> list[tuple[int, dict[str, int]]]:
+        """Where lines begin in the text, and which of the file they are: `first` begins the
+        piece.
+        """
+        line = first + self.line
+        if self.last is not None:
+            return [(0, {"line": line, "end_line": first + self.last})]
+        starts = [0, *(match.end() for match in _BREAK.finditer(self.text))]
+        return [(start, {"line": line + number}) for number, start in enumerate(starts)]
 
 
 class _Sections:
@@ -100,8 +126,9 @@ class _Sections:
         self.block_chars = block_chars
         self.line = 1
         self.size = 0
-        self.parts: list[str] = []
-        self.unseen: list[str] = []
+        self.path: list[tuple[int, str]] = []
+        self.parts: list[tuple[_Block, int]] = []
+        self.unseen: list[tuple[_Block, int]] = []
 
     def heading(self, block: _Block, first: int) -> Iterator[Section]:
         title = " ".join(block.text.split())
@@ -113,15 +140,17 @@ class _Sections:
             self.section = ""
         else:
             self.section = title
+        self.path = [(level, text) for level, text in self.path if level < block.heading]
         if title:
-            self.unseen.append(title)
+            self.path.append((block.heading, title))
+            self.unseen.append((block._replace(text=title), first))
         self.line = first + block.line
 
     def text(self, block: _Block, first: int) -> Iterator[Section]:
         if self.size >= self.block_chars:
             yield self._section()
             self.line = first + block.line
-        self.parts.append(block.text)
+        self.parts.append((block, first))
         self.size += len(block.text)
 
     def end(self) -> Iterator[Section]:
@@ -133,8 +162,20 @@ class _Sections:
         headings = self.unseen
         # Those in the title need not be repeated, unless there is nothing else.
         if self.parts:
-            headings = [text for text in headings if text not in (self.name, self.section)]
-        section = Section(title, "\n".join([*headings, *self.parts]), self.line)
+            titles = (self.name, self.section)
+            headings = [heading for heading in headings if heading[0].text not in titles]
+        marks: list[tuple[int, dict[str, int]]] = []
+        kept = []
+        texts = []
+        start = 0
+        for block, first in [*headings, *self.parts]:
+            texts.append(block.text)
+            marks += [(start + at, position) for at, position in block.marks(first)]
+            if block.kept:
+                kept.append((start, start + len(block.text)))
+            start += len(block.text) + 1
+        path = [text for _, text in self.path]
+        section = Section(title, "\n".join(texts), self.line, path, marks, kept)
         self.parts = []
         self.unseen = []
         self.size = 0
@@ -237,12 +278,16 @@ def _parser() -> MarkdownIt:
 
 def _parse(piece: Sequence[str]) -> list[Token]:
     env: dict = {}
-    tokens = _parser().parse("".join(line.rstrip("\r\n") + "\n" for line in piece), env)
+    tokens = _parser().parse(_joined(piece), env)
     for token in tokens:
         if token.type == "inline" and not _costly(token.content):
             token.children = []
             _parser().inline.parse(token.content, _parser(), env, token.children)
     return tokens
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "".join(line.rstrip("\r\n") + "\n" for line in lines)
 
 
 def _leaves(tokens: Sequence[Token], piece: Sequence[str]) -> Iterator[_Block]:
@@ -267,17 +312,21 @@ def _leaves(tokens: Sequence[Token], piece: Sequence[str]) -> Iterator[_Block]:
         done = max(done, end)
         if token.type == "inline":
             text = _inline(token)
+            has_all_breaks = text.count("\n") == token.content.count("\n")
+            kept = _TABLE.search(token.content) is not None
             # A paragraph with a rule below it and no blank line between is no title.
             if "\n" in token.content:
                 heading = 0
         else:
             text = _code_or_html(token, piece, used)
+            has_all_breaks = token.type != "html_block" or text == token.content
+            kept = token.type in ("fence", "code_block") or _is_code(token)
         before = " ".join(marker for line, marker in markers if line == start)
         markers.clear()
         if before and not heading and text.strip():
             text = f"{before} {text}"
         if text.strip() or heading:
-            yield _Block(text, start, heading)
+            yield _Block(text, start, heading, kept, None if has_all_breaks else end - 1)
         heading = 0
     yield from _between(piece, done, len(piece))
 
@@ -287,9 +336,9 @@ def _between(piece: Sequence[str], start: int, end: int) -> Iterator[_Block]:
 
     Quotes and lists nested too deep to be parsed.
     """
-    lost = [line for line in piece[start:end] if _WORD.search(line)]
-    if lost:
-        yield _Block("".join(lost), start)
+    for number in range(start, end):
+        if _WORD.search(piece[number]):
+            yield _Block(piece[number], number)
 
 
 def _labels(children: Iterable[Token]) -> Iterator[str]:
@@ -316,7 +365,8 @@ def _text_of(children: Sequence[Token]) -> str:
     parts: list[str] = []
     for child in children:
         if child.type in ("text", "text_special"):
-            parts.append(child.content)
+            # Of an entity: the file's own are breaks.
+            parts.append(child.content.replace("\n", " "))
         elif child.type == "code_inline":
             # A code that begins or ends with a backtick stands off its marks.
             room = " " if "`" in (child.content[:1], child.content[-1:]) else ""
@@ -342,14 +392,19 @@ def _code_or_html(token: Token, piece: Sequence[str], used: set[str]) -> str:
         # "[//]: # (...)" is how Markdown writes a comment.
         if is_address and (token.meta["id"] in used or url == "#"):
             return ""
-        return "".join(piece[start:end])
+        return _joined(piece[start:end])
     if token.type == "fence":
         code = f"{token.markup}{token.info}\n{token.content}"
         is_closed = end - start > token.content.count("\n") + 1
         return code + token.markup if is_closed else code
-    if token.type == "html_block" and not token.content.lstrip().lower().startswith(_CODE_TAGS):
+    if token.type == "html_block" and not _is_code(token):
         return _without_comments(token.content)
     return token.content
+
+
+def _is_code(token: Token) -> bool:
+    html = token.content.lstrip().lower()
+    return token.type == "html_block" and html.startswith(_CODE_TAGS)
 
 
 def _without_comments(html: str) -> str:

@@ -1,6 +1,8 @@
 """Markdown by CommonMark's rules: sections and titles right, code as it is, no word dropped."""
 
 import re
+from bisect import bisect
+from operator import itemgetter
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from rag_core.knowledge.markdown import sections
 
 def read(text: str) -> list[tuple[str, str]]:
     found = sections(text.splitlines(keepends=True), "doc", 1 << 20)
-    return [(title, " ".join(section.split())) for title, section, _ in found]
+    return [(section.title, " ".join(section.text.split())) for section in found]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,12 @@ def test_no_word_is_lost_or_comes_twice_and_pieces_change_nothing_of_that(blocks
     may_go = set(re.findall(r"w\d+w", " ".join(hidden)))
     lost = set(re.findall(r"w\d+w", text)) - set(seen) - set(titled)
     assert lost <= may_go, text
+    lines = text.splitlines()
+    for section in found:
+        for word in re.finditer(r"w\d+w", section.text):
+            [_, place] = section.marks[bisect(section.marks, word.start(), key=itemgetter(0)) - 1]
+            its_lines = lines[place["line"] - 1 : place.get("end_line", place["line"])]
+            assert word[0] in " ".join(its_lines), (text, word[0], place)
 
 
 def test_large_files_are_read_in_pieces_with_the_same_words(monkeypatch) -> None:
