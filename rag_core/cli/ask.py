@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rag_core.cli.common import Backend, clean, error_line, say, without_none
+from rag_core.cli.common import Backend, choice, clean, say, say_error, without_none
 from rag_core.hub import Line, scan_lines, text_fault
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @clean
 def ask(
     question: Annotated[
-        str | None, typer.Argument(help="Leave it out to ask one after another.")
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Leave it out to ask one after another."),
     ] = None,
     kb: Annotated[
         Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
@@ -35,13 +36,14 @@ def ask(
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="token or sequence; by default the model's own.")
+        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a question, on stdout.")
     ] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16 or float16 weights; by default float32.")
+        str | None,
+        choice("--dtype", "float32", "float16", "bfloat16", help="Of weights; by default float32."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")
@@ -74,7 +76,7 @@ def ask(
                 raise ValueError(line.fault)
             answer([line.text.strip()])
         except (ValueError, TypeError) as error:  # one refused question does not end the session
-            say(error_line(error))
+            say_error(error)
             refused = True
     if refused:
         raise typer.Exit(2)

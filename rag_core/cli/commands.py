@@ -1,23 +1,120 @@
-"""The commands of `dualrag`, in the order of its help. Each is a file beside this one."""
+"""The commands of `dualrag`, in the order of its help, with examples. Each is a file beside this
+one.
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
 from rag_core.cli.ask import ask
-from rag_core.cli.common import app
+from rag_core.cli.common import Quiet, Verbose, set_loudness
 from rag_core.cli.convert import convert
 from rag_core.cli.demo import demo
 from rag_core.cli.index import index
 from rag_core.cli.parity import parity
 from rag_core.cli.train import train
 
-app.command()(index)
-app.command(short_help="Answer questions from a knowledge base, with the passages used.")(ask)
-app.command(short_help="Answer a few questions with the demo's text and model.")(demo)
-app.command()(train)
-app.command(short_help="Write a model of any readable layout as safetensors.")(convert)
-app.command(short_help="Is a checkpoint the same function in PyTorch and TensorFlow?")(parity)
+_WIDEST = 110  # columns of help: longer lines are hard to read
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def _width() -> int:
+    columns = shutil.get_terminal_size().columns
+    return min(max(columns, 32), _WIDEST) - 2
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help needs no rich: half the time
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": _width()},
+    epilog=_examples(
+        "dualrag demo",
+        "dualrag index handbook/ --out kb",
+        'dualrag ask "How many days of leave do I have?" --kb kb',
+    ),
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from rag_core import __version__
+
+        print(f"dualrag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dualrag(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Retrieval-augmented generation.
+
+    Index your text, ask it questions, see the passages behind each answer.
+    """
+    set_loudness(verbose, quiet)
+
+
+def _add(command: Callable[..., None], summary: str, *examples: str) -> None:
+    app.command(short_help=summary, epilog=_examples(*examples))(command)
+
+
+_add(
+    index,
+    "Split text into passages, embed and index them.",
+    "dualrag index handbook/ --out kb",
+    "dualrag index notes.md facts.csv --out kb --words 50",
+    "dualrag index wiki.tsv --out kb --encoder ENCODER --index hnsw",
+)
+_add(
+    ask,
+    "Answer questions from a knowledge base, with the passages used.",
+    'dualrag ask "Which expensive spice comes from a crocus flower?"',
+    'dualrag ask "Who is the fire warden?" --kb kb --model tuned --n-docs 3',
+    "dualrag ask --kb kb --model tuned",
+    "dualrag ask --kb kb --json < questions.txt > answers.jsonl",
+)
+_add(
+    demo,
+    "Answer a few questions with the demo's text and model.",
+    "dualrag demo",
+    "dualrag demo --backend tf",
+)
+_add(
+    train,
+    "Fine-tune question encoder and generator together.",
+    "dualrag train pairs.jsonl --model MODEL --kb kb --out tuned",
+    "dualrag train pairs.jsonl --model MODEL --kb kb --out tuned --validation held-out.jsonl",
+)
+_add(
+    convert,
+    "Write a model of any readable layout as safetensors.",
+    "dualrag convert facebook/rag-token-nq rag-token-nq",
+    "dualrag convert old-folder new-folder --dtype bfloat16 --max-shard-size 500MB",
+)
+_add(
+    parity,
+    "Is a checkpoint the same function in PyTorch and TensorFlow?",
+    "dualrag parity --model tuned --kb kb --out report",
+    "dualrag parity --model tuned --backend torch --record torch.npz",
+    "dualrag parity --trace tf.npz --against torch.npz",
+)
 
 
 def main() -> None:
     """Entry point of the `dualrag` script."""
-    app()
+    app(prog_name="dualrag")

@@ -1,4 +1,4 @@
-"""What all commands share: the application, options, notes and errors in one line.
+"""What all commands share: options, notes, and errors in one line.
 
 Nothing heavy is imported before a command runs, so that --help answers at once.
 """
@@ -6,7 +6,10 @@ Nothing heavy is imported before a command runs, so that --help answers at once.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
+import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,23 +22,115 @@ import typer
 from rag_core.hub import text_fault
 from rag_core.knowledge import BadFilesError, PassedByWarning
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help needs no rich: half the time
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-Backend = Annotated[
-    str | None, typer.Option(help="torch or tf; by default the one installed, torch first.")
-]
+LOGGERS = ("rag_core", "rag_torch", "rag_tf")
 # of these a second run of the same command does what is left
 _RESUMABLE = ("index", "train", "demo")
 
 
+def choice(flag: str, *names: str, help: str) -> Any:
+    """An option that takes one of a few names: help and shell completion show them.
+
+    What it takes is checked where it is used, in words.
+    """
+
+    def beginning(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return typer.Option(flag, metavar=f"[{'|'.join(names)}]", autocompletion=beginning, help=help)
+
+
+Backend = Annotated[
+    str | None,
+    choice("--backend", "torch", "tf", help="By default the one installed, torch first."),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say what is decided on the way, too.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No notes and no progress bars; errors all the same.")
+]
+
+
+class _Loudness:
+    """How much a run of the command says on stderr."""
+
+    quiet = False
+    handler: Any = None
+
+
+def set_loudness(verbose: bool, quiet: bool) -> None:
+    """What --verbose and --quiet ask for.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other")
+    _Loudness.quiet = quiet
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not (verbose or quiet or _Loudness.handler):
+        return
+    import logging
+
+    level = logging.WARNING
+    if verbose:
+        level = logging.DEBUG
+    elif quiet:
+        level = logging.ERROR
+    if _Loudness.handler is None:
+        _Loudness.handler = _stderr_handler()
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(_Loudness.handler)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(level)
+
+
+def _stderr_handler() -> Any:
+    import logging
+
+    class Stderr(logging.Handler):
+        """Writes to what sys.stderr is at that time."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            _print_stderr(f"{record.name}: {self.format(record)}")
+
+    return Stderr()
+
+
+def is_quiet() -> bool:
+    """Whether notes and progress bars are to be left out."""
+    return _Loudness.quiet
+
+
 def say(text: str) -> None:
-    """A note for people, on stderr, so that stdout holds answers only."""
+    """A note for people, on stderr, so that stdout holds answers only; none with --quiet."""
+    if not _Loudness.quiet:
+        _print_stderr(text)
+
+
+def say_error(error: Exception) -> None:
+    """An error in one line, on stderr."""
+    _print_stderr(error_line(error))
+
+
+def _print_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def pasteable(*words: object) -> str:
+    """A command line of this command that can be pasted: with the name that it was started by where
+    `dualrag` alone would not be found.
+    """
+    script = Path(sys.argv[0])
+    name = "dualrag"
+    if script == Path(__file__).with_name("__main__.py"):
+        name = f"{shlex.quote(sys.executable)} -m rag_core.cli"
+    elif script.stem == "dualrag":
+        found = shutil.which("dualrag")
+        if found is None or not script.exists() or not script.samefile(found):
+            name = shlex.quote(str(script))
+    return " ".join([name, *(shlex.quote(str(word)) for word in words)])
 
 
 @contextmanager
@@ -65,8 +160,8 @@ def _one_line_errors(stopped: str) -> Iterator[None]:
             yield
             if sys.stdout is not None:  # it was closed before we began
                 sys.stdout.flush()
-        except KeyboardInterrupt:
-            say(f"\ndualrag: stopped.{stopped}")
+        except KeyboardInterrupt as interrupt:
+            _print_stderr(f"\ndualrag: stopped.{str(interrupt) or stopped}")
             raise typer.Exit(130) from None
         except BrokenPipeError:  # `| head -1` has seen enough
             _write_nowhere()
@@ -74,7 +169,7 @@ def _one_line_errors(stopped: str) -> Iterator[None]:
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             if os.environ.get("DUALRAG_DEBUG"):
                 raise
-            say(error_line(error))
+            say_error(error)
             raise typer.Exit(2) from None
         finally:
             for line in late:
@@ -94,6 +189,7 @@ def _write_nowhere() -> None:
 
 
 def error_line(error: Exception) -> str:
+    """An error as people see it."""
     if isinstance(error, BadFilesError):
         faults = [" ".join(fault.split()) for fault in error.faults]
         return "\n  ".join(["dualrag: error:", *faults])
@@ -102,18 +198,27 @@ def error_line(error: Exception) -> str:
 
 def clean(command: Callable[..., None]) -> Callable[..., None]:
     """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1
-    shows tracebacks).
+    shows tracebacks), and it takes --verbose and --quiet.
     """
     stopped = ""
     if command.__name__ in _RESUMABLE:
         stopped = " What was finished is kept; the same command goes on from there."
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, verbose: bool, quiet: bool, **kwargs: Any) -> None:
+        if verbose or quiet:  # else as before the command's name
+            set_loudness(verbose, quiet)
         with _one_line_errors(stopped):
             _check_names(kwargs)
             command(*args, **kwargs)
 
+    signature = inspect.signature(command, eval_str=True)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("verbose", Verbose), ("quiet", Quiet))
+    ]
+    parameters = [*signature.parameters.values(), *shared]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
 
 
@@ -131,29 +236,6 @@ def _check_names(arguments: dict[str, Any]) -> None:
                 f"{name} must be a name that is text in this locale, got {str(value)!r}. Rename "
                 "it, or set another locale, e.g. LC_ALL=C.UTF-8"
             )
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from rag_core import __version__
-
-        print(f"dualrag {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def dualrag(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Retrieval-augmented generation.
-
-    Index your text, ask it questions, see the passages behind each answer.
-    """
 
 
 def without_none(**options: Any) -> dict[str, Any]:

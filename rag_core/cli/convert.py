@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import clean, say
+from rag_core.cli.common import choice, clean, is_quiet, say
 
 
 @clean
@@ -20,7 +20,9 @@ def convert(
     max_shard_size: Annotated[
         str, typer.Option(help="Larger checkpoints are split; e.g. 500MB.")
     ] = "5GB",
-    dtype: Annotated[str, typer.Option(help="keep, float32, float16 or bfloat16.")] = "keep",
+    dtype: Annotated[
+        str, choice("--dtype", "keep", "float32", "float16", "bfloat16", help="Of the weights.")
+    ] = "keep",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Write a model of any readable layout (tf_model.h5, pytorch_model.bin, safetensors) as
@@ -29,6 +31,11 @@ def convert(
     from rag_core.checkpoint import convert_checkpoint
 
     converted = convert_checkpoint(
-        source, target, max_shard_size=max_shard_size, dtype=dtype, progress=True, revision=revision
+        source,
+        target,
+        max_shard_size=max_shard_size,
+        dtype=dtype,
+        progress=not is_quiet(),
+        revision=revision,
     )
     say(f"{target}: {converted}.")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, clean, say, without_none
+from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say, without_none
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -23,7 +23,7 @@ def index(
         str, typer.Option(help="Folder or hub name of the encoder of passages.")
     ] = MINILM,
     kind: Annotated[
-        str, typer.Option("--index", help="flat (exact), hnsw, ivfpq or auto.")
+        str, choice("--index", "flat", "hnsw", "ivfpq", "auto", help="flat is exact.")
     ] = "auto",
     nlist: Annotated[
         int | None, typer.Option(help="ivfpq: inverted lists; by default by number of passages.")
@@ -77,11 +77,12 @@ def index(
         tsv_quotes=tsv_quotes,
         batch_size=batch_size,
         overwrite=overwrite,
+        progress=not is_quiet(),
     )
     manifest = kb.manifest
     say(
         f"{out}: {len(kb):,} passages of {len(manifest.sources)} file(s), {manifest.dimension} "
         f"numbers each, {manifest.index['kind']} index, recall@5 "
         f"{manifest.index['recall_at_5']:.3f}.\n"
-        f'Ask it:  dualrag ask --kb {out} "..."'
+        f'Ask it:  {pasteable("ask", "--kb", out)} "..."'
     )

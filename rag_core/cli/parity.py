@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, clean
+from rag_core.cli.common import Backend, choice, clean
 
 
 @clean
@@ -30,9 +30,11 @@ def parity(
         Path | None,
         typer.Option(help="Report, written as .json and .md, too; by default shown alone."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float64 (decides) or float32.")] = "float64",
+    dtype: Annotated[
+        str, choice("--dtype", "float64", "float32", help="float64 decides.")
+    ] = "float64",
     head: Annotated[
-        str | None, typer.Option(help="token or sequence; by default the model's own.")
+        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
     ] = None,
     n_docs: Annotated[
         int | None, typer.Option(help="Passages a question; by default the model's, at most 5.")

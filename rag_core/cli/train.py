@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, clean, say
+from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say
 
 
 @clean
@@ -37,16 +37,20 @@ def train(
         typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most."),
     ] = None,
     question_encoder: Annotated[
-        str, typer.Option(help="What of it learns: all, projection or frozen.")
+        str, choice("--question-encoder", "all", "projection", "frozen", help="What of it learns.")
     ] = "all",
     on_collapse: Annotated[
         str,
-        typer.Option(
-            help="stop or warn where every question has come to find the same few passages."
+        choice(
+            "--on-collapse",
+            "stop",
+            "warn",
+            help="Where every question has come to find the same few passages.",
         ),
     ] = "stop",
     mixed_precision: Annotated[
-        str | None, typer.Option(help="bf16, or fp16 on a GPU; by default float32.")
+        str | None,
+        choice("--mixed-precision", "bf16", "fp16", help="fp16 on a GPU; by default float32."),
     ] = None,
     n_docs: Annotated[
         int | None, typer.Option(help="Passages a question; by default the model's.")
@@ -85,7 +89,14 @@ def train(
         seed=seed,
     )
     report = load_backend_for_command(backend).train_files(
-        questions, model, kb, out, config, validation=validation, device=device
+        questions,
+        model,
+        kb,
+        out,
+        config,
+        validation=validation,
+        device=device,
+        progress=not is_quiet(),
     )
     outcome = "nothing left to train"
     if report.history:
@@ -96,5 +107,5 @@ def train(
         say(f"note: {note}")
     say(
         f"{out}: {report.steps} steps, {outcome}.\n"
-        f'Ask it:  dualrag ask --model {out} --kb {kb} "..."'
+        f'Ask it:  {pasteable("ask", "--model", out, "--kb", kb)} "..."'
     )

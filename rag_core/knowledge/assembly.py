@@ -105,7 +105,7 @@ def embed(
     _keep_shards_of(plan, work)
     paths = [path for path, _ in files]
     stamps = [_stamp(path) for path in paths]
-    hide = not progress
+    hide = not progress or None  # None: at a terminal alone
 
     def passages() -> Iterator[PassageRow]:
         return stream_passages(files, plan.words, tsv_quotes=request.get("tsv_quotes", True))

@@ -56,7 +56,7 @@ def open_passages(
     folder = _store_folder(source, shards, columns, revision, options)
     parts: list[Any] = []
     held = 0
-    bar = tqdm(shards, desc=f"passages of {source}", unit="file", disable=len(shards) < 3)
+    bar = tqdm(shards, desc=f"passages of {source}", unit="file", disable=len(shards) < 3 or None)
     for shard in bar:
         if first_rows and held >= rows:
             break

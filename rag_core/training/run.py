@@ -325,7 +325,7 @@ class TrainingRun(ABC):
                 initial=self.report.steps,
                 desc="training",
                 unit="step",
-                disable=not progress,
+                disable=not progress or None,  # None: at a terminal alone
             )
             try:
                 with bar:
