@@ -11,6 +11,7 @@ from rag_core.hub import AGAIN, DamagedFileError, bounded_json
 METADATA_COLUMN = "metadata_json"
 # Every passage of a document holds it again.
 METADATA_CHARS = 1 << 16
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def encode_metadata(metadata: Mapping[str, Any], place: str) -> str:
@@ -24,7 +25,7 @@ def encode_metadata(metadata: Mapping[str, Any], place: str) -> str:
         ValueError: a value that JSON does not have, or too many of them.
     """
     try:
-        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(metadata)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(

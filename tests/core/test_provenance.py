@@ -1,14 +1,28 @@
 """Passages say where they come from: in files, knowledge bases, searches and answers."""
 
 import json
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rag_core.hub import read_lines
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
-from rag_core.knowledge.documents import find_files, find_roots
+from rag_core.knowledge.documents import Document, find_files, find_roots, read_documents
+from rag_core.knowledge.passages import (
+    _ABBREVIATION,
+    _SENTENCE_END,
+    WORD_CHARS,
+    split_passages,
+    split_text,
+)
 from rag_core.outputs import Answer, Passage, origin_of
+from rag_core.tokenization import LONGEST_WORD, words_of
 from tests.support.knowledge_bases import build, hashed
 
 FIRE = {"line": 12, "end_line": 20, "headings": ["Fire", "Wardens"]}
@@ -105,3 +119,136 @@ def test_roots_of_a_damaged_manifest(tmp_path, root) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"roots": [root]}))
     with pytest.raises(ValueError, match=r"damaged \(roots"):
         KnowledgeBase.open(tmp_path / "kb")
+
+
+def old_rule(text: str, words: int) -> list[str]:
+    """Passages as they were cut before they knew their places."""
+    limit = max(LONGEST_WORD, WORD_CHARS * words)
+    spans = words_of(text, limit)
+    parts = [text[span.start : span.end] for span in spans]
+    passages = []
+    while parts:
+        sizes = list(accumulate((len(part) + 1 for part in parts), initial=0))
+        end = min(words, bisect_right(sizes, limit + 1) - 1, len(parts))
+        last = end = max(1, end)
+        while end >= max(1, last // 2) and not is_end_of_sentence(parts[end - 1]):
+            end -= 1
+        if end < max(1, last // 2):
+            end = last
+            while spans[last - 1].splits and end >= max(1, last // 2) and spans[end - 1].splits:
+                end -= 1
+            if end < max(1, last // 2):
+                end = last
+        if len(parts) <= words + words // 5 and sizes[-1] <= limit + limit // 5 + 1:
+            end = len(parts)
+        passages.append(" ".join(text[spans[0].start : spans[end - 1].end].split()))
+        parts, spans = parts[end:], spans[end:]
+    return passages
+
+
+def is_end_of_sentence(word: str) -> bool:
+    return bool(_SENTENCE_END.search(word)) and not _ABBREVIATION.match(word)
+
+
+TEXTS = st.text(st.sampled_from("ab.! \n\t\u00a0\u3042\u6f22\u3002\u0e01é"), max_size=400)
+
+
+@given(TEXTS, st.integers(1, 9))
+def test_texts_are_cut_as_before_wherever_they_come_from(text: str, words: int) -> None:
+    expected = old_rule(text, words)
+    assert list(split_text(text, words)) == expected
+    marks = [(0, {"line": 1}), (len(text) // 2, {"line": 2})]
+    rows = split_passages(Document("T", text, "x", marks=marks), words)
+    assert [row["text"] for row in rows] == expected
+
+
+LINES = st.lists(
+    st.tuples(st.text(" abc.\u6f22\t", max_size=12), st.sampled_from("\n \r\n \r".split(" ")))
+)
+
+
+@given(LINES, st.integers(1, 9))
+def test_the_lines_of_a_plain_text_hold_a_passages_words(lines, words: int) -> None:
+    text = "".join(f"{line}{end}" for line, end in lines)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.txt")
+        path.write_bytes(text.encode() or b"\n")
+        numbered = ["", *(line for _, line in read_lines(path))]
+        rows = []
+        if text.strip():
+            rows = [row for doc in read_documents(path) for row in split_passages(doc, words)]
+    for row in rows:
+        assert row["source"] == "a.txt" and row["metadata"].keys() <= {"line", "end_line"}
+        first = row["metadata"]["line"]
+        last = row["metadata"].get("end_line", first)
+        held = "".join(numbered[first : last + 1])
+        assert "".join(row["text"].split()) in "".join(held.split())
+        assert row["text"][0] in numbered[first] and row["text"][-1] in numbered[last]
+
+
+MARKDOWN = """# Guide
+
+Read the lines
+of this paragraph.
+
+## Code
+
+Run it so:
+
+```python
+def double(x):
+    return 2 * x
+```
+
+| name | floor |
+|------|------:|
+| Ann  |     1 |
+
+And that is all
+there `is to
+it`, really.
+"""
+
+
+def test_code_and_tables_keep_their_lines(tmp_path) -> None:
+    path = tmp_path / "guide.md"
+    path.write_text(MARKDOWN)
+    rows = [row for doc in read_documents(path) for row in split_passages(doc)]
+    assert [(row["text"], row["metadata"]) for row in rows] == [
+        ("Read the lines of this paragraph.", {"headings": ["Guide"], "line": 3, "end_line": 4}),
+        (
+            "Run it so:\n```python\ndef double(x):\n    return 2 * x\n```\n"
+            "| name | floor |\n|------|------:|\n| Ann  |     1 |\n"
+            "And that is all there `is to it`, really.",
+            {"headings": ["Guide", "Code"], "line": 8, "end_line": 21},
+        ),
+    ]
+    cut = [row for doc in read_documents(path) for row in split_passages(doc, 6)]
+    assert [(row["text"], row["metadata"]["line"]) for row in cut[1:5]] == [
+        ("Run it so:\n```python\ndef double(x):", 8),
+        ("    return 2 * x\n```", 12),
+        ("| name | floor |\n|------|------:|", 15),
+        ("| Ann  |     1 |", 17),
+    ]
+    assert "end_line" not in cut[4]["metadata"]
+
+
+@given(TEXTS, st.integers(1, 9), st.lists(st.integers(0, 400), max_size=6, unique=True))
+def test_what_is_kept_changes_no_word(text: str, words: int, places) -> None:
+    edges = sorted(text.rfind("\n", 0, place) + 1 for place in places)
+    kept = [
+        (start, end) for start, end in zip(edges[::2], edges[1::2], strict=False) if start < end
+    ]
+    rows = split_passages(Document("T", text, "x", kept=kept), words)
+    joined = "".join("".join(row["text"].split()) for row in rows)
+    assert joined == "".join(text.split())
+    [whole] = split_passages(Document("T", f".{text}.", "x", kept=[(0, len(text) + 2)]), None)
+    assert whole["text"] == f".{text}."
+
+
+def test_metadata_must_be_json() -> None:
+    for value in (float("nan"), b"x", {1}, "\ud800"):
+        with pytest.raises(ValueError, match=r"a\.x:7: metadata must be JSON, got .*key"):
+            list(split_passages(Document("T", "x", "a.x:7", metadata={"key": value})))
+    with pytest.raises(ValueError, match=r"a\.x:7: metadata must have at most 65,536 characters"):
+        list(split_passages(Document("T", "x", "a.x:7", metadata={"key": "y" * 70_000})))
