@@ -107,12 +107,11 @@ def embed(
     stamps = [_stamp(path) for path in paths]
     hide = not progress or None  # None: at a terminal alone
 
-    def passages() -> Iterator[PassageRow]:
-        return stream_passages(files, plan.words, tsv_quotes=request.get("tsv_quotes", True))
-
     # Read twice: a progress bar wants to know how many there are, and reading takes little beside
     # embedding.
-    first_pass = tqdm(passages(), "reading", unit=" passages", disable=hide, leave=False)
+    first_pass = tqdm(
+        passages_of(files, plan), "reading", unit=" passages", disable=hide, leave=False
+    )
     rows = sum(1 for _ in first_pass)
     if request.get("index") == "ivfpq" and plan.rows + rows < MIN_PQ_ROWS:
         raise ValueError(
@@ -128,7 +127,7 @@ def embed(
             bar.update(count)
 
         shards = embed_shards(
-            passages(),
+            passages_of(files, plan),
             work,
             encode,
             batch_size=request["batch_size"],
@@ -141,6 +140,11 @@ def embed(
     if changed:
         raise ValueError(f"{', '.join(changed)} changed while being read. Run the command again.")
     return shards
+
+
+def passages_of(files: list[tuple[Path, str]], plan: Manifest) -> Iterator[PassageRow]:
+    """The passages of files, read as the request says."""
+    return stream_passages(files, plan.words, tsv_quotes=plan.request.get("tsv_quotes", True))
 
 
 def _keep_shards_of(plan: Manifest, work: Path) -> None:
@@ -225,6 +229,7 @@ def assemble(
     plan: Manifest,
     kept: Any = None,
     request: Mapping[str, Any] | None = None,
+    outcome: Any = None,
 ) -> Manifest:
     """Writes the whole knowledge base into the work folder, then puts it in the place of `out`.
 
@@ -235,6 +240,7 @@ def assemble(
         plan: the manifest but for what is known only at the end (`rows`, `index`, `files`).
         kept: a faiss index of the first rows, to be grown; None builds it anew.
         request: what was asked for (JSON), noted for `done_before`.
+        outcome: what is to be answered (JSON); by default how many rows more or less there are.
 
     Returns:
         The manifest as written.
@@ -270,9 +276,11 @@ def assemble(
     manifest = replace(plan, rows=rows, index=described)
     manifest.write(final)
     if request is not None:
+        if outcome is None:
+            outcome = abs(rows - plan.rows)
         result = {
             "request": request,
-            "changed": abs(rows - plan.rows),
+            "changed": outcome,
             "manifest": describe(final / FILE),
         }
         with atomic_write(note_path(out)) as draft:
@@ -281,9 +289,9 @@ def assemble(
     return manifest
 
 
-def done_before(out: Path, request: Mapping[str, Any]) -> int | None:
-    """How many rows a run changed that was killed after the change and before it could say so; None
-    if there is none.
+def done_before(out: Path, request: Mapping[str, Any]) -> Any:
+    """The outcome of a run that was killed after the change and before it could say so; None if
+    there is none.
 
     Without its note a change that is asked for again would be made twice.
     """
@@ -291,10 +299,9 @@ def done_before(out: Path, request: Mapping[str, Any]) -> int | None:
         note = read_json(note_path(out))
         if note["request"] != request or note["manifest"] != describe(out / FILE):
             return None
-        changed = note["changed"]
+        return note["changed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return changed if type(changed) is int else None
 
 
 def discard_work(out: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from rag_core.checkpoint import check_arrow
 from rag_core.checks import whole
-from rag_core.hub import clear, local_knowledge, recover
+from rag_core.hub import clear, local_knowledge, numbered, recover
 from rag_core.knowledge import manifest as layout
 from rag_core.knowledge.assembly import (
     INDEX_KINDS,
@@ -34,22 +34,23 @@ from rag_core.knowledge.assembly import (
     discard_work,
     done_before,
     embed,
+    passages_of,
     without,
     workplace,
 )
+from rag_core.knowledge.documents import Paths
 from rag_core.knowledge.embedding import Encode, probe_vector, read_batches, same_probe
 from rag_core.knowledge.manifest import Manifest
 from rag_core.knowledge.passages import WORDS, WORDS_HINT
-from rag_core.retrieval import passage_parts
+from rag_core.retrieval import matching_rows, passage_parts
 
 if TYPE_CHECKING:
     from rag_core.knowledge.encoders import PassageEncoderBase
+    from rag_core.knowledge.update import Update
     from rag_core.outputs import Hit
     from rag_core.retrieval import FaissIndex, Where
 
     Encoder = str | Path | PassageEncoderBase | Callable[[list[str]], Any]
-
-Paths = str | Path | Iterable[str | Path]
 
 
 @dataclass
@@ -141,7 +142,7 @@ def build_knowledge_base(
         0,
         words,
         {},
-        _sources(files),
+        layout.described_files(files),
         layout.root_entries(find_roots(paths), out),
         credit=credit,
         request=request,
@@ -344,7 +345,13 @@ class KnowledgeBase:
             )
 
     def add(
-        self, paths: Paths, encode: Encode, *, words: int | None = -1, progress: bool = True
+        self,
+        paths: Paths,
+        encode: Encode | None = None,
+        *,
+        words: int | None = -1,
+        backend: str | None = None,
+        progress: bool = True,
     ) -> int:
         """Appends the passages of more files; rows keep their numbers. Resumable and atomic as a
         build is.
@@ -353,23 +360,28 @@ class KnowledgeBase:
 
         Args:
             paths: files or folders.
-            encode: the encoder that embedded the others.
+            encode: the encoder that embedded the others; None loads it by the manifest's name.
             words: words a passage; by default as the knowledge base was built.
+            backend: that loads the encoder, "torch" or "tf"; None as in `search`.
             progress: draws progress bars on stderr.
 
         Returns:
             The number of passages added.
+
+        Raises:
+            ValueError: a file that is in the knowledge base already (`update` reads it again), or
+                as `build_knowledge_base`.
         """
         from rag_core.knowledge.documents import find_files, find_roots
         from rag_core.retrieval import read_faiss
 
         # Before anything is embedded, which may take hours.
         self._check_columns()
-        self.check_encoder(encode)
+        encode = self._encoder(encode, backend)
         old = self.manifest
         known = old.root_paths(self.path)
         files = find_files(paths, known)
-        sources = _sources(files)
+        sources = layout.described_files(files)
         roots = layout.root_entries(find_roots(paths, known), self.path)
         roots = [*old.roots, *(root for root in roots if root not in old.roots)]
         if words == -1:
@@ -378,8 +390,9 @@ class KnowledgeBase:
         request = {"add": sources, "words": plan.words}
         with workplace(self.path) as work:
             added = done_before(self.path, request)
-            if added is not None:
+            if type(added) is int:
                 return added
+            self._check_new(sources)
             shards = embed(files, work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
@@ -388,11 +401,91 @@ class KnowledgeBase:
             )
         return self.manifest.rows - old.rows
 
+    def update(
+        self,
+        paths: Paths | None = None,
+        encode: Encode | None = None,
+        *,
+        backend: str | None = None,
+        dry_run: bool = False,
+        progress: bool = True,
+    ) -> Update:
+        """Compares the files that were indexed with what they are now, and reads again what changed.
+
+        Files are told by their sha256. Those that are as they were keep their passages and vectors;
+        what is new is added, what is gone is removed, and rows are numbered as a build would number
+        them. Settings are those of the build. Resumable and atomic as a build is. Passages of an
+        unchanged file that were removed stay removed.
+
+        Args:
+            paths: files or folders to compare, which may have been moved since, or be new; None
+                compares all that were indexed.
+            encode: the encoder that embedded the passages; None loads it by the manifest's name,
+                if there is something to embed.
+            backend: that loads the encoder, "torch" or "tf"; None as in `search`.
+            dry_run: say what would be done, and do nothing.
+            progress: draws progress bars on stderr.
+
+        Returns:
+            What was done; it is false where there was nothing to do.
+
+        Raises:
+            FileNotFoundError: a folder that was indexed is not where it was.
+            ValueError: bad files; another encoder; a knowledge base of a release that did not note
+                which file a passage is of, or of which nothing would be left.
+        """
+        from rag_core.knowledge.update import Update, UpdatePlan, arranged
+        from rag_core.retrieval import read_faiss
+
+        self._check_columns()
+        plan = UpdatePlan(self.manifest, self.path, paths)
+        if dry_run:
+            embedded = sum(1 for _ in passages_of(plan.files, plan.manifest))
+            _, removed, _ = arranged(self._arrow_files(), [], plan)
+            return plan.outcome(embedded, removed)
+        request = {"update": plan.manifest.sources, "roots": plan.manifest.roots}
+        done = Update.from_note(done_before(self.path, request))
+        if done is None and plan.is_done:
+            arranged(self._arrow_files(), [], plan)
+            discard_work(self.path)
+            return plan.outcome(0, 0)
+        if done is None and plan.files:
+            encode = self._encoder(encode, backend)
+        with workplace(self.path) as work:
+            if done is not None:
+                return done
+            shards = []
+            if encode is not None and plan.files:
+                shards = embed(plan.files, work, encode, plan.manifest, progress)
+            batches, removed, in_place = arranged(self._arrow_files(), shards, plan)
+            kept = None
+            if in_place:
+                kept = read_faiss(self.path / layout.INDEX_FILE)
+            embedded = sum(map(len, read_batches(shards)))
+            outcome = plan.outcome(embedded, removed)
+            self.manifest = assemble(
+                work, self.path, batches, plan.manifest, kept, request, outcome.to_dict()
+            )
+        return outcome
+
+    def matching(self, where: Where) -> np.ndarray:
+        """The row numbers of the passages that conditions hold for, (n,) int64 in order.
+
+        Args:
+            where: as of `search`.
+
+        Raises:
+            TypeError, ValueError: conditions that cannot be read or match nothing.
+        """
+        return matching_rows(self.dataset(), where)
+
     def remove(
         self,
         ids: Iterable[int] | None = None,
         *,
         title: str | Callable[[str], bool] | None = None,
+        where: Where | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Removes passages and rebuilds the index; the rows after them move up. Atomic.
 
@@ -400,45 +493,72 @@ class KnowledgeBase:
 
         Args:
             ids: row numbers, or
-            title: an exact title, or a function of a title that is true for those to remove.
+            title: an exact title, or a function of a title that is true for those to remove, or
+            where: conditions on passages, as of `search`: "file=handbook/old.md".
+            dry_run: count them, and remove nothing.
 
         Returns:
             The number of passages removed.
 
         Raises:
-            ValueError: both or neither given, a row that does not exist, nothing or everything
-                selected.
+            ValueError: several or none given, a row that does not exist, nothing or everything
+                selected, or as of `search`.
         """
-        if (ids is None) == (title is None):
+        if sum(each is not None for each in (ids, title, where)) != 1:
             raise ValueError(
-                "give either ids= (row numbers) or title= (a title or a function of it)"
+                "give either ids= (row numbers) or title= (a title or a function of it) or where= "
+                "(conditions)"
             )
         self._check_columns()
         rows = digest = None
         if ids is not None:
             rows = np.asarray(list(ids), np.int64)
             digest = hashlib.sha256(np.unique(rows).tobytes()).hexdigest()
-        request = {"remove": digest, "title": "a function" if callable(title) else title}
+        request: dict[str, Any] = {
+            "remove": digest,
+            "title": _comparable(title),
+            "where": _comparable(where),
+        }
+        if dry_run:
+            return int(self._to_remove(rows, title, where).sum())
         with workplace(self.path) as work:
             removed = done_before(self.path, request)
             # A function can't be compared, what it selects can: if that is there, it is another
             # one.
-            if removed is not None and not (callable(title) and self._selected(rows, title).any()):
+            is_function = callable(title) or callable(where)
+            if type(removed) is int and not (
+                is_function and self._selected(rows, title, where).any()
+            ):
                 return removed
-            drop = self._selected(rows, title)
-            if not drop.any() or drop.all():
-                raise ValueError(
-                    f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; "
-                    "nothing was removed."
-                )
+            drop = self._to_remove(rows, title, where)
             batches = without(read_batches(self._arrow_files()), drop)
             self.manifest = assemble(work, self.path, batches, self.manifest, request=request)
         return int(drop.sum())
 
+    def _to_remove(
+        self,
+        rows: np.ndarray | None,
+        title: str | Callable[[str], bool] | None,
+        where: Where | None,
+    ) -> np.ndarray:
+        """As `_selected`, where something and not everything is."""
+        drop = self._selected(rows, title, where)
+        if not drop.any() or drop.all():
+            raise ValueError(
+                f"{'all' if drop.all() else 'none'} of the {len(self)} passages match; "
+                "nothing was removed."
+            )
+        return drop
+
     def _selected(
-        self, rows: np.ndarray | None, title: str | Callable[[str], bool] | None
+        self,
+        rows: np.ndarray | None,
+        title: str | Callable[[str], bool] | None,
+        where: Where | None,
     ) -> np.ndarray:
         """Which passages `remove` means, (R,) booleans."""
+        if where is not None:
+            rows = self.matching(where)
         if rows is not None:
             if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
                 raise ValueError(
@@ -453,6 +573,27 @@ class KnowledgeBase:
         if callable(title):
             return np.array([bool(title(name)) for name in names], bool)
         return np.array([name == title for name in names], bool)
+
+    def _encoder(self, encode: Encode | None, backend: str | None) -> Encode:
+        """The encoder given, or that of the manifest, checked."""
+        from rag_core.knowledge.search import load_encoder
+
+        if encode is None:
+            name = self.manifest.encoder["name"]
+            encode = load_encoder(self, name, backend).embed
+        self.check_encoder(encode)
+        return encode
+
+    def _check_new(self, sources: list[dict[str, Any]]) -> None:
+        """Refuses files that are in the knowledge base already."""
+        known = {entry.get("path") for entry in self.manifest.sources}
+        names = [entry["path"] for entry in sources if entry["path"] in known]
+        # Bases of before have files of several folders under one name.
+        if names and self.manifest.roots:
+            raise ValueError(
+                f"paths must be new to {self.path}, got {numbered(names)}, which it holds already. "
+                f"Bring it up to its files:  dualrag update {self.path}  (KnowledgeBase.update)"
+            )
 
     def _check_columns(self) -> None:
         columns = self.dataset().column_names
@@ -477,8 +618,11 @@ def _named(path: str | Path) -> Path:
     return path
 
 
-def _sources(files: Iterable[tuple[Path, str]]) -> list[dict[str, Any]]:
-    return [{"path": Path(name).as_posix(), **layout.describe(path)} for path, name in files]
+def _comparable(selection: Any) -> Any:
+    """What a note can hold of a selection of passages."""
+    if callable(selection):
+        return "a function"
+    return selection
 
 
 def _same_sources(old: Manifest, plan: Manifest) -> bool:
@@ -520,6 +664,6 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
         return existing
     raise FileExistsError(
         f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "
-        "Choose another folder, replace it (overwrite=True, --overwrite) or add to it "
-        "(KnowledgeBase.add)."
+        "Choose another folder, replace it (overwrite=True, --overwrite), bring it up to its "
+        f"files (dualrag update {out}) or add to it (dualrag add {out} PATHS)."
     )

@@ -18,6 +18,8 @@ from typing import Any
 from rag_core.checks import warn
 from rag_core.hub import numbered, read_lines
 
+Paths = str | Path | Iterable[str | Path]
+
 # A longer plain text is handed on in blocks, so that one huge file never sits in memory.
 BLOCK_CHARS = 1 << 20
 # More than fit a screen help nobody.
@@ -304,11 +306,11 @@ def _walk(path: Path, name: str, collection: _Collection) -> None:
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder)
         to_enter = []
-        for name in folders:
-            if name.startswith("."):
-                collection.passed_by["hidden"].append(shown(here / name))
-            elif entered.first_time(here / name):
-                to_enter.append(name)
+        for below in folders:
+            if below.startswith("."):
+                collection.passed_by["hidden"].append(shown(here / below))
+            elif entered.first_time(here / below):
+                to_enter.append(below)
         folders[:] = sorted(to_enter)
         inside += [here / name for name in names]
     if not any(file.suffix.lower() in READERS and not file.name.startswith(".") for file in inside):

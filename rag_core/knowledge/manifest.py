@@ -269,6 +269,11 @@ def root_entries(roots: Iterable[tuple[Path, str]], folder: Path) -> list[dict[s
     return entries
 
 
+def described_files(files: Iterable[tuple[Path, str]]) -> list[dict[str, Any]]:
+    """What `Manifest.sources` holds of files that `find_files` found."""
+    return [{"path": Path(name).as_posix(), **describe(path)} for path, name in files]
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file."""
     with path.open("rb") as stream:

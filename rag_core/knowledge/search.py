@@ -106,8 +106,9 @@ def load_encoder(
 ) -> Any:
     """An encoder by its name; for arguments and errors see `question_encoder`."""
     engine = backends.load_backend(backend or _backend_in_use())
+    options = {"for_questions": True} if for_questions else {}
     try:
-        return engine.load_encoder(name, for_questions=for_questions)
+        return engine.load_encoder(name, **options)
     except OSError as error:
         if name != kb.manifest.encoder["name"]:
             raise

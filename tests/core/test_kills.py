@@ -148,7 +148,10 @@ def test_conversion_into_a_folder_with_other_files(tmp_path) -> None:
         assert contents(target) == end
 
 
-@pytest.mark.parametrize("change", ["add", "remove ids", "remove titles", "overwrite", "build"])
+CHANGES = ("add", "remove ids", "remove titles", "update", "overwrite", "build")
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_knowledge_base(tmp_path, change) -> None:
     kb = build(tmp_path, rows=9).path
     more = write_corpus(tmp_path / "more.jsonl", rows=5, seed=7)
@@ -158,6 +161,8 @@ def test_knowledge_base(tmp_path, change) -> None:
         else {"corpus.jsonl": (tmp_path / "corpus.jsonl").read_bytes()}
     )
     start["more.jsonl"] = more.read_bytes()
+    if change == "update":
+        start["corpus.jsonl"] = more.read_bytes()
 
     def work() -> object:
         if change == "add":
@@ -166,6 +171,8 @@ def test_knowledge_base(tmp_path, change) -> None:
             return KnowledgeBase.open(kb).remove([0, 3])
         if change == "remove titles":
             return KnowledgeBase.open(kb).remove(title=lambda title: title.endswith(("-1", "-2")))
+        if change == "update":
+            return KnowledgeBase.open(kb).update(encode=hashed, progress=False)
         if change == "overwrite":
             options = {"encoder_name": "hashed", "progress": False, "overwrite": True}
             return len(build_knowledge_base(more, kb, hashed, **options))
@@ -174,7 +181,7 @@ def test_knowledge_base(tmp_path, change) -> None:
     lay(tmp_path, start)
     result = work()
     end = contents(tmp_path)
-    rows = {"add": 14, "overwrite": 5, "build": 9}.get(change, 7)
+    rows = {"add": 14, "overwrite": 5, "build": 9, "update": 5}.get(change, 7)
     for _ in kills(lambda: lay(tmp_path, start), work, every=7):
         if change != "build" or (kb / "manifest.json").exists():
             found = KnowledgeBase.open(kb, verify=True)

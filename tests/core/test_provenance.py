@@ -99,7 +99,9 @@ def test_a_base_finds_its_folders_again_wherever_all_of_it_goes(tmp_path) -> Non
     here = tmp_path / "here"
     options = {"encoder_name": "hashed", "progress": False}
     kb = build_knowledge_base([here / "docs", here / "z.txt"], here / "kb", hashed, **options)
-    kb.add([here / "other" / "docs", here / "docs"], hashed, progress=False)
+    kb.add([here / "other" / "docs"], hashed, progress=False)
+    with pytest.raises(ValueError, match=r"must be new to .*, got docs/x\.txt"):
+        kb.add(here / "docs", hashed, progress=False)
     assert str(tmp_path) not in (kb.path / "manifest.json").read_text()
     there = here.rename(tmp_path / "there")
     roots = KnowledgeBase.open(there / "kb").manifest.root_paths(there / "kb")
@@ -109,8 +111,8 @@ def test_a_base_finds_its_folders_again_wherever_all_of_it_goes(tmp_path) -> Non
         there / "other" / "docs": "other/docs",
     }
     names = [source["path"] for source in kb.manifest.sources]
-    assert names == ["docs/x.txt", "z.txt", "other/docs/y.txt", "docs/x.txt"]
-    assert [name for _, name in find_files(roots, roots)] == names[:3]
+    assert names == ["docs/x.txt", "z.txt", "other/docs/y.txt"]
+    assert [name for _, name in find_files(roots, roots)] == names
 
 
 @pytest.mark.parametrize("root", ["docs", {"path": "docs"}, {"path": "/etc", "name": "etc"}])

@@ -1,0 +1,252 @@
+"""A knowledge base brought up to its files: what changed is read and embedded again, the rest stays.
+
+Letters: R passages there are, M passages embedded anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rag_core.knowledge.documents import Paths, find_files, find_roots, in_full
+from rag_core.knowledge.embedding import read_batches
+from rag_core.knowledge.manifest import Manifest, described_files, root_entries
+from rag_core.retrieval import METADATA_COLUMN, decode_metadata
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update of a knowledge base did, or would do.
+
+    Attributes:
+        changed, new, gone: names of files, as they are sources of passages.
+        unchanged: how many files are as they were.
+        embedded: passages of changed and new files.
+        removed: passages of changed files, as they were, and of those that are gone.
+    """
+
+    changed: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    embedded: int = 0
+    removed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.new or self.gone)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.changed):,} changed, {len(self.new):,} new, {len(self.gone):,} gone, "
+            f"{self.unchanged:,} as they were: {self.embedded:,} passages embedded, "
+            f"{self.removed:,} removed"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_note(cls, note: Any) -> Update | None:
+        """The update that `to_dict` gave; None if it is none."""
+        try:
+            return cls(**note)
+        except TypeError:
+            return None
+
+
+class UpdatePlan:
+    """What is to be done, found by comparing files with a manifest.
+
+    Args:
+        manifest: of the knowledge base.
+        folder: the knowledge base.
+        paths: files or folders to compare; None compares all that was indexed.
+
+    Attributes:
+        files: (file, name) pairs to read.
+        is_done: whether there is nothing to do.
+        changed, new, gone: names of files.
+        manifest: as it is to be, but for what is known at the end.
+
+    Raises:
+        FileNotFoundError: a folder that was indexed is not where it was.
+        ValueError: nothing would be left, or the knowledge base does not know its files.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, paths: Paths | None) -> None:
+        if not manifest.roots:
+            raise ValueError(
+                f"{folder} does not know which files its passages come from: it was built by an "
+                f"earlier release. Build it anew:  dualrag index PATHS --out {folder} --overwrite"
+            )
+        before = _sums(manifest.sources)
+        roots = manifest.root_paths(folder)
+        scopes = _scopes(roots, before, paths)
+        found = find_files(scopes.present, scopes.present) if scopes.present else []
+        entries = described_files(found)
+        now = _sums(entries)
+        compared = [name for name in before if _is_within(name, scopes.names)]
+        self.changed = [name for name in now if name in before and now[name] != before[name]]
+        self.new = [name for name in now if name not in before]
+        self.gone = [name for name in compared if name not in now]
+        self.unchanged = len(before) - len(self.changed) - len(self.gone)
+        to_read = {*self.changed, *self.new}
+        self.files = [(path, name) for path, name in found if Path(name).as_posix() in to_read]
+        left = [entry for entry in manifest.sources if entry["path"] not in {*now, *self.gone}]
+        if not left and not entries:
+            raise ValueError(
+                f"{folder}: of its {len(before):,} files none is left. Name the folder where they "
+                "lie now, or delete the knowledge base."
+            )
+        kept_roots = root_entries(scopes.roots.items(), folder)
+        self.is_done = not to_read and not self.gone and kept_roots == manifest.roots
+        order = _order(kept_roots)
+        self.manifest = replace(
+            manifest,
+            sources=sorted([*left, *entries], key=lambda entry: order(entry["path"])),
+            roots=kept_roots,
+        )
+
+    def outcome(self, embedded: int, removed: int) -> Update:
+        """The record of what was done."""
+        return Update(self.changed, self.new, self.gone, self.unchanged, embedded, removed)
+
+
+@dataclass
+class _Scopes:
+    """Which files are compared.
+
+    Attributes:
+        present: paths to search, with the names that their files have in front.
+        names: what the names of files that are compared begin with.
+        roots: the paths that the knowledge base has from now on, with their names.
+    """
+
+    present: dict[Path, str]
+    names: set[str]
+    roots: dict[Path, str]
+
+
+def _scopes(roots: Mapping[Path, str], before: Mapping[str, Any], paths: Paths | None) -> _Scopes:
+    present = {path: name for path, name in roots.items() if path.exists()}
+    if paths is None:
+        for path, name in roots.items():
+            # A single file may be gone; a folder is not emptied by being somewhere else.
+            if path not in present and (name not in before or not path.parent.is_dir()):
+                raise FileNotFoundError(
+                    f"{path}: no such file or folder, and the knowledge base was built from it. "
+                    "Say where it lies now:  dualrag update KB PATHS  (KnowledgeBase.update(paths))"
+                )
+        return _Scopes(present, {*roots.values()}, dict(present))
+    missing = {name: path for path, name in roots.items() if path not in present}
+    scopes = _Scopes({}, set(), dict(roots))
+    given = [paths] if isinstance(paths, str | Path) else paths
+    for path in map(in_full, map(Path, given)):
+        root = next((each for each in roots if path.is_relative_to(each)), None)
+        if root is not None:
+            name = (Path(roots[root]) / path.relative_to(root)).as_posix()
+        elif path.name in missing:  # it lies elsewhere now
+            name = path.name
+            del scopes.roots[missing.pop(name)]
+            scopes.roots[path] = name
+        else:
+            [(_, name)] = find_roots([path], present)
+            scopes.roots[path] = name
+        scopes.names.add(name)
+        if path.exists() or not any(_is_within(each, {name}) for each in before):
+            scopes.present[path] = name
+    return scopes
+
+
+def _is_within(name: str, scopes: Iterable[str]) -> bool:
+    return any(name == scope or name.startswith(f"{scope}/") for scope in scopes)
+
+
+def _sums(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The checksums of files by name; one that was added twice has two."""
+    sums = defaultdict(list)
+    for entry in sources:
+        sums[entry["path"]].append(entry["sha256"])
+    return dict(sums)
+
+
+def _order(roots: list[dict[str, str]]) -> Any:
+    """What names of files are sorted by, so that they stand as a build of `roots` has them."""
+
+    def key(name: str) -> tuple[int, tuple[str, ...]]:
+        numbers = [number for number, root in enumerate(roots) if _is_within(name, {root["name"]})]
+        return min(numbers, default=len(roots)), Path(name).parts
+
+    return key
+
+
+def arranged(
+    old: list[Path], new: list[Path], plan: UpdatePlan
+) -> tuple[Iterator[pa.RecordBatch], int, bool]:
+    """The passages of an updated knowledge base, in the order of its sources.
+
+    Args:
+        old: Arrow files of the passages there are.
+        new: shards of those embedded anew.
+        plan: says which files stay.
+
+    Returns:
+        Record batches; how many of the old passages are left out; and whether the others stand
+        where they stood.
+
+    Raises:
+        ValueError: passages that do not say which file they are of.
+    """
+    import pyarrow as pa
+
+    batches = list(read_batches(old))
+    rows_before = sum(map(len, batches))
+    numbers = {entry["path"]: number for number, entry in enumerate(plan.manifest.sources)}
+    numbers.update(dict.fromkeys(plan.gone, -1))
+    of_old = _file_numbers(batches, numbers)  # (R,)
+    for name in plan.changed:
+        of_old[of_old == numbers[name]] = -1
+    shards = list(read_batches(new))
+    number_of = np.concatenate([of_old, _file_numbers(shards, numbers)])  # (R + M,)
+    order = np.argsort(number_of, kind="stable")
+    order = order[number_of[order] >= 0]
+    removed = int((of_old < 0).sum())
+    in_place = not removed and bool((order[:rows_before] == np.arange(rows_before)).all())
+    table = pa.Table.from_batches([*batches, *shards])
+    return _runs(table, order), removed, in_place
+
+
+def _runs(table: pa.Table, order: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The rows of a table in another order, copied by none: rows that stay together are a slice."""
+    ends = np.flatnonzero(np.diff(order) != 1) + 1
+    for rows in np.split(order, ends):
+        if len(rows):
+            yield from table.slice(int(rows[0]), len(rows)).to_batches()
+
+
+def _file_numbers(batches: Iterable[pa.RecordBatch], numbers: Mapping[str, int]) -> np.ndarray:
+    """The number of each passage's file."""
+    found: list[int] = []
+    for batch in batches:
+        sources = batch.column("source").to_pylist()
+        for source, text in zip(sources, batch.column(METADATA_COLUMN).to_pylist(), strict=True):
+            name = source
+            # Of tables whose rows name a source: few are.
+            if text is not None and '"file"' in text:
+                name = decode_metadata(text, "the passages").get("file", source)
+            if name not in numbers:
+                raise ValueError(
+                    f"every passage must say which file it is of, got one with source {source!r}. "
+                    "Build the knowledge base anew (dualrag index ... --overwrite)."
+                )
+            found.append(numbers[name])
+    return np.array(found, np.int64)
