@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from rag_tf.rag import RagTokenForGeneration as RagTokenForGeneration
     from rag_tf.t5 import T5ForConditionalGeneration as T5ForConditionalGeneration
     from rag_tf.training import TrainingConfig as TrainingConfig
+    from rag_tf.training import measure_files as measure_files
     from rag_tf.training import train as train
     from rag_tf.training import train_files as train_files
 
@@ -93,7 +94,7 @@ _HOMES = {
     "encoders": ["load_encoder"],
     "export": ["export_saved_model"],
     "graph": ["clear_graphs", "graph_memory", "once", "set_graph_memory"],
-    "training": ["TrainingConfig", "train", "train_files"],
+    "training": ["TrainingConfig", "measure_files", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _CORE = [name for name in rag_core.__all__ if name != "__version__"]

@@ -127,6 +127,7 @@ class _Run(TrainingRun):
 
 train = _Run.train
 train_files = _Run.train_files
+measure_files = _Run.measure_files
 
 
 def make_optimizer(parameters: dict[str, tf.Variable], config: TrainingConfig) -> AdamW:

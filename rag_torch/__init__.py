@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from rag_torch.rag import RagTokenForGeneration as RagTokenForGeneration
     from rag_torch.t5 import T5ForConditionalGeneration as T5ForConditionalGeneration
     from rag_torch.training import TrainingConfig as TrainingConfig
+    from rag_torch.training import measure_files as measure_files
     from rag_torch.training import train as train
     from rag_torch.training import train_files as train_files
 
@@ -71,7 +72,7 @@ _HOMES = {
     "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
     "encoders": ["load_encoder"],
     "quantize": ["quantized"],
-    "training": ["TrainingConfig", "train", "train_files"],
+    "training": ["TrainingConfig", "measure_files", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _CORE = [name for name in rag_core.__all__ if name != "__version__"]

@@ -149,6 +149,7 @@ class _Run(TrainingRun):
 
 train = _Run.train
 train_files = _Run.train_files
+measure_files = _Run.measure_files
 
 
 def make_optimizer(

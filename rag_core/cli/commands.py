@@ -96,9 +96,10 @@ _add(
 )
 _add(
     train,
-    "Fine-tune question encoder and generator together.",
-    "dualrag train pairs.jsonl --model MODEL --kb kb --out tuned",
-    "dualrag train pairs.jsonl --model MODEL --kb kb --out tuned --validation held-out.jsonl",
+    "Fine-tune a model on questions and answers about a knowledge base.",
+    "dualrag train questions.jsonl --kb kb --out tuned",
+    "dualrag train questions.jsonl --kb kb --out tuned --validation held-out.jsonl",
+    "dualrag train questions.jsonl --model facebook/rag-token-nq --kb dpr-kb --out tuned",
 )
 _add(
     convert,

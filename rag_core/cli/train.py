@@ -3,42 +3,72 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say
+from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say, without_none
+
+if TYPE_CHECKING:
+    from rag_core.training import TrainingReport
 
 
 @clean
 def train(
     questions: Annotated[
-        Path, typer.Argument(help='jsonl with one {"question": ..., "answer": ...} a line.')
-    ],
-    model: Annotated[str, typer.Option(help="Folder or hub name of the RAG model to start from.")],
-    kb: Annotated[
-        Path, typer.Option(help="Knowledge base to retrieve from; its vectors stay as they are.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the tuned model to create.")],
-    validation: Annotated[
-        Path | None, typer.Option(help="jsonl of questions to measure exact match on.")
+        Path | None,
+        typer.Argument(
+            help='jsonl with one {"question": ..., "answer": ...} a line; without it a model is '
+            "measured on --validation alone."
+        ),
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the questions.")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the tuned model to create.")] = None,
+    kb: Annotated[
+        Path | None,
+        typer.Option(
+            help="Knowledge base to retrieve from, which stays as it is; by default the model's."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of the RAG model to start from; by default the demo's."
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            help="jsonl of questions to measure exact match on; by default 40 of QUESTIONS."
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the questions; by default 3, but 200 steps.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions a forward pass.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Forward passes an optimizer step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate; by default by the size of the generator."),
+    ] = None,
     question_encoder_learning_rate: Annotated[
         float | None,
-        typer.Option(help="Peak learning rate of the question encoder; by default the same."),
+        typer.Option(help="Peak learning rate of the question encoder; by default a tenth of it."),
     ] = None,
     warmup_steps: Annotated[
         int | None,
         typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most."),
     ] = None,
     question_encoder: Annotated[
-        str, choice("--question-encoder", "all", "projection", "frozen", help="What of it learns.")
-    ] = "all",
+        str | None,
+        choice(
+            "--question-encoder",
+            "all",
+            "projection",
+            "frozen",
+            help="What of it learns; by default nothing from fewer than 500 questions, else all.",
+        ),
+    ] = None,
     on_collapse: Annotated[
         str,
         choice(
@@ -56,23 +86,32 @@ def train(
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
     evaluate_every: Annotated[
-        int, typer.Option(help="Steps between validations; 0 = at the end only.")
-    ] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 = none.")] = 200,
+        int | None,
+        typer.Option(help="Steps between measurements of exact match; by default a quarter."),
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between checkpoints, 0 = none; by default a fifth, 200 at most."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of questions and of dropout.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
     ] = None,
     backend: Backend = None,
 ) -> None:
-    """Fine-tune question encoder and generator together.
+    """Fine-tune a model on questions and answers about a knowledge base.
 
+    What is not said is chosen for the number of questions and the model, and told at the start.
     Stopped or killed, the same command goes on.
     """
     from rag_core.cli.process import load_backend_for_command
-    from rag_core.training import TrainingConfig
 
-    config = TrainingConfig(
+    if questions is None and validation is None:
+        raise ValueError("QUESTIONS must be given, or --validation to measure a model as it is")
+    if questions is not None and out is None:
+        raise ValueError("--out must be given: the folder of the tuned model")
+    # what is None is chosen for the questions and the model
+    settings = without_none(
         steps=steps,
         epochs=epochs,
         batch_size=batch_size,
@@ -88,24 +127,58 @@ def train(
         save_every=save_every,
         seed=seed,
     )
-    report = load_backend_for_command(backend).train_files(
+    engine = load_backend_for_command(backend)
+    if model is None:
+        from rag_core.demo import demo_model_folder
+
+        model = str(demo_model_folder(say))
+    kb = kb or _own_base(model)
+    if questions is None:
+        measured = engine.measure_files(
+            validation, model, kb, n_docs=n_docs, device=device, say=say
+        )
+        print(f"exact match {measured:.3f}")
+        return
+    report = engine.train_files(
         questions,
         model,
         kb,
         out,
-        config,
+        settings,
         validation=validation,
         device=device,
         progress=not is_quiet(),
+        say=say,
     )
-    outcome = "nothing left to train"
-    if report.history:
-        outcome = f"loss {report.history[-1]['loss']:.3f} nats a token"
-    if report.exact_match is not None:
-        outcome += f", exact match {report.exact_match:.3f}"
     for note in report.notes():
         say(f"note: {note}")
+    say(report.table())
     say(
-        f"{out}: {report.steps} steps, {outcome}.\n"
-        f'Ask it:  {pasteable("ask", "--model", out, "--kb", kb)} "..."'
+        f"{out}: {_outcome(report, validation is not None)}\n"
+        f'Ask it:  {pasteable("ask", "--model", out)} "..."'
     )
+
+
+def _own_base(model: str) -> Path:
+    """The knowledge base that a model remembers."""
+    from rag_core.knowledge import remembered_base
+
+    own = remembered_base(model)
+    if own is None or own.path is None or not own.is_here():
+        raise ValueError("--kb must be given: the knowledge base that the questions are about")
+    return own.path
+
+
+def _outcome(report: TrainingReport, validated: bool) -> str:
+    words = f"{report.steps} steps"
+    if report.history:
+        words += f", loss {report.history[-1]['loss']:.3f} nats a token"
+    if report.exact_match is None:
+        return f"{words}."
+    figures = f"{report.exact_match:.3f}"
+    if report.exact_match_before is not None:
+        figures = f"{report.exact_match_before:.3f} -> {figures}"
+    words += f",\nexact match {figures} on questions "
+    if validated:
+        return f"{words}to validate on."
+    return f"{words}that it was trained on (--validation measures others)."

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rag_core.hub.local_names import local_name as local_name
     from rag_core.hub.push import Pushable as Pushable
     from rag_core.hub.push import Saving as Saving
+    from rag_core.hub.push import model_card as model_card
     from rag_core.hub.push import push_folder as push_folder
     from rag_core.hub.text_lines import Line as Line
     from rag_core.hub.text_lines import check_text as check_text
@@ -73,7 +74,7 @@ __getattr__, __dir__, __all__ = lazily(
         "json_files": ["bounded_json", "parse_json", "read_json"],
         "keywords": ["loading_info", "whole_device"],
         "local_names": ["DEMO", "DEMO_ENCODER", "local_knowledge", "local_name"],
-        "push": ["Pushable", "Saving", "push_folder"],
+        "push": ["Pushable", "Saving", "model_card", "push_folder"],
         "text_lines": [
             "Line",
             "check_text",

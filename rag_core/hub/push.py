@@ -27,6 +27,7 @@ def model_card(
     figures: Mapping[str, float | str] | None = None,
     body: str = "",
     loader: str = _USUAL,
+    use: Sequence[str] = (),
 ) -> str:
     """The text of a model card: YAML front matter as the hub reads it, then Markdown.
 
@@ -41,6 +42,7 @@ def model_card(
         figures: measured results, name to value.
         body: more Markdown.
         loader: package and class that load it, which the card shows.
+        use: lines of Python that the card shows in place of those of `loader`.
     """
     lines = ["---", "library_name: dualrag", "pipeline_tag: question-answering"]
     for name, value in (("language", language), ("license", license)):
@@ -60,7 +62,7 @@ def model_card(
             *(f"| {name} | {value} |" for name, value in figures.items()),
             "",
         ]
-    lines += ["## Use", "", "```python", *_loading(loader), "```", ""]
+    lines += ["## Use", "", "```python", *(use or _loading(loader)), "```", ""]
     if body:
         lines += [body.rstrip(), ""]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.training.choices import chosen_config as chosen_config
     from rag_core.training.config import TrainingConfig as TrainingConfig
     from rag_core.training.data import Example as Example
     from rag_core.training.data import batches as batches
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "choices": ["chosen_config"],
         "config": ["TrainingConfig"],
         "data": ["Example", "batches", "read_examples"],
         "losses": ["ForwardPass"],

@@ -41,6 +41,9 @@ class TrainingConfig:
         max_target_length: tokens of an answer.
         seed: of the order of examples and of dropout.
         validation_size: at most so many validation questions are answered.
+        sample_size: without validation questions, so many of those trained on are answered in
+            their place; 0 = none.
+        evaluate_first: answer them before the first step, too.
         evaluate_every: steps between validations; 0 = at the end only.
         save_every: steps between checkpoints; 0 = none.
         log_every: steps between log lines.
@@ -69,6 +72,8 @@ class TrainingConfig:
     max_target_length: int = 48
     seed: int = 0
     validation_size: int = 200
+    sample_size: int = 0
+    evaluate_first: bool = False
     evaluate_every: int = 0
     save_every: int = 200
     log_every: int = 10
@@ -115,6 +120,8 @@ _RULES: dict[str, checks.Rule] = {
     "max_target_length": checks.whole(1, _LARGEST),
     "seed": checks.whole(0, 2**63 - 1),
     "validation_size": checks.whole(0),
+    "sample_size": checks.whole(0),
+    "evaluate_first": checks.switch(),
     "evaluate_every": checks.whole(0),
     "save_every": checks.whole(0),
     "log_every": checks.whole(1),

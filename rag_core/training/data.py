@@ -140,3 +140,11 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Consecutive pieces of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, evenly chosen."""
+    total = len(examples)
+    if total <= count:
+        return list(examples)
+    return [examples[number * total // count] for number in range(count)]

@@ -11,6 +11,9 @@ from rag_core.training.data import DataOrder, Example
 from rag_core.training.report import TrainingReport
 from rag_core.training.window import CollapseWatch, MetricsWindow
 
+# The first steps take longer: caches are cold, and graphs are compiled.
+_WARM, _TIMED = 2, 5
+
 
 class RetrievalCollapse(ValueError):
     """The question encoder has come to ask for the same few documents whatever the question."""
@@ -20,6 +23,7 @@ class Run(Protocol):
     """What `run_steps` asks of a run.
 
     Attributes:
+        measured: the questions that exact match is measured on.
         total: optimizer steps of the whole run.
         window: sums since the last log line.
         optimizer: each of its `param_groups` has a `peak`, and takes its `lr` from the loop.
@@ -28,7 +32,7 @@ class Run(Protocol):
     config: TrainingConfig
     report: TrainingReport
     examples: list[Example]
-    validation: list[Example]
+    measured: list[Example]
     window: MetricsWindow
     optimizer: Any
     total: int
@@ -43,10 +47,13 @@ class Run(Protocol):
         """
 
     def validate(self) -> float:
-        """Exact match on the validation questions."""
+        """Exact match on the questions in `measured`."""
 
     def save(self) -> None:
         """Write a checkpoint."""
+
+    def tell_time(self, seconds: float) -> None:
+        """Say how long the steps that are left will take."""
 
 
 def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
@@ -64,6 +71,8 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
     order = DataOrder(len(run.examples), config.seed)
     questions = config.batch_size * config.accumulation
     watch = CollapseWatch(report)
+    begun = report.steps
+    warm_at = seconds()
     while report.steps < run.total:
         factor = learning_rate_factor(report.steps, config.warmup(run.total), run.total)
         for group in run.optimizer.param_groups:
@@ -78,11 +87,17 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
             report.first_loss = run.window.line()["loss"]
         report.steps = done
         bar.update()
+        if done == begun + _WARM:
+            warm_at = seconds()
+        if done == begun + _WARM + _TIMED and run.total > 2 * done:
+            run.tell_time((seconds() - warm_at) / _TIMED * (run.total - done))
         if watch.see(run.window.ids[passes_before:]) and report.collapsed_at is None:
             report.collapsed_at = done
+            report.distinct_at_collapse = watch.ratio
+            report.prior_entropy_at_collapse = run.window.line()["prior_entropy"]
             if config.on_collapse == "stop":
                 raise RetrievalCollapse(report.collapse())
-        validates = bool(run.validation) and (last or _is_due(done, config.evaluate_every))
+        validates = bool(run.measured) and (last or _is_due(done, config.evaluate_every))
         if validates:
             report.exact_match = run.validate()
         if logs or validates:
@@ -100,7 +115,10 @@ def _log(run: Run, bar: Any, learning_rate: float, validated: bool) -> None:
     if validated and run.report.exact_match is not None:
         means["exact_match"] = run.report.exact_match
     run.report.history.append({"step": run.report.steps, "learning_rate": learning_rate, **means})
-    bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
+    postfix = f"loss {means['loss']:.3f}"
+    if "exact_match" in means:
+        postfix += f", right {means['exact_match']:.0%}"
+    bar.set_postfix_str(postfix)
     run.window = MetricsWindow()
 
 

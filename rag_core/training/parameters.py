@@ -49,7 +49,7 @@ def parameter_groups(parameters: Mapping[str, Any], config: TrainingConfig) -> l
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         peak = config.learning_rate
-        if _QUESTION_ENCODER in f".{name}":
+        if is_question_encoder(name):
             peak = config.question_encoder_learning_rate or config.learning_rate
         decay = config.weight_decay
         if len(parameter.shape) < 2 or any(word in name.lower() for word in _NO_DECAY):
@@ -59,6 +59,11 @@ def parameter_groups(parameters: Mapping[str, Any], config: TrainingConfig) -> l
         {"params": members, "peak": peak, "weight_decay": decay}
         for (peak, decay), members in groups.items()
     ]
+
+
+def is_question_encoder(name: str) -> bool:
+    """Whether a parameter of that name is the question encoder's."""
+    return _QUESTION_ENCODER in f".{name}"
 
 
 def _learns(name: str, part: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,14 @@ from rag_core.hub import atomic_write
 REPORT = "training.json"
 # A loss that fell by less than this share says that next to nothing was learned.
 _LEARNED = 0.05
+# Titles, names in a log line and forms of the table's columns.
+_COLUMNS = (
+    ("step", "step", "d"),
+    ("loss", "loss", ".3f"),
+    ("exact match", "exact_match", ".3f"),
+    ("distinct documents", "distinct_documents", ".2f"),
+    ("prior entropy", "prior_entropy", ".3f"),
+)
 
 
 @dataclass
@@ -24,12 +33,15 @@ class TrainingReport:
         history: the log lines, in order: step, loss (nats a token), learning_rate,
             distinct_documents (share of documents retrieved in the batch that differ),
             posterior_entropy and prior_entropy (nats), and where validated exact_match.
-        exact_match: of the last validation; None without validation questions.
+        exact_match: of the last validation; None without questions to measure it on.
+        exact_match_before: the same before the first step; None if it was not measured.
         seconds: wall time, summed over resumed parts.
         first_loss: of the first step, nats a token.
         distinct_at_start: share of different documents among those that the run's first questions
             found.
         collapsed_at: the step at which retrieval was seen to have collapsed; None if it was not.
+        distinct_at_collapse: share of different documents found then.
+        prior_entropy_at_collapse: mean entropy of p(z|x) then, in nats.
         run: of a finished run, the settings and examples that it was, by which the same run is
             known again.
     """
@@ -37,10 +49,13 @@ class TrainingReport:
     steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     exact_match: float | None = None
+    exact_match_before: float | None = None
     seconds: float = 0.0
     first_loss: float | None = None
     distinct_at_start: float | None = None
     collapsed_at: int | None = None
+    distinct_at_collapse: float | None = None
+    prior_entropy_at_collapse: float | None = None
     run: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -72,14 +87,46 @@ class TrainingReport:
         return notes
 
     def collapse(self) -> str:
-        """What a collapse of retrieval is, and what to do."""
+        """What a collapse of retrieval is, by which figures it was seen, and what to do."""
+        signs = f"{self.distinct_at_start:.0%} of them differed at the start"
+        if self.distinct_at_collapse is not None:
+            signs += f", {self.distinct_at_collapse:.0%} do now"
+        if self.prior_entropy_at_collapse is not None:
+            signs += f"; entropy of p(passage|question) {self.prior_entropy_at_collapse:.4f} nats"
         return (
             f"Retrieval collapsed by step {self.collapsed_at}: whatever the question, the same "
-            f"few documents are found ({self.distinct_at_start:.0%} of them differed at the "
-            "start). Leave the question encoder as it is (question_encoder 'frozen'), or let it "
-            "learn slower (question_encoder_learning_rate, a tenth or less of learning_rate), and "
-            "start again in another folder. on_collapse 'warn' goes on all the same."
+            f"few documents are found ({signs}). Leave the question encoder as it is "
+            "(question_encoder 'frozen'), or let it learn slower (question_encoder_learning_rate, "
+            "a tenth or less of learning_rate), and start again in another folder. on_collapse "
+            "'warn' goes on all the same."
         )
+
+    def table(self, lines: int = 10) -> str:
+        """The log as a table of some `lines`: what is known before the first step, evenly chosen
+        log lines, and all that have an exact match.
+
+        The loss of a line is the mean since the log line before it; that of step 0 is the first
+        step's.
+        """
+        start = {
+            "step": 0,
+            "loss": self.first_loss,
+            "exact_match": self.exact_match_before,
+            "distinct_documents": self.distinct_at_start,
+        }
+        last = len(self.history) - 1
+        chosen = {round(last * number / lines) for number in range(1, lines + 1)}
+        logged = [
+            line
+            for number, line in enumerate(self.history)
+            if number in chosen or "exact_match" in line
+        ]
+        lines_shown: list[Mapping[str, Any]] = [start, *logged]
+        rows = [[title for title, _, _ in _COLUMNS]]
+        for line in lines_shown:
+            rows.append([_cell(line.get(name), form) for _, name, form in _COLUMNS])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        return "\n".join("  ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingReport:
@@ -113,3 +160,9 @@ def is_report(values: dict[str, Any]) -> bool:
         for number in (*fields_of_numbers, *logged)
         if number is not None
     )
+
+
+def _cell(value: float | None, form: str) -> str:
+    if value is None:
+        return ""
+    return format(value, form)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,12 +19,14 @@ from rag_core.backends import load_backend, to_numpy, to_tensor
 from rag_core.checkpoint import CHECKPOINT_PATTERNS
 from rag_core.config import RagConfig
 from rag_core.hub import DamagedFileError, atomic_folder, clear
-from rag_core.knowledge import KnowledgeBase
+from rag_core.knowledge import REMEMBERED, KnowledgeBase, remember_base
 from rag_core.metrics import exact_match, mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import TOKENIZER_PATTERNS, RagTokenizer, within_table
+from rag_core.training.card import CARD, tuned_card
+from rag_core.training.choices import chosen_config
 from rag_core.training.config import TrainingConfig
-from rag_core.training.data import Example, batches, read_examples
+from rag_core.training.data import Example, batches, read_examples, spread
 from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass, training_loss
 from rag_core.training.parameters import learning_parameters
@@ -41,6 +42,28 @@ from rag_core.training.state import (
     source_fingerprint,
 )
 from rag_core.training.window import MetricsWindow
+from rag_core.training.words import beginning, measured_on, time_left, wrong_answers
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run from files started from.
+
+    Attributes:
+        model: folder or hub name of the model.
+        base: the knowledge base.
+        fingerprints: what tells both from others.
+    """
+
+    model: str | Path
+    base: KnowledgeBase
+    fingerprints: Mapping[str, Any]
+
+
+def _nobody(text: str) -> None:
+    """Says nothing."""
 
 
 @dataclass
@@ -78,9 +101,11 @@ class TrainingRun(ABC):
         config: settings.
         validation: what exact match is measured on.
         out: folder, or None.
-        source: fingerprints of what the run started from, where it started from files.
+        origin: what the run started from, where it started from files.
+        say: told what a person should know while it runs.
 
     Attributes:
+        measured: the questions that exact match is measured on.
         parameters: the trained parameters by name.
         optimizer: has `param_groups`, whose `lr` is set before each step.
         scaler: the loss scale, with `state_dict` and `load_state_dict`.
@@ -107,7 +132,8 @@ class TrainingRun(ABC):
         config: TrainingConfig,
         validation: list[Example],
         out: str | Path | None,
-        source: Mapping[str, Any] = MappingProxyType({}),
+        origin: Origin | None = None,
+        say: Say = _nobody,
     ) -> None:
         self.model = model
         self.retriever = retriever
@@ -129,12 +155,20 @@ class TrainingRun(ABC):
         )
         self.examples = examples
         self.validation = validation[: config.validation_size]
+        self.measured = self.validation or spread(examples, config.sample_size)
         self.out = None if out is None else Path(out)
-        self.fingerprint = {**fingerprint(examples, config), **source}
+        self.origin = origin
+        self.say = say
+        self.fingerprint = fingerprint(examples, config)
+        if origin is not None:
+            self.fingerprint.update(origin.fingerprints)
         self.total = config.total_steps(len(examples))
         self.pad = model.config.generator.pad_token_id
         self.report = TrainingReport()
         self.window = MetricsWindow()
+        # the last answers to the questions in `measured`, and which were right
+        self._texts: list[str] = []
+        self._hits: list[float] = []
 
     @classmethod
     def train(
@@ -187,11 +221,12 @@ class TrainingRun(ABC):
         model: str | Path,
         kb: str | Path,
         out: str | Path,
-        config: TrainingConfig | None = None,
+        config: TrainingConfig | Mapping[str, Any] | None = None,
         *,
         validation: str | Path | None = None,
         device: str | None = None,
         progress: bool = True,
+        say: Say = _nobody,
     ) -> TrainingReport:
         """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on
         questions and a knowledge base.
@@ -202,10 +237,12 @@ class TrainingRun(ABC):
             kb: the knowledge base's folder.
             out: folder for the tuned model; a run that was killed is continued from what it left
                 there, and one that is finished is found so.
-            config: settings.
+            config: settings; a mapping holds some by name, and the others are chosen for the
+                number of questions and the model.
             validation: a qa.jsonl to measure exact match on.
             device: None = a GPU if there is one.
             progress: draw a progress bar on stderr.
+            say: told what a person should know while it runs.
 
         Raises:
             OSError: something is missing, or `out` holds another model already.
@@ -214,20 +251,69 @@ class TrainingRun(ABC):
         examples = read_examples(questions)
         held_out = [] if validation is None else read_examples(validation)
         base = KnowledgeBase.open(kb)
-        config = config or TrainingConfig()
-        source = source_fingerprint(model, base.path)
-        report = finished_before(out, examples, config, held_out, source)
-        if report is not None:
-            return report
         stored = RagConfig.from_pretrained(model)
         base.check_model(stored)
-        head = "Sequence" if stored.saved_head == "sequence" else "Token"
-        network = getattr(load_backend(cls.backend), f"Rag{head}ForGeneration").from_pretrained(
+        if config is None:
+            config = TrainingConfig()
+        elif not isinstance(config, TrainingConfig):
+            config = chosen_config(len(examples), stored, config)
+        origin = Origin(model, base, source_fingerprint(model, base.path))
+        report = finished_before(out, examples, config, held_out, origin.fingerprints)
+        if report is not None:
+            return report
+        network, retriever = cls._open(model, base, device)
+        run = cls(network, retriever, examples, config, held_out, out, origin, say)
+        return run.go(progress)
+
+    @classmethod
+    def measure_files(
+        cls,
+        questions: str | Path,
+        model: str | Path,
+        kb: str | Path,
+        *,
+        n_docs: int | None = None,
+        device: str | None = None,
+        say: Say = _nobody,
+    ) -> float:
+        """Exact match of a saved RAG model's greedy answers, as `train_files` measures it.
+
+        Args:
+            questions: a qa.jsonl, see `rag_core.training.read_examples`.
+            model: RAG folder or repository.
+            kb: the knowledge base's folder.
+            n_docs: documents a question; None = the model's.
+            device: None = a GPU if there is one.
+            say: told a few of the answers that are not right.
+
+        Raises:
+            OSError: something is missing.
+            ValueError: bad lines, or a knowledge base that does not fit the model.
+        """
+        examples = read_examples(questions)
+        base = KnowledgeBase.open(kb)
+        base.check_model(RagConfig.from_pretrained(model))
+        network, retriever = cls._open(model, base, device)
+        config = TrainingConfig(n_docs=n_docs, validation_size=len(examples))
+        run = cls(network, retriever, examples, config, examples, None, say=say)
+        measured = run.validate()
+        network.eval()
+        run.say_wrong_answers()
+        return measured
+
+    @classmethod
+    def _open(cls, model: str | Path, base: KnowledgeBase, device: str | None) -> tuple[Any, Any]:
+        """A saved model with the head it was saved with, and its retriever over a knowledge base."""
+        stored = RagConfig.from_pretrained(model)
+        head = "RagTokenForGeneration"
+        if stored.saved_head == "sequence":
+            head = "RagSequenceForGeneration"
+        network = getattr(load_backend(cls.backend), head).from_pretrained(
             model, device=device or cls.default_device()
         )
         retriever = RagRetriever.from_pretrained(model, config=network.config, index=base.index())
         network.set_retriever(retriever)
-        return cls(network, retriever, examples, config, held_out, out, source).go(progress)
+        return network, retriever
 
     # -- what a backend adds -----------------------------------------------------------------------
 
@@ -317,9 +403,16 @@ class TrainingRun(ABC):
         from tqdm import tqdm
 
         self.parameters = learning_parameters(self.named_parameters(), self.config.question_encoder)
+        self.say(self._beginning())
         with self.prepared():
             self.resume()
             start = time.monotonic() - self.report.seconds
+            if self.report.steps:
+                self.say(f"Goes on from step {self.report.steps:,} of {self.total:,}.")
+            elif self.measured and self.config.evaluate_first:
+                self.report.exact_match_before = self.validate()
+                where = measured_on(len(self.measured), bool(self.validation))
+                self.say(f"Exact match before: {self.report.exact_match_before:.3f} {where}.")
             bar = tqdm(
                 total=self.total,
                 initial=self.report.steps,
@@ -334,7 +427,26 @@ class TrainingRun(ABC):
                 self.model.eval()
             self.report.seconds = time.monotonic() - start
         self.finish()
+        self.say_wrong_answers()
         return self.report
+
+    def _beginning(self) -> str:
+        passages = None
+        if self.origin is not None:
+            passages = len(self.origin.base)
+        place = f"{self.backend} and the CPU"
+        if self.on_gpu:
+            place = f"{self.backend} and a GPU"
+        return beginning(
+            self.config, self.total, len(self.examples), passages, self.parameters, place
+        )
+
+    def tell_time(self, seconds: float) -> None:
+        """Say how long the steps that are left will take."""
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():
+            self.say(time_left(seconds))
 
     def step(self, examples: list[Example], logs: bool) -> None:
         """One optimizer step over `accumulation` forward passes.
@@ -448,14 +560,20 @@ class TrainingRun(ABC):
         return to_tensor(array, self.return_tensors)
 
     def validate(self) -> float:
-        """Exact match of greedy answers to the validation questions."""
+        """Exact match of greedy answers to the questions in `measured`."""
         with self.answering():
-            texts = self.answers(self.validation)
-        hits = [
+            self._texts = self.answers(self.measured)
+        self._hits = [
             exact_match(text, example.answers)
-            for text, example in zip(texts, self.validation, strict=True)
+            for text, example in zip(self._texts, self.measured, strict=True)
         ]
-        return sum(hits) / len(hits)
+        return sum(self._hits) / len(self._hits)
+
+    def say_wrong_answers(self) -> None:
+        """Say a few of the answers that were not right when last measured."""
+        asked = self.measured[: len(self._texts)]
+        if wrong := wrong_answers(asked, self._texts, self._hits):
+            self.say(wrong)
 
     def answers(self, examples: Sequence[Example]) -> list[str]:
         """Greedy answers."""
@@ -537,3 +655,21 @@ class TrainingRun(ABC):
             self.model.save_pretrained(draft)
             self.tokenizer.save_pretrained(draft)
             self.report.write(draft / REPORT)
+            if self.origin is not None:
+                remember_base(draft / REMEMBERED, self.out, self.origin.base)
+                if not (self.out / CARD).exists():  # else somebody's own
+                    self._write_card(draft, self.origin, self.out.resolve().name)
+
+    def _write_card(self, folder: Path, origin: Origin, name: str) -> None:
+        measured = measured_on(len(self.measured), bool(self.validation))
+        text = tuned_card(
+            name,
+            type(self.model).__name__,
+            origin.model,
+            origin.base,
+            self.config,
+            self.report,
+            len(self.examples),
+            measured,
+        )
+        (folder / CARD).write_text(text, encoding="utf-8")

@@ -42,7 +42,15 @@ _RANDOM = "rng."
 # Only TensorFlow's checkpoints say who wrote them.
 _TF_WRITER = "rag_tf"
 # Settings that leave the tuned weights as they are.
-_OUTWARD = ("evaluate_every", "save_every", "log_every", "validation_size", "on_collapse")
+_OUTWARD = (
+    "evaluate_every",
+    "evaluate_first",
+    "save_every",
+    "log_every",
+    "validation_size",
+    "sample_size",
+    "on_collapse",
+)
 _DAMAGED = "is no checkpoint of a training run, or damaged"
 
 

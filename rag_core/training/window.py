@@ -104,11 +104,15 @@ class CollapseWatch:
     Args:
         report: keeps what the first group found, so that a resumed run sees what an uninterrupted
             one does.
+
+    Attributes:
+        ratio: share of different documents in the last group.
     """
 
     def __init__(self, report: TrainingReport) -> None:
         self.report = report
         self.waiting: list[np.ndarray] = []
+        self.ratio = 1.0
         self.low = 0
 
     def see(self, doc_ids: Sequence[np.ndarray]) -> bool:
@@ -118,6 +122,7 @@ class CollapseWatch:
             return False
         ratio = distinct_document_ratio(np.concatenate(self.waiting))
         self.waiting = []
+        self.ratio = ratio
         if self.report.distinct_at_start is None:
             self.report.distinct_at_start = ratio
         if ratio <= _FEW and ratio <= _SHARE_LEFT * self.report.distinct_at_start:

@@ -20,7 +20,7 @@ SAME = np.tile(np.arange(5), (4, 1))  # the same five for all
 class Run:
     """A run that learns as told: documents and loss of each step."""
 
-    validation = ()
+    measured = ()
     out = None
 
     def __init__(self, steps, **settings):
@@ -32,6 +32,8 @@ class Run:
         self.window = MetricsWindow()
         self.rates = []
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
+        self.times = []
+        self.tell_time = self.times.append
 
     def step(self, examples, logs):
         ids, loss = self.steps[self.report.steps]
@@ -43,7 +45,7 @@ class Run:
 def go(steps, **settings):
     run = Run(steps, **settings)
     run_steps(
-        run, SimpleNamespace(update=lambda: None, set_postfix=lambda values: None), lambda: 0.0
+        run, SimpleNamespace(update=lambda: None, set_postfix_str=lambda text: None), lambda: 0.0
     )
     return run
 
@@ -52,7 +54,8 @@ def test_a_collapse_stops_the_run_or_is_said_at_its_end():
     steps = [(APART, 9.0)] * 4 + [(SAME, 1.0)] * 12
     with pytest.raises(
         RetrievalCollapse,
-        match=r"collapsed by step 10: .*50% of them differed.*'frozen'.*another folder",
+        match=r"collapsed by step 10: .*50% of them differed.* 12% do now.*0\.0000 nats.*'frozen'"
+        r".*another folder",
     ):
         go(steps)
     run = go(steps, on_collapse="warn")
@@ -89,3 +92,24 @@ def test_every_step_of_a_short_run_counts_and_one_that_learns_nothing_says_so():
     assert "from 11.72 to 11.7" in note
     assert "hardly learned" in note
     assert go([(APART, 9.0)] * 10 + [(APART, 8.0)] * 10).report.notes() == []
+
+
+def test_the_time_that_is_left_is_told_once_where_much_is_left():
+    assert len(go([(APART, 1.0)] * 20).times) == 1
+    assert go([(APART, 1.0)] * 9).times == []
+
+
+def test_the_log_is_a_table_of_some_ten_lines():
+    history = [
+        {"step": step, "loss": 9 - step / 100, "distinct_documents": 0.5, "prior_entropy": 0.2}
+        for step in range(10, 510, 10)
+    ]
+    history[30]["exact_match"] = 0.5
+    report = TrainingReport(500, history, 0.5, 0.25, first_loss=9.0, distinct_at_start=0.75)
+    lines = report.table().splitlines()
+    assert lines[0].split("  ")[0] == "step" and lines[0].endswith("prior entropy")
+    assert lines[1].split() == ["0", "9.000", "0.250", "0.75"]
+    assert lines[-1].split() == ["500", "4.000", "0.50", "0.200"]
+    assert "310 5.900 0.500 0.50 0.200" in [" ".join(line.split()) for line in lines]
+    assert 11 <= len(lines) <= 14 and max(map(len, lines)) < 80
+    assert TrainingReport().table().splitlines()[1:] == ["   0"]

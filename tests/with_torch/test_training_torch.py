@@ -10,7 +10,7 @@ import torch
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
-from rag_torch.training import train
+from rag_torch.training import _Run, train
 from tests.support.training_models import (
     EXAMPLES,
     SETTINGS,
@@ -92,3 +92,70 @@ def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_p
     again = CliRunner().invoke(app, [*words, "--seed", "1"])
     assert again.exit_code == 2
     assert "holds a model already" in again.stderr
+
+
+def test_the_command_chooses_measures_remembers_and_describes(tokenizers, tmp_path):
+    from typer.testing import CliRunner
+
+    from rag_core.cli.commands import app
+    from rag_core.knowledge import remembered_base
+
+    model, _ = build(tokenizers, RagSequenceForGeneration)
+    train_command(tmp_path, model, tokenizers)
+    folders = {name: str(tmp_path / name) for name in ("qa.jsonl", "model", "kb", "tuned")}
+    words = ["train", folders["qa.jsonl"], "--model", folders["model"], "--kb", folders["kb"]]
+    words += ["--out", folders["tuned"], "--steps", "4", "--batch-size", "2"]
+    said = CliRunner().invoke(app, words).stderr
+    assert "10 questions about 10 passages: 4 steps of 2 questions" in said
+    assert "Question encoder: stays as it is" in said
+    assert "Exact match before: 0." in said and "10 of the questions trained on" in said
+    report = json.loads((tmp_path / "tuned" / "training.json").read_text())
+    assert report["exact_match_before"] is not None and report["exact_match"] is not None
+    assert report["run"]["learning_rate"] == 5e-4
+    assert f"exact match {report['exact_match_before']:.3f} -> {report['exact_match']:.3f}" in said
+    assert said.splitlines()[-1].endswith(f'ask --model {folders["tuned"]} "..."')
+    assert remembered_base(folders["tuned"]).path == (tmp_path / "kb").resolve()
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert "tuned on 10 questions" in card and "RagSequenceForGeneration" in card
+    measured = ["train", "--validation", folders["qa.jsonl"], "--model", folders["tuned"]]
+    result = CliRunner().invoke(app, measured)  # the model knows its knowledge base
+    assert result.stdout == f"exact match {report['exact_match']:.3f}\n"
+    # a README of somebody's own stays
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    words[words.index(folders["tuned"])] = str(tmp_path / "own")
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert (tmp_path / "own" / "README.md").read_text() == "mine"
+    assert remembered_base(tmp_path / "own").is_here()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "QUESTIONS must be given"),
+        (["train", "qa.jsonl"], "--out must be given"),
+        (["train", "qa.jsonl", "--out", "tuned", "--model", "nothing"], "--kb must be given"),
+    ],
+)
+def test_what_the_command_cannot_do_without(words, message):
+    from typer.testing import CliRunner
+
+    from rag_core.cli.commands import app
+
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_a_resumed_run_says_where_it_goes_on(tokenizers, tmp_path, monkeypatch):
+    model, retriever = build(tokenizers)
+    run = {"out": tmp_path, "progress": False}
+    config = TrainingConfig(**{**SETTINGS, "steps": 8, "question_encoder": "frozen"})
+    monkeypatch.setattr(type(model), "save_pretrained", lambda self, folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(model, retriever, EXAMPLES, config, **run)
+    said = []
+    model, retriever = build(tokenizers)
+    resumed = _Run(model, retriever, EXAMPLES, config, [], tmp_path, say=said.append)
+    monkeypatch.undo()
+    resumed.go(progress=False)
+    assert "Goes on from step 6 of 8." in said

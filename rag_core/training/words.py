@@ -1,0 +1,94 @@
+"""What a run says to people while it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
+from rag_core.training.parameters import is_question_encoder
+
+_SHOWN = 3
+
+
+def beginning(
+    config: TrainingConfig,
+    total: int,
+    questions: int,
+    passages: int | None,
+    parameters: Mapping[str, Any],
+    place: str,
+) -> str:
+    """What a run is about to do.
+
+    Args:
+        config: its settings.
+        total: its steps.
+        questions: how many it learns from.
+        passages: how many there are to retrieve; None if it is not known.
+        parameters: what learns, by name.
+        place: backend and device.
+    """
+    seen = config.batch_size * config.accumulation
+    of = ""
+    if passages is not None:
+        of = f" about {passages:,} passages"
+    lines = [
+        f"{questions:,} questions{of}: {total:,} steps of {seen} questions, each question "
+        f"{total * seen / questions:.3g} times, on {place}."
+    ]
+    sizes = {True: 0, False: 0}
+    for name, parameter in parameters.items():
+        sizes[is_question_encoder(name)] += math.prod(parameter.shape)
+    lines.append(
+        f"Generator: {_count(sizes[False])} numbers learn, at a rate of up to "
+        f"{config.learning_rate:g}."
+    )
+    if sizes[True]:
+        rate = config.question_encoder_learning_rate or config.learning_rate
+        lines.append(
+            f"Question encoder: {_count(sizes[True])} numbers learn, at a rate of up to {rate:g}."
+        )
+    else:
+        lines.append("Question encoder: stays as it is, and so do the passages that it finds.")
+    return "\n".join(lines)
+
+
+def measured_on(count: int, validation: bool) -> str:
+    """Which questions an exact match was measured on."""
+    if validation:
+        return f"on {count:,} validation questions"
+    return f"on {count:,} of the questions trained on (none to validate on were given)"
+
+
+def time_left(seconds: float) -> str:
+    """How long the rest will take, roughly."""
+    minutes = seconds / 60
+    if minutes < 1:
+        return "Less than a minute to go."
+    if minutes < 2:
+        return "A minute or two to go."
+    if minutes < 90:
+        return f"About {minutes:.0f} minutes to go."
+    return f"About {minutes / 60:.1f} hours to go."
+
+
+def wrong_answers(examples: Sequence[Example], texts: Sequence[str], hits: Sequence[float]) -> str:
+    """A few of the answers that were not right; empty if all were."""
+    wrong = [
+        (example, text) for example, text, hit in zip(examples, texts, hits, strict=True) if not hit
+    ]
+    if not wrong:
+        return ""
+    lines = [f"Not right yet, {min(_SHOWN, len(wrong))} of {len(wrong)}:"]
+    for example, text in wrong[:_SHOWN]:
+        lines.append(f"  {example.question:.100} -> {text:.60} (wanted: {example.answers[0]:.60})")
+    return "\n".join(lines)
+
+
+def _count(numbers: int) -> str:
+    if numbers < 1e5:
+        return f"{numbers:,}"
+    return f"{numbers / 1e6:.1f} million"
