@@ -7,7 +7,13 @@ WINGS = checkpoint cli config demo generation hub knowledge modeling parity retr
 
 CONFORMANCE = build/conformance
 
-.PHONY: demo test check conformance bench bench-quick docs demo-model clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test check conformance bench bench-quick docs demo-model clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@echo
+	@echo "Each installs what it needs into $(VENV) first; 'source $(BIN)/activate' puts dualrag and python on the path."
 
 # --no-compile: of TensorFlow's thousands of modules only those that are used get compiled, at their first use.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
@@ -16,12 +22,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[torch,tf,t5,dev]'
+	@echo "Installing PyTorch (its CPU build), TensorFlow and the tools of the tests into $(VENV): gigabytes, minutes."
+	@$(PIP) -e '.[torch,tf,t5,dev]'
 	@touch $@
 
 # one framework is enough to see the demo
+SIZE_torch = PyTorch (its CPU build) and what dualrag needs: 1.2 GB, a minute or two
+SIZE_tf = TensorFlow and what dualrag needs: gigabytes, minutes
+SIZE_bench = matplotlib, for the charts: 40 MB, seconds
+
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[$*]'
+	@echo "Installing into $(VENV): $(SIZE_$*)."
+	@$(PIP) -e '.[$*]'
 	@touch $@
 
 BACKEND ?= torch
@@ -55,12 +67,13 @@ bench-quick: $(INSTALLED) $(VENV)/.installed-bench  ## the same at tiny sizes: d
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
-	$(PIP) -e '.[docs]'
-	$(BIN)/pdoc --docformat google --output-directory site rag_core rag_core.metrics $(WINGS:%=rag_core.%) rag_torch \
-		rag_torch.foreign rag_torch.marginalize
+	@$(PIP) -e '.[docs]'
+	@$(BIN)/pdoc --docformat google --output-directory site rag_core rag_core.metrics $(WINGS:%=rag_core.%) rag_torch \
+		rag_torch.foreign rag_torch.marginalize rag_tf rag_tf.foreign rag_tf.marginalize
+	@echo "Open site/index.html"
 
 demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m experiments.demo_training
 
-clean:
+clean:  ## remove the environment and what was built; the demo's cache (~/.cache/dualrag) stays
 	rm -rf $(VENV) site build dist *.egg-info

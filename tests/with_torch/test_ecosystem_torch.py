@@ -8,7 +8,6 @@ nothing is left out.
 import copy
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -273,13 +272,13 @@ def test_transformers_generation_config_is_taken(model, data):
     assert torch.equal(written, model.generate(**given, **options))
 
 
-def test_the_documented_snippets_run(world, tmp_path, monkeypatch):
+def test_the_documented_snippets_run(demo_cache, tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs/moving-from-transformers.md").read_text("utf-8")
-    shutil.copytree(world / "facebook", tmp_path / "facebook")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
     names: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
     for folder in ("run/checkpoint-4", "accelerated", "merged"):
