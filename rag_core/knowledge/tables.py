@@ -9,10 +9,15 @@ from typing import Any
 
 from rag_core.checks import warn
 from rag_core.hub import check_text, parse_object, read_lines
-from rag_core.knowledge.documents import Document, title_of
+from rag_core.knowledge.columns import Columns, is_label
+from rag_core.knowledge.documents import Document, PassedByWarning, title_of
 
 # Python's own limit, 128 KB, is less than some articles have.
 FIELD_LIMIT = 1 << 30
+# Of parquet files at a time: cells that are left out are read, too.
+BATCH_ROWS = 256
+# Of jsonl files whose lines have different keys; more are looked at again.
+MOST_LAYOUTS = 100
 
 
 def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
@@ -43,6 +48,7 @@ def read_separated(path: Path, delimiter: str, quotes: bool = True) -> Iterator[
     text = title = None
     width = 0
     number = 0
+    left_out: dict[str, str] = {}
     while True:
         begin = rows.line_num + 1
         lines.record.clear()
@@ -64,6 +70,7 @@ def read_separated(path: Path, delimiter: str, quotes: bool = True) -> Iterator[
             continue
         if text is None:
             text, title = _columns(path, row)
+            further = Columns(row, (text, title), left_out)
             width = len(row)
             continue
         place = _place(path, begin, rows.line_num)
@@ -76,10 +83,18 @@ def read_separated(path: Path, delimiter: str, quotes: bool = True) -> Iterator[
             _check_merged(place, row, lines.record, delimiter)
         number += 1
         heading = title_of(path) if title is None else row[title]
-        metadata = {"row": number, "line": begin}
+        source, metadata = further.read(row)
+        metadata |= {"row": number, "line": begin}
         if rows.line_num > begin:
             metadata["end_line"] = rows.line_num
-        yield Document(heading, row[text], f"{path}:{begin}", metadata=metadata)
+        yield Document(heading, row[text], f"{path}:{begin}", source, metadata)
+    _tell(path, left_out)
+
+
+def _tell(path: Path, left_out: dict[str, str]) -> None:
+    if left_out:
+        told = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+        warn(f"{path}: columns that are no metadata were passed by: {told}.", PassedByWarning)
 
 
 class _Recorded:
@@ -127,6 +142,8 @@ def _place(path: Path, begin: int, end: int) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Document]:
     first = True
+    left_out: dict[str, str] = {}
+    layouts: dict[tuple[str, ...], Columns] = {}
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -147,7 +164,16 @@ def read_jsonl(path: Path) -> Iterator[Document]:
             )
         title = title_of(path) if title is None else check_text(title, place, "'title'")
         text = check_text(text or "", place, "'text'")
-        yield Document(title, text, place, metadata={"row": number, "line": number})
+        keys = tuple(row)
+        if keys not in layouts:
+            used = [keys.index(key) for key in ("text", "title") if key in row]
+            if len(layouts) == MOST_LAYOUTS:
+                layouts.clear()
+            layouts[keys] = Columns(keys, used, left_out)
+        source, metadata = layouts[keys].read(list(row.values()))
+        metadata |= {"row": number, "line": number}
+        yield Document(title, text, place, source, metadata)
+    _tell(path, left_out)
 
 
 def read_parquet(path: Path) -> Iterator[Document]:
@@ -166,18 +192,30 @@ def read_parquet(path: Path) -> Iterator[Document]:
                     f"{path}: column {column.name!r} must hold strings, got {column.type}. "
                     "Convert it."
                 )
+        left_out = {
+            column.name: str(column.type)
+            for column in file.schema_arrow
+            if column not in fields and not is_label(column.type)
+        }
+        names = [name for name in file.schema_arrow.names if name not in left_out]
+        # A name with a dot may bring a field of another column along.
+        columns_read = file.read_row_groups([], columns=names).schema.names
+        text, title = _columns(path, columns_read)
+        further = Columns(columns_read, (text, title), left_out)
         number = 0
-        names = [column.name for column in fields]
-        for batch in file.iter_batches(batch_size=1024, columns=names):
-            columns = [_cells(batch.column(name), path, number) for name in names]
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
+            columns = [_cells(column, path, number) for column in batch.columns]
             for row in zip(*columns, strict=True):
                 place = f"{path} row {number}"
                 heading = title_of(path)
                 if title is not None:
-                    heading = check_text(row[1] or "", place, "'title'")
+                    heading = check_text(row[title] or "", place, "'title'")
                 number += 1
-                body = check_text(row[0] or "", place, "'text'")
-                yield Document(heading, body, place, metadata={"row": number})
+                body = check_text(row[text] or "", place, "'text'")
+                source, metadata = further.read(row)
+                metadata["row"] = number
+                yield Document(heading, body, place, source, metadata)
+        _tell(path, left_out)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
