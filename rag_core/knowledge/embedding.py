@@ -8,10 +8,10 @@ uninterrupted one does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Encode = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, D) float32
+TextRow = tuple[str | None, ...]  # values of TEXT_COLUMNS
 TEXT_COLUMNS = ("title", "text", "source", METADATA_COLUMN)
 # Never to be changed: knowledge bases hold its vector.
 PROBE = ("Probe", "A fixed sentence by whose vector an encoder is recognised.")
@@ -87,7 +88,7 @@ def embed_shards(
     dimension: int,
     advance: Callable[[int, bool], None],
 ) -> list[Path]:
-    """Embeds `rows` into numbered shard files; shards that exist with the same texts are kept.
+    """Embeds `rows` into numbered shard files; vectors of shards with the same texts are kept.
 
     Args:
         rows: streamed.
@@ -106,7 +107,12 @@ def embed_shards(
     while block := list(islice(stream, shard_rows)):
         path = folder / f"shard-{len(shards):06d}.arrow"
         shards.append(path)
-        if _holds(path, block):
+        earlier = _earlier_shard(path)
+        wanted = list(map(_texts, block))
+        # What is embedded is title and text, so a file may have got another name meanwhile.
+        if [row[:2] for row in earlier.rows] == [row[:2] for row in wanted]:
+            if earlier.rows != wanted:
+                _write_shard(path, wanted, earlier.vectors)
             advance(len(block), True)
             continue
         vectors = np.empty((len(block), dimension), np.float32)
@@ -119,8 +125,7 @@ def embed_shards(
             texts = [block[i]["text"] for i in ids]
             vectors[ids] = call_encoder(encode, titles, texts, dimension)
             advance(len(ids), False)
-        with atomic_write(path) as draft:
-            write_batches(draft, [_to_batch(block, vectors)])
+        _write_shard(path, wanted, vectors)
     return shards
 
 
@@ -164,15 +169,12 @@ def _with_origins(batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch of today's columns: knowledge bases of before do not say where passages come from."""
     import pyarrow as pa
 
-    schema = passage_schema()
-    if {"source", METADATA_COLUMN} & set(batch.schema.names):
+    names = batch.schema.names
+    if "source" in names and METADATA_COLUMN in names:
         return batch
-    unknown = pa.nulls(len(batch), pa.string())
-    columns = {"source": unknown, METADATA_COLUMN: unknown}
-    for name in batch.schema.names:
-        columns[name] = batch.column(name)
-    names = [*schema.names, *(name for name in columns if name not in schema.names)]
-    return pa.record_batch([columns[name] for name in names], names=names)
+    columns = dict.fromkeys(passage_schema().names, pa.nulls(len(batch), pa.string()))
+    columns.update(zip(names, batch.columns, strict=True))
+    return pa.record_batch(list(columns.values()), names=list(columns))
 
 
 def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:
@@ -181,31 +183,41 @@ def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
 
 
-def _to_batch(block: list[PassageRow], vectors: np.ndarray) -> pa.RecordBatch:
+def _write_shard(path: Path, rows: Sequence[TextRow], vectors: np.ndarray) -> None:
     import pyarrow as pa
 
     # By offsets into one array: of lists every number would be made a Python object first.
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     embeddings = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-    columns = [pa.array(texts, pa.string()) for texts in zip(*map(_texts, block), strict=True)]
-    return pa.record_batch([*columns, embeddings], schema=passage_schema())
+    columns = [pa.array(texts, pa.string()) for texts in zip(*rows, strict=True)]
+    batch = pa.record_batch([*columns, embeddings], schema=passage_schema())
+    with atomic_write(path) as draft:
+        write_batches(draft, [batch])
 
 
-def _texts(row: PassageRow) -> tuple[str | None, ...]:
+def _texts(row: PassageRow) -> TextRow:
     """The values of `TEXT_COLUMNS`."""
     metadata = encode_metadata(row["metadata"], row["source"] or row["title"])
     return row["title"], row["text"], row["source"], metadata
 
 
-def _holds(path: Path, block: list[PassageRow]) -> bool:
+class _Shard(NamedTuple):
+    rows: list[TextRow]
+    vectors: np.ndarray
+
+
+def _earlier_shard(path: Path) -> _Shard:
+    """What a shard holds; a damaged one, which is made anew, holds nothing."""
+    rows: list[TextRow] = []
+    vectors: list[np.ndarray] = []
+    nothing = _Shard([], np.empty(0))
     if not path.exists():
-        return False
-    rows: list[tuple[str | None, ...]] = []
-    # A damaged shard is made anew.
+        return nothing
     try:
         for batch in read_batches([path]):
             columns = [batch.column(name).to_pylist() for name in TEXT_COLUMNS]
             rows += zip(*columns, strict=True)
+            vectors.append(batch_vectors(batch))
+        return _Shard(rows, np.concatenate(vectors))
     except ValueError:
-        return False
-    return rows == list(map(_texts, block))
+        return nothing

@@ -1,19 +1,23 @@
 """Passages say where they come from: in files, knowledge bases, searches and answers."""
 
 import json
+import shutil
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_core.hub import read_lines
+from rag_core.hub import DamagedFileError, read_lines
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
 from rag_core.knowledge.documents import Document, find_files, find_roots, read_documents
+from rag_core.knowledge.embedding import PROBE, read_batches
 from rag_core.knowledge.passages import (
     _ABBREVIATION,
     _SENTENCE_END,
@@ -22,6 +26,8 @@ from rag_core.knowledge.passages import (
     split_text,
 )
 from rag_core.outputs import Answer, Passage, origin_of
+from rag_core.retrieval import FaissIndex, read_docs
+from rag_core.retrieval.passage_files import write_passages
 from rag_core.tokenization import LONGEST_WORD, words_of
 from tests.support.knowledge_bases import build, hashed
 
@@ -254,3 +260,101 @@ def test_metadata_must_be_json() -> None:
             list(split_passages(Document("T", "x", "a.x:7", metadata={"key": value})))
     with pytest.raises(ValueError, match=r"a\.x:7: metadata must have at most 65,536 characters"):
         list(split_passages(Document("T", "x", "a.x:7", metadata={"key": "y" * 70_000})))
+
+
+STORED = Path(__file__).parents[1] / "data" / "stored" / "knowledge"
+
+
+def told(kb: KnowledgeBase, rows: list[int]) -> list[tuple[str | None, dict, str]]:
+    """Source, metadata and origin of passages, as a search gives them."""
+    [docs] = read_docs(kb.index(), np.array([rows]), np.zeros((1, len(rows), 1)))
+    pairs = zip(docs["source"], docs["metadata"], strict=True)
+    return [(source, metadata, origin_of(source, metadata)) for source, metadata in pairs]
+
+
+def test_a_base_of_before_is_asked_and_changed(tmp_path) -> None:
+    kb = KnowledgeBase.open(shutil.copytree(STORED, tmp_path / "kb"))
+    assert kb.dataset().column_names == ["title", "text", "embeddings"]
+    assert kb.index().get_doc_dicts(np.array([[0]]))[0].keys() == {"title", "text"}
+    probe = np.array(kb.manifest.encoder["probe"], np.float32)
+    (tmp_path / "new.txt").write_text("one\ntwo\n")
+
+    def encode(titles: list[str], texts: list[str]) -> np.ndarray:
+        return np.tile(probe, (len(texts), 1))
+
+    before = list(kb.dataset()["text"])
+    assert kb.add(tmp_path / "new.txt", encode, progress=False) == 1
+    assert kb.remove([0]) == 1
+    kb = KnowledgeBase.open(tmp_path / "kb")
+    assert list(kb.dataset()["text"]) == [*before[1:], "one two"]
+    assert kb.dataset()["metadata_json"][0] is None
+    unknown = (None, {}, "source unknown")
+    known = ("new.txt", {"line": 1, "end_line": 2}, "new.txt:1-2")
+    assert told(kb, [0, len(kb) - 1, -1]) == [unknown, known, unknown]
+
+
+def as_before(kb: KnowledgeBase) -> None:
+    """Makes a knowledge base what an earlier release wrote."""
+    passages = Dataset.from_dict(kb.dataset().to_dict(), kb.dataset().features)
+    shutil.rmtree(kb.path / "passages")
+    write_passages(passages.remove_columns(["source", "metadata_json"]), kb.path / "passages")
+    kb.manifest.roots = []
+    kb.manifest.write(kb.path)
+
+
+def test_asking_again_finds_a_base_of_before_done(tmp_path) -> None:
+    as_before(build(tmp_path))
+    stamp = (tmp_path / "kb" / "manifest.json").stat().st_mtime_ns
+    kb = build(tmp_path)
+    assert (kb.path / "manifest.json").stat().st_mtime_ns == stamp
+    assert kb.dataset().column_names == ["title", "text", "embeddings"]
+
+
+def test_shards_of_before_keep_their_vectors(tmp_path, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stopped"):
+        patch.setattr("rag_core.retrieval.write_faiss", stop)
+        build(tmp_path)
+    shards = sorted((tmp_path / "kb.work").glob("shard-*.arrow"))
+    for path in shards:
+        [batch] = read_batches([path])
+        old = batch.select(["title", "text", "embeddings"])
+        path.unlink()
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, old.schema) as writer:
+            writer.write_batch(old)
+    encoded: list[str] = []
+
+    def counting(titles: list[str], texts: list[str]) -> np.ndarray:
+        encoded.extend(texts)
+        return hashed(titles, texts)
+
+    options = {"encoder_name": "hashed", "progress": False, "shard_rows": 16, "batch_size": 4}
+    kb = build_knowledge_base(tmp_path / "corpus.jsonl", tmp_path / "kb", counting, **options)
+    assert len(shards) == 4 and encoded == [PROBE[1]]
+    vectors = np.array(kb.dataset()["embeddings"], np.float32)
+    rows = kb.dataset()
+    np.testing.assert_array_equal(vectors, hashed(list(rows["title"]), list(rows["text"])))
+    assert told(kb, [16])[0][2] == "corpus.jsonl row 17"
+
+
+@pytest.mark.parametrize("value", ["{", "[1]", '{"a": NaN}', "x" * 70_000, "[" * 10_000])
+def test_damaged_metadata_of_others_is_one_error(tmp_path, value: str) -> None:
+    kb = build(tmp_path, rows=2)
+    rows = kb.dataset().to_dict() | {"metadata_json": ['{"row": 1}', value]}
+    write_passages(Dataset.from_dict(rows), tmp_path / "passages")
+    index = FaissIndex.from_files(tmp_path / "passages", kb.path / "index.faiss")
+    assert index.get_doc_dicts(np.array([[0]]))[0]["metadata"] == [{"row": 1}]
+    with pytest.raises(DamagedFileError, match=r"column 'metadata_json' of .*passages must hold"):
+        index.get_doc_dicts(np.array([[1]]))
+
+
+def test_columns_of_a_data_set_of_ones_own_are_what_they_are(tmp_path) -> None:
+    kb = build(tmp_path, rows=2)
+    rows = {name: kb.dataset()[name][:] for name in ("title", "text", "embeddings")}
+    own = {"source": [7, 8], "metadata": ["{no json", ""], "metadata_json": ["[", "["]}
+    write_passages(Dataset.from_dict(rows | own), tmp_path / "passages")
+    index = FaissIndex.from_files(tmp_path / "passages", kb.path / "index.faiss")
+    [docs] = index.get_doc_dicts(np.array([[0, 1]]))
+    assert {name: docs[name] for name in own} == own
