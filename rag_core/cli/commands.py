@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from rag_core.cli.ask import ask
+from rag_core.cli.changes import add, remove, update
 from rag_core.cli.common import Quiet, Verbose, set_loudness
 from rag_core.cli.convert import convert
 from rag_core.cli.demo import demo
 from rag_core.cli.index import index
+from rag_core.cli.info import info
 from rag_core.cli.parity import parity
 from rag_core.cli.train import train
 
@@ -87,6 +89,31 @@ _add(
     'dualrag ask "Who is the fire warden?" --kb kb --model tuned --n-docs 3',
     "dualrag ask --kb kb --model tuned",
     "dualrag ask --kb kb --json < questions.txt > answers.jsonl",
+)
+_add(
+    info,
+    "Say what a knowledge base holds and what made it.",
+    "dualrag info kb",
+    "dualrag info kb --json",
+)
+_add(
+    update,
+    "Bring a knowledge base up to its files.",
+    "dualrag update kb",
+    "dualrag update kb --dry-run",
+    "dualrag update kb handbook/leave/",
+)
+_add(
+    add,
+    "Add the passages of more files to a knowledge base.",
+    "dualrag add kb notes.md reports/",
+)
+_add(
+    remove,
+    "Remove passages from a knowledge base.",
+    "dualrag remove kb --source 'handbook/old/*' --dry-run",
+    'dualrag remove kb --title "Fire drill"',
+    "dualrag remove kb --where 'page>=30' --where 'source=report.pdf'",
 )
 _add(
     demo,

@@ -217,6 +217,16 @@ class KnowledgeBase:
 
         return read_passages(self.path / layout.PASSAGES)
 
+    def info(self) -> dict[str, Any]:
+        """What the knowledge base holds and what made it, in plain values for JSON.
+
+        Passages, words a passage, files by kind, keys that conditions can name with a few of their
+        values, encoder and where it lies on this machine (None where it doesn't), index, size.
+        """
+        from rag_core.knowledge.info import base_info
+
+        return base_info(self)
+
     def index(self, *, memory_map: bool | None = None) -> FaissIndex:
         """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one
         stays as it is.
@@ -379,26 +389,31 @@ class KnowledgeBase:
                 as `build_knowledge_base`.
         """
         from rag_core.knowledge.documents import find_files, find_roots
+        from rag_core.knowledge.update import names_inside
         from rag_core.retrieval import read_faiss
 
-        # Before anything is embedded, which may take hours.
         self._check_columns()
-        encode = self._encoder(encode, backend)
         old = self.manifest
-        known = old.root_paths(self.path)
+        paths = [paths] if isinstance(paths, str | Path) else list(paths)
+        inside = names_inside(paths, old.root_paths(self.path))
+        known = {**old.root_paths(self.path), **inside}
         files = find_files(paths, known)
         sources = layout.described_files(files)
-        roots = layout.root_entries(find_roots(paths, known), self.path)
-        roots = [*old.roots, *(root for root in roots if root not in old.roots)]
+        found = find_roots(paths, known)
+        outside = [root for root in found if root[1] not in inside.values()]
+        roots = [*old.roots, *layout.root_entries(outside, self.path)]
         if words == -1:
             words = old.words
         plan = replace(old, words=words, sources=old.sources + sources, roots=roots)
         request = {"add": sources, "words": plan.words}
+        if done_before(self.path, request) is None:
+            self._check_new(sources)
+        # Before anything is embedded, which may take hours.
+        encode = self._encoder(encode, backend)
         with workplace(self.path) as work:
             added = done_before(self.path, request)
             if type(added) is int:
                 return added
-            self._check_new(sources)
             shards = embed(files, work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
@@ -510,6 +525,8 @@ class KnowledgeBase:
             ValueError: several or none given, a row that does not exist, nothing or everything
                 selected, or as of `search`.
         """
+        from rag_core.knowledge.update import files_of, without_lost
+
         if sum(each is not None for each in (ids, title, where)) != 1:
             raise ValueError(
                 "give either ids= (row numbers) or title= (a title or a function of it) or where= "
@@ -537,8 +554,11 @@ class KnowledgeBase:
             ):
                 return removed
             drop = self._to_remove(rows, title, where)
-            batches = without(read_batches(self._arrow_files()), drop)
-            self.manifest = assemble(work, self.path, batches, self.manifest, request=request)
+            arrow_files = self._arrow_files()
+            names = np.array([*files_of(read_batches(arrow_files))], object)
+            plan = without_lost(self.manifest, self.path, {*names[~drop]})
+            batches = without(read_batches(arrow_files), drop)
+            self.manifest = assemble(work, self.path, batches, plan, request=request)
         return int(drop.sum())
 
     def _to_remove(

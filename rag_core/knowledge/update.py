@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.checks import warn
+from rag_core.hub import numbered
 from rag_core.knowledge.documents import Paths, find_files, find_roots, in_full
 from rag_core.knowledge.embedding import read_batches
 from rag_core.knowledge.manifest import Manifest, described_files, root_entries
@@ -144,16 +146,17 @@ def _scopes(roots: Mapping[Path, str], before: Mapping[str, Any], paths: Paths |
             if path not in present and (name not in before or not path.parent.is_dir()):
                 raise FileNotFoundError(
                     f"{path}: no such file or folder, and the knowledge base was built from it. "
-                    "Say where it lies now:  dualrag update KB PATHS  (KnowledgeBase.update(paths))"
+                    "Say where it lies now (dualrag update KB PATHS); if it is gone for good, "
+                    f"remove its passages (dualrag remove KB --source '{name}*')."
                 )
         return _Scopes(present, {*roots.values()}, dict(present))
     missing = {name: path for path, name in roots.items() if path not in present}
     scopes = _Scopes({}, set(), dict(roots))
+    inside = names_inside(paths, roots)
     given = [paths] if isinstance(paths, str | Path) else paths
     for path in map(in_full, map(Path, given)):
-        root = next((each for each in roots if path.is_relative_to(each)), None)
-        if root is not None:
-            name = (Path(roots[root]) / path.relative_to(root)).as_posix()
+        if path in inside:
+            name = inside[path]
         elif path.name in missing:  # it lies elsewhere now
             name = path.name
             del scopes.roots[missing.pop(name)]
@@ -161,10 +164,55 @@ def _scopes(roots: Mapping[Path, str], before: Mapping[str, Any], paths: Paths |
         else:
             [(_, name)] = find_roots([path], present)
             scopes.roots[path] = name
+            if missing:
+                warn(
+                    f"{numbered(missing.values())}: not where it was, and {path} counts as new. If "
+                    f"it is that folder, give it the name that it had, {numbered(missing)}."
+                )
         scopes.names.add(name)
         if path.exists() or not any(_is_within(each, {name}) for each in before):
             scopes.present[path] = name
     return scopes
+
+
+def names_inside(paths: Paths, roots: Mapping[Path, str]) -> dict[Path, str]:
+    """The names of those paths that are roots of a knowledge base, or lie in one."""
+    names = {}
+    given = [paths] if isinstance(paths, str | Path) else paths
+    for path in map(in_full, map(Path, given)):
+        for root, name in roots.items():
+            if path.is_relative_to(root):
+                names[path] = (Path(name) / path.relative_to(root)).as_posix()
+                break
+    return names
+
+
+def place_of(name: str, roots: Mapping[Path, str]) -> Path | None:
+    """Where the file of this name lies; None where no root has it."""
+    for root, of_root in roots.items():
+        if _is_within(name, {of_root}):
+            return root / name.removeprefix(of_root).lstrip("/")
+    return None
+
+
+def without_lost(manifest: Manifest, folder: Path, names_left: set[str]) -> Manifest:
+    """A manifest less the files that no passage is left of and that are not on disk any more.
+
+    Of other files whose passages were removed it is remembered that they are not to be added.
+    """
+    roots = manifest.root_paths(folder)
+    sources = []
+    for entry in manifest.sources:
+        place = place_of(str(entry.get("path")), roots)
+        if entry.get("path") in names_left or place is None or place.exists():
+            sources.append(entry)
+    names = [str(entry.get("path")) for entry in sources]
+    is_here = {name: path.exists() for path, name in roots.items()}
+    kept = []
+    for root in manifest.roots:
+        if is_here.get(root["name"]) or any(_is_within(name, {root["name"]}) for name in names):
+            kept.append(root)
+    return replace(manifest, sources=sources, roots=kept)
 
 
 def _is_within(name: str, scopes: Iterable[str]) -> bool:
@@ -236,17 +284,23 @@ def _runs(table: pa.Table, order: np.ndarray) -> Iterator[pa.RecordBatch]:
 def _file_numbers(batches: Iterable[pa.RecordBatch], numbers: Mapping[str, int]) -> np.ndarray:
     """The number of each passage's file."""
     found: list[int] = []
+    for name in files_of(batches):
+        if name is None or name not in numbers:
+            raise ValueError(
+                f"every passage must say which file it is of, got {name!r} for one. Build the "
+                "knowledge base anew (dualrag index ... --overwrite)."
+            )
+        found.append(numbers[name])
+    return np.array(found, np.int64)
+
+
+def files_of(batches: Iterable[pa.RecordBatch]) -> Iterator[str | None]:
+    """The file of each passage."""
     for batch in batches:
         sources = batch.column("source").to_pylist()
         for source, text in zip(sources, batch.column(METADATA_COLUMN).to_pylist(), strict=True):
-            name = source
             # Of tables whose rows name a source: few are.
             if text is not None and '"file"' in text:
-                name = decode_metadata(text, "the passages").get("file", source)
-            if name not in numbers:
-                raise ValueError(
-                    f"every passage must say which file it is of, got one with source {source!r}. "
-                    "Build the knowledge base anew (dualrag index ... --overwrite)."
-                )
-            found.append(numbers[name])
-    return np.array(found, np.int64)
+                yield decode_metadata(text, "the passages").get("file", source)
+            else:
+                yield source

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.retriever import within_table_of as within_table_of
     from rag_core.retrieval.search import read_docs as read_docs
     from rag_core.retrieval.where import Where as Where
+    from rag_core.retrieval.where import known_keys as known_keys
     from rag_core.retrieval.where import matching_rows as matching_rows
     from rag_core.retrieval.wiki_dpr import WikiDprIndex as WikiDprIndex
 
@@ -57,7 +58,7 @@ __getattr__, __dir__, __all__ = lazily(
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],
         "search": ["read_docs"],
-        "where": ["Where", "matching_rows"],
+        "where": ["Where", "known_keys", "matching_rows"],
         "wiki_dpr": ["WikiDprIndex"],
     },
 )

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,9 @@ FORMS = (
 )
 # Rows of a column that become Python values at a time.
 BLOCK_ROWS = 10_000
+# Of values that errors and descriptions name, and of their letters.
 EXAMPLES = 5
+EXAMPLE_CHARS = 60
 _CONDITION = re.compile(r"([^=!<>]*)(!=|>=|<=|==|=|>|<)(.*)", re.DOTALL)
 _ORDERS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -156,6 +159,20 @@ def matching_rows(passages: Any, where: Where, vectors: str = "embeddings") -> n
     return rows
 
 
+def known_keys(passages: Any, rows: int = 100_000) -> dict[str, list[str]]:
+    """The keys that conditions can name, each with a few values.
+
+    Args:
+        passages: as of `matching_rows`.
+        rows: how many of the first passages are looked at.
+    """
+    columns = _Columns(passages, "embeddings")
+    for block in islice(columns.blocks(), -(-rows // BLOCK_ROWS)):
+        for key in sorted(columns.keys):
+            columns.note_examples(key, block.values(key))
+    return {key: values for key, values in columns.examples.items() if values}
+
+
 def _masks(columns: _Columns, conditions: list[Condition]) -> list[np.ndarray]:
     """Which rows of each block all conditions hold for."""
     keys = [condition.key for condition in conditions]
@@ -273,8 +290,8 @@ class _Columns:
             return
         for value in values:
             for element in map(_as_text, _elements(value)):
-                if element not in examples:
-                    examples.append(element)
+                if element[:EXAMPLE_CHARS] not in examples:
+                    examples.append(element[:EXAMPLE_CHARS])
                 if len(examples) == EXAMPLES:
                     return
 
@@ -283,7 +300,7 @@ class _Columns:
         told = []
         for key, values in self.examples.items():
             if values:
-                told.append(f"{key} is, e.g., {', '.join(f'{value!r:.60}' for value in values)}")
+                told.append(f"{key} is, e.g., {', '.join(map(repr, values))}")
         if not told:
             return ""
         return f" Here {'; '.join(told)}."

@@ -164,6 +164,20 @@ def test_new_paths_are_added_and_moved_ones_found(home) -> None:
     }
 
 
+def test_a_folder_that_was_renamed_or_is_gone_for_good(home) -> None:
+    kb = KnowledgeBase.open(home / "kb")
+    kb.add(write(home / "more", {"b.txt": "More of it."}), hashed, progress=False)
+    (home / "handbook").rename(home / "renamed")
+    with pytest.warns(UserWarning, match=r"renamed counts as new.*had, handbook"):
+        assert len(kb.update(home / "renamed", dry_run=True).new) == 5
+    with pytest.raises(FileNotFoundError, match=r"dualrag remove KB --source 'handbook\*'"):
+        kb.update(encode=hashed)
+    kb.remove(where="file=handbook/*")
+    assert [root["name"] for root in kb.manifest.roots] == ["more"]
+    done = kb.update(home / "renamed", hashed, progress=False)
+    assert len(done.new) == 5 and done.unchanged == 1 and not kb.update(encode=hashed)
+
+
 def bag(texts):
     return hashed([""] * len(texts), texts)
 
@@ -186,6 +200,11 @@ def test_a_file_is_not_added_twice(home) -> None:
     kb = KnowledgeBase.open(home / "kb")
     with pytest.raises(ValueError, match=r"must be new to .*handbook/leave/annual.txt, .*update"):
         kb.add(home / "handbook", hashed, progress=False)
+    with pytest.raises(ValueError, match=r"got handbook/zoo\.txt, which it holds"):
+        kb.add(home / "handbook" / "zoo.txt", hashed, progress=False)
+    write(home / "handbook", {"new.txt": "New."})
+    assert kb.add(str(home / "handbook" / "new.txt"), hashed, progress=False) == 1
+    assert kb.manifest.sources[-1]["path"] == "handbook/new.txt" and len(kb.manifest.roots) == 1
     assert kb.add(write(home / "x", {"a.txt": "An apple."}), hashed, progress=False) == 1
     assert kb.manifest.sources[-1]["path"] == "x/a.txt"
 

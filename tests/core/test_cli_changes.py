@@ -1,0 +1,141 @@
+"""`dualrag info`, `update`, `add` and `remove` with a stand-in encoder."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from rag_core import backends
+from rag_core.cli.commands import app
+from rag_core.knowledge.base import KnowledgeBase
+from tests.support.knowledge_bases import hashed
+
+
+@pytest.fixture
+def dualrag(monkeypatch, tmp_path):
+    """Runs the command beside a knowledge base of three files, with a backend that needs no
+    framework.
+    """
+    loaded: list[str] = []
+
+    def load_encoder(name):
+        loaded.append(name)
+        if name == "gone":
+            raise OSError("no such folder")
+        return SimpleNamespace(embed=lambda titles, texts, **_: hashed(titles, texts), name=name)
+
+    engine = SimpleNamespace(load_encoder=load_encoder)
+    monkeypatch.setattr(backends, "load_backend", lambda name=None: engine)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DUALRAG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "100")
+    Path("docs").mkdir()
+    Path("docs/a.md").write_text("# Apples\n\nRed ones.\n\n# Pears\n\nGreen ones.\n")
+    Path("docs/b.txt").write_text("Bees make honey.")
+    Path("docs/c.txt").write_text("Cats sleep.")
+
+    def run(*words, rc=0):
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == rc, result.output
+        return result
+
+    run("index", "docs", "--out", "kb", "--encoder", "some/encoder")
+    run.loaded = loaded
+    return run
+
+
+def test_update_says_what_it_does_and_loads_an_encoder_only_to_embed(dualrag) -> None:
+    dualrag.loaded.clear()
+    assert "nothing to do, all 3 file(s) are as they were" in dualrag("update", "kb").stderr
+    Path("docs/b.txt").unlink()
+    Path("docs/a.md").write_text("# Apples\n\nNone.\n")
+    dry = dualrag("update", "kb", "--dry-run")
+    assert dry.stdout == (
+        "kb, if it were updated: 1 changed, 0 new, 1 gone, 1 as they were: 1 passages embedded, "
+        "3 removed.\n"
+    )
+    assert dry.stderr == "  changed docs/a.md\n  gone    docs/b.txt\n"
+    Path("docs/a.md").write_text("# Apples\n\nRed ones.\n\n# Pears\n\nGreen ones.\n")
+    dualrag("update", "kb")
+    assert dualrag.loaded == [] and len(KnowledgeBase.open("kb")) == 3
+    Path("docs/d.txt").write_text("Dogs bark.")
+    said = dualrag("update", "kb").stderr
+    assert "kb: 0 changed, 1 new, 0 gone, 2 as they were: 1 passages embedded" in said
+    assert said.endswith("0 removed, 4 in all.\n") and dualrag.loaded == ["some/encoder"]
+    assert dualrag("--quiet", "update", "kb").output == ""
+
+
+def test_add_and_what_it_refuses(dualrag) -> None:
+    Path("more.txt").write_text("One two three. Four five six.")
+    assert "2 passages added, 6 in all" in dualrag("add", "kb", "more.txt", "--words", "3").stderr
+    again = dualrag("add", "kb", "more.txt", rc=2).stderr
+    assert "paths must be new to kb, got more.txt" in again and "dualrag update kb" in again
+    index = dualrag("index", "more.txt", "--out", "kb", "--encoder", "some/encoder", rc=2).stderr
+    assert "(dualrag update kb) or add to it (dualrag add kb PATHS)" in index
+    Path("last.txt").write_text("Last.")
+    gone = dualrag("add", "kb", "last.txt", "--encoder", "gone", rc=2).stderr
+    assert "embedded by 'some/encoder', and 'gone' cannot be loaded (no such folder)" in gone
+    assert "no such file" in dualrag("add", "kb", "nowhere", rc=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("--source", "*.txt"), "Apples Pears"),
+        (("--source", "docs/a.md", "--title", "Apples"), "Pears b c"),
+        (("--rows", "0,3"), "Pears b"),
+        (("--where", "line>1", "--where", "source=*.md"), "b c"),
+    ],
+)
+def test_remove_counts_first(dualrag, words, left) -> None:
+    before = [path.stat().st_mtime_ns for path in sorted(Path("kb").rglob("*"))]
+    removed = 4 - len(left.split())
+    dry = dualrag("remove", "kb", *words, "--dry-run").stdout
+    assert dry.startswith(f"{removed} of 4 passages match: ")
+    assert dry.endswith("Nothing was removed.\n")
+    assert before == [path.stat().st_mtime_ns for path in sorted(Path("kb").rglob("*"))]
+    said = dualrag("remove", "kb", *words).stderr
+    assert f"{removed} passages removed, {4 - removed} are left" in said
+    titles = KnowledgeBase.open("kb").dataset()["title"]
+    assert [title.split(" — ")[-1] for title in titles] == left.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "--source, --title, --rows or --where must be given"),
+        (("--rows", "1,9"), "--rows must be row numbers from 0 to 3"),
+        (("--rows", "-1"), "--rows must be row numbers from 0 to 3"),
+        (("--title", "Ap*"), "matches none of the 4"),
+        (("--where", "lin>3"), "Did you mean 'line'?"),
+        (("--source", "*"), "all of the 4 passages match"),
+        (("--rows", "0", "--source", "*.txt"), "none of the 4 passages match"),
+    ],
+)
+def test_what_remove_refuses(dualrag, words, says) -> None:
+    assert says in dualrag("remove", "kb", *words, rc=2).stderr
+    assert len(KnowledgeBase.open("kb")) == 4
+
+
+def test_info_is_one_screen_for_people_and_one_object_for_programs(dualrag, monkeypatch) -> None:
+    shown = dualrag("info", "kb").stdout
+    for part in (
+        "passages        4, of about 100 words",
+        "files           3 (2 .txt, 1 .md): docs/a.md, docs/b.txt, docs/c.txt",
+        "encoder         some/encoder, 16 numbers a vector",
+        "encoder at      not on this machine",
+        "index           flat, recall@5 1.000",
+        "source (docs/a.md, docs/b.txt, docs/c.txt)",
+    ):
+        assert part in shown
+    assert len(shown.splitlines()) < 24
+    found = json.loads(dualrag("info", "kb", "--json").stdout)
+    assert found["passages"] == 4 and found["metadata"]["line"][:2] == ["3", "7"]
+    assert found["encoder_at"] is None and found["kinds"] == {".txt": 2, ".md": 1}
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(map(len, dualrag("info", "kb").stdout.splitlines())) <= 40
+    Path("some/encoder").mkdir(parents=True)
+    assert "encoder at      some/encoder" in dualrag("info", "kb").stdout
+    assert "no knowledge base here" in dualrag("info", "docs", rc=2).stderr
