@@ -1,30 +1,51 @@
-"""`dualrag ask`: questions from the command line, a terminal or a pipe, and their answers."""
+"""`dualrag ask`: questions from the command line, a file, a pipe or a terminal, and their
+answers.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import count
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rag_core.cli.common import Backend, choice, clean, say, say_error, without_none
-from rag_core.hub import Line, scan_lines, text_fault
+from rag_core.cli.common import (
+    Backend,
+    choice,
+    clean,
+    is_quiet,
+    say,
+    say_error,
+    without_none,
+)
+from rag_core.hub import Line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rag_core.outputs import Answer
+
+_FILE_BATCH = 8
+DEMO_ANSWERS = (
+    "The demo's model names Wikipedia articles: describe a person, work, place or thing, and ask "
+    "which it is."
+)
 
 
 @clean
 def ask(
     question: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(metavar="QUESTION", help="Leave it out to ask one after another."),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='Text with a question a line, or jsonl with {"question": ...} lines.'),
     ] = None,
     kb: Annotated[
         Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
@@ -39,8 +60,40 @@ def ask(
         str | None, choice("--head", "token", "sequence", help="By default the model's own.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a question, on stdout.")
+        bool, typer.Option("--json", help="One JSON object an answer, on stdout.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Whole passages, with their line breaks.")
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Questions the model sees at once; 8 of a file, 1 of a pipe."),
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer, with the start token.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer, without it.")
+    ] = None,
+    min_length: Annotated[int | None, typer.Option(help="Fewest tokens of an answer.")] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(help="Answers a question.")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No run of as many tokens comes twice.")
+    ] = None,
+    do_sample: Annotated[
+        bool | None, typer.Option("--do-sample", help="Draw the answer instead of the best one.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling: above 1 wilder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sampling: of as many tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sampling: of the likeliest with this share.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling: the same draws again.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other option of generation, in JSON."),
+    ] = None,
     dtype: Annotated[
         str | None,
         choice("--dtype", "float32", "float16", "bfloat16", help="Of weights; by default float32."),
@@ -53,75 +106,230 @@ def ask(
     ] = False,
     backend: Backend = None,
 ) -> None:
-    """Answer a question from a knowledge base, with the passages used and their probabilities."""
-    if question is not None and not question.strip():
-        raise ValueError(
-            "QUESTION is empty. Write a question, or leave it out to ask one after another."
-        )
-    question = question and _utf8(question)
+    """Answer a question from a knowledge base, with the passages used and their probabilities.
+
+    A line that can't be answered does not end a file, a pipe or a conversation.
+    """
+    from rag_core.cli import questions as source
+    from rag_core.cli.generation_options import generation_options
+
+    if question and questions:
+        raise ValueError("QUESTION or --questions must be given, got both. Leave one out")
+    asked = None
+    if question:
+        asked = source.one_argument(question)
     if n_docs is not None and n_docs < 1:
         raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
-    answer = answerer(kb, model, n_docs, head, as_json, backend, int8, dtype=dtype, device=device)
-    if question is not None:
-        answer([question], last=True)
-        return
-    if sys.stdin is None:
-        raise ValueError("QUESTION must be given where standard input is closed")
-    refused = False
-    for line in _questions():
-        try:
-            if line.fault:
-                raise ValueError(line.fault)
-            answer([line.text.strip()])
-        except (ValueError, TypeError) as error:  # one refused question does not end the session
-            say_error(error)
-            refused = True
-    if refused:
+    options = generation_options(
+        option or [],
+        {
+            "num_beams": num_beams,
+            "max_length": max_length,
+            "max_new_tokens": max_new_tokens,
+            "min_length": min_length,
+            "num_return_sequences": num_return_sequences,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+        },
+    )
+    if questions is not None:
+        lines = source.of_file(questions)
+    page = Page(as_json, full)
+    answerer = Answerer.open(
+        page,
+        without_none(n_docs=n_docs) | options,
+        kb=kb,
+        model=model,
+        head=head,
+        backend=backend,
+        int8=int8,
+        dtype=dtype,
+        device=device,
+    )
+    with page:
+        if asked is not None:
+            answerer.answer([asked], last=True)
+        elif questions is not None:
+            answerer.answer_all(lines, batch_size or _FILE_BATCH)
+        elif source.at_terminal():
+            converse(answerer, model is None and kb is None)
+        else:
+            answerer.answer_all(source.piped(), batch_size or 1)
+    if answerer.refused:
         raise typer.Exit(2)
 
 
-def answerer(
-    kb: Path | None,
-    model: str | None,
-    n_docs: int | None,
-    head: str | None,
-    as_json: bool,
-    backend: str | None,
-    int8: bool = False,
-    **placing: str | None,
-) -> Callable[..., None]:
-    from rag_core.cli.process import load_backend_for_command
+def converse(answerer: Answerer, with_demo: bool) -> None:
+    """Answers what a person types; Ctrl-C stops an answer that takes too long."""
+    from rag_core.cli.questions import typed
+    from rag_core.demo import home
 
-    if head not in (None, "token", "sequence"):
-        raise ValueError(f"--head must be token or sequence, got {head!r}")
-    engine = load_backend_for_command(backend)
-    from rag_core.cli.models import open_model, single_use
+    if with_demo:
+        say(DEMO_ANSWERS)
+    for line in typed(home() / "history"):
+        try:
+            answerer.answer_line(line)
+        except KeyboardInterrupt:
+            say("\nstopped; Ctrl-D ends")
 
-    network, base = open_model(engine, kb, model, head, say, int8, **placing)
-    options = without_none(n_docs=n_docs)
-    credit = None
-    if base is not None:
-        credit = base.manifest.credit
 
-    def show(answer: Answer) -> None:
-        if as_json:
+class Page:
+    """Where answers are shown: to people, or to machines as lines of JSON.
+
+    As a context it ends with what holds of all of them: credit, and that sources are unknown.
+    """
+
+    def __init__(self, as_json: bool, full: bool = False) -> None:
+        self.as_json = as_json
+        self.full = full
+        self.credit: str | None = None
+        self.without_source = False
+        self._console: Console | None = None
+
+    def show(self, answer: Answer) -> None:
+        if self.as_json:
             print(_json_line(answer.to_dict()), flush=True)
             return
-        from rich.console import Console
+        from rag_core.cli.show import answers_console, show_answer
 
-        from rag_core.cli.show import show_answer
+        if self._console is None:
+            self._console = answers_console()
+        show_answer(answer, self._console, full=self.full)
+        if not all(passage.source for passage in answer.passages):
+            self.without_source = True
 
-        show_answer(answer, Console(), credit)
+    def __enter__(self) -> Page:
+        return self
 
-    def answer(questions: list[str], last: bool = False) -> None:
-        with single_use(engine, last):
-            answers = network.answer(questions, **options)
-        for result in answers:
-            show(result)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # to a closed pipe nothing can be said
+        if self._console is None or kind not in (None, KeyboardInterrupt):
+            return
+        from rag_core.cli.show import show_notes
 
-    return answer
+        notes = []
+        if self.without_source:
+            notes.append("Passages with a row alone: source unknown.")
+        if self.credit:
+            notes.append(self.credit)
+        show_notes(self._console, *notes)
+
+
+class Answerer:
+    """A model that answers questions onto a page."""
+
+    def __init__(self, engine: Any, network: Any, page: Page, options: dict[str, Any]) -> None:
+        self.engine = engine
+        self.network = network
+        self.page = page
+        self.options = options
+        self.answered = 0
+        self.refused = False
+
+    @classmethod
+    def open(
+        cls,
+        page: Page,
+        options: dict[str, Any],
+        *,
+        kb: Path | None = None,
+        model: str | None = None,
+        head: str | None = None,
+        backend: str | None = None,
+        int8: bool = False,
+        **placing: str | None,
+    ) -> Answerer:
+        """Loads a model and its knowledge base.
+
+        Args:
+            page: for its answers.
+            options: of its method `answer`.
+            kb, model, head, int8, **placing: see `rag_core.cli.models.open_model`.
+            backend: the framework's short name.
+        """
+        from rag_core.cli.process import load_backend_for_command
+
+        if head not in (None, "token", "sequence"):
+            raise ValueError(f"--head must be token or sequence, got {head!r}")
+        engine = load_backend_for_command(backend)
+        from rag_core.cli.models import open_model
+
+        network, base = open_model(engine, kb, model, head, say, int8, **placing)
+        if base is not None:
+            page.credit = base.manifest.credit
+        return cls(engine, network, page, options)
+
+    def answer(self, questions: list[str], last: bool = False) -> None:
+        """Answers and shows some questions at once.
+
+        Args:
+            questions: texts.
+            last: nothing is asked after them.
+
+        Raises:
+            ValueError, TypeError: one of them is refused; none is answered.
+        """
+        from rag_core.cli.models import single_use
+
+        with single_use(self.engine, last):
+            answers = self.network.answer(questions, **self.options)
+        for answer in answers:
+            self.page.show(answer)
+        self.answered += len(questions)
+
+    def answer_line(self, line: Line) -> None:
+        """Answers one line; where it is refused, says why."""
+        try:
+            if line.fault:
+                raise ValueError(line.fault)
+            self.answer([line.text.strip()])
+        except (ValueError, TypeError) as error:  # one refused question does not end the session
+            say_error(error)
+            self.refused = True
+
+    def answer_all(self, lines: Generator[Line, None, None], batch_size: int) -> None:
+        """Answers line by line, in their order, some at once.
+
+        Raises:
+            KeyboardInterrupt: with what was done until then.
+        """
+        from tqdm import tqdm
+
+        # where answers are seen at the terminal themselves, a bar would run through them
+        hidden = is_quiet() or sys.stdout.isatty() or None
+        try:
+            with closing(lines), tqdm(desc="answering", unit=" questions", disable=hidden) as bar:
+                for batch in _batches(lines, batch_size):
+                    self._answer_batch(batch)
+                    bar.update(len(batch))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f" {self.answered} question(s) were answered.") from None
+
+    def _answer_batch(self, batch: list[Line]) -> None:
+        """All at once; one by one where one of them is refused."""
+        if len(batch) > 1 and not any(line.fault for line in batch):
+            try:
+                self.answer([line.text.strip() for line in batch])
+            except (ValueError, TypeError):
+                pass
+            else:
+                return
+        for line in batch:
+            self.answer_line(line)
+
+
+def _batches(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
+    remaining = iter(lines)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def _json_line(row: dict[str, Any]) -> str:
@@ -132,56 +340,3 @@ def _json_line(row: dict[str, Any]) -> str:
     except UnicodeEncodeError:
         return json.dumps(row)
     return line
-
-
-def _utf8(argument: str) -> str:
-    """An argument whose bytes the locale did not know, read as UTF-8."""
-    if text_fault(argument):
-        try:
-            return os.fsencode(argument).decode()
-        except (UnicodeDecodeError, UnicodeEncodeError) as error:
-            raise ValueError(
-                f"QUESTION must be UTF-8 text, but is not at byte {error.start + 1}"
-            ) from None
-    return argument
-
-
-def _at_terminal() -> bool:
-    return sys.stdin.isatty()
-
-
-def _questions() -> Iterator[Line]:
-    if _at_terminal():
-        return _typed()
-    return _piped()
-
-
-def _typed() -> Iterator[Line]:
-    """What a person types, to the first empty line."""
-    say("Ask away; an empty line ends.")
-    with suppress(ImportError):
-        import readline  # noqa: F401  # arrow keys and history in input()
-    prompt = "question> "
-    if not sys.stdout.isatty():  # else answers and prompts would go to one file
-        prompt = ""
-    for number in count(1):
-        try:
-            if not prompt:
-                print("question> ", end="", file=sys.stderr, flush=True)
-            text = input(prompt)
-        except EOFError:
-            return
-        except UnicodeDecodeError as error:
-            yield Line(number, "", f"QUESTION must be {error.encoding} text ({error.reason})")
-            continue
-        if not text.strip():
-            return
-        fault = text_fault(text)
-        yield Line(number, text, fault and f"QUESTION must be text, but holds {fault}")
-
-
-def _piped() -> Iterator[Line]:
-    """The lines of a pipe or a file that hold something, to its end."""
-    for line in scan_lines(sys.stdin.buffer, "standard input"):
-        if line.fault or line.text.strip():
-            yield line

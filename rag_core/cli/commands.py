@@ -88,7 +88,7 @@ _add(
     'dualrag ask "Which expensive spice comes from a crocus flower?"',
     'dualrag ask "Who is the fire warden?" --kb kb --model tuned --n-docs 3',
     "dualrag ask --kb kb --model tuned",
-    "dualrag ask --kb kb --json < questions.txt > answers.jsonl",
+    "dualrag ask --questions questions.txt --kb kb --json > answers.jsonl",
 )
 _add(
     info,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rag_core.cli.ask import answerer
-from rag_core.cli.common import Backend, clean, say
+from rag_core.cli.ask import DEMO_ANSWERS, Answerer, Page
+from rag_core.cli.common import Backend, clean, pasteable, say
 
 DEMO_QUESTIONS = (
     "Which epic novel did Leo Tolstoy set during Napoleon's invasion of Russia?",
@@ -15,6 +15,10 @@ DEMO_QUESTIONS = (
 
 @clean
 def demo(backend: Backend = None) -> None:
-    """Fetch the demo's encoder and text, build its knowledge base, and answer a few questions."""
-    answerer(None, None, None, None, False, backend)(list(DEMO_QUESTIONS), last=True)
-    say('Your own:  dualrag ask "..."')
+    """Fetch the demo's encoder and text, build its knowledge base, and answer a few questions.
+
+    All is kept in $DUALRAG_HOME, or else in ~/.cache/dualrag.
+    """
+    with Page(as_json=False) as page:
+        Answerer.open(page, {}, backend=backend).answer(list(DEMO_QUESTIONS), last=True)
+    say(f'{DEMO_ANSWERS}\nYour own:  {pasteable("ask")} "..."')

@@ -4,97 +4,252 @@ probabilities, by rich.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-    from rag_core.outputs import Answer
+    from rag_core.outputs import Answer, Passage
 
-SNIPPET = 220
+SNIPPET = 220  # characters shown of a passage that the answer owes something to
 BAR = 10
+SHARE = BAR + 8  # columns of a bar and its number
 NARROW = 70  # columns of a terminal that has no room for bars
+WIDE = 120  # longer lines are hard to read
+OWES = 0.1  # posterior from which on a passage is shown in more than one line
+_LEAD = 60  # characters shown before the answer where a snippet begins in the middle
+_MARK = "bold reverse"
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 
-def show_answer(answer: Answer, console: Console, credit: str | None = None) -> None:
+def answers_console() -> Console:
+    """Where answers are printed: stdout, never wider than can be read."""
+    from rich.console import Console
+
+    console = Console()
+    console.width = min(console.width, WIDE)
+    return console
+
+
+def show_answer(
+    answer: Answer, console: Console, credit: str | None = None, full: bool = False
+) -> None:
     """Prints one answer.
 
     Args:
         answer: with its passages; `prior` is p(z|x), `posterior` p(z|x, y) (paper, section 2.1).
         console: where to.
         credit: authors and licence of the passages.
+        full: whole passages, with their line breaks.
     """
-    from rich import box
+    _Page(console, full).answer(answer)
+    if credit:
+        show_notes(console, credit)
+
+
+def show_notes(console: Console, *notes: str) -> None:
+    """Prints what holds of all answers, such as authors and licence of the passages."""
     from rich.padding import Padding
-    from rich.panel import Panel
-    from rich.table import Table
     from rich.text import Text
 
-    plain = console.options.ascii_only
-    line = functools.partial(_line, encoding=console.encoding)
-    body = Text(line(answer.text) or "(no answer)", style="bold green")
-    body.append(
-        f"   p = {_percent(math.exp(min(0.0, answer.log_probability)))}", style="not bold dim"
-    )
-    # not as markup: its brackets and back slashes are its own
-    question = Text(line(answer.question), style="bold")
-    console.print(
-        Panel(body, title=question, title_align="left", border_style="cyan", padding=(1, 2))
-    )
-    narrow = console.width < NARROW
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    table.add_column("#", justify="right", style="dim", width=2)
-    table.add_column("passage", ratio=1)
-    if not narrow:
-        table.add_column("before answering", width=16)
-        table.add_column("given the answer", width=16)
-    best = max((passage.posterior for passage in answer.passages), default=0.0)
-    for rank, passage in enumerate(answer.passages, 1):
-        style = "cyan"
-        if passage.posterior == best:
-            style = "bold cyan"
-        cell = Text.assemble(
-            (line(passage.title) or "(untitled)", style),
-            (f"  row {passage.id}", "dim"),
-            "\n",
-            _snippet(line(passage.text), plain),
+    for note in notes:
+        console.print(Padding(Text(note, style="dim"), (0, 1)))
+
+
+class _Page:
+    """What answers are printed on."""
+
+    def __init__(self, console: Console, full: bool) -> None:
+        self.console = console
+        self.full = full
+        self.is_narrow = console.width < NARROW
+        self.plain = console.options.ascii_only
+        self.ellipsis = "…"
+        if self.plain:
+            self.ellipsis = "..."
+
+    def answer(self, answer: Answer) -> None:
+        self.console.print(self._head(answer))
+        if answer.passages and not self.is_narrow:
+            row = self._row()
+            row.add_row("", "before answering", "given the answer", "")
+            self.console.print(row, style="dim")
+        best = max((passage.posterior for passage in answer.passages), default=0.0)
+        for rank, passage in enumerate(answer.passages, 1):
+            is_best = passage.posterior == best
+            if self.is_narrow:
+                self._narrow(rank, passage, is_best)
+            else:
+                self._wide(rank, passage, is_best)
+            wanted = ""
+            if is_best:
+                wanted = answer.text
+            self._text(passage, wanted, is_best or passage.posterior >= OWES)
+        self.console.print()
+
+    def _head(self, answer: Answer) -> object:
+        from rich.panel import Panel
+        from rich.text import Text
+
+        # not as markup: its brackets and back slashes are its own
+        question = Text(self.line(answer.question), style="bold")
+        body = Text(self.line(answer.text) or "(no answer)", style="bold green")
+        title: Text | None = question
+        if question.cell_len > self.console.width - 6:  # a border would cut it
+            body = Text("\n").join([question, body])
+            title = None
+        likely = _percent(math.exp(min(0.0, answer.log_probability)))
+        return Panel(
+            body,
+            title=title,
+            title_align="left",
+            subtitle=Text(f"this exact wording: p = {likely}", style="dim"),
+            subtitle_align="right",
+            border_style="cyan",
+            padding=(0, 1),
         )
-        bars = []
-        if narrow:
-            prior = _percent(passage.prior)
-            posterior = _percent(passage.posterior)
-            cell.append(f"\n{prior} before, {posterior} given the answer", "green")
+
+    def _row(self) -> Table:
+        """The line of a passage: rank, both shares, what it is called and where it comes from."""
+        from rich.table import Table
+
+        row = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        row.add_column(justify="right", width=3)
+        row.add_column(width=SHARE)
+        row.add_column(width=SHARE)
+        row.add_column(ratio=1)
+        return row
+
+    def _wide(self, rank: int, passage: Passage, is_best: bool) -> None:
+        row = self._row()
+        prior = _bar(passage.prior, "blue", self.plain)
+        posterior = _bar(passage.posterior, "green", self.plain)
+        row.add_row(str(rank), prior, posterior, self._name(passage, is_best))
+        self.console.print(row)
+
+    def _narrow(self, rank: int, passage: Passage, is_best: bool) -> None:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        prior, posterior = _percent(passage.prior), _percent(passage.posterior)
+        name = Text.assemble(f"{rank}  ", self._name(passage, is_best))
+        self.console.print(name)
+        shares = Text(f"{prior} before, {posterior} given the answer", style="green")
+        self.console.print(Padding(shares, (0, 0, 0, 3)))
+
+    def _name(self, passage: Passage, is_best: bool) -> Text:
+        from rich.text import Text
+
+        from rag_core.outputs import origin_of
+
+        origin = f"row {passage.id}"
+        if passage.source:
+            origin = self.line(origin_of(passage.source, passage.metadata, self.plain))
+        style = "cyan"
+        if is_best:
+            style = "bold cyan"
+        if _says(passage.metadata.get("headings"), passage.title):
+            return Text(origin, style=style)
+        return Text.assemble(
+            (self.line(passage.title) or "(untitled)", style), "  ", (origin, "dim")
+        )
+
+    def _text(self, passage: Passage, wanted: str, at_length: bool) -> None:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        if self.full:
+            shown = "\n".join(self.known(line).rstrip() for line in passage.text.splitlines())
         else:
-            bars.append(_bar(passage.prior, "blue", plain))
-            bars.append(_bar(passage.posterior, "green", plain))
-        table.add_row(str(rank), cell, *bars)
-    console.print(Padding(table, (0, 1)))
-    if credit:
-        console.print(Padding(Text(credit, style="dim"), (0, 1, 1, 1)))
+            shown = self.line(passage.text)
+        marks = answer_spans(shown, wanted)
+        text = Text(shown)
+        for start, end in marks:
+            text.stylize(_MARK, start, end)
+        if not self.full:
+            length = SNIPPET
+            if not at_length:
+                length = max(self.console.width - 6, 20)  # one line
+            text = self._snippet(text, marks, length)
+        if not at_length:
+            text.stylize_before("dim")
+        left = 5
+        if self.is_narrow:
+            left = 3
+        self.console.print(Padding(text, (0, 1, 0, left)))
+
+    def _snippet(self, text: Text, marks: list[tuple[int, int]], length: int) -> Text:
+        """A part of a text between blanks: its beginning, or from shortly before the first mark."""
+        if len(text) <= length:
+            return text
+        ellipsis = self.ellipsis
+        start = 0
+        if marks and marks[0][1] > length - len(ellipsis) - 1:
+            start = text.plain.rfind(" ", 0, max(1, marks[0][0] - _LEAD)) + 1
+        last = start + length - 2 * (len(ellipsis) + 1)
+        end = len(text)
+        if last < end:
+            end = text.plain.rfind(" ", start + 1, last + 1)
+            if end < 0:
+                end = last
+        part = text[start:end]
+        if start:
+            part = part.blank_copy(f"{ellipsis} ").append_text(part)
+        if end < len(text):
+            part.append(f" {ellipsis}")
+        return part
+
+    def line(self, text: str) -> str:
+        """The text in one line, as `known`."""
+        return " ".join(self.known(text).split())
+
+    def known(self, text: str) -> str:
+        """The text without control characters: text of strangers has no command over the
+        terminal.
+        """
+        encoding = self.console.encoding
+        # here, so that columns are as wide as what is written
+        return text.encode(encoding, "replace").decode(encoding).translate(_CONTROLS)
 
 
-def _snippet(text: str, plain: bool) -> str:
-    """The beginning of a text, to the end of a word."""
-    if len(text) <= SNIPPET:
-        return text
-    start = text[:SNIPPET].rsplit(" ", 1)[0]
-    if plain:
-        return start + " ..."
-    return start + " …"
+def answer_spans(text: str, answer: str) -> list[tuple[int, int]]:
+    """Where the words of an answer stand in a text, whatever their case and punctuation.
 
+    Args:
+        text: of a passage.
+        answer: to look for.
 
-def _line(text: str, encoding: str) -> str:
-    """The text in one line and without control characters.
-
-    Text of strangers has no command over the terminal.
+    Returns:
+        (start, end) of every place where they follow each other; where they do so nowhere, of each
+        of the words that tell something.
     """
-    # here, so that columns are as wide as what is written
-    known = text.encode(encoding, "replace").decode(encoding)
-    return " ".join(known.translate(_CONTROLS).split())
+    import re
+
+    words = list(re.finditer(r"\w+", text))
+    said = [word[0].casefold() for word in words]
+    wanted = [word.casefold() for word in re.findall(r"\w+", answer)]
+    count = len(wanted)
+    if not count:
+        return []
+    runs = [
+        (words[first].start(), words[first + count - 1].end())
+        for first in range(len(said) - count + 1)
+        if said[first : first + count] == wanted
+    ]
+    if runs:
+        return runs
+    telling = {word for word in wanted if len(word) > 3 or not word.isalpha()}
+    return [word.span() for word in words if word[0].casefold() in telling]
+
+
+def _says(headings: object, title: str) -> bool:
+    """Whether a path of headings holds all that a title says."""
+    if not isinstance(headings, list) or not headings:
+        return False
+    return all(part in headings for part in title.split(" — "))
 
 
 def _percent(share: float) -> str:
@@ -112,4 +267,4 @@ def _bar(share: float, colour: str, plain: bool) -> Text:
     length = round(BAR * min(1.0, max(0.0, share)))
     filled = letters[0] * length
     rest = letters[1] * (BAR - length)
-    return Text.assemble((filled, colour), (rest, "dim"), f"\n{_percent(share)}")
+    return Text.assemble((filled, colour), (rest, "dim"), f"{_percent(share):>8}")

@@ -17,6 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
 from typer.testing import CliRunner
 
 from rag_core import backends
@@ -156,20 +158,154 @@ def test_every_question_of_a_pipe_is_answered(ask) -> None:
     assert json.loads(spoken.stdout)["question"] == "caf\u00e9?"
 
 
-def test_a_person_ends_with_an_empty_line_and_is_asked_on_stderr(ask, monkeypatch) -> None:
-    typed = iter(["One?", "", "never"])
-    monkeypatch.setattr("rag_core.cli.ask._at_terminal", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
-    spoken = ask("--json")
-    assert [json.loads(line)["question"] for line in spoken.stdout.splitlines()] == ["One?"]
-    assert spoken.stderr == "Ask away; an empty line ends.\n" + 2 * "question> "
+@pytest.fixture
+def person(ask, monkeypatch):
+    """Asks with keys typed at a terminal."""
 
-    def interrupt(prompt: str = "") -> str:
-        raise KeyboardInterrupt
+    def types(keys: str, *words: str):
+        monkeypatch.setattr("rag_core.cli.questions.at_terminal", lambda: True)
+        with create_pipe_input() as pipe, create_app_session(input=pipe):
+            pipe.send_text(keys)
+            return ask(*words, "--json")
 
-    monkeypatch.setattr("builtins.input", interrupt)
-    stopped = ask("--json")
-    assert stopped.exit_code == 130 and stopped.stderr.endswith("\ndualrag: stopped.\n")
+    return types
+
+
+def questions_of(spoken) -> list[str]:
+    return [json.loads(line)["question"] for line in spoken.stdout.splitlines()]
+
+
+def test_a_person_edits_goes_past_blank_lines_and_has_a_history(person) -> None:
+    spoken = person("Onf?\x7f\x7fe?\r\r  \rtoo long?\rTwo?\r\x04")
+    assert questions_of(spoken) == ["One?", "Two?"] and spoken.exit_code == 2
+    assert spoken.stderr.startswith("Ask away; Ctrl-D ends.\n")
+    assert "dualrag: error: the question is too long\n" in spoken.stderr
+    assert Path("home/history").stat().st_mode & 0o777 == 0o600
+    up = "\x1b[A"
+    assert questions_of(person(f"{up}\r\x04")) == ["Two?"]
+    Path("home/history").unlink()
+    Path("home/history").mkdir()  # cannot be written: a history of this run alone
+    assert questions_of(person("One?\r\x04")) == ["One?"]
+
+
+def test_ctrl_c_clears_what_stands_there_and_then_ends(person) -> None:
+    spoken = person("half a\x03Two?\r\x03")
+    assert questions_of(spoken) == ["Two?"] and spoken.exit_code == 130
+    assert spoken.stderr.endswith("\ndualrag: stopped.\n")
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(person, monkeypatch) -> None:
+    answer = Model.answer
+
+    def slow(self, questions: list[str], **options) -> list[Answer]:
+        if questions == ["slow?"]:
+            raise KeyboardInterrupt
+        return answer(self, questions, **options)
+
+    monkeypatch.setattr(Model, "answer", slow)
+    spoken = person("slow?\rTwo?\r\x04")
+    assert questions_of(spoken) == ["Two?"] and spoken.exit_code == 0
+    assert "\nstopped; Ctrl-D ends\n" in spoken.stderr
+
+
+def test_an_interrupted_pipe_says_how_far_it_came(ask, monkeypatch) -> None:
+    answer = Model.answer
+
+    def slow(self, questions: list[str], **options) -> list[Answer]:
+        if questions == ["slow?"]:
+            raise KeyboardInterrupt
+        return answer(self, questions, **options)
+
+    monkeypatch.setattr(Model, "answer", slow)
+    spoken = ask("--json", input="One?\nslow?\nTwo?\n")
+    assert questions_of(spoken) == ["One?"] and spoken.exit_code == 130
+    assert spoken.stderr == "\ndualrag: stopped. 1 question(s) were answered.\n"
+
+
+def test_a_file_of_questions_is_answered_in_batches_in_its_order(ask, monkeypatch) -> None:
+    seen: list[int] = []
+    answer = Model.answer
+
+    def counting(self, questions: list[str], **options) -> list[Answer]:
+        seen.append(len(questions))
+        if any("too long" in question for question in questions):
+            raise ValueError("the question is too long")
+        return answer(self, questions, **options)
+
+    monkeypatch.setattr(Model, "answer", counting)
+    Path("q.txt").write_text("1?\n\n2?\n3?\n4 is too long\n5?\n")
+    spoken = ask("--questions", "q.txt", "--batch-size", "2", "--json")
+    assert questions_of(spoken) == ["1?", "2?", "3?", "5?"] and spoken.exit_code == 2
+    assert seen == [2, 2, 1, 1, 1] and spoken.stderr == "dualrag: error: the question is too long\n"
+    lines = ['{"question": "1?", "id": 7}', "no json", '{"question": ""}', '{"question": "2?"}']
+    Path("q.jsonl").write_text("\n".join(lines))
+    spoken = ask("--questions", "q.jsonl", "--json")
+    assert questions_of(spoken) == ["1?", "2?"] and spoken.exit_code == 2
+    faults = spoken.stderr.splitlines()
+    assert [fault.split(": ")[2] for fault in faults] == ["q.jsonl:2", "q.jsonl:3"]
+    panels = ask("--questions", "q.jsonl")
+    assert "1?" in panels.stdout and panels.stdout.count("source unknown") == 1
+    assert ask("--questions", "none.txt").stderr.startswith(
+        "dualrag: error: none.txt: no such file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["what", "is", "lunch"], "in quotes: dualrag ask 'what is lunch'"),
+        (["Who?", "--questions", "q.txt"], "QUESTION or --questions must be given, got both"),
+        (["Who?", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["Who?", "--num-beams", "0"], "num_beams must be a whole number of at least 1, got 0"),
+        (["Who?", "--option", "num_beam=3"], "no option 'num_beam': did you mean 'num_beams'?"),
+        (["Who?", "--option", "colour=3"], "--option must name an option of GenerationConfig"),
+        (["Who?", "--option", "streamer=3"], "streamer is no option of GenerationConfig"),
+        (["Who?", "--option", "top_p"], "--option must be NAME=VALUE, got 'top_p'"),
+        (["Who?", "--top-p", "0.5", "--option", "top-p=1"], "top_p must be given once"),
+        (
+            ["Who?", "--num-beams", "2", "--num-return-sequences", "3"],
+            "must not be above num_beams",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before_a_model_is_loaded(
+    ask, words, says, monkeypatch
+) -> None:
+    monkeypatch.setattr(Model, "from_pretrained", None)
+    asked = ask(*words)
+    assert asked.exit_code == 2 and says in asked.stderr and asked.stderr.count("\n") == 1
+
+
+def test_options_of_generation_reach_the_model(ask, monkeypatch) -> None:
+    heard: list[dict] = []
+    monkeypatch.setattr(
+        Model, "answer", lambda self, questions, **options: heard.append(options) or []
+    )
+    named = [
+        "--num-beams",
+        "3",
+        "--do-sample",
+        "--temperature",
+        "0.7",
+        "--seed",
+        "5",
+        "--n-docs",
+        "2",
+    ]
+    more = ["--option", "length-penalty=0.5", "--option", "early_stopping=never"]
+    assert ask("Who?", *named, *more, "--option", "bad_words_ids=[[3]]").exit_code == 0
+    assert heard == [
+        {
+            "n_docs": 2,
+            "num_beams": 3,
+            "do_sample": True,
+            "temperature": 0.7,
+            "seed": 5,
+            "length_penalty": 0.5,
+            "early_stopping": "never",
+            "bad_words_ids": [[3]],
+        }
+    ]
 
 
 def test_an_interrupted_index_says_that_it_goes_on(dualrag, monkeypatch) -> None:

@@ -28,7 +28,7 @@ def examples(command) -> list[str]:
 def test_every_help_has_examples_whose_options_exist(command) -> None:
     assert examples(command)
     for example in examples(command):
-        words = shlex.split(example.split(" < ")[0])[1:]
+        words = shlex.split(example.split(" > ")[0])[1:]
         wanted = GROUP.commands[words[0]]
         assert wanted.make_context(words[0], words[1:]).command is wanted
 
