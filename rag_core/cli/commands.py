@@ -80,6 +80,7 @@ _add(
     "Split text into passages, embed and index them.",
     "dualrag index handbook/ --out kb",
     "dualrag index notes.md facts.csv --out kb --words 50",
+    "dualrag index docs/ --out kb --exclude 'drafts/' --skip-bad",
     "dualrag index wiki.tsv --out kb --encoder ENCODER --index hnsw",
 )
 _add(

@@ -191,7 +191,7 @@ def _write_nowhere() -> None:
 def error_line(error: Exception) -> str:
     """An error as people see it."""
     if isinstance(error, BadFilesError):
-        faults = [" ".join(fault.split()) for fault in error.faults]
+        faults = [" ".join(fault.split()) for fault in error.told()]
         return "\n  ".join(["dualrag: error:", *faults])
     return f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}"
 

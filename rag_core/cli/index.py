@@ -16,7 +16,11 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 @clean
 def index(
     paths: Annotated[
-        list[Path], typer.Argument(help="txt, md, csv, tsv, jsonl or parquet files, or folders.")
+        list[Path],
+        typer.Argument(
+            help="Folders, or files: txt, md, csv, tsv, jsonl, parquet, ipynb; with "
+            "'dualrag[files]' pdf, docx, pptx, html, epub, rst, eml."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the knowledge base to create.")],
     encoder: Annotated[
@@ -42,6 +46,19 @@ def index(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another knowledge base there.")
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out what matches, as in a .gitignore; can be repeated."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")
+    ] = False,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of text, of tables without a column 'text'.")
+    ] = None,
+    title_column: Annotated[
+        str | None, typer.Option(help="Column of titles, of tables without a column 'title'.")
+    ] = None,
     tsv_quotes: Annotated[
         bool,
         typer.Option(
@@ -59,7 +76,7 @@ def index(
 
     engine = load_backend_for_command(backend)
     # a wrong path should not wait for an encoder to load; its notes are said once, at the end
-    find_files(paths)
+    find_files(paths, exclude=exclude or ())
     from rag_core.cli.models import open_encoder
     from rag_core.knowledge import build_knowledge_base, check_settings
 
@@ -75,6 +92,10 @@ def index(
         settings=settings,
         words=words or None,
         tsv_quotes=tsv_quotes,
+        text_column=text_column,
+        title_column=title_column,
+        exclude=exclude or (),
+        skip_bad=skip_bad,
         batch_size=batch_size,
         overwrite=overwrite,
         progress=not is_quiet(),

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from rag_core.knowledge.assembly import check_settings as check_settings
     from rag_core.knowledge.base import KnowledgeBase as KnowledgeBase
     from rag_core.knowledge.base import build_knowledge_base as build_knowledge_base
-    from rag_core.knowledge.documents import BadFilesError as BadFilesError
-    from rag_core.knowledge.documents import PassedByWarning as PassedByWarning
-    from rag_core.knowledge.documents import find_files as find_files
     from rag_core.knowledge.documents import read_documents as read_documents
     from rag_core.knowledge.embedding import Encode as Encode
     from rag_core.knowledge.encoders import PassageEncoderBase as PassageEncoderBase
+    from rag_core.knowledge.files import BadFilesError as BadFilesError
+    from rag_core.knowledge.files import PassedByWarning as PassedByWarning
+    from rag_core.knowledge.files import find_files as find_files
     from rag_core.knowledge.manifest import FILE as FILE
     from rag_core.knowledge.manifest import describe as describe
     from rag_core.knowledge.manifest import spots as spots
@@ -29,9 +29,10 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "assembly": ["check_settings"],
         "base": ["KnowledgeBase", "build_knowledge_base"],
-        "documents": ["BadFilesError", "PassedByWarning", "find_files", "read_documents"],
+        "documents": ["read_documents"],
         "embedding": ["Encode"],
         "encoders": ["PassageEncoderBase"],
+        "files": ["BadFilesError", "PassedByWarning", "find_files"],
         "manifest": ["FILE", "describe", "spots"],
         "remembered": ["REMEMBERED", "RememberedBase", "remember_base", "remembered_base"],
     },

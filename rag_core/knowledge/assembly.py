@@ -18,6 +18,7 @@ import numpy as np
 
 from rag_core.checks import warn, whole
 from rag_core.hub import DamagedFileError, atomic_write, clear, install, name_full_disk, read_json
+from rag_core.knowledge.documents import ReadingOptions
 from rag_core.knowledge.embedding import (
     Encode,
     batch_vectors,
@@ -144,7 +145,7 @@ def embed(
 
 def passages_of(files: list[tuple[Path, str]], plan: Manifest) -> Iterator[PassageRow]:
     """The passages of files, read as the request says."""
-    return stream_passages(files, plan.words, tsv_quotes=plan.request.get("tsv_quotes", True))
+    return stream_passages(files, plan.words, ReadingOptions.of(plan.request))
 
 
 def _keep_shards_of(plan: Manifest, work: Path) -> None:

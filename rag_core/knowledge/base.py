@@ -38,7 +38,6 @@ from rag_core.knowledge.assembly import (
     without,
     workplace,
 )
-from rag_core.knowledge.documents import Paths
 from rag_core.knowledge.embedding import (
     Encode,
     passage_schema,
@@ -46,6 +45,7 @@ from rag_core.knowledge.embedding import (
     read_batches,
     same_probe,
 )
+from rag_core.knowledge.files import Paths
 from rag_core.knowledge.manifest import Manifest
 from rag_core.knowledge.passages import WORDS, WORDS_HINT
 from rag_core.retrieval import matching_rows, passage_parts
@@ -80,6 +80,10 @@ def build_knowledge_base(
     settings: Mapping[str, int] | None = None,
     words: int | None = 100,
     tsv_quotes: bool = True,
+    text_column: str | None = None,
+    title_column: str | None = None,
+    exclude: str | Iterable[str] = (),
+    skip_bad: bool = False,
     batch_size: int = 32,
     shard_rows: int = 1024,
     overwrite: bool = False,
@@ -90,8 +94,7 @@ def build_knowledge_base(
     kill, it goes on.
 
     Args:
-        paths: txt, md, csv, tsv, jsonl, parquet files or folders (see
-            `rag_core.knowledge.read_documents`).
+        paths: files of the kinds that `rag_core.knowledge.read_documents` reads, or folders.
         out: folder to create.
         encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
         encoder_name: name or folder of the encoder, kept in the manifest.
@@ -104,6 +107,11 @@ def build_knowledge_base(
             of hnsw.
         words: words a passage; None keeps each document whole.
         tsv_quotes: whether double quotes in .tsv files enclose fields; False: they are letters.
+        text_column: the column of text of tables without a column `text`.
+        title_column: the column of titles of tables without a column `title`.
+        exclude: patterns as in a .gitignore file, of what folders hold and is not read.
+        skip_bad: whether files that cannot be read are passed by, with a `PassedByWarning` that
+            names them, instead of being an error.
         batch_size: passages a call of `encode`; a batch holds passages of like length.
         shard_rows: passages a shard, the most that a kill can cost.
         overwrite: replaces another knowledge base at `out`.
@@ -116,24 +124,31 @@ def build_knowledge_base(
         FileExistsError: `out` holds something else already.
         OSError: another build of `out` is running, or the disk is full; nothing is left at `out`.
     """
-    from rag_core.knowledge.documents import find_files, find_roots
+    from rag_core.knowledge.documents import ReadingOptions, readable
+    from rag_core.knowledge.files import find_files, find_roots
 
     out = _named(out)
+    exclude = _patterns(exclude)
+    options = ReadingOptions(tsv_quotes, text_column, title_column)
     _check_kind(index)
     batch_size = whole(1)("batch_size", batch_size)
     shard_rows = whole(1)("shard_rows", shard_rows)
     words = WORDS("words", words, WORDS_HINT)
     clear(out)
-    files = find_files(paths)
+    files = find_files(paths, exclude=exclude)
     request: dict[str, Any] = {
         "index": index or "auto",
         "batch_size": batch_size,
         "shard_rows": shard_rows,
         "words": words,
     }
-    # Only where something is asked for: bases built before there were these two are found done.
-    if not tsv_quotes:
-        request["tsv_quotes"] = False
+    # Only where something is asked for: bases built before there were these are found done.
+    request |= options.asked()
+    if exclude:
+        request["exclude"] = exclude
+    if skip_bad:
+        request["skip_bad"] = True
+        files = readable(files, options)
     if settings := check_settings(index, settings):
         request["settings"] = settings
     probe = probe_vector(encode)
@@ -366,6 +381,10 @@ class KnowledgeBase:
         encode: Encode | None = None,
         *,
         words: int | None = -1,
+        text_column: str | None = None,
+        title_column: str | None = None,
+        exclude: str | Iterable[str] = (),
+        skip_bad: bool = False,
         backend: str | None = None,
         progress: bool = True,
     ) -> int:
@@ -378,6 +397,8 @@ class KnowledgeBase:
             paths: files or folders.
             encode: the encoder that embedded the others; None loads it by the manifest's name.
             words: words a passage; by default as the knowledge base was built.
+            text_column, title_column, exclude, skip_bad: as in `build_knowledge_base`; they add to
+                what the knowledge base was built with, and hold for its updates, too.
             backend: that loads the encoder, "torch" or "tf"; None as in `search`.
             progress: draws progress bars on stderr.
 
@@ -385,10 +406,11 @@ class KnowledgeBase:
             The number of passages added.
 
         Raises:
-            ValueError: a file that is in the knowledge base already (`update` reads it again), or
-                as `build_knowledge_base`.
+            ValueError: a file that is in the knowledge base already (`update` reads it again), a
+                column other than that of the build, or as `build_knowledge_base`.
         """
-        from rag_core.knowledge.documents import find_files, find_roots
+        from rag_core.knowledge.documents import ReadingOptions, readable
+        from rag_core.knowledge.files import find_files, find_roots
         from rag_core.knowledge.update import names_inside
         from rag_core.retrieval import read_faiss
 
@@ -397,14 +419,25 @@ class KnowledgeBase:
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         inside = names_inside(paths, old.root_paths(self.path))
         known = {**old.root_paths(self.path), **inside}
-        files = find_files(paths, known)
+        reading = _reading(
+            old.request,
+            text_column=text_column,
+            title_column=title_column,
+            exclude=exclude,
+            skip_bad=skip_bad,
+        )
+        files = find_files(paths, known, exclude=reading.get("exclude", ()))
+        if reading.get("skip_bad"):
+            files = readable(files, ReadingOptions.of(reading))
         sources = layout.described_files(files)
         found = find_roots(paths, known)
         outside = [root for root in found if root[1] not in inside.values()]
         roots = [*old.roots, *layout.root_entries(outside, self.path)]
         if words == -1:
             words = old.words
-        plan = replace(old, words=words, sources=old.sources + sources, roots=roots)
+        plan = replace(
+            old, words=words, sources=old.sources + sources, roots=roots, request=reading
+        )
         request = {"add": sources, "words": plan.words}
         if done_before(self.path, request) is None:
             self._check_new(sources)
@@ -665,6 +698,33 @@ def _same_sources(old: Manifest, plan: Manifest) -> bool:
         for sources in (old.sources, plan.sources)
     ]
     return found[0] == found[1]
+
+
+def _reading(request: Mapping[str, Any], **asked: Any) -> dict[str, Any]:
+    """The request of a build with the options of an `add`."""
+    reading = dict(request)
+    for name in ("text_column", "title_column"):
+        if asked[name] is None:
+            continue
+        before = reading.setdefault(name, asked[name])
+        if before != asked[name]:
+            raise ValueError(
+                f"{name} must be that of the knowledge base, {before!r}, got {asked[name]!r}. Rename "
+                "the column, or build the base anew."
+            )
+    patterns = reading.get("exclude", [])
+    patterns = [*patterns, *(one for one in _patterns(asked["exclude"]) if one not in patterns)]
+    if patterns:
+        reading["exclude"] = patterns
+    if asked["skip_bad"]:
+        reading["skip_bad"] = True
+    return reading
+
+
+def _patterns(exclude: str | Iterable[str]) -> list[str]:
+    if isinstance(exclude, str):
+        return [exclude]
+    return list(exclude)
 
 
 def _check_kind(kind: str | None) -> None:

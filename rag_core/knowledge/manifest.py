@@ -19,7 +19,7 @@ import numpy as np
 
 from rag_core.checkpoint import vouch
 from rag_core.hub import DamagedFileError, bounded_json
-from rag_core.knowledge.documents import in_full
+from rag_core.knowledge.files import in_full
 from rag_core.retrieval import notes_fault
 
 VERSION = 1

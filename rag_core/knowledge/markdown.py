@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from rag_core.knowledge import outline
+from rag_core.knowledge.outline import Block, Section
+
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
@@ -48,25 +51,6 @@ _BREAK = re.compile("\n")
 _TABLE = re.compile(r"\n[ \t]*(?:\|[ \t]*)?:?-+:?[ \t]*\|[-:| \t]*(\n|$)")
 
 
-class Section(NamedTuple):
-    """What stands under a heading.
-
-    Attributes:
-        title: `Doc — Section`, or `Doc` under a first-level heading.
-        text: without the heading.
-        line: where it begins, counted from 1.
-        headings: those it stands under, outermost first.
-        marks, kept: lines of the file, and code and tables, as `Document` has them.
-    """
-
-    title: str
-    text: str
-    line: int
-    headings: list[str]
-    marks: list[tuple[int, dict[str, int]]]
-    kept: list[tuple[int, int]]
-
-
 def sections(lines: Iterable[str], name: str, block_chars: int) -> Iterator[Section]:
     """The sections of a Markdown file, streamed.
 
@@ -75,14 +59,14 @@ def sections(lines: Iterable[str], name: str, block_chars: int) -> Iterator[Sect
         name: title of what stands before the first first-level heading.
         block_chars: a section with more characters is handed on in several.
     """
-    collected = _Sections(name, block_chars)
-    for first_line, blocks in _blocks(lines):
-        for block in blocks:
-            if block.heading:
-                yield from collected.heading(block, first_line)
-            else:
-                yield from collected.text(block, first_line)
-    yield from collected.end()
+    return outline.sections(blocks(lines), name, block_chars, first_line=1)
+
+
+def blocks(lines: Iterable[str]) -> Iterator[Block]:
+    """The headings and texts of a Markdown file, streamed."""
+    for first_line, leaves in _blocks(lines):
+        for leaf in leaves:
+            yield Block(leaf.text, leaf.heading, leaf.kept, leaf.marks(first_line))
 
 
 class _Block(NamedTuple):
@@ -111,75 +95,6 @@ class _Block(NamedTuple):
             return [(0, {"line": line, "end_line": first + self.last})]
         starts = [0, *(match.end() for match in _BREAK.finditer(self.text))]
         return [(start, {"line": line + number}) for number, start in enumerate(starts)]
-
-
-class _Sections:
-    """Collects text under headings.
-
-    A heading without text of its own goes into the text after it, so none is lost.
-    """
-
-    def __init__(self, name: str, block_chars: int) -> None:
-        self.file_name = name
-        self.name = name
-        self.section = ""
-        self.block_chars = block_chars
-        self.line = 1
-        self.size = 0
-        self.path: list[tuple[int, str]] = []
-        self.parts: list[tuple[_Block, int]] = []
-        self.unseen: list[tuple[_Block, int]] = []
-
-    def heading(self, block: _Block, first: int) -> Iterator[Section]:
-        title = " ".join(block.text.split())
-        top = block.heading == 1
-        if self.parts or (top and self.unseen):
-            yield self._section()
-        if top:
-            self.name = title or self.file_name
-            self.section = ""
-        else:
-            self.section = title
-        self.path = [(level, text) for level, text in self.path if level < block.heading]
-        if title:
-            self.path.append((block.heading, title))
-            self.unseen.append((block._replace(text=title), first))
-        self.line = first + block.line
-
-    def text(self, block: _Block, first: int) -> Iterator[Section]:
-        if self.size >= self.block_chars:
-            yield self._section()
-            self.line = first + block.line
-        self.parts.append((block, first))
-        self.size += len(block.text)
-
-    def end(self) -> Iterator[Section]:
-        if self.parts or self.unseen:
-            yield self._section()
-
-    def _section(self) -> Section:
-        title = " — ".join(filter(None, (self.name, self.section)))
-        headings = self.unseen
-        # Those in the title need not be repeated, unless there is nothing else.
-        if self.parts:
-            titles = (self.name, self.section)
-            headings = [heading for heading in headings if heading[0].text not in titles]
-        marks: list[tuple[int, dict[str, int]]] = []
-        kept = []
-        texts = []
-        start = 0
-        for block, first in [*headings, *self.parts]:
-            texts.append(block.text)
-            marks += [(start + at, position) for at, position in block.marks(first)]
-            if block.kept:
-                kept.append((start, start + len(block.text)))
-            start += len(block.text) + 1
-        path = [text for _, text in self.path]
-        section = Section(title, "\n".join(texts), self.line, path, marks, kept)
-        self.parts = []
-        self.unseen = []
-        self.size = 0
-        return section
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[tuple[int, Iterator[_Block]]]:

@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rag_core import checks
-from rag_core.knowledge.documents import Document, read_documents, read_files
+from rag_core.knowledge.documents import (
+    DEFAULTS,
+    Document,
+    ReadingOptions,
+    read_documents,
+    read_files,
+)
 from rag_core.retrieval import encode_metadata
 from rag_core.tokenization import LONGEST_WORD, Word, plain_words, words_of
 
@@ -97,10 +103,12 @@ def split_passages(document: Document, words: int | None = 100) -> Iterator[Pass
 
 
 def stream_passages(
-    files: Sequence[tuple[Path, str]], words: int | None = 100, *, tsv_quotes: bool = True
+    files: Sequence[tuple[Path, str]],
+    words: int | None = 100,
+    options: ReadingOptions = DEFAULTS,
 ) -> Iterator[PassageRow]:
     """`read_files` and `split_passages` in one stream."""
-    for document in read_files(files, tsv_quotes=tsv_quotes):
+    for document in read_files(files, options):
         yield from split_passages(document, words)
 
 

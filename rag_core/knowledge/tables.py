@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rag_core.checks import warn
 from rag_core.hub import check_text, parse_object, read_lines
 from rag_core.knowledge.columns import Columns, is_label
-from rag_core.knowledge.documents import Document, PassedByWarning, title_of
+from rag_core.knowledge.documents import Document, PassedByWarning, ReadingOptions, title_of
 
 # Python's own limit, 128 KB, is less than some articles have.
 FIELD_LIMIT = 1 << 30
@@ -20,30 +20,74 @@ BATCH_ROWS = 256
 MOST_LAYOUTS = 100
 
 
-def _columns(path: Path, names: list[str]) -> tuple[int, int | None]:
+def read_csv(path: Path, options: ReadingOptions) -> Iterator[Document]:
+    """A document a row of a table with commas."""
+    yield from _read_separated(path, ",", options)
+
+
+def read_tsv(path: Path, options: ReadingOptions) -> Iterator[Document]:
+    """A document a row of a table with tabs."""
+    yield from _read_separated(path, "\t", options)
+
+
+def _columns(path: Path, names: list[str], options: ReadingOptions) -> tuple[int, int | None]:
+    """Which columns hold texts and titles."""
     lowered = [name.strip().lower() for name in names]
-    if "text" not in lowered:
+    has_text = "text" in lowered
+    text = _wanted("text", lowered, options.text_column)
+    title = _wanted("title", lowered, options.title_column)
+    if text is None:
         hint = f"its columns are {names!r:.200}"
         if len(names) == 1:
             hint = f"it has one column, {names[0]!r:.60}"
         raise ValueError(
             f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; "
-            f"{hint}. Add that line, or check that the suffix fits the separator (.csv comma, "
-            ".tsv tab)."
+            f"{hint}. Add that line, say which column is the text (text_column=, --text-column), or "
+            "check that the suffix fits the separator (.csv comma, .tsv tab)."
         )
-    if twice := [name for name in ("text", "title") if lowered.count(name) > 1]:
+    if text not in lowered:
+        raise _no_column(path, names, "text_column", options.text_column)
+    if title is not None and title not in lowered:
+        # What was asked for the tables without a column `text` need not fit this one.
+        if not has_text:
+            raise _no_column(path, names, "title_column", options.title_column)
+        title = None
+    if twice := [name for name in (text, title) if name and lowered.count(name) > 1]:
         raise ValueError(
             f"{path}: the columns must have names of their own, got {twice[0]!r} twice. Rename one."
         )
-    title = None
-    if "title" in lowered:
-        title = lowered.index("title")
-    return lowered.index("text"), title
+    if title is None:
+        return lowered.index(text), None
+    return lowered.index(text), lowered.index(title)
 
 
-def read_separated(path: Path, delimiter: str, quotes: bool = True) -> Iterator[Document]:
+def _wanted(usual: str, lowered: list[str], asked: str | None) -> str | None:
+    if usual in lowered or asked is None:
+        return usual if usual in lowered else None
+    return asked.strip().lower()
+
+
+def _wanted_key(usual: str, row: dict[str, Any], asked: str | None) -> str:
+    if usual in row or asked is None:
+        return usual
+    return asked
+
+
+def _no_column(
+    place: Path | str, names: Iterable[str], option: str, asked: str | None
+) -> ValueError:
+    flag = option.replace("_", "-")
+    return ValueError(
+        f"{place}: {option} must be one of its columns, {sorted(names)!r:.300}, got {asked!r}. Name "
+        f"another one (--{flag}), or leave the file out."
+    )
+
+
+def _read_separated(path: Path, delimiter: str, options: ReadingOptions) -> Iterator[Document]:
     lines = _Recorded(path)
-    quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL
+    if delimiter == "\t" and not options.tsv_quotes:
+        quoting = csv.QUOTE_NONE
     rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     text = title = None
     width = 0
@@ -69,7 +113,7 @@ def read_separated(path: Path, delimiter: str, quotes: bool = True) -> Iterator[
         if not any(cell.strip() for cell in row):
             continue
         if text is None:
-            text, title = _columns(path, row)
+            text, title = _columns(path, row, options)
             further = Columns(row, (text, title), left_out)
             width = len(row)
             continue
@@ -140,7 +184,7 @@ def _place(path: Path, begin: int, end: int) -> str:
     return f"{path}:{begin} to {end}"
 
 
-def read_jsonl(path: Path) -> Iterator[Document]:
+def read_jsonl(path: Path, options: ReadingOptions) -> Iterator[Document]:
     first = True
     left_out: dict[str, str] = {}
     layouts: dict[tuple[str, ...], Columns] = {}
@@ -150,23 +194,28 @@ def read_jsonl(path: Path) -> Iterator[Document]:
         place = f"{path}:{number}"
         row = parse_object(line, place, first)
         first = False
-        text, title = row.get("text"), row.get("title")
-        if "text" not in row or not isinstance(text, str | None):
-            came = f"'text' {text!r:.60}"
-            if "text" not in row:
+        text_key = _wanted_key("text", row, options.text_column)
+        title_key = _wanted_key("title", row, options.title_column)
+        if text_key not in row and options.text_column is not None:
+            raise _no_column(place, row, "text_column", options.text_column)
+        text, title = row.get(text_key), row.get(title_key)
+        if text_key not in row or not isinstance(text, str | None):
+            came = f"{text_key!r} {text!r:.60}"
+            if text_key not in row:
                 came = f"keys {sorted(row)!r:.120}"
             raise ValueError(
-                f"{place}: a line must be an object with a string 'text', got {came}. Mend it."
+                f"{place}: a line must be an object with a string {text_key!r}, got {came}. Mend "
+                "it, or say which key is the text (text_column=, --text-column)."
             )
         if not isinstance(title, str | None):
             raise ValueError(
-                f"{place}: 'title' must be a string, got {title!r:.60}. Mend the line."
+                f"{place}: {title_key!r} must be a string, got {title!r:.60}. Mend the line."
             )
-        title = title_of(path) if title is None else check_text(title, place, "'title'")
-        text = check_text(text or "", place, "'text'")
+        title = title_of(path) if title is None else check_text(title, place, repr(title_key))
+        text = check_text(text or "", place, repr(text_key))
         keys = tuple(row)
         if keys not in layouts:
-            used = [keys.index(key) for key in ("text", "title") if key in row]
+            used = [keys.index(key) for key in (text_key, title_key) if key in row]
             if len(layouts) == MOST_LAYOUTS:
                 layouts.clear()
             layouts[keys] = Columns(keys, used, left_out)
@@ -176,13 +225,13 @@ def read_jsonl(path: Path) -> Iterator[Document]:
     _tell(path, left_out)
 
 
-def read_parquet(path: Path) -> Iterator[Document]:
+def read_parquet(path: Path, options: ReadingOptions) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
-        text, title = _columns(path, file.schema_arrow.names)
+        text, title = _columns(path, file.schema_arrow.names, options)
         fields = [file.schema_arrow.field(text)]
         if title is not None:
             fields.append(file.schema_arrow.field(title))
@@ -200,7 +249,7 @@ def read_parquet(path: Path) -> Iterator[Document]:
         names = [name for name in file.schema_arrow.names if name not in left_out]
         # A name with a dot may bring a field of another column along.
         columns_read = file.read_row_groups([], columns=names).schema.names
-        text, title = _columns(path, columns_read)
+        text, title = _columns(path, columns_read, options)
         further = Columns(columns_read, (text, title), left_out)
         number = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):

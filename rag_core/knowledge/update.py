@@ -15,8 +15,9 @@ import numpy as np
 
 from rag_core.checks import warn
 from rag_core.hub import numbered
-from rag_core.knowledge.documents import Paths, find_files, find_roots, in_full
+from rag_core.knowledge.documents import ReadingOptions, readable
 from rag_core.knowledge.embedding import read_batches
+from rag_core.knowledge.files import Paths, find_files, find_roots, in_full
 from rag_core.knowledge.manifest import Manifest, described_files, root_entries
 from rag_core.retrieval import METADATA_COLUMN, decode_metadata
 
@@ -93,8 +94,18 @@ class UpdatePlan:
         before = _sums(manifest.sources)
         roots = manifest.root_paths(folder)
         scopes = _scopes(roots, before, paths)
-        found = find_files(scopes.present, scopes.present) if scopes.present else []
+        found = []
+        if scopes.present:
+            exclude = manifest.request.get("exclude", ())
+            found = find_files(scopes.present, scopes.present, exclude=exclude)
         entries = described_files(found)
+        if manifest.request.get("skip_bad"):
+            pairs = zip(found, entries, strict=True)
+            good = {
+                file for file, entry in pairs if entry["sha256"] in before.get(entry["path"], [])
+            }
+            found = readable(found, ReadingOptions.of(manifest.request), good)
+            entries = described_files(found)
         now = _sums(entries)
         compared = [name for name in before if _is_within(name, scopes.names)]
         self.changed = [name for name in now if name in before and now[name] != before[name]]

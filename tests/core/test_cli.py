@@ -351,8 +351,8 @@ def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
     Path("docs").mkdir()
     for name, text in {
         "a.md": "# A\n\ntext",
-        "b.rst": "x",
-        "c.pdf": "x",
+        "b.log": "x",
+        "c.xyz": "x",
         "empty.md": "",
         "d.csv": "text,title\nx,T\n ,U\n",
     }.items():
@@ -363,19 +363,49 @@ def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
     assert made.exit_code == 0 and notes == lines[-2:] and "2 passages of 2 file(s)" in made.stderr
     assert (
         notes[0]
-        == "note: passed by: 1 .pdf (docs/c.pdf), 1 .rst (docs/b.rst), 1 empty (docs/empty.md)."
+        == "note: passed by: 1 .log (docs/b.log), 1 .xyz (docs/c.xyz), 1 empty (docs/empty.md)."
     )
-    assert notes[1].endswith("d.csv:3: passed by, its text is blank (1 row(s) of the file in all).")
+    assert notes[1] == "note: passed by: 1 row(s) without text (docs/d.csv:3)."
     for name in ("e.csv", "f.csv"):
         Path("docs", name).write_text("words\nx\n")
     made = dualrag("index", "docs", "--out", "kb2", "--encoder", "e")
     assert made.exit_code == 2
     assert [line for line in made.stderr.splitlines() if "names" in line or "naming" in line] == [
         f"  {Path('docs', name).resolve()}: a table needs a first line naming a column 'text' and "
-        "optionally 'title'; it has one column, 'words'. Add that line, or check that the suffix "
-        "fits the separator (.csv comma, .tsv tab)."
+        "optionally 'title'; it has one column, 'words'. Add that line, say which column is the text "
+        "(text_column=, --text-column), or check that the suffix fits the separator (.csv comma, "
+        ".tsv tab)."
         for name in ("e.csv", "f.csv")
     ]
+
+
+def test_bad_files_are_skipped_columns_named_and_patterns_left_out(dualrag) -> None:
+    Path("docs/drafts").mkdir(parents=True)
+    for name, text in {
+        "a.csv": "name,body\nN,one\n",
+        "b.jsonl": "[1]\n",
+        "c.docx": "no",
+        "drafts/d.txt": "no",
+        "e.doc": "no",
+    }.items():
+        Path("docs", name).write_text(text)
+    command = ["index", "docs", "--out", "kb", "--encoder", "e", "--text-column", "body"]
+    command += ["--title-column", "name", "--exclude", "drafts/"]
+    made = dualrag(*command)
+    bad = [line for line in made.stderr.splitlines() if line.startswith("  ")]
+    assert made.exit_code == 2 and len(bad) == 2 and "b.jsonl:1" in bad[0] and "c.docx" in bad[1]
+    made = dualrag(*command, "--skip-bad")
+    assert made.exit_code == 0 and "1 passages of 1 file(s)" in made.stderr
+    assert "1 .doc (docs/e.doc), 1 excluded (docs/drafts)" in made.stderr
+    assert made.stderr.count("2 file(s) could not be read and were passed by") == 1
+    kb = KnowledgeBase.open("kb")
+    assert [source["path"] for source in kb.manifest.sources] == ["docs/a.csv"]
+    assert kb.dataset()[0]["text"] == "one" and kb.dataset()[0]["title"] == "N"
+    stamp = (kb.path / "index.faiss").stat().st_mtime_ns
+    assert dualrag(*command, "--skip-bad").exit_code == 0
+    assert (kb.path / "index.faiss").stat().st_mtime_ns == stamp
+    made = dualrag(*command[:-2], "--skip-bad")
+    assert made.exit_code == 2 and "holds another knowledge base" in made.stderr
 
 
 def test_quotes_of_tsv_are_letters_where_that_is_said(dualrag) -> None:

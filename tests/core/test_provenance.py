@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from rag_core.hub import DamagedFileError, read_lines
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base
-from rag_core.knowledge.documents import Document, find_files, find_roots, read_documents
+from rag_core.knowledge.documents import Document, read_documents
 from rag_core.knowledge.embedding import PROBE, read_batches
+from rag_core.knowledge.files import find_files, find_roots
 from rag_core.knowledge.passages import (
     _ABBREVIATION,
     _SENTENCE_END,

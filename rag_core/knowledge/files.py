@@ -1,0 +1,316 @@
+"""Folders and files named by people -> the files to read; what is not read is counted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rag_core.checks import warn
+from rag_core.hub import numbered
+from rag_core.knowledge.kinds import KINDS, advice, is_read
+
+Paths = str | Path | Iterable[str | Path]
+
+# More than fit a screen help nobody.
+FAULTS_TOLD = 20
+EXCLUDED = "excluded"
+HIDDEN = "hidden"
+
+
+class PassedByWarning(UserWarning):
+    """Something on disk that was not read: files of other kinds, empty ones, rows without text."""
+
+
+class BadFilesError(ValueError):
+    """Several files cannot be read.
+
+    Attributes:
+        faults: what is wrong with each, with its name.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join([f"{len(faults)} files cannot be read:", *self.told()]))
+
+    def told(self) -> list[str]:
+        """The first of the faults, and how many there are beside them."""
+        told = self.faults[:FAULTS_TOLD]
+        if more := len(self.faults) - len(told):
+            told.append(f"... and {more:,} more")
+        return told
+
+
+def find_roots(
+    paths: str | Path | Iterable[str | Path], known: Mapping[Path, str] = MappingProxyType({})
+) -> list[tuple[Path, str]]:
+    """Paths without repeats, each with the name that its files have in front.
+
+    That is the folder's or file's own name, and as much of the path before it as tells it from the
+    others.
+
+    Args:
+        paths: files or folders, which need not exist.
+        known: names that paths have already; others get other ones.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    roots: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        roots.setdefault(_real(path), path)
+    named = {_real(path): name for path, name in known.items()}
+    names = {real: named.get(real, _as_text(real.name)) for real in roots}
+    taken = [name for real, name in named.items() if real not in roots]
+    longest = max((len(real.parts) for real in roots), default=0)
+    for length in range(2, longest + 1):
+        times = Counter([*names.values(), *taken])
+        for real in roots.keys() - named.keys():
+            if times[names[real]] > 1:
+                names[real] = _as_text("/".join(real.parts[-length:]).strip("/"))
+    return [(path, names[real]) for real, path in roots.items()]
+
+
+def find_files(
+    paths: str | Path | Iterable[str | Path],
+    known: Mapping[Path, str] = MappingProxyType({}),
+    *,
+    exclude: str | Iterable[str] = (),
+) -> list[tuple[Path, str]]:
+    """The files behind `paths`, folders walked recursively in sorted order, linked ones entered.
+
+    Args:
+        paths: files or folders. What a folder holds beside files of the kinds that are read (other
+            kinds, empty and hidden files, links to nothing) is passed by, and counted in one
+            `PassedByWarning`. A file that is reached twice, by a link or by its name, is read once.
+        known: as in `find_roots`.
+        exclude: patterns as in a .gitignore file ("drafts/", "*.tmp", "!keep.tmp"), matched against
+            paths below each folder and names of files that are given by themselves.
+
+    Returns:
+        (file, name as `find_roots` begins it) pairs, without repeats.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a file of another kind or an empty one was named, or nothing was found.
+        OSError: a folder cannot be opened.
+    """
+    collection = _Collection(_Exclusion.of(exclude))
+    faults: list[ValueError | OSError] = []
+    for path, name in find_roots(paths, known):
+        try:
+            if path.is_dir():
+                _walk(path, name, collection)
+            elif collection.exclusion.matches(path.name):
+                collection.passed_by[EXCLUDED].append(name)
+            else:
+                _check_named(path)
+                collection.add(in_full(path), name)
+        except (ValueError, OSError) as error:
+            faults.append(error)
+    if len(faults) > 1:
+        raise BadFilesError([str(fault) for fault in faults])
+    if faults:
+        raise faults[0]
+    if collection.passed_by:
+        warn(collection.summary(), PassedByWarning)
+    if unused := collection.exclusion.unused():
+        warn(f"exclude: nothing matches {', '.join(map(repr, unused))}.", PassedByWarning)
+    if not collection.files:
+        raise ValueError(
+            "paths: there is nothing to read, every file is empty or excluded, or no path was "
+            "given."
+        )
+    return collection.files
+
+
+class _Exclusion:
+    """Patterns of paths that are left out, and which of them were of use."""
+
+    def __init__(self, patterns: list[str]) -> None:
+        self.patterns = patterns
+        self.used: set[int] = set()
+        self.spec: Any = None
+        if patterns:
+            from pathspec import GitIgnoreSpec
+
+            try:
+                self.spec = GitIgnoreSpec.from_lines(patterns)
+            except ValueError as error:
+                raise ValueError(
+                    f"exclude must be patterns as in a .gitignore file, got {patterns!r} ({error})."
+                ) from None
+
+    @classmethod
+    def of(cls, patterns: str | Iterable[str]) -> _Exclusion:
+        if isinstance(patterns, str):
+            patterns = [patterns]
+        return cls(list(patterns))
+
+    def matches(self, path: str) -> bool:
+        """Whether a relative path, one of a folder with "/" at its end, is left out."""
+        if self.spec is None:
+            return False
+        result = self.spec.check_file(path)
+        if result.index is not None:
+            self.used.add(result.index)
+        return bool(result.include)
+
+    def unused(self) -> list[str]:
+        return [
+            pattern
+            for number, pattern in enumerate(self.patterns)
+            if number not in self.used and pattern.strip() and not pattern.startswith("#")
+        ]
+
+
+class _Seen:
+    """Files and folders that were met."""
+
+    def __init__(self) -> None:
+        self.seen: set[Any] = set()
+
+    def first_time(self, path: Path) -> bool:
+        """Whether the file or folder, whatever its name, comes for the first time."""
+        stat = path.stat()
+        key: Any = stat.st_dev, stat.st_ino
+        # Some file systems number no files.
+        if not stat.st_ino:
+            key = path.resolve()
+        if key in self.seen:
+            return False
+        self.seen.add(key)
+        return True
+
+
+class _Collection(_Seen):
+    """Files to read, each once, and the names of what was passed by, by kind."""
+
+    def __init__(self, exclusion: _Exclusion) -> None:
+        super().__init__()
+        self.exclusion = exclusion
+        self.files: list[tuple[Path, str]] = []
+        self.passed_by: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, path: Path, name: str) -> None:
+        if self.first_time(path):
+            self.files.append((path, _as_text(name)))
+
+    def summary(self) -> str:
+        told = f"passed by: {told_by_kind(self.passed_by)}."
+        return " ".join(filter(None, (told, advice(self.passed_by))))
+
+
+def told_by_kind(names: Mapping[str, Sequence[str]]) -> str:
+    """How many there are of each kind, and the first few names."""
+    # What people may have meant to be read comes first.
+    order = sorted((kind in (EXCLUDED, HIDDEN), -len(names[kind]), kind) for kind in names)
+    told = []
+    for _, _, kind in order:
+        few = _as_text(numbered(names[kind]))
+        told.append(f"{len(names[kind]):,} {kind} ({few})")
+    return ", ".join(told)
+
+
+def in_full(path: Path) -> Path:
+    """The path without links but for its last name; "." and ".." have none."""
+    if path.name in ("", ".."):
+        return path.resolve()
+    return path.parent.resolve() / path.name
+
+
+def _real(path: Path) -> Path:
+    """What tells roots apart: a folder has one name however it is reached, a file its own."""
+    if path.is_dir():
+        return path.resolve()
+    return in_full(path)
+
+
+def _walk(path: Path, name: str, collection: _Collection) -> None:
+    root = path.resolve()
+    passed_by = collection.passed_by
+    # Folders of this one: a link back into it is not followed for ever.
+    entered = _Seen()
+    entered.first_time(root)
+
+    def refuse(error: OSError) -> None:
+        raise OSError(
+            f"{error.filename}: the folder cannot be opened ({error.strerror}). Change that, or "
+            "leave it out."
+        )
+
+    def shown(path: Path) -> str:
+        return str(Path(name) / path.relative_to(root))
+
+    def is_excluded(path: Path, end: str = "") -> bool:
+        return collection.exclusion.matches(path.relative_to(root).as_posix() + end)
+
+    inside: list[Path] = []
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        here = Path(folder)
+        to_enter = []
+        for below in folders:
+            if below.startswith("."):
+                passed_by[HIDDEN].append(shown(here / below))
+            elif is_excluded(here / below, "/"):
+                passed_by[EXCLUDED].append(shown(here / below))
+            elif entered.first_time(here / below):
+                to_enter.append(below)
+        folders[:] = sorted(to_enter)
+        inside += [here / file for file in files]
+    for file in sorted(inside):
+        if kind := _not_read(file):
+            passed_by[kind].append(shown(file))
+        elif is_excluded(file):
+            passed_by[EXCLUDED].append(shown(file))
+        else:
+            collection.add(file, shown(file))
+    if not any(is_read(file.suffix) and not file.name.startswith(".") for file in inside):
+        kinds = sorted({file.suffix.lower() for file in inside})
+        raise ValueError(
+            f"{path}: the folder holds none of {', '.join(filter(is_read, KINDS))}. "
+            f"{advice(kinds) or 'Name another folder.'}"
+        )
+
+
+def _not_read(path: Path) -> str | None:
+    """What kind of file that is not read this one is."""
+    if path.name.startswith("."):
+        return HIDDEN
+    if not path.exists():
+        return "links to nothing"
+    if not path.is_file():
+        return "special"
+    if not is_read(path.suffix):
+        return path.suffix.lower() or "without suffix"
+    if path.stat().st_size == 0:
+        return "empty"
+    return None
+
+
+def _check_named(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder. Check the path.")
+    suffix = path.suffix.lower()
+    if not is_read(suffix):
+        raise ValueError(
+            f"{path}: cannot read {suffix or 'a file without suffix'}; use "
+            f"{', '.join(filter(is_read, KINDS))}. {advice([suffix])}".rstrip()
+        )
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: must be a file or a folder, not a pipe or a device. Write its text to a "
+            "file first."
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty. Remove it from the list or fill it.")
+
+
+def _as_text(name: str) -> str:
+    r"""A file's name for people and manifests.
+
+    Bytes that are not UTF-8, lone surrogates here, as \x.. .
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,95 @@
+"""Kinds of files: which are read, by what, and what to do about those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+EXTRA = "pip install 'dualrag[files]'"
+
+
+class Kind(NamedTuple):
+    """How files of a suffix are read.
+
+    Attributes:
+        module: of rag_core.knowledge.
+        function: of it.
+        library: module that is needed besides, of the extra `files`.
+    """
+
+    module: str
+    function: str = "read"
+    library: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    ".txt": Kind("documents", "read_plain"),
+    ".md": Kind("documents", "read_markdown"),
+    ".markdown": Kind("documents", "read_markdown"),
+    ".csv": Kind("tables", "read_csv"),
+    ".tsv": Kind("tables", "read_tsv"),
+    ".jsonl": Kind("tables", "read_jsonl"),
+    ".parquet": Kind("tables", "read_parquet"),
+    ".pdf": Kind("readers.pdf", library="pypdf"),
+    ".docx": Kind("readers.docx", library="docx"),
+    ".pptx": Kind("readers.pptx", library="pptx"),
+    ".html": Kind("readers.html", library="lxml"),
+    ".htm": Kind("readers.html", library="lxml"),
+    ".xhtml": Kind("readers.html", library="lxml"),
+    ".epub": Kind("readers.epub", library="lxml"),
+    ".rst": Kind("readers.rst", library="docutils"),
+    ".ipynb": Kind("readers.ipynb"),
+    # The text of many an e-mail is HTML alone.
+    ".eml": Kind("readers.eml", library="lxml"),
+}
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+_ADVICE = {
+    ".doc": "save it as .docx",
+    ".odt": "save it as .docx",
+    ".rtf": "save it as .docx",
+    ".pages": "save it as .docx",
+    ".ppt": "save it as .pptx",
+    ".odp": "save it as .pptx",
+    ".key": "save it as .pptx",
+    ".xls": "save its sheets as .csv",
+    ".xlsx": "save its sheets as .csv",
+    ".ods": "save its sheets as .csv",
+    ".json": "save it as .jsonl, an object a line",
+    ".msg": "save it as .eml",
+    ".mbox": "save its e-mails as .eml",
+    ".mobi": "save it as .epub",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".gz": "unpack it",
+}
+
+
+def is_known(suffix: str) -> bool:
+    """Whether files of a suffix (".pdf") are read where the libraries are installed."""
+    return suffix.lower() in KINDS
+
+
+def is_read(suffix: str) -> bool:
+    """Whether files of a suffix are read here."""
+    kind = KINDS.get(suffix.lower())
+    return kind is not None and (not kind.library or find_spec(kind.library) is not None)
+
+
+def reader(suffix: str) -> Any:
+    """The function that reads files of a suffix."""
+    kind = KINDS[suffix.lower()]
+    return getattr(import_module(f"rag_core.knowledge.{kind.module}"), kind.function)
+
+
+def advice(suffixes: Iterable[str]) -> str:
+    """What makes files of these suffixes readable, as sentences; "" where nothing is known."""
+    suffixes = list(suffixes)
+    told = []
+    if missing := [suffix for suffix in suffixes if is_known(suffix) and not is_read(suffix)]:
+        told.append(f"To read {', '.join(missing)}:  {EXTRA}")
+    for suffix in suffixes:
+        if suffix in _ADVICE:
+            told.append(f"A {suffix} file is read if you {_ADVICE[suffix]}.")
+    return " ".join(told)

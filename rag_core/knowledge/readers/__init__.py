@@ -1,0 +1,1 @@
+"""Kinds of files that a library reads: one module a kind, whose `read` yields sections."""
