@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag_core.cli.common import pasteable
+
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
 
@@ -87,7 +89,7 @@ def open_model(
         if config.index_name == "custom" and not (config.passages_path and config.index_path):
             raise ValueError(
                 f"--kb must be given for {folder!r}, which has no index of its own. "
-                "Build one: dualrag index PATHS --out KB"
+                f"Build one: {pasteable('index')} PATHS --out KB"
             )
         retriever = RagRetriever.from_pretrained(folder)
     else:
@@ -118,7 +120,8 @@ def single_use(engine: Any, last: bool) -> AbstractContextManager[None]:
 
 
 def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> KnowledgeBase | None:
-    from rag_core.knowledge import KnowledgeBase, remembered_base
+    from rag_core.knowledge import FILE as MANIFEST
+    from rag_core.knowledge import KnowledgeBase, describe, remembered_base
 
     if kb is not None:
         return KnowledgeBase.open(kb)
@@ -131,12 +134,14 @@ def _open_base(engine: Any, kb: Path | None, model: str | None, say: Say) -> Kno
                 f"{model} was trained with the knowledge base {own.path}, which is not there. Name "
                 "it with --kb"
             )
-        return KnowledgeBase.open(own.path)
+        base = KnowledgeBase.open(own.path)
+        since = ""
+        if describe(own.path / MANIFEST)["sha256"] != own.manifest_sha256:
+            since = ", but which has changed since"
+        say(f"note: the passages are those of {own.path}, which {model} was trained with{since}")
+        return base
     from rag_core.demo import demo_knowledge_base, missing
 
     if todo := missing():
-        say(
-            "No model or knowledge base is named, so this takes the demo's. First it will\n  - "
-            + "\n  - ".join(todo)
-        )
+        say("The demo's model and text are taken. First this will\n  - " + "\n  - ".join(todo))
     return demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -32,6 +33,8 @@ HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_downl
 # the hub's cache names a snapshot's folder by its commit
 _SNAPSHOT = re.compile(r".*/snapshots/([0-9a-f]{40})/.")
 _NOTHING = type(None)
+_KNOWN_WORDS: set[str] = set()
+_SECONDS = 5  # for the hub to say whether it knows a name
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "cache_dir": ((str, os.PathLike, _NOTHING), "a folder"),
     "token": ((str, bool, _NOTHING), "a text, True or False"),
@@ -163,6 +166,7 @@ def resolve_file(
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     name = str(name_or_path)
+    _check_word(name, repo_type, options)
     try:
         return Path(hf_hub_download(name, inside, repo_type=repo_type, **options))
     except Exception as error:
@@ -221,7 +225,10 @@ def list_commit(
     if _is_path(name_or_path):
         root = Path(name_or_path).expanduser() / subfolder
         if not root.is_dir():
-            raise OSError(f"No folder {str(root)!r} (in full: {root.absolute()}); check the path.")
+            raise OSError(
+                f"No folder {str(root)!r} (in full: {root.absolute()}){_near(str(root))}; check the "
+                "path."
+            )
         recover(root)
         return None, _files_below(root)
 
@@ -236,6 +243,8 @@ def _listed(
 ) -> tuple[str | None, list[str]]:
     from huggingface_hub import HfApi
 
+    if _recorded(record) is None:
+        _check_word(name, repo_type, options)
     try:
         if _offline(options):
             raise ConnectionError("offline")
@@ -254,6 +263,51 @@ def _listed(
             values = {"name": name, "commit": commit, "files": files}
             draft.write_text(json.dumps(values), encoding="utf-8")
     return commit, files
+
+
+def _check_word(name: str, repo_type: str | None, options: Mapping[str, Any]) -> None:
+    """Asks the hub once and for a short time whether it knows a word that is no folder here: most
+    such words are misspelt, and a download would ask time and again.
+
+    Raises:
+        OSError: it does not, or does not answer.
+    """
+    if "/" in name or repo_type or _offline(options) or _snapshot(name, repo_type, options):
+        return
+    if name in _KNOWN_WORDS:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    neither = f"No folder {name!r} here{_near(name)}, and "
+    try:
+        HfApi(token=options.get("token")).model_info(name, timeout=_SECONDS)
+    except (GatedRepoError, HFValidationError):
+        return  # said in full by who fetches
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"{neither}no such repository on the hub (or a private one: pass token=)."
+        ) from error
+    except Exception as error:
+        reason = type(error).__name__
+        raise OSError(
+            f"{neither}the hub, which might know a repository of that name, can't be reached "
+            f"({reason}). Check the name or the network."
+        ) from error
+    _KNOWN_WORDS.add(name)
+
+
+def _near(name: str) -> str:
+    """Which folders have a name like that, for a message."""
+    path = Path(name).expanduser()
+    try:
+        folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return ""
+    near = get_close_matches(path.name, folders)
+    if not near:
+        return ""
+    return " (but " + ", ".join(repr(str(path.with_name(each))) for each in near) + ")"
 
 
 def _recorded(record: Path | None) -> tuple[str, list[str]] | None:
@@ -297,8 +351,8 @@ def _local_file(folder: Path, inside: str, required: bool) -> Path | None:
         return path
     if not folder.exists():
         raise OSError(
-            f"No folder {str(folder)!r} (looked for {inside} in {folder.absolute()}); check the "
-            "path."
+            f"No folder {str(folder)!r} (looked for {inside} in {folder.absolute()})"
+            f"{_near(str(folder))}; check the path."
         )
     if not folder.is_dir():
         raise OSError(f"{str(folder)!r} is a file, where a folder with {inside} is needed.")

@@ -25,6 +25,7 @@ from rag_core import backends
 from rag_core.cli import process
 from rag_core.cli.commands import app
 from rag_core.demo import material as demo
+from rag_core.knowledge import remember_base
 from rag_core.knowledge.base import KnowledgeBase
 from rag_core.outputs import Answer, Passage
 
@@ -540,6 +541,27 @@ def test_a_model_without_an_index_asks_for_a_knowledge_base(dualrag, monkeypatch
     monkeypatch.setattr("rag_core.config.RagConfig.from_pretrained", lambda folder: config)
     result = dualrag("ask", "Who?", "--model", "tuned")
     assert result.exit_code == 2 and "--kb must be given for 'tuned'" in result.stderr
+
+
+def test_a_tuned_model_remembers_its_knowledge_base(dualrag) -> None:
+    write_notes()
+    assert dualrag("index", "notes.tsv", "--out", "kb", "--encoder", "e").exit_code == 0
+    Path("tuned").mkdir()
+    remember_base(Path("tuned/knowledge_base.json"), Path("tuned"), KnowledgeBase.open("kb"))
+    place = Path("kb").resolve()
+    asked = dualrag("ask", "Who?", "--model", "tuned", "--json")
+    assert json.loads(asked.stdout)["passages"] and asked.exit_code == 0
+    assert (
+        asked.stderr == f"note: the passages are those of {place}, which tuned was trained with\n"
+    )
+    Path("kb/manifest.json").write_text(Path("kb/manifest.json").read_text() + "\n")
+    asked = dualrag("ask", "Who?", "--model", "tuned", "--json")
+    assert "tuned was trained with, but which has changed since" in asked.stderr
+    Path("kb").rename("moved")
+    asked = dualrag("ask", "Who?", "--model", "tuned", "--json")
+    assert (
+        asked.exit_code == 2 and f"{place}, which is not there. Name it with --kb" in asked.stderr
+    )
 
 
 def test_a_copy_of_the_demos_encoder_is_known_by_its_weights(dualrag, monkeypatch) -> None:

@@ -5,12 +5,18 @@ import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest.mock import Mock
 
 import datasets
 import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +100,37 @@ def test_local_files_are_found_and_missing_ones_explained(tmp_path):
         list_files("./nowhere")
     with pytest.raises(TypeError, match="Unknown hub option 'cachedir'"):
         resolve_file(tmp_path, "a.txt", cachedir="x")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (ConnectionError("no route"), "the hub, which might know .* can't be reached"),
+        (RepositoryNotFoundError("404", response=Mock()), "no such repository on the hub"),
+    ],
+)
+def test_a_word_that_is_no_folder_is_asked_for_once_and_briefly(
+    tmp_path, monkeypatch, answer: Exception, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    (tmp_path / "tuned").mkdir()
+    asked = []
+
+    def model_info(self, name: str, *, timeout: float) -> None:
+        asked.append((name, timeout))
+        raise answer
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    options = {"cache_dir": tmp_path / "cache"}
+    for load in (list_files, lambda name, **hub: resolve_file(name, "config.json", **hub)):
+        with pytest.raises(OSError, match=rf"^No folder 'tund' here \(but 'tuned'\), and {says}"):
+            load("tund", **options)
+    assert asked == 2 * [("tund", 5)]
+    with pytest.raises(OSError, match=r"No folder 'tund' .*\(but 'tuned'\)"):
+        resolve_file("./tund", "config.json")
+    assert len(asked) == 2
 
 
 def test_offline_what_was_fetched_is_found(cache):
