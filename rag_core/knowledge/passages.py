@@ -165,16 +165,22 @@ class _Words:
 
     def cuts(self) -> Iterator[tuple[int, int]]:
         """The passages: their first word, and the one after their last."""
+        count = len(self.parts)
+        words = self.words or count
+        # Most rows of tables are one passage, and need no more.
+        is_short = count <= words + words // 5 and len(self.text) <= self.limit + self.limit // 5
+        if self.words is None or (is_short and not self.spans):
+            if count:
+                yield 0, count
+            return
         # Characters before a word, with blanks.
-        if self.kept and self.parts:
+        if self.kept and count:
             sizes = [*self.starts, len(self.text) + 1]
         else:
             sizes = list(accumulate((len(part) + 1 for part in self.parts), initial=0))
         start = 0
-        while start < len(self.parts):
-            end = len(self.parts)
-            if self.words is not None:
-                end = self._cut(sizes, start, self.words)
+        while start < count:
+            end = self._cut(sizes, start, words)
             yield start, end
             start = end
 
@@ -218,21 +224,21 @@ class _Words:
         least = start + max(1, (last - start) // 2)
         ends = range(last, least - 1, -1)
         for end in ends:
-            if self._ends_well(end - 1):
+            word = self.parts[end - 1]
+            ends_well = _SENTENCE_END.search(word) and not _ABBREVIATION.match(word)
+            if self.kept and self._is_kept(end - 1):
+                ends_well = _LINE_END.match(self.text, self.characters(end - 1, end)[1])
+            if ends_well:
                 return end
         if self.spans and self.spans[last - 1].splits:
             return next((end for end in ends if not self.spans[end - 1].splits), last)
         return last
 
-    def _ends_well(self, number: int) -> bool:
-        """Whether a word ends a sentence or, within what is kept, a line."""
-        word = self.parts[number]
-        if self.kept:
-            start = self.starts[number]
-            before = bisect_right(self.kept, start, key=itemgetter(0)) - 1
-            if before >= 0 and start < self.kept[before][1]:
-                return _LINE_END.match(self.text, start + len(word)) is not None
-        return bool(_SENTENCE_END.search(word)) and not _ABBREVIATION.match(word)
+    def _is_kept(self, number: int) -> bool:
+        """Whether a word stands where lines stay."""
+        start = self.starts[number]
+        before = bisect_right(self.kept, start, key=itemgetter(0)) - 1
+        return before >= 0 and start < self.kept[before][1]
 
 
 def _collapsed(text: str) -> str:
