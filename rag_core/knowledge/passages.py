@@ -227,7 +227,8 @@ class _Words:
             word = self.parts[end - 1]
             ends_well = _SENTENCE_END.search(word) and not _ABBREVIATION.match(word)
             if self.kept and self._is_kept(end - 1):
-                ends_well = _LINE_END.match(self.text, self.characters(end - 1, end)[1])
+                behind = self.characters(end - 1, end)[1]
+                ends_well = _LINE_END.match(self.text, behind) is not None
             if ends_well:
                 return end
         if self.spans and self.spans[last - 1].splits:

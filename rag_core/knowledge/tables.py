@@ -10,7 +10,8 @@ from typing import Any
 from rag_core.checks import warn
 from rag_core.hub import check_text, parse_object, read_lines
 from rag_core.knowledge.columns import Columns, is_label
-from rag_core.knowledge.documents import Document, PassedByWarning, ReadingOptions, title_of
+from rag_core.knowledge.documents import Document, ReadingOptions, title_of
+from rag_core.knowledge.outline import LeftOut
 
 # Python's own limit, 128 KB, is less than some articles have.
 FIELD_LIMIT = 1 << 30
@@ -20,12 +21,12 @@ BATCH_ROWS = 256
 MOST_LAYOUTS = 100
 
 
-def read_csv(path: Path, options: ReadingOptions) -> Iterator[Document]:
+def read_csv(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
     """A document a row of a table with commas."""
     yield from _read_separated(path, ",", options)
 
 
-def read_tsv(path: Path, options: ReadingOptions) -> Iterator[Document]:
+def read_tsv(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
     """A document a row of a table with tabs."""
     yield from _read_separated(path, "\t", options)
 
@@ -83,7 +84,9 @@ def _no_column(
     )
 
 
-def _read_separated(path: Path, delimiter: str, options: ReadingOptions) -> Iterator[Document]:
+def _read_separated(
+    path: Path, delimiter: str, options: ReadingOptions
+) -> Iterator[Document | LeftOut]:
     lines = _Recorded(path)
     quoting: Any = csv.QUOTE_MINIMAL
     if delimiter == "\t" and not options.tsv_quotes:
@@ -132,13 +135,12 @@ def _read_separated(path: Path, delimiter: str, options: ReadingOptions) -> Iter
         if rows.line_num > begin:
             metadata["end_line"] = rows.line_num
         yield Document(heading, row[text], f"{path}:{begin}", source, metadata)
-    _tell(path, left_out)
+    yield from _left_out(left_out)
 
 
-def _tell(path: Path, left_out: dict[str, str]) -> None:
-    if left_out:
-        told = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
-        warn(f"{path}: columns that are no metadata were passed by: {told}.", PassedByWarning)
+def _left_out(columns: dict[str, str]) -> Iterator[LeftOut]:
+    for name, reason in columns.items():
+        yield LeftOut("column(s) that are no metadata", f"{name}, {reason}")
 
 
 class _Recorded:
@@ -184,7 +186,7 @@ def _place(path: Path, begin: int, end: int) -> str:
     return f"{path}:{begin} to {end}"
 
 
-def read_jsonl(path: Path, options: ReadingOptions) -> Iterator[Document]:
+def read_jsonl(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
     first = True
     left_out: dict[str, str] = {}
     layouts: dict[tuple[str, ...], Columns] = {}
@@ -222,10 +224,10 @@ def read_jsonl(path: Path, options: ReadingOptions) -> Iterator[Document]:
         source, metadata = layouts[keys].read(list(row.values()))
         metadata |= {"row": number, "line": number}
         yield Document(title, text, place, source, metadata)
-    _tell(path, left_out)
+    yield from _left_out(left_out)
 
 
-def read_parquet(path: Path, options: ReadingOptions) -> Iterator[Document]:
+def read_parquet(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -264,7 +266,7 @@ def read_parquet(path: Path, options: ReadingOptions) -> Iterator[Document]:
                 source, metadata = further.read(row)
                 metadata["row"] = number
                 yield Document(heading, body, place, source, metadata)
-        _tell(path, left_out)
+        yield from _left_out(left_out)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_core.demo import material
 from rag_core.demo.clues import (
     Article,
     clues,
@@ -106,6 +107,27 @@ def test_corpus_is_read_in_order_and_bad_files_are_named(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"corpus\.json: expected a JSON object of records"):
             read_articles(path)
+
+
+def test_passages_cite_pages_and_a_file_without_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUALRAG_HOME", str(tmp_path))
+    record = {"extract": "x", "description": "d", "topic": "t"}
+    titles = ["What? 100% C# & AC/DC", "Goethe's Faust (play)", "Brasília"]
+    corpus = tmp_path / "corpus" / "summaries_en-us.json"
+    corpus.parent.mkdir()
+    corpus.write_text(json.dumps({title: {**record, "title": title} for title in titles}))
+    path = material.passages_file()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["source"].rpartition("/wiki/")[2] for row in rows] == [
+        "Bras%C3%ADlia",
+        "Goethe's_Faust_(play)",
+        "What%3F_100%25_C%23_%26_AC/DC",
+    ]
+    whole = path.read_bytes()
+    path.write_text('{"title": "Brasília", "text": "x"}\n', encoding="utf-8")
+    before = material.describe(path)["sha256"]
+    monkeypatch.setattr(material, "PASSAGES_SHA256_BEFORE", before)
+    assert material.passages_file().read_bytes() == whole
 
 
 def test_natural_questions_do_not_contain_their_answer():
