@@ -8,7 +8,7 @@ WINGS = checkpoint cli config demo generation hub knowledge modeling parity retr
 CONFORMANCE = build/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check conformance bench bench-quick docs demo-model clean
+.PHONY: help install demo test check conformance bench bench-quick docs demo-model clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -25,6 +25,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing PyTorch (its CPU build), TensorFlow and the tools of the tests into $(VENV): gigabytes, minutes."
 	@$(PIP) -e '.[torch,tf,t5,dev]'
 	@touch $@
+
+install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv
 
 # one framework is enough to see the demo
 SIZE_torch = PyTorch (its CPU build) and what dualrag needs: 1.2 GB, a minute or two

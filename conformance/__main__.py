@@ -9,6 +9,7 @@ table
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ FACTOR = 4.0
 
 def run(options: argparse.Namespace) -> int:
     """Record the cases."""
+    # TensorFlow's optimizer writes a line for each of hundreds of graphs in float64
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from conformance.parity_cases import select
     from conformance.parity_run import record
 
