@@ -22,16 +22,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing PyTorch (its CPU build), TensorFlow and the tools of the tests into $(VENV): gigabytes, minutes."
+	@echo "Installing PyTorch (its CPU build), TensorFlow and the tools of the tests into $(VENV): 3.3 GB, some minutes."
 	@$(PIP) -e '.[torch,tf,t5,dev]'
 	@touch $@
 
 install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv
 
 # one framework is enough to see the demo
-SIZE_torch = PyTorch (its CPU build) and what dualrag needs: 1.2 GB, a minute or two
-SIZE_tf = TensorFlow and what dualrag needs: gigabytes, minutes
-SIZE_bench = matplotlib, for the charts: 40 MB, seconds
+SIZE_torch = PyTorch (its CPU build) and what dualrag needs, 1.2 GB; a minute or two
+SIZE_tf = TensorFlow and what dualrag needs, 2.4 GB; some minutes
+SIZE_bench = matplotlib, for the charts, 40 MB; seconds
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): $(SIZE_$*)."
