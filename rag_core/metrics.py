@@ -48,6 +48,14 @@ def f1_score(answer: str, references: str | Iterable[str]) -> float:
     return _best(score, answer, references)
 
 
+def substring_match(answer: str, references: str | Iterable[str]) -> float:
+    """1.0 if one of the normalised references is a part of the normalised answer, else 0.0.
+
+    A reference of which nothing is left ("the") is part of none.
+    """
+    return _best(lambda text, part: float(bool(part) and part in text), answer, references)
+
+
 def mean_scores(
     answers: Sequence[str], references: Sequence[str | Iterable[str]]
 ) -> dict[str, float]:
@@ -95,6 +103,40 @@ def precision_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], 
     """
     rows = _hits(retrieved, relevant, k)
     return float(np.mean([len(first & right) / k for first, right in rows]))
+
+
+def mean_reciprocal_rank(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> float:
+    """Mean of 1 / the place of a question's first relevant document; 0 where there is none.
+
+    Arguments as `recall_at_k`.
+    """
+    ranks = []
+    for hits, right in _rows(retrieved, relevant):
+        places = [place for place, hit in enumerate(hits, 1) if _documents([hit]) & right]
+        ranks.append(1 / places[0] if places else 0.0)
+    return float(np.mean(ranks))
+
+
+def r_precision(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> float:
+    """Mean share of relevant documents among a question's first R, where R are relevant.
+
+    With one relevant document each, this is the share of questions that find it first (KILT's
+    measure of retrieval).
+
+    Args:
+        retrieved: as `recall_at_k`, each document once.
+        relevant: as `recall_at_k`.
+
+    Raises:
+        ValueError: lengths differ, or a question has no relevant document.
+    """
+    rows = _rows(retrieved, relevant)
+    if not all(right for _, right in rows):
+        raise ValueError(
+            "relevant must name at least one document a question; leave the others out"
+        )
+    shares = [len(_documents(hits[: len(right)]) & right) / len(right) for hits, right in rows]
+    return float(np.mean(shares))
 
 
 def distinct_document_ratio(doc_ids: np.ndarray | Sequence[Sequence[int]]) -> float:
@@ -155,13 +197,19 @@ def _hits(
     retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int
 ) -> list[tuple[set, set]]:
     """Of each question, the documents among its first k hits, and the relevant ones."""
-    if k < 1 or not len(retrieved) or len(retrieved) != len(relevant):
+    if k < 1:
+        raise ValueError(f"hits must be counted with k >= 1, got k={k}")
+    return [(_documents(hits[:k]), right) for hits, right in _rows(retrieved, relevant)]
+
+
+def _rows(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> list[tuple[list, set]]:
+    """Of each question, its hits, and the relevant documents."""
+    if not len(retrieved) or len(retrieved) != len(relevant):
         raise ValueError(
-            f"need k >= 1 and equally many rows, got k={k}, {len(retrieved)} and {len(relevant)} "
-            "rows"
+            "retrieved and relevant must be equally many rows, at least one, got "
+            f"{len(retrieved)} and {len(relevant)}"
         )
-    rows = zip(retrieved, relevant, strict=True)
-    return [(_documents(list(ids)[:k]), set(right)) for ids, right in rows]
+    return [(list(hits), set(right)) for hits, right in zip(retrieved, relevant, strict=True)]
 
 
 def _documents(hits: Sequence) -> set:

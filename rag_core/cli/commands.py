@@ -15,6 +15,7 @@ from rag_core.cli.changes import add, remove, update
 from rag_core.cli.common import Quiet, Verbose, set_loudness
 from rag_core.cli.convert import convert
 from rag_core.cli.demo import demo
+from rag_core.cli.eval import eval as evaluate
 from rag_core.cli.index import index
 from rag_core.cli.info import info
 from rag_core.cli.parity import parity
@@ -136,6 +137,14 @@ _add(
     "dualrag train questions.jsonl --kb kb --out tuned",
     "dualrag train questions.jsonl --kb kb --out tuned --validation held-out.jsonl",
     "dualrag train questions.jsonl --model facebook/rag-token-nq --kb dpr-kb --out tuned",
+)
+_add(
+    evaluate,
+    "Measure a model on questions whose answers are known.",
+    "dualrag eval questions.jsonl --out report",
+    "dualrag eval nq-test.tsv --model tuned --kb kb --out report --limit 300 --n-docs 1,5,10",
+    "dualrag eval nq-test.tsv --out report --head token,sequence --decoding thorough,fast",
+    "dualrag eval --compare report other-report",
 )
 _add(
     convert,

@@ -24,7 +24,7 @@ from rag_core.knowledge import BadFilesError, PassedByWarning
 
 LOGGERS = ("rag_core", "rag_torch", "rag_tf")
 # of these a second run of the same command does what is left
-_RESUMABLE = ("index", "add", "update", "train", "demo")
+_RESUMABLE = ("index", "add", "update", "train", "eval", "demo")
 
 
 def choice(flag: str, *names: str, help: str) -> Any:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from rag_core.generation.model_options import sequence_options as sequence_options
     from rag_core.generation.model_options import token_options as token_options
     from rag_core.generation.noise import gumbel_noise as gumbel_noise
+    from rag_core.generation.rescoring import target_scores as target_scores
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -106,5 +107,6 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "model_options": ["returned_sequences", "sequence_options", "token_options"],
         "noise": ["gumbel_noise"],
+        "rescoring": ["target_scores"],
     },
 )

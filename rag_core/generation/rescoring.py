@@ -72,17 +72,9 @@ def thorough_scores(
     not_scored = engine.tensor(pad_mask, like=hidden)
     docs = int(log_priors.shape[1])
     smooth = config.label_smoothing > 0
-    with engine.on_device(generator):
-        if is_native(generator):
-            if state is None:
-                state = generator.start(hidden, mask)
-            each, total = scores_by_prefix(
-                engine, generator, state, mask, tokens, targets, pad_mask, docs, smooth
-            )
-        else:
-            each, total = scores_of_wholes(
-                engine, generator, hidden, mask, tokens, targets, pad_mask, docs, smooth
-            )
+    each, total = target_scores(
+        engine, generator, hidden, mask, tokens, targets, pad_mask, docs, smooth, state
+    )
     return engine.candidate_scores(
         each,
         total,
@@ -92,6 +84,35 @@ def thorough_scores(
         config.label_smoothing,
         config.generator.vocab_size,
     )
+
+
+def target_scores(
+    engine: Engine,
+    generator: Any,
+    hidden: Tensor,
+    mask: Tensor,
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    pad_mask: np.ndarray,
+    docs: int,
+    smooth: bool = False,
+    state: Any = None,
+) -> tuple[Any, Any]:
+    """As `scores_of_wholes`, in the way that is fastest for the generator.
+
+    Args:
+        state: what `start` returned for these contexts, to spare it, or None.
+    """
+    with engine.on_device(generator):
+        if not is_native(generator):
+            return scores_of_wholes(
+                engine, generator, hidden, mask, tokens, targets, pad_mask, docs, smooth
+            )
+        if state is None:
+            state = generator.start(hidden, mask)
+        return scores_by_prefix(
+            engine, generator, state, mask, tokens, targets, pad_mask, docs, smooth
+        )
 
 
 class _Pieces:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.modeling.answers import Reading as Reading
     from rag_core.modeling.answers import answer as answer
     from rag_core.modeling.auto import AutoModelBase as AutoModelBase
     from rag_core.modeling.auto import AutoModelForSeq2SeqLMBase as AutoModelForSeq2SeqLMBase
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "answers": ["answer"],
+        "answers": ["Reading", "answer"],
         "auto": ["AutoModelBase", "AutoModelForSeq2SeqLMBase", "named_classes", "networks_of"],
         "components": ["RagComponents"],
         "encoder": [

@@ -7,7 +7,9 @@ generated row, T those that count.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from rag_core.generation import (
     pop_hooks,
     returned_sequences,
     sequence_options,
+    target_scores,
     token_options,
 )
 from rag_core.outputs import Answer, Passage
@@ -71,63 +74,215 @@ def answer(
         TypeError: questions that are not strings.
         ValueError: an empty question, or a model without a retriever.
     """
-    questions = checked_questions(questions)
-    if model.retriever is None:
-        raise ValueError(
-            "answer() needs a retriever: pass retriever= to from_pretrained or call "
-            "set_retriever(...)"
-        )
-    if tokenizer is None:
-        encoder = model.retriever.question_encoder_tokenizer
-        decoder = model.retriever.generator_tokenizer
-    else:
-        encoder, decoder = tokenizer.question_encoder, tokenizer.generator
-    tables = engine.table_size(model.question_encoder), engine.table_size(model.generator)
-    batch = RagTokenizer(encoder, decoder, model.config, tables=tables).encode_questions(
-        questions, return_tensors="np", padding=True, truncation=True
+    reading = Reading(
+        engine,
+        model,
+        questions,
+        n_docs=n_docs,
+        tokenizer=tokenizer,
+        question_text=question_text,
     )
-    if question_text is True:
-        question_text = questions
-    elif question_text is False:
-        question_text = None
-    with engine.generation_context(model):
-        ids = engine.tensor(batch["input_ids"], like=model)
-        mask = engine.tensor(batch["attention_mask"], like=model)
-        contexts = model._contexts(ids, mask, None, None, None, n_docs, question_text)
-        rows, options, encoded = _generate(engine, model, contexts, generate_kwargs)  # (B, n, L)
-        log_probs = _log_probs(engine, model, contexts, encoded, rows)  # (B, N, n, L-1)
-        # In float64 from here on: probabilities of few numbers, of which the caller takes sums.
-        log_priors = to_numpy(engine.doc_log_probs(contexts.doc_scores)).astype(np.float64)
-    counted = _counted(rows, options, model.config.generator.pad_token_id)
-    passages = _Passages(model.retriever, contexts, np.exp(log_priors))
-    answers = []
-    for b, question in enumerate(questions):
-        for i, row in enumerate(rows[b]):
-            counts = counted[b, i]
-            if not counts.any():
-                continue  # a candidate that isn't there
-            tokens = row[1:][counts]
-            joint = log_probs[b, :, i][:, counts]  # (N, T), log p(y_i|x, z, y_<i)
-            log_probability, posterior, by_token = _posterior(model, joint, log_priors[b])
-            answers.append(
-                Answer(
-                    question=question,
-                    text=decoder.decode(row.tolist(), skip_special_tokens=True).strip(),
-                    log_probability=log_probability,
-                    passages=passages.of(b, posterior),
-                    tokens=[decoder.decode([token]) for token in tokens.tolist()],
-                    token_posteriors=by_token,
-                )
+    return [answer for answers in reading.answers(**generate_kwargs) for answer in answers]
+
+
+class Reading:
+    """Questions with the passages that were retrieved for them, which can be read more than once.
+
+    Args:
+        engine, model, questions, n_docs, tokenizer, question_text: as of `answer`.
+
+    Attributes:
+        questions: B texts.
+        contexts: what the model's `_contexts` returned.
+        passages: the N passages of each question, with priors.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Any,
+        questions: str | Sequence[str],
+        *,
+        n_docs: int | None = None,
+        tokenizer: Any = None,
+        question_text: bool | Sequence[str] | None = None,
+    ) -> None:
+        questions = checked_questions(questions)
+        if model.retriever is None:
+            raise ValueError(
+                "answer() needs a retriever: pass retriever= to from_pretrained or call "
+                "set_retriever(...)"
             )
-    return answers
+        if tokenizer is None:
+            encoder = model.retriever.question_encoder_tokenizer
+            decoder = model.retriever.generator_tokenizer
+        else:
+            encoder, decoder = tokenizer.question_encoder, tokenizer.generator
+        tables = engine.table_size(model.question_encoder), engine.table_size(model.generator)
+        self._tokenizer = RagTokenizer(encoder, decoder, model.config, tables=tables)
+        batch = self._tokenizer.encode_questions(
+            questions, return_tensors="np", padding=True, truncation=True
+        )
+        if question_text is True:
+            question_text = questions
+        elif question_text is False:
+            question_text = None
+        with engine.generation_context(model):
+            ids = engine.tensor(batch["input_ids"], like=model)
+            mask = engine.tensor(batch["attention_mask"], like=model)
+            contexts = model._contexts(ids, mask, None, None, None, n_docs, question_text)
+        self._engine = engine
+        self._model = model
+        self.questions = questions
+        self._hold(contexts)
+
+    def _hold(self, contexts: Any) -> None:
+        engine = self._engine
+        with engine.generation_context(self._model):
+            # In float64 from here on: probabilities of few numbers, of which the caller takes sums.
+            log_priors = to_numpy(engine.doc_log_probs(contexts.doc_scores)).astype(np.float64)
+        self.contexts = contexts
+        self.log_priors = log_priors
+        self.passages = _Passages(self._model.retriever, contexts, np.exp(log_priors))
+        self._encoded: Encoded | None = None
+
+    def nearest(self, n_docs: int) -> Reading:
+        """The same questions with the first of their passages alone."""
+        contexts, engine = self.contexts, self._engine
+        if n_docs >= contexts.n_docs:
+            return self
+        places = np.arange(len(self.questions))[:, None] * contexts.n_docs + np.arange(n_docs)
+        rows = engine.tensor(places.reshape(-1), like=contexts.context_input_ids)
+        retrieved = {
+            name: to_numpy(contexts.retrieved[name])[:, :n_docs]
+            for name in ("doc_ids", "retrieved_doc_embeds")
+        }
+        nearest = copy.copy(self)
+        nearest._hold(
+            replace(
+                contexts,
+                context_input_ids=engine.take_rows(contexts.context_input_ids, rows),
+                context_attention_mask=engine.take_rows(contexts.context_attention_mask, rows),
+                doc_scores=contexts.doc_scores[:, :n_docs],
+                n_docs=n_docs,
+                retrieved=retrieved,
+            )
+        )
+        return nearest
+
+    def answers(self, head: str | None = None, **generate_kwargs: Any) -> list[list[Answer]]:
+        """The answers to each question, best first.
+
+        Args:
+            head: "token" or "sequence"; None = the model's own.
+            **generate_kwargs: options of `generate`.
+        """
+        engine, model, contexts = self._engine, self._model, self.contexts
+        in_sequence = _is_sequence(model, head)
+        with engine.generation_context(model):
+            rows, options, encoded = _generate(  # (B, n, L)
+                engine, model, contexts, in_sequence, generate_kwargs
+            )
+            if encoded is None:
+                encoded = encode_as_given(engine, model.generator, contexts)
+            self._encoded = encoded
+            log_probs = _log_probs(engine, model, contexts, encoded, rows)  # (B, N, n, L-1)
+        counted = _counted(rows, options, model.config.generator.pad_token_id)
+        decoder = self._tokenizer.generator
+        answers: list[list[Answer]] = [[] for _ in self.questions]
+        for b, question in enumerate(self.questions):
+            for i, row in enumerate(rows[b]):
+                counts = counted[b, i]
+                if not counts.any():
+                    continue  # a candidate that isn't there
+                tokens = row[1:][counts]
+                joint = log_probs[b, :, i][:, counts]  # (N, T), log p(y_i|x, z, y_<i)
+                log_probability, posterior, by_token = _posterior(
+                    in_sequence, joint, self.log_priors[b]
+                )
+                answers[b].append(
+                    Answer(
+                        question=question,
+                        text=decoder.decode(row.tolist(), skip_special_tokens=True).strip(),
+                        log_probability=log_probability,
+                        passages=self.passages.of(b, posterior),
+                        tokens=[decoder.decode([token]) for token in tokens.tolist()],
+                        token_posteriors=by_token,
+                    )
+                )
+        return answers
+
+    def log_likelihoods(
+        self, texts: Sequence[Sequence[str]], head: str | None = None
+    ) -> list[list[float]]:
+        """log p(y|x) of given answers, marginalised over the passages; see
+        `Answer.log_probability`.
+
+        Args:
+            texts: for each question as many answers as there are.
+            head: as of `answers`.
+        """
+        engine, model, contexts = self._engine, self._model, self.contexts
+        in_sequence = _is_sequence(model, head)
+        options = token_options(model)
+        if in_sequence:
+            options = sequence_options(model, None)
+        rows = self._target_rows(texts, options)  # (B, C, L)
+        counted = _counted(rows, options, model.config.generator.pad_token_id)
+        targets = np.where(counted, rows[..., 1:], 0)
+        with engine.generation_context(model):
+            if self._encoded is None:
+                self._encoded = encode_as_given(engine, model.generator, contexts)
+            each, _ = target_scores(
+                engine,
+                model.generator,
+                self._encoded.hidden,
+                self._encoded.mask,
+                rows[..., :-1],
+                targets,
+                ~counted,
+                contexts.n_docs,
+            )
+            log_probs = to_numpy(each)  # (B, N, C, L-1)
+        return [
+            [
+                _posterior(in_sequence, log_probs[b, :, c][:, counted[b, c]], self.log_priors[b])[0]
+                for c in range(len(wanted))
+            ]
+            for b, wanted in enumerate(texts)
+        ]
+
+    def _target_rows(self, texts: Sequence[Sequence[str]], options: GenerationConfig) -> np.ndarray:
+        """Answers as `generate` would return them, (B, C, L), filled with pads."""
+        start = options.decoder_start_token_id
+        pad = self._model.config.generator.pad_token_id or 0
+        limit = {}
+        if longest := getattr(self._model.config.generator, "max_position_embeddings", None):
+            limit = {"truncation": True, "max_length": longest}
+        questions = []
+        for wanted in texts:
+            ids = []
+            if wanted:
+                ids = self._tokenizer.encode_targets(list(wanted), **limit)["input_ids"]
+            # What the tokenizer puts in front may be the token that decoding starts with.
+            questions.append([[start] * (row[0] != start) + list(row) for row in ids])
+        width = max((len(row) for rows in questions for row in rows), default=2)
+        shape = len(questions), max(1, *map(len, questions)), max(2, width)
+        filled = np.full(shape, pad, np.int64)
+        for b, rows in enumerate(questions):
+            for c, row in enumerate(rows):
+                filled[b, c, : len(row)] = row
+        return filled
 
 
-def _is_sequence(model: Any) -> bool:
+def _is_sequence(model: Any, head: str | None) -> bool:
+    if head is not None:
+        return head == "sequence"
     return "Sequence" in type(model).__name__ or getattr(model, "head", "") == "sequence"
 
 
 def _generate(
-    engine: Engine, model: Any, contexts: Any, kwargs: dict[str, Any]
+    engine: Engine, model: Any, contexts: Any, in_sequence: bool, kwargs: dict[str, Any]
 ) -> tuple[np.ndarray, GenerationConfig, Encoded | None]:
     """Generated rows (B, n, L), the options they were made with, and the encoded contexts, if they
     can serve again.
@@ -135,7 +290,7 @@ def _generate(
     kwargs = dict(kwargs)
     hooks = Hooks.of(*(kwargs.pop(name, None) for name in _HOOKS), **pop_hooks(kwargs, engine))
     encoded: Encoded | None
-    if _is_sequence(model):
+    if in_sequence:
         weighing = {name: kwargs.pop(name) for name in _WEIGHING if kwargs.get(name) is not None}
         weighing.setdefault("do_deduplication", model.config.do_deduplication)
         returned = returned_sequences(
@@ -153,12 +308,10 @@ def _generate(
 
 
 def _log_probs(
-    engine: Engine, model: Any, contexts: Any, encoded: Encoded | None, rows: np.ndarray
+    engine: Engine, model: Any, contexts: Any, encoded: Encoded, rows: np.ndarray
 ) -> np.ndarray:
     """log p(y_i|x, z, y_<i) of every generated token under each document, (B, N, n, L-1)."""
     generator, docs = model.generator, contexts.n_docs
-    if encoded is None:
-        encoded = encode_as_given(engine, generator, contexts)
     of_contexts = engine.tensor(rows.repeat(docs, axis=0), like=encoded.mask)  # (B*N, n, L)
     state = generator.start(encoded.hidden, encoded.mask, beams=rows.shape[1], max_length=None)
     log_probs, _ = engine.target_log_probs(
@@ -183,18 +336,18 @@ def _counted(rows: np.ndarray, options: GenerationConfig, generator_pad: int | N
 
 
 def _posterior(
-    model: Any, joint: np.ndarray, log_priors: np.ndarray
+    in_sequence: bool, joint: np.ndarray, log_priors: np.ndarray
 ) -> tuple[float, list[float], list[list[float]] | None]:
     """log p(y|x), p(z|x, y) of the N passages, and for RAG-Token the same of each token.
 
     Args:
-        model: the head.
+        in_sequence: whether the head is RAG-Sequence's.
         joint: (N, T) log p(y_i|x, z, y_<i).
         log_priors: (N,) log p(z|x), -inf where there is no passage.
     """
     # Where the search found too few passages, the filler weighs nothing, whatever it says.
     exists = np.isfinite(log_priors)
-    if _is_sequence(model):
+    if in_sequence:
         of_passages = np.where(exists, joint.sum(axis=1) + log_priors, -np.inf)  # (N,)
         total = np.logaddexp.reduce(of_passages)
         return float(total), np.exp(of_passages - total).tolist(), None

@@ -1,0 +1,35 @@
+"""Questions of every common format read, a model's answers measured, runs compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rag_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from rag_core.evaluation.comparison import Comparison as Comparison
+    from rag_core.evaluation.comparison import compare as compare
+    from rag_core.evaluation.matching import AnswerFinder as AnswerFinder
+    from rag_core.evaluation.matching import match_tokens as match_tokens
+    from rag_core.evaluation.matching import stands_in as stands_in
+    from rag_core.evaluation.questions import Context as Context
+    from rag_core.evaluation.questions import Gold as Gold
+    from rag_core.evaluation.questions import Question as Question
+    from rag_core.evaluation.questions import read_questions as read_questions
+    from rag_core.evaluation.questions import scan_questions as scan_questions
+    from rag_core.evaluation.report import Evaluation as Evaluation
+    from rag_core.evaluation.run import evaluate as evaluate
+    from rag_core.evaluation.settings import Settings as Settings
+    from rag_core.evaluation.settings import Variant as Variant
+
+__getattr__, __dir__, __all__ = lazily(
+    __name__,
+    {
+        "comparison": ["Comparison", "compare"],
+        "matching": ["AnswerFinder", "match_tokens", "stands_in"],
+        "questions": ["Context", "Gold", "Question", "read_questions", "scan_questions"],
+        "report": ["Evaluation"],
+        "run": ["evaluate"],
+        "settings": ["Settings", "Variant"],
+    },
+)

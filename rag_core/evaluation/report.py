@@ -1,0 +1,313 @@
+"""The results of an evaluation: figures with intervals, tables for people, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rag_core.evaluation.intervals import figure
+from rag_core.hub import DamagedFileError, atomic_folder, parse_object, read_json, read_lines
+
+REPORT = "report.json"
+TABLE = "report.md"
+RETRIEVED = "retrieved.jsonl"
+PASSAGES = "passages.jsonl"
+FORMAT = "dualrag evaluation 1"
+# What a killed run goes on from.
+UNFINISHED = "unfinished"
+_PREFIX = "answers-"
+_STALE = (f"{UNFINISHED}/*", f"{_PREFIX}*.jsonl")
+
+Rows = list[dict[str, Any]]
+
+# name -> title in tables, in their order; "@" stands for the depths.
+TITLES = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "contains": "contains",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "in_passages": "in passages",
+    "log_likelihood": "log p(gold)",
+    "answer_recall@": "recall@{} by answer",
+    "answer_mrr": "MRR by answer",
+    "gold_hit@": "hit@{} by gold",
+    "gold_recall@": "recall@{} by gold",
+    "gold_precision@": "precision@{} by gold",
+    "gold_mrr": "MRR by gold",
+    "gold_r_precision": "R-precision",
+}
+_NATS = "log_likelihood"
+# A question that was not asked can have scored nothing less.
+_AT_LEAST = ("exact_match", "f1", "contains")
+
+
+@dataclass(repr=False)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        report: settings, figures, versions and sums, as report.json holds them.
+        retrieved: a row a question: its passages, and the scores of retrieval.
+        answers: for each variant a row a question: the answer, its passages' prior and posterior,
+            and scores.
+        passages: every passage that was retrieved, once.
+    """
+
+    report: dict[str, Any]
+    retrieved: Rows = field(default_factory=list)
+    answers: dict[str, Rows] = field(default_factory=dict)
+    passages: Rows = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        asked = self.report["questions"]
+        parts = [f"{asked['asked']:,} questions"]
+        if asked["answerable"] is not None:
+            parts.append(f"{asked['answerable']:,} answerable")
+        for name, variant in self.report["variants"].items():
+            found = variant["figures"]["all"].get("exact_match")
+            if found:
+                parts.append(f"{name}: exact match {shown('exact_match', found)}")
+        if not self.answers:
+            for name, found in self.report["retrieval"]["figures"]["all"].items():
+                if "recall@" in name:
+                    parts.append(f"{title_of(name)} {shown(name, found)}")
+        return f"Evaluation({', '.join(parts)})"
+
+    def figures(self, variant: str | None = None, *, of: str = "all") -> dict[str, Any]:
+        """The figures of a variant, each with "mean", "low", "high" (a 95 % interval) and "n".
+
+        Args:
+            variant: its name; None where there is one only.
+            of: "all" questions, or the "answerable" ones.
+
+        Raises:
+            ValueError: no such variant.
+        """
+        names = list(self.report["variants"])
+        if variant is None and len(names) == 1:
+            variant = names[0]
+        if variant not in names:
+            raise ValueError(f"variant must be one of {names}, got {variant!r}")
+        return self.report["variants"][variant]["figures"].get(of, {})
+
+    def retrieval(self, *, of: str = "all") -> dict[str, Any]:
+        """The figures of retrieval, as `figures`."""
+        return self.report["retrieval"]["figures"].get(of, {})
+
+    def markdown(self) -> str:
+        """The report for people."""
+        return as_markdown(self.report)
+
+    def save(self, folder: str | Path) -> None:
+        """Write report.md, report.json and a jsonl a variant, all or none."""
+        with atomic_folder(folder, stale=_STALE) as draft:
+            (draft / TABLE).write_text(self.markdown(), encoding="utf-8")
+            text = json.dumps(self.report, indent=1, ensure_ascii=False)
+            (draft / REPORT).write_text(text + "\n", encoding="utf-8")
+            _write_rows(draft / RETRIEVED, self.retrieved)
+            _write_rows(draft / PASSAGES, self.passages)
+            for name, rows in self.answers.items():
+                _write_rows(draft / f"{_PREFIX}{name}.jsonl", rows)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Evaluation:
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: no evaluation there.
+            DamagedFileError: a file is damaged.
+        """
+        folder = Path(folder)
+        report = read_report(folder)
+        answers = {
+            name: _read_rows(folder / f"{_PREFIX}{name}.jsonl") for name in report["variants"]
+        }
+        return cls(report, _read_rows(folder / RETRIEVED), answers, _read_rows(folder / PASSAGES))
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report.json of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFileError: it is damaged.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no finished evaluation here (there is no {REPORT}). Make one:  dualrag "
+            f"eval QUESTIONS --out {folder}"
+        )
+    report = read_json(path)
+    kinds = {"questions": dict, "retrieval": dict, "variants": dict, "settings": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(report.get(name), kind)]
+    if report.get("format") != FORMAT or wrong:
+        raise DamagedFileError(f"{path} is no report of an evaluation. Make it anew.")
+    return report
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _read_rows(path: Path) -> Rows:
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is missing from the evaluation. Make it anew.")
+    return [
+        parse_object(line, f"{path}:{number}") for number, line in read_lines(path) if line.strip()
+    ]
+
+
+# -- figures ------------------------------------------------------------------------------------
+
+
+def figures_of(
+    rows: Sequence[Mapping[str, Any]], answerable: Sequence[bool] | None, seed: int
+) -> dict[str, Any]:
+    """The figures of all questions and, where that is known, of the answerable ones.
+
+    Args:
+        rows: with "scores", one a question; `answerable` likewise.
+        answerable: whether the knowledge base has an answer.
+        seed: of the intervals.
+    """
+    figures = {"all": _figures([row["scores"] for row in rows], seed)}
+    if answerable is not None:
+        chosen = [row["scores"] for row, has in zip(rows, answerable, strict=True) if has]
+        figures["answerable"] = _figures(chosen, seed)
+    return figures
+
+
+def _figures(scores: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    names = dict.fromkeys(name for row in scores for name in row)
+    return {
+        name: figure(name, [row[name] for row in scores if name in row], seed)
+        for name in sorted(names, key=rank)
+    }
+
+
+def rank(name: str) -> tuple[int, int]:
+    """The place of a figure in tables."""
+    metric, _, depth = name.partition("@")
+    known = list(TITLES)
+    return known.index(f"{metric}@" if depth else metric), int(depth or 0)
+
+
+def title_of(name: str) -> str:
+    """What a figure is called in tables."""
+    metric, at, depth = name.partition("@")
+    return TITLES[metric + at].format(depth)
+
+
+def shown(name: str, figure: Mapping[str, Any]) -> str:
+    """A figure with its interval: in percent, or in nats."""
+    scale = 100
+    if name == _NATS:
+        scale = 1
+    mean, low, high = (scale * figure[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def at_least(report: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, float]:
+    """What the figures of answerable questions say of all: the others, which were not asked, count
+    as wrong.
+    """
+    read = report["questions"]["read"]
+    return {
+        name: figures[name]["mean"] * figures[name]["n"] / read
+        for name in _AT_LEAST
+        if name in figures
+    }
+
+
+# -- for people ---------------------------------------------------------------------------------
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    asked = report["questions"]
+    lines = ["# Evaluation", ""]
+    counted = f"{asked['asked']:,} of {asked['read']:,} questions"
+    if asked.get("path"):
+        counted += f" of {asked['path']}"
+    if asked["answerable"] is not None:
+        counted += f", {asked['answerable']:,} of them answerable"
+    lines += [f"{counted}. Percent with 95 % intervals (log p(gold) in nats).", ""]
+    only = report["settings"].get("answerable_only")
+    for of, title in (("all", "All questions"), ("answerable", "Answerable questions")):
+        if of == "all" and only:
+            continue
+        tables = _tables(report, of)
+        if tables:
+            lines += [f"## {title}", "", *tables]
+    if only:
+        for name, variant in report["variants"].items():
+            bounds = at_least(report, variant["figures"]["answerable"])
+            text = ", ".join(f"{title_of(key)} {100 * value:.1f}" for key, value in bounds.items())
+            lines += [f"On all questions, {name}: at least {text} (those not asked count 0).", ""]
+    lines += _details(report)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tables(report: Mapping[str, Any], of: str) -> list[str]:
+    lines = []
+    variants = {name: each["figures"].get(of, {}) for name, each in report["variants"].items()}
+    names = sorted({name for figures in variants.values() for name in figures}, key=rank)
+    if names:
+        rows = [
+            [variant, *(_cell(name, figures) for name in names)]
+            for variant, figures in variants.items()
+        ]
+        lines += [*table(["answers", *map(title_of, names)], rows), ""]
+    retrieval = report["retrieval"]["figures"].get(of, {})
+    if retrieval:
+        rows = [
+            [title_of(name), shown(name, found), f"{found['n']:,}"]
+            for name, found in retrieval.items()
+        ]
+        lines += [*table(["retrieval", "", "questions"], rows), ""]
+    return lines
+
+
+def _cell(name: str, figures: Mapping[str, Any]) -> str:
+    if name not in figures:
+        return "-"
+    return shown(name, figures[name])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+    filled = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [head, *rows]
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [filled[0], rule, *filled[1:]]
+
+
+def _details(report: Mapping[str, Any]) -> list[str]:
+    lines = ["## How", ""]
+    if report.get("command"):
+        lines += ["Again:", "", f"    {report['command']}", ""]
+    seconds = [("retrieval", report["retrieval"])]
+    seconds += list(report["variants"].items())
+    times = ", ".join(f"{name} {each['seconds']:.0f} s" for name, each in seconds)
+    lines.append(f"- Time: {times}.")
+    for part in ("model", "knowledge_base", "questions"):
+        values = report.get(part) or {}
+        name = values.get("name") or values.get("path") or "in memory"
+        lines.append(f"- {part.replace('_', ' ')}: {name}, sha256 {values.get('sha256')}")
+    recall = (report.get("knowledge_base") or {}).get("index", {}).get("recall_at_5")
+    if recall is not None:
+        lines.append(f"- index: recall@5 against exact search {recall:.3f}")
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines.append(f"- versions: {versions}")
+    lines += [f"- note: {note}" for note in report["notes"]]
+    return lines
