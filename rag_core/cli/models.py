@@ -48,7 +48,6 @@ def open_model(
     head: str | None,
     say: Say,
     int8: bool = False,
-    where: list[str] | None = None,
     **placing: str | None,
 ) -> tuple[Any, KnowledgeBase | None]:
     """A RAG model with a retriever, and the knowledge base if it is one.
@@ -60,7 +59,6 @@ def open_model(
         head: "token" or "sequence"; None = as it was saved.
         say: told what is fetched.
         int8: round linear maps to int8.
-        where: conditions on the passages that are searched; None or none searches all.
         **placing: `dtype` and `device`; None leaves them to `from_pretrained`.
     """
     if int8 and not hasattr(engine, "quantized"):
@@ -68,7 +66,7 @@ def open_model(
             f"--int8 must go with --backend torch, got {engine.__name__}. Add that, or leave it out"
         )
     from rag_core.cli.process import uncollected
-    from rag_core.cli.reader_notes import unfamiliar
+    from rag_core.cli.reader_notes import unfamiliar, way_to_a_reader
     from rag_core.config import RagConfig
     from rag_core.hub import DEMO
     from rag_core.retrieval import RagRetriever
@@ -97,13 +95,11 @@ def open_model(
     else:
         base.check_model(config)
         if note := unfamiliar(folder, base):
-            say(f"note: {note}")
+            say(f"note: {note} {way_to_a_reader(base)}")
         tokenizer = RagTokenizer.from_pretrained(folder)
         retriever = RagRetriever(
             config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
         )
-    if where:
-        retriever.index = _filtered(retriever.index, where)
     kind = "RagSequenceForGeneration"
     if (head or config.saved_head) == "token":
         kind = "RagTokenForGeneration"
@@ -114,22 +110,6 @@ def open_model(
     if int8:
         network = engine.quantized(network)
     return network, base
-
-
-def _filtered(index: Any, where: list[str]) -> Any:
-    if not hasattr(index, "where"):
-        raise ValueError(
-            f"--where must go with an index of passages, got {type(index).__name__}. Leave it out."
-        )
-    return index.where(where)
-
-
-def fetch_encoder(name: str, say: Say) -> None:
-    """Sees that the demo's encoder is in the cache where it is named; others load by their names."""
-    from rag_core.demo import ENCODER, encoder_folder
-
-    if name == ENCODER and not Path(name).exists():
-        encoder_folder(say)
 
 
 def single_use(engine: Any, last: bool) -> AbstractContextManager[None]:

@@ -91,7 +91,9 @@ def train(
     ] = None,
     save_every: Annotated[
         int | None,
-        typer.Option(help="Steps between checkpoints, 0 = none; by default a fifth, 200 at most."),
+        typer.Option(
+            help="Steps between checkpoints, 0 = none; by default a quarter, 200 at most."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of questions and of dropout.")] = 0,
     device: Annotated[
@@ -105,6 +107,9 @@ def train(
     Stopped or killed, the same command goes on.
     """
     from rag_core.cli.process import load_backend_for_command
+    from rag_core.cli.reader_notes import unfamiliar
+    from rag_core.hub import DEMO
+    from rag_core.knowledge import KnowledgeBase
 
     if questions is None and validation is None:
         raise ValueError("QUESTIONS must be given, or --validation to measure a model as it is")
@@ -128,11 +133,13 @@ def train(
         seed=seed,
     )
     engine = load_backend_for_command(backend)
-    if model is None:
+    if model is None or (model == DEMO and not Path(DEMO).exists()):
         from rag_core.demo import demo_model_folder
 
         model = str(demo_model_folder(say))
     kb = kb or _own_base(model)
+    if note := unfamiliar(model, KnowledgeBase.open(kb)):
+        say(f"note: {note}")
     if questions is None:
         measured = engine.measure_files(
             validation, model, kb, n_docs=n_docs, device=device, say=say

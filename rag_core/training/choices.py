@@ -20,7 +20,7 @@ NARROW_RATE = 5e-4
 ENCODER_SHARE = 0.1
 # Questions that are answered where there are none to validate on.
 SAMPLE = 40
-_LINES, _VALIDATIONS, _CHECKPOINTS = 10, 4, 5
+_LINES, _VALIDATIONS, _CHECKPOINTS = 8, 4, 4
 
 
 def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) -> TrainingConfig:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rag_core.cli.reader_notes import unfamiliar
+from rag_core.cli.reader_notes import unfamiliar, way_to_a_reader
 from rag_core.config import BartConfig, BertConfig, RagConfig
 from rag_core.demo.checkpoint import MARK
 from rag_core.demo.material import PASSAGES_SHA256
@@ -64,7 +64,8 @@ def test_a_model_that_meets_other_passages_is_noted_once_with_the_way_out(tmp_pa
     (other.path / "manifest.json").write_text((own.path / "manifest.json").read_text() + "\n")
     assert unfamiliar(model, own) is None
     note = unfamiliar(model, other)
-    assert str(own.path) in note and f"train questions.jsonl --kb {other.path}" in note
+    assert str(own.path) in note
+    assert f"train questions.jsonl --kb {other.path} --out tuned" in way_to_a_reader(other)
     (model / MARK).write_text("")
     assert "name articles of Wikipedia" in unfamiliar(model, other)
     other.manifest.sources.append({"sha256": PASSAGES_SHA256})
@@ -81,7 +82,7 @@ def test_few_questions_get_steps_enough_and_leave_the_question_encoder_alone():
     assert config.total_steps(40) == LEAST_STEPS
     assert (config.learning_rate, config.question_encoder) == (NARROW_RATE, "frozen")
     assert config.sample_size == SAMPLE and config.evaluate_first
-    assert LEAST_STEPS // 5 == config.save_every == 2 * config.log_every
+    assert LEAST_STEPS // 4 == config.save_every == config.evaluate_every == 2 * config.log_every
 
 
 def test_many_questions_get_the_usual_passes_and_a_slow_question_encoder():
