@@ -154,26 +154,30 @@ def ask(
         dtype=dtype,
         device=device,
     )
+    is_typed = asked is None and questions is None and source.at_terminal()
+    if model is None and kb is None:
+        if is_typed:
+            say(DEMO_ANSWERS)
+        else:
+            page.notes.append(DEMO_ANSWERS)
     with page:
         if asked is not None:
             answerer.answer([asked], last=True)
         elif questions is not None:
             answerer.answer_all(lines, batch_size or _FILE_BATCH)
-        elif source.at_terminal():
-            converse(answerer, model is None and kb is None)
+        elif is_typed:
+            converse(answerer)
         else:
             answerer.answer_all(source.piped(), batch_size or 1)
     if answerer.refused:
         raise typer.Exit(2)
 
 
-def converse(answerer: Answerer, with_demo: bool) -> None:
+def converse(answerer: Answerer) -> None:
     """Answers what a person types; Ctrl-C stops an answer that takes too long."""
     from rag_core.cli.questions import typed
     from rag_core.demo import home
 
-    if with_demo:
-        say(DEMO_ANSWERS)
     for line in typed(home() / "history"):
         try:
             answerer.answer_line(line)
@@ -184,13 +188,13 @@ def converse(answerer: Answerer, with_demo: bool) -> None:
 class Page:
     """Where answers are shown: to people, or to machines as lines of JSON.
 
-    As a context it ends with what holds of all of them: credit, and that sources are unknown.
+    As a context it ends with what holds of all of them: `notes`, and that sources are unknown.
     """
 
     def __init__(self, as_json: bool, full: bool = False) -> None:
         self.as_json = as_json
         self.full = full
-        self.credit: str | None = None
+        self.notes: list[str] = []
         self.without_source = False
         self._console: Console | None = None
 
@@ -215,12 +219,9 @@ class Page:
             return
         from rag_core.cli.show import show_notes
 
-        notes = []
         if self.without_source:
-            notes.append("Passages with a row alone: source unknown.")
-        if self.credit:
-            notes.append(self.credit)
-        show_notes(self._console, *notes)
+            self.notes.insert(0, "Passages with a row alone: source unknown.")
+        show_notes(self._console, *self.notes)
 
 
 class Answerer:
@@ -263,8 +264,8 @@ class Answerer:
         from rag_core.cli.models import open_model
 
         network, base = open_model(engine, kb, model, head, say, int8, **placing)
-        if base is not None:
-            page.credit = base.manifest.credit
+        if base is not None and base.manifest.credit:
+            page.notes.append(base.manifest.credit)
         return cls(engine, network, page, options)
 
     def answer(self, questions: list[str], last: bool = False) -> None:

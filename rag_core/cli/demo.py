@@ -20,5 +20,7 @@ def demo(backend: Backend = None) -> None:
     All is kept in $DUALRAG_HOME, or else in ~/.cache/dualrag.
     """
     with Page(as_json=False) as page:
-        Answerer.open(page, {}, backend=backend).answer(list(DEMO_QUESTIONS), last=True)
-    say(f'{DEMO_ANSWERS}\nYour own:  {pasteable("ask")} "..."')
+        answerer = Answerer.open(page, {}, backend=backend)
+        page.notes.append(DEMO_ANSWERS)
+        answerer.answer(list(DEMO_QUESTIONS), last=True)
+    say(f'Your own:  {pasteable("ask")} "..."')

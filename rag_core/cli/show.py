@@ -124,23 +124,40 @@ class _Page:
         return row
 
     def _wide(self, rank: int, passage: Passage, is_best: bool) -> None:
+        from rich.padding import Padding
+        from rich.text import Text
+
+        title, origin = self._names(passage, is_best)
+        named = origin
+        if title:
+            named = Text.assemble(title, "  ", origin)
+        room = self.console.width - 2 * SHARE - 9
         row = self._row()
         prior = _bar(passage.prior, "blue", self.plain)
         posterior = _bar(passage.posterior, "green", self.plain)
-        row.add_row(str(rank), prior, posterior, self._name(passage, is_best))
-        self.console.print(row)
+        if title and named.cell_len > room:
+            row.add_row(str(rank), prior, posterior, title)
+            self.console.print(row)
+            self.console.print(Padding(origin, (0, 1, 0, 5)))
+        else:
+            row.add_row(str(rank), prior, posterior, named)
+            self.console.print(row)
 
     def _narrow(self, rank: int, passage: Passage, is_best: bool) -> None:
         from rich.padding import Padding
         from rich.text import Text
 
+        title, origin = self._names(passage, is_best)
+        gap = ""
+        if title:
+            gap = "  "
+        self.console.print(Text.assemble(f"{rank}  ", title, gap, origin))
         prior, posterior = _percent(passage.prior), _percent(passage.posterior)
-        name = Text.assemble(f"{rank}  ", self._name(passage, is_best))
-        self.console.print(name)
-        shares = Text(f"{prior} before, {posterior} given the answer", style="green")
+        shares = Text(f"{prior} before, {posterior} given answer", style="green")
         self.console.print(Padding(shares, (0, 0, 0, 3)))
 
-    def _name(self, passage: Passage, is_best: bool) -> Text:
+    def _names(self, passage: Passage, is_best: bool) -> tuple[Text, Text]:
+        """A passage's title, empty where its origin says as much, and its origin."""
         from rich.text import Text
 
         from rag_core.outputs import origin_of
@@ -152,10 +169,9 @@ class _Page:
         if is_best:
             style = "bold cyan"
         if _says(passage.metadata.get("headings"), passage.title):
-            return Text(origin, style=style)
-        return Text.assemble(
-            (self.line(passage.title) or "(untitled)", style), "  ", (origin, "dim")
-        )
+            return Text(), Text(origin, style=style)
+        title = self.line(passage.title) or "(untitled)"
+        return Text(title, style=style), Text(origin, style="dim")
 
     def _text(self, passage: Passage, wanted: str, at_length: bool) -> None:
         from rich.padding import Padding

@@ -33,6 +33,11 @@ def test_every_help_has_examples_whose_options_exist(command) -> None:
         assert wanted.make_context(words[0], words[1:]).command is wanted
 
 
+def test_every_command_is_on_the_page_of_the_command_line() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    assert [name for name in NAMES if f"\ndualrag {name} " not in page] == []
+
+
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_help_is_as_wide_as_the_terminal_and_cuts_nothing(columns: int) -> None:
     overview = run("--help", COLUMNS=str(columns))
