@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rag_core import checks
+from rag_core.knowledge.columns import CELL_CHARS
 from rag_core.knowledge.documents import (
     DEFAULTS,
     Document,
@@ -90,16 +91,26 @@ def split_passages(document: Document, words: int | None = 100) -> Iterator[Pass
             as in `split_text`.
     """
     title = " ".join(document.title.split())
-    encode_metadata(document.metadata, document.place)
+    known = {name: _shortened(value) for name, value in document.metadata.items()}
+    encode_metadata(known, document.place)
     found = _Words(document.text, words, document.kept)
     for start, end in found.cuts():
-        metadata = {**document.metadata}
+        metadata = {**known}
         if len(document.marks) > 1:
             metadata |= _position(document.marks, *found.characters(start, end))
         elif document.marks:
             metadata |= document.marks[0][1]
         text = found.joined(start, end)
         yield {"title": title, "text": text, "source": document.source, "metadata": metadata}
+
+
+def _shortened(value: Any) -> Any:
+    """A value of metadata: a heading or a header may be as long as its file."""
+    if isinstance(value, str):
+        return value[:CELL_CHARS]
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    return value
 
 
 def stream_passages(

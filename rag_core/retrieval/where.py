@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.hub import DamagedFileError, reading
-from rag_core.retrieval.passage_metadata import METADATA_COLUMN
+from rag_core.retrieval.passage_metadata import METADATA_CHARS, METADATA_COLUMN
 from rag_core.retrieval.passage_texts import is_plain
 from rag_core.retrieval.vectors import shuffled_rows
 
@@ -272,6 +272,8 @@ class _Columns:
     def _parsed(self, texts: list[str | None]) -> list[dict[str, Any]]:
         """The metadata of rows, read as one JSON array: a row at a time takes ten times as long."""
         try:
+            if any(text and len(text) > METADATA_CHARS for text in texts):
+                raise ValueError("it is too long")
             rows = json.loads(f"[{','.join(text or '{}' for text in texts)}]")
         except (ValueError, RecursionError) as error:
             fault = f"it is no JSON ({error!s:.80})"

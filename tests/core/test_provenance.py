@@ -259,8 +259,12 @@ def test_metadata_must_be_json() -> None:
     for value in (float("nan"), b"x", {1}, "\ud800"):
         with pytest.raises(ValueError, match=r"a\.x:7: metadata must be JSON, got .*key"):
             list(split_passages(Document("T", "x", "a.x:7", metadata={"key": value})))
+    many = {str(number): "y" * 1000 for number in range(70)}
     with pytest.raises(ValueError, match=r"a\.x:7: metadata must have at most 65,536 characters"):
-        list(split_passages(Document("T", "x", "a.x:7", metadata={"key": "y" * 70_000})))
+        list(split_passages(Document("T", "x", "a.x:7", metadata=many)))
+    long = {"headings": ["y" * 70_000], "n": 1}
+    [row] = split_passages(Document("T", "x", "a.x:7", metadata=long))
+    assert row["metadata"] == {"headings": ["y" * 1000], "n": 1}
 
 
 STORED = Path(__file__).parents[1] / "data" / "stored" / "knowledge"
