@@ -64,7 +64,7 @@ def pages_with_python():
             yield pytest.param(name, marks=pytest.mark.backend(framework))
 
 
-@pytest.mark.parametrize("page", pages_with_python())
+@pytest.mark.parametrize("page", list(pages_with_python()))
 def test_python_blocks_run_in_order(page, reader, capsys):
     names = run_blocks(page)
     if page == "docs/quickstart.md":
