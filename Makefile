@@ -50,6 +50,7 @@ check: $(INSTALLED)  ## linters, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 conformance: $(INSTALLED)  ## every case on both backends, compared in float64 and float32; docs/conformance.md
 	mkdir -p $(CONFORMANCE)

@@ -73,7 +73,7 @@ class IndexWithout:
             )
         return np.take_along_axis(ids, order, 1), np.take_along_axis(vectors, order[:, :, None], 1)
 
-    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict[str, Any]]:
         """Titles and texts of rows."""
         return self.index.get_doc_dicts(doc_ids)
 

@@ -292,20 +292,32 @@ _EPSILON = checks.number(0, 1)
 _START = checks.token_id(optional=False)
 
 
+def as_list(texts: Any) -> Any:
+    """What an array, a column of a table, a generator or anything else of one dimension holds, as a
+    list; all else as it is.
+    """
+    if isinstance(texts, str | bytes | Mapping | Set | list | tuple):
+        return texts
+    if not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) != 1:
+        return texts
+    return list(texts)
+
+
 def checked_questions(questions: Any) -> list[str]:
-    """What is asked: one question, or those of a list, an array or a column of a table, as a list.
+    """What is asked: one question, or those of a list, an array, a column of a table or a
+    generator, as a list.
 
     Raises:
         TypeError: neither a string nor an ordered row of strings.
         ValueError: no question, or one without a word.
     """
-    if isinstance(questions, bytes | Mapping | Set) or not isinstance(questions, Iterable):
+    texts = [questions] if isinstance(questions, str) else as_list(questions)
+    if not isinstance(texts, list | tuple):
         raise TypeError(
-            f"questions must be a string or a list of strings; got {type(questions).__name__}"
+            f"questions must be a string or a list of strings; got {type(questions).__name__}. Of "
+            "a table or a dictionary give the column that holds them"
         )
-    if isinstance(questions, str):
-        questions = [questions]
-    texts = list(questions)
+    texts = list(texts)
     if not texts:
         raise ValueError("questions must hold one question or more; got an empty list")
     for i, question in enumerate(texts):

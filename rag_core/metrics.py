@@ -11,6 +11,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,9 @@ def mean_scores(
     }
 
 
-def recall_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> float:
+def recall_at_k(
+    retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]], k: int
+) -> float:
     """Mean share of a question's relevant documents that are among its first k.
 
     Args:
@@ -96,7 +99,9 @@ def recall_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: 
     return float(np.mean([len(first & right) / len(right) for first, right in rows]))
 
 
-def precision_at_k(retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int) -> float:
+def precision_at_k(
+    retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]], k: int
+) -> float:
     """Mean share of a question's first k places taken by relevant documents.
 
     Arguments as `recall_at_k`.
@@ -194,8 +199,8 @@ def _listed(references: str | Iterable[str]) -> list[str]:
 
 
 def _hits(
-    retrieved: Sequence[Sequence], relevant: Sequence[Iterable], k: int
-) -> list[tuple[set, set]]:
+    retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]], k: int
+) -> list[tuple[set[Any], set[Any]]]:
     """Of each question, the documents among its first k hits, and the relevant ones."""
     if k < 1:
         raise ValueError(f"hits must be counted with k >= 1, got k={k}")
@@ -212,6 +217,6 @@ def _rows(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> list[t
     return [(list(hits), set(right)) for hits, right in zip(retrieved, relevant, strict=True)]
 
 
-def _documents(hits: Sequence) -> set:
+def _documents(hits: Sequence[Any]) -> set[Any]:
     """Different hits, without the row numbers that say that there was none."""
     return {hit for hit in hits if not (isinstance(hit, int | np.integer) and hit < 0)}

@@ -10,11 +10,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # the framework's own; a record that names none holds those of any
+    Tensor = TypeVar("Tensor", default=Any)
+else:
+    from typing import TypeVar
+
+    Tensor = TypeVar("Tensor")
+
+# Of fields that the models always fill.
+_ABSENT: Any = None
 
 
 @dataclass
-class ModelOutput(OrderedDict):
+class ModelOutput(OrderedDict[str, Any]):
     """A record: `out.logits`, `out["logits"]`, `out[0]`, `*out.to_tuple()`.
 
     It is a dictionary of those fields that are not None, in the order of the fields, so that what
@@ -118,7 +131,7 @@ def _pairs(value: Any) -> list[tuple[str, Any]] | None:
 
 
 @dataclass
-class RetrievAugLMOutput(ModelOutput):
+class RetrievAugLMOutput(ModelOutput, Generic[Tensor]):
     """Output of RagModel.
 
     Attributes:
@@ -137,31 +150,31 @@ class RetrievAugLMOutput(ModelOutput):
         decoder.
     """
 
-    logits: Any = None
-    doc_scores: Any = None
-    past_key_values: Any = None
-    retrieved_doc_embeds: Any = None
-    retrieved_doc_ids: Any = None
-    context_input_ids: Any = None
-    context_attention_mask: Any = None
-    question_encoder_last_hidden_state: Any = None
-    question_enc_hidden_states: Any = None
-    question_enc_attentions: Any = None
-    generator_enc_last_hidden_state: Any = None
-    generator_enc_hidden_states: Any = None
-    generator_enc_attentions: Any = None
-    generator_dec_hidden_states: Any = None
-    generator_dec_attentions: Any = None
-    generator_cross_attentions: Any = None
+    logits: Tensor = _ABSENT
+    doc_scores: Tensor = _ABSENT
+    past_key_values: tuple[tuple[Tensor, ...], ...] | None = None
+    retrieved_doc_embeds: Tensor | None = None
+    retrieved_doc_ids: Tensor | None = None
+    context_input_ids: Tensor | None = None
+    context_attention_mask: Tensor | None = None
+    question_encoder_last_hidden_state: Tensor | None = None
+    question_enc_hidden_states: tuple[Tensor, ...] | None = None
+    question_enc_attentions: tuple[Tensor, ...] | None = None
+    generator_enc_last_hidden_state: Tensor | None = None
+    generator_enc_hidden_states: tuple[Tensor, ...] | None = None
+    generator_enc_attentions: tuple[Tensor, ...] | None = None
+    generator_dec_hidden_states: tuple[Tensor, ...] | None = None
+    generator_dec_attentions: tuple[Tensor, ...] | None = None
+    generator_cross_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class _Loss(ModelOutput):
-    loss: Any = None
+class _Loss(ModelOutput, Generic[Tensor]):
+    loss: Tensor | None = None
 
 
 @dataclass
-class RetrievAugLMMarginOutput(RetrievAugLMOutput, _Loss):
+class RetrievAugLMMarginOutput(RetrievAugLMOutput[Tensor], _Loss[Tensor]):
     """Output of the two generation heads: `loss` first, then the fields of `RetrievAugLMOutput`.
 
     `loss` is (B,), or a scalar with `reduce_loss`. RAG-Token's `logits` are (B, T, V) with
@@ -170,12 +183,12 @@ class RetrievAugLMMarginOutput(RetrievAugLMOutput, _Loss):
 
 
 @dataclass
-class EncoderOutput(ModelOutput):
+class EncoderOutput(ModelOutput, Generic[Tensor]):
     """Output of an encoder: (rows, S, d), and a tuple of tensors, one a layer."""
 
-    last_hidden_state: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
+    last_hidden_state: Tensor = _ABSENT
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def as_encoder_output(value: Any) -> EncoderOutput:
@@ -207,48 +220,48 @@ def as_encoder_output(value: Any) -> EncoderOutput:
 
 
 @dataclass
-class DecoderOutput(ModelOutput):
+class DecoderOutput(ModelOutput, Generic[Tensor]):
     """Output of a decoder called by itself: (rows, T, d), its cache, and what it saw."""
 
-    last_hidden_state: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
+    last_hidden_state: Tensor = _ABSENT
+    past_key_values: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class PooledEncoderOutput(ModelOutput):
+class PooledEncoderOutput(ModelOutput, Generic[Tensor]):
     """Output of a question or document encoder.
 
     Element 0 is the (B, D) vector (compatibility Q9).
     """
 
-    pooler_output: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
+    pooler_output: Tensor = _ABSENT
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class Seq2SeqLMOutput(ModelOutput):
+class Seq2SeqLMOutput(ModelOutput, Generic[Tensor]):
     """Output of a generator.
 
     With labels the loss, logits (rows, T, V), its cache, and what its two halves saw.
     """
 
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    decoder_hidden_states: Any = None
-    decoder_attentions: Any = None
-    cross_attentions: Any = None
-    encoder_last_hidden_state: Any = None
-    encoder_hidden_states: Any = None
-    encoder_attentions: Any = None
+    loss: Tensor | None = None
+    logits: Tensor = _ABSENT
+    past_key_values: tuple[tuple[Tensor, ...], ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class GenerateOutput(ModelOutput):
+class GenerateOutput(ModelOutput, Generic[Tensor]):
     """Output of `generate(..., return_dict_in_generate=True)`.
 
     Attributes:
@@ -266,15 +279,15 @@ class GenerateOutput(ModelOutput):
         decoder_hidden_states: as above, one more than layers: (B*N*K, T, d).
     """
 
-    sequences: Any = None
-    sequences_scores: Any = None
-    scores: Any = None
-    beam_indices: Any = None
-    encoder_attentions: Any = None
-    encoder_hidden_states: Any = None
-    decoder_attentions: Any = None
-    cross_attentions: Any = None
-    decoder_hidden_states: Any = None
+    sequences: Tensor = _ABSENT
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    cross_attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
 
 
 @dataclass

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from rag_core import T5TokenizerFast as T5TokenizerFast
     from rag_core import Tokenizer as Tokenizer
     from rag_core import build_knowledge_base as build_knowledge_base
+    from rag_core.training import TrainingConfig as TrainingConfig
     from rag_tf.auto import AutoModel as AutoModel
     from rag_tf.auto import AutoModelForSeq2SeqLM as AutoModelForSeq2SeqLM
     from rag_tf.bart import BartForConditionalGeneration as BartForConditionalGeneration
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from rag_tf.rag import RagSequenceForGeneration as RagSequenceForGeneration
     from rag_tf.rag import RagTokenForGeneration as RagTokenForGeneration
     from rag_tf.t5 import T5ForConditionalGeneration as T5ForConditionalGeneration
-    from rag_tf.training import TrainingConfig as TrainingConfig
     from rag_tf.training import measure_files as measure_files
     from rag_tf.training import train as train
     from rag_tf.training import train_files as train_files

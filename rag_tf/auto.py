@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rag_core.modeling import AutoModelBase, AutoModelForSeq2SeqLMBase, named_classes
+from rag_tf.bert import PooledEncoder
 from rag_tf.components import NETWORKS
 from rag_tf.rag import RagModel, RagSequenceForGeneration, RagTokenForGeneration
+from rag_tf.seq2seq import Generator
+
+Head = RagTokenForGeneration | RagSequenceForGeneration
 
 _CLASSES = {
     **NETWORKS,
@@ -16,9 +20,9 @@ _CLASSES = {
 }
 
 
-class AutoModel(AutoModelBase):
+class AutoModel(AutoModelBase[PooledEncoder | RagModel | Head]):
     classes: ClassVar = named_classes(AutoModelBase.names, _CLASSES)
 
 
-class AutoModelForSeq2SeqLM(AutoModelForSeq2SeqLMBase):
+class AutoModelForSeq2SeqLM(AutoModelForSeq2SeqLMBase[Generator | Head]):
     classes: ClassVar = named_classes(AutoModelForSeq2SeqLMBase.names, _CLASSES)

@@ -387,7 +387,7 @@ class BartModel(Module):
         self.decoder = BartDecoder(config)
 
 
-class BartForConditionalGeneration(BartGenerator, Generator):
+class BartForConditionalGeneration(BartGenerator[Tensor], Generator):
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config)
         self.model = BartModel(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tensorflow as tf
 from tensorflow import Tensor
@@ -24,6 +24,7 @@ from rag_core.modeling import (
 )
 from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
+from rag_tf.call_arguments import Called
 from rag_tf.contexts import CHECKS, checked_ids, checked_tensor
 from rag_tf.layers import init_normal
 from rag_tf.modules import Linear, Module, widen
@@ -33,7 +34,13 @@ from rag_tf.pretrained import PretrainedModel
 _IN_A_LIST = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
+class PooledEncoder(
+    Called[PooledEncoderOutput[Tensor]],
+    PooledEncoderBase[Tensor],
+    PretrainedModel,
+    Module,
+    ABC,
+):
     """What DPR's encoders and the sentence encoders share.
 
     Ids in, one vector a text out (element 0 of the output).
@@ -51,7 +58,7 @@ class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
     @abstractmethod
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor: ...
 
-    def __call__(
+    def call(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -61,7 +68,7 @@ class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,
-    ) -> PooledEncoderOutput | tuple[Any, ...]:
+    ) -> PooledEncoderOutput[Tensor] | tuple[Any, ...]:
         """See `PooledEncoderBase.forward`.
 
         Args:
@@ -84,10 +91,11 @@ class PooledEncoder(PooledEncoderBase, PretrainedModel, Module, ABC):
             if any(hasattr(argument, "shape") for argument in input_ids):
                 arguments = dict(zip(_IN_A_LIST, input_ids, strict=False))
         if isinstance(arguments, Mapping):
-            return self(**{**vars(call), "input_ids": None, **arguments})
+            return self.call(**{**vars(call), "input_ids": None, **arguments})
         return self._answer(call)
 
-    forward = call = __call__
+    if not TYPE_CHECKING:  # see `Called`
+        forward = __call__ = call
 
     def _compute(self, call: EncoderCall) -> tuple[Tensor, EncoderOutput]:
         mask = call.attention_mask
@@ -147,15 +155,15 @@ class _DPR(PooledEncoder):
         return vector
 
 
-class DPRQuestionEncoder(DPRQuestionBase, _DPR):
+class DPRQuestionEncoder(DPRQuestionBase[Tensor], _DPR):
     question_encoder: DPREncoder
 
 
-class DPRContextEncoder(DPRContextBase, _DPR):
+class DPRContextEncoder(DPRContextBase[Tensor], _DPR):
     ctx_encoder: DPREncoder
 
 
-class BertEncoder(BertBase, PooledEncoder):
+class BertEncoder(BertBase[Tensor], PooledEncoder):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+Output = TypeVar("Output")
+
+
+class Called(Generic[Output]):
+    """What a call returns, for type checkers: its arguments may come in more ways than a signature
+    can say.
+    """
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, *args: Any, return_dict: Literal[True] | None = None, **kwargs: Any
+        ) -> Output:
+            """See `call`. For a tuple, which `return_dict=False` gives, write `.to_tuple()`."""
+            ...
 
 
 def spread(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

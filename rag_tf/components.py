@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import tensorflow as tf
 
 import rag_tf
 from rag_core.checkpoint import RAG_HEADS
@@ -27,7 +29,7 @@ _PREFIXES = (
 Rag = TypeVar("Rag", bound="RagPretrained")
 
 
-class RagPretrained(RagComponents, PretrainedModel):
+class RagPretrained(RagComponents[tf.Tensor], PretrainedModel):
     """Loading, saving and putting together, the same for RagModel and both heads."""
 
     _part_classes: ClassVar = NETWORKS
@@ -81,40 +83,42 @@ class RagPretrained(RagComponents, PretrainedModel):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(variable.shape) for name, variable in self.named_parameters()}
 
-    @classmethod
-    def from_pretrained(
-        cls: type[Rag],
-        pretrained_model_name_or_path: str | Path | None,
-        *,
-        retriever: Any = None,
-        config: Any = None,
-        question_encoder: Any = None,
-        generator: Any = None,
-        dtype: Any = None,
-        torch_dtype: Any = None,
-        device: Any = None,
-        device_map: Any = None,
-        state_dict: Mapping[str, Any] | None = None,
-        output_loading_info: bool = False,
-        from_pt: bool = False,
-        load_weight_prefix: str | None = None,
-        **kwargs: Any,
-    ) -> Rag:
-        warn_of_prefix(load_weight_prefix)
-        return super().from_pretrained(
-            pretrained_model_name_or_path,
-            retriever=retriever,
-            config=config,
-            question_encoder=question_encoder,
-            generator=generator,
-            dtype=dtype,
-            torch_dtype=torch_dtype,
-            device=device,
-            device_map=device_map,
-            state_dict=state_dict,
-            output_loading_info=output_loading_info,
-            **kwargs,
-        )
+    if not TYPE_CHECKING:  # what it adds are keywords to leave out
+
+        @classmethod
+        def from_pretrained(
+            cls: type[Rag],
+            pretrained_model_name_or_path: str | Path | None,
+            *,
+            retriever: Any = None,
+            config: Any = None,
+            question_encoder: Any = None,
+            generator: Any = None,
+            dtype: Any = None,
+            torch_dtype: Any = None,
+            device: Any = None,
+            device_map: Any = None,
+            state_dict: Mapping[str, Any] | None = None,
+            output_loading_info: bool = False,
+            from_pt: bool = False,
+            load_weight_prefix: str | None = None,
+            **kwargs: Any,
+        ) -> Rag:
+            warn_of_prefix(load_weight_prefix)
+            return super().from_pretrained(
+                pretrained_model_name_or_path,
+                retriever=retriever,
+                config=config,
+                question_encoder=question_encoder,
+                generator=generator,
+                dtype=dtype,
+                torch_dtype=torch_dtype,
+                device=device,
+                device_map=device_map,
+                state_dict=state_dict,
+                output_loading_info=output_loading_info,
+                **kwargs,
+            )
 
     @classmethod
     def from_pretrained_question_encoder_generator(

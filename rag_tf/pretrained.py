@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tensorflow as tf
 
@@ -17,7 +17,7 @@ from rag_tf.modules import placeholders
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
-class PretrainedModel(WeightHolder, PretrainedBase):
+class PretrainedModel(WeightHolder, PretrainedBase[tf.Tensor]):
     """A config, and weights that load and save themselves under Hugging Face's names; a mixin, see
     `WeightHolder`.
 
@@ -112,34 +112,36 @@ class PretrainedModel(WeightHolder, PretrainedBase):
                 )
             variable.assign(tf.cast(new, variable.dtype))
 
-    @classmethod
-    def from_pretrained(
-        cls: type[Model],
-        pretrained_model_name_or_path: str | Path | None,
-        *,
-        config: Any = None,
-        dtype: Any = None,
-        torch_dtype: Any = None,
-        device: Any = None,
-        device_map: Any = None,
-        state_dict: Mapping[str, Any] | None = None,
-        output_loading_info: bool = False,
-        from_pt: bool = False,
-        load_weight_prefix: str | None = None,
-        **kwargs: Any,
-    ) -> Model:
-        warn_of_prefix(load_weight_prefix)
-        return super().from_pretrained(
-            pretrained_model_name_or_path,
-            config=config,
-            dtype=dtype,
-            torch_dtype=torch_dtype,
-            device=device,
-            device_map=device_map,
-            state_dict=state_dict,
-            output_loading_info=output_loading_info,
-            **kwargs,
-        )
+    if not TYPE_CHECKING:  # what it adds are keywords to leave out
+
+        @classmethod
+        def from_pretrained(
+            cls: type[Model],
+            pretrained_model_name_or_path: str | Path | None,
+            *,
+            config: Any = None,
+            dtype: Any = None,
+            torch_dtype: Any = None,
+            device: Any = None,
+            device_map: Any = None,
+            state_dict: Mapping[str, Any] | None = None,
+            output_loading_info: bool = False,
+            from_pt: bool = False,
+            load_weight_prefix: str | None = None,
+            **kwargs: Any,
+        ) -> Model:
+            warn_of_prefix(load_weight_prefix)
+            return super().from_pretrained(
+                pretrained_model_name_or_path,
+                config=config,
+                dtype=dtype,
+                torch_dtype=torch_dtype,
+                device=device,
+                device_map=device_map,
+                state_dict=state_dict,
+                output_loading_info=output_loading_info,
+                **kwargs,
+            )
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -6,23 +6,39 @@ Letters: B questions, N documents a question, T target length, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from rag_core.modeling import RagHead, RagSequenceHead, RagTokenHead
+from rag_core.outputs import RetrievAugLMMarginOutput
+from rag_tf.call_arguments import Called
 from rag_tf.components import RagPretrained
 from rag_tf.keras_model import KerasModel
 from rag_tf.marginalize import rows_marginal, rows_sequence_nll, rows_token_nll
 from rag_tf.rag_model import RagModel
 
+if TYPE_CHECKING:
+    from rag_tf.bert import PooledEncoder
+    from rag_tf.seq2seq import Generator
+
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
 
-class _Head(RagHead, RagPretrained, KerasModel):
+class _Head(RagHead[tf.Tensor], RagPretrained, KerasModel):
     """What both heads add to those of `rag_core.modeling`."""
 
+    rag: RagModel
     _rag_class = RagModel
+
+    if TYPE_CHECKING:
+
+        @property
+        def generator(self) -> Generator: ...
+
+        @property
+        def question_encoder(self) -> PooledEncoder: ...
+
     _call_name = "call"
     _rows_nll: Any
 
@@ -40,8 +56,11 @@ class _Head(RagHead, RagPretrained, KerasModel):
         return graph(logits, scores, ids, documents, self._pad_token_id, options)
 
 
-class RagSequenceForGeneration(RagSequenceHead, _Head):
-    forward = KerasModel.forward
+class RagSequenceForGeneration(
+    Called[RetrievAugLMMarginOutput[tf.Tensor]], RagSequenceHead[tf.Tensor], _Head
+):
+    if not TYPE_CHECKING:  # see `Called`
+        forward = KerasModel.forward
     _rows_nll = staticmethod(rows_sequence_nll)
 
     def call(
@@ -66,7 +85,7 @@ class RagSequenceForGeneration(RagSequenceHead, _Head):
         return_dict: bool | None = None,
         training: bool | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> RetrievAugLMMarginOutput[tf.Tensor] | tuple[Any, ...]:
         """See `rag_core.modeling.RagSequenceHead.forward`; `training` as in `RagModel`."""
         return RagSequenceHead.forward(
             self,
@@ -93,8 +112,11 @@ class RagSequenceForGeneration(RagSequenceHead, _Head):
         )
 
 
-class RagTokenForGeneration(RagTokenHead, _Head):
-    forward = KerasModel.forward
+class RagTokenForGeneration(
+    Called[RetrievAugLMMarginOutput[tf.Tensor]], RagTokenHead[tf.Tensor], _Head
+):
+    if not TYPE_CHECKING:  # see `Called`
+        forward = KerasModel.forward
     _rows_nll = staticmethod(rows_token_nll)
 
     def call(
@@ -119,7 +141,7 @@ class RagTokenForGeneration(RagTokenHead, _Head):
         return_dict: bool | None = None,
         training: bool | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> RetrievAugLMMarginOutput[tf.Tensor] | tuple[Any, ...]:
         """See `rag_core.modeling.RagTokenHead.forward`; `training` as in `RagModel`."""
         return RagTokenHead.forward(
             self,

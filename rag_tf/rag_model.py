@@ -8,21 +8,33 @@ Letters: B questions, N documents a question, Q question length, D vector size.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from rag_core.config import RagConfig
 from rag_core.modeling import RagModelBase, accepted
+from rag_core.outputs import RetrievAugLMOutput
+from rag_tf.call_arguments import Called
 from rag_tf.components import RagPretrained
 from rag_tf.contexts import search_in_graph, to_device
 from rag_tf.foreign import as_generator, encode_questions
 from rag_tf.keras_model import KerasModel
 from rag_tf.pretrained import PretrainedModel, warn_of_prefix
 
+if TYPE_CHECKING:
+    from rag_tf.bert import PooledEncoder
+    from rag_tf.seq2seq import Generator
 
-class RagModel(RagModelBase, RagPretrained, KerasModel):
-    forward = KerasModel.forward
+
+class RagModel(
+    Called[RetrievAugLMOutput[tf.Tensor]], RagModelBase[tf.Tensor], RagPretrained, KerasModel
+):
+    question_encoder: PooledEncoder
+
+    if not TYPE_CHECKING:  # see `Called`
+        forward = KerasModel.forward
 
     def __init__(
         self,
@@ -36,7 +48,7 @@ class RagModel(RagModelBase, RagPretrained, KerasModel):
         super().__init__(config, question_encoder, generator, retriever, **kwargs)
 
     @property
-    def generator(self) -> Any:
+    def generator(self) -> Generator:
         return self.__dict__["_generator"]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -72,10 +84,10 @@ class RagModel(RagModelBase, RagPretrained, KerasModel):
         output_retrieved: bool | None = None,
         n_docs: int | None = None,
         *,
-        question_text: list[str] | None = None,
+        question_text: Sequence[str] | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,
-    ) -> Any:
+    ) -> RetrievAugLMOutput[tf.Tensor] | tuple[Any, ...]:
         """See `rag_core.modeling.RagModelBase.forward`."""
         return self._outputs(
             {"training": training},

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow import Tensor
@@ -20,7 +20,7 @@ from tensorflow import Tensor
 from rag_core.modeling import DecoderBase, GeneratorBase, GeneratorCall, Steps
 from rag_core.outputs import EncoderOutput, Seq2SeqLMOutput
 from rag_tf.attention import key_mask
-from rag_tf.call_arguments import spread
+from rag_tf.call_arguments import Called, spread
 from rag_tf.contexts import CHECKS, checked_ids
 from rag_tf.decode_state import DecodeState, GrowingCache
 from rag_tf.engine import ENGINE
@@ -49,7 +49,7 @@ class CrossOnDemand:
             self.rows = dim(packing.mask, 0)
 
 
-class Decoder(DecoderBase):
+class Decoder(DecoderBase[Tensor]):
     """A decoder as its users call it, around `advance`."""
 
     @abstractmethod
@@ -127,7 +127,13 @@ class Decoder(DecoderBase):
     forward = __call__
 
 
-class Generator(GeneratorBase, PretrainedModel, Module, ABC):
+class Generator(
+    Called[Seq2SeqLMOutput[Tensor]],
+    GeneratorBase[Tensor],
+    PretrainedModel,
+    Module,
+    ABC,
+):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
     them.
     """
@@ -171,7 +177,7 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,
-    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+    ) -> Seq2SeqLMOutput[Tensor] | tuple[Any, ...]:
         """See `GeneratorBase.forward`. A call that returns attentions or hidden states is run
         operation by operation, so that a tape has the gradients of the logits by them.
 
@@ -200,12 +206,13 @@ class Generator(GeneratorBase, PretrainedModel, Module, ABC):
             )
         )
 
-    forward = call
+    if not TYPE_CHECKING:  # see `Called`
+        forward = call
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See `call`; a dictionary of its arguments may stand in front, or be `inputs`."""
-        args, kwargs = spread(args, kwargs)
-        return self.call(*args, **kwargs)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """See `call`; a dictionary of its arguments may stand in front, or be `inputs`."""
+            args, kwargs = spread(args, kwargs)
+            return self.call(*args, **kwargs)
 
     def _compute(self, call: GeneratorCall) -> tuple[Tensor, Any, Any, EncoderOutput]:
         encoded = call.encoder_outputs

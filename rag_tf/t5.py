@@ -420,7 +420,7 @@ class T5Decoder(Decoder, T5Stack):
         return x
 
 
-class T5ForConditionalGeneration(T5Generator, Generator):
+class T5ForConditionalGeneration(T5Generator[Tensor], Generator):
     def __init__(self, config: T5Config) -> None:
         super().__init__(config)
         self.shared = Embedding(config.vocab_size, config.d_model)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from rag_core import T5TokenizerFast as T5TokenizerFast
     from rag_core import Tokenizer as Tokenizer
     from rag_core import build_knowledge_base as build_knowledge_base
+    from rag_core.training import TrainingConfig as TrainingConfig
     from rag_torch.auto import AutoModel as AutoModel
     from rag_torch.auto import AutoModelForSeq2SeqLM as AutoModelForSeq2SeqLM
     from rag_torch.bart import BartForConditionalGeneration as BartForConditionalGeneration
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from rag_torch.rag import RagSequenceForGeneration as RagSequenceForGeneration
     from rag_torch.rag import RagTokenForGeneration as RagTokenForGeneration
     from rag_torch.t5 import T5ForConditionalGeneration as T5ForConditionalGeneration
-    from rag_torch.training import TrainingConfig as TrainingConfig
     from rag_torch.training import measure_files as measure_files
     from rag_torch.training import train as train
     from rag_torch.training import train_files as train_files

@@ -326,7 +326,7 @@ class BartModel(nn.Module):
         self.decoder = BartDecoder(config)
 
 
-class BartForConditionalGeneration(BartGenerator, Generator):
+class BartForConditionalGeneration(BartGenerator[Tensor], Generator):
     def __init__(self, config: BartConfig) -> None:
         super().__init__(config)
         self.model = BartModel(config)

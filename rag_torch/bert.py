@@ -28,7 +28,7 @@ from rag_torch.layers import init_normal
 from rag_torch.pretrained import PretrainedModel
 
 
-class PooledEncoder(PooledEncoderBase, PretrainedModel, ABC):
+class PooledEncoder(PooledEncoderBase[Tensor], PretrainedModel, ABC):
     """What DPR's encoders and the sentence encoders share.
 
     Ids in, one vector a text out (element 0 of the output).
@@ -75,15 +75,15 @@ class _DPR(PooledEncoder):
         return first
 
 
-class DPRQuestionEncoder(DPRQuestionBase, _DPR):
+class DPRQuestionEncoder(DPRQuestionBase[Tensor], _DPR):
     question_encoder: DPREncoder
 
 
-class DPRContextEncoder(DPRContextBase, _DPR):
+class DPRContextEncoder(DPRContextBase[Tensor], _DPR):
     ctx_encoder: DPREncoder
 
 
-class BertEncoder(BertBase, PooledEncoder):
+class BertEncoder(BertBase[Tensor], PooledEncoder):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 import rag_torch
 from rag_core.modeling import RagComponents, networks_of
 from rag_torch import marginalize
@@ -15,7 +17,7 @@ from rag_torch.pretrained import PretrainedModel
 NETWORKS = networks_of(rag_torch)
 
 
-class RagPretrained(RagComponents, PretrainedModel):
+class RagPretrained(RagComponents[Tensor], PretrainedModel):
     """Loading, saving and putting together, the same for RagModel and both heads."""
 
     _part_classes: ClassVar = NETWORKS

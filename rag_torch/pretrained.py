@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from rag_torch import weights as tensors
 from rag_torch.pytree import register_outputs
 
 register_outputs()
+
+Model = TypeVar("Model", bound="PretrainedModel")
 
 _LAYERS = {"BartDecoderLayer", "BartEncoderLayer", "BertLayer", "T5Block"}
 
@@ -35,7 +37,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, config: Any) -> torch.dtype |
     return resolved
 
 
-class PretrainedModel(PretrainedBase, nn.Module):
+class PretrainedModel(PretrainedBase[Tensor], nn.Module):
     """An `nn.Module` with a config, which loads and saves itself under Hugging Face's names.
 
     Args:
@@ -50,6 +52,14 @@ class PretrainedModel(PretrainedBase, nn.Module):
         "context_fn",
         "debug",
     )
+    if TYPE_CHECKING:  # nn.Module's, of which PretrainedBase says less
+
+        def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]: ...
+
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+        def eval(self: Model) -> Model: ...
+
     _placeholders = tensors.MetaDevice
     _resolved_dtype = staticmethod(resolve_dtype)
     _to_array = staticmethod(tensors.to_array)

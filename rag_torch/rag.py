@@ -5,7 +5,7 @@ Letters: B questions, N documents a question, T target length, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,18 +21,29 @@ from rag_torch.marginalize import (
 )
 from rag_torch.rag_model import RagModel
 
+if TYPE_CHECKING:
+    from rag_torch.bert import PooledEncoder
+    from rag_torch.seq2seq import Generator
+
 __all__ = ["RagModel", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
 
-class _Head(RagHead, RagPretrained):
+class _Head(RagHead[Tensor], RagPretrained):
     """What both heads add to those of `rag_core.modeling`."""
 
+    rag: RagModel
     _rag_class = RagModel
 
+    if TYPE_CHECKING:
 
-class RagSequenceForGeneration(RagSequenceHead, _Head):
-    generate = torch.no_grad()(RagSequenceHead.generate)
+        @property
+        def generator(self) -> Generator: ...
 
+        @property
+        def question_encoder(self) -> PooledEncoder: ...
+
+
+class RagSequenceForGeneration(RagSequenceHead[Tensor], _Head):
     def _nll(
         self, logits: Tensor, scores: Tensor, target: Tensor, n_docs: int, **options: Any
     ) -> Tensor:
@@ -40,9 +51,7 @@ class RagSequenceForGeneration(RagSequenceHead, _Head):
         return sequence_nll(logits, scores, target, self._pad_token_id, **options)
 
 
-class RagTokenForGeneration(RagTokenHead, _Head):
-    generate = torch.no_grad()(RagTokenHead.generate)
-
+class RagTokenForGeneration(RagTokenHead[Tensor], _Head):
     def _nll(
         self, logits: Tensor, scores: Tensor, target: Tensor, n_docs: int, **options: Any
     ) -> Tensor:

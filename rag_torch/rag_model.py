@@ -5,7 +5,7 @@ Letters: B questions, N documents a question, Q question length, D vector size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,19 @@ from rag_torch.components import RagPretrained
 from rag_torch.foreign import as_generator, encode_questions
 from rag_torch.layers import outside_graph
 
+if TYPE_CHECKING:
+    from rag_torch.bert import PooledEncoder
+    from rag_torch.seq2seq import Generator
 
-class RagModel(RagModelBase, RagPretrained):
+
+class RagModel(RagModelBase[Tensor], RagPretrained):
+    question_encoder: PooledEncoder
+
     def _set_generator(self, module: Any) -> None:
         self._modules["generator"] = module
 
     @property
-    def generator(self) -> Any:
+    def generator(self) -> Generator:
         module = self._modules["generator"]
         adapter = self.__dict__.get("_adapter")
         if adapter is None or getattr(adapter, "module", adapter) is not module:

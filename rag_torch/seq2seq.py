@@ -39,7 +39,7 @@ _BUCKET_CPU = 2**12
 _BUCKET = 2**14
 
 
-class Decoder(DecoderBase):
+class Decoder(DecoderBase[Tensor]):
     """A decoder as its users call it, around `advance`."""
 
     training: bool
@@ -64,7 +64,7 @@ class _CrossOnDemand:
         return self._decoder.cross_of(index, self._hidden)
 
 
-class Generator(GeneratorBase, PretrainedModel, ABC):
+class Generator(GeneratorBase[Tensor], PretrainedModel, ABC):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
     them.
     """

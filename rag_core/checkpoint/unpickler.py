@@ -59,7 +59,9 @@ class Tensor:
     stride: tuple[int, ...]
 
 
-def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+def _tensor(
+    storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
     if not isinstance(storage, Storage):
         raise Refused("is corrupt: a tensor without a storage")
     return Tensor(storage, offset, tuple(size), tuple(stride))

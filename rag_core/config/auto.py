@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from rag_core.config.rag import AutoConfig
 from rag_core.hub import split_hub_kwargs
@@ -23,7 +23,10 @@ _ELSEWHERE = {
 }
 
 
-class AutoClass:
+Model = TypeVar("Model")
+
+
+class AutoClass(Generic[Model]):
     """Loads or builds a model of the class that a config names; there are no objects of this class
     itself.
 
@@ -62,18 +65,18 @@ class AutoClass:
         return (named or candidates)[0]
 
     @classmethod
-    def from_config(cls, config: Any) -> Any:
+    def from_config(cls, config: Any) -> Model:
         """A model with fresh weights."""
         return cls.class_of(config)(config)
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | PathLike,
+        pretrained_model_name_or_path: str | PathLike[str],
         *model_args: Any,
         config: Any = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Model:
         """A model from a folder or a repository of the hub.
 
         Arguments and errors as its class's `from_pretrained`.

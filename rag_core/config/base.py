@@ -115,7 +115,7 @@ class PretrainedConfig(Pushable):
     torch_dtype: str | None = None
     use_bfloat16: bool = False
     tf_legacy_loss: bool = False
-    pruned_heads: dict | None = field(default_factory=dict)
+    pruned_heads: dict[Any, Any] | None = field(default_factory=dict)
     tie_word_embeddings: bool = True
     chunk_size_feed_forward: int = 0
     is_encoder_decoder: bool = False
@@ -123,16 +123,16 @@ class PretrainedConfig(Pushable):
     cross_attention_hidden_size: int | None = None
     add_cross_attention: bool = False
     tie_encoder_decoder: bool = False
-    architectures: list | None = None
+    architectures: list[str] | None = None
     finetuning_task: str | None = None
     tokenizer_class: str | None = None
     prefix: str | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
-    eos_token_id: int | list | None = None
+    eos_token_id: int | list[int] | None = None
     sep_token_id: int | None = None
     decoder_start_token_id: int | None = None
-    task_specific_params: dict | None = None
+    task_specific_params: dict[str, Any] | None = None
     problem_type: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

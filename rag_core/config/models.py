@@ -174,10 +174,10 @@ class BartConfig(PretrainedConfig):
     num_hidden_layers: int | None = None
     pad_token_id: int | None = 1
     bos_token_id: int | None = 0
-    eos_token_id: int | list | None = 2
+    eos_token_id: int | list[int] | None = 2
     is_encoder_decoder: bool = True
     decoder_start_token_id: int | None = 2
-    forced_eos_token_id: int | list | None = 2
+    forced_eos_token_id: int | list[int] | None = 2
 
     def _complete(self) -> None:
         if self.num_hidden_layers is None:
@@ -245,7 +245,7 @@ class T5Config(PretrainedConfig):
     is_encoder_decoder: bool = True
     use_cache: bool = True
     pad_token_id: int | None = 0
-    eos_token_id: int | list | None = 1
+    eos_token_id: int | list[int] | None = 1
     classifier_dropout: float | None = 0.0
 
     def _complete(self) -> None:

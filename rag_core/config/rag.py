@@ -107,7 +107,7 @@ class RagConfig(PretrainedConfig):
     do_marginalize: bool = False
     output_retrieved: bool = False
     use_cache: bool = True
-    forced_eos_token_id: int | list | None = None
+    forced_eos_token_id: int | list[int] | None = None
 
     def __init__(self, *args: Any, **values: Any) -> None:
         values = self._named(args, values)
@@ -217,7 +217,9 @@ class AutoConfig:
     """Reads any known `config.json`, choosing the class by its `model_type`."""
 
     @staticmethod
-    def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(
+        pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> PretrainedConfig:
         """The configuration of a folder or repository.
 
         Arguments and errors as `PretrainedConfig.from_pretrained`.

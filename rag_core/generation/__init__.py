@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rag_core.generation.config import default_of as default_of
     from rag_core.generation.config import own_options as own_options
     from rag_core.generation.config import resolve_options as resolve_options
+    from rag_core.generation.config import with_options as with_options
     from rag_core.generation.decode import encode_as_given as encode_as_given
     from rag_core.generation.decode import generate_sequence as generate_sequence
     from rag_core.generation.decode import generate_token as generate_token
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
     from rag_core.generation.inputs import check_one_of as check_one_of
     from rag_core.generation.inputs import next_inputs as next_inputs
     from rag_core.generation.inputs import start_and_pad as start_and_pad
+    from rag_core.generation.keywords import AnswerKeywords as AnswerKeywords
+    from rag_core.generation.keywords import GenerationOptions as GenerationOptions
+    from rag_core.generation.keywords import PlainKeywords as PlainKeywords
+    from rag_core.generation.keywords import SequenceKeywords as SequenceKeywords
+    from rag_core.generation.keywords import TokenKeywords as TokenKeywords
     from rag_core.generation.logits_rules import LogitsProcessor as LogitsProcessor
     from rag_core.generation.logits_rules import LogitsWarper as LogitsWarper
     from rag_core.generation.logits_rules import StepRules as StepRules
@@ -75,6 +81,7 @@ __getattr__, __dir__, __all__ = lazily(
             "default_of",
             "own_options",
             "resolve_options",
+            "with_options",
         ],
         "decode": [
             "encode_as_given",
@@ -96,6 +103,13 @@ __getattr__, __dir__, __all__ = lazily(
             "check_one_of",
             "next_inputs",
             "start_and_pad",
+        ],
+        "keywords": [
+            "AnswerKeywords",
+            "GenerationOptions",
+            "PlainKeywords",
+            "SequenceKeywords",
+            "TokenKeywords",
         ],
         "logits_rules": [
             "LogitsProcessor",

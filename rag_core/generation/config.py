@@ -8,18 +8,26 @@ error (D9).
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rag_core import checks
 from rag_core.backends import process_count
 from rag_core.hub import Pushable, locating, read_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rag_core.generation.keywords import GenerationOptions
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 CONFIG_NAME = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -70,9 +78,59 @@ class GenerationConfig(Pushable):
     """Every option of transformers 4.37.2's `GenerationConfig`, with its default; other keys are
     kept and written back.
 
-    Lengths count tokens and include the decoder's start token, except `max_new_tokens` and
-    `min_new_tokens`. `eos_token_id` and `forced_eos_token_id` are one id or a list; `sequence_bias`
-    maps tuples of ids to a bias.
+    None stands for the default. What is marked (refused) is kept in files, and refused by `generate`.
+
+    Attributes:
+        max_length: tokens of a sequence at most, the decoder's start token included.
+        max_new_tokens: the same without the start token or a given beginning; goes before it.
+        min_length: no end token before so many tokens, the start token included.
+        min_new_tokens: the same without the start token or a given beginning.
+        early_stopping: end a beam search with K finished beams: True, False (by scores) or "never".
+        max_time: seconds (refused).
+        do_sample: draw tokens by their probabilities instead of taking the best.
+        num_beams: K, beams of a search; 1 is greedy, or plain sampling.
+        num_beam_groups: group beam search (refused).
+        penalty_alpha: contrastive search (refused).
+        use_cache: keep keys and values of the tokens so far; False computes them again.
+        temperature: of sampling: above 0; below 1 sharpens, above 1 flattens.
+        top_k: of sampling: the k likeliest tokens only; 0 is all.
+        top_p: of sampling: the likeliest tokens that add up to this probability.
+        typical_p: of sampling: tokens about as surprising as expected, up to this probability.
+        epsilon_cutoff: of sampling: no token less likely than this; 0 is none.
+        eta_cutoff: of sampling: the same, relaxed where the entropy is high; 0 is none.
+        diversity_penalty: group beam search (refused).
+        repetition_penalty: above 1 makes tokens that were written less likely.
+        encoder_repetition_penalty: above 1 makes tokens of the contexts likelier.
+        length_penalty: of beams: above 0 favours long sequences, below 0 short ones.
+        no_repeat_ngram_size: no n tokens in a row twice; 0 is off.
+        bad_words_ids: sequences of token ids that are never written.
+        force_words_ids: constrained beam search (refused).
+        renormalize_logits: make scores log-probabilities again after the rules.
+        constraints: constrained beam search (refused).
+        forced_bos_token_id: the first token after the start token.
+        forced_eos_token_id: the last token, one id or several, where `max_length` ends a sequence.
+        remove_invalid_values: replace NaN and infinite scores, which are an error otherwise.
+        exponential_decay_length_penalty: (start, factor): from there on the end grows likelier.
+        suppress_tokens: token ids that are never written.
+        begin_suppress_tokens: token ids that are not written first.
+        forced_decoder_ids: pairs (place, token id) of tokens that must stand there.
+        sequence_bias: tuples of token ids -> what is added to the score of their last token.
+        guidance_scale: above 1: away from what the generator says without the documents.
+        low_memory: contrastive search (refused).
+        num_return_sequences: sequences for each question.
+        output_attentions: return them, with `return_dict_in_generate`.
+        output_hidden_states: return them, with `return_dict_in_generate`.
+        output_scores: return each step's scores, with `return_dict_in_generate`.
+        return_dict_in_generate: return a `GenerateOutput` instead of the ids alone.
+        pad_token_id: what fills short sequences up; by default the first end token.
+        bos_token_id: the start token where `decoder_start_token_id` is None.
+        eos_token_id: the end token, one id or several.
+        encoder_no_repeat_ngram_size: no n tokens in a row that a context has; 0 is off.
+        decoder_start_token_id: the token that every sequence starts with.
+        num_assistant_tokens: assisted decoding (refused).
+        num_assistant_tokens_schedule: assisted decoding (refused).
+        prompt_lookup_num_tokens: assisted decoding (refused).
+        generation_kwargs: kept, and not read.
 
     Raises:
         ValueError: an option has a value that can never work.
@@ -101,9 +159,9 @@ class GenerationConfig(Pushable):
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: list[list[int]] | None = None
-    force_words_ids: list | None = None
+    force_words_ids: list[Any] | None = None
     renormalize_logits: bool = False
-    constraints: list | None = None
+    constraints: list[Any] | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | list[int] | None = None
     remove_invalid_values: bool = False
@@ -129,7 +187,7 @@ class GenerationConfig(Pushable):
     prompt_lookup_num_tokens: int | None = None
     generation_kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[GenerationOptions]) -> None:
         for name in options:
             _refuse_misspelt(name, "GenerationConfig got an unknown option {0}{1}", TypeError)
         self._fill(options)
@@ -283,8 +341,8 @@ class GenerationConfig(Pushable):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name: str | os.PathLike,
-        config_file_name: str | os.PathLike | None = None,
+        pretrained_model_name: str | os.PathLike[str],
+        config_file_name: str | os.PathLike[str] | None = None,
         return_unused_kwargs: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -317,8 +375,8 @@ class GenerationConfig(Pushable):
 
     def save_pretrained(
         self,
-        save_directory: str | os.PathLike,
-        config_file_name: str | os.PathLike | None = None,
+        save_directory: str | os.PathLike[str],
+        config_file_name: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Path:
         """Writes generation_config.json (the options off their defaults) into the folder; returns
@@ -367,7 +425,7 @@ class GenerationConfig(Pushable):
                 values.pop(name, None)
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
-    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Writes `to_json_string` into a file, whole or not at all."""
         from rag_core.hub import atomic_write
 
@@ -379,6 +437,28 @@ _FIELDS = frozenset(f.name for f in fields(GenerationConfig))
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)} | {
     "generation_kwargs": {}
 }
+
+
+def with_options(method: Method) -> Method:
+    """Add to a method's docstring what each option does, as `GenerationConfig` describes it."""
+    _, _, after = (GenerationConfig.__doc__ or "").partition("Attributes:\n")
+    described = after.partition("\n\n")[0]
+    # without docstrings (python -OO) there is nothing to add to
+    if method.__doc__ and described:
+        method.__doc__ = (
+            f"{inspect.cleandoc(method.__doc__)}\n\nOptions, as keywords or together in "
+            "generation_config=GenerationConfig(...), with the defaults of what neither call nor "
+            f"model says:\n{_with_defaults(described)}\n"
+        )
+    return method
+
+
+def _with_defaults(described: str) -> str:
+    lines = []
+    for line in inspect.cleandoc(described).splitlines():
+        name, _, meaning = line.partition(": ")
+        lines.append(f"    {name} = {_DEFAULTS[name]!r}: {meaning}")
+    return "\n".join(lines)
 
 
 def _biases(value: Any) -> dict[tuple[int, ...], float]:
@@ -522,7 +602,7 @@ def _as_dict(config: Any) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else config.to_dict()
 
 
-def _file_name(name: str | os.PathLike | None) -> str:
+def _file_name(name: str | os.PathLike[str] | None) -> str:
     return CONFIG_NAME if name is None else os.fspath(name)
 
 

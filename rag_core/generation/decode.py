@@ -54,49 +54,7 @@ def rag_token_generate(
     question_text: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """Generate with RAG-Token: the body of `RagTokenForGeneration.generate`.
-
-    Args:
-        engine: the model's framework.
-        model: a RagTokenForGeneration.
-        input_ids: (B, S) questions, to retrieve contexts for; or give the contexts:
-        attention_mask: (B, S), 1 = a real token.
-        context_input_ids: (B*N, S) document and question as the generator reads them.
-        context_attention_mask: (B*N, S), 1 = a real token.
-        doc_scores: (B, N).
-        n_docs: N; None = the config's.
-        generation_config: options of this call; keywords go before it, the model's own options
-            after it.
-        prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
-        logits_processor: callables (input_ids, scores) -> scores, after the built-in rules.
-        stopping_criteria: callables (input_ids, scores) -> True to stop, or (rows,) bools.
-        seed: of the sampling noise; None draws one from the framework's generator, so
-            `torch.manual_seed` or `tf.random.set_seed` repeats a call. The same seed draws the same
-            text only for the same place in the batch and number of samples.
-        question_text: the questions as the prompt should hold them.
-        **kwargs: any option of `GenerationConfig`, and
-            `do_deduplication`, which changes nothing: no two rows of a search are equal;
-            `decoder_input_ids` (B, P): tokens each answer begins with. The start token is put in
-            front where no row has it; `max_length` counts them, `max_new_tokens` and
-            `length_penalty` do not;
-            `streamer`: has `put(ids)` and `end()`, for one question without beams;
-            `negative_prompt_ids` (B, S'), `negative_prompt_attention_mask`: with `guidance_scale`
-            g, scores are g * log p(with documents) + (1 - g) * log p(read from these ids instead;
-            by default the empty text);
-            `graph`, of rag_tf alone: True runs all steps in one graph, which the first call of its
-            kind waits seconds for; False runs them one by one; None (the default) makes the graph
-            when a set of options is asked for the second time, and runs step by step what can't be
-            in a graph (docs/tensorflow.md).
-
-    Returns:
-        (B * num_return_sequences, T) token ids, or with `return_dict_in_generate` a
-        `GenerateOutput`.
-
-    Raises:
-        TypeError: an unknown option.
-        ValueError: an option that cannot be had, inputs that do not fit, or `graph=True` for what
-            can't run in a graph; the reason is named.
-    """
+    """The body of `RagTokenForGeneration.generate`, whose arguments these are."""
     hooks = Hooks.of(
         logits_processor,
         stopping_criteria,
@@ -142,19 +100,7 @@ def rag_sequence_generate(
     question_text: Sequence[str] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """Generate with RAG-Sequence: the body of `RagSequenceForGeneration.generate`.
-
-    Args:
-        do_deduplication: whether a candidate found twice counts once; None = the config's.
-        num_return_sequences: answers for each question; None = the config's.
-        num_beams: beams of the search of each document; None = the config's.
-        decoding: see `generate_sequence`.
-        **model_kwargs: these and what is not named here are as in `rag_token_generate`. The
-            searches of all documents of a question begin with its `decoder_input_ids`, whose
-            probability thorough decoding counts, so that documents weigh as these tokens say too;
-            `guidance_scale` acts on the searches, not on the weighing; `streamer` needs one
-            document.
-    """
+    """The body of `RagSequenceForGeneration.generate`, whose arguments these are."""
     hooks = Hooks.of(
         logits_processor,
         stopping_criteria,
@@ -206,31 +152,8 @@ def plain_generate(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Tensor | GenerateOutput:
-    """Generate with a generator alone: the searches of RAG-Token without documents and without a
-    prior.
-
-    Args:
-        engine: the generator's framework.
-        generator: a backend's `Generator`.
-        inputs: another name of `input_ids`.
-        generation_config: options of this call; keywords go before it, the generator's own options
-            after it.
-        logits_processor, stopping_criteria, prefix_allowed_tokens_fn, seed: as in
-            `rag_token_generate`.
-        input_ids: (B, S) contexts.
-        attention_mask: (B, S), 1 = a real token; None = every token that is not the pad token.
-        inputs_embeds: (B, S, d) in place of `input_ids`.
-        encoder_outputs: an earlier call's encoder output of these contexts, to spare the encoder.
-        **kwargs: options, `decoder_input_ids`, `streamer`, the negative prompt and `graph` as in
-            `rag_token_generate`; `labels` of a batch are not read.
-
-    Returns:
-        (B * num_return_sequences, T) token ids, or with `return_dict_in_generate` a
-        `GenerateOutput`.
-
-    Raises:
-        TypeError: an unknown option.
-        ValueError: an option that cannot be had, or inputs that do not fit.
+    """The body of a generator's `generate`, whose arguments these are: the searches of RAG-Token
+    without documents and without a prior.
     """
     hooks = Hooks.of(
         logits_processor,

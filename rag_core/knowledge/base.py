@@ -51,6 +51,8 @@ from rag_core.knowledge.passages import WORDS, WORDS_HINT
 from rag_core.retrieval import matching_rows, passage_parts
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from rag_core.knowledge.encoders import PassageEncoderBase
     from rag_core.knowledge.update import Update
     from rag_core.outputs import Hit
@@ -224,7 +226,7 @@ class KnowledgeBase:
     def __repr__(self) -> str:
         return f"KnowledgeBase({str(self.path)!r}, {self.manifest.summary()})"
 
-    def dataset(self) -> Any:
+    def dataset(self) -> Dataset:
         """The passages as a memory-mapped `datasets.Dataset`: title, text, source, metadata_json (a
         JSON object, null where unknown), embeddings.
         """

@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rag_core.knowledge import outline
 from rag_core.knowledge.outline import Block, Section
@@ -192,7 +192,7 @@ def _parser() -> MarkdownIt:
 
 
 def _parse(piece: Sequence[str]) -> list[Token]:
-    env: dict = {}
+    env: dict[str, Any] = {}
     tokens = _parser().parse(_joined(piece), env)
     for token in tokens:
         if token.type == "inline" and not _costly(token.content):

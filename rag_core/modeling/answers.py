@@ -8,13 +8,13 @@ generated row, T those that count.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rag_core.arguments import checked_questions
+from rag_core.arguments import as_list, checked_questions
 from rag_core.backends import to_numpy
 from rag_core.generation import (
     Encoded,
@@ -41,38 +41,18 @@ _WEIGHING = ("do_deduplication", "decoding")
 def answer(
     engine: Engine,
     model: Any,
-    questions: str | Sequence[str],
+    questions: str | Iterable[str],
     *,
     n_docs: int | None = None,
     tokenizer: Any = None,
     question_text: bool | Sequence[str] | None = None,
     **generate_kwargs: Any,
 ) -> list[Answer]:
-    """Answer questions, each answer with its passages, their prior p(z|x) and their posterior
-    p(z|x, y).
-
-    RAG-Sequence draws one passage for the whole answer, so the posterior is p(z) p(y|x, z) / sum.
-    RAG-Token draws one for every token: `token_posteriors` holds p(z_i|x, y_i, y_<i) for each
-    token, and a passage's posterior is their mean, the share of the answer that it wrote.
+    """The body of `RagHead.answer`, whose arguments these are.
 
     Args:
         engine: the model's framework.
         model: a RagTokenForGeneration or RagSequenceForGeneration with a retriever.
-        questions: one question or several, in a list, an array or a column of a table.
-        n_docs: N, documents read for each question; by default the config's.
-        tokenizer: a RagTokenizer; by default the retriever's two tokenizers.
-        question_text: the questions as the prompt should hold them; True for as they were asked. By
-            default they are decoded from the question encoder's ids, as 4.37.2 does.
-        **generate_kwargs: options of `generate`.
-
-    Returns:
-        `num_return_sequences` answers for each question, best first, question after question; fewer
-        where RAG-Sequence found fewer. `log_probability` is log p(y|x) of all tokens after the
-        start token, the end token and those of a `decoder_input_ids` included.
-
-    Raises:
-        TypeError: questions that are not strings.
-        ValueError: an empty question, or a model without a retriever.
     """
     reading = Reading(
         engine,
@@ -101,7 +81,7 @@ class Reading:
         self,
         engine: Engine,
         model: Any,
-        questions: str | Sequence[str],
+        questions: str | Iterable[str],
         *,
         n_docs: int | None = None,
         tokenizer: Any = None,
@@ -127,6 +107,8 @@ class Reading:
             question_text = questions
         elif question_text is False:
             question_text = None
+        else:
+            question_text = as_list(question_text)
         with engine.generation_context(model):
             ids = engine.tensor(batch["input_ids"], like=model)
             mask = engine.tensor(batch["attention_mask"], like=model)

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from rag_core.config import AutoClass
+
+Model = TypeVar("Model")
 
 # part -> model_type -> the name of its class, the same in both backends
 NETWORKS: dict[str, dict[str, str]] = {
@@ -18,7 +20,7 @@ NETWORKS: dict[str, dict[str, str]] = {
 }
 
 
-class AutoModelBase(AutoClass):
+class AutoModelBase(AutoClass[Model]):
     """The encoder or RAG model of a folder or repository.
 
     DPR, BERT (whose element 0 is its pooled vector), RAG.
@@ -31,7 +33,7 @@ class AutoModelBase(AutoClass):
     }
 
 
-class AutoModelForSeq2SeqLMBase(AutoClass):
+class AutoModelForSeq2SeqLMBase(AutoClass[Model]):
     """The generator of a folder or repository.
 
     BART, T5, or a RAG head (RAG-Token where none is named).

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from rag_core.arguments import check_parts
 from rag_core.checkpoint import check_weights, fit_names, fit_weights
@@ -15,6 +15,10 @@ from rag_core.modeling.auto import NETWORKS
 from rag_core.modeling.foreign import module_config
 from rag_core.modeling.inputs import InputChecks
 from rag_core.modeling.pretrained import PretrainedBase, rows_wanted
+from rag_core.outputs import Tensor
+
+if TYPE_CHECKING:
+    from rag_core.retrieval import RagRetriever
 
 _PARTS = ("question_encoder", "generator")
 
@@ -40,7 +44,7 @@ def rag_config(
     return RagConfig.from_dict(config.to_dict(), **fields) if fields else config
 
 
-class RagComponents(PretrainedBase):
+class RagComponents(PretrainedBase[Tensor]):
     """What RagModel and both heads share: their parts, and loading and saving them whole.
 
     A backend's `RagPretrained` adds what only its tensors can tell.
@@ -126,13 +130,42 @@ class RagComponents(PretrainedBase):
 
     # loading and saving
 
+    @overload  # type: ignore[override]
     @classmethod
     def from_pretrained(
         cls: type[Rag],
         pretrained_model_name_or_path: str | Path | None,
         *,
-        retriever: Any = None,
-        config: Any = None,
+        retriever: RagRetriever | Callable[..., Any] | None = None,
+        config: RagConfig | str | Path | None = None,
+        question_encoder: Any = None,
+        generator: Any = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: Literal[False] = False,
+        **kwargs: Any,
+    ) -> Rag: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Rag],
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        output_loading_info: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Rag, dict[str, list[Any]]]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Rag],
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        retriever: RagRetriever | Callable[..., Any] | None = None,
+        config: RagConfig | str | Path | None = None,
         question_encoder: Any = None,
         generator: Any = None,
         dtype: Any = None,
@@ -142,7 +175,7 @@ class RagComponents(PretrainedBase):
         state_dict: Mapping[str, Any] | None = None,
         output_loading_info: bool = False,
         **kwargs: Any,
-    ) -> Rag:
+    ) -> Any:
         """Read a RAG model from a folder or a repository of the hub, in eval mode; any head's
         checkpoint fits any class.
 
@@ -191,7 +224,7 @@ class RagComponents(PretrainedBase):
         cls: type[Rag],
         question_encoder_pretrained_model_name_or_path: str | Path | None = None,
         generator_pretrained_model_name_or_path: str | Path | None = None,
-        retriever: Any = None,
+        retriever: RagRetriever | Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> Rag:
         """Put a RAG model together from a pretrained question encoder and a pretrained generator,

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rag_core.config import BertConfig, DPRConfig, sentence_settings
 from rag_core.generation import check_embeds, check_one_of
 from rag_core.modeling.generator import check_positions
 from rag_core.modeling.inputs import InputChecks
 from rag_core.modeling.pretrained import PretrainedBase, check_table
-from rag_core.outputs import EncoderOutput, PooledEncoderOutput
-
-Tensor = Any  # the framework's own
+from rag_core.outputs import EncoderOutput, PooledEncoderOutput, Tensor
 
 
 @dataclass
@@ -28,17 +26,17 @@ class EncoderCall:
         training: in rag_tf, whether dropout acts.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    token_type_ids: Tensor
-    inputs_embeds: Tensor
+    input_ids: Any
+    attention_mask: Any
+    token_type_ids: Any
+    inputs_embeds: Any
     output_attentions: Any
     output_hidden_states: Any
     return_dict: Any
     training: bool | None = None
 
 
-class PooledEncoderBase(PretrainedBase):
+class PooledEncoderBase(PretrainedBase[Tensor]):
     """What DPR's encoders and the sentence encoders share.
 
     Ids in, one vector a text out (element 0 of the output).
@@ -51,7 +49,7 @@ class PooledEncoderBase(PretrainedBase):
 
     # what a backend writes
 
-    def _ids(self, name: str, ids: Any, rows: int) -> Tensor:
+    def _ids(self, name: str, ids: Any, rows: int) -> Any:
         """Ids as a tensor, refused if a table of `rows` rows can't look them up."""
         return self.inputs.checked_ids(name, ids, rows)
 
@@ -95,7 +93,7 @@ class PooledEncoderBase(PretrainedBase):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> PooledEncoderOutput | tuple[Any, ...]:
+    ) -> PooledEncoderOutput[Tensor] | tuple[Any, ...]:
         """One vector for each text.
 
         Args:
@@ -126,7 +124,22 @@ class PooledEncoderBase(PretrainedBase):
             )
         )
 
-    def _answer(self, call: EncoderCall) -> PooledEncoderOutput | tuple[Any, ...]:
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            token_type_ids: Tensor | None = None,
+            inputs_embeds: Tensor | None = None,
+            output_attentions: bool | None = None,
+            output_hidden_states: bool | None = None,
+            return_dict: Literal[True] | None = None,
+        ) -> PooledEncoderOutput[Tensor]:
+            """See `forward`. For a tuple, which `return_dict=False` gives, write `.to_tuple()`."""
+            ...
+
+    def _answer(self, call: EncoderCall) -> Any:
         self._check(call)
         vectors, states = self._compute(call)
         output = PooledEncoderOutput(
@@ -161,7 +174,7 @@ class PooledEncoderBase(PretrainedBase):
         check_positions("BERT", limit, text.shape[1], advice)
 
 
-class DPRBase(PooledEncoderBase):
+class DPRBase(PooledEncoderBase[Tensor]):
     """One of DPR's two encoders: BERT and an optional projection of its first state.
 
     Args:
@@ -171,6 +184,7 @@ class DPRBase(PooledEncoderBase):
         network: what makes the backend's network of a config.
     """
 
+    config: DPRConfig
     config_class = DPRConfig
     network: ClassVar[Any]
 
@@ -184,7 +198,7 @@ class DPRBase(PooledEncoderBase):
         return self.base_model.bert_model
 
 
-class DPRQuestionBase(DPRBase):
+class DPRQuestionBase(DPRBase[Tensor]):
     """DPR's question encoder.
 
     Args:
@@ -195,7 +209,7 @@ class DPRQuestionBase(DPRBase):
     base_model_prefix = "question_encoder"
 
 
-class DPRContextBase(DPRBase):
+class DPRContextBase(DPRBase[Tensor]):
     """DPR's passage encoder.
 
     Args:
@@ -206,7 +220,7 @@ class DPRContextBase(DPRBase):
     base_model_prefix = "ctx_encoder"
 
 
-class BertBase(PooledEncoderBase):
+class BertBase(PooledEncoderBase[Tensor]):
     """A pooled BERT: sentence encoders, and any BERT as question or passage encoder.
 
     The vector is pool -> `encode_proj` (if `projection_dim` > 0) -> L2 normalisation (if
@@ -216,6 +230,7 @@ class BertBase(PooledEncoderBase):
         config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
     """
 
+    config: BertConfig
     config_class = BertConfig
     architecture = "BertModel"
     base_model_prefix = "bert"

@@ -7,9 +7,9 @@ vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 import numpy as np
 
@@ -17,19 +17,33 @@ from rag_core.arguments import check_fed, check_rows
 from rag_core.config import BartConfig, T5Config
 from rag_core.generation import (
     Engine,
+    GenerationConfig,
     check_context,
     check_embeds,
     check_head_masks,
     check_label_shape,
     check_one_of,
     next_inputs,
+    plain_generate,
     start_and_pad,
+    with_options,
 )
 from rag_core.modeling.inputs import InputChecks
 from rag_core.modeling.pretrained import PretrainedBase, check_table
-from rag_core.outputs import DecoderOutput, EncoderOutput, Seq2SeqLMOutput, as_encoder_output
+from rag_core.outputs import (
+    DecoderOutput,
+    EncoderOutput,
+    GenerateOutput,
+    Seq2SeqLMOutput,
+    Tensor,
+    as_encoder_output,
+)
 
-Tensor = Any  # the framework's own
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rag_core.generation import PlainKeywords
+
 Size = int | None  # None: not known yet, in a graph
 
 
@@ -62,18 +76,18 @@ class GeneratorCall:
     The others are the arguments of `GeneratorBase.forward`.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    decoder_input_ids: Tensor
-    decoder_attention_mask: Tensor
+    input_ids: Any
+    attention_mask: Any
+    decoder_input_ids: Any
+    decoder_attention_mask: Any
     head_mask: None
     decoder_head_mask: None
     cross_attn_head_mask: None
     encoder_outputs: Any
     past_key_values: Any
-    inputs_embeds: Tensor
-    decoder_inputs_embeds: Tensor
-    labels: Tensor
+    inputs_embeds: Any
+    decoder_inputs_embeds: Any
+    labels: Any
     use_cache: Any
     output_attentions: Any
     output_hidden_states: Any
@@ -82,7 +96,7 @@ class GeneratorCall:
     past_length: Size = 0
 
 
-class DecoderBase(ABC):
+class DecoderBase(ABC, Generic[Tensor]):
     """A decoder as its users call it, around `advance`.
 
     Attributes:
@@ -176,7 +190,7 @@ class DecoderBase(ABC):
         advance: Callable[..., Tensor],
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
-        encoder_hidden_states: Tensor | None,
+        encoder_hidden_states: Any,
         encoder_attention_mask: Tensor | None,
         past_key_values: Any,
         inputs_embeds: Tensor | None,
@@ -206,7 +220,7 @@ class DecoderBase(ABC):
         return output.to_tuple() if return_dict is False else output
 
 
-class GeneratorBase(PretrainedBase):
+class GeneratorBase(PretrainedBase[Tensor]):
     """An encoder, a decoder with cross-attention and a language-model head, as RAG decodes with
     them.
 
@@ -230,21 +244,21 @@ class GeneratorBase(PretrainedBase):
     # what a backend writes
 
     @staticmethod
-    def _tensor(value: Any) -> Tensor:
+    def _tensor(value: Any) -> Any:
         """The value as a tensor, where the framework takes others too."""
         raise NotImplementedError
 
-    def _ids(self, name: str, ids: Any, rows: int | None = None) -> Tensor:
+    def _ids(self, name: str, ids: Any, rows: int | None = None) -> Any:
         """Ids as a tensor, refused if a table of `rows` rows can't look them up."""
         return self.inputs.checked_ids(name, ids, rows)
 
     @staticmethod
-    def _shifted(input_ids: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
+    def _shifted(input_ids: Any, pad_token_id: int, decoder_start_token_id: int) -> Any:
         """A start token in front, the last column gone, -100 as pad."""
         raise NotImplementedError
 
     @staticmethod
-    def _put_weight(module: Any, weight: Tensor) -> None:
+    def _put_weight(module: Any, weight: Any) -> None:
         """Make a weight that of a module."""
         raise NotImplementedError
 
@@ -328,7 +342,7 @@ class GeneratorBase(PretrainedBase):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+    ) -> Seq2SeqLMOutput[Tensor] | tuple[Any, ...]:
         """Logits of a target given a context, and with labels the loss.
 
         Args:
@@ -382,7 +396,31 @@ class GeneratorBase(PretrainedBase):
             )
         )
 
-    def _answer(self, call: GeneratorCall) -> Seq2SeqLMOutput | tuple[Any, ...]:
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            decoder_input_ids: Tensor | None = None,
+            decoder_attention_mask: Tensor | None = None,
+            head_mask: None = None,
+            decoder_head_mask: None = None,
+            cross_attn_head_mask: None = None,
+            encoder_outputs: Any = None,
+            past_key_values: Sequence[Sequence[Tensor]] | None = None,
+            inputs_embeds: Tensor | None = None,
+            decoder_inputs_embeds: Tensor | None = None,
+            labels: Tensor | None = None,
+            use_cache: bool | None = None,
+            output_attentions: bool | None = None,
+            output_hidden_states: bool | None = None,
+            return_dict: Literal[True] | None = None,
+        ) -> Seq2SeqLMOutput[Tensor]:
+            """See `forward`. For a tuple, which `return_dict=False` gives, write `.to_tuple()`."""
+            ...
+
+    def _answer(self, call: GeneratorCall) -> Any:
         self._check(call)
         logits, past, traced, encoded = self._compute(call)
         hidden, attentions, cross_attentions = traced
@@ -430,7 +468,7 @@ class GeneratorBase(PretrainedBase):
         self.inputs.checked_mask("decoder_attention_mask", mask, fed, "the decoder's input")
         self.check_length(fed[1])
 
-    def _checked_target(self, call: GeneratorCall) -> Tensor:
+    def _checked_target(self, call: GeneratorCall) -> Any:
         """What the decoder is fed, ids or embeddings."""
         if call.labels is not None:
             call.labels = self._ids("labels", call.labels)
@@ -446,7 +484,7 @@ class GeneratorBase(PretrainedBase):
             check_label_shape(call.labels.shape, target.shape)
         return target
 
-    def _checked_context(self, call: GeneratorCall) -> Tensor:
+    def _checked_context(self, call: GeneratorCall) -> Any:
         """What the encoder is fed, ids or embeddings, or what it returned in an earlier call."""
         mask = call.attention_mask
         if call.encoder_outputs is not None:
@@ -464,7 +502,7 @@ class GeneratorBase(PretrainedBase):
         self.check_length(context.shape[1])
         return context
 
-    def _fed(self, name: str, ids: Any, embeds: Any) -> tuple[Tensor, Tensor]:
+    def _fed(self, name: str, ids: Any, embeds: Any) -> tuple[Any, Any]:
         """Ids and embeddings, of which one is given, checked."""
         check_one_of(f"{name}_ids", ids, f"{name}s_embeds", embeds)
         table = self.get_input_embeddings().weight
@@ -524,10 +562,29 @@ class GeneratorBase(PretrainedBase):
             use_cache=use_cache,
         )
 
+    @overload
     def generate(
         self,
         inputs: Tensor | None = None,
-        generation_config: Any = None,
+        *,
+        return_dict_in_generate: Literal[False] | None = None,
+        **options: Unpack[PlainKeywords],
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[True],
+        **options: Unpack[PlainKeywords],
+    ) -> GenerateOutput[Tensor]: ...
+
+    @with_options
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         prefix_allowed_tokens_fn: Any = None,
@@ -537,13 +594,38 @@ class GeneratorBase(PretrainedBase):
         negative_prompt_ids: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Tensor | GenerateOutput[Tensor]:
         """Generate texts from contexts alone, without documents.
 
-        See `rag_core.generation.plain_generate`.
-        """
-        from rag_core.generation import plain_generate
+        Args:
+            inputs: (B, S) context ids; `input_ids` is another name of it.
+            generation_config: options of this call; keywords go before it, the generator's own
+                options after it.
+            logits_processor: callables (input_ids, scores) -> scores, after the built-in rules.
+            stopping_criteria: callables (input_ids, scores) -> True to stop, or (rows,) bools.
+            prefix_allowed_tokens_fn: (row, (t,) ids) -> ids allowed next.
+            synced_gpus, assistant_model: refused where they ask for something.
+            streamer: has `put(ids)` and `end()`, for one context without beams.
+            negative_prompt_ids: (B, S'), what `guidance_scale` leads away from; by default the
+                empty text.
+            negative_prompt_attention_mask: (B, S'), 1 = a real token.
+            **kwargs: any option below, and
+                `attention_mask` (B, S): 1 = a real token; None = every token that is not the pad
+                token;
+                `inputs_embeds` (B, S, d) in place of ids;
+                `encoder_outputs`: an earlier call's encoder output of these contexts, to spare the
+                encoder;
+                `seed`, `decoder_input_ids`, `graph`: as of RAG-Token's `generate`; `labels` of a
+                batch are not read.
 
+        Returns:
+            (B * num_return_sequences, T) token ids with the start token, right-padded; or with
+            `return_dict_in_generate=True` a `GenerateOutput`, whose `sequences` they are.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: an option that cannot be had, or inputs that do not fit.
+        """
         return plain_generate(
             self.engine,
             self,
@@ -605,13 +687,14 @@ class GeneratorBase(PretrainedBase):
         raise NotImplementedError
 
 
-class BartGenerator(GeneratorBase):
+class BartGenerator(GeneratorBase[Tensor]):
     """BART with its language-model head.
 
     Args:
         config: a `BartConfig`.
     """
 
+    config: BartConfig
     config_class = BartConfig
     base_model_prefix = "model"
 
@@ -620,13 +703,14 @@ class BartGenerator(GeneratorBase):
         return self.prepare_decoder_input_ids_from_labels(input_ids)
 
 
-class T5Generator(GeneratorBase):
+class T5Generator(GeneratorBase[Tensor]):
     """T5 with its language-model head.
 
     Args:
         config: a `T5Config`.
     """
 
+    config: T5Config
     config_class = T5Config
     base_model_prefix = "transformer"
 
@@ -648,7 +732,7 @@ class T5Generator(GeneratorBase):
         return config.initializer_factor * spreads.get(name.split(".")[-2], wide)
 
 
-def traced_output(states: Tensor, trace: Any, return_dict: bool | None = None) -> Any:
+def traced_output(states: Any, trace: Any, return_dict: bool | None = None) -> Any:
     """An encoder's last states with what a trace gathered on the way; a plain tuple where
     `return_dict` is False.
     """

@@ -10,18 +10,41 @@ width. Row b * N + d of everything with B*N rows belongs to document d of questi
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from rag_core.arguments import checked_epsilon, checked_n_docs, checked_start, checked_switch
 from rag_core.config import RagConfig
-from rag_core.generation import next_inputs, rag_sequence_generate, rag_token_generate
+from rag_core.generation import (
+    GenerationConfig,
+    next_inputs,
+    rag_sequence_generate,
+    rag_token_generate,
+    with_options,
+)
 from rag_core.modeling.answers import answer
 from rag_core.modeling.components import RagComponents
-from rag_core.modeling.inputs import ContextsBase, Tensor
-from rag_core.outputs import RetrievAugLMMarginOutput, RetrievAugLMOutput
+from rag_core.modeling.inputs import ContextsBase
+from rag_core.outputs import (
+    Answer,
+    GenerateOutput,
+    RetrievAugLMMarginOutput,
+    RetrievAugLMOutput,
+    Tensor,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rag_core.generation import AnswerKeywords, SequenceKeywords, TokenKeywords
+    from rag_core.modeling.encoder import PooledEncoderBase
+    from rag_core.modeling.generator import GeneratorBase
+    from rag_core.modeling.rag_model import RagModelBase
+    from rag_core.retrieval import RagRetriever
+    from rag_core.tokenization import RagTokenizer
 
 
-class RagHead(RagComponents):
+class RagHead(RagComponents[Tensor]):
     """What RAG-Sequence and RAG-Token share: a `RagModel` inside, and the run-up to a loss.
 
     Attributes:
@@ -29,6 +52,7 @@ class RagHead(RagComponents):
         _call_name: what errors call a head's call.
     """
 
+    rag: RagModelBase[Tensor]
     _rag_class: ClassVar[Any]
     _call_name = "forward"
 
@@ -55,21 +79,21 @@ class RagHead(RagComponents):
     # the same in both
 
     @property
-    def retriever(self) -> Any:
+    def retriever(self) -> RagRetriever | None:
         """The retriever, or None."""
         return self.rag.retriever
 
     @property
-    def generator(self) -> Any:
+    def generator(self) -> GeneratorBase[Tensor]:
         """The generator."""
         return self.rag.generator
 
     @property
-    def question_encoder(self) -> Any:
+    def question_encoder(self) -> PooledEncoderBase[Tensor]:
         """The question encoder."""
         return self.rag.question_encoder
 
-    def set_retriever(self, retriever: Any) -> None:
+    def set_retriever(self, retriever: RagRetriever | Callable[..., Any] | None) -> None:
         """Attach a retriever, or detach it with None.
 
         Raises:
@@ -92,9 +116,50 @@ class RagHead(RagComponents):
             "Call generate()"
         )
 
-    def answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Answers with the passages they come from; see `rag_core.modeling.answer`."""
-        return answer(self._engine, self, *args, **kwargs)
+    @with_options
+    def answer(
+        self,
+        questions: str | Iterable[str],
+        *,
+        n_docs: int | None = None,
+        tokenizer: RagTokenizer | None = None,
+        question_text: bool | Sequence[str] | None = None,
+        **options: Unpack[AnswerKeywords],
+    ) -> list[Answer]:
+        """Answer questions, each answer with its passages, their prior p(z|x) and their posterior
+        p(z|x, y).
+
+        RAG-Sequence draws one passage for the whole answer, so the posterior is p(z) p(y|x, z) /
+        sum. RAG-Token draws one for every token: `token_posteriors` holds p(z_i|x, y_i, y_<i) for
+        each token, and a passage's posterior is their mean, the share of the answer that it wrote.
+
+        Args:
+            questions: one question or several: a list, an array, a column of a table, a generator.
+            n_docs: N, documents read for each question; by default the config's.
+            tokenizer: a RagTokenizer; by default the retriever's two tokenizers.
+            question_text: the questions as the prompt should hold them; True for as they were
+                asked. By default they are decoded from the question encoder's ids, as 4.37.2 does.
+            **options: any keyword of `generate`, e.g. `num_beams=4`, `max_new_tokens=20`.
+
+        Returns:
+            `num_return_sequences` answers for each question, best first, question after question;
+            fewer where RAG-Sequence found fewer. `log_probability` is log p(y|x) of all tokens
+            after the start token, the end token and those of a `decoder_input_ids` included.
+
+        Raises:
+            TypeError: questions that are not strings, or an unknown option.
+            ValueError: an empty question, a model without a retriever, or an option that cannot be
+                had.
+        """
+        return answer(
+            self._engine,
+            self,
+            questions,
+            n_docs=n_docs,
+            tokenizer=tokenizer,
+            question_text=question_text,
+            **options,
+        )
 
     def _contexts(self, *args: Any, **kwargs: Any) -> ContextsBase:
         return self.rag._contexts(*args, **kwargs)
@@ -110,7 +175,7 @@ class RagHead(RagComponents):
 
     def _run(
         self, labels: Any, extra: dict[str, Any], *, decoder_input_ids: Any, **inputs: Any
-    ) -> tuple[Any, Tensor | None, Any]:
+    ) -> tuple[Any, Any, Any]:
         """RagModel's output, the labels with pads for -100, and what the decoder was fed.
 
         Args:
@@ -154,7 +219,7 @@ class RagHead(RagComponents):
         return output if return_dict else output.to_tuple()
 
 
-class RagSequenceHead(RagHead):
+class RagSequenceHead(RagHead[Tensor]):
     """RAG-Sequence: one document explains the whole answer (paper, section 2.1).
 
     Arguments as `RagModel`.
@@ -164,26 +229,26 @@ class RagSequenceHead(RagHead):
 
     def forward(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
-        doc_scores: Any = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_retrieved: bool | None = None,
         exclude_bos_score: bool | None = None,
         reduce_loss: bool | None = None,
-        labels: Any = None,
+        labels: Tensor | None = None,
         n_docs: int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> RetrievAugLMMarginOutput[Tensor] | tuple[Any, ...]:
         """Run `RagModel`, and compute the loss.
 
         Args:
@@ -236,6 +301,35 @@ class RagSequenceHead(RagHead):
                 )
         return self._result(outputs, loss, return_dict)
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            encoder_outputs: Any = None,
+            decoder_input_ids: Tensor | None = None,
+            decoder_attention_mask: Tensor | None = None,
+            past_key_values: Any = None,
+            context_input_ids: Tensor | None = None,
+            context_attention_mask: Tensor | None = None,
+            doc_scores: Tensor | None = None,
+            use_cache: bool | None = None,
+            output_attentions: bool | None = None,
+            output_hidden_states: bool | None = None,
+            output_retrieved: bool | None = None,
+            exclude_bos_score: bool | None = None,
+            reduce_loss: bool | None = None,
+            labels: Tensor | None = None,
+            n_docs: int | None = None,
+            return_dict: Literal[True] | None = None,
+            *,
+            question_text: Sequence[str] | None = None,
+            token_type_ids: Tensor | None = None,
+        ) -> RetrievAugLMMarginOutput[Tensor]:
+            """See `forward`. For a tuple, which `return_dict=False` gives, write `.to_tuple()`."""
+            ...
+
     def get_nll(
         self,
         seq_logits: Tensor,
@@ -263,20 +357,94 @@ class RagSequenceHead(RagHead):
             reduce_loss=checked_switch("reduce_loss", reduce_loss, False),
         )
 
+    @overload
     def generate(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
-        doc_scores: Any = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[False] | None = None,
+        **options: Unpack[SequenceKeywords],
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[True],
+        **options: Unpack[SequenceKeywords],
+    ) -> GenerateOutput[Tensor]: ...
+
+    @with_options
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
         do_deduplication: bool | None = None,
         num_return_sequences: int | None = None,
         num_beams: int | None = None,
         n_docs: int | None = None,
         **model_kwargs: Any,
-    ) -> Any:
-        """Generate answers; see `rag_core.generation.rag_sequence_generate`."""
+    ) -> Tensor | GenerateOutput[Tensor]:
+        """Generate answers: each document's own search finds candidates, and those that the
+        documents together find likeliest come back (paper, section 2.5).
+
+        Args:
+            input_ids: (B, S) questions, to retrieve contexts for; or give the contexts:
+            attention_mask: (B, S), 1 = a real token.
+            context_input_ids: (B*N, S) document and question as the generator reads them.
+            context_attention_mask: (B*N, S), 1 = a real token.
+            doc_scores: (B, N), the documents' scores.
+            do_deduplication: whether a candidate found twice counts once; None = the config's.
+            num_return_sequences: answers for each question; None = the config's.
+            num_beams: beams of the search of each document; None = the config's.
+            n_docs: N; None = the config's.
+            **model_kwargs: any option below, and
+                `decoding`: "thorough" (the default) scores every candidate against every document;
+                "fast" counts a document only where its own search found the candidate, and reuses
+                that search's score;
+                `generation_config`, `prefix_allowed_tokens_fn`, `logits_processor`,
+                `stopping_criteria`: as of RAG-Token's `generate`;
+                `seed`: of the sampling noise; None draws one from the framework's generator, so
+                `torch.manual_seed` or `tf.random.set_seed` repeats a call. The same seed draws the
+                same text only for the same place in the batch and number of samples;
+                `question_text`: the questions as the prompt should hold them;
+                `decoder_input_ids` (B, P): tokens each answer begins with. The start token is put
+                in front where no row has it; `max_length` counts them, `max_new_tokens` and
+                `length_penalty` do not;
+                `streamer`: has `put(ids)` and `end()`, for one question without beams;
+                `negative_prompt_ids` (B, S'), `negative_prompt_attention_mask`: with
+                `guidance_scale` g, scores are g * log p(with documents) + (1 - g) * log p(read from
+                these ids instead; by default the empty text);
+                `graph`, of rag_tf alone: True runs all steps in one graph, which the first call of
+                its kind waits seconds for; False runs them one by one; None (the default) makes the
+                graph when a set of options is asked for the second time, and runs step by step what
+                can't be in a graph (docs/tensorflow.md).
+                The searches of all documents of a question begin with its `decoder_input_ids`,
+                whose probability thorough decoding counts, so that documents weigh as these tokens
+                say too; `guidance_scale` acts on the searches, not on the weighing; `streamer`
+                needs one document.
+
+        Returns:
+            (B * num_return_sequences, T) token ids with the start token, right-padded; or with
+            `return_dict_in_generate=True` a `GenerateOutput`, whose `sequences` they are.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: an option that cannot be had, inputs that do not fit, or `graph=True` for
+                what can't run in a graph; the reason is named.
+        """
         return rag_sequence_generate(
             self._engine,
             self,
@@ -293,7 +461,7 @@ class RagSequenceHead(RagHead):
         )
 
 
-class RagTokenHead(RagHead):
+class RagTokenHead(RagHead[Tensor]):
     """RAG-Token: each token may come from another document (paper, section 2.1).
 
     Arguments as `RagModel`.
@@ -311,26 +479,26 @@ class RagTokenHead(RagHead):
 
     def forward(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
-        doc_scores: Any = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_retrieved: bool | None = None,
         do_marginalize: bool | None = None,
         reduce_loss: bool | None = None,
-        labels: Any = None,
+        labels: Tensor | None = None,
         n_docs: int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> RetrievAugLMMarginOutput[Tensor] | tuple[Any, ...]:
         """Run `RagModel`, and compute the marginal and the loss.
 
         Args:
@@ -377,6 +545,35 @@ class RagTokenHead(RagHead):
             if checked_switch("do_marginalize", do_marginalize, config.do_marginalize):
                 outputs.logits = self.marginalize(outputs.logits, outputs.doc_scores, n_docs)
         return self._result(outputs, loss, return_dict)
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            encoder_outputs: Any = None,
+            decoder_input_ids: Tensor | None = None,
+            decoder_attention_mask: Tensor | None = None,
+            past_key_values: Any = None,
+            context_input_ids: Tensor | None = None,
+            context_attention_mask: Tensor | None = None,
+            doc_scores: Tensor | None = None,
+            use_cache: bool | None = None,
+            output_attentions: bool | None = None,
+            output_hidden_states: bool | None = None,
+            output_retrieved: bool | None = None,
+            do_marginalize: bool | None = None,
+            reduce_loss: bool | None = None,
+            labels: Tensor | None = None,
+            n_docs: int | None = None,
+            return_dict: Literal[True] | None = None,
+            *,
+            question_text: Sequence[str] | None = None,
+            token_type_ids: Tensor | None = None,
+        ) -> RetrievAugLMMarginOutput[Tensor]:
+            """See `forward`. For a tuple, which `return_dict=False` gives, write `.to_tuple()`."""
+            ...
 
     def marginalize(
         self, seq_logits: Tensor, doc_scores: Tensor, n_docs: int | None = None
@@ -457,21 +654,89 @@ class RagTokenHead(RagHead):
         start = checked_start(start_token_id, self.config.decoder_start_token_id)
         return self._shifted(self._checks.checked_ids("input_ids", input_ids), start)
 
+    @overload
     def generate(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
-        doc_scores: Any = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[False] | None = None,
+        **options: Unpack[TokenKeywords],
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[True],
+        **options: Unpack[TokenKeywords],
+    ) -> GenerateOutput[Tensor]: ...
+
+    @with_options
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
         n_docs: int | None = None,
-        generation_config: Any = None,
-        prefix_allowed_tokens_fn: Any = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Iterable[int]] | None = None,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         **kwargs: Any,
-    ) -> Any:
-        """Generate answers; see `rag_core.generation.rag_token_generate`."""
+    ) -> Tensor | GenerateOutput[Tensor]:
+        """Generate answers: one search a question, over scores that are marginalised over the
+        documents at every token (paper, section 2.5).
+
+        Args:
+            input_ids: (B, S) questions, to retrieve contexts for; or give the contexts:
+            attention_mask: (B, S), 1 = a real token.
+            context_input_ids: (B*N, S) document and question as the generator reads them.
+            context_attention_mask: (B*N, S), 1 = a real token.
+            doc_scores: (B, N), the documents' scores.
+            n_docs: N; None = the config's.
+            generation_config: options of this call; keywords go before it, the model's own options
+                after it.
+            prefix_allowed_tokens_fn: (question number, (t,) ids) -> ids allowed next.
+            logits_processor: callables (input_ids, scores) -> scores, after the built-in rules.
+            stopping_criteria: callables (input_ids, scores) -> True to stop, or (rows,) bools.
+            **kwargs: any option below, and
+                `seed`: of the sampling noise; None draws one from the framework's generator, so
+                `torch.manual_seed` or `tf.random.set_seed` repeats a call. The same seed draws the
+                same text only for the same place in the batch and number of samples;
+                `question_text`: the questions as the prompt should hold them;
+                `decoder_input_ids` (B, P): tokens each answer begins with. The start token is put
+                in front where no row has it; `max_length` counts them, `max_new_tokens` and
+                `length_penalty` do not;
+                `streamer`: has `put(ids)` and `end()`, for one question without beams;
+                `negative_prompt_ids` (B, S'), `negative_prompt_attention_mask`: with
+                `guidance_scale` g, scores are g * log p(with documents) + (1 - g) * log p(read from
+                these ids instead; by default the empty text);
+                `graph`, of rag_tf alone: True runs all steps in one graph, which the first call of
+                its kind waits seconds for; False runs them one by one; None (the default) makes the
+                graph when a set of options is asked for the second time, and runs step by step what
+                can't be in a graph (docs/tensorflow.md);
+                `do_deduplication` changes nothing: no two rows of a search are equal.
+
+        Returns:
+            (B * num_return_sequences, T) token ids with the start token, right-padded; or with
+            `return_dict_in_generate=True` a `GenerateOutput`, whose `sequences` they are.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: an option that cannot be had, inputs that do not fit, or `graph=True` for
+                what can't run in a graph; the reason is named.
+        """
         return rag_token_generate(
             self._engine,
             self,

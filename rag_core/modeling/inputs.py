@@ -401,7 +401,7 @@ class InputChecks(ABC):
 
     def check_loss(
         self, logits: Any, scores: Any, n_docs: int, target: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Any]:
         """The tensors of a loss, or of a marginal without `target`, refused if they do not fit;
         numbers are looked at where that is free.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from rag_core import checks
 from rag_core.arguments import checked_switch
@@ -26,6 +26,10 @@ from rag_core.hub import (
     split_hub_kwargs,
     whole_device,
 )
+from rag_core.outputs import Tensor
+
+if TYPE_CHECKING:
+    from rag_core.generation import GenerationConfig
 
 Model = TypeVar("Model", bound="PretrainedBase")
 
@@ -34,7 +38,7 @@ Model = TypeVar("Model", bound="PretrainedBase")
 _HELD = 1 << 26
 
 
-class PretrainedBase(Pushable):
+class PretrainedBase(Pushable, Generic[Tensor]):
     """A mixin for models with a `config`, which load and save themselves under Hugging Face's names.
 
     A backend joins it with the framework's module class, whose call runs `forward`, and which has
@@ -70,11 +74,16 @@ class PretrainedBase(Pushable):
     supports_gradient_checkpointing = True
     checkpoint_keywords: tuple[str, ...] = ("use_reentrant",)
     config: Any
-    modules: Any
-    parameters: Any
-    eval: Any
     dtype: Any
     _generation_config: Any = None
+
+    if TYPE_CHECKING:  # of the framework's module class
+
+        def modules(self) -> Iterator[Any]: ...
+
+        def parameters(self) -> Iterator[Any]: ...
+
+        def eval(self: Model) -> Model: ...
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -179,7 +188,7 @@ class PretrainedBase(Pushable):
         return use_cache, attentions, hidden, return_dict
 
     @property
-    def generation_config(self) -> Any:
+    def generation_config(self) -> GenerationConfig:
         """How to generate unless a call says otherwise.
 
         Generation_config.json's, else made from the config.
@@ -195,7 +204,7 @@ class PretrainedBase(Pushable):
         return self._generation_config
 
     @generation_config.setter
-    def generation_config(self, value: Any) -> None:
+    def generation_config(self, value: GenerationConfig) -> None:
         object.__setattr__(self, "_generation_config", value)
 
     @property
@@ -216,8 +225,12 @@ class PretrainedBase(Pushable):
         return callable(getattr(cls, "generate", None))
 
     def compute_transition_scores(
-        self, sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
-    ) -> Any:
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor] | None,
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
         """The score of each token that `generate(..., return_dict_in_generate=True,
         output_scores=True)` wrote.
 
@@ -241,14 +254,18 @@ class PretrainedBase(Pushable):
         from rag_core.generation import transition_scores
 
         step_scores = (to_numpy(step) for step in scores or ())
+        beams = None
         if beam_indices is not None:
-            beam_indices = to_numpy(beam_indices)
-        token_scores = to_tensor(
-            transition_scores(to_numpy(sequences), step_scores, beam_indices, normalize_logits),
+            beams = to_numpy(beam_indices)
+        token_scores: Any = to_tensor(
+            transition_scores(to_numpy(sequences), step_scores, beams, normalize_logits),
             self.framework,
         )
         # TensorFlow finds the place by itself
-        return token_scores.to(sequences.device) if self.framework == "pt" else token_scores
+        if self.framework != "pt":
+            return token_scores
+        placed: Any = sequences
+        return token_scores.to(placed.device)
 
     def get_input_embeddings(self) -> Any:
         """The token table."""
@@ -475,12 +492,38 @@ class PretrainedBase(Pushable):
         """The config of a folder or repository."""
         return cls.config_class.from_pretrained(name_or_path, **hub, **overrides)
 
+    @overload
     @classmethod
     def from_pretrained(
         cls: type[Model],
         pretrained_model_name_or_path: str | Path | None,
         *,
-        config: Any = None,
+        config: PretrainedConfig | str | Path | None = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device: Any = None,
+        device_map: Any = None,
+        state_dict: Mapping[str, Any] | None = None,
+        output_loading_info: Literal[False] = False,
+        **kwargs: Any,
+    ) -> Model: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        output_loading_info: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Model, dict[str, list[Any]]]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        config: PretrainedConfig | str | Path | None = None,
         dtype: Any = None,
         torch_dtype: Any = None,
         device: Any = None,
@@ -488,7 +531,7 @@ class PretrainedBase(Pushable):
         state_dict: Mapping[str, Any] | None = None,
         output_loading_info: bool = False,
         **kwargs: Any,
-    ) -> Model:
+    ) -> Any:
         """Read a model from a folder or a repository of the hub, in eval mode.
 
         Args:

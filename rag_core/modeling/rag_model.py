@@ -11,17 +11,23 @@ belongs to document d of question b.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from rag_core.arguments import check_parts, checked_n_docs, checked_switch
 from rag_core.config import RagConfig
 from rag_core.modeling.components import RagComponents, rag_config
-from rag_core.modeling.inputs import ContextsBase, Tensor
-from rag_core.outputs import EncoderOutput, RetrievAugLMOutput, as_encoder_output
+from rag_core.modeling.inputs import ContextsBase
+from rag_core.outputs import EncoderOutput, RetrievAugLMOutput, Tensor, as_encoder_output
 from rag_core.retrieval import within_table_of
 
+if TYPE_CHECKING:
+    from rag_core.modeling.encoder import PooledEncoderBase
+    from rag_core.modeling.generator import GeneratorBase
+    from rag_core.retrieval import RagRetriever
 
-class RagModelBase(RagComponents):
+
+class RagModelBase(RagComponents[Tensor]):
     """Question encoder, retriever and generator, without marginalisation.
 
     Args:
@@ -38,7 +44,7 @@ class RagModelBase(RagComponents):
     """
 
     head = "model"
-    question_encoder: Any
+    question_encoder: PooledEncoderBase[Tensor]
 
     def __init__(
         self,
@@ -57,7 +63,7 @@ class RagModelBase(RagComponents):
             generator = self._build("generator", config.generator)
         self.question_encoder = question_encoder
         self._set_generator(generator)
-        self.retriever: Any = None
+        self.retriever: RagRetriever | None = None
         self.set_retriever(retriever)
         self.ctx_encoder: Any = None
         self.context_encoder_training = False
@@ -66,7 +72,7 @@ class RagModelBase(RagComponents):
     # rag_tf
 
     @property
-    def generator(self) -> Any:
+    def generator(self) -> GeneratorBase[Tensor]:
         """The generator; a module of another library comes wrapped in the backend's
         `foreign.ForeignGenerator`.
         """
@@ -93,18 +99,18 @@ class RagModelBase(RagComponents):
     # the same in both
 
     @property
-    def rag(self) -> Any:
+    def rag(self) -> RagModelBase[Tensor]:
         """This model."""
         return self
 
-    def set_retriever(self, retriever: Any) -> None:
+    def set_retriever(self, retriever: RagRetriever | Callable[..., Any] | None) -> None:
         """Attach a retriever, or detach it with None.
 
         Raises:
             TypeError: it is not callable.
         """
         check_parts(retriever=retriever)
-        self.retriever = retriever
+        self.retriever = retriever  # type: ignore[assignment]  # called all the same
 
     def set_context_encoder_for_training(self, ctx_encoder: Any) -> None:
         """Score documents with a live document encoder instead of the index's vectors, in calls
@@ -162,7 +168,7 @@ class RagModelBase(RagComponents):
         context_attention_mask: Any = None,
         doc_scores: Any = None,
         n_docs: int | None = None,
-        question_text: list[str] | None = None,
+        question_text: Sequence[str] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         **mode: Any,
@@ -222,24 +228,24 @@ class RagModelBase(RagComponents):
 
     def forward(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        doc_scores: Any = None,
-        context_input_ids: Any = None,
-        context_attention_mask: Any = None,
+        doc_scores: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_retrieved: bool | None = None,
         n_docs: int | None = None,
         *,
-        question_text: list[str] | None = None,
+        question_text: Sequence[str] | None = None,
         return_dict: bool | None = None,
-    ) -> Any:
+    ) -> RetrievAugLMOutput[Tensor] | tuple[Any, ...]:
         """Encode the questions, retrieve, and run the generator over each document.
 
         Args:
@@ -293,6 +299,31 @@ class RagModelBase(RagComponents):
             return_dict=return_dict,
         )
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            input_ids: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            encoder_outputs: Any = None,
+            decoder_input_ids: Tensor | None = None,
+            decoder_attention_mask: Tensor | None = None,
+            past_key_values: Any = None,
+            doc_scores: Tensor | None = None,
+            context_input_ids: Tensor | None = None,
+            context_attention_mask: Tensor | None = None,
+            use_cache: bool | None = None,
+            output_attentions: bool | None = None,
+            output_hidden_states: bool | None = None,
+            output_retrieved: bool | None = None,
+            n_docs: int | None = None,
+            *,
+            question_text: Sequence[str] | None = None,
+            return_dict: Literal[True] | None = None,
+        ) -> RetrievAugLMOutput[Tensor]:
+            """See `forward`. For a tuple, which `return_dict=False` gives, write `.to_tuple()`."""
+            ...
+
     def _outputs(
         self,
         mode: dict[str, Any],
@@ -311,7 +342,7 @@ class RagModelBase(RagComponents):
         output_hidden_states: bool | None,
         output_retrieved: bool | None,
         n_docs: int | None,
-        question_text: list[str] | None,
+        question_text: Sequence[str] | None,
         return_dict: bool | None,
     ) -> Any:
         """`forward` in a mode of the backend's calls."""

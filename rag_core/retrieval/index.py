@@ -34,6 +34,8 @@ from rag_core.retrieval.rerank import checked_factor, notes_path, read_notes, re
 from rag_core.retrieval.vectors import ArrowVectors, FaissVectors, VectorSource
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from rag_core.retrieval.filtered import FilteredIndex
     from rag_core.retrieval.where import Where
 
@@ -69,7 +71,7 @@ class Index(Protocol):
         """
         ...
 
-    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict[str, Any]]:
         """Return B dictionaries of lists of length N.
 
         "title" and "text", perhaps "id" and others.
@@ -299,7 +301,7 @@ class FaissIndex:
         return self._rerank
 
     @property
-    def dataset(self) -> Any:
+    def dataset(self) -> Dataset:
         """The passages (`datasets.Dataset`)."""
         self.init_index()
         # Searches did without the `datasets` library, which takes long to import.
@@ -420,7 +422,7 @@ class FaissIndex:
             raise IndexError(f"it names row {doc_ids.max()} of {len(self._dataset)}")
         return doc_ids
 
-    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict]:
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict[str, Any]]:
         """Return B dictionaries of lists.
 
         Every column of the passages but the embeddings, read in one go. Those of a knowledge base

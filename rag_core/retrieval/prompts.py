@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rag_core.tokenization import words_of
 
@@ -26,7 +27,7 @@ def contextualize(document: str, question: str, prefix: str, doc_sep: str) -> st
 
 
 def build_prompts(
-    docs: Sequence[dict],
+    docs: Sequence[dict[str, Any]],
     questions: Sequence[str],
     prefix: str,
     n_docs: int,

@@ -24,7 +24,7 @@ from rag_core.retrieval.search import read_docs, search
 from rag_core.tokenization import Tokenizer, encoded_within
 
 if TYPE_CHECKING:
-    from rag_core.tokenization import RagTokenizer
+    from rag_core.tokenization import BatchEncoding, RagTokenizer
 
 
 class RagRetriever(Pushable):
@@ -59,8 +59,8 @@ class RagRetriever(Pushable):
         from rag_core.retrieval.retriever_files import open_index
 
         self.config = copy.deepcopy(config)
-        self.question_encoder_tokenizer = question_encoder_tokenizer
-        self.generator_tokenizer = generator_tokenizer
+        self.question_encoder_tokenizer: Tokenizer = question_encoder_tokenizer
+        self.generator_tokenizer: Tokenizer = generator_tokenizer
         self.index = open_index(self.config) if index is None else index
         self.ctx_encoder_tokenizer: Any = None
         self.return_tokenized_docs = False
@@ -196,7 +196,7 @@ class RagRetriever(Pushable):
 
     def retrieve(
         self, question_hidden_states: Any, n_docs: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray, list]:
+    ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Find documents.
 
         Args:
@@ -242,7 +242,7 @@ class RagRetriever(Pushable):
 
     def postprocess_docs(
         self,
-        docs: Sequence[dict],
+        docs: Sequence[dict[str, Any]],
         input_strings: Sequence[str],
         prefix: str | None,
         n_docs: int,
@@ -332,7 +332,7 @@ class RagRetriever(Pushable):
         return_tensors: str | None = None,
         question_text: Sequence[str] | None = None,
         truncate: str | None = None,
-    ) -> Any:
+    ) -> BatchEncoding:
         """Retrieve, and encode documents with questions for the generator.
 
         Args:

@@ -84,7 +84,7 @@ def open_index(
 def _located(
     path: str,
     base: str | Path | None,
-    hub: dict,
+    hub: dict[str, Any],
     listing: Callable[[], tuple[str | None, list[str]]],
 ) -> Path:
     """Resolve a configured path.

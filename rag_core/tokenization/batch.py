@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -13,6 +13,13 @@ from rag_core.backends import to_tensor
 
 if TYPE_CHECKING:
     import tokenizers
+    from typing_extensions import LiteralString
+
+    class AnyTensor(Any):
+        """What checkers see in `**batch`: it passes for a tensor of any framework and for no flag,
+        so that `generate(**batch)` is the overload without `return_dict_in_generate=True`.
+        """
+
 
 # Where an encoding keeps how its `encodings` are made: few ask for them, and they take long.
 _ENCODE = "_encode"
@@ -74,6 +81,12 @@ class BatchEncoding(dict[str, Any]):
         if name in self:
             return self[name]
         raise AttributeError(f"this BatchEncoding has no {name!r}, it has {sorted(self)}")
+
+    @overload
+    def __getitem__(self, key: LiteralString | int | slice) -> Any: ...
+
+    @overload
+    def __getitem__(self, key: str) -> AnyTensor: ...  # type: ignore[overload-cannot-match]
 
     def __getitem__(self, key: Any) -> Any:
         """The value of a key; of a row number the library's encoding of that row, of a slice a

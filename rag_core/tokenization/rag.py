@@ -6,11 +6,12 @@ Re-exports Tokenizer.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rag_core.arguments import as_list
 from rag_core.checks import warn
 from rag_core.config import prepared_texts, read_config
 from rag_core.hub import (
@@ -25,6 +26,11 @@ from rag_core.tokenization.batch import BatchEncoding
 from rag_core.tokenization.tokenizer import Tokenizer
 from rag_core.tokenization.vocabulary import clean_up_tokenization, encoded_within
 from rag_core.tokenization.writing import TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from rag_core.tokenization.keywords import CallKeywords, TokenizerKeywords
 
 __all__ = ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer", "clean_up_tokenization"]
 
@@ -71,10 +77,10 @@ class RagTokenizer(Pushable):
         for name, value in (("question_encoder", question_encoder), ("generator", generator)):
             if not callable(value) or not hasattr(value, "batch_decode"):
                 raise TypeError(f"{name} must be a tokenizer, got {type(value).__name__}")
-        self.question_encoder = question_encoder
-        self.generator = generator
+        self.question_encoder: Tokenizer = question_encoder
+        self.generator: Tokenizer = generator
         # Code of transformers' examples switches between the two.
-        self.current_tokenizer = question_encoder
+        self.current_tokenizer: Tokenizer = question_encoder
         self.tables = tables
         encoder_config = getattr(config, "question_encoder", config)
         self.query_prompt: str = getattr(encoder_config, "query_prompt", None) or ""
@@ -82,8 +88,12 @@ class RagTokenizer(Pushable):
         self.query_max_length: int | None = getattr(encoder_config, "query_max_length", None)
 
     def __call__(
-        self, text: Any = None, text_pair: Any = None, text_target: Any = None, **kwargs: Any
-    ) -> Any:
+        self,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        **kwargs: Unpack[CallKeywords],
+    ) -> BatchEncoding:
         """Encodes questions, targets, or both.
 
         Args:
@@ -110,10 +120,13 @@ class RagTokenizer(Pushable):
             encoded["labels"] = self.encode_targets(text_target, **kwargs)["input_ids"]
         return encoded
 
-    def encode_questions(self, questions: str | Sequence[str], **kwargs: Any) -> Any:
+    def encode_questions(
+        self, questions: str | Iterable[str], **kwargs: Unpack[TokenizerKeywords]
+    ) -> BatchEncoding:
         """Ids of questions in the question encoder's vocabulary, with its prompt in front if it
         has one.
         """
+        questions = as_list(questions)
         if self.query_prompt or self.query_lower_case:
             texts = [questions] if isinstance(questions, str) else questions
             prepared = prepared_texts(texts, self.query_prompt, self.query_lower_case)
@@ -125,21 +138,42 @@ class RagTokenizer(Pushable):
             encoded, self.tables[0], self.question_encoder, kwargs.get("return_tensors")
         )
 
-    def encode_targets(self, targets: str | Sequence[str], **kwargs: Any) -> Any:
+    def encode_targets(
+        self, targets: str | Iterable[str], **kwargs: Unpack[TokenizerKeywords]
+    ) -> BatchEncoding:
         """Ids of targets in the generator's vocabulary.
 
         Its `input_ids` are what a model takes as `labels`.
         """
-        encoded = self.generator(text_target=targets, **kwargs)
+        encoded = self.generator(text_target=as_list(targets), **kwargs)
         return encoded_within(encoded, self.tables[1], self.generator, kwargs.get("return_tensors"))
 
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        """The text of generated ids; arguments as of `Tokenizer.decode`."""
-        return self.generator.decode(*args, **kwargs)
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """The text of one row of generated ids.
 
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """The texts of generated rows of ids; arguments as of `Tokenizer.batch_decode`."""
-        return self.generator.batch_decode(*args, **kwargs)
+        Args:
+            token_ids: a list, array or tensor of shape (L,).
+            skip_special_tokens: leave special tokens out.
+            **kwargs: as of the generator's tokenizer, see `Tokenizer.decode`.
+        """
+        return self.generator.decode(token_ids, skip_special_tokens, **kwargs)
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """The texts of B rows of generated ids: what `generate` returned, of shape (B, L).
+
+        Arguments as of `decode`.
+        """
+        return self.generator.batch_decode(sequences, skip_special_tokens, **kwargs)
 
     def _switch_to_input_mode(self) -> None:
         self.current_tokenizer = self.question_encoder
@@ -157,7 +191,7 @@ class RagTokenizer(Pushable):
         return_tensors: str | None = None,
         truncation: bool | str = True,
         **kwargs: Any,
-    ) -> Any:
+    ) -> BatchEncoding:
         """Deprecated: call the tokenizer with `text_target=` instead."""
         warn(
             "prepare_seq2seq_batch is deprecated; write tokenizer(questions, text_target=targets, "

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rag_core.arguments import as_list
 from rag_core.hub import (
     Pushable,
     Saving,
@@ -315,6 +316,9 @@ class Tokenizer(IdRows, Pushable):
             raise TypeError(
                 "text must be a str or a list of str, got None (and text_target is None too)"
             )
+        text, text_pair, text_target, text_pair_target = map(
+            as_list, (text, text_pair, text_target, text_pair_target)
+        )
         options = EncodeOptions(
             add_special_tokens=add_special_tokens,
             padding=padding,

@@ -495,7 +495,7 @@ class TrainingRun(ABC):
         Raises:
             ValueError: an answer is to be left unsaid, and there is no mask token for that.
         """
-        common = {"padding": True, "truncation": True, "return_tensors": "np"}
+        common: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "np"}
         questions = self.tokenizer.encode_questions(
             [example.question for example in examples],
             max_length=self.config.max_question_length,

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from datasets import Dataset
 
+from rag_core import RagTokenizer, Tokenizer
+from rag_core.arguments import checked_questions
 from rag_core.backends import BACKENDS, OLDEST, check_framework
 from rag_core.knowledge.manifest import Manifest
 from rag_core.retrieval.index import FaissIndex
@@ -101,5 +104,52 @@ def test_a_repr_is_one_line_that_tells_what_a_thing_is():
     passages.add_faiss_index("embeddings", metric_type=0)
     assert repr(FaissIndex(passages)) == "FaissIndex(1 passages, D=3, IndexFlat)"
     history = [{"loss": 11.7}, {"loss": 1.29}]
-    report = TrainingReport(150, history, 0.775, 148.2, first_loss=11.72)
+    report = TrainingReport(150, history, exact_match=0.775, seconds=148.2, first_loss=11.72)
     assert repr(report) == "TrainingReport(150 steps, loss 11.72 to 1.29, exact match 0.775, 148 s)"
+
+
+QUESTIONS = ["Who wrote War and Peace?", "What is Saturn?"]
+COLUMNS = {
+    "tuple": lambda: tuple(QUESTIONS),
+    "array": lambda: np.array(QUESTIONS),
+    "objects": lambda: np.array(QUESTIONS, object),
+    "series": lambda: pandas.Series(QUESTIONS),
+    "column": lambda: Dataset.from_dict({"question": QUESTIONS})["question"],
+    "generator": lambda: (question for question in QUESTIONS),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_questions_come_as_a_column_of_any_kind(kind):
+    assert checked_questions(COLUMNS[kind]()) == QUESTIONS
+    tokenizer = Tokenizer.from_pretrained(ROOT / "tests" / "data" / "tokenizers" / "bert")
+    expected = tokenizer(QUESTIONS)["input_ids"]
+    both = RagTokenizer(tokenizer, tokenizer)
+    if kind != "tuple":  # which is a pair of texts
+        assert tokenizer(COLUMNS[kind]())["input_ids"] == expected
+    assert both.encode_questions(COLUMNS[kind]())["input_ids"] == expected
+    encoded = both(QUESTIONS, text_target=COLUMNS[kind]())
+    assert encoded["labels"] == expected
+
+
+@pytest.mark.parametrize(
+    "questions",
+    [
+        {"question": "Who?"},
+        b"Who?",
+        3,
+        None,
+        pandas.DataFrame({"question": QUESTIONS}),
+        np.array([QUESTIONS]),
+        np.array("Who?"),
+    ],
+    ids=lambda questions: type(questions).__name__,
+)
+def test_what_is_no_column_of_questions_is_refused(questions):
+    with pytest.raises(TypeError, match="questions must be a string or a list of strings; got "):
+        checked_questions(questions)
+
+
+def test_lists_of_lists_are_no_questions():
+    with pytest.raises(TypeError, match="questions must be strings; number 0 is a list"):
+        checked_questions([QUESTIONS])
