@@ -67,7 +67,7 @@ def test_pdf_knows_its_pages_and_loses_what_stands_on_every_one(tmp_path) -> Non
     write_pdf(tmp_path / "a.pdf", pages, title="Staff handbook")
     [document] = read_documents(tmp_path / "a.pdf")
     assert document.title == "Staff handbook"
-    assert document.text.count("ACME Handbook") == document.text.count("of 5") == 1
+    assert document.text.count("ACME Handbook") == 1 and "of 5" not in document.text
     assert document.text.count("information") == 5
     starts = [(document.text[start : start + 14], page) for start, page in document.marks]
     assert starts[0] == ("ACME Handbook\n", {"page": 1})

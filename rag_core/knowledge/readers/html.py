@@ -28,6 +28,8 @@ _CODE = {"pre", "listing", "xmp", "textarea"}
 _NOT_IN_TABLES = _HEADINGS | {"table", "pre", "main", "article", "section"}
 # More parts of a page that call themselves its main one are none.
 _MAINS = 10
+# A header or footer within one of these is its own, all others are the site's.
+_PARTS = ("article", "main", "section", "blockquote", "table")
 _INVISIBLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WORD = re.compile(r"\w")
 # As browsers look for them, at the beginning only.
@@ -236,6 +238,13 @@ class _Walk:
         return [block for block in blocks if block.text]
 
 
+def _is_of_site(element: Any) -> bool:
+    if next(element.iterancestors(*_PARTS), None) is not None:
+        return False
+    # The title of a page may stand in its header.
+    return element.tag == "footer" or next(element.iter(*_HEADINGS), None) is None
+
+
 def _own_text(element: Any) -> str:
     """The text before the first element within, or in its place."""
     if element.tag == "br":
@@ -249,5 +258,7 @@ def _is_hidden(element: Any) -> bool:
     if element.tag in _HIDDEN or "hidden" in element.attrib:
         return True
     if element.get("aria-hidden") == "true" or element.get("role") == "navigation":
+        return True
+    if element.tag in ("header", "footer") and _is_of_site(element):
         return True
     return bool(_INVISIBLE.search(element.get("style", "")))

@@ -24,6 +24,9 @@ _EDGE_PAGES = 3
 _NUMBERED_PAGES = 2
 _EDGE_SHARE = 0.4
 _EDGE_LINES = 3
+_EDGE_CHARS = 12
+# Front matter counts apart.
+_MOST_SHIFT = 60
 # Stands for a page's own number.
 _PAGE = "\uffff"
 _WORD = re.compile(r"[^\W\d_]+")
@@ -127,7 +130,7 @@ def _mended(pages: list[str]) -> list[str]:
 def _drop_edges(pages: list[list[str]]) -> None:
     """Removes headers, footers and page numbers.
 
-    The first of each stays where it has words: it may be the title.
+    The first of each stays unless the page's number is in it: it may be the title.
     """
     many = max(_EDGE_PAGES, _EDGE_SHARE * len(pages))
     shift = _shift(pages)
@@ -141,9 +144,9 @@ def _drop_edges(pages: list[list[str]]) -> None:
             counts = Counter(edges)
             removed = False
             for page, edge in zip(pages, edges, strict=True):
-                least = _NUMBERED_PAGES if _PAGE in edge else many
-                is_common = bool(edge) and counts[edge] >= least
-                if is_common and (edge in seen or not _WORD.search(edge)):
+                is_numbered = _PAGE in edge
+                least = _NUMBERED_PAGES if is_numbered else many
+                if edge and counts[edge] >= least and (is_numbered or edge in seen):
                     page.pop(side)
                     removed = True
                 seen.add(edge)
@@ -154,18 +157,23 @@ def _drop_edges(pages: list[list[str]]) -> None:
 def _shift(pages: list[list[str]]) -> int:
     """The number that most pages show at an edge, less how many pages are before."""
     shifts = Counter(
-        int(number) - before
+        shift
         for before, page in enumerate(pages)
-        for line in {*page[:1], *page[-1:]}
+        for line in {*page[:_EDGE_LINES], *page[-_EDGE_LINES:]}
         for number in _NUMBER.findall(line)
+        # Tables end in numbers that grow, too.
+        if abs(shift := int(number) - before) <= _MOST_SHIFT
     )
     return max(shifts, key=shifts.__getitem__, default=0)
 
 
 def _edge(line: str, page: int) -> str:
-    """A line of the edge but for the page's number in it."""
+    """A line of the edge but for the page's number in it; "" for what may be a cell of a table."""
     line = " ".join(line.lower().split())
-    return re.sub(rf"\b0*{page}\b", _PAGE, line, count=1)
+    edge = re.sub(rf"\b0*{page}\b", _PAGE, line, count=1)
+    if _PAGE in edge or len(line) >= _EDGE_CHARS:
+        return edge
+    return ""
 
 
 def _joined(pages: list[str], title: str) -> Iterator[Section]:

@@ -20,19 +20,30 @@ def read(path: Path, name: str) -> Iterator[Section]:
     check_zip(path)
     deck = Presentation(str(path))
     title = tidy(deck.core_properties.title or "").strip()
-    # What python-pptx' own empty deck is called.
+    # What PowerPoint calls a deck that nobody named.
     if title == "PowerPoint Presentation":
         title = ""
+    title = title or _title_slide(deck)
     for number, slide in enumerate(deck.slides, 1):
-        for section in sections(_blocks(slide), title or name):
+        for section in sections(_blocks(slide, title), title or name):
             section.metadata["slide"] = number
             yield section
 
 
-def _blocks(slide: Any) -> Iterator[Block]:
+def _title_slide(deck: Any) -> str:
+    """The title of a first slide that is laid out as one of titles, or ""."""
+    for slide in list(deck.slides)[:1]:
+        title = slide.shapes.title
+        if title is not None and title.placeholder_format.type.name == "CENTER_TITLE":
+            return " ".join(tidy(title.text_frame.text).split())
+    return ""
+
+
+def _blocks(slide: Any, deck: str) -> Iterator[Block]:
     title = slide.shapes.title
     if title is not None and title.has_text_frame:
-        yield Block(tidy(title.text_frame.text), 2)
+        text = " ".join(tidy(title.text_frame.text).split())
+        yield Block(text, 1 if text == deck else 2)
     for shape in _shapes(slide.shapes):
         if title is not None and shape.shape_id == title.shape_id:
             continue

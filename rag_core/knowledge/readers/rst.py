@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 # Docutils reads a few hundred thousand characters a second.
 MAX_BYTES = 16 << 20
 MAX_LINE = 1 << 20
+# Docutils' time for faulty text grows with its square. Roles of Sphinx are two faults each, a
+# thousand a second.
+MAX_FAULTS = 20_000
+MAX_SECONDS = 60
 # Unknown directives within unknown directives.
 _DEPTH = 4
 _SETTINGS = {
@@ -37,7 +42,6 @@ _SETTINGS = {
     "smart_quotes": False,
     "syntax_highlight": "none",
     "traceback": True,
-    "warning_stream": False,
 }
 _DIRECTIVE = re.compile(r"\s*\.\. +(?:\|[^|]*\| +)?([\w:.+-]+)::[ \t]*")
 _OPTION = re.compile(r"\s*:[\w-]+:(\s|$)")
@@ -83,12 +87,24 @@ class _Reader:
         self.first = first
         self.depth = depth
         self.lines: list[str] = []
+        self.faults = 0
+        self.start = time.monotonic()
+
+    def write(self, _: str) -> None:
+        """Takes what docutils complains of, one fault a call."""
+        self.faults += 1
+        if self.faults > MAX_FAULTS or time.monotonic() - self.start > MAX_SECONDS:
+            raise FileFault(
+                f"it has too many faults of markup ({self.faults:,} so far). Mend it, or save it as "
+                ".txt."
+            )
 
     def blocks(self, text: str) -> Iterator[Block]:
         from docutils.core import publish_doctree
 
         self.lines = text.split("\n")
-        tree = publish_doctree(text, settings_overrides=_SETTINGS)
+        settings = {**_SETTINGS, "warning_stream": self}
+        tree = publish_doctree(text, settings_overrides=settings)
         yield from self.inside(tree, 2, {"line": self.first})
 
     def inside(self, node: Node, level: int, position: dict[str, Any]) -> Iterator[Block]:
