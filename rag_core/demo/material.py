@@ -110,7 +110,8 @@ def missing() -> list[str]:
         )
     if not (knowledge_path() / "manifest.json").is_file():
         lines.append(
-            f"embed and index them, 45 MB, in {knowledge_path()} (two to five minutes on two cores)"
+            f"embed and index them, 45 MB, in {knowledge_path()} (three to five minutes "
+            "on two idle cores, longer beside other work)"
         )
     return lines
 
@@ -219,7 +220,8 @@ def demo_knowledge_base(
         return KnowledgeBase.open(path)
     folder, passages = encoder_folder(say), passages_file(say)
     say(
-        f"Embedding 10,033 passages into {path}; two to five minutes on two cores. It may be "
+        f"Embedding 10,033 passages into {path}; three to five minutes on two idle cores, longer "
+        "beside other work. It may be "
         "stopped and goes on later."
     )
     return build_knowledge_base(
