@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import shlex
 import shutil
 import sys
 import warnings
@@ -122,6 +121,8 @@ def pasteable(*words: object) -> str:
     """A command line of this command that can be pasted: with the name that it was started by where
     `dualrag` alone would not be found.
     """
+    import shlex
+
     script = Path(sys.argv[0])
     name = "dualrag"
     if script == Path(__file__).with_name("__main__.py"):
@@ -219,6 +220,8 @@ def clean(command: Callable[..., None]) -> Callable[..., None]:
     ]
     parameters = [*signature.parameters.values(), *shared]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    # evaluated above; typer would do so again
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
