@@ -4,7 +4,6 @@ answers.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rag_core.cli.changes import Where
 from rag_core.cli.common import (
     Backend,
     choice,
@@ -23,12 +23,12 @@ from rag_core.cli.common import (
     say_error,
     without_none,
 )
+from rag_core.cli.lines import json_line
 from rag_core.hub import Line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rag_core.outputs import Answer
 
 _FILE_BATCH = 8
 DEMO_ANSWERS = (
@@ -56,6 +56,7 @@ def ask(
     n_docs: Annotated[
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
+    where: Where = None,
     head: Annotated[
         str | None, choice("--head", "token", "sequence", help="By default the model's own.")
     ] = None,
@@ -151,6 +152,7 @@ def ask(
         head=head,
         backend=backend,
         int8=int8,
+        where=where,
         dtype=dtype,
         device=device,
     )
@@ -198,15 +200,26 @@ class Page:
         self.without_source = False
         self._console: Console | None = None
 
-    def show(self, answer: Answer) -> None:
+    def show(self, answer: Any) -> None:
+        """Shows an answer, or what else `print` knows."""
         if self.as_json:
-            print(_json_line(answer.to_dict()), flush=True)
-            return
-        from rag_core.cli.show import answers_console, show_answer
+            print(json_line(answer.to_dict()), flush=True)
+        else:
+            self.print(answer)
 
+    def console(self) -> Console:
+        """Where people read."""
         if self._console is None:
-            self._console = answers_console()
-        show_answer(answer, self._console, full=self.full)
+            from rag_core.cli.lines import stdout_console
+
+            self._console = stdout_console()
+        return self._console
+
+    def print(self, answer: Any) -> None:
+        """Shows an answer to people."""
+        from rag_core.cli.show import show_answer
+
+        show_answer(answer, self.console(), full=self.full)
         if not all(passage.source for passage in answer.passages):
             self.without_source = True
 
@@ -246,6 +259,7 @@ class Answerer:
         head: str | None = None,
         backend: str | None = None,
         int8: bool = False,
+        where: list[str] | None = None,
         **placing: str | None,
     ) -> Answerer:
         """Loads a model and its knowledge base.
@@ -253,7 +267,7 @@ class Answerer:
         Args:
             page: for its answers.
             options: of its method `answer`.
-            kb, model, head, int8, **placing: see `rag_core.cli.models.open_model`.
+            kb, model, head, int8, where, **placing: see `rag_core.cli.models.open_model`.
             backend: the framework's short name.
         """
         from rag_core.cli.process import load_backend_for_command
@@ -263,7 +277,7 @@ class Answerer:
         engine = load_backend_for_command(backend)
         from rag_core.cli.models import open_model
 
-        network, base = open_model(engine, kb, model, head, say, int8, **placing)
+        network, base = open_model(engine, kb, model, head, say, int8, where=where, **placing)
         if base is not None and base.manifest.credit:
             page.notes.append(base.manifest.credit)
         return cls(engine, network, page, options)
@@ -331,13 +345,3 @@ def _batches(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
     remaining = iter(lines)
     while batch := list(islice(remaining, size)):
         yield batch
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    """JSON in the letters it is about; as ASCII escapes where stdout cannot write them."""
-    line = json.dumps(row, ensure_ascii=False)
-    try:
-        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(row)
-    return line

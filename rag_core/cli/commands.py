@@ -19,6 +19,7 @@ from rag_core.cli.eval import eval as evaluate
 from rag_core.cli.index import index
 from rag_core.cli.info import info
 from rag_core.cli.parity import parity
+from rag_core.cli.search import search
 from rag_core.cli.train import train
 
 _WIDEST = 110  # columns of help: longer lines are hard to read
@@ -91,6 +92,13 @@ _add(
     'dualrag ask "Who is the fire warden?" --kb kb --model tuned --n-docs 3',
     "dualrag ask --kb kb --model tuned",
     "dualrag ask --questions questions.txt --kb kb --json > answers.jsonl",
+)
+_add(
+    search,
+    "Find the passages nearest to a question, without a model.",
+    'dualrag search kb "Who is the fire warden?"',
+    "dualrag search kb \"How many days of leave?\" --k 3 --where 'source=handbook/*'",
+    "dualrag search kb --questions questions.txt --json > hits.jsonl",
 )
 _add(
     info,

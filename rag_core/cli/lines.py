@@ -33,10 +33,6 @@ def stdout_console() -> Console:
 
 
 def printable(text: str, encoding: str) -> str:
-    """The text in one line and without control characters.
-
-    Text of strangers has no command over the terminal.
-    """
+    """The text without control characters: text of strangers has no command over the terminal."""
     # here, so that columns are as wide as what is written
-    known = text.encode(encoding, "replace").decode(encoding)
-    return " ".join(known.translate(_CONTROLS).split())
+    return text.encode(encoding, "replace").decode(encoding).translate(_CONTROLS)

@@ -48,6 +48,7 @@ def open_model(
     head: str | None,
     say: Say,
     int8: bool = False,
+    where: list[str] | None = None,
     **placing: str | None,
 ) -> tuple[Any, KnowledgeBase | None]:
     """A RAG model with a retriever, and the knowledge base if it is one.
@@ -59,6 +60,7 @@ def open_model(
         head: "token" or "sequence"; None = as it was saved.
         say: told what is fetched.
         int8: round linear maps to int8.
+        where: conditions on the passages that are searched; None or none searches all.
         **placing: `dtype` and `device`; None leaves them to `from_pretrained`.
     """
     if int8 and not hasattr(engine, "quantized"):
@@ -100,6 +102,8 @@ def open_model(
         retriever = RagRetriever(
             config, tokenizer.question_encoder, tokenizer.generator, index=base.index()
         )
+    if where:
+        retriever.index = _filtered(retriever.index, where)
     kind = "RagSequenceForGeneration"
     if (head or config.saved_head) == "token":
         kind = "RagTokenForGeneration"
@@ -110,6 +114,22 @@ def open_model(
     if int8:
         network = engine.quantized(network)
     return network, base
+
+
+def _filtered(index: Any, where: list[str]) -> Any:
+    if not hasattr(index, "where"):
+        raise ValueError(
+            f"--where must go with an index of passages, got {type(index).__name__}. Leave it out."
+        )
+    return index.where(where)
+
+
+def fetch_encoder(name: str, say: Say) -> None:
+    """Sees that the demo's encoder is in the cache where it is named; others load by their names."""
+    from rag_core.demo import ENCODER, encoder_folder
+
+    if name == ENCODER and not Path(name).exists():
+        encoder_folder(say)
 
 
 def single_use(engine: Any, last: bool) -> AbstractContextManager[None]:

@@ -5,33 +5,25 @@ probabilities, by rich.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from rag_core.cli.lines import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from rag_core.outputs import Answer, Passage
+    from rag_core.outputs import Answer, Hit, Passage
 
 SNIPPET = 220  # characters shown of a passage that the answer owes something to
 BAR = 10
 SHARE = BAR + 8  # columns of a bar and its number
 NARROW = 70  # columns of a terminal that has no room for bars
-WIDE = 120  # longer lines are hard to read
 OWES = 0.1  # posterior from which on a passage is shown in more than one line
 _LEAD = 60  # characters shown before the answer where a snippet begins in the middle
 _MARK = "bold reverse"
-_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
-
-
-def answers_console() -> Console:
-    """Where answers are printed: stdout, never wider than can be read."""
-    from rich.console import Console
-
-    console = Console()
-    console.width = min(console.width, WIDE)
-    return console
 
 
 def show_answer(
@@ -48,6 +40,24 @@ def show_answer(
     _Page(console, full).answer(answer)
     if credit:
         show_notes(console, credit)
+
+
+def show_hits(question: str, hits: Sequence[Hit], console: Console, full: bool = False) -> None:
+    """Prints what a search found.
+
+    Args:
+        question: as asked.
+        hits: best first.
+        console: where to.
+        full: whole passages, with their line breaks.
+    """
+    from rich.text import Text
+
+    page = _Page(console, full)
+    console.print(Text(page.line(question), style="bold"))
+    for hit in hits:
+        page.hit(hit)
+    console.print()
 
 
 def show_notes(console: Console, *notes: str) -> None:
@@ -89,6 +99,18 @@ class _Page:
                 wanted = answer.text
             self._text(passage, wanted, is_best or passage.posterior >= OWES)
         self.console.print()
+
+    def hit(self, hit: Hit) -> None:
+        """Prints one passage that a search found."""
+        from rich.text import Text
+
+        title, origin = self._names(hit, hit.rank == 1)
+        gap = ""
+        if title:
+            gap = "  "
+        score = (f"{hit.score:.3f}", "green")
+        self.console.print(Text.assemble(f"{hit.rank:>3}  ", score, "  ", title, gap, origin))
+        self._text(hit, "", True)
 
     def _head(self, answer: Answer) -> object:
         from rich.panel import Panel
@@ -156,7 +178,7 @@ class _Page:
         shares = Text(f"{prior} before, {posterior} given answer", style="green")
         self.console.print(Padding(shares, (0, 0, 0, 3)))
 
-    def _names(self, passage: Passage, is_best: bool) -> tuple[Text, Text]:
+    def _names(self, passage: Passage | Hit, is_best: bool) -> tuple[Text, Text]:
         """A passage's title, empty where its origin says as much, and its origin."""
         from rich.text import Text
 
@@ -173,7 +195,7 @@ class _Page:
         title = self.line(passage.title) or "(untitled)"
         return Text(title, style=style), Text(origin, style="dim")
 
-    def _text(self, passage: Passage, wanted: str, at_length: bool) -> None:
+    def _text(self, passage: Passage | Hit, wanted: str, at_length: bool) -> None:
         from rich.padding import Padding
         from rich.text import Text
 
@@ -223,12 +245,8 @@ class _Page:
         return " ".join(self.known(text).split())
 
     def known(self, text: str) -> str:
-        """The text without control characters: text of strangers has no command over the
-        terminal.
-        """
-        encoding = self.console.encoding
-        # here, so that columns are as wide as what is written
-        return text.encode(encoding, "replace").decode(encoding).translate(_CONTROLS)
+        """The text in letters that the terminal has, without control characters."""
+        return printable(text, self.console.encoding)
 
 
 def answer_spans(text: str, answer: str) -> list[tuple[int, int]]:

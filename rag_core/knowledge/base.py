@@ -56,17 +56,21 @@ if TYPE_CHECKING:
     from rag_core.knowledge.encoders import PassageEncoderBase
     from rag_core.knowledge.update import Update
     from rag_core.outputs import Hit
-    from rag_core.retrieval import FaissIndex, Where
+    from rag_core.retrieval import FaissIndex, FilteredIndex, Where
 
     Encoder = str | Path | PassageEncoderBase | Callable[[list[str]], Any]
 
 
 @dataclass
 class _Loaded:
-    """What searches of a knowledge base keep: the index of a manifest, and what embeds questions."""
+    """What searches of a knowledge base keep: the index of a manifest, the rows of the latest
+    conditions, and what embeds questions.
+    """
 
     manifest: Manifest | None = None
     index: FaissIndex | None = None
+    where: Where | None = None
+    filtered: FilteredIndex | None = None
     key: tuple[Any, ...] = ()
     embed: Callable[[list[str]], Any] | None = None
 
@@ -320,9 +324,14 @@ class KnowledgeBase:
         loaded = self._loaded
         if loaded.manifest is not self.manifest:
             loaded.manifest, loaded.index = self.manifest, self.index()
+            loaded.filtered = None
         index: Any = loaded.index
         if where is not None:
-            index = index.where(where)
+            if not isinstance(where, str) and not callable(where):
+                where = list(where)
+            if loaded.filtered is None or loaded.where != where:
+                loaded.where, loaded.filtered = where, index.where(where)
+            index = loaded.filtered
         key = (encoder, backend)
         if loaded.key != key or loaded.embed is None:
             loaded.embed = question_encoder(self, encoder, backend)

@@ -138,6 +138,14 @@ def ask(dualrag):
     return lambda *words, **options: dualrag("ask", *words, "--kb", "kb", "--model", "m", **options)
 
 
+def test_ask_answers_from_the_passages_that_conditions_hold_for(ask) -> None:
+    for title in ("Leo Tolstoy", "Saturn"):
+        words = ("Who?", "--json", "--n-docs", "1", "--where", f"title={title}")
+        assert json.loads(ask(*words).stdout)["text"] == title
+    refused = ask("Who?", "--where", "titel=Saturn")
+    assert refused.exit_code == 2 and "Did you mean 'title'?" in refused.stderr
+
+
 def test_every_question_of_a_pipe_is_answered(ask) -> None:
     piped = b"\xef\xbb\xbfOne?\n\n  \r\nTw\xc3\xb6?\r\nna\xefve?\n\nFour?\rtoo long?\nlast"
     spoken = ask("--json", input=piped)
@@ -336,7 +344,7 @@ def test_a_closed_pipe_ends_quietly(ask, monkeypatch) -> None:
     def closed(*_: object, **__: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("rag_core.cli.ask._json_line", closed)
+    monkeypatch.setattr("rag_core.cli.ask.json_line", closed)
     spoken = ask("--json", input="One?\nTwo?\n")
     assert spoken.exit_code == 1 and spoken.stderr == ""
 

@@ -1,4 +1,4 @@
-"""`dualrag info`, `update`, `add` and `remove` with a stand-in encoder."""
+"""`dualrag search`, `info`, `update`, `add` and `remove` with a stand-in encoder."""
 
 import json
 from pathlib import Path
@@ -20,11 +20,15 @@ def dualrag(monkeypatch, tmp_path):
     """
     loaded: list[str] = []
 
-    def load_encoder(name):
+    def load_encoder(name, for_questions=False):
         loaded.append(name)
         if name == "gone":
             raise OSError("no such folder")
-        return SimpleNamespace(embed=lambda titles, texts, **_: hashed(titles, texts), name=name)
+        return SimpleNamespace(
+            embed=lambda titles, texts, **_: hashed(titles, texts),
+            embed_questions=lambda texts: hashed([""] * len(texts), texts),
+            name=name,
+        )
 
     engine = SimpleNamespace(load_encoder=load_encoder)
     monkeypatch.setattr(backends, "load_backend", lambda name=None: engine)
@@ -36,8 +40,8 @@ def dualrag(monkeypatch, tmp_path):
     Path("docs/b.txt").write_text("Bees make honey.")
     Path("docs/c.txt").write_text("Cats sleep.")
 
-    def run(*words, rc=0):
-        result = CliRunner().invoke(app, list(words))
+    def run(*words, rc=0, **options):
+        result = CliRunner().invoke(app, list(words), **options)
         assert result.exit_code == rc, result.output
         return result
 
@@ -139,3 +143,44 @@ def test_info_is_one_screen_for_people_and_one_object_for_programs(dualrag, monk
     Path("some/encoder").mkdir(parents=True)
     assert "encoder at      some/encoder" in dualrag("info", "kb").stdout
     assert "no knowledge base here" in dualrag("info", "docs", rc=2).stderr
+
+
+def test_search_shows_passages_with_their_scores_and_origins(dualrag, monkeypatch) -> None:
+    shown = dualrag("search", "kb", "bees make honey", "--k", "2").stdout.splitlines()
+    assert shown[0] == "bees make honey"
+    assert shown[1].split()[:2] == ["1", "0.577"] and "docs/b.txt:1" in shown[1]
+    assert shown[2].strip() == "Bees make honey."
+    assert shown[3].split()[0] == "2" and not shown[-1].strip()
+    monkeypatch.setenv("COLUMNS", "30")
+    narrow = dualrag("search", "kb", "bees make honey", "--full").stdout.splitlines()
+    assert max(map(len, narrow)) <= 30 and len(narrow) > len(shown)
+
+
+def test_search_takes_questions_from_anywhere_and_conditions(dualrag) -> None:
+    Path("questions.txt").write_text("honey\n\nsleep\n")
+    words = ("search", "kb", "--json", "-k", "1", "--where", "source=*.txt")
+    lines = dualrag(*words, "--questions", "questions.txt").stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row["question"] for row in found] == ["honey", "sleep"]
+    assert all(row["hits"][0]["source"].endswith(".txt") for row in found)
+    assert found[0]["hits"][0]["origin"] == "docs/b.txt:1" and len(found[0]["hits"]) == 1
+    piped = dualrag(*words, input="honey\n\xff\nsleep\n", rc=0)
+    assert len(piped.stdout.splitlines()) == 3
+    with_fault = dualrag(*words, input=b"honey\n\xff\nsleep\n", rc=2)
+    assert len(with_fault.stdout.splitlines()) == 2 and "must be UTF-8" in with_fault.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("two", "words"), "QUESTION must be one argument, got 2"),
+        (("who?", "--k", "0"), "--k must be at least 1, got 0"),
+        (("who?", "--where", "sorce=*"), "Did you mean 'source'?"),
+        (("who?", "--where", "source=*.pdf"), "matches none of the 4"),
+        (("who?", "--encoder", "gone"), "no such folder"),
+    ],
+)
+def test_what_search_refuses(dualrag, words, says) -> None:
+    dualrag.loaded.clear()
+    assert says in dualrag("search", "kb", *words, rc=2).stderr
+    assert dualrag.loaded in ([], ["gone"])
