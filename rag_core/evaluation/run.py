@@ -39,7 +39,7 @@ from rag_core.evaluation.scores import (
 from rag_core.evaluation.settings import Settings, Variant
 from rag_core.evaluation.survey import Survey, document_ids, survey
 from rag_core.hub import atomic_write, check_writable, clear, numbered, parse_json, read_json
-from rag_core.modeling import Reading
+from rag_core.modeling import Found, Reading, find_passages
 
 # Of the answers of a question, so many have their probability computed.
 MOST_ANSWERS = 16
@@ -75,21 +75,22 @@ def evaluate(
         ValueError: no question, a bad setting, a model without a retriever, or `out` holds another
             evaluation.
     """
-    run = _Run(model, checked_questions(questions), Settings(**settings), about or {}, progress)
     folder = None
     if out is not None:
         folder = Path(out)
+        if folder.is_file():
+            raise FileExistsError(f"{folder} is a file: name a folder for the report")
         check_writable(folder)
         clear(folder)
-        if (folder / REPORT).is_file():
-            check_same(read_report(folder)["run"], run.fingerprint(), folder)
-            return Evaluation.open(folder)
-    parts = run.parts(folder)
-    evaluation = run.evaluation(parts)
-    if folder is not None:
-        evaluation.save(folder)
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    return evaluation
+    run = _Run(model, checked_questions(questions), Settings(**settings), about or {}, progress)
+    if folder is None:
+        return run.evaluation(run.parts(None))
+    if (folder / REPORT).is_file():
+        check_same(read_report(folder)["run"], run.fingerprint(), folder)
+    else:
+        run.evaluation(run.parts(folder)).save(folder)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    return Evaluation.open(folder)
 
 
 def check_same(stored: Any, current: Mapping[str, Any], folder: Path) -> None:
@@ -247,8 +248,13 @@ class _Run:
         start = time.monotonic()
         model = self.model
         texts = [question.question for question in batch]
-        reading = Reading(model._engine, model, texts, n_docs=self.depth)
-        retrieved = [self._retrieved(reading, b, question) for b, question in enumerate(batch)]
+        found: Any
+        if self.variants:
+            reading = Reading(model._engine, model, texts, n_docs=self.depth)
+            found = reading.passages
+        else:
+            found = find_passages(model._engine, model, texts, self.depth)
+        retrieved = [self._retrieved(found, b, question) for b, question in enumerate(batch)]
         seconds = {"retrieval": time.monotonic() - start}
         answers = {}
         likelihoods: dict[tuple[int, str], list[float | None]] = {}
@@ -270,26 +276,24 @@ class _Run:
         return {
             "retrieved": retrieved,
             "answers": answers,
-            "passages": _passages(reading),
+            "passages": _passages(found),
             "seconds": seconds,
         }
 
-    def _retrieved(self, reading: Reading, b: int, question: Question) -> dict[str, Any]:
+    def _retrieved(self, found: Found, b: int, question: Question) -> dict[str, Any]:
         """A question's passages, and how good they are."""
-        ids = reading.passages.ids[b].tolist()
-        columns = reading.passages.docs[b]
+        ids = found.ids[b].tolist()
+        columns = found.docs[b]
         hits = [place for place, id in enumerate(ids) if id >= 0]
         scores: dict[str, float] = {}
-        rows = [
-            {"id": ids[place], "score": _short(reading.passages.scores[b, place])} for place in hits
-        ]
+        rows = [{"id": ids[place], "score": _short(found.scores[b, place])} for place in hits]
         if question.answers:
             holds = [
                 stands_in(question.answers, columns["text"][place], patterns=question.patterns)
                 for place in hits
             ]
-            for row, found in zip(rows, holds, strict=True):
-                row["holds_answer"] = found
+            for row, holds_one in zip(rows, holds, strict=True):
+                row["holds_answer"] = holds_one
             missing = [False] * (self.depth - len(holds))
             scores.update(answer_scores(holds + missing))
         by = self.survey.by
@@ -421,16 +425,18 @@ def _log_likelihoods(reading: Reading, head: str, batch: Sequence[Question]) -> 
     return [_short(np.logaddexp.reduce(values)) if values else None for values in found]
 
 
-def _passages(reading: Reading) -> list[dict[str, Any]]:
+def _passages(found: Found) -> list[dict[str, Any]]:
     """The passages of a few questions, each once."""
     rows: dict[int, dict[str, Any]] = {}
-    for b in range(len(reading.questions)):
-        count = len(reading.passages.ids[b])
-        for passage in reading.passages.of(b, [0.0] * count):
-            row = {"id": passage.id, "title": passage.title, "text": passage.text}
-            if passage.source is not None:
-                row |= {"source": passage.source, "metadata": passage.metadata}
-            rows[passage.id] = row
+    for ids, columns in zip(found.ids.tolist(), found.docs, strict=True):
+        for place, id in enumerate(ids):
+            if id < 0 or id in rows:
+                continue
+            rows[id] = {"id": id, "title": columns["title"][place], "text": columns["text"][place]}
+            for name, kind in (("source", str), ("metadata", dict)):
+                values = columns.get(name)
+                if values is not None and values[place] and isinstance(values[place], kind):
+                    rows[id][name] = values[place]
     return list(rows.values())
 
 

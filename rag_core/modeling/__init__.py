@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.modeling.answers import Found as Found
     from rag_core.modeling.answers import Reading as Reading
     from rag_core.modeling.answers import answer as answer
+    from rag_core.modeling.answers import find_passages as find_passages
     from rag_core.modeling.auto import AutoModelBase as AutoModelBase
     from rag_core.modeling.auto import AutoModelForSeq2SeqLMBase as AutoModelForSeq2SeqLMBase
     from rag_core.modeling.auto import named_classes as named_classes
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "answers": ["Reading", "answer"],
+        "answers": ["Found", "Reading", "answer", "find_passages"],
         "auto": ["AutoModelBase", "AutoModelForSeq2SeqLMBase", "named_classes", "networks_of"],
         "components": ["RagComponents"],
         "encoder": [

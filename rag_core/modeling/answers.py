@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,21 +88,7 @@ class Reading:
         question_text: bool | Sequence[str] | None = None,
     ) -> None:
         questions = checked_questions(questions)
-        if model.retriever is None:
-            raise ValueError(
-                "answer() needs a retriever: pass retriever= to from_pretrained or call "
-                "set_retriever(...)"
-            )
-        if tokenizer is None:
-            encoder = model.retriever.question_encoder_tokenizer
-            decoder = model.retriever.generator_tokenizer
-        else:
-            encoder, decoder = tokenizer.question_encoder, tokenizer.generator
-        tables = engine.table_size(model.question_encoder), engine.table_size(model.generator)
-        self._tokenizer = RagTokenizer(encoder, decoder, model.config, tables=tables)
-        batch = self._tokenizer.encode_questions(
-            questions, return_tensors="np", padding=True, truncation=True
-        )
+        self._tokenizer = _tokenizer(engine, model, tokenizer)
         if question_text is True:
             question_text = questions
         elif question_text is False:
@@ -110,9 +96,8 @@ class Reading:
         else:
             question_text = as_list(question_text)
         with engine.generation_context(model):
-            ids = engine.tensor(batch["input_ids"], like=model)
-            mask = engine.tensor(batch["attention_mask"], like=model)
-            contexts = model._contexts(ids, mask, None, None, None, n_docs, question_text)
+            encoded = _encoded_questions(engine, model, self._tokenizer, questions)
+            contexts = model._contexts(*encoded, None, None, None, n_docs, question_text)
         self._engine = engine
         self._model = model
         self.questions = questions
@@ -255,6 +240,65 @@ class Reading:
             for c, row in enumerate(rows):
                 filled[b, c, : len(row)] = row
         return filled
+
+
+@dataclass
+class Found:
+    """The passages of B questions, without answers.
+
+    Attributes:
+        ids: (B, N) row numbers; -1 is a missing hit.
+        docs: B dictionaries of lists, as `get_doc_dicts` gives them.
+        scores: (B, N), inner products.
+    """
+
+    ids: np.ndarray
+    docs: Sequence[Any]
+    scores: np.ndarray
+
+
+def find_passages(
+    engine: Engine, model: Any, questions: str | Sequence[str], n_docs: int | None = None
+) -> Found:
+    """What a model retrieves for questions; nothing is made ready for the generator.
+
+    Arguments as of `answer`.
+    """
+    questions = checked_questions(questions)
+    tokenizer = _tokenizer(engine, model, None)
+    with engine.generation_context(model):
+        encoded = _encoded_questions(engine, model, tokenizer, questions)
+        vectors = to_numpy(model.rag._encode({}, model.question_encoder, *encoded)[0])  # (B, D)
+    vectors = vectors.astype(np.float32)
+    embeds, ids, docs = model.retriever.retrieve(vectors, n_docs)
+    return Found(ids, docs, np.einsum("bd,bnd->bn", vectors, embeds))
+
+
+def _tokenizer(engine: Engine, model: Any, tokenizer: Any) -> RagTokenizer:
+    """The given tokenizers, or the retriever's, as the model wants its texts."""
+    if model.retriever is None:
+        raise ValueError(
+            "answer() needs a retriever: pass retriever= to from_pretrained or call "
+            "set_retriever(...)"
+        )
+    if tokenizer is None:
+        encoder = model.retriever.question_encoder_tokenizer
+        decoder = model.retriever.generator_tokenizer
+    else:
+        encoder, decoder = tokenizer.question_encoder, tokenizer.generator
+    tables = engine.table_size(model.question_encoder), engine.table_size(model.generator)
+    return RagTokenizer(encoder, decoder, model.config, tables=tables)
+
+
+def _encoded_questions(
+    engine: Engine, model: Any, tokenizer: RagTokenizer, questions: Sequence[str]
+) -> tuple[Any, Any]:
+    """Ids and mask of questions, (B, Q) each, as tensors where the model is."""
+    batch = tokenizer.encode_questions(
+        questions, return_tensors="np", padding=True, truncation=True
+    )
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return engine.tensor(ids, like=model), engine.tensor(mask, like=model)
 
 
 def _is_sequence(model: Any, head: str | None) -> bool:

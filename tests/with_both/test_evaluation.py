@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rag_core.backends import load_backend, to_numpy
-from rag_core.modeling import Reading
+from rag_core.modeling import Reading, find_passages
 from tests.support.evaluations import QUESTIONS, small_model, sweep
 
 
@@ -74,6 +74,10 @@ def test_the_nearest_passages_of_many_are_those_of_few(model) -> None:
     questions = [question.question for question in QUESTIONS[:4]]
     many = Reading(model._engine, model, questions, n_docs=5).nearest(2)
     few = Reading(model._engine, model, questions, n_docs=2)
+    found = find_passages(model._engine, model, questions, 2)
+    np.testing.assert_array_equal(found.ids, few.passages.ids)
+    np.testing.assert_allclose(found.scores, few.passages.scores, rtol=1e-5)
+    assert [doc["text"] for doc in found.docs] == [doc["text"] for doc in few.passages.docs]
     for head in ("token", "sequence"):
         for one, other in zip(many.answers(head), few.answers(head), strict=True):
             assert one[0].text == other[0].text

@@ -4,6 +4,7 @@ What is decided there is the same whatever the backend; tests/with_both/test_eva
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rag_core.cli import app
-from rag_core.evaluation import Gold, Question, Settings, compare, evaluate
+from rag_core.evaluation import Evaluation, Gold, Question, Settings, compare, evaluate
 from rag_core.evaluation.run import weights_sha256
+from rag_core.hub.atomic import is_draft
 from rag_core.modeling import Reading
 from tests.support.evaluations import QUESTIONS, small_model, sweep
+from tests.support.killing import kills, quick_folder
 from tests.support.training_models import train_command
 
 pytestmark = pytest.mark.backend("torch")
@@ -88,6 +91,24 @@ def test_a_run_that_is_stopped_goes_on_and_a_finished_one_is_found(model, tmp_pa
         assert again.figures("token-docs1-beams1") and again.answers.keys()
         with pytest.raises(ValueError, match=r"holds another evaluation .*seed: 0 there, 1 now"):
             sweep(model, out=tmp_path / "out", batch_size=3, seed=1)
+
+
+def test_a_run_killed_at_any_write_ends_where_an_undisturbed_one_ends(model) -> None:
+    options = {"n_docs": 2, "head": "token", "batch_size": 4}
+    with quick_folder() as folder:
+        sweep(model, out=folder / "whole", **options)
+        wanted = contents(folder / "whole")
+        out = folder / "out"
+        for _ in kills(
+            lambda: shutil.rmtree(out, ignore_errors=True),
+            lambda: sweep(model, out=out, **options),
+            every=11,
+        ):
+            if (out / "report.json").exists():
+                Evaluation.open(out)
+            sweep(model, out=out, **options)
+            assert contents(out) == wanted
+            assert not [path for path in folder.rglob("*") if is_draft(path.name)]
 
 
 def test_two_runs_are_compared_question_by_question(model, tmp_path) -> None:
