@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,10 +89,11 @@ def eval(
         "answerable_only": answerable_only,
         "retrieval_only": retrieval_only,
     }
-    from rag_core.evaluation import Settings, evaluate, read_questions
+    from rag_core.evaluation import Settings, evaluate, scan_questions
 
     Settings(**options)  # before anything is loaded
-    asked = read_questions(questions)
+    # Passages that a file brings along may be gigabytes, and are not asked for here.
+    asked = [replace(question, contexts=()) for question in scan_questions(questions)]
     from rag_core.cli.process import load_backend_for_command
 
     engine = load_backend_for_command(backend)

@@ -299,7 +299,9 @@ def _details(report: Mapping[str, Any]) -> list[str]:
     seconds = [("retrieval", report["retrieval"])]
     seconds += list(report["variants"].items())
     times = ", ".join(f"{name} {each['seconds']:.0f} s" for name, each in seconds)
-    lines.append(f"- Time: {times}.")
+    lines.append(f"- time: {times}")
+    settings = report["settings"]
+    lines.append(f"- seed {settings['seed']}, batches of {settings['batch_size']} questions")
     for part in ("model", "knowledge_base", "questions"):
         values = report.get(part) or {}
         name = values.get("name") or values.get("path") or "in memory"

@@ -37,7 +37,7 @@ from rag_core.evaluation.scores import (
     text_scores,
 )
 from rag_core.evaluation.settings import Settings, Variant
-from rag_core.evaluation.survey import Survey, document_ids, survey
+from rag_core.evaluation.survey import Survey, document_ids, survey, unsurveyed
 from rag_core.hub import atomic_write, check_writable, clear, numbered, parse_json, read_json
 from rag_core.modeling import Found, Reading, find_passages
 
@@ -132,7 +132,8 @@ class _Run:
         self.variants = settings.variants(model)
         self.depth = settings.depths(model)[-1]
         self._notes: list[str] = []
-        questions = _drawn(questions, None if settings.answerable_only else settings)
+        if not settings.answerable_only:
+            questions = _drawn(questions, settings)
         self.survey = self._survey(questions)
         self.questions = questions
         if settings.answerable_only:
@@ -145,11 +146,10 @@ class _Run:
     def _survey(self, questions: list[Question]) -> Survey:
         retriever = self.model.retriever
         if not self.settings.answerable:
-            titles = any(question.gold_titles for question in questions)
-            return Survey(by="title" if titles else None)
+            return unsurveyed(questions)
         retriever.init_retrieval()
         found = survey(retriever.index, questions, self.progress)
-        if found.answerable is None:
+        if found.sha256 is None:
             self._notes.append(
                 "The index has no length, so its passages could not be gone through: which "
                 "questions are answerable is unknown."
@@ -171,8 +171,8 @@ class _Run:
         answerable = self.survey.answerable
         if answerable is None:
             raise ValueError(
-                "answerable_only must go with an index that has a length, got "
-                f"{type(self.model.retriever.index).__name__}"
+                "answerable_only must go with questions that have answers and an index that has a "
+                "length. Leave it out."
             )
         pairs = zip(self.questions, answerable, strict=True)
         kept = _drawn([question for question, has in pairs if has], self.settings)
@@ -350,19 +350,16 @@ class _Run:
 
     def _report(self, retrieval: dict[str, Any], variants: dict[str, Any]) -> dict[str, Any]:
         about = self.about
-        answerable = self.survey.answerable
-        asked = {
-            "read": self.read,
-            "asked": len(self.questions),
-            "answerable": None if answerable is None else sum(answerable),
-        }
+        asked = {"read": self.read, "asked": len(self.questions), "answerable": None}
+        if self.survey.answerable is not None:
+            asked["answerable"] = sum(self.survey.answerable)
         base = {"sha256": self.survey.sha256, **dict(about.get("knowledge_base") or {})}
         notes = list(self._notes)
         if self.variants and not has_libraries():
             notes.append(f"{EXTRA}.")
         without = sum(not question.answers for question in self.questions)
         if without:
-            notes.append(f"{without:,} questions have no answers: they count for retrieval alone.")
+            notes.append(f"Questions without answers: {without:,}. They count for retrieval alone.")
         return {
             "format": FORMAT,
             "command": about.get("command"),
@@ -440,9 +437,9 @@ def _passages(found: Found) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _drawn(questions: list[Question], settings: Settings | None) -> list[Question]:
+def _drawn(questions: list[Question], settings: Settings) -> list[Question]:
     """At most `limit` of the questions, in their order."""
-    if settings is None or settings.limit is None or settings.limit >= len(questions):
+    if settings.limit is None or settings.limit >= len(questions):
         return questions
     rng = np.random.default_rng(settings.seed)
     rows = np.sort(rng.choice(len(questions), settings.limit, replace=False))

@@ -4,7 +4,7 @@ none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -75,9 +75,15 @@ def bleu_counts(text: str, answers: Sequence[str]) -> list[int]:
 
 
 def corpus_bleu(counts: Sequence[float]) -> float:
-    """BLEU, 0 to 1, of such counts, added up over a corpus."""
-    from sacrebleu.metrics import BLEU
+    """BLEU, 0 to 1, of such counts, added up over a corpus.
 
+    Raises:
+        ImportError: sacrebleu is not installed; the message has the pip line.
+    """
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        raise ImportError(f"{EXTRA}: this report has them.") from None
     right, total = ([int(count) for count in counts[at : at + 4]] for at in (0, 4))
     lengths = int(counts[8]), int(counts[9])
     # as `BLEU().corpus_score` smooths
@@ -92,9 +98,11 @@ def answer_scores(holds: Sequence[bool]) -> dict[str, float]:
     Args:
         holds: of the passages of a question, best first, whether an answer stands there.
     """
-    first = [place for place, found in enumerate(holds) if found]
+    ranks = [rank for rank, found in enumerate(holds, 1) if found]
     scores = {f"answer_recall@{k}": float(any(holds[:k])) for k in depths(len(holds))}
-    scores["answer_mrr"] = 1 / (first[0] + 1) if first else 0.0
+    scores["answer_mrr"] = 0.0
+    if ranks:
+        scores["answer_mrr"] = 1 / ranks[0]
     return scores
 
 
@@ -137,9 +145,9 @@ def gold_keys(question: Question, by: str | None) -> list[list[str]]:
     return [documents for documents in sets if documents]
 
 
-def _key(by: str) -> Any:
+def _key(by: str) -> Callable[[Gold], str | None]:
     def key(gold: Gold) -> str | None:
-        value = gold.id if by == "id" else gold.title
+        value = getattr(gold, by)
         return value and value.strip()
 
     return key

@@ -23,7 +23,7 @@ class Survey:
 
     Attributes:
         answerable: for each question whether an answer of three characters or more stands in some
-            passage; None where nobody looked.
+            passage; None where nobody looked, or no question has answers.
         by: what gold documents are told by, "id" or "title"; None where there are none.
         missing: gold documents that the knowledge base lacks.
         gold: how many there are.
@@ -50,7 +50,7 @@ def survey(index: Any, questions: Sequence[Question], progress: bool) -> Survey:
     wanted_ids = {key for question in questions for key in question.gold_ids}
     wanted_titles = {key.strip() for question in questions for key in question.gold_titles}
     if not isinstance(index, Sized):
-        return Survey(by="title" if wanted_titles else None)
+        return unsurveyed(questions)
     finder = AnswerFinder(questions)
     digest = hashlib.sha256()
     ids: set[str] = set()
@@ -73,7 +73,18 @@ def survey(index: Any, questions: Sequence[Question], progress: bool) -> Survey:
         by, wanted, known = "id", wanted_ids, ids
     elif wanted_titles:
         by, wanted, known = "title", wanted_titles, titles
-    return Survey(finder.found, by, sorted(wanted - known), len(wanted), digest.hexdigest())
+    answerable = None
+    if any(question.answers for question in questions):
+        answerable = finder.found
+    return Survey(answerable, by, sorted(wanted - known), len(wanted), digest.hexdigest())
+
+
+def unsurveyed(questions: Sequence[Question]) -> Survey:
+    """What is known of a knowledge base that nobody looks through: nothing, so titles tell."""
+    by = None
+    if any(question.gold_titles for question in questions):
+        by = "title"
+    return Survey(by=by)
 
 
 def scan_passages(index: Any) -> Iterator[tuple[str, str, str | None]]:
