@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rag_core.cli.common import Backend, clean, is_quiet, say
+from rag_core.cli.lines import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,10 +85,12 @@ def add(
     from rag_core.knowledge import KnowledgeBase
 
     base = KnowledgeBase.open(kb)
-    length = -1 if words is None else words or None
+    length: int | None = -1  # as the knowledge base has them
+    if words is not None:
+        length = words or None
     encode = LateEncoder(base, encoder, backend)
     added = base.add(paths, encode, words=length, progress=not is_quiet())
-    say(f"{kb}: {added:,} passages added, {len(base):,} in all.")
+    say(f"{kb}: {counted(added, 'passage')} added, {len(base):,} in all.")
 
 
 @clean
@@ -115,7 +119,7 @@ def update(
         if names := getattr(done, kind):
             say(f"  {kind:8}{_listed(names)}")
     if not done:
-        say(f"{kb}: nothing to do, all {done.unchanged:,} file(s) are as they were.")
+        say(f"{kb}: nothing to do, all files are as they were ({done.unchanged:,}).")
     elif dry_run:
         print(f"{kb}, if it were updated: {done}.")
     else:
@@ -144,14 +148,14 @@ def remove(
 
     base = KnowledgeBase.open(kb)
     chosen = _chosen(base, source, title, rows, where or [])
-    counted = base.remove(chosen, dry_run=True)
-    found = f"{counted:,} of {len(base):,} passages match: {_by_file(base, chosen)}"
+    count = base.remove(chosen, dry_run=True)
+    found = f"{count:,} of {len(base):,} passages match: {_by_file(base, chosen)}"
     if dry_run:
         print(f"{found}. Nothing was removed.")
         return
     say(f"{found}.")
     removed = base.remove(chosen)
-    say(f"{kb}: {removed:,} passages removed, {len(base):,} are left.")
+    say(f"{kb}: {counted(removed, 'passage')} removed, {len(base):,} are left.")
 
 
 def _chosen(
@@ -187,7 +191,7 @@ def _row_numbers(text: str, count: int) -> set[int]:
 
 def _literal(text: str) -> str:
     """A pattern that this text alone fulfils."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _by_file(base: KnowledgeBase, rows: list[int]) -> str:

@@ -105,5 +105,6 @@ def index(
         f"{out}: {len(kb):,} passages of {len(manifest.sources)} file(s), {manifest.dimension} "
         f"numbers each, {manifest.index['kind']} index, recall@5 "
         f"{manifest.index['recall_at_5']:.3f}.\n"
-        f'Ask it:  {pasteable("ask", "--kb", out)} "..."'
+        f'Search it:  {pasteable("search", out)} "..."\n'
+        f'Ask it:     {pasteable("ask", "--kb", out)} "..."'
     )

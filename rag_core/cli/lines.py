@@ -36,3 +36,10 @@ def printable(text: str, encoding: str) -> str:
     """The text without control characters: text of strangers has no command over the terminal."""
     # here, so that columns are as wide as what is written
     return text.encode(encoding, "replace").decode(encoding).translate(_CONTROLS)
+
+
+def counted(number: int, noun: str) -> str:
+    """How many there are, in words."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}s"

@@ -422,12 +422,12 @@ class KnowledgeBase:
         """
         from rag_core.knowledge.documents import ReadingOptions, readable
         from rag_core.knowledge.files import find_files, find_roots
-        from rag_core.knowledge.update import names_inside
+        from rag_core.knowledge.update import listed, names_inside
         from rag_core.retrieval import read_faiss
 
         self._check_columns()
         old = self.manifest
-        paths = [paths] if isinstance(paths, str | Path) else list(paths)
+        paths = listed(paths)
         inside = names_inside(paths, old.root_paths(self.path))
         known = {**old.root_paths(self.path), **inside}
         reading = _reading(

@@ -47,9 +47,12 @@ class Update:
         return bool(self.changed or self.new or self.gone)
 
     def __str__(self) -> str:
+        noun = "passages"
+        if self.embedded == 1:
+            noun = "passage"
         return (
             f"{len(self.changed):,} changed, {len(self.new):,} new, {len(self.gone):,} gone, "
-            f"{self.unchanged:,} as they were: {self.embedded:,} passages embedded, "
+            f"{self.unchanged:,} as they were: {self.embedded:,} {noun} embedded, "
             f"{self.removed:,} removed"
         )
 
@@ -151,21 +154,31 @@ class _Scopes:
 
 def _scopes(roots: Mapping[Path, str], before: Mapping[str, Any], paths: Paths | None) -> _Scopes:
     present = {path: name for path, name in roots.items() if path.exists()}
-    if paths is None:
-        for path, name in roots.items():
-            # A single file may be gone; a folder is not emptied by being somewhere else.
-            if path not in present and (name not in before or not path.parent.is_dir()):
-                raise FileNotFoundError(
-                    f"{path}: no such file or folder, and the knowledge base was built from it. "
-                    "Say where it lies now (dualrag update KB PATHS); if it is gone for good, "
-                    f"remove its passages (dualrag remove KB --source '{name}*')."
-                )
-        return _Scopes(present, {*roots.values()}, dict(present))
+    if paths is not None:
+        return _scopes_given(listed(paths), roots, present, before)
+    for path, name in roots.items():
+        # A single file may be gone; a folder is not emptied by being somewhere else.
+        is_gone_file = name in before and path.parent.is_dir()
+        if path not in present and not is_gone_file:
+            raise FileNotFoundError(
+                f"{path}: no such file or folder, and the knowledge base was built from it. "
+                "Say where it lies now (dualrag update KB PATHS); if it is gone for good, "
+                f"remove its passages (dualrag remove KB --source '{name}*')."
+            )
+    return _Scopes(present, {*roots.values()}, dict(present))
+
+
+def _scopes_given(
+    paths: list[Path],
+    roots: Mapping[Path, str],
+    present: Mapping[Path, str],
+    before: Mapping[str, Any],
+) -> _Scopes:
+    """Of paths that lie in roots, are roots that were moved, or are new."""
     missing = {name: path for path, name in roots.items() if path not in present}
     scopes = _Scopes({}, set(), dict(roots))
     inside = names_inside(paths, roots)
-    given = [paths] if isinstance(paths, str | Path) else paths
-    for path in map(in_full, map(Path, given)):
+    for path in map(in_full, paths):
         if path in inside:
             name = inside[path]
         elif path.name in missing:  # it lies elsewhere now
@@ -181,16 +194,23 @@ def _scopes(roots: Mapping[Path, str], before: Mapping[str, Any], paths: Paths |
                     f"it is that folder, give it the name that it had, {numbered(missing)}."
                 )
         scopes.names.add(name)
-        if path.exists() or not any(_is_within(each, {name}) for each in before):
+        is_known = any(_is_within(known, {name}) for known in before)
+        if path.exists() or not is_known:
             scopes.present[path] = name
     return scopes
 
 
-def names_inside(paths: Paths, roots: Mapping[Path, str]) -> dict[Path, str]:
+def listed(paths: Paths) -> list[Path]:
+    """One path, or several, as a list."""
+    if isinstance(paths, str | Path):
+        return [Path(paths)]
+    return [Path(path) for path in paths]
+
+
+def names_inside(paths: Iterable[Path], roots: Mapping[Path, str]) -> dict[Path, str]:
     """The names of those paths that are roots of a knowledge base, or lie in one."""
     names = {}
-    given = [paths] if isinstance(paths, str | Path) else paths
-    for path in map(in_full, map(Path, given)):
+    for path in map(in_full, paths):
         for root, name in roots.items():
             if path.is_relative_to(root):
                 names[path] = (Path(name) / path.relative_to(root)).as_posix()

@@ -79,13 +79,18 @@ class _Best:
 
     def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
         """Take in a block of scores (B, r) of later rows (r,)."""
-        n_docs = self.scores.shape[1]
-        for number, row_scores in enumerate(scores):
+        for number, of_question in enumerate(scores):
             # Those before come first, so that a stable sort leaves equal scores in row order.
-            known_scores = np.concatenate([self.scores[number], row_scores])  # (N + r,)
-            known_rows = np.concatenate([self.rows[number], rows])
-            least = np.partition(known_scores, -n_docs)[-n_docs]
-            places = np.flatnonzero(known_scores >= least)
-            order = np.argsort(-known_scores[places], kind="stable")[:n_docs]
-            self.scores[number] = known_scores[places][order]
-            self.rows[number] = known_rows[places][order]
+            known_scores = np.concatenate([self.scores[number], of_question])  # (N + r,)
+            known_rows = np.concatenate([self.rows[number], rows])  # (N + r,)
+            places = self._best_places(known_scores)
+            self.scores[number] = known_scores[places]
+            self.rows[number] = known_rows[places]
+
+    def _best_places(self, scores: np.ndarray) -> np.ndarray:
+        """Where the N best scores stand, best first; of equal ones the first."""
+        n_docs = self.scores.shape[1]
+        least = np.partition(scores, -n_docs)[-n_docs]
+        candidates = np.flatnonzero(scores >= least)
+        order = np.argsort(-scores[candidates], kind="stable")
+        return candidates[order[:n_docs]]

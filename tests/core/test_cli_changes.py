@@ -52,12 +52,12 @@ def dualrag(monkeypatch, tmp_path):
 
 def test_update_says_what_it_does_and_loads_an_encoder_only_to_embed(dualrag) -> None:
     dualrag.loaded.clear()
-    assert "nothing to do, all 3 file(s) are as they were" in dualrag("update", "kb").stderr
+    assert "nothing to do, all files are as they were (3)" in dualrag("update", "kb").stderr
     Path("docs/b.txt").unlink()
     Path("docs/a.md").write_text("# Apples\n\nNone.\n")
     dry = dualrag("update", "kb", "--dry-run")
     assert dry.stdout == (
-        "kb, if it were updated: 1 changed, 0 new, 1 gone, 1 as they were: 1 passages embedded, "
+        "kb, if it were updated: 1 changed, 0 new, 1 gone, 1 as they were: 1 passage embedded, "
         "3 removed.\n"
     )
     assert dry.stderr == "  changed docs/a.md\n  gone    docs/b.txt\n"
@@ -66,7 +66,7 @@ def test_update_says_what_it_does_and_loads_an_encoder_only_to_embed(dualrag) ->
     assert dualrag.loaded == [] and len(KnowledgeBase.open("kb")) == 3
     Path("docs/d.txt").write_text("Dogs bark.")
     said = dualrag("update", "kb").stderr
-    assert "kb: 0 changed, 1 new, 0 gone, 2 as they were: 1 passages embedded" in said
+    assert "kb: 0 changed, 1 new, 0 gone, 2 as they were: 1 passage embedded" in said
     assert said.endswith("0 removed, 4 in all.\n") and dualrag.loaded == ["some/encoder"]
     assert dualrag("--quiet", "update", "kb").output == ""
 
@@ -101,7 +101,7 @@ def test_remove_counts_first(dualrag, words, left) -> None:
     assert dry.endswith("Nothing was removed.\n")
     assert before == [path.stat().st_mtime_ns for path in sorted(Path("kb").rglob("*"))]
     said = dualrag("remove", "kb", *words).stderr
-    assert f"{removed} passages removed, {4 - removed} are left" in said
+    assert f"kb: {removed} passage" in said and f" removed, {4 - removed} are left" in said
     titles = KnowledgeBase.open("kb").dataset()["title"]
     assert [title.split(" — ")[-1] for title in titles] == left.split()
 
