@@ -110,7 +110,9 @@ def precision_at_k(
     return float(np.mean([len(first & right) / k for first, right in rows]))
 
 
-def mean_reciprocal_rank(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> float:
+def mean_reciprocal_rank(
+    retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]]
+) -> float:
     """Mean of 1 / the place of a question's first relevant document; 0 where there is none.
 
     Arguments as `recall_at_k`.
@@ -122,7 +124,7 @@ def mean_reciprocal_rank(retrieved: Sequence[Sequence], relevant: Sequence[Itera
     return float(np.mean(ranks))
 
 
-def r_precision(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> float:
+def r_precision(retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]]) -> float:
     """Mean share of relevant documents among a question's first R, where R are relevant.
 
     With one relevant document each, this is the share of questions that find it first (KILT's
@@ -207,7 +209,9 @@ def _hits(
     return [(_documents(hits[:k]), right) for hits, right in _rows(retrieved, relevant)]
 
 
-def _rows(retrieved: Sequence[Sequence], relevant: Sequence[Iterable]) -> list[tuple[list, set]]:
+def _rows(
+    retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]]
+) -> list[tuple[list[Any], set[Any]]]:
     """Of each question, its hits, and the relevant documents."""
     if not len(retrieved) or len(retrieved) != len(relevant):
         raise ValueError(
