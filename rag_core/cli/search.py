@@ -122,7 +122,7 @@ def search(
         elif questions is not None:
             answerer.answer_all(lines, _FILE_BATCH)
         elif source.at_terminal():
-            converse(answerer, with_demo=False)
+            converse(answerer)
         else:
             answerer.answer_all(source.piped(), 1)
     if answerer.refused:

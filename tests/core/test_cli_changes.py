@@ -170,6 +170,17 @@ def test_search_takes_questions_from_anywhere_and_conditions(dualrag) -> None:
     assert len(with_fault.stdout.splitlines()) == 2 and "must be UTF-8" in with_fault.stderr
 
 
+def test_search_at_a_terminal(dualrag, monkeypatch) -> None:
+    from rag_core.cli import questions
+    from rag_core.hub import Line
+
+    typed = [Line(1, "honey"), Line(2, "sleep")]
+    monkeypatch.setattr(questions, "at_terminal", lambda: True)
+    monkeypatch.setattr(questions, "typed", lambda history: iter(typed))
+    shown = dualrag("search", "kb", "-k", "1").stdout
+    assert shown.count("  1  ") == 2 and "honey" in shown and "sleep" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
