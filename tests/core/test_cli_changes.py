@@ -174,7 +174,7 @@ def test_search_at_a_terminal(dualrag, monkeypatch) -> None:
     from rag_core.cli import questions
     from rag_core.hub import Line
 
-    typed = [Line(1, "honey"), Line(2, "sleep")]
+    typed = [Line(1, "honey", None), Line(2, "sleep", None)]
     monkeypatch.setattr(questions, "at_terminal", lambda: True)
     monkeypatch.setattr(questions, "typed", lambda history: iter(typed))
     shown = dualrag("search", "kb", "-k", "1").stdout
