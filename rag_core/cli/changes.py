@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rag_core.cli.common import Backend, clean, is_quiet, say
+from rag_core.cli.common import (
+    Backend,
+    Exclude,
+    SkipBad,
+    TextColumn,
+    TitleColumn,
+    clean,
+    is_quiet,
+    say,
+)
 from rag_core.cli.lines import counted
 
 if TYPE_CHECKING:
@@ -75,6 +84,10 @@ def add(
         int | None,
         typer.Option(help="Words a passage; 0 keeps documents whole; by default as KB has them."),
     ] = None,
+    exclude: Exclude = None,
+    skip_bad: SkipBad = False,
+    text_column: TextColumn = None,
+    title_column: TitleColumn = None,
     encoder: Encoder = None,
     backend: Backend = None,
 ) -> None:
@@ -89,7 +102,16 @@ def add(
     if words is not None:
         length = words or None
     encode = LateEncoder(base, encoder, backend)
-    added = base.add(paths, encode, words=length, progress=not is_quiet())
+    added = base.add(
+        paths,
+        encode,
+        words=length,
+        text_column=text_column,
+        title_column=title_column,
+        exclude=exclude or (),
+        skip_bad=skip_bad,
+        progress=not is_quiet(),
+    )
     say(f"{kb}: {counted(added, 'passage')} added, {len(base):,} in all.")
 
 

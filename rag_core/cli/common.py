@@ -49,6 +49,20 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No notes and no progress bars; errors all the same.")
 ]
 
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave out what matches, as in a .gitignore; can be repeated."),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")
+]
+TextColumn = Annotated[
+    str | None, typer.Option(help="Column of text, of tables without a column 'text'.")
+]
+TitleColumn = Annotated[
+    str | None, typer.Option(help="Column of titles, of tables without a column 'title'.")
+]
+
 
 class _Loudness:
     """How much a run of the command says on stderr."""

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say, without_none
+from rag_core.cli.common import (
+    Backend,
+    Exclude,
+    SkipBad,
+    TextColumn,
+    TitleColumn,
+    choice,
+    clean,
+    is_quiet,
+    pasteable,
+    say,
+    without_none,
+)
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -46,19 +58,10 @@ def index(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another knowledge base there.")
     ] = False,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Leave out what matches, as in a .gitignore; can be repeated."),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")
-    ] = False,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of text, of tables without a column 'text'.")
-    ] = None,
-    title_column: Annotated[
-        str | None, typer.Option(help="Column of titles, of tables without a column 'title'.")
-    ] = None,
+    exclude: Exclude = None,
+    skip_bad: SkipBad = False,
+    text_column: TextColumn = None,
+    title_column: TitleColumn = None,
     tsv_quotes: Annotated[
         bool,
         typer.Option(

@@ -91,8 +91,9 @@ class UpdatePlan:
     def __init__(self, manifest: Manifest, folder: Path, paths: Paths | None) -> None:
         if not manifest.roots:
             raise ValueError(
-                f"{folder} does not know which files its passages come from: it was built by an "
-                f"earlier release. Build it anew:  dualrag index PATHS --out {folder} --overwrite"
+                f"{folder} does not know where the files of its passages lie: it was built by an "
+                "earlier release, or the entries of 'roots' were taken out of its manifest. Build "
+                f"it anew:  dualrag index PATHS --out {folder} --overwrite"
             )
         before = _sums(manifest.sources)
         roots = manifest.root_paths(folder)

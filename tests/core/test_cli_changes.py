@@ -84,6 +84,19 @@ def test_add_and_what_it_refuses(dualrag) -> None:
     assert "no such file" in dualrag("add", "kb", "nowhere", rc=2).stderr
 
 
+def test_add_reads_as_its_options_say(dualrag) -> None:
+    more = Path("more")
+    more.mkdir()
+    (more / "table.csv").write_text("name,body\nPlum,A stone fruit.\n", "utf-8")
+    (more / "bad.jsonl").write_text("no json\n", "utf-8")
+    (more / "draft.txt").write_text("Not yet.\n", "utf-8")
+    columns = ("--text-column", "body", "--title-column", "name")
+    said = dualrag("add", "kb", "more", *columns, "--exclude", "draft*", "--skip-bad").stderr
+    assert "1 passage added, 5 in all" in said and "bad.jsonl" in said
+    last = KnowledgeBase.open("kb").dataset()[4]
+    assert (last["title"], last["text"]) == ("Plum", "A stone fruit.")
+
+
 @pytest.mark.parametrize(
     ("words", "left"),
     [
