@@ -29,7 +29,10 @@ def eval(
     kb: Annotated[
         Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report to create.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report to create; by default it is shown only."),
+    ] = None,
     n_docs: Annotated[
         str | None, typer.Option(help="Passages a question, e.g. 1,5,10; by default the model's.")
     ] = None,
@@ -76,8 +79,8 @@ def eval(
     if compare is not None:
         _compare(questions, compare, as_json)
         return
-    if questions is None or out is None:
-        raise ValueError("QUESTIONS and --out must be given (or --compare with two runs)")
+    if questions is None:
+        raise ValueError("QUESTIONS must be given (or --compare with two runs)")
     options: dict[str, Any] = {
         "n_docs": _numbers("--n-docs", n_docs),
         "head": _names(head),
@@ -116,9 +119,10 @@ def eval(
     words += ["--seed", seed, "--batch-size", batch_size]
     switches = {"--answerable-only": answerable_only, "--retrieval-only": retrieval_only}
     words += [name for name, is_on in switches.items() if is_on]
-    again = f"{out}-again"
+    if out is not None:
+        words += ["--out", f"{out}-again"]
     about = {
-        "command": pasteable("eval", questions, *words, "--out", again),
+        "command": pasteable("eval", questions, *words),
         "questions": _questions_entry(questions),
         "model": {"name": model or "dualrag/demo"},
         "knowledge_base": _base_entry(base),
@@ -130,7 +134,8 @@ def eval(
         print(evaluation.markdown(), end="")
     for note in evaluation.report["notes"]:
         say(f"note: {note}")
-    say(f"{out}: report.md, report.json, and the answers question by question.")
+    if out is not None:
+        say(f"{out}: report.md, report.json, and the answers question by question.")
 
 
 def _compare(questions: Path | None, runs: tuple[Path, Path], as_json: bool) -> None:

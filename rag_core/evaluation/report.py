@@ -31,6 +31,8 @@ TITLES = {
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
     "in_passages": "in passages",
+    "wrong_not_found": "wrong, not found",
+    "wrong_though_found": "wrong, though found",
     "log_likelihood": "log p(gold)",
     "answer_recall@": "recall@{} by answer",
     "answer_mrr": "MRR by answer",

@@ -34,6 +34,7 @@ from rag_core.evaluation.scores import (
     gold_keys,
     gold_scores,
     has_libraries,
+    mistakes,
     text_scores,
 )
 from rag_core.evaluation.settings import Settings, Variant
@@ -324,9 +325,13 @@ class _Run:
         seconds: Counter[str] = Counter()
         for part in parts:
             seconds.update(part["seconds"])
-        for rows in answers.values():
-            for question, row in zip(self.questions, rows, strict=True):
-                row["scores"] = {**text_scores(row["text"], question), **row["scores"]}
+        for variant in self.variants:
+            triples = zip(self.questions, answers[variant.name], retrieved, strict=True)
+            for question, row, found in triples:
+                scores = text_scores(row["text"], question)
+                holds = [passage.get("holds_answer") for passage in found["passages"]]
+                scores |= mistakes(scores, holds[: variant.n_docs])
+                row["scores"] = {**scores, **row["scores"]}
         answerable, seed = self.survey.answerable, self.settings.seed
         variants = {
             variant.name: {

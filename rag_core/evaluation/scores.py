@@ -4,7 +4,7 @@ none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,6 +37,23 @@ def text_scores(text: str, question: Question) -> dict[str, Any]:
         scores["rouge_l"] = rouge_l(text, question.answers)
         scores["bleu"] = bleu_counts(text, question.answers)
     return scores
+
+
+def mistakes(scores: Mapping[str, Any], holds: Sequence[bool | None]) -> dict[str, float]:
+    """Whether retrieval or reading is to blame for an answer that is no exact match.
+
+    Args:
+        scores: of the answer, as `text_scores` gives them.
+        holds: of the passages that were read, whether an answer stands there.
+    """
+    if "exact_match" not in scores:
+        return {}
+    is_wrong = not scores["exact_match"]
+    was_found = any(holds)
+    return {
+        "wrong_not_found": float(is_wrong and not was_found),
+        "wrong_though_found": float(is_wrong and was_found),
+    }
 
 
 @cache

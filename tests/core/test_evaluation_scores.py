@@ -18,6 +18,7 @@ from rag_core.evaluation.scores import (
     depths,
     gold_keys,
     gold_scores,
+    mistakes,
     rouge_l,
     text_scores,
 )
@@ -112,6 +113,13 @@ def test_recall_by_answer_counts_the_first_passage_that_holds_one() -> None:
     }
     assert answer_scores([False] * 2)["answer_mrr"] == 0.0
     assert depths(5) == [1, 5] and depths(50) == [1, 5, 10, 20, 50]
+
+
+def test_mistakes_are_of_retrieval_or_of_reading() -> None:
+    wrong, right = {"exact_match": 0.0}, {"exact_match": 1.0}
+    assert list(mistakes(wrong, [False, False]).values()) == [1.0, 0.0]
+    assert list(mistakes(wrong, [False, True]).values()) == [0.0, 1.0]
+    assert list(mistakes(right, [False]).values()) == [0.0, 0.0] and mistakes({}, []) == {}
 
 
 def test_gold_documents_are_told_by_id_or_title() -> None:

@@ -220,7 +220,10 @@ def test_the_command(model, tmp_path, monkeypatch) -> None:
     for name, variant in report["variants"].items():
         other = json.loads(Path("report-again/report.json").read_text("utf-8"))["variants"][name]
         assert other["figures"] == variant["figures"]
+    kept = set(Path().iterdir())
+    shown = CliRunner().invoke(app, command[:-2])
+    assert "wrong, though found" in shown.stdout and set(Path().iterdir()) == kept
     bad = CliRunner().invoke(app, ["eval", asked, "--out", "x", "--n-docs", "1;2"])
     assert bad.exit_code == 2 and "--n-docs must be whole numbers with commas" in bad.stderr
-    for words in (["eval"], ["eval", asked], ["eval", asked, "--compare", "report", "report"]):
+    for words in (["eval"], ["eval", asked, "--compare", "report", "report"]):
         assert CliRunner().invoke(app, words).exit_code == 2
