@@ -2,8 +2,6 @@
 fault in each would change.
 """
 
-import importlib.util
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,8 +20,6 @@ from rag_core.evaluation.scores import (
     rouge_l,
     text_scores,
 )
-
-LIBRARIES = all(importlib.util.find_spec(name) for name in ("rouge_score", "sacrebleu"))
 
 
 def test_an_answer_stands_in_a_passage_by_words_and_signs() -> None:
@@ -152,7 +148,6 @@ REFERENCES = [
 ]
 
 
-@pytest.mark.skipif(not LIBRARIES, reason="needs the extra eval, which `make test` installs")
 def test_rouge_and_bleu_are_those_of_their_libraries() -> None:
     from sacrebleu.metrics import BLEU
 

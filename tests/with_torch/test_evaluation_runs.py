@@ -178,6 +178,14 @@ def test_what_cannot_be_evaluated_is_said(model) -> None:
         evaluate(model, QUESTIONS, n_doc=3)
 
 
+def test_without_the_extra_a_note_says_what_is_left_out(model, monkeypatch) -> None:
+    for module in ("run", "scores"):
+        monkeypatch.setattr(f"rag_core.evaluation.{module}.has_libraries", lambda: False)
+    found = sweep(model, questions=QUESTIONS[:2], n_docs=1, head="token")
+    assert "f1" in found.figures() and not {"rouge_l", "bleu"} & found.figures().keys()
+    assert "pip install 'dualrag[eval]'" in found.markdown()
+
+
 def test_weights_have_one_sum(model) -> None:
     assert weights_sha256(model) == weights_sha256(model) != weights_sha256(model.generator)
 
