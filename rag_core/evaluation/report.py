@@ -220,12 +220,8 @@ def at_least(report: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str,
     """What the figures of answerable questions say of all: the others, which were not asked, count
     as wrong.
     """
-    read = report["questions"]["read"]
-    return {
-        name: figures[name]["mean"] * figures[name]["n"] / read
-        for name in _AT_LEAST
-        if name in figures
-    }
+    share = report["questions"]["answerable_share"]
+    return {name: share * figures[name]["mean"] for name in _AT_LEAST if name in figures}
 
 
 # -- for people ---------------------------------------------------------------------------------
@@ -252,7 +248,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         for name, variant in report["variants"].items():
             bounds = at_least(report, variant["figures"]["answerable"])
             text = ", ".join(f"{title_of(key)} {100 * value:.1f}" for key, value in bounds.items())
-            lines += [f"On all questions, {name}: at least {text} (those not asked count 0).", ""]
+            lines += [
+                f"On all questions, {name}: at least {text} (those that are not answerable count 0).",
+                "",
+            ]
     lines += _details(report)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -175,6 +175,7 @@ class _Run:
                 "answerable_only must go with questions that have answers and an index that has a "
                 "length. Leave it out."
             )
+        self.answerable_share = sum(answerable) / self.read
         pairs = zip(self.questions, answerable, strict=True)
         kept = _drawn([question for question, has in pairs if has], self.settings)
         if not kept:
@@ -355,7 +356,13 @@ class _Run:
 
     def _report(self, retrieval: dict[str, Any], variants: dict[str, Any]) -> dict[str, Any]:
         about = self.about
-        asked = {"read": self.read, "asked": len(self.questions), "answerable": None}
+        asked: dict[str, Any] = {
+            "read": self.read,
+            "asked": len(self.questions),
+            "answerable": None,
+        }
+        if self.settings.answerable_only:
+            asked["answerable_share"] = self.answerable_share
         if self.survey.answerable is not None:
             asked["answerable"] = sum(self.survey.answerable)
         base = {"sha256": self.survey.sha256, **dict(about.get("knowledge_base") or {})}

@@ -150,7 +150,12 @@ def test_questions_that_cannot_be_answered_count_apart(model) -> None:
     assert "Questions without answers: 1." in notes
     only = sweep(model, questions=questions, n_docs=2, head="token", answerable_only=True)
     assert only.report["questions"]["asked"] == 4
+    mean = only.figures()["f1"]["mean"]
+    assert f"F1 {100 * mean * 4 / 6:.1f}, contains" in only.markdown()
     assert "On all questions, token-docs2-beams1: at least exact match" in only.markdown()
+    few = sweep(model, questions=questions, n_docs=2, head="token", answerable_only=True, limit=2)
+    assert few.report["questions"]["asked"] == 2
+    assert few.report["questions"]["answerable_share"] == pytest.approx(4 / 6)
     one = sweep(model, questions=questions, n_docs=2, head="token", limit=2, seed=3)
     assert [row["id"] for row in one.retrieved] == [
         row["id"] for row in sweep(model, questions=questions, n_docs=2, limit=2, seed=3).retrieved
