@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
-import sys, time
+import signal, sys, time
+# Whoever runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from types import SimpleNamespace
 from rag_core.cli.ask import Answerer
 from rag_core.cli.commands import main

@@ -56,7 +56,7 @@ def test_what_was_not_built_says_how_to_build_it_and_is_not_fetched(cache):
     ):
         RagConfig.from_pretrained(DEMO)
     with pytest.raises(OSError, match="was not fetched before"):
-        resolve_file(DEMO_ENCODER, "config.json")
+        resolve_file(DEMO_ENCODER, "config.json", local_files_only=True)
 
 
 def test_the_model_is_made_where_its_parts_are(cache, monkeypatch):
