@@ -211,7 +211,8 @@ class _Run:
             work = folder / UNFINISHED
             self._begin(work)
         parts = []
-        bar = tqdm(total=len(self.questions), desc="questions", unit="", disable=not self.progress)
+        hidden = not self.progress or None  # None: at a terminal alone
+        bar = tqdm(total=len(self.questions), desc="questions", unit="", disable=hidden)
         with bar:
             for number, start in enumerate(range(0, len(self.questions), size)):
                 batch = self.questions[start : start + size]

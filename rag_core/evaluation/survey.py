@@ -43,7 +43,7 @@ def survey(index: Any, questions: Sequence[Question], progress: bool) -> Survey:
     Args:
         index: an `Index`; without a length its passages cannot be gone through.
         questions: whose answers and gold documents are looked for.
-        progress: draw a progress bar on stderr.
+        progress: draw a progress bar on stderr, at a terminal.
     """
     from tqdm import tqdm
 
@@ -56,9 +56,8 @@ def survey(index: Any, questions: Sequence[Question], progress: bool) -> Survey:
     ids: set[str] = set()
     titles: set[str] = set()
     has_ids = False
-    bar = tqdm(
-        scan_passages(index), total=len(index), desc="passages", unit="", disable=not progress
-    )
+    hidden = not progress or None  # None: at a terminal alone
+    bar = tqdm(scan_passages(index), total=len(index), desc="passages", unit="", disable=hidden)
     for title, text, document in bar:
         finder.look_at(text)
         digest.update(f"{title}\0{text}\0".encode())

@@ -96,8 +96,8 @@ def build_knowledge_base(
     credit: str | None = None,
     progress: bool = True,
 ) -> KnowledgeBase:
-    """Reads files, splits them into passages, embeds these and indexes them; asked again after a
-    kill, it goes on.
+    """Read files, split them into passages, embed these and index them; asked again after a kill,
+    it goes on.
 
     Args:
         paths: files of the kinds that `rag_core.knowledge.read_documents` reads, or folders.
@@ -437,7 +437,9 @@ class KnowledgeBase:
             exclude=exclude,
             skip_bad=skip_bad,
         )
-        files = find_files(paths, known, exclude=reading.get("exclude", ()))
+        inherited = old.request.get("exclude", ())
+        exclude = reading.get("exclude", ())
+        files = find_files(paths, known, exclude=exclude, inherited=inherited)
         if reading.get("skip_bad"):
             files = readable(files, ReadingOptions.of(reading))
         sources = layout.described_files(files)
@@ -755,17 +757,33 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
         return None
     existing = KnowledgeBase.open(out)
     old = existing.manifest
-    is_asked_again = _same_sources(old, plan) and old.request == plan.request
+    has_same_sources = _same_sources(old, plan)
     is_same_encoder = old.encoder["name"] == plan.encoder["name"]
     if (
-        is_asked_again
+        has_same_sources
+        and old.request == plan.request
         and is_same_encoder
         and same_probe(old.encoder["probe"], plan.encoder["probe"])
     ):
         discard_work(out)
         return existing
+    differences = _differences(old.request, plan.request, has_same_sources)
     raise FileExistsError(
-        f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r}). "
-        "Choose another folder, replace it (overwrite=True, --overwrite), bring it up to its "
-        f"files (dualrag update {out}) or add to it (dualrag add {out} PATHS)."
+        f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r})"
+        f"{differences}. Choose another folder, replace it (overwrite=True, --overwrite), bring it "
+        f"up to its files (dualrag update {out}) or add to it (dualrag add {out} PATHS)."
     )
+
+
+def _differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], has_same_sources: bool
+) -> str:
+    """What a build asks for that a finished one was not made with, for people."""
+    rows = [
+        f"{name}: {stored.get(name)!r} there, {asked.get(name)!r} now"
+        for name in sorted({*stored, *asked})
+        if stored.get(name) != asked.get(name)
+    ]
+    if not has_same_sources:
+        rows.append("its files are others or have changed")
+    return "".join(f"; {row}" for row in rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -78,6 +78,7 @@ def find_files(
     known: Mapping[Path, str] = MappingProxyType({}),
     *,
     exclude: str | Iterable[str] = (),
+    inherited: Container[str] = (),
 ) -> list[tuple[Path, str]]:
     """The files behind `paths`, folders walked recursively in sorted order, linked ones entered.
 
@@ -88,6 +89,7 @@ def find_files(
         known: as in `find_roots`.
         exclude: patterns as in a .gitignore file ("drafts/", "*.tmp", "!keep.tmp"), matched against
             paths below each folder and names of files that are given by themselves.
+        inherited: those of them that an earlier call was given: no warning where they match nothing.
 
     Returns:
         (file, name as `find_roots` begins it) pairs, without repeats.
@@ -116,7 +118,8 @@ def find_files(
         raise faults[0]
     if collection.passed_by:
         warn(collection.summary(), PassedByWarning)
-    if unused := collection.exclusion.unused():
+    unused = [one for one in collection.exclusion.unused() if one not in inherited]
+    if unused:
         warn(f"exclude: nothing matches {', '.join(map(repr, unused))}.", PassedByWarning)
     if not collection.files:
         raise ValueError(

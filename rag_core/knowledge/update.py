@@ -101,7 +101,7 @@ class UpdatePlan:
         found = []
         if scopes.present:
             exclude = manifest.request.get("exclude", ())
-            found = find_files(scopes.present, scopes.present, exclude=exclude)
+            found = find_files(scopes.present, scopes.present, exclude=exclude, inherited=exclude)
         entries = described_files(found)
         if manifest.request.get("skip_bad"):
             pairs = zip(found, entries, strict=True)

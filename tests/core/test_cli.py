@@ -415,6 +415,7 @@ def test_bad_files_are_skipped_columns_named_and_patterns_left_out(dualrag) -> N
     assert (kb.path / "index.faiss").stat().st_mtime_ns == stamp
     made = dualrag(*command[:-2], "--skip-bad")
     assert made.exit_code == 2 and "holds another knowledge base" in made.stderr
+    assert "; exclude: ['drafts/'] there, None now" in " ".join(made.stderr.split())
 
 
 def test_quotes_of_tsv_are_letters_where_that_is_said(dualrag) -> None:

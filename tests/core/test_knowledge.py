@@ -128,7 +128,7 @@ def test_asking_again_is_done_at_once_and_anything_else_is_refused(tmp_path) -> 
     build(tmp_path)
     assert (first.path / "index.faiss").stat().st_mtime_ns == stamp
     with pytest.raises(
-        FileExistsError, match=r"another knowledge base \(60 passages by 'hashed'\)"
+        FileExistsError, match=r"base \(60 passages by 'hashed'\); words: \d+ there, 5 now\. Choose"
     ):
         build(tmp_path, words=5)
     assert len(build(tmp_path, words=5, overwrite=True)) > 60

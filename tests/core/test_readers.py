@@ -497,6 +497,8 @@ def test_patterns_exclude_as_gitignore_does(tmp_path) -> None:
     ]
     with pytest.warns(PassedByWarning, match="1 excluded"):
         assert len(find_files([tmp_path / "a.txt", tmp_path / "keep.tmp.txt"], exclude="a.*")) == 1
+    with pytest.warns(PassedByWarning, match=r"nothing matches 'new'\.$"):
+        find_files(tmp_path / "a.txt", exclude=["old", "new"], inherited=["old"])
 
 
 def test_every_bad_file_is_named_at_once_and_may_be_skipped(tmp_path) -> None:

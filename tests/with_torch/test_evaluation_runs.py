@@ -224,6 +224,7 @@ def test_the_command(model, tmp_path, monkeypatch) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "4 of 10 questions" in done.stdout and "token-docs2-beams2" in done.stdout
+    assert "%|" not in done.stderr  # bars are for terminals
     report = json.loads(Path("report/report.json").read_text("utf-8"))
     assert report["knowledge_base"]["index"]["recall_at_5"] == 1.0
     assert report["command"].endswith("--out report-again") and report["versions"]["dualrag"]
