@@ -246,12 +246,14 @@ def finished_before(
     left to do.
 
     Raises:
-        FileExistsError: `out` is a file or holds another model.
+        FileExistsError: `out` is a file, a knowledge base or holds another model.
         OSError: nothing can be written to it.
     """
     out = Path(out)
     if out.is_file():
         raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
+    if (out / MANIFEST).is_file():
+        raise FileExistsError(f"{out} is a knowledge base: name another folder for the tuned model")
     check_writable(out)  # not after hours of training
     clear(out)
     if not (out / "config.json").exists() or (out / CHECKPOINT).exists():

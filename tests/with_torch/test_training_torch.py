@@ -92,6 +92,9 @@ def test_command_line_trains_a_saved_model_on_a_knowledge_base(tokenizers, tmp_p
     again = CliRunner().invoke(app, [*words, "--seed", "1"])
     assert again.exit_code == 2
     assert "holds a model already" in again.stderr
+    kb = words[words.index("--kb") + 1]
+    mixed_up = CliRunner().invoke(app, [*words, "--out", kb])
+    assert mixed_up.exit_code == 2 and "is a knowledge base: name another" in mixed_up.stderr
 
 
 def test_the_command_chooses_measures_remembers_and_describes(tokenizers, tmp_path):
