@@ -33,7 +33,7 @@ HUB_KWARGS = ("cache_dir", "token", "revision", "local_files_only", "force_downl
 # the hub's cache names a snapshot's folder by its commit
 _SNAPSHOT = re.compile(r".*/snapshots/([0-9a-f]{40})/.")
 _NOTHING = type(None)
-_KNOWN_WORDS: set[str] = set()
+_KNOWN_NAMES: set[str] = set()
 _SECONDS = 5  # for the hub to say whether it knows a name
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "cache_dir": ((str, os.PathLike, _NOTHING), "a folder"),
@@ -166,7 +166,7 @@ def resolve_file(
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     name = str(name_or_path)
-    _check_word(name, repo_type, options)
+    _check_name(name, repo_type, options)
     try:
         return Path(hf_hub_download(name, inside, repo_type=repo_type, **options))
     except Exception as error:
@@ -244,7 +244,7 @@ def _listed(
     from huggingface_hub import HfApi
 
     if _recorded(record) is None:
-        _check_word(name, repo_type, options)
+        _check_name(name, repo_type, options)
     try:
         if _offline(options):
             raise ConnectionError("offline")
@@ -265,36 +265,45 @@ def _listed(
     return commit, files
 
 
-def _check_word(name: str, repo_type: str | None, options: Mapping[str, Any]) -> None:
-    """Asks the hub once and for a short time whether it knows a word that is no folder here: most
-    such words are misspelt, and a download would ask time and again.
+def _check_name(name: str, repo_type: str | None, options: Mapping[str, Any]) -> None:
+    """Asks the hub once and for a short time about a name that is no folder here: many such names
+    are misspelt or asked for without a network, and a download would ask time and again.
 
     Raises:
-        OSError: it does not, or does not answer.
+        OSError: the hub does not answer, or does not know a name of one word.
     """
-    if "/" in name or repo_type or _offline(options) or _snapshot(name, repo_type, options):
-        return
-    if name in _KNOWN_WORDS:
+    if _offline(options) or name in _KNOWN_NAMES or _snapshot(name, repo_type, options):
         return
     from huggingface_hub import HfApi
     from huggingface_hub.utils import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+    is_word = "/" not in name
     neither = f"No folder {name!r} here{_near(name)}, and "
     try:
-        HfApi(token=options.get("token")).model_info(name, timeout=_SECONDS)
+        HfApi(token=options.get("token")).repo_info(name, repo_type=repo_type, timeout=_SECONDS)
     except (GatedRepoError, HFValidationError):
         return  # said in full by who fetches
     except RepositoryNotFoundError as error:
+        if not is_word:
+            return
         raise OSError(
             f"{neither}no such repository on the hub (or a private one: pass token=)."
         ) from error
     except Exception as error:
+        if not is_word and not _is_network_error(error):
+            return
         reason = type(error).__name__
         raise OSError(
             f"{neither}the hub, which might know a repository of that name, can't be reached "
             f"({reason}). Check the name or the network."
         ) from error
-    _KNOWN_WORDS.add(name)
+    _KNOWN_NAMES.add(name)
+
+
+def _is_network_error(error: Exception) -> bool:
+    """Whether no server was heard: httpx's and requests' errors, or Python's own."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint(("TransportError", "ConnectionError", "Timeout"))
 
 
 def _near(name: str) -> str:

@@ -118,11 +118,11 @@ def test_a_word_that_is_no_folder_is_asked_for_once_and_briefly(
     (tmp_path / "tuned").mkdir()
     asked = []
 
-    def model_info(self, name: str, *, timeout: float) -> None:
+    def repo_info(self, name: str, *, repo_type: None, timeout: float) -> None:
         asked.append((name, timeout))
         raise answer
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
     options = {"cache_dir": tmp_path / "cache"}
     for load in (list_files, lambda name, **hub: resolve_file(name, "config.json", **hub)):
         with pytest.raises(OSError, match=rf"^No folder 'tund' here \(but 'tuned'\), and {says}"):
@@ -131,6 +131,18 @@ def test_a_word_that_is_no_folder_is_asked_for_once_and_briefly(
     with pytest.raises(OSError, match=r"No folder 'tund' .*\(but 'tuned'\)"):
         resolve_file("./tund", "config.json")
     assert len(asked) == 2
+
+
+def test_without_a_network_a_repository_is_asked_for_once_and_briefly(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+
+    def repo_info(self, name, *, repo_type, timeout):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    with pytest.raises(OSError, match=r"No folder 'o/n' here, and the hub, .* \(ConnectionError\)"):
+        resolve_file("o/n", "config.json", cache_dir=tmp_path)
 
 
 def test_offline_what_was_fetched_is_found(cache):
@@ -216,6 +228,7 @@ def test_options_reach_huggingface_hub(tmp_path, monkeypatch):
         return str(tmp_path / "got")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", Mock())
     given_options = {"token": "t", "revision": "r", "force_download": True, "cache_dir": tmp_path}
     assert (
         resolve_file("o/n", "f", repo_type="dataset", subfolder="s", **given_options)
@@ -238,6 +251,7 @@ def test_failures_say_what_was_looked_for(error, words, monkeypatch):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", Mock())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match=words):
         resolve_file("o/n", "f", revision="r")
