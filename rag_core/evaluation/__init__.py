@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rag_core.evaluation.questions import Context as Context
     from rag_core.evaluation.questions import Gold as Gold
     from rag_core.evaluation.questions import Question as Question
-    from rag_core.evaluation.questions import read_questions as read_questions
-    from rag_core.evaluation.questions import scan_questions as scan_questions
+    from rag_core.evaluation.readers import read_questions as read_questions
+    from rag_core.evaluation.readers import scan_questions as scan_questions
     from rag_core.evaluation.report import Evaluation as Evaluation
     from rag_core.evaluation.run import evaluate as evaluate
     from rag_core.evaluation.settings import Settings as Settings
@@ -27,7 +27,8 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "comparison": ["Comparison", "compare"],
         "matching": ["AnswerFinder", "match_tokens", "stands_in"],
-        "questions": ["Context", "Gold", "Question", "read_questions", "scan_questions"],
+        "questions": ["Context", "Gold", "Question"],
+        "readers": ["read_questions", "scan_questions"],
         "report": ["Evaluation"],
         "run": ["evaluate"],
         "settings": ["Settings", "Variant"],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -65,43 +64,6 @@ class Question:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON."""
         return asdict(self)
-
-
-def read_questions(path: str | Path, *, patterns: bool | None = None) -> list[Question]:
-    """Read questions of any known format; see docs/evaluation.md for the table.
-
-    Args:
-        path: a file, or the folder of a BEIR data set. Nothing is fetched.
-        patterns: whether the answers are regular expressions; None looks for `\\s`, `\\d` and the
-            like in the first answers of a jsonl.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no question in it, a bad line (the message starts with file:line), an unknown
-            format, or an id that comes twice.
-        OSError: it cannot be read.
-    """
-    return list(scan_questions(path, patterns=patterns))
-
-
-def scan_questions(path: str | Path, *, patterns: bool | None = None) -> Iterator[Question]:
-    """As `read_questions`, one after another: a file of any size is never in memory as a whole."""
-    from rag_core.evaluation.readers import open_reader
-
-    seen: set[str] = set()
-    for place, question in open_reader(Path(path), patterns):
-        if question.id in seen:
-            raise ValueError(
-                f"{place}: the id must be its question's alone, got {question.id!r:.60}, which "
-                "came before. Number the questions anew, or remove what is there twice."
-            )
-        seen.add(question.id)
-        yield question
-    if not seen:
-        raise ValueError(
-            f"{path}: no question in it; expected lines like "
-            '{"question": "...", "answer": ["..."]}'
-        )
 
 
 def checked_questions(questions: Sequence[Question]) -> list[Question]:

@@ -34,11 +34,46 @@ _CONTEXTS = {
 _QRELS = ("test", "dev", "train")
 
 
+def read_questions(path: str | Path, *, patterns: bool | None = None) -> list[Question]:
+    """Read questions of any known format; see docs/evaluation.md for the table.
+
+    Args:
+        path: a file, or the folder of a BEIR data set. Nothing is fetched.
+        patterns: whether the answers are regular expressions; None looks for `\\s`, `\\d` and the
+            like in the first answers of a jsonl.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no question in it, a bad line (the message starts with file:line), an unknown
+            format, or an id that comes twice.
+        OSError: it cannot be read.
+    """
+    return list(scan_questions(path, patterns=patterns))
+
+
+def scan_questions(path: str | Path, *, patterns: bool | None = None) -> Iterator[Question]:
+    """As `read_questions`, one after another: a file of any size is never in memory as a whole."""
+    seen: set[str] = set()
+    for place, question in open_reader(Path(path), patterns):
+        if question.id in seen:
+            raise ValueError(
+                f"{place}: the id must be its question's alone, got {question.id!r:.60}, which "
+                "came before. Number the questions anew, or remove what is there twice."
+            )
+        seen.add(question.id)
+        yield question
+    if not seen:
+        raise ValueError(
+            f"{path}: no question in it; expected lines like "
+            '{"question": "...", "answer": ["..."]}'
+        )
+
+
 def open_reader(path: Path, patterns: bool | None = None) -> Placed:
     """The questions of a file or folder, with their places.
 
     Args:
-        path: see `rag_core.evaluation.read_questions`.
+        path: see `read_questions`.
         patterns: likewise.
     """
     if path.is_dir():
