@@ -39,7 +39,7 @@ ANSWERS = 4
 def work(backend: str) -> dict[str, float]:
     """The figures of this process: passages embedded a second, seconds an answer."""
     from rag_core.backends import load_backend
-    from rag_core.cli.commands import DEMO_QUESTIONS
+    from rag_core.cli.demo import DEMO_QUESTIONS
     from rag_core.cli.models import open_encoder, open_model
 
     engine = load_backend(backend)
