@@ -198,6 +198,7 @@ class Page:
         self.full = full
         self.notes: list[str] = []
         self.without_source = False
+        self.renewal = ""
         self._console: Console | None = None
 
     def show(self, answer: Any) -> None:
@@ -233,7 +234,7 @@ class Page:
         from rag_core.cli.show import show_notes
 
         if self.without_source:
-            self.notes.insert(0, "Passages with a row alone: source unknown.")
+            self.notes.insert(0, f"Passages with a row alone: source unknown.{self.renewal}")
         show_notes(self._console, *self.notes)
 
 
@@ -280,6 +281,8 @@ class Answerer:
         network, base = open_model(engine, kb, model, head, say, int8, where=where, **placing)
         if base is not None and base.manifest.credit:
             page.notes.append(base.manifest.credit)
+        if base is not None and kb is None and model is None:
+            page.renewal = f" Remove {base.path} to have the demo's cite their pages."
         return cls(engine, network, page, options)
 
     def answer(self, questions: list[str], last: bool = False) -> None:

@@ -71,7 +71,7 @@ class TrainingReport:
     def notes(self) -> list[str]:
         """What a person should know before using the model.
 
-        That it hardly learned, that retrieval collapsed.
+        That it hardly learned or answers nothing right, that retrieval collapsed.
         """
         notes = []
         if self.collapsed_at is not None:
@@ -84,6 +84,11 @@ class TrainingReport:
                     f"{self.steps} steps: the model has hardly learned. Train longer (steps, "
                     "epochs) or faster (learning_rate)."
                 )
+        if self.exact_match == 0 and not notes:
+            notes.append(
+                f"Not one question is answered right after {self.steps} steps: train longer "
+                "(steps, epochs), or look at the answers before you use the model."
+            )
         return notes
 
     def collapse(self) -> str:

@@ -91,7 +91,11 @@ def test_every_step_of_a_short_run_counts_and_one_that_learns_nothing_says_so():
     [note] = run.report.notes()
     assert "from 11.72 to 11.7" in note
     assert "hardly learned" in note
-    assert go([(APART, 9.0)] * 10 + [(APART, 8.0)] * 10).report.notes() == []
+    learned = go([(APART, 9.0)] * 10 + [(APART, 8.0)] * 10).report
+    assert learned.notes() == []
+    learned.exact_match = 0.0
+    [note] = learned.notes()
+    assert "Not one question is answered right after 20 steps" in note
 
 
 def test_the_time_that_is_left_is_told_once_where_much_is_left():
