@@ -1,9 +1,9 @@
 """What waiting threads cost beside other work: `python -m benchmarks.busy`.
 
 OpenMP's threads wait for each other by spinning, unless OMP_WAIT_POLICY=PASSIVE has them sleep, as
-the `dualrag` command does. Here the demo's model answers and its encoder embeds, each way of waiting
-in processes of its own that take turns, on an idle machine and beside loops that keep as many
-processors busy as there are. Medians of the turns.
+the `dualrag` command has it on a busy machine. Here the demo's model answers and its encoder
+embeds, each way of waiting in processes of its own that take turns, on an idle machine and beside
+loops that keep as many processors busy as there are. Medians of the turns.
 """
 
 from __future__ import annotations

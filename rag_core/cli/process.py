@@ -14,6 +14,8 @@ from rag_core import backends
 
 # OpenMP and BLAS; TensorFlow has two pools of its own.
 _THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+# Load a processor, over the last minute, from which on a machine is busy.
+_BUSY = 0.5
 logger = logging.getLogger(__name__)
 
 
@@ -37,20 +39,22 @@ def share_processors() -> None:
     """Has the numeric libraries, which read the environment when they load, get along with whatever
     else runs here.
 
-    OpenMP's threads (PyTorch's and faiss') wait for each other by spinning: beside other work that
-    takes the very processor that is waited for. Frameworks start a thread a processor, however few
-    of these a container may use. What the environment says already stands.
+    OpenMP's threads (PyTorch's and faiss') wait for each other by spinning. On an idle machine that
+    is fastest; beside other work it takes the very processor that is waited for, so they sleep
+    where the machine is busy at the start. Frameworks start a thread a processor, however few of
+    these a container may use. What the environment says already stands.
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        _set_default("OMP_WAIT_POLICY", "PASSIVE")
     if not hasattr(os, "sched_getaffinity"):
-        return  # no Linux, no quota of a container
+        return  # no Linux: neither a load nor a quota of a container
+    processors = len(os.sched_getaffinity(0))
+    if os.getloadavg()[0] >= _BUSY * processors and "GOMP_SPINCOUNT" not in os.environ:
+        _set_default("OMP_WAIT_POLICY", "PASSIVE")
     from loky import cpu_count
 
-    processors = cpu_count()
-    if processors < len(os.sched_getaffinity(0)):
+    allowed = cpu_count()
+    if allowed < processors:
         for name in _THREADS:
-            _set_default(name, str(processors))
+            _set_default(name, str(allowed))
 
 
 def _set_default(name: str, value: str) -> None:

@@ -693,8 +693,9 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture
 def environment(monkeypatch) -> dict[str, str]:
-    """An environment of its own, of a machine with four processors."""
+    """An environment of its own, of a busy machine with four processors."""
     alone: dict[str, str] = {}
+    monkeypatch.setattr(process.os, "getloadavg", lambda: (2.0, 0.0, 0.0), raising=False)
     monkeypatch.setattr(process.os, "environ", alone)
     monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: range(4), raising=False)
     return alone
@@ -707,6 +708,13 @@ def test_a_command_shares_its_processors(environment, monkeypatch, allowed, thre
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment.get("OMP_NUM_THREADS") == threads
     assert environment.get("TF_NUM_INTRAOP_THREADS") == threads
+
+
+def test_on_an_idle_machine_threads_wait_as_their_libraries_do(environment, monkeypatch) -> None:
+    monkeypatch.setattr("loky.cpu_count", lambda: 4)
+    monkeypatch.setattr(process.os, "getloadavg", lambda: (1.9, 9.0, 9.0), raising=False)
+    process.share_processors()
+    assert not {"OMP_WAIT_POLICY", "OMP_NUM_THREADS"} & environment.keys()
 
 
 def test_what_the_environment_says_of_threads_stands(environment, monkeypatch) -> None:
