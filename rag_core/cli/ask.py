@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rag_core.cli.changes import Where
 from rag_core.cli.common import (
     Backend,
+    Device,
+    Dtype,
+    KnowledgeBaseFolder,
+    ModelName,
+    QuestionsFile,
+    Where,
     choice,
     clean,
     is_quiet,
@@ -43,16 +48,9 @@ def ask(
         list[str] | None,
         typer.Argument(metavar="QUESTION", help="Leave it out to ask one after another."),
     ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(help='Text with a question a line, or jsonl with {"question": ...} lines.'),
-    ] = None,
-    kb: Annotated[
-        Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub name of a RAG model; by default the demo's.")
-    ] = None,
+    questions: QuestionsFile = None,
+    kb: KnowledgeBaseFolder = None,
+    model: ModelName = None,
     n_docs: Annotated[
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
@@ -95,13 +93,8 @@ def ask(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Any other option of generation, in JSON."),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        choice("--dtype", "float32", "float16", "bfloat16", help="Of weights; by default float32."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
     ] = False,

@@ -14,6 +14,7 @@ from rag_core.cli.common import (
     SkipBad,
     TextColumn,
     TitleColumn,
+    Where,
     clean,
     is_quiet,
     say,
@@ -31,14 +32,6 @@ Encoder = Annotated[
     typer.Option(help="Folder or name of the encoder; by default the one that KB names."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY=GLOB",
-        help="Passages with this metadata alone: KEY=GLOB, KEY!=GLOB, KEY>=NUMBER; several must "
-        "all hold.",
-    ),
-]
 NAMES_SHOWN = 5
 
 

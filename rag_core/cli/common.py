@@ -63,6 +63,32 @@ TitleColumn = Annotated[
     str | None, typer.Option(help="Column of titles, of tables without a column 'title'.")
 ]
 
+ModelName = Annotated[
+    str | None, typer.Option(help="Folder or hub name of a RAG model; by default the demo's.")
+]
+KnowledgeBaseFolder = Annotated[
+    Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
+]
+QuestionsFile = Annotated[
+    Path | None,
+    typer.Option(help='Text with a question a line, or jsonl with {"question": ...} lines.'),
+]
+Dtype = Annotated[
+    str | None,
+    choice("--dtype", "float32", "float16", "bfloat16", help="Of weights; by default float32."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=GLOB",
+        help="Passages with this metadata alone: KEY=GLOB, KEY!=GLOB, KEY>=NUMBER; several must "
+        "all hold.",
+    ),
+]
+
 
 class _Loudness:
     """How much a run of the command says on stderr."""

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say, without_none
+from rag_core.cli.common import (
+    Backend,
+    Device,
+    Dtype,
+    KnowledgeBaseFolder,
+    ModelName,
+    clean,
+    is_quiet,
+    pasteable,
+    say,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
@@ -23,12 +34,8 @@ def eval(
             metavar="QUESTIONS", help="File of questions and answers, or a BEIR folder."
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub name of a RAG model; by default the demo's.")
-    ] = None,
-    kb: Annotated[
-        Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
-    ] = None,
+    model: ModelName = None,
+    kb: KnowledgeBaseFolder = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the report to create; by default it is shown only."),
@@ -62,13 +69,8 @@ def eval(
         typer.Option(help="Compare two finished runs instead, question by question."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, on stdout.")] = False,
-    dtype: Annotated[
-        str | None,
-        choice("--dtype", "float32", "float16", "bfloat16", help="Of weights; by default float32."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     backend: Backend = None,
 ) -> None:
     """Measure a model on questions whose answers are known.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rag_core.cli.ask import Answerer, Page, converse
-from rag_core.cli.changes import Base, Where
-from rag_core.cli.common import Backend, clean, say
+from rag_core.cli.changes import Base
+from rag_core.cli.common import Backend, QuestionsFile, Where, clean, say
 
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
@@ -70,10 +69,7 @@ def search(
         list[str] | None,
         typer.Argument(metavar="QUESTION", help="Leave it out to search one after another."),
     ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(help='Text with a question a line, or jsonl with {"question": ...} lines.'),
-    ] = None,
+    questions: QuestionsFile = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Passages a question.")] = 5,
     where: Where = None,
     as_json: Annotated[
