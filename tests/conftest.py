@@ -71,6 +71,16 @@ def golden(backend):
     return import_module(f"tests.support.golden_{backend}")
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub, here and in programs that a test starts."""
+    # The library reads the environment once: it must not be imported under a test's own.
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
 SIZE, ROWS = 16, 12
 MODELS = ("facebook/rag-token-base", "facebook/rag-token-nq", "facebook/rag-sequence-nq")
 

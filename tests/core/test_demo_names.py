@@ -10,13 +10,12 @@ from rag_core.hub import DEMO, DEMO_ENCODER, is_local, list_files, resolve_file
 
 
 @pytest.fixture
-def cache(demo_cache, tmp_path, monkeypatch):
+def cache(demo_cache, tmp_path, monkeypatch, offline):
     """A copy that may be spoilt, with an empty working directory beside it."""
     home = shutil.copytree(demo_cache, tmp_path / "home")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("DUALRAG_HOME", str(home))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return home
 
 

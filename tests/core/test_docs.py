@@ -23,11 +23,10 @@ FENCED = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
-def reader(demo_cache, tmp_path, monkeypatch):
+def reader(demo_cache, tmp_path, monkeypatch, offline):
     """The empty working directory of someone who built the demo, and has no hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which a page sets: put back afterwards
     return tmp_path
 

@@ -12,11 +12,10 @@ SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
-def reader(demo_cache, tmp_path, monkeypatch):
+def reader(demo_cache, tmp_path, monkeypatch, offline):
     """The working directory of someone who built the demo, and has no hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path
 
 
