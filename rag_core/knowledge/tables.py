@@ -22,13 +22,23 @@ MOST_LAYOUTS = 100
 
 
 def read_csv(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
-    """A document a row of a table with commas."""
-    yield from _read_separated(path, ",", options)
+    """A document a row of a table with commas, or with semicolons as some spreadsheets write."""
+    yield from _read_separated(path, _csv_delimiter(path, options), options)
 
 
 def read_tsv(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
     """A document a row of a table with tabs."""
     yield from _read_separated(path, "\t", options)
+
+
+def _csv_delimiter(path: Path, options: ReadingOptions) -> str:
+    """The separator with which the first line names the column of texts; a comma if none does."""
+    head = next((line for _, line in read_lines(path) if line.strip()), "")
+    for delimiter in ",;":
+        lowered = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter))]
+        if _wanted("text", lowered, options.text_column) in lowered:
+            return delimiter
+    return ","
 
 
 def _columns(path: Path, names: list[str], options: ReadingOptions) -> tuple[int, int | None]:
@@ -44,7 +54,7 @@ def _columns(path: Path, names: list[str], options: ReadingOptions) -> tuple[int
         raise ValueError(
             f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; "
             f"{hint}. Add that line, say which column is the text (text_column=, --text-column), or "
-            "check that the suffix fits the separator (.csv comma, .tsv tab)."
+            "check that the suffix fits the separator (.csv comma or semicolon, .tsv tab)."
         )
     if text not in lowered:
         raise _no_column(path, names, "text_column", options.text_column)

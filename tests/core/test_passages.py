@@ -313,6 +313,9 @@ def test_rows_that_quotes_may_have_merged_are_not_merged_in_silence(tmp_path) ->
         list(read_documents(tmp_path / "a.csv"))
     (tmp_path / "a.csv").write_text('text,title\n"Prose, with commas,\nand lines",T\n')
     assert len(list(read_documents(tmp_path / "a.csv"))) == 1
+    (tmp_path / "a.csv").write_text('title;text;office\n"A;B";one, and two;3\n')
+    [row] = read_documents(tmp_path / "a.csv")
+    assert (row.title, row.text, row.metadata["office"]) == ("A;B", "one, and two", "3")
     (tmp_path / "a.csv").write_text('text,title\n"never\nclosed,T\n')
     with pytest.raises(ValueError, match=r"a\.csv:2 to 3: unexpected end of data"):
         list(read_documents(tmp_path / "a.csv"))
