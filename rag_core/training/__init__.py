@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.training.batch import Batch as Batch
     from rag_core.training.choices import chosen_config as chosen_config
     from rag_core.training.config import TrainingConfig as TrainingConfig
     from rag_core.training.data import Example as Example
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
     from rag_core.training.losses import ForwardPass as ForwardPass
     from rag_core.training.parameters import parameter_groups as parameter_groups
     from rag_core.training.report import TrainingReport as TrainingReport
-    from rag_core.training.run import Batch as Batch
     from rag_core.training.run import TrainingRun as TrainingRun
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "batch": ["Batch"],
         "choices": ["chosen_config"],
         "config": ["TrainingConfig"],
         "data": ["Example", "batches", "read_examples"],
         "losses": ["ForwardPass"],
         "parameters": ["parameter_groups"],
         "report": ["TrainingReport"],
-        "run": ["Batch", "TrainingRun"],
+        "run": ["TrainingRun"],
     },
 )

@@ -6,93 +6,42 @@ Letters: B questions, N documents a question, S context length, T target length,
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from rag_core.backends import load_backend, to_numpy, to_tensor
-from rag_core.checkpoint import CHECKPOINT_PATTERNS
+from rag_core.backends import load_backend, to_numpy
 from rag_core.config import RagConfig
-from rag_core.hub import DamagedFileError, atomic_folder, clear
-from rag_core.knowledge import REMEMBERED, KnowledgeBase, remember_base
+from rag_core.knowledge import KnowledgeBase
 from rag_core.metrics import exact_match, mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
-from rag_core.tokenization import TOKENIZER_PATTERNS, RagTokenizer, within_table
-from rag_core.training.card import CARD, tuned_card
+from rag_core.tokenization import RagTokenizer, within_table
+from rag_core.training.backend import TrainingBackend
+from rag_core.training.batch import Batch, make_batch
 from rag_core.training.choices import chosen_config
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example, batches, read_examples, spread
+from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass, training_loss
 from rag_core.training.parameters import learning_parameters
-from rag_core.training.report import REPORT, TrainingReport
-from rag_core.training.state import (
-    CHECKPOINT,
-    check_fingerprint,
-    fingerprint,
-    finished_before,
-    load_state,
-    run_of,
-    save_state,
-    source_fingerprint,
-)
+from rag_core.training.report import TrainingReport
+from rag_core.training.state import fingerprint, finished_before, source_fingerprint
 from rag_core.training.window import MetricsWindow
 from rag_core.training.words import beginning, measured_on, time_left, wrong_answers
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a run from files started from.
-
-    Attributes:
-        model: folder or hub name of the model.
-        base: the knowledge base.
-        fingerprints: what tells both from others.
-    """
-
-    model: str | Path
-    base: KnowledgeBase
-    fingerprints: Mapping[str, Any]
-
-
 def _nobody(text: str) -> None:
     """Says nothing."""
 
 
-@dataclass
-class Batch:
-    """Questions with their answers, as arrays.
-
-    Attributes:
-        examples: B of them.
-        input_ids: (B, Q), questions in the question encoder's vocabulary.
-        attention_mask: (B, Q), 1 = a real token.
-        labels: (B, T), answers in the generator's vocabulary, as they are fed to it.
-        target: (B, T), what is to be predicted, one to the left.
-        tokens: how many tokens are predicted.
-    """
-
-    examples: Sequence[Example]
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-    labels: np.ndarray
-    target: np.ndarray
-    tokens: int
-
-
-class TrainingRun(ABC):
-    """One training run; a backend's is a subclass that adds what is abstract here.
-
-    That is: the optimizer with its gradients, loss scale and precision, random numbers, and the
-    arrays of a checkpoint. Everything else, from the order of examples to the files, is decided
-    here.
+class TrainingRun(TrainingBackend):
+    """One training run; a backend's is a subclass that adds what is abstract in `TrainingBackend`.
+    Everything else, from the order of examples to the files, is decided in this wing.
 
     Args:
         model: a head.
@@ -106,23 +55,11 @@ class TrainingRun(ABC):
 
     Attributes:
         measured: the questions that exact match is measured on.
-        parameters: the trained parameters by name.
-        optimizer: has `param_groups`, whose `lr` is set before each step.
-        scaler: the loss scale, with `state_dict` and `load_state_dict`.
         window: sums since the last log line.
 
     Raises:
         ValueError: no examples, some of them with a passage and some without, or float16 on a CPU.
     """
-
-    # What a backend says of itself: its name, what a tokenizer calls its tensors, its `Contexts`.
-    backend: ClassVar[str]
-    return_tensors: ClassVar[str]
-    contexts_class: ClassVar[Callable[..., Any]]
-
-    parameters: dict[str, Any]
-    optimizer: Any
-    scaler: Any
 
     def __init__(
         self,
@@ -315,87 +252,6 @@ class TrainingRun(ABC):
         network.set_retriever(retriever)
         return network, retriever
 
-    # -- what a backend adds -----------------------------------------------------------------------
-
-    @staticmethod
-    @abstractmethod
-    def default_device() -> str | None:
-        """Where a model goes that is loaded for training, if nobody says."""
-
-    @staticmethod
-    @abstractmethod
-    def table_size(module: Any) -> int | None:
-        """How many ids a module's token table holds; None if it doesn't say."""
-
-    @property
-    @abstractmethod
-    def on_gpu(self) -> bool:
-        """Whether the model is on a GPU."""
-
-    @abstractmethod
-    def named_parameters(self) -> Iterable[tuple[str, Any]]:
-        """All parameters that may learn, tied ones once."""
-
-    @abstractmethod
-    def prepared(self) -> AbstractContextManager[Any]:
-        """Within it only `parameters` learn and random numbers are the run's own; it makes
-        `optimizer` and `scaler`.
-        """
-
-    @abstractmethod
-    def answering(self) -> AbstractContextManager[Any]:
-        """Within it the model answers, without dropout or gradients."""
-
-    def mode(self, learns: bool) -> dict[str, Any]:
-        """Keywords by which a call of a network knows whether it learns; none where it has a mode
-        of its own.
-        """
-        return {}
-
-    @abstractmethod
-    def start_step(self) -> None:
-        """Forget the gradients of the step before."""
-
-    @abstractmethod
-    def learn(self, batch: Batch, tokens: int, seed: tuple[int, ...]) -> ForwardPass:
-        """Run `forward` in the run's precision, and add the gradient of its loss / `tokens` to the
-        step's.
-
-        Args:
-            batch: what is read.
-            tokens: how many tokens the whole step predicts.
-            seed: for dropout, where random numbers have no state that a checkpoint keeps.
-        """
-
-    @abstractmethod
-    def end_step(self) -> None:
-        """Move the parameters by the gradients, clipped to `config.max_grad_norm`.
-
-        With a loss scale, a step whose gradients are no numbers is passed over.
-        """
-
-    @abstractmethod
-    def joint_log_probs(self, forward: ForwardPass) -> Any:
-        """log p(z|x) + log p(y|x, z) of each document (B, N), without gradient."""
-
-    @abstractmethod
-    def parameter_state(self, name: str) -> dict[str, Any]:
-        """A parameter's `model` (its value), `exp_avg`, `exp_avg_sq` and `step`, as tensors."""
-
-    @abstractmethod
-    def set_parameter_state(self, name: str, state: dict[str, np.ndarray]) -> None:
-        """The inverse of `parameter_state`."""
-
-    @abstractmethod
-    def random_states(self) -> dict[str, Any]:
-        """The states of random number generators by their names in a checkpoint, "rng.KIND"; none
-        where a step's numbers depend on its `seed` alone.
-        """
-
-    @abstractmethod
-    def set_random_states(self, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `random_states`; other names in `arrays` are passed over."""
-
     # -- a run -------------------------------------------------------------------------------------
 
     def go(self, progress: bool) -> TrainingReport:
@@ -405,7 +261,7 @@ class TrainingRun(ABC):
         self.parameters = learning_parameters(self.named_parameters(), self.config.question_encoder)
         self.say(self._beginning())
         with self.prepared():
-            self.resume()
+            read_checkpoint(self)
             start = time.monotonic() - self.report.seconds
             if self.report.steps:
                 self.say(f"Goes on from step {self.report.steps:,} of {self.total:,}.")
@@ -426,7 +282,7 @@ class TrainingRun(ABC):
             finally:
                 self.model.eval()
             self.report.seconds = time.monotonic() - start
-        self.finish()
+        write_model(self)
         self.say_wrong_answers()
         return self.report
 
@@ -490,46 +346,8 @@ class TrainingRun(ABC):
         return forward
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Questions and answers in tokens.
-
-        Raises:
-            ValueError: an answer is to be left unsaid, and there is no mask token for that.
-        """
-        common: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "np"}
-        questions = self.tokenizer.encode_questions(
-            [example.question for example in examples],
-            max_length=self.config.max_question_length,
-            **common,
-        )
-        labels = self.tokenizer.encode_targets(
-            [example.answers[0] for example in examples],
-            max_length=self.config.max_target_length,
-            **common,
-        )["input_ids"]
-        if self.tokenizer.generator.bos_token_id is None:
-            # T5's tokenizer puts nothing in front, and the first label is fed but never predicted.
-            start = np.full_like(labels[:, :1], self.model.config.generator.decoder_start_token_id)
-            labels = np.concatenate([start, labels], axis=1)
-        return Batch(
-            examples,
-            questions["input_ids"],
-            questions["attention_mask"],
-            labels,
-            self._target(examples, labels),
-            int((labels[:, 1:] != self.pad).sum()),
-        )
-
-    def _target(self, examples: Sequence[Example], labels: np.ndarray) -> np.ndarray:
-        """Labels (B, T), where a passage does not hold the answer the mask token all along."""
-        silent = np.array([not example.answerable for example in examples])
-        if not silent.any():
-            return labels
-        mask = self.tokenizer.generator.mask_token_id
-        if mask is None:
-            raise ValueError(
-                "examples with answerable=False need a generator tokenizer with a mask token"
-            )
-        return np.where(silent[:, None] & (labels != self.pad), mask, labels)
+        """Questions and answers in tokens."""
+        return make_batch(examples, self.tokenizer, self.config, self.model.config.generator)
 
     def contexts(self, batch: Batch, learns: bool) -> Any:
         """What the generator reads for a batch: the examples' own passages, or what is retrieved.
@@ -554,10 +372,6 @@ class TrainingRun(ABC):
         scores = np.zeros((len(docs), 1), np.float32)
         parts = [self.tensor(array) for array in (ids, mask, scores)]
         return self.contexts_class(*parts, 1).trimmed()
-
-    def tensor(self, array: np.ndarray) -> Any:
-        """An array as a tensor where the model is."""
-        return to_tensor(array, self.return_tensors)
 
     def validate(self) -> float:
         """Exact match of greedy answers to the questions in `measured`."""
@@ -592,84 +406,6 @@ class TrainingRun(ABC):
             texts += self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
-    # -- its files ---------------------------------------------------------------------------------
-
-    def resume(self) -> None:
-        """Go on from the checkpoint in `out`, if there is one.
-
-        Raises:
-            DamagedFileError: it is damaged.
-            ValueError: it is another run's.
-        """
-        if self.out is None:
-            return
-        clear(self.out)
-        path = self.out / CHECKPOINT
-        if not path.exists():
-            return
-        shapes = {name: tuple(value.shape) for name, value in self.parameters.items()}
-        here = {name: to_numpy(state) for name, state in self.random_states().items()}
-        arrays, notes = load_state(path, self.backend, shapes, here)
-        try:
-            report = TrainingReport.from_dict(notes["report"])
-            window = MetricsWindow.from_sums(notes["sums"])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DamagedFileError(
-                f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it."
-            ) from None
-        check_fingerprint(notes["fingerprint"], self.fingerprint, path)
-        for name in self.parameters:
-            kinds = ("model", "exp_avg", "exp_avg_sq", "step")
-            self.set_parameter_state(name, {kind: arrays[f"{kind}.{name}"] for kind in kinds})
-        self.set_random_states(arrays)
-        self.scaler.load_state_dict(notes["scaler"] or {})
-        self.report = report
-        self.window = window
-
     def save(self) -> None:
         """Write a checkpoint."""
-        if self.out is None:
-            return
-        arrays = {name: to_numpy(state) for name, state in self.random_states().items()}
-        for name in self.parameters:
-            for kind, tensor in self.parameter_state(name).items():
-                arrays[f"{kind}.{name}"] = to_numpy(tensor)
-        notes = {
-            "report": asdict(self.report),
-            "fingerprint": self.fingerprint,
-            "sums": self.window.sums(),
-            "scaler": self.scaler.state_dict(),
-        }
-        save_state(self.out / CHECKPOINT, self.backend, arrays, notes)
-
-    def finish(self) -> None:
-        """Put the tuned model in the checkpoint's place, all of it at once.
-
-        A part would be no end and no middle.
-        """
-        if self.out is None:
-            return
-        self.report.run = run_of(self.fingerprint, self.validation)
-        stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS)
-        with atomic_folder(self.out, stale=stale) as draft:
-            self.model.save_pretrained(draft)
-            self.tokenizer.save_pretrained(draft)
-            self.report.write(draft / REPORT)
-            if self.origin is not None:
-                remember_base(draft / REMEMBERED, self.out, self.origin.base)
-                if not (self.out / CARD).exists():  # else somebody's own
-                    self._write_card(draft, self.origin, self.out.resolve().name)
-
-    def _write_card(self, folder: Path, origin: Origin, name: str) -> None:
-        measured = measured_on(len(self.measured), bool(self.validation))
-        text = tuned_card(
-            name,
-            type(self.model).__name__,
-            origin.model,
-            origin.base,
-            self.config,
-            self.report,
-            len(self.examples),
-            measured,
-        )
-        (folder / CARD).write_text(text, encoding="utf-8")
+        write_checkpoint(self)

@@ -1,0 +1,121 @@
+"""The files of a training run: its checkpoint, read and written, and the folder of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag_core.backends import to_numpy
+from rag_core.checkpoint import CHECKPOINT_PATTERNS
+from rag_core.hub import DamagedFileError, atomic_folder, clear
+from rag_core.knowledge import REMEMBERED, KnowledgeBase, remember_base
+from rag_core.tokenization import TOKENIZER_PATTERNS
+from rag_core.training.card import CARD, tuned_card
+from rag_core.training.report import REPORT, TrainingReport
+from rag_core.training.state import CHECKPOINT, check_fingerprint, load_state, run_of, save_state
+from rag_core.training.window import MetricsWindow
+from rag_core.training.words import measured_on
+
+if TYPE_CHECKING:
+    from rag_core.training.run import TrainingRun
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run from files started from.
+
+    Attributes:
+        model: folder or hub name of the model.
+        base: the knowledge base.
+        fingerprints: what tells both from others.
+    """
+
+    model: str | Path
+    base: KnowledgeBase
+    fingerprints: Mapping[str, Any]
+
+
+def read_checkpoint(run: TrainingRun) -> None:
+    """Go on from the checkpoint in `out`, if there is one.
+
+    Raises:
+        DamagedFileError: it is damaged.
+        ValueError: it is another run's.
+    """
+    if run.out is None:
+        return
+    clear(run.out)
+    path = run.out / CHECKPOINT
+    if not path.exists():
+        return
+    shapes = {name: tuple(value.shape) for name, value in run.parameters.items()}
+    here = {name: to_numpy(state) for name, state in run.random_states().items()}
+    arrays, notes = load_state(path, run.backend, shapes, here)
+    try:
+        report = TrainingReport.from_dict(notes["report"])
+        window = MetricsWindow.from_sums(notes["sums"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedFileError(
+            f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it."
+        ) from None
+    check_fingerprint(notes["fingerprint"], run.fingerprint, path)
+    for name in run.parameters:
+        kinds = ("model", "exp_avg", "exp_avg_sq", "step")
+        run.set_parameter_state(name, {kind: arrays[f"{kind}.{name}"] for kind in kinds})
+    run.set_random_states(arrays)
+    run.scaler.load_state_dict(notes["scaler"] or {})
+    run.report = report
+    run.window = window
+
+
+def write_checkpoint(run: TrainingRun) -> None:
+    """Write a checkpoint."""
+    if run.out is None:
+        return
+    arrays = {name: to_numpy(state) for name, state in run.random_states().items()}
+    for name in run.parameters:
+        for kind, tensor in run.parameter_state(name).items():
+            arrays[f"{kind}.{name}"] = to_numpy(tensor)
+    notes = {
+        "report": asdict(run.report),
+        "fingerprint": run.fingerprint,
+        "sums": run.window.sums(),
+        "scaler": run.scaler.state_dict(),
+    }
+    save_state(run.out / CHECKPOINT, run.backend, arrays, notes)
+
+
+def write_model(run: TrainingRun) -> None:
+    """Put the tuned model in the checkpoint's place, all of it at once.
+
+    A part would be no end and no middle.
+    """
+    if run.out is None:
+        return
+    run.report.run = run_of(run.fingerprint, run.validation)
+    stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS)
+    with atomic_folder(run.out, stale=stale) as draft:
+        run.model.save_pretrained(draft)
+        run.tokenizer.save_pretrained(draft)
+        run.report.write(draft / REPORT)
+        if run.origin is not None:
+            remember_base(draft / REMEMBERED, run.out, run.origin.base)
+            if not (run.out / CARD).exists():  # else somebody's own
+                _write_card(run, draft, run.origin, run.out.resolve().name)
+
+
+def _write_card(run: TrainingRun, folder: Path, origin: Origin, name: str) -> None:
+    measured = measured_on(len(run.measured), bool(run.validation))
+    text = tuned_card(
+        name,
+        type(run.model).__name__,
+        origin.model,
+        origin.base,
+        run.config,
+        run.report,
+        len(run.examples),
+        measured,
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
