@@ -29,7 +29,7 @@ def figure(name: str, values: Sequence[Any], seed: int) -> dict[str, float | int
     drawn = [statistic(sums, len(columns)) for sums in _resampled(columns, seed)]
     return {
         "mean": statistic(columns.sum(axis=0), len(columns)),
-        **_bounds(drawn),
+        **bounds(drawn),
         "n": len(columns),
     }
 
@@ -63,7 +63,7 @@ def paired(
         "first": statistic(sums[0], count),
         "second": statistic(sums[1], count),
         "difference": difference(sums),
-        **_bounds(drawn),
+        **bounds(drawn),
         "p": min(1.0, 2 * beyond),
         "n": count,
     }
@@ -91,7 +91,8 @@ def _resampled(columns: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         yield from columns[rows].sum(axis=1)
 
 
-def _bounds(drawn: Sequence[float] | np.ndarray) -> dict[str, float]:
+def bounds(drawn: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """The interval that draws of a figure span: "low" and "high"."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return {"low": float(low), "high": float(high)}

@@ -42,6 +42,13 @@ TITLES = {
     "gold_mrr": "MRR by gold",
     "gold_r_precision": "R-precision",
 }
+CALIBRATION = {
+    "expected_calibration_error": "calibration error",
+    "brier_score": "Brier score",
+    "risk_coverage_area": "area under risk-coverage",
+}
+# Of more variants the bins are in report.json alone.
+_MOST_TABLES = 4
 _NATS = "log_likelihood"
 # A question that was not asked can have scored nothing less.
 _AT_LEAST = ("exact_match", "f1", "contains")
@@ -89,12 +96,26 @@ class Evaluation:
         Raises:
             ValueError: no such variant.
         """
+        return self._variant(variant)["figures"].get(of, {})
+
+    def calibration(self, variant: str | None = None, *, of: str = "all") -> dict[str, Any]:
+        """How far the probabilities of a variant's answers can be trusted.
+
+        Arguments and errors as of `figures`.
+
+        Returns:
+            "expected_calibration_error", "brier_score" and "risk_coverage_area", figures; and
+            "bins" of answers, the most probable first. docs/evaluation.md says what they are.
+        """
+        return self._variant(variant).get("calibration", {}).get(of, {})
+
+    def _variant(self, variant: str | None) -> dict[str, Any]:
         names = list(self.report["variants"])
         if variant is None and len(names) == 1:
             variant = names[0]
         if variant not in names:
             raise ValueError(f"variant must be one of {names}, got {variant!r}")
-        return self.report["variants"][variant]["figures"].get(of, {})
+        return self.report["variants"][variant]
 
     def retrieval(self, *, of: str = "all") -> dict[str, Any]:
         """The figures of retrieval, as `figures`."""
@@ -273,6 +294,41 @@ def _tables(report: Mapping[str, Any], of: str) -> list[str]:
             for name, found in retrieval.items()
         ]
         lines += [*table(["retrieval", "", "questions"], rows), ""]
+    return lines + _reliability(report, of)
+
+
+def _reliability(report: Mapping[str, Any], of: str) -> list[str]:
+    """How far the probabilities of answers can be trusted."""
+    variants = {
+        name: each["calibration"][of]
+        for name, each in report["variants"].items()
+        if of in each.get("calibration", {})
+    }
+    if not variants:
+        return []
+    rows = [
+        [variant, *(shown(name, found[name]) for name in CALIBRATION)]
+        for variant, found in variants.items()
+    ]
+    lines = [*table(["probability of answers", *CALIBRATION.values()], rows), ""]
+    is_second = of == "answerable" and not report["settings"].get("answerable_only")
+    if is_second or len(variants) > _MOST_TABLES:
+        return lines
+    columns = ["probability", "on average", "exact match", "questions"]
+    columns += ["answered from here up", "of these exact match"]
+    for variant, found in variants.items():
+        rows = [
+            [
+                f"{100 * each['low']:.1f} to {100 * each['high']:.1f}",
+                f"{100 * each['mean']:.1f}",
+                f"{100 * each['right']:.1f}",
+                f"{each['n']:,}",
+                f"{100 * each['coverage']:.0f}",
+                f"{100 * each['right_above']:.1f}",
+            ]
+            for each in found["bins"]
+        ]
+        lines += [f"{variant}:", "", *table(columns, rows), ""]
     return lines
 
 

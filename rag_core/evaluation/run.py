@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.backends import BACKENDS, to_numpy
+from rag_core.evaluation.calibration import calibration_of
 from rag_core.evaluation.matching import stands_in
 from rag_core.evaluation.questions import Question, checked_questions
 from rag_core.evaluation.report import (
@@ -339,6 +340,7 @@ class _Run:
             variant.name: {
                 "settings": vars(variant),
                 "figures": figures_of(answers[variant.name], answerable, seed),
+                "calibration": calibration_of(answers[variant.name], answerable, seed),
                 "seconds": round(seconds[variant.name], 3),
             }
             for variant in self.variants

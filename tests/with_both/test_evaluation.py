@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rag_core.backends import load_backend, to_numpy
+from rag_core.evaluation.calibration import probability
 from rag_core.modeling import Reading, find_passages
 from tests.support.evaluations import QUESTIONS, small_model, sweep
 
@@ -35,6 +36,13 @@ def test_rows_are_what_answer_says_and_figures_are_those_of_rows(model) -> None:
         assert figures[name]["mean"] == pytest.approx(mean)
         assert figures[name]["low"] <= mean <= figures[name]["high"]
         assert figures[name]["n"] == len(QUESTIONS)
+    sure = [np.exp(answer.log_probability) for answer in answers]
+    assert [probability(row) for row in rows[: len(sure)]] == pytest.approx(sure, rel=1e-4)
+    right = [row["scores"]["exact_match"] for row in rows]
+    brier = np.mean((np.array([probability(row) for row in rows]) - right) ** 2)
+    trusted = found.calibration("token-docs3-beams1")
+    assert trusted["brier_score"]["mean"] == pytest.approx(brier)
+    assert "| probability of answers" in found.markdown()
     assert found.report["questions"]["answerable"] == len(QUESTIONS)
     assert found.figures("token-docs3-beams1", of="answerable") == figures
     assert "10 questions, 10 answerable" in repr(found) and "exact match" in repr(found)
