@@ -74,10 +74,16 @@ class _Run(TrainingRun):
         self._dropout_on()
 
     def _dropout_on(self) -> None:
-        """Dropout where something is trained: an encoder that does not learn is not shaken."""
+        """Dropout where something is trained: a part that does not learn is not shaken."""
         self.model.train()
-        if self.config.question_encoder != "all":
-            self.model.question_encoder.eval()
+        parts = {
+            self.model.rag.generator: self.config.generator,
+            self.model.question_encoder: self.config.question_encoder,
+            self.model.rag.ctx_encoder: self.config.context_encoder,
+        }
+        for module, share in parts.items():
+            if module is not None and share != "all":
+                module.eval()
 
     def start_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -101,9 +107,9 @@ class _Run(TrainingRun):
         self.scaler.update()
 
     def contexts(self, batch: Batch, learns: bool) -> Contexts:
-        # Without gradients a frozen encoder keeps no activations, whoever wrote it.
-        keeps = torch.is_grad_enabled() and self.config.question_encoder != "frozen"
-        with torch.set_grad_enabled(keeps):
+        # Without gradients frozen encoders keep no activations, whoever wrote them.
+        frozen = self.config.question_encoder == self.config.context_encoder == "frozen"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return super().contexts(batch, learns)
 
     @torch.no_grad()

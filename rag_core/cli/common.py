@@ -26,7 +26,7 @@ LOGGERS = ("rag_core", "rag_torch", "rag_tf")
 _RESUMABLE = ("index", "add", "update", "train", "eval", "demo")
 
 
-def choice(flag: str, *names: str, help: str) -> Any:
+def choice(flag: str, *names: str, help: str, panel: str | None = None) -> Any:
     """An option that takes one of a few names: help and shell completion show them.
 
     What it takes is checked where it is used, in words.
@@ -35,7 +35,10 @@ def choice(flag: str, *names: str, help: str) -> Any:
     def beginning(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
 
-    return typer.Option(flag, metavar=f"[{'|'.join(names)}]", autocompletion=beginning, help=help)
+    metavar = f"[{'|'.join(names)}]"
+    return typer.Option(
+        flag, metavar=metavar, autocompletion=beginning, help=help, rich_help_panel=panel
+    )
 
 
 Backend = Annotated[

@@ -12,6 +12,8 @@ from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say
 if TYPE_CHECKING:
     from rag_core.training import TrainingReport
 
+_LEARNS = "What learns"
+
 
 @clean
 def train(
@@ -47,17 +49,35 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions a forward pass.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Forward passes an optimizer step.")] = 1,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Peak learning rate; by default by the size of the generator."),
-    ] = None,
-    question_encoder_learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Peak learning rate of the question encoder; by default a tenth of it."),
-    ] = None,
     warmup_steps: Annotated[
         int | None,
         typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate; by default by the size of the generator.",
+            rich_help_panel=_LEARNS,
+        ),
+    ] = None,
+    question_encoder_learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="That of the question encoder; by default a tenth of it.", rich_help_panel=_LEARNS
+        ),
+    ] = None,
+    context_encoder_learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="That of the context encoder; by default the question encoder's.",
+            rich_help_panel=_LEARNS,
+        ),
+    ] = None,
+    generator: Annotated[
+        str | None,
+        choice(
+            "--generator", "all", "frozen", help="What of it learns; by default all.", panel=_LEARNS
+        ),
     ] = None,
     question_encoder: Annotated[
         str | None,
@@ -67,6 +87,19 @@ def train(
             "projection",
             "frozen",
             help="What of it learns; by default nothing from fewer than 500 questions, else all.",
+            panel=_LEARNS,
+        ),
+    ] = None,
+    context_encoder: Annotated[
+        str | None,
+        choice(
+            "--context-encoder",
+            "all",
+            "projection",
+            "frozen",
+            help="What learns of the encoder of passages, which the model must have; by default "
+            "nothing.",
+            panel=_LEARNS,
         ),
     ] = None,
     on_collapse: Annotated[
@@ -123,8 +156,11 @@ def train(
         accumulation=accumulation,
         learning_rate=learning_rate,
         question_encoder_learning_rate=question_encoder_learning_rate,
+        context_encoder_learning_rate=context_encoder_learning_rate,
         warmup_steps=warmup_steps,
+        generator=generator,
         question_encoder=question_encoder,
+        context_encoder=context_encoder,
         on_collapse=on_collapse,
         mixed_precision=mixed_precision,
         n_docs=n_docs,

@@ -171,9 +171,12 @@ class RagModelBase(RagComponents[Tensor]):
         question_text: Sequence[str] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        document_mode: dict[str, Any] | None = None,
         **mode: Any,
     ) -> ContextsBase:
         """The contexts to generate from: the caller's, or those retrieved for the questions.
+
+        `document_mode` is the context encoder's mode where it is not the question encoder's.
 
         Raises:
             ValueError: neither can be had, or shapes disagree.
@@ -218,7 +221,9 @@ class RagModelBase(RagComponents[Tensor]):
             options["question_text"] = question_text
         retriever = within_table_of(vocabulary, self.retriever)
         retrieved = self._retrieve(retriever, questions, vectors, options)
-        scores = self.score_documents(vectors, retrieved, **mode)
+        if document_mode is None:
+            document_mode = mode
+        scores = self.score_documents(vectors, retrieved, **document_mode)
         ids = self._checks.to_device(retrieved["context_input_ids"], vectors)
         mask = self._checks.to_device(retrieved["context_attention_mask"], vectors)
         self._checks.checked_ids(

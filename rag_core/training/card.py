@@ -72,8 +72,9 @@ def tuned_card(
     encoder = base.manifest.encoder.get("name") or "an unnamed encoder"
     learned = (
         f"{report.steps:,} steps of {config.batch_size * config.accumulation} questions in "
-        f"{report.seconds / 60:.1f} minutes, learning rate {config.learning_rate:g}, question "
-        f"encoder: {config.question_encoder}, seed {config.seed}."
+        f"{report.seconds / 60:.1f} minutes, learning rate {config.learning_rate:g}, generator: "
+        f"{config.generator}, question encoder: {config.question_encoder}, context encoder: "
+        f"{config.context_encoder}, seed {config.seed}."
     )
     figures: dict[str, float | str] = {}
     for title, figure in (

@@ -28,7 +28,8 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
 
     Steps are the passes of `TrainingConfig` over the questions, but `LEAST_STEPS` at least. A
     generator narrower than `NARROW` learns at `NARROW_RATE`. The question encoder of fewer than
-    `FEW_QUESTIONS` questions stays as it is, of more it learns at a tenth of the generator's rate.
+    `FEW_QUESTIONS` questions stays as it is unless the generator does; of more it learns at a tenth
+    of the generator's rate.
 
     Args:
         questions: how many are trained on.
@@ -45,9 +46,11 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
         settings["steps"] = total
     rate = _choose(settings, "learning_rate", _rate(model))
     part = "all"
-    if questions < FEW_QUESTIONS and settings.get("question_encoder_learning_rate") is None:
+    named = settings.get("question_encoder_learning_rate") is not None
+    if questions < FEW_QUESTIONS and not named and settings.get("generator") != "frozen":
         part = "frozen"
-    if _choose(settings, "question_encoder", part) != "frozen":
+    parts = (_choose(settings, "question_encoder", part), settings.get("context_encoder"))
+    if parts not in (("frozen", None), ("frozen", "frozen")):
         _choose(settings, "question_encoder_learning_rate", ENCODER_SHARE * rate)
     _choose(settings, "log_every", max(1, total // _LINES))
     _choose(settings, "evaluate_every", max(1, total // _VALIDATIONS))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 
 from rag_core import checks
 
-QUESTION_ENCODER_PARTS = ("all", "projection", "frozen")
+GENERATOR_PARTS = ("all", "frozen")
+ENCODER_PARTS = ("all", "projection", "frozen")
 MIXED_PRECISION = (None, "bf16", "fp16")
 
 
@@ -24,13 +25,16 @@ class TrainingConfig:
         accumulation: forward passes an optimizer step.
         learning_rate: peak, for the generator.
         question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
+        context_encoder_learning_rate: peak, for the context encoder; None = the question encoder's.
         warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None = a tenth
             of all steps, 100 at most.
         weight_decay: AdamW's, on matrices (not on biases and norms).
         beta2: AdamW's second moment decay.
         max_grad_norm: gradients are clipped to this norm over all parameters.
-        question_encoder: "all", "projection" (its `encode_proj` only) or "frozen". Document vectors
-            never change.
+        generator: what of it learns, "all" or "frozen".
+        question_encoder: "all", "projection" (its `encode_proj` only) or "frozen".
+        context_encoder: the same of the encoder of passages, which the model then must have (see
+            `set_context_encoder_for_training`). With "frozen" the vectors of passages never change.
         on_collapse: "stop" ends the run with an error where the question encoder has come to ask
             for the same few documents whatever the question, "warn" goes on and says so in the
             report (`TrainingReport.notes`).
@@ -51,6 +55,7 @@ class TrainingConfig:
     Raises:
         TypeError, ValueError: naming the setting, the rule and what came. None is a setting's
             default.
+        ValueError: nothing learns.
     """
 
     steps: int | None = None
@@ -59,11 +64,14 @@ class TrainingConfig:
     accumulation: int = 1
     learning_rate: float = 3e-5
     question_encoder_learning_rate: float | None = None
+    context_encoder_learning_rate: float | None = None
     warmup_steps: int | None = None
     weight_decay: float = 0.01
     beta2: float = 0.98
     max_grad_norm: float = 1.0
+    generator: str = "all"
     question_encoder: str = "all"
+    context_encoder: str = "frozen"
     on_collapse: str = "stop"
     mixed_precision: str | None = None
     n_docs: int | None = None
@@ -84,6 +92,11 @@ class TrainingConfig:
                 _RULES[each.name], each.name, getattr(self, each.name), each.default
             )
             object.__setattr__(self, each.name, value)
+        if self.generator == self.question_encoder == self.context_encoder == "frozen":
+            raise ValueError(
+                "generator, question_encoder or context_encoder must learn, got 'frozen' for all "
+                "three. Choose 'all' for one"
+            )
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
@@ -107,11 +120,14 @@ _RULES: dict[str, checks.Rule] = {
     "accumulation": checks.whole(1, _LARGEST),
     "learning_rate": checks.number(0, above=True),
     "question_encoder_learning_rate": checks.number(0, optional=True),
+    "context_encoder_learning_rate": checks.number(0, optional=True),
     "warmup_steps": checks.whole(0, _STEPS, optional=True),
     "weight_decay": checks.number(0),
     "beta2": checks.number(0, 1, below=True),
     "max_grad_norm": checks.number(0, above=True),
-    "question_encoder": checks.one_of(QUESTION_ENCODER_PARTS),
+    "generator": checks.one_of(GENERATOR_PARTS),
+    "question_encoder": checks.one_of(ENCODER_PARTS),
+    "context_encoder": checks.one_of(ENCODER_PARTS),
     "on_collapse": checks.one_of(("stop", "warn")),
     "mixed_precision": checks.one_of(MIXED_PRECISION),
     "n_docs": checks.whole(1, _LARGEST, optional=True),

@@ -9,29 +9,42 @@ from rag_core.training.config import TrainingConfig
 
 Parameter = TypeVar("Parameter")
 
-_QUESTION_ENCODER = ".question_encoder."
-_CONTEXT_ENCODER = ".ctx_encoder."  # its vectors are in the index, which does not change
+GENERATOR, QUESTION_ENCODER, CONTEXT_ENCODER = "generator", "question_encoder", "context_encoder"
+_PREFIXES = {".question_encoder.": QUESTION_ENCODER, ".ctx_encoder.": CONTEXT_ENCODER}
 _PROJECTION = "encode_proj."
 _NO_DECAY = ("bias", "norm")
 _HALF = ("float16", "bfloat16")
+_NO_CONTEXT_ENCODER = (
+    "context_encoder must be 'frozen' where the model has none, got {!r}. Give it the encoder that "
+    "made the vectors of the passages: model.set_context_encoder_for_training(encoder), and its "
+    "tokenizer to the retriever: retriever.set_ctx_encoder_tokenizer(tokenizer)"
+)
+_NO_PROJECTION = (
+    "{}='projection', but this encoder has none: give its config a projection_dim, or train 'all' "
+    "of it"
+)
 
 
-def learning_parameters(named: Iterable[tuple[str, Parameter]], part: str) -> dict[str, Parameter]:
+def learning_parameters(
+    named: Iterable[tuple[str, Parameter]], config: TrainingConfig
+) -> dict[str, Parameter]:
     """The parameters to train, by name.
 
     Args:
         named: all parameters of a model.
-        part: how much of the question encoder learns: "all", "projection" or "frozen".
+        config: how much of each part learns.
 
     Raises:
-        ValueError: no projection to train, or half-precision weights.
+        ValueError: no projection or no context encoder to train, or half-precision weights.
     """
-    chosen = {name: parameter for name, parameter in named if _learns(f".{name}", part)}
-    if part == "projection" and not any(_PROJECTION in name for name in chosen):
-        raise ValueError(
-            "question_encoder='projection', but this question encoder has none: give its config a "
-            "projection_dim, or train 'all' of it"
-        )
+    everything = dict(named)
+    if config.context_encoder != "frozen" and CONTEXT_ENCODER not in map(part_of, everything):
+        raise ValueError(_NO_CONTEXT_ENCODER.format(config.context_encoder))
+    chosen = {name: value for name, value in everything.items() if _learns(name, config)}
+    learning = {part_of(name) for name in chosen}
+    for part in (QUESTION_ENCODER, CONTEXT_ENCODER):
+        if getattr(config, part) == "projection" and part not in learning:
+            raise ValueError(_NO_PROJECTION.format(part))
     half = sorted({text for text in map(_dtype, chosen.values()) if text.endswith(_HALF)})
     if half:
         raise ValueError(
@@ -48,9 +61,7 @@ def parameter_groups(parameters: Mapping[str, Any], config: TrainingConfig) -> l
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        peak = config.learning_rate
-        if is_question_encoder(name):
-            peak = config.question_encoder_learning_rate or config.learning_rate
+        peak = peak_rate(part_of(name), config)
         decay = config.weight_decay
         if len(parameter.shape) < 2 or any(word in name.lower() for word in _NO_DECAY):
             decay = 0.0
@@ -61,17 +72,27 @@ def parameter_groups(parameters: Mapping[str, Any], config: TrainingConfig) -> l
     ]
 
 
-def is_question_encoder(name: str) -> bool:
-    """Whether a parameter of that name is the question encoder's."""
-    return _QUESTION_ENCODER in f".{name}"
+def part_of(name: str) -> str:
+    """The part of a model that has a parameter of that name, by the name of its setting."""
+    for prefix, part in _PREFIXES.items():
+        if prefix in f".{name}":
+            return part
+    return GENERATOR
 
 
-def _learns(name: str, part: str) -> bool:
-    if _CONTEXT_ENCODER in name:
-        return False
-    if _QUESTION_ENCODER not in name or part == "all":
-        return True
-    return part == "projection" and _PROJECTION in name
+def peak_rate(part: str, config: TrainingConfig) -> float:
+    """The highest learning rate of a part."""
+    rate = config.learning_rate
+    if part != GENERATOR:
+        rate = config.question_encoder_learning_rate or rate
+    if part == CONTEXT_ENCODER:
+        rate = config.context_encoder_learning_rate or rate
+    return rate
+
+
+def _learns(name: str, config: TrainingConfig) -> bool:
+    share = getattr(config, part_of(name))
+    return share == "all" or (share == "projection" and _PROJECTION in name)
 
 
 def _dtype(parameter: Any) -> str:

@@ -258,7 +258,7 @@ class TrainingRun(TrainingBackend):
         """Run to the end, from the start or from a checkpoint."""
         from tqdm import tqdm
 
-        self.parameters = learning_parameters(self.named_parameters(), self.config.question_encoder)
+        self.parameters = learning_parameters(self.named_parameters(), self.config)
         self.say(self._beginning())
         with self.prepared():
             read_checkpoint(self)
@@ -330,7 +330,7 @@ class TrainingRun(TrainingBackend):
 
     def forward(self, batch: Batch) -> ForwardPass:
         """Read the documents, predict the answers, and weigh that."""
-        contexts = self.contexts(batch, learns=self.config.question_encoder == "all")
+        contexts = self.contexts(batch, learns=True)
         outputs = self.model.rag(
             context_input_ids=contexts.context_input_ids,
             context_attention_mask=contexts.context_attention_mask,
@@ -339,7 +339,7 @@ class TrainingRun(TrainingBackend):
             n_docs=contexts.n_docs,
             use_cache=False,
             return_dict=True,
-            **self.mode(learns=True),
+            **self.mode(self.config.generator == "all"),
         )
         forward = ForwardPass(self.model, contexts, outputs.logits, self.tensor(batch.target))
         forward.loss = training_loss(forward, self.config)
@@ -354,12 +354,18 @@ class TrainingRun(TrainingBackend):
 
         Args:
             batch: questions.
-            learns: whether the question encoder does. One that does not is not shaken by dropout.
+            learns: whether the batch is learned from. An encoder that does not learn is not shaken
+                by dropout all the same.
         """
         if batch.examples[0].passage is None:
             ids, mask = self.tensor(batch.input_ids), self.tensor(batch.attention_mask)
-            options = {"n_docs": self.config.n_docs, **self.mode(learns)}
-            return self.model._contexts(ids, mask, **options).trimmed()
+            return self.model._contexts(
+                ids,
+                mask,
+                n_docs=self.config.n_docs,
+                document_mode=self.mode(learns and self.config.context_encoder == "all"),
+                **self.mode(learns and self.config.question_encoder == "all"),
+            ).trimmed()
         docs = [
             {"title": [example.passage[0]], "text": [example.passage[1]]}
             for example in batch.examples

@@ -8,9 +8,21 @@ from typing import Any
 
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example
-from rag_core.training.parameters import is_question_encoder
+from rag_core.training.parameters import (
+    CONTEXT_ENCODER,
+    GENERATOR,
+    QUESTION_ENCODER,
+    part_of,
+    peak_rate,
+)
 
 _SHOWN = 3
+# What is said of a part of which nothing learns.
+_FROZEN = {
+    GENERATOR: "Generator: stays as it is.",
+    QUESTION_ENCODER: "Question encoder: stays as it is, and so do the passages that it finds.",
+    CONTEXT_ENCODER: "",
+}
 
 
 def beginning(
@@ -39,20 +51,16 @@ def beginning(
         f"{questions:,} questions{of}: {total:,} steps of {seen} questions, each question "
         f"{total * seen / questions:.3g} times, on {place}."
     ]
-    sizes = {True: 0, False: 0}
+    sizes = dict.fromkeys(_FROZEN, 0)
     for name, parameter in parameters.items():
-        sizes[is_question_encoder(name)] += math.prod(parameter.shape)
-    lines.append(
-        f"Generator: {_count(sizes[False])} numbers learn, at a rate of up to "
-        f"{config.learning_rate:g}."
-    )
-    if sizes[True]:
-        rate = config.question_encoder_learning_rate or config.learning_rate
-        lines.append(
-            f"Question encoder: {_count(sizes[True])} numbers learn, at a rate of up to {rate:g}."
-        )
-    else:
-        lines.append("Question encoder: stays as it is, and so do the passages that it finds.")
+        sizes[part_of(name)] += math.prod(parameter.shape)
+    for part, size in sizes.items():
+        if size:
+            title = part.replace("_", " ").capitalize()
+            rate = peak_rate(part, config)
+            lines.append(f"{title}: {_count(size)} numbers learn, at a rate of up to {rate:g}.")
+        elif _FROZEN[part]:
+            lines.append(_FROZEN[part])
     return "\n".join(lines)
 
 

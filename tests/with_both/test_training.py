@@ -125,6 +125,72 @@ def test_training_learns_and_reports_retrieval_and_leaves_random_numbers_alone(
         assert not model.training
 
 
+PARTS = {"generator": "generator", "question_encoder": "question_encoder"}
+PARTS["context_encoder"] = "ctx_encoder"
+
+
+@pytest.fixture(scope="module")
+def with_context_encoder(golden, backend, tokenizers):
+    """A model that encodes the passages which it finds, too, with dropout."""
+    fresh = Fresh(golden, tokenizers, 0.1)
+    encoder = import_module(f"rag_{backend}").BertEncoder
+    fresh.model.set_context_encoder_for_training(encoder(fresh.model.config.question_encoder))
+    fresh.retriever.set_ctx_encoder_tokenizer(tokenizers[0])
+    fresh.start = weights(fresh.model)
+    return fresh
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"generator": "frozen", "question_encoder": "projection"},
+        {"generator": "frozen", "question_encoder": "frozen", "context_encoder": "all"},
+        {"generator": "all", "question_encoder": "frozen", "context_encoder": "projection"},
+    ],
+)
+def test_of_each_part_what_is_chosen_learns_and_the_rest_is_not_shaken(
+    train, with_context_encoder, shares, monkeypatch
+):
+    model, rag = with_context_encoder(), with_context_encoder.model.rag
+    calls = {"_encode": type(rag)._encode, "_run_generator": type(rag)._run_generator}
+    shaken, drawn = {}, []
+
+    def encode(self, mode, encoder, *inputs):
+        part = {id(rag.question_encoder): "question_encoder", id(rag.ctx_encoder): "ctx_encoder"}
+        shaken[part[id(encoder)]] = mode["training"] if mode else encoder.training
+        return calls["_encode"](self, mode, encoder, *inputs)
+
+    def generate(self, mode, **inputs):
+        shaken["generator"] = mode["training"] if mode else rag.generator.training
+        outputs = calls["_run_generator"](self, mode, **inputs)
+        drawn.append(outputs.logits)
+        return outputs
+
+    monkeypatch.setattr(type(rag), "_encode", encode)
+    monkeypatch.setattr(type(rag), "_run_generator", generate)
+    config = TrainingConfig(steps=1, **{**SETTINGS, "warmup_steps": 0}, **shares)
+    train(model, with_context_encoder.retriever, EXAMPLES, config, progress=False)
+    moved = {
+        name
+        for name, value in weights(model).items()
+        if not np.array_equal(value, with_context_encoder.start[name])
+    }
+    for setting, part in PARTS.items():
+        learned = {name for name in moved if f"{part}." in name}
+        share = getattr(config, setting)
+        assert bool(learned) == (share != "frozen"), setting
+        assert share != "projection" or all("encode_proj" in name for name in learned)
+        assert shaken[part] == (share == "all")
+    # a generator that does not learn keeps no activations (of TensorFlow's a tape sees none)
+    assert getattr(drawn[0], "requires_grad", None) in (None, config.generator == "all")
+
+
+def test_a_context_encoder_that_is_to_learn_must_be_there(train, shaken):
+    config = TrainingConfig(context_encoder="projection", **SETTINGS)
+    with pytest.raises(ValueError, match=r"context_encoder must be 'frozen'.*set_context_enc"):
+        train(shaken(), shaken.retriever, EXAMPLES, config, progress=False)
+
+
 def test_accumulated_steps_equal_one_large_batch(train, double):
     final = []
     for split in ({"batch_size": 4}, {"batch_size": 1, "accumulation": 4}):
