@@ -139,6 +139,63 @@ def _target_log_probs(logits: tf.Tensor, index: tf.Tensor) -> Any:
     return widen(target_logits) - normaliser, gradient
 
 
+def answer_log_probs(logits: tf.Tensor, labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
+    """log p(y|x, z) of whole answers, without gradient.
+
+    Args:
+        logits: (B, N, T, V).
+        labels: (B, T) token ids; the first is not predicted, pads and -100 are not scored.
+        pad_token_id: the generator's pad token.
+
+    Returns:
+        (B, N).
+    """
+    target = shift_left(labels, pad_token_id)
+    pad_mask = target == pad_token_id  # (B, T)
+    scores = target_log_probs(tf.stop_gradient(logits), target)  # (B, N, T)
+    return tf.reduce_sum(masked_fill(scores, pad_mask[:, None], 0.0), -1)
+
+
+def total(x: tf.Tensor) -> tf.Tensor:
+    """The sum of all numbers."""
+    return tf.reduce_sum(x)
+
+
+def emdr2(answers: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+    """The retriever's half of EMDR2 (Sachan et al. 2021, arXiv 2106.05346, section 2.3):
+    -log sum_z p(y|x, z) p(z|x), where p(y|x, z) is taken as it is.
+
+    Args:
+        answers: log p(y|x, z), (B, N); no gradient goes into it.
+        scores: document scores (B, N).
+
+    Returns:
+        (B,), in nats.
+    """
+    answers, prior = promote(tf.stop_gradient(answers), doc_log_probs(scores))
+    return -logsumexp(answers + prior, 1)
+
+
+def pdist(answers: tf.Tensor, scores: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
+    """Perplexity distillation (Izacard et al. 2022, arXiv 2208.03299, section 2.2): the divergence
+    KL(q || p(z|x)) of p(z|x) from q, the softmax of log p(y|x, z) / temperature.
+
+    Args:
+        answers: log p(y|x, z), (B, N); no gradient goes into it.
+        scores: document scores (B, N); documents of score -inf have no share in q either.
+        temperature: of q, above 0.
+
+    Returns:
+        (B,), in nats.
+    """
+    answers, prior = promote(tf.stop_gradient(answers), doc_log_probs(scores))
+    absent = tf.equal(prior, -float("inf"))
+    teacher = doc_log_probs(masked_fill(answers / temperature, absent, -float("inf")))
+    # Where q is 0, 0 * (-inf - -inf) would be NaN.
+    difference = masked_fill(teacher - prior, absent, 0.0)
+    return tf.reduce_sum(tf.exp(teacher) * difference, 1)
+
+
 def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
     """Labels (B, T) -> what each position should predict.
 

@@ -1,8 +1,7 @@
 """TensorFlow's share of joint fine-tuning; the run itself is `rag_core.training.TrainingRun`.
 
 Random numbers have no state here that a checkpoint would keep: those of a forward pass are a
-function of the settings and the step's number. Letters: B questions, N documents a question, T target
-length, V vocabulary.
+function of the settings and the step's number.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.training import Batch, ForwardPass, TrainingConfig, TrainingRun, parameter_groups
-from rag_tf import marginalize as marginal
 from rag_tf.adamw import AdamW, LossScale
 from rag_tf.contexts import Contexts, table_size
 from rag_tf.modules import computing_in, seeded_by
@@ -91,18 +89,6 @@ class _Run(TrainingRun):
                 "a gradient became infinite or NaN: lower the learning rate, or check the data"
             )
         self.scaler.update(factor is not None)
-
-    def joint_log_probs(self, forward: ForwardPass) -> tf.Tensor:
-        scores = forward.contexts.doc_scores
-        target = marginal.shift_left(forward.target, self.pad)
-        shape = tf.concat([tf.shape(scores), tf.shape(forward.logits)[1:]], 0)
-        logits = tf.reshape(forward.logits, shape)  # (B, N, T, V)
-        answers = marginal.target_log_probs(logits, target)  # (B, N, T)
-        answers = marginal.masked_fill(answers, (target == self.pad)[:, None], 0.0)
-        likelihood, prior = marginal.promote(
-            tf.reduce_sum(answers, -1), marginal.doc_log_probs(scores)
-        )
-        return likelihood + prior
 
     def parameter_state(self, name: str) -> dict[str, Any]:
         return {

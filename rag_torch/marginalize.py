@@ -166,6 +166,64 @@ def _pieces(x: Tensor, logits: Tensor) -> Iterator[Tensor]:
     yield from flat.split(rows)
 
 
+def answer_log_probs(logits: Tensor, labels: Tensor, pad_token_id: int) -> Tensor:
+    """log p(y|x, z) of whole answers, without gradient.
+
+    Args:
+        logits: (B, N, T, V).
+        labels: (B, T) token ids; the first is not predicted, pads and -100 are not scored.
+        pad_token_id: the generator's pad token.
+
+    Returns:
+        (B, N).
+    """
+    target = shift_left(labels, pad_token_id)
+    pad_mask = target == pad_token_id  # (B, T)
+    scores = target_log_probs(logits.detach(), target)  # (B, N, T)
+    return scores.masked_fill(pad_mask[:, None], 0.0).sum(-1)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of all numbers."""
+    return x.sum()
+
+
+def emdr2(answers: Tensor, scores: Tensor) -> Tensor:
+    """The retriever's half of EMDR2 (Sachan et al. 2021, arXiv 2106.05346, section 2.3):
+    -log sum_z p(y|x, z) p(z|x), where p(y|x, z) is taken as it is.
+
+    Args:
+        answers: log p(y|x, z), (B, N); no gradient goes into it.
+        scores: document scores (B, N).
+
+    Returns:
+        (B,), in nats.
+    """
+    joint = answers.detach() + doc_log_probs(scores)
+    return -joint.logsumexp(1)
+
+
+def pdist(answers: Tensor, scores: Tensor, temperature: float = 1.0) -> Tensor:
+    """Perplexity distillation (Izacard et al. 2022, arXiv 2208.03299, section 2.2): the divergence
+    KL(q || p(z|x)) of p(z|x) from q, the softmax of log p(y|x, z) / temperature.
+
+    Args:
+        answers: log p(y|x, z), (B, N); no gradient goes into it.
+        scores: document scores (B, N); documents of score -inf have no share in q either.
+        temperature: of q, above 0.
+
+    Returns:
+        (B,), in nats.
+    """
+    absent = widen(scores).isneginf()
+    prior = doc_log_probs(scores)
+    teacher = answers.detach() / temperature
+    teacher = teacher.masked_fill(absent, -torch.inf).log_softmax(1)
+    # Where q is 0, 0 * (-inf - -inf) would be NaN.
+    difference = (teacher - prior).masked_fill(absent, 0.0)
+    return (teacher.exp() * difference).sum(1)
+
+
 def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
     """Labels (B, T) -> what each position should predict.
 

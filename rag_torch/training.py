@@ -1,7 +1,4 @@
-"""PyTorch's share of joint fine-tuning; the run itself is `rag_core.training.TrainingRun`.
-
-Letters: B questions, N documents a question, T target length, V vocabulary.
-"""
+"""PyTorch's share of joint fine-tuning; the run itself is `rag_core.training.TrainingRun`."""
 
 from __future__ import annotations
 
@@ -21,7 +18,6 @@ from rag_core.training import (
     TrainingRun,
     parameter_groups,
 )
-from rag_torch import marginalize as marginal
 from rag_torch.contexts import Contexts, table_size
 
 # Devices whose kernels torch 2.4 has.
@@ -111,16 +107,6 @@ class _Run(TrainingRun):
         frozen = self.config.question_encoder == self.config.context_encoder == "frozen"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return super().contexts(batch, learns)
-
-    @torch.no_grad()
-    def joint_log_probs(self, forward: ForwardPass) -> Tensor:
-        scores = forward.contexts.doc_scores.detach()
-        target = marginal.shift_left(forward.target, self.pad)
-        logits = forward.logits.detach().unflatten(0, scores.shape)  # (B, N, T, V)
-        answers = marginal.target_log_probs(logits, target)  # (B, N, T)
-        pad_mask = target == self.pad  # (B, T)
-        answers = answers.masked_fill(pad_mask[:, None], 0.0).sum(-1)  # (B, N)
-        return answers + marginal.doc_log_probs(scores)
 
     def parameter_state(self, name: str) -> dict[str, Tensor]:
         parameter = self.parameters[name]

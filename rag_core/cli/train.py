@@ -12,7 +12,7 @@ from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say
 if TYPE_CHECKING:
     from rag_core.training import TrainingReport
 
-_LEARNS = "What learns"
+_LEARNS, _LOSSES = "What learns", "Losses"
 
 
 @clean
@@ -102,6 +102,29 @@ def train(
             panel=_LEARNS,
         ),
     ] = None,
+    retriever_loss: Annotated[
+        str | None,
+        choice(
+            "--retriever-loss",
+            "emdr2",
+            "pdist",
+            help="What teaches the retriever besides the answers' likelihood.",
+            panel=_LOSSES,
+        ),
+    ] = None,
+    retriever_loss_weight: Annotated[
+        float, typer.Option(help="Its factor.", rich_help_panel=_LOSSES)
+    ] = 1.0,
+    answer_loss_weight: Annotated[
+        float,
+        typer.Option(
+            help="Factor of the answers' loss; 0 leaves it out, and the generator as it is.",
+            rich_help_panel=_LOSSES,
+        ),
+    ] = 1.0,
+    distillation_temperature: Annotated[
+        float, typer.Option(help="Of pdist's target.", rich_help_panel=_LOSSES)
+    ] = 1.0,
     on_collapse: Annotated[
         str,
         choice(
@@ -161,6 +184,10 @@ def train(
         generator=generator,
         question_encoder=question_encoder,
         context_encoder=context_encoder,
+        retriever_loss=retriever_loss,
+        retriever_loss_weight=retriever_loss_weight,
+        answer_loss_weight=answer_loss_weight,
+        distillation_temperature=distillation_temperature,
         on_collapse=on_collapse,
         mixed_precision=mixed_precision,
         n_docs=n_docs,

@@ -1,7 +1,4 @@
-"""What a framework adds to a training run.
-
-Letters: B questions, N documents a question.
-"""
+"""What a framework adds to a training run."""
 
 from __future__ import annotations
 
@@ -96,10 +93,6 @@ class TrainingBackend(ABC):
 
         With a loss scale, a step whose gradients are no numbers is passed over.
         """
-
-    @abstractmethod
-    def joint_log_probs(self, forward: ForwardPass) -> Any:
-        """log p(z|x) + log p(y|x, z) of each document (B, N), without gradient."""
 
     @abstractmethod
     def parameter_state(self, name: str) -> dict[str, Any]:

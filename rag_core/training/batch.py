@@ -27,6 +27,8 @@ class Batch:
         labels: (B, T), answers in the generator's vocabulary, as they are fed to it.
         target: (B, T), what is to be predicted, one to the left.
         tokens: how many tokens are predicted.
+        tokens_a_question: the same of the whole step that it is a part of, for each of its
+            questions.
     """
 
     examples: Sequence[Example]
@@ -35,6 +37,7 @@ class Batch:
     labels: np.ndarray
     target: np.ndarray
     tokens: int
+    tokens_a_question: float = 1.0
 
 
 def make_batch(

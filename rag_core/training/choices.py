@@ -28,8 +28,8 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
 
     Steps are the passes of `TrainingConfig` over the questions, but `LEAST_STEPS` at least. A
     generator narrower than `NARROW` learns at `NARROW_RATE`. The question encoder of fewer than
-    `FEW_QUESTIONS` questions stays as it is unless the generator does; of more it learns at a tenth
-    of the generator's rate.
+    `FEW_QUESTIONS` questions stays as it is, unless what is said is about it; of more it learns at a
+    tenth of the generator's rate.
 
     Args:
         questions: how many are trained on.
@@ -40,17 +40,22 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
         TypeError, ValueError: a setting is unknown or has no such value.
     """
     settings = dict(given)
-    total = TrainingConfig(**settings).total_steps(questions)
+    wanted = TrainingConfig(**settings)
+    total = wanted.total_steps(questions)
     if settings.get("steps") is None and settings.get("epochs") is None:
         total = max(LEAST_STEPS, total)
         settings["steps"] = total
     rate = _choose(settings, "learning_rate", _rate(model))
+    tunes_retriever = (
+        wanted.question_encoder_learning_rate is not None
+        or wanted.retriever_loss is not None
+        or wanted.generator == "frozen"
+    )
     part = "all"
-    named = settings.get("question_encoder_learning_rate") is not None
-    if questions < FEW_QUESTIONS and not named and settings.get("generator") != "frozen":
+    if questions < FEW_QUESTIONS and not tunes_retriever:
         part = "frozen"
-    parts = (_choose(settings, "question_encoder", part), settings.get("context_encoder"))
-    if parts not in (("frozen", None), ("frozen", "frozen")):
+    part = _choose(settings, "question_encoder", part)
+    if part != "frozen" or wanted.context_encoder != "frozen":
         _choose(settings, "question_encoder_learning_rate", ENCODER_SHARE * rate)
     _choose(settings, "log_every", max(1, total // _LINES))
     _choose(settings, "evaluate_every", max(1, total // _VALIDATIONS))

@@ -8,6 +8,7 @@ from rag_core import checks
 
 GENERATOR_PARTS = ("all", "frozen")
 ENCODER_PARTS = ("all", "projection", "frozen")
+RETRIEVER_LOSSES = ("emdr2", "pdist")
 MIXED_PRECISION = (None, "bf16", "fp16")
 
 
@@ -35,6 +36,12 @@ class TrainingConfig:
         question_encoder: "all", "projection" (its `encode_proj` only) or "frozen".
         context_encoder: the same of the encoder of passages, which the model then must have (see
             `set_context_encoder_for_training`). With "frozen" the vectors of passages never change.
+        retriever_loss: what teaches the retriever besides the marginal likelihood of the answers,
+            whose gradient it has anyway: None (nothing), "emdr2" or "pdist". See docs/training.md.
+        retriever_loss_weight: its factor; it is a mean over questions, in nats.
+        answer_loss_weight: the factor of the answers' loss, a mean over tokens, in nats; 0 leaves
+            it out, and the generator is frozen.
+        distillation_temperature: of "pdist": p(y|x, z) is taken to the power of 1 / temperature.
         on_collapse: "stop" ends the run with an error where the question encoder has come to ask
             for the same few documents whatever the question, "warn" goes on and says so in the
             report (`TrainingReport.notes`).
@@ -55,7 +62,7 @@ class TrainingConfig:
     Raises:
         TypeError, ValueError: naming the setting, the rule and what came. None is a setting's
             default.
-        ValueError: nothing learns.
+        ValueError: nothing learns, or nothing is minimised.
     """
 
     steps: int | None = None
@@ -72,6 +79,10 @@ class TrainingConfig:
     generator: str = "all"
     question_encoder: str = "all"
     context_encoder: str = "frozen"
+    retriever_loss: str | None = None
+    retriever_loss_weight: float = 1.0
+    answer_loss_weight: float = 1.0
+    distillation_temperature: float = 1.0
     on_collapse: str = "stop"
     mixed_precision: str | None = None
     n_docs: int | None = None
@@ -92,11 +103,28 @@ class TrainingConfig:
                 _RULES[each.name], each.name, getattr(self, each.name), each.default
             )
             object.__setattr__(self, each.name, value)
-        if self.generator == self.question_encoder == self.context_encoder == "frozen":
-            raise ValueError(
-                "generator, question_encoder or context_encoder must learn, got 'frozen' for all "
-                "three. Choose 'all' for one"
-            )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse settings that are fine by themselves alone."""
+        if not self.answer_loss_weight:
+            object.__setattr__(self, "generator", "frozen")
+            if self.retriever_loss is None:
+                raise ValueError(
+                    "answer_loss_weight must be above 0 without a retriever_loss, got 0. Nothing "
+                    "would be minimised"
+                )
+        if self.question_encoder == self.context_encoder == "frozen":
+            if self.generator == "frozen":
+                raise ValueError(
+                    "generator, question_encoder or context_encoder must learn, got 'frozen' for "
+                    "all three. Choose 'all' for one"
+                )
+            if self.retriever_loss is not None:
+                raise ValueError(
+                    "question_encoder or context_encoder must learn with retriever_loss="
+                    f"{self.retriever_loss!r}, got 'frozen' for both. Choose 'all' for one"
+                )
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
@@ -128,6 +156,10 @@ _RULES: dict[str, checks.Rule] = {
     "generator": checks.one_of(GENERATOR_PARTS),
     "question_encoder": checks.one_of(ENCODER_PARTS),
     "context_encoder": checks.one_of(ENCODER_PARTS),
+    "retriever_loss": checks.one_of((None, *RETRIEVER_LOSSES)),
+    "retriever_loss_weight": checks.number(0, above=True),
+    "answer_loss_weight": checks.number(0),
+    "distillation_temperature": checks.number(0, above=True),
     "on_collapse": checks.one_of(("stop", "warn")),
     "mixed_precision": checks.one_of(MIXED_PRECISION),
     "n_docs": checks.whole(1, _LARGEST, optional=True),

@@ -14,10 +14,13 @@ from rag_core.hub import atomic_write
 REPORT = "training.json"
 # A loss that fell by less than this share says that next to nothing was learned.
 _LEARNED = 0.05
+# Columns of the table that are left out where they would be empty.
+_OPTIONAL = ("retriever_loss",)
 # Titles, names in a log line and forms of the table's columns.
 _COLUMNS = (
     ("step", "step", "d"),
     ("loss", "loss", ".3f"),
+    ("retriever loss", "retriever_loss", ".3f"),
     ("exact match", "exact_match", ".3f"),
     ("distinct documents", "distinct_documents", ".2f"),
     ("prior entropy", "prior_entropy", ".3f"),
@@ -30,9 +33,10 @@ class TrainingReport:
 
     Attributes:
         steps: optimizer steps done.
-        history: the log lines, in order: step, loss (nats a token), learning_rate,
-            distinct_documents (share of documents retrieved in the batch that differ),
-            posterior_entropy and prior_entropy (nats), and where validated exact_match.
+        history: the log lines, in order: step, loss (what is minimised, nats a token),
+            retriever_loss (without its weight, nats a question), learning_rate, distinct_documents
+            (share of documents retrieved in the batch that differ), posterior_entropy and
+            prior_entropy (nats), and where validated exact_match.
         exact_match: of the last validation; None without questions to measure it on.
         exact_match_before: the same before the first step; None if it was not measured.
         seconds: wall time, summed over resumed parts.
@@ -127,10 +131,15 @@ class TrainingReport:
             if number in chosen or "exact_match" in line
         ]
         lines_shown: list[Mapping[str, Any]] = [start, *logged]
-        rows = [[title for title, _, _ in _COLUMNS]]
+        columns = [
+            column
+            for column in _COLUMNS
+            if column[1] not in _OPTIONAL or any(column[1] in line for line in logged)
+        ]
+        rows = [[title for title, _, _ in columns]]
         for line in lines_shown:
-            rows.append([_cell(line.get(name), form) for _, name, form in _COLUMNS])
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+            rows.append([_cell(line.get(name), form) for _, name, form in columns])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
         return "\n".join("  ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
 
     @classmethod

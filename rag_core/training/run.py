@@ -79,6 +79,11 @@ class TrainingRun(TrainingBackend):
             raise ValueError("examples must hold at least one question with its answer")
         if len({example.passage is None for example in examples}) > 1:
             raise ValueError("examples must either all bring a passage or none, got both kinds")
+        if examples[0].passage is not None and config.retriever_loss is not None:
+            raise ValueError(
+                "retriever_loss must be None where examples bring their own passage, got "
+                f"{config.retriever_loss!r}. Nothing is retrieved for them"
+            )
         if config.mixed_precision == "fp16" and not self.on_gpu:
             raise ValueError(
                 f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' "
@@ -315,6 +320,7 @@ class TrainingRun(TrainingBackend):
         self.start_step()
         for number, part in enumerate(parts):
             seed = (self.config.seed, self.report.steps, number)
+            part.tokens_a_question = tokens / len(examples)
             forward = self.learn(part, max(1, tokens), seed)
             retrieved = forward.contexts.retrieved
             self.window.add(
@@ -324,8 +330,10 @@ class TrainingRun(TrainingBackend):
             )
             if logs:
                 # The logits are gone through once more for this, so not in every step.
-                entropy = mean_posterior_entropy(to_numpy(self.joint_log_probs(forward)))
+                entropy = mean_posterior_entropy(self.joint_log_probs(forward))
                 self.window.posteriors.append(entropy)
+            if forward.retriever_losses is not None:
+                self.window.add_retriever(to_numpy(forward.retriever_losses))
         self.end_step()
 
     def forward(self, batch: Batch) -> ForwardPass:
@@ -341,9 +349,15 @@ class TrainingRun(TrainingBackend):
             return_dict=True,
             **self.mode(self.config.generator == "all"),
         )
-        forward = ForwardPass(self.model, contexts, outputs.logits, self.tensor(batch.target))
+        target = self.tensor(batch.target)
+        forward = ForwardPass(self.model, contexts, outputs.logits, target, batch.tokens_a_question)
         forward.loss = training_loss(forward, self.config)
         return forward
+
+    def joint_log_probs(self, forward: ForwardPass) -> np.ndarray:
+        """log p(z|x) + log p(y|x, z) of each document (B, N)."""
+        prior = forward.math.doc_log_probs(forward.contexts.doc_scores)
+        return to_numpy(forward.answer_log_probs) + to_numpy(prior)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Questions and answers in tokens."""

@@ -21,6 +21,8 @@ _GROUP = 8
 _IN_A_ROW = 3
 _SHARE_LEFT = 0.5
 _FEW = 0.25
+# Sums that came later than checkpoints that may still be gone on from.
+_LATER = {"retriever_nats", "questions"}
 
 
 class MetricsWindow:
@@ -29,6 +31,8 @@ class MetricsWindow:
     Attributes:
         nll: sum of the loss, in nats.
         tokens: how many tokens it is a sum over.
+        retriever_nats: sum of the retriever's loss.
+        questions: how many it is a sum over.
         prior: of each forward pass, the mean entropy of p(z|x).
         posteriors: of those passes that were asked, the mean entropy of p(z|x, y).
         ids: of each forward pass, the documents found (B, N).
@@ -37,6 +41,8 @@ class MetricsWindow:
     def __init__(self) -> None:
         self.nll = 0.0
         self.tokens = 0
+        self.retriever_nats = 0.0
+        self.questions = 0
         self.prior: list[float] = []
         self.posteriors: list[float] = []
         self.ids: list[np.ndarray] = []
@@ -61,9 +67,16 @@ class MetricsWindow:
         if doc_ids is not None:
             self.ids.append(doc_ids)
 
+    def add_retriever(self, losses: np.ndarray) -> None:
+        """Count the retriever's losses (B,) of a forward pass, in nats."""
+        self.retriever_nats += float(losses.sum())
+        self.questions += len(losses)
+
     def line(self) -> dict[str, float]:
         """The means."""
         line = {"loss": self.nll / max(1, self.tokens), "prior_entropy": _mean(self.prior)}
+        if self.questions:
+            line["retriever_loss"] = self.retriever_nats / self.questions
         if self.posteriors:
             line["posterior_entropy"] = _mean(self.posteriors)
         if self.ids:
@@ -76,13 +89,13 @@ class MetricsWindow:
 
     @classmethod
     def from_sums(cls, sums: dict[str, Any]) -> MetricsWindow:
-        """The inverse of `sums`.
+        """The inverse of `sums`; what checkpoints did not hold once is 0.
 
         Raises:
             TypeError, ValueError: other names, or no numbers.
         """
         window = cls()
-        if set(sums) != set(vars(window)):
+        if set(sums) | _LATER != set(vars(window)):
             raise TypeError("no such entries")
         for name, value in sums.items():
             if name == "ids":

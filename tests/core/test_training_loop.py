@@ -103,6 +103,25 @@ def test_the_time_that_is_left_is_told_once_where_much_is_left():
     assert go([(APART, 1.0)] * 9).times == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"generator": "frozen", "question_encoder": "frozen"}, "generator, .*'frozen' for all"),
+        ({"answer_loss_weight": 0.0}, "answer_loss_weight must be above 0 without"),
+        ({"retriever_loss": "emdr2", "question_encoder": "frozen"}, "context_encoder must learn"),
+        ({"retriever_loss": "emdr"}, "retriever_loss must be"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**settings)
+
+
+def test_without_a_loss_of_the_answers_the_generator_stays():
+    config = TrainingConfig(retriever_loss="emdr2", answer_loss_weight=0)
+    assert config.generator == "frozen"
+
+
 def test_the_log_is_a_table_of_some_ten_lines():
     history = [
         {"step": step, "loss": 9 - step / 100, "distinct_documents": 0.5, "prior_entropy": 0.2}
@@ -116,4 +135,7 @@ def test_the_log_is_a_table_of_some_ten_lines():
     assert lines[-1].split() == ["500", "4.000", "0.50", "0.200"]
     assert "310 5.900 0.500 0.50 0.200" in [" ".join(line.split()) for line in lines]
     assert 11 <= len(lines) <= 14 and max(map(len, lines)) < 80
+    history[-1]["retriever_loss"] = 1.5
+    table = TrainingReport(500, history).table().splitlines()
+    assert "retriever loss" in table[0] and table[-1].split()[2] == "1.500"
     assert TrainingReport().table().splitlines()[1:] == ["   0"]

@@ -201,6 +201,30 @@ def test_accumulated_steps_equal_one_large_batch(train, double):
         np.testing.assert_allclose(array, final[1][name], rtol=1e-6, atol=1e-8, err_msg=name)
 
 
+def test_the_loss_is_the_answers_nats_a_token_and_the_retrievers_nats_a_question(train, double):
+    def line(**settings):
+        config = TrainingConfig(steps=1, **{**SETTINGS, "batch_size": 4, **settings})
+        report = train(double(), double.retriever, EXAMPLES, config, progress=False)
+        return report.history[0]
+
+    answers = line()["loss"]
+    for split in ({}, {"batch_size": 1, "accumulation": 4}):
+        both = line(retriever_loss="pdist", retriever_loss_weight=0.5, **split)
+        assert both["loss"] == pytest.approx(answers + 0.5 * both["retriever_loss"], rel=1e-6)
+        alone = line(retriever_loss="pdist", answer_loss_weight=0.0, **split)
+        assert alone["loss"] == pytest.approx(both["retriever_loss"], rel=1e-6)
+    moved = {
+        name
+        for name, value in weights(double.model).items()
+        if not np.array_equal(value, double.start[name])
+    }
+    assert moved and all("question_encoder" in name for name in moved)
+    given = [Example("king ?", ("war",), ("war", "tree"))]
+    config = TrainingConfig(retriever_loss="emdr2", **SETTINGS)
+    with pytest.raises(ValueError, match="retriever_loss must be None where examples bring"):
+        train(double(), double.retriever, given, config, progress=False)
+
+
 def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_nothing(
     train, double, tokenizers, monkeypatch, backend
 ):
