@@ -78,17 +78,14 @@ class _Run(TrainingRun):
             self.gradients[name] = dense
         return forward
 
-    def end_step(self) -> None:
+    def end_step(self) -> bool:
         factor = self.optimizer.clip_factor(
             self.gradients, self.config.max_grad_norm, self.scaler.value
         )
         if factor is not None:
             self.optimizer.step(self.gradients, factor)
-        elif not self.scaler.enabled:
-            raise FloatingPointError(
-                "a gradient became infinite or NaN: lower the learning rate, or check the data"
-            )
         self.scaler.update(factor is not None)
+        return factor is not None
 
     def parameter_state(self, name: str) -> dict[str, Any]:
         return {

@@ -96,11 +96,14 @@ class _Run(TrainingRun):
         half = _HALF[self.config.mixed_precision]
         return torch.autocast(self.model.device.type, half)
 
-    def end_step(self) -> None:
+    def end_step(self) -> bool:
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        self.scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite or self.scaler.is_enabled():  # a loss scale passes over such steps by itself
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+        return finite
 
     def contexts(self, batch: Batch, learns: bool) -> Contexts:
         # Without gradients frozen encoders keep no activations, whoever wrote them.
@@ -111,6 +114,9 @@ class _Run(TrainingRun):
     def parameter_state(self, name: str) -> dict[str, Tensor]:
         parameter = self.parameters[name]
         state = self.optimizer.state[parameter]
+        if not state:  # all steps so far were passed over
+            state = {kind: torch.zeros_like(parameter) for kind in _MOMENTS}
+            state["step"] = torch.zeros((), dtype=torch.float32)
         moments = {kind: state[kind] for kind in _MOMENTS}
         return {"model": parameter, **moments, "step": state["step"]}
 

@@ -88,10 +88,12 @@ class TrainingBackend(ABC):
         """
 
     @abstractmethod
-    def end_step(self) -> None:
+    def end_step(self) -> bool:
         """Move the parameters by the gradients, clipped to `config.max_grad_norm`.
 
-        With a loss scale, a step whose gradients are no numbers is passed over.
+        Returns:
+            Whether the gradients are numbers. Otherwise the parameters stay as they are; a loss
+            scale is lowered.
         """
 
     @abstractmethod

@@ -45,6 +45,10 @@ class TrainingConfig:
         on_collapse: "stop" ends the run with an error where the question encoder has come to ask
             for the same few documents whatever the question, "warn" goes on and says so in the
             report (`TrainingReport.notes`).
+        on_nan: "stop" ends the run with an error where a loss or gradient is infinite or NaN, and
+            keeps the state before that step; "skip" passes over such steps, of which the report
+            tells how many there were, and ends the run at the third in a row. A step that float16's
+            loss scaling passes over is none of them.
         mixed_precision: None (float32), "bf16" or "fp16" (a GPU only; with loss scaling).
         n_docs: documents a question; None = the model's.
         label_smoothing: None = the model's.
@@ -84,6 +88,7 @@ class TrainingConfig:
     answer_loss_weight: float = 1.0
     distillation_temperature: float = 1.0
     on_collapse: str = "stop"
+    on_nan: str = "stop"
     mixed_precision: str | None = None
     n_docs: int | None = None
     label_smoothing: float | None = None
@@ -161,6 +166,7 @@ _RULES: dict[str, checks.Rule] = {
     "answer_loss_weight": checks.number(0),
     "distillation_temperature": checks.number(0, above=True),
     "on_collapse": checks.one_of(("stop", "warn")),
+    "on_nan": checks.one_of(("stop", "skip")),
     "mixed_precision": checks.one_of(MIXED_PRECISION),
     "n_docs": checks.whole(1, _LARGEST, optional=True),
     "label_smoothing": checks.number(0, 1, optional=True),

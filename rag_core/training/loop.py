@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from rag_core.training.config import TrainingConfig, learning_rate_factor
 from rag_core.training.data import DataOrder, Example
+from rag_core.training.faults import MOST_SKIPPED_IN_A_ROW, NotFinite, advice, describe_fault
 from rag_core.training.report import TrainingReport
+from rag_core.training.state import CHECKPOINT
 from rag_core.training.window import CollapseWatch, MetricsWindow
 
 # The first steps take longer: caches are cold, and graphs are compiled.
@@ -44,13 +46,22 @@ class Run(Protocol):
         Args:
             examples: as many as a step sees.
             logs: whether a log line follows, for which more is measured.
+
+        Raises:
+            NotFinite: a loss or gradient is no number. All is as it was before the step.
         """
+
+    def is_sound(self) -> bool:
+        """Whether all numbers that learn are finite."""
 
     def validate(self) -> float:
         """Exact match on the questions in `measured`."""
 
     def save(self) -> None:
         """Write a checkpoint."""
+
+    def tell(self, text: str) -> None:
+        """Say something while the bar is drawn."""
 
     def tell_time(self, seconds: float) -> None:
         """Say how long the steps that are left will take."""
@@ -66,6 +77,7 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
 
     Raises:
         RetrievalCollapse: see `TrainingConfig.on_collapse`.
+        FloatingPointError: see `TrainingConfig.on_nan`.
     """
     config, report = run.config, run.report
     order = DataOrder(len(run.examples), config.seed)
@@ -82,8 +94,12 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
         logs = last or done % config.log_every == 0
         rows = order.rows(report.steps * questions, questions)
         passes_before = len(run.window.ids)
-        run.step([run.examples[row] for row in rows], logs)
-        if done == 1:
+        try:
+            run.step([run.examples[row] for row in rows], logs)
+            report.skipped_in_a_row = 0
+        except NotFinite as fault:
+            _pass_over(run, fault, rows, seconds)
+        if done == 1 and not report.skipped:
             report.first_loss = run.window.line()["loss"]
         report.steps = done
         bar.update()
@@ -109,8 +125,28 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
             watch = CollapseWatch(report)
 
 
+def _pass_over(run: Run, fault: NotFinite, rows: list[int], seconds: Callable[[], float]) -> None:
+    """Count a step whose loss or gradient is no number, or end the run and keep its state."""
+    report = run.report
+    what = describe_fault(fault, report.steps + 1, rows, run.examples)
+    in_a_row = report.skipped_in_a_row + 1
+    if run.config.on_nan == "skip" and in_a_row < MOST_SKIPPED_IN_A_ROW:
+        report.skipped_in_a_row = in_a_row
+        report.skipped += 1
+        run.tell(f"{what}: passed over.")
+        return
+    checkpoint = None
+    if run.out is not None and report.steps and run.is_sound():
+        report.seconds = seconds()
+        run.save()
+        checkpoint = run.out / CHECKPOINT
+    raise FloatingPointError(f"{what}. {advice(run.config, report.steps, checkpoint)}") from fault
+
+
 def _log(run: Run, bar: Any, learning_rate: float, validated: bool) -> None:
     """Write a log line of the window, and open the next one."""
+    if not run.window.prior:  # all its steps were passed over
+        return
     means = run.window.line()
     if validated and run.report.exact_match is not None:
         means["exact_match"] = run.report.exact_match

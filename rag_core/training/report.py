@@ -46,6 +46,8 @@ class TrainingReport:
         collapsed_at: the step at which retrieval was seen to have collapsed; None if it was not.
         distinct_at_collapse: share of different documents found then.
         prior_entropy_at_collapse: mean entropy of p(z|x) then, in nats.
+        skipped: steps that were passed over as their loss or gradient was no number.
+        skipped_in_a_row: how many of them were the last steps.
         run: of a finished run, the settings and examples that it was, by which the same run is
             known again.
     """
@@ -60,6 +62,8 @@ class TrainingReport:
     collapsed_at: int | None = None
     distinct_at_collapse: float | None = None
     prior_entropy_at_collapse: float | None = None
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     run: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -80,6 +84,11 @@ class TrainingReport:
         notes = []
         if self.collapsed_at is not None:
             notes.append(self.collapse())
+        if self.skipped:
+            notes.append(
+                f"{self.skipped} of {self.steps} steps were passed over, as their loss or gradient "
+                "was no number: look at their questions, or lower learning_rate."
+            )
         if self.history and self.first_loss is not None:
             last = self.history[-1]["loss"]
             if last > (1 - _LEARNED) * self.first_loss:

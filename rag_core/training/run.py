@@ -23,6 +23,7 @@ from rag_core.training.batch import Batch, make_batch
 from rag_core.training.choices import chosen_config
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example, batches, read_examples, spread
+from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass, training_loss
@@ -150,7 +151,8 @@ class TrainingRun(TrainingBackend):
         Raises:
             ValueError: no examples, half-precision weights, no projection to train, or a checkpoint
                 of another run.
-            FloatingPointError: the loss became infinite or NaN.
+            FloatingPointError: a loss or gradient became infinite or NaN; see
+                `TrainingConfig.on_nan`.
         """
         config = config or TrainingConfig()
         run = cls(model, retriever, list(examples), config, list(validation), out)
@@ -302,19 +304,37 @@ class TrainingRun(TrainingBackend):
             self.config, self.total, len(self.examples), passages, self.parameters, place
         )
 
-    def tell_time(self, seconds: float) -> None:
-        """Say how long the steps that are left will take."""
+    def tell(self, text: str) -> None:
+        """Say something beside the progress bar."""
         from tqdm import tqdm
 
         with tqdm.external_write_mode():
-            self.say(time_left(seconds))
+            self.say(text)
+
+    def tell_time(self, seconds: float) -> None:
+        """Say how long the steps that are left will take."""
+        self.tell(time_left(seconds))
 
     def step(self, examples: list[Example], logs: bool) -> None:
         """One optimizer step over `accumulation` forward passes.
 
         The loss is a mean over all their tokens.
+
+        Raises:
+            NotFinite: a loss or gradient is no number. All is as it was before the step.
         """
-        parts = [self.batch(part) for part in batches(examples, self.config.batch_size)]
+        window = self.window.copy()
+        random_states = {name: to_numpy(state) for name, state in self.random_states().items()}
+        try:
+            self._step(examples, logs)
+        except NotFinite:
+            self.window = window
+            self.set_random_states(random_states)
+            raise
+
+    def _step(self, examples: list[Example], logs: bool) -> None:
+        size = self.config.batch_size
+        parts = [self.batch(part) for part in batches(examples, size)]
         tokens = sum(part.tokens for part in parts)
         self.window.tokens += tokens
         self.start_step()
@@ -322,19 +342,34 @@ class TrainingRun(TrainingBackend):
             seed = (self.config.seed, self.report.steps, number)
             part.tokens_a_question = tokens / len(examples)
             forward = self.learn(part, max(1, tokens), seed)
-            retrieved = forward.contexts.retrieved
-            self.window.add(
-                float(to_numpy(forward.loss)),
-                to_numpy(forward.contexts.doc_scores),
-                None if retrieved is None else to_numpy(retrieved["doc_ids"]),
-            )
+            try:
+                self._measure(forward)
+            except NotFinite as fault:
+                fault.part = slice(number * size, (number + 1) * size)
+                raise
             if logs:
                 # The logits are gone through once more for this, so not in every step.
                 entropy = mean_posterior_entropy(self.joint_log_probs(forward))
                 self.window.posteriors.append(entropy)
-            if forward.retriever_losses is not None:
-                self.window.add_retriever(to_numpy(forward.retriever_losses))
-        self.end_step()
+        # A loss scale that is below 1 by now did not help.
+        if not self.end_step() and self.scaler.state_dict().get("scale", 0.0) < 1.0:
+            raise NotFinite("a gradient became infinite or NaN")
+
+    def _measure(self, forward: ForwardPass) -> None:
+        """Count a forward pass in the window."""
+        retrieved = forward.contexts.retrieved
+        self.window.add(
+            float(to_numpy(forward.loss)),
+            to_numpy(forward.contexts.doc_scores),
+            None if retrieved is None else to_numpy(retrieved["doc_ids"]),
+        )
+        if forward.retriever_losses is not None:
+            self.window.add_retriever(to_numpy(forward.retriever_losses))
+
+    def is_sound(self) -> bool:
+        """Whether all numbers that learn are finite."""
+        states = map(self.parameter_state, self.parameters)
+        return all(np.isfinite(to_numpy(state["model"])).all() for state in states)
 
     def forward(self, batch: Batch) -> ForwardPass:
         """Read the documents, predict the answers, and weigh that."""

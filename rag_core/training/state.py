@@ -50,6 +50,7 @@ _OUTWARD = (
     "validation_size",
     "sample_size",
     "on_collapse",
+    "on_nan",
 )
 _DAMAGED = "is no checkpoint of a training run, or damaged"
 

@@ -6,6 +6,7 @@ Letters: B questions, N documents a question.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.metrics import distinct_document_ratio, mean_posterior_entropy
+from rag_core.training.faults import NotFinite
 from rag_core.training.report import TrainingReport
 
 # Of fewer questions it can't be told whether all of them find the same documents.
@@ -56,12 +58,10 @@ class MetricsWindow:
             doc_ids: (B, N); None where nothing was retrieved.
 
         Raises:
-            FloatingPointError: the loss is no number.
+            NotFinite: the loss is no number.
         """
         if not math.isfinite(nll):
-            raise FloatingPointError(
-                f"the loss became {nll}: lower the learning rate, or check the data"
-            )
+            raise NotFinite(f"the loss became {nll}")
         self.nll += nll
         self.prior.append(mean_posterior_entropy(doc_scores))
         if doc_ids is not None:
@@ -82,6 +82,13 @@ class MetricsWindow:
         if self.ids:
             line["distinct_documents"] = _mean([distinct_document_ratio(ids) for ids in self.ids])
         return line
+
+    def copy(self) -> MetricsWindow:
+        """As it is now, whatever is added to this one."""
+        window = MetricsWindow()
+        for name, value in vars(self).items():
+            setattr(window, name, copy.copy(value))
+        return window
 
     def sums(self) -> dict[str, Any]:
         """The sums as JSON holds them."""

@@ -34,6 +34,8 @@ class Run:
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
         self.times = []
         self.tell_time = self.times.append
+        self.said = []
+        self.tell = self.said.append
 
     def step(self, examples, logs):
         ids, loss = self.steps[self.report.steps]

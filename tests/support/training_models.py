@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 
+from rag_core.backends import to_numpy
 from rag_core.config.rag import BartConfig, BertConfig, RagConfig
 from rag_core.knowledge.base import build_knowledge_base
 from rag_core.retrieval.retriever import RagRetriever
@@ -100,6 +101,29 @@ def small_config(tokenizers, dropout=0.1):
 def small_retriever(config, tokenizers):
     index = ArrayIndex(WORDS, [f"{w} {w}" for w in reversed(WORDS)], VECTORS)
     return RagRetriever(config, *tokenizers, index=index)
+
+
+def weights(model):
+    return {name: to_numpy(value).copy() for name, value in model.state_dict().items()}
+
+
+class Fresh:
+    """A model that starts anew with the same weights: TensorFlow's graphs are compiled once."""
+
+    def __init__(self, golden, tokenizers, dropout, precision="float32"):
+        golden.set_seed(3)
+        config = small_config(tokenizers, dropout)
+        self.golden = golden
+        self.retriever = small_retriever(config, tokenizers)
+        token, sequence = golden.CLASSES["token"], golden.CLASSES["sequence"]
+        self.model = golden.cast(token(config, retriever=self.retriever), precision)
+        parts = self.model.question_encoder, self.model.generator
+        self.sequence = sequence(config, *parts, self.retriever)
+        self.start = weights(self.model)
+
+    def __call__(self, head="token"):
+        self.golden.restore(self.model, self.start)
+        return {"token": self.model, "sequence": self.sequence}[head]
 
 
 def train_command(folder, model, tokenizers):

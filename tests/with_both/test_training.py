@@ -17,10 +17,10 @@ from tests.support.training_models import (
     EXAMPLES,
     SETTINGS,
     WORDS,
+    Fresh,
     Killed,
-    small_config,
-    small_retriever,
     small_tokenizers,
+    weights,
 )
 
 
@@ -30,31 +30,13 @@ def tokenizers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(backend):
-    return import_module(f"rag_{backend}.training").train
+def module(backend):
+    return import_module(f"rag_{backend}.training")
 
 
-def weights(model):
-    return {name: to_numpy(value).copy() for name, value in model.state_dict().items()}
-
-
-class Fresh:
-    """A model that starts anew with the same weights: TensorFlow's graphs are compiled once."""
-
-    def __init__(self, golden, tokenizers, dropout, precision="float32"):
-        golden.set_seed(3)
-        config = small_config(tokenizers, dropout)
-        self.golden = golden
-        self.retriever = small_retriever(config, tokenizers)
-        token, sequence = golden.CLASSES["token"], golden.CLASSES["sequence"]
-        self.model = golden.cast(token(config, retriever=self.retriever), precision)
-        parts = self.model.question_encoder, self.model.generator
-        self.sequence = sequence(config, *parts, self.retriever)
-        self.start = weights(self.model)
-
-    def __call__(self, head="token"):
-        self.golden.restore(self.model, self.start)
-        return {"token": self.model, "sequence": self.sequence}[head]
+@pytest.fixture(scope="module")
+def train(module):
+    return module.train
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +84,98 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     saved = weights(golden.CLASSES["token"].from_pretrained(tmp_path / "tuned"))
     assert all(np.array_equal(array, final[name]) for name, array in saved.items())
     assert len(AutoTokenizer.from_pretrained(tmp_path / "tuned").generator) == len(tokenizers[1])
+
+
+@pytest.fixture
+def shaken_run(module, shaken):
+    def run(out=None, **settings):
+        config = TrainingConfig(
+            **{**SETTINGS, "steps": 6, "accumulation": 2, "save_every": 2, **settings}
+        )
+        options = {"out": out, "progress": False}
+        return module.train(shaken(), shaken.retriever, EXAMPLES, config, **options)
+
+    return run
+
+
+def poison_loss(monkeypatch, module, at):
+    """The loss of the forward pass number `at` is NaN."""
+    forward, calls = module._Run.forward, []
+
+    def poisoned(self, batch):
+        calls.append(1)
+        result = forward(self, batch)
+        if len(calls) == at:
+            result.loss = result.loss * np.nan
+        return result
+
+    monkeypatch.setattr(module._Run, "forward", poisoned)
+
+
+def poison_gradient(monkeypatch, module, steps):
+    """One gradient is infinite after these steps."""
+    learn = module._Run.learn
+
+    def poisoned(self, *args):
+        forward = learn(self, *args)
+        if self.report.steps in steps:
+            name = next(iter(self.parameters))
+            if self.backend == "tf":
+                self.gradients[name] *= np.inf
+            else:
+                self.parameters[name].grad.mul_(np.inf)
+        return forward
+
+    monkeypatch.setattr(module._Run, "learn", poisoned)
+
+
+def test_a_nan_ends_the_run_and_names_the_batch_and_the_last_good_state_goes_on(
+    shaken_run, module, shaken, tmp_path, monkeypatch
+):
+    report = shaken_run()
+    final = weights(shaken.model)
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError) as error:
+        poison_loss(patch, module, at=2 * 3 + 2)
+        shaken_run(tmp_path)
+    message = str(error.value)
+    assert "the loss became nan at step 4, with questions " in message
+    rows = message.split("questions ")[1].split(" of 10 (")[0].split(", ")
+    assert [repr(EXAMPLES[int(row) - 1].question) in message for row in rows] == [True, True]
+    assert f"as step 3 left it, and so it is kept in {tmp_path / CHECKPOINT}" in message
+    assert "lower learning_rate (0.003)" in message and "on_nan 'skip'" in message
+    again = shaken_run(tmp_path)
+    for name, array in weights(shaken.model).items():
+        assert np.array_equal(array, final[name]), name
+    assert again.history[-1]["loss"] == report.history[-1]["loss"]
+
+
+def test_steps_without_numbers_can_be_passed_over_but_not_for_ever(
+    shaken_run, module, shaken, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        poison_gradient(patch, module, (0, 1, 4))
+        report = shaken_run(tmp_path, on_nan="skip", save_every=1)
+    assert (report.steps, report.skipped, report.skipped_in_a_row) == (6, 3, 0)
+    assert "3 of 6 steps were passed over" in report.notes()[0]
+    assert all(np.isfinite(array).all() for array in weights(shaken.model).values())
+    poison_gradient(monkeypatch, module, (1, 2, 3))
+    with pytest.raises(
+        FloatingPointError, match=r"gradient.*NaN at step 4.*No step.*after 2 in a row"
+    ):
+        shaken_run(on_nan="skip")
+
+
+def test_a_loss_scale_passes_over_steps_until_it_is_below_one(shaken_run, module, monkeypatch):
+    """As float16 does on a GPU, whose first steps are too large."""
+    scales = iter((4.0, 1.0, 0.5))
+
+    def end_step(self):
+        self.scaler.state_dict = lambda: {"scale": next(scales)}
+        return False
+
+    monkeypatch.setattr(module._Run, "end_step", end_step)
+    with pytest.raises(FloatingPointError, match="gradient became infinite or NaN at step 3"):
+        shaken_run()
 
 
 @pytest.mark.parametrize("head", ["token", "sequence"])
