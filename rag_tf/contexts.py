@@ -150,6 +150,9 @@ def search_in_graph(
         dtypes["retrieved_doc_embeds"] = tf.float64
     if tokenized:
         dtypes |= {"tokenized_doc_ids": tf.int64, "tokenized_doc_attention_mask": tf.int64}
+        tokenizer = getattr(retriever, "ctx_encoder_tokenizer", None)
+        if getattr(tokenizer, "keeps_segments", False):
+            dtypes["tokenized_doc_token_type_ids"] = tf.int64
 
     def search(ids: np.ndarray, question_vectors: np.ndarray) -> list[np.ndarray]:
         retrieved = retriever(ids, question_vectors, return_tensors="np", **options)

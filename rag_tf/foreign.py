@@ -31,6 +31,7 @@ def encode_questions(
     attention_mask: tf.Tensor | None,
     output_attentions: bool = False,
     output_hidden_states: bool = False,
+    token_type_ids: tf.Tensor | None = None,
     training: bool | None = None,
 ) -> Any:
     """Run a question or document encoder; see `checked_vectors`."""
@@ -41,6 +42,8 @@ def encode_questions(
         "return_dict": True,
         "training": training,
     }
+    if token_type_ids is not None:
+        kwargs["token_type_ids"] = token_type_ids
     if not isinstance(module, PretrainedModel):
         kwargs = accepted(module, {**kwargs, "training": bool(training)})
     return checked_vectors(module, module(input_ids, **kwargs))

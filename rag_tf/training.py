@@ -29,6 +29,7 @@ class _Run(TrainingRun):
     table_size = staticmethod(table_size)
     optimizer: AdamW
     scaler: LossScale
+    _tape: tf.GradientTape | None = None  # while it records a forward pass
 
     @staticmethod
     def default_device() -> None:
@@ -56,6 +57,11 @@ class _Run(TrainingRun):
     def mode(self, learns: bool) -> dict[str, Any]:
         return {"training": learns}
 
+    def apart(self) -> contextlib.AbstractContextManager[None]:
+        if self._tape is None:
+            return contextlib.nullcontext()
+        return self._tape.stop_recording()
+
     def start_step(self) -> None:
         self.gradients: dict[str, tf.Tensor] = {}
 
@@ -64,9 +70,11 @@ class _Run(TrainingRun):
         half = computing_in(_HALF[self.config.mixed_precision])
         noise = seeded_by(np.random.default_rng(seed))
         with tf.GradientTape(watch_accessed_variables=False) as tape, noise, half:
+            self._tape = tape
             tape.watch(variables)
             forward = self.forward(batch)
             loss = forward.loss * (self.scaler.value / tokens)
+        self._tape = None
         gradients = tape.gradient(loss, variables)
         for name, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is None:  # the parameter had no part in it

@@ -25,6 +25,7 @@ def encode_questions(
     attention_mask: Tensor | None,
     output_attentions: bool = False,
     output_hidden_states: bool = False,
+    token_type_ids: Tensor | None = None,
 ) -> Any:
     """Run a question or document encoder; see `checked_vectors`."""
     kwargs = {
@@ -33,6 +34,8 @@ def encode_questions(
         "output_hidden_states": output_hidden_states,
         "return_dict": True,
     }
+    if token_type_ids is not None:
+        kwargs["token_type_ids"] = token_type_ids
     if not isinstance(module, PretrainedModel):
         kwargs = accepted(module.forward, kwargs)
     return checked_vectors(module, module(input_ids, **kwargs))

@@ -69,6 +69,16 @@ class _Run(TrainingRun):
             yield
         self._dropout_on()
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        encoder = self.model.rag.ctx_encoder
+        shaken = encoder.training
+        encoder.eval()
+        try:
+            yield
+        finally:
+            encoder.train(shaken)
+
     def _dropout_on(self) -> None:
         """Dropout where something is trained: a part that does not learn is not shaken."""
         self.model.train()

@@ -46,7 +46,7 @@ class LateEncoder:
 
     def __init__(self, kb: KnowledgeBase, name: str | None, backend: str | None) -> None:
         self.kb = kb
-        self.name = name or kb.manifest.encoder["name"]
+        self.name = name or kb.encoder_source
         self.backend = backend
         self._embed: Any = None
 

@@ -97,9 +97,32 @@ def train(
             "all",
             "projection",
             "frozen",
-            help="What learns of the encoder of passages, which the model must have; by default "
+            help="What learns of the encoder of passages, which are then embedded anew; by default "
             "nothing.",
             panel=_LEARNS,
+        ),
+    ] = None,
+    context_encoder_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name of that encoder; by default the knowledge base's.",
+            rich_help_panel=_LEARNS,
+        ),
+    ] = None,
+    reindex_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between starts of embedding all passages anew, 0 = at the end only; by "
+            "default a quarter.",
+            rich_help_panel=_LEARNS,
+        ),
+    ] = None,
+    overretrieve: Annotated[
+        int | None,
+        typer.Option(
+            help="Passages embedded at once for each one that is read, to rank them by vectors of "
+            "today; by default 2.",
+            rich_help_panel=_LEARNS,
         ),
     ] = None,
     retriever_loss: Annotated[
@@ -162,6 +185,7 @@ def train(
     What is not said is chosen for the number of questions and the model, and told at the start.
     Stopped or killed, the same command goes on.
     """
+    from rag_core.cli.models import fetch_encoder
     from rag_core.cli.process import load_backend_for_command
     from rag_core.cli.reader_notes import unfamiliar
     from rag_core.hub import DEMO
@@ -184,6 +208,8 @@ def train(
         generator=generator,
         question_encoder=question_encoder,
         context_encoder=context_encoder,
+        reindex_every=reindex_every,
+        overretrieve=overretrieve,
         retriever_loss=retriever_loss,
         retriever_loss_weight=retriever_loss_weight,
         answer_loss_weight=answer_loss_weight,
@@ -201,8 +227,11 @@ def train(
 
         model = str(demo_model_folder(say))
     kb = kb or _own_base(model)
-    if note := unfamiliar(model, KnowledgeBase.open(kb)):
+    base = KnowledgeBase.open(kb)
+    if note := unfamiliar(model, base):
         say(f"note: {note}")
+    if context_encoder not in (None, "frozen"):
+        fetch_encoder(context_encoder_model or base.encoder_source, say)
     if questions is None:
         measured = engine.measure_files(
             validation, model, kb, n_docs=n_docs, device=device, say=say
@@ -216,6 +245,7 @@ def train(
         out,
         settings,
         validation=validation,
+        context_encoder_model=context_encoder_model,
         device=device,
         progress=not is_quiet(),
         say=say,

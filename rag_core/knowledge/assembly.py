@@ -26,6 +26,7 @@ from rag_core.knowledge.embedding import (
     passage_schema,
     read_batches,
     same_probe,
+    text_row,
 )
 from rag_core.knowledge.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
 from rag_core.knowledge.passages import PassageRow, stream_passages
@@ -103,7 +104,7 @@ def embed(
     from tqdm.auto import tqdm
 
     request = plan.request
-    _keep_shards_of(plan, work)
+    keep_shards_of(plan, work)
     paths = [path for path, _ in files]
     stamps = [_stamp(path) for path in paths]
     hide = not progress or None  # None: at a terminal alone
@@ -128,7 +129,7 @@ def embed(
             bar.update(count)
 
         shards = embed_shards(
-            passages_of(files, plan),
+            map(text_row, passages_of(files, plan)),
             work,
             encode,
             batch_size=request["batch_size"],
@@ -148,10 +149,8 @@ def passages_of(files: list[tuple[Path, str]], plan: Manifest) -> Iterator[Passa
     return stream_passages(files, plan.words, ReadingOptions.of(plan.request))
 
 
-def _keep_shards_of(plan: Manifest, work: Path) -> None:
-    """Removes the shards of an earlier run that did not work on the same plan, and notes this
-    one.
-    """
+def keep_shards_of(plan: Manifest, work: Path) -> None:
+    """Removes the shards of an earlier run that did not work on the same plan, and notes this one."""
     note = work / "plan.json"
     probe = plan.encoder["probe"]
     keys = {

@@ -15,6 +15,7 @@ numbers are the `doc_ids` of a retriever.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -341,6 +342,18 @@ class KnowledgeBase:
             return found[0]
         return found
 
+    @property
+    def encoder_source(self) -> str:
+        """What to load the passages' encoder from: its folder beside the knowledge base, where it
+        lies there, else its name.
+        """
+        encoder = self.manifest.encoder
+        if "path" in encoder:
+            folder = Path(os.path.normpath(self.path / encoder["path"]))
+            if (folder / "config.json").is_file():
+                return str(folder)
+        return encoder["name"]
+
     def check_encoder(self, encode: Encode, name: str = "encode") -> None:
         """Refuses an encoder other than the one that embedded the passages, by its vector of a
         fixed sentence.
@@ -534,6 +547,59 @@ class KnowledgeBase:
                 work, self.path, batches, plan.manifest, kept, request, outcome.to_dict()
             )
         return outcome
+
+    def reembed(
+        self,
+        out: str | Path,
+        encode: Encode,
+        *,
+        encoder_name: str,
+        encoder_fingerprint: str,
+        encoder_path: str | None = None,
+        place: str | Path | None = None,
+        progress: bool = True,
+    ) -> KnowledgeBase:
+        """A new knowledge base: the same passages in the same rows, with vectors by another encoder.
+
+        Resumable and atomic as a build is; this one stays as it is.
+
+        Args:
+            out: folder to create; one that holds what is asked for is found done.
+            encode: the encoder.
+            encoder_name: what the manifest calls it.
+            encoder_fingerprint: tells its weights from all others.
+            encoder_path: its folder, relative to the new knowledge base; None = not beside it.
+            place: where the new knowledge base will lie in the end, if it is moved from `out`.
+            progress: draws progress bars on stderr.
+
+        Raises:
+            FileExistsError: `out` holds something else already.
+            ValueError: an encoder that returns wrong shapes or NaN.
+            OSError: another process writes `out`, or the disk is full.
+        """
+        from rag_core.knowledge.reembedding import reembed
+
+        self._check_columns()
+        probe = probe_vector(encode)
+        encoder: dict[str, Any] = {
+            "name": encoder_name,
+            "fingerprint": encoder_fingerprint,
+            "probe": layout.probe_entry(probe),
+        }
+        if encoder_path is not None:
+            encoder["path"] = encoder_path
+        out = _named(out)
+        roots = self.manifest.root_paths(self.path)
+        plan = replace(
+            self.manifest,
+            encoder=encoder,
+            dimension=len(probe),
+            roots=layout.root_entries(roots.items(), Path(place or out)),
+            rows=0,
+            index={},
+        )
+        reembed(self._arrow_files(), out, encode, plan, progress)
+        return KnowledgeBase.open(out)
 
     def matching(self, where: Where) -> np.ndarray:
         """The row numbers of the passages that conditions hold for, (n,) int64 in order.

@@ -79,7 +79,7 @@ def same_probe(left: Iterable[float], right: Iterable[float]) -> bool:
 
 
 def embed_shards(
-    rows: Iterable[PassageRow],
+    rows: Iterable[TextRow],
     folder: Path,
     encode: Encode,
     *,
@@ -91,7 +91,7 @@ def embed_shards(
     """Embeds `rows` into numbered shard files; vectors of shards with the same texts are kept.
 
     Args:
-        rows: streamed.
+        rows: streamed (see `text_row`).
         folder: where the shards go.
         encode: called with `batch_size` passages of like length.
         batch_size: passages a call.
@@ -108,24 +108,24 @@ def embed_shards(
         path = folder / f"shard-{len(shards):06d}.arrow"
         shards.append(path)
         earlier = _earlier_shard(path)
-        wanted = list(map(_texts, block))
         # What is embedded is title and text, so a file may have got another name meanwhile.
-        if [row[:2] for row in earlier.rows] == [row[:2] for row in wanted]:
-            if earlier.rows != wanted:
-                _write_shard(path, wanted, earlier.vectors)
+        if [row[:2] for row in earlier.rows] == [row[:2] for row in block]:
+            if earlier.rows != block:
+                _write_shard(path, block, earlier.vectors)
             advance(len(block), True)
             continue
         vectors = np.empty((len(block), dimension), np.float32)
+        titles = [row[0] or "" for row in block]
+        texts = [row[1] or "" for row in block]
         # Passages of like length together, so that little of a batch is padding.
-        lengths = [len(row["title"]) + len(row["text"]) for row in block]
+        lengths = [len(title) + len(text) for title, text in zip(titles, texts, strict=True)]
         order = sorted(range(len(block)), key=lengths.__getitem__)
         for start in range(0, len(order), batch_size):
             ids = order[start : start + batch_size]
-            titles = [block[i]["title"] for i in ids]
-            texts = [block[i]["text"] for i in ids]
-            vectors[ids] = call_encoder(encode, titles, texts, dimension)
+            parts = [titles[i] for i in ids], [texts[i] for i in ids]
+            vectors[ids] = call_encoder(encode, *parts, dimension)
             advance(len(ids), False)
-        _write_shard(path, wanted, vectors)
+        _write_shard(path, block, vectors)
     return shards
 
 
@@ -177,6 +177,13 @@ def _with_origins(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.record_batch(list(columns.values()), names=list(columns))
 
 
+def text_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[TextRow]:
+    """The values of `TEXT_COLUMNS` of each row."""
+    for batch in batches:
+        columns = [batch.column(name).to_pylist() for name in TEXT_COLUMNS]
+        yield from zip(*columns, strict=True)
+
+
 def batch_vectors(batch: pa.RecordBatch) -> np.ndarray:
     """The (m, D) float32 vectors of a record batch."""
     column = batch.column(batch.schema.get_field_index("embeddings"))
@@ -195,7 +202,7 @@ def _write_shard(path: Path, rows: Sequence[TextRow], vectors: np.ndarray) -> No
         write_batches(draft, [batch])
 
 
-def _texts(row: PassageRow) -> TextRow:
+def text_row(row: PassageRow) -> TextRow:
     """The values of `TEXT_COLUMNS`."""
     metadata = encode_metadata(row["metadata"], row["source"] or row["title"])
     return row["title"], row["text"], row["source"], metadata
@@ -215,8 +222,7 @@ def _earlier_shard(path: Path) -> _Shard:
         return nothing
     try:
         for batch in read_batches([path]):
-            columns = [batch.column(name).to_pylist() for name in TEXT_COLUMNS]
-            rows += zip(*columns, strict=True)
+            rows += text_rows([batch])
             vectors.append(batch_vectors(batch))
         return _Shard(rows, np.concatenate(vectors))
     except ValueError:

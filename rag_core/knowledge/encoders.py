@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from rag_core.checkpoint import CHECKPOINT_PATTERNS
 from rag_core.checks import whole
 from rag_core.config import (
     AutoConfig,
@@ -18,6 +19,7 @@ from rag_core.config import (
     prepared_texts,
     sentence_settings,
 )
+from rag_core.hub import atomic_folder
 from rag_core.tokenization import encoded_within
 
 Encoder = TypeVar("Encoder", bound="PassageEncoderBase")
@@ -122,7 +124,7 @@ class PassageEncoderBase(ABC):
         sizes = [len(title) + len(text) for title, text in zip(titles, texts, strict=True)]
 
         def tokenize(rows: list[int]) -> Any:
-            return self._tokenize([titles[row] for row in rows], [texts[row] for row in rows])
+            return self.tokenize([titles[row] for row in rows], [texts[row] for row in rows])
 
         return self._in_batches(sizes, tokenize, batch_size, progress)
 
@@ -187,22 +189,37 @@ class PassageEncoderBase(ABC):
 
         return self._in_batches([*map(len, prepared)], tokenize, batch_size, progress)
 
-    def _tokenize(self, titles: list[str], texts: list[str]) -> Any:
-        if self.pairs:
-            return self._encoded(titles, texts)
-        joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
-        return self._encoded(prepared_texts(joined, self.prompt, self.lower_case))
+    def tokenize(
+        self, titles: list[str], texts: list[str], return_tensors: str | None = None
+    ) -> Any:
+        """What the network reads of n passages.
 
-    def _encoded(self, *texts: list[str]) -> Any:
+        Args:
+            titles: n titles, possibly empty.
+            texts: n texts.
+            return_tensors: "pt", "tf" or "np"; None is the backend's.
+
+        Returns:
+            A mapping of (n, S) tensors: ids, mask and, of some tokenizers, segments.
+        """
+        if self.pairs:
+            return self._encoded(titles, texts, return_tensors=return_tensors)
+        joined = [f"{title} {text}".strip() for title, text in zip(titles, texts, strict=True)]
+        prepared = prepared_texts(joined, self.prompt, self.lower_case)
+        return self._encoded(prepared, return_tensors=return_tensors)
+
+    def _encoded(self, *texts: list[str], return_tensors: str | None = None) -> Any:
+        kind = return_tensors or self.return_tensors
         encoded = self.tokenizer(
-            *texts,
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors=self.return_tensors,
+            *texts, padding=True, truncation=True, max_length=self.max_length, return_tensors=kind
         )
         table = getattr(getattr(self.model, "config", None), "vocab_size", None)
-        return encoded_within(encoded, table, self.tokenizer, self.return_tensors)
+        return encoded_within(encoded, table, self.tokenizer, kind)
+
+    @property
+    def passage_tokenizer(self) -> PassageTokenizer:
+        """What `RagRetriever.set_ctx_encoder_tokenizer` takes, where this encoder learns."""
+        return PassageTokenizer(self)
 
     @classmethod
     def from_pretrained(
@@ -248,7 +265,7 @@ class PassageEncoderBase(ABC):
         elif is_dpr:
             network = cls.dpr_class
         model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
-        settings = sentence_settings(name_or_path, **hub) or SentenceSettings()
+        settings = sentence_settings(name_or_path, **hub) or _settings_of(model.config)
         tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
         # Sentence-transformers, too, takes the tokenizer's limit where the folder names none
         longest = settings.max_seq_length or tokenizer.model_max_length
@@ -263,6 +280,64 @@ class PassageEncoderBase(ABC):
             query_prompt=settings.query_prompt,
             only_questions=only_questions,
         )
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write network and tokenizer with all that changes the vectors, for `from_pretrained`.
+
+        Args:
+            save_directory: the folder, created if need be.
+
+        Raises:
+            OSError: nothing could be written; what was there before is unchanged.
+        """
+        # files of sentence-transformers would count for more than the config
+        stale = (*CHECKPOINT_PATTERNS, "modules.json")
+        with atomic_folder(save_directory, stale=stale) as draft:
+            self.model.save_pretrained(draft)
+            self.tokenizer.save_pretrained(draft)
+            if isinstance(self.model.config, BertConfig):  # DPR's tokenizer says it all
+                config = AutoConfig.from_pretrained(draft)
+                config.update(self._text_settings())
+                config.save_pretrained(draft)
+
+    def _text_settings(self) -> dict[str, Any]:
+        """What `_settings_of` reads."""
+        settings = {
+            "query_prompt": self.query_prompt,
+            "query_lower_case": self.lower_case,
+            "query_max_length": self.max_length,
+        }
+        if self.prompt:
+            settings["passage_prompt"] = self.prompt
+        return settings
+
+
+class PassageTokenizer:
+    """Tokens of retrieved documents as an encoder read them when their index was made.
+
+    Args:
+        encoder: the encoder.
+    """
+
+    # which of a pair's two texts a token is of: a tokenizer alone would leave it out
+    keeps_segments = True
+
+    def __init__(self, encoder: PassageEncoderBase) -> None:
+        self.encoder = encoder
+
+    def __call__(self, titles: list[str], texts: list[str], **options: Any) -> Any:
+        """A mapping of (n, S) arrays; options of a tokenizer are the encoder's own."""
+        return self.encoder.tokenize(titles, texts, "np")
+
+
+def _settings_of(config: Any) -> SentenceSettings:
+    """What an encoder's own config says of texts, where no files of sentence-transformers do."""
+    return SentenceSettings(
+        max_seq_length=getattr(config, "query_max_length", None),
+        do_lower_case=getattr(config, "query_lower_case", False),
+        query_prompt=getattr(config, "query_prompt", ""),
+        passage_prompt=getattr(config, "passage_prompt", ""),
+    )
 
 
 def _not_for_passages(name: str | Path) -> str:

@@ -35,7 +35,7 @@ def base_info(kb: KnowledgeBase) -> dict[str, Any]:
         "roots": [str(path) for path in manifest.root_paths(kb.path)],
         "metadata": {key: values for key, values in keys.items() if key not in ("title", "text")},
         "encoder": manifest.encoder["name"],
-        "encoder_at": encoder_place(manifest.encoder["name"]),
+        "encoder_at": encoder_place(kb.encoder_source),
         "backends": available_backends(),
         "dimension": manifest.dimension,
         "index": manifest.index,

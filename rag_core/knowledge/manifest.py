@@ -37,7 +37,8 @@ class Manifest:
 
     Attributes:
         encoder: "name", "fingerprint" (of its weights, where known) and "probe", the beginning of
-            its vector of a fixed sentence, by which a different encoder is noticed.
+            its vector of a fixed sentence, by which a different encoder is noticed; "path" where it
+            lies beside the knowledge base, relative to that.
         dimension: D, the size of a vector.
         rows: number of passages.
         metric: always inner product (paper, section 2.2).
@@ -152,6 +153,10 @@ class Manifest:
             raise TypeError(f"encoder must have a name and a probe, got {self.encoder!r:.60}")
         if not all(type(value) in (int, float) and math.isfinite(value) for value in probe):
             raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
+        place = self.encoder.get("path", "")
+        # a knowledge base from elsewhere must not make a program open what lies anywhere
+        if not isinstance(place, str) or Path(place).is_absolute() or "\0" in place:
+            raise TypeError(f"encoder: path must be relative, got {place!r:.60}")
         for name, entry in self.files.items():
             has_hash = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
             if not has_hash or "bytes" not in entry:

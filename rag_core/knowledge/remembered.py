@@ -51,10 +51,13 @@ def remember_base(file: Path, model_folder: Path, base: KnowledgeBase) -> None:
     Args:
         file: where to; it may lie in a draft of the folder.
         model_folder: where the model will lie.
-        base: its knowledge base.
+        base: its knowledge base; it may lie in the draft, too.
     """
+    home = model_folder.resolve()
+    if base.path.resolve().is_relative_to(file.parent.resolve()):
+        home = file.parent.resolve()
     try:
-        path = Path(os.path.relpath(base.path.resolve(), model_folder.resolve())).as_posix()
+        path = Path(os.path.relpath(base.path.resolve(), home)).as_posix()
     except ValueError:  # on another drive of Windows
         path = None
     notes = {

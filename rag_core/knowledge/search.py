@@ -107,8 +107,11 @@ def load_encoder(
     """An encoder by its name; for arguments and errors see `question_encoder`."""
     engine = backends.load_backend(backend or _backend_in_use())
     options = {"for_questions": True} if for_questions else {}
+    source = name
+    if name == kb.manifest.encoder["name"]:
+        source = kb.encoder_source
     try:
-        return engine.load_encoder(name, **options)
+        return engine.load_encoder(source, **options)
     except OSError as error:
         if name != kb.manifest.encoder["name"]:
             raise

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
-from rag_core.arguments import check_parts
+from rag_core.arguments import check_parts, checked_switch
 from rag_core.checkpoint import check_weights, fit_names, fit_weights
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
 from rag_core.generation import Engine
@@ -205,6 +205,9 @@ class RagComponents(PretrainedBase[Tensor]):
                     context_config = config_from_dict(config.extra["ctx_encoder"])
                 encoder = cls._build("ctx_encoder", context_config)
                 model.rag.set_context_encoder_for_training(encoder)
+                name = "context_encoder_training"
+                live = checked_switch(name, config.extra.get(name), True)
+                model.rag.context_encoder_training = live
             return model
 
         return cls._read(
@@ -299,6 +302,9 @@ class RagComponents(PretrainedBase[Tensor]):
         context = self.ctx_component
         if context is not None:
             config.extra["ctx_encoder"] = module_config(context).to_dict()
+            config.extra.pop("context_encoder_training", None)
+            if not self.rag.context_encoder_training:
+                config.extra["context_encoder_training"] = False
         return config
 
     # tables

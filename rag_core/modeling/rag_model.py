@@ -133,8 +133,8 @@ class RagModelBase(RagComponents[Tensor]):
         Args:
             question_hidden_states: (B, D).
             retrieved: what the retriever returned: `retrieved_doc_embeds` (B, N, D), optionally
-                `doc_mask` (B, N), and with a live document encoder `tokenized_doc_ids` and
-                `tokenized_doc_attention_mask` (B*N, L).
+                `doc_mask` (B, N), and with a live document encoder `tokenized_doc_ids`,
+                `tokenized_doc_attention_mask` and possibly `tokenized_doc_token_type_ids` (B*N, L).
             training: in rag_tf, whether dropout acts in the document encoder.
 
         Returns:
@@ -153,7 +153,11 @@ class RagModelBase(RagComponents[Tensor]):
                 )
             ids = self._checks.to_device(retrieved["tokenized_doc_ids"], questions)
             mask = self._checks.to_device(retrieved["tokenized_doc_attention_mask"], questions)
-            vectors = self._encode(mode, self.ctx_encoder, ids, mask)[0]  # (B*N, D)
+            inputs = [ids, mask]
+            if "tokenized_doc_token_type_ids" in retrieved:
+                segments = retrieved["tokenized_doc_token_type_ids"]
+                inputs += [False, False, self._checks.to_device(segments, questions)]
+            vectors = self._encode(mode, self.ctx_encoder, *inputs)[0]  # (B*N, D)
             embeds = self._math.split_docs(vectors, embeds.shape[1])  # (B, N, D)
         doc_mask = retrieved.get("doc_mask")
         if doc_mask is not None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.faiss_files import training_rows as training_rows
     from rag_core.retrieval.faiss_files import write_faiss as write_faiss
     from rag_core.retrieval.filtered import FilteredIndex as FilteredIndex
+    from rag_core.retrieval.fresh import FreshIndex as FreshIndex
     from rag_core.retrieval.index import FaissIndex as FaissIndex
     from rag_core.retrieval.index import Index as Index
     from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
@@ -51,6 +52,7 @@ __getattr__, __dir__, __all__ = lazily(
             "write_faiss",
         ],
         "filtered": ["FilteredIndex"],
+        "fresh": ["FreshIndex"],
         "index": ["FaissIndex", "Index"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],

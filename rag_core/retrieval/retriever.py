@@ -351,7 +351,8 @@ class RagRetriever(Pushable):
             A `BatchEncoding` with context_input_ids and context_attention_mask (B*N, S),
             retrieved_doc_embeds (B, N, D), doc_ids (B, N), doc_mask (B, N; False where there was no
             hit) and, after `set_ctx_encoder_tokenizer`, tokenized_doc_ids and
-            tokenized_doc_attention_mask (B*N, longest).
+            tokenized_doc_attention_mask (B*N, longest), of an encoder's `passage_tokenizer` also
+            tokenized_doc_token_type_ids.
 
         Raises:
             ValueError: shapes that do not fit each other, and what `retrieve` raises.
@@ -390,6 +391,9 @@ class RagRetriever(Pushable):
             mask = tokens["attention_mask"]
             output["tokenized_doc_ids"] = _convert(tokens["input_ids"], return_tensors)
             output["tokenized_doc_attention_mask"] = _convert(mask, return_tensors)
+            if getattr(self.ctx_encoder_tokenizer, "keeps_segments", False):
+                segments = tokens.get("token_type_ids", np.zeros_like(mask))
+                output["tokenized_doc_token_type_ids"] = _convert(segments, return_tensors)
         return BatchEncoding(output)
 
     def _questions(self, question_input_ids: Any, question_text: Sequence[str] | None) -> list[str]:
@@ -489,4 +493,7 @@ def within_table_of(size: int | None, retriever: Any) -> Callable[..., Any]:
         tokenizer = getattr(retriever, "generator_tokenizer", None)
         return encoded_within(contexts, size, tokenizer, return_tensors, "context_input_ids")
 
+    retrieve.ctx_encoder_tokenizer = getattr(  # type: ignore[attr-defined]
+        retriever, "ctx_encoder_tokenizer", None
+    )
     return retrieve

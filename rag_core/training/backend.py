@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ class TrainingBackend(ABC):
     a checkpoint.
 
     Attributes:
+        model: the head that learns.
         parameters: the trained parameters by name.
         optimizer: has `param_groups`, whose `lr` is set before each step.
         scaler: the loss scale, with `state_dict` and `load_state_dict`.
@@ -29,6 +30,7 @@ class TrainingBackend(ABC):
     return_tensors: ClassVar[str]
     contexts_class: ClassVar[Callable[..., Any]]
 
+    model: Any
     parameters: dict[str, Any]
     optimizer: Any
     scaler: Any
@@ -65,6 +67,19 @@ class TrainingBackend(ABC):
     @abstractmethod
     def answering(self) -> AbstractContextManager[Any]:
         """Within it the model answers, without dropout or gradients."""
+
+    def apart(self) -> AbstractContextManager[Any]:
+        """Within it, in a forward pass, the encoder of passages runs without dropout and leaves
+        nothing for gradients.
+        """
+        return nullcontext()
+
+    @property
+    def encoder_device(self) -> str | None:
+        """Where another process embeds passages: on the model's GPU, or as the backend likes."""
+        if self.on_gpu:
+            return str(self.model.device)
+        return None
 
     def mode(self, learns: bool) -> dict[str, Any]:
         """Keywords by which a call of a network knows whether it learns; none where it has a mode

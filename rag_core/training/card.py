@@ -44,6 +44,7 @@ def tuned_card(
     head: str,
     model: str | Path,
     base: KnowledgeBase,
+    place: str,
     config: TrainingConfig,
     report: TrainingReport,
     questions: int,
@@ -55,7 +56,8 @@ def tuned_card(
         name: the folder's.
         head: class that loads it.
         model: what the run started from.
-        base: what it retrieved from.
+        base: what it retrieves from.
+        place: the folder of that.
         config: the run's settings.
         report: what it did.
         questions: how many it was trained on.
@@ -87,7 +89,7 @@ def tuned_card(
         name,
         summary=(
             f"A RAG model that began as {origin} and was tuned on {questions:,} questions, through "
-            f"{len(base):,} passages of the knowledge base `{base.path.name}` (vectors by {encoder})."
+            f"{len(base):,} passages of the knowledge base `{place}` (vectors by {encoder})."
         ),
         language=None,
         license=license_id,
@@ -95,7 +97,7 @@ def tuned_card(
         use=[
             f"from rag_torch import KnowledgeBase, RagRetriever, {head}",
             "",
-            f'kb = KnowledgeBase.open("{base.path.name}")  # its folder',
+            f'kb = KnowledgeBase.open("{place}")  # its folder',
             f'retriever = RagRetriever.from_pretrained("{name}", index=kb.index())',
             f'model = {head}.from_pretrained("{name}", retriever=retriever)',
             'print(model.answer("...")[0].text)',

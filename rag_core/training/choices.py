@@ -20,7 +20,9 @@ NARROW_RATE = 5e-4
 ENCODER_SHARE = 0.1
 # Questions that are answered where there are none to validate on.
 SAMPLE = 40
-_LINES, _VALIDATIONS, _CHECKPOINTS = 8, 4, 4
+_LINES, _VALIDATIONS, _CHECKPOINTS, _REINDEXINGS = 8, 4, 4, 4
+# Documents embedded at once for each one that is read, while the index is of earlier weights.
+OVERRETRIEVE = 2
 
 
 def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) -> TrainingConfig:
@@ -57,6 +59,9 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
     part = _choose(settings, "question_encoder", part)
     if part != "frozen" or wanted.context_encoder != "frozen":
         _choose(settings, "question_encoder_learning_rate", ENCODER_SHARE * rate)
+    if settings.get("context_encoder", "frozen") != "frozen":
+        _choose(settings, "reindex_every", max(1, total // _REINDEXINGS))
+        _choose(settings, "overretrieve", OVERRETRIEVE)
     _choose(settings, "log_every", max(1, total // _LINES))
     _choose(settings, "evaluate_every", max(1, total // _VALIDATIONS))
     _choose(settings, "evaluate_first", True)

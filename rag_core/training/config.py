@@ -34,8 +34,13 @@ class TrainingConfig:
         max_grad_norm: gradients are clipped to this norm over all parameters.
         generator: what of it learns, "all" or "frozen".
         question_encoder: "all", "projection" (its `encode_proj` only) or "frozen".
-        context_encoder: the same of the encoder of passages, which the model then must have (see
-            `set_context_encoder_for_training`). With "frozen" the vectors of passages never change.
+        context_encoder: the same of the encoder of passages, which then must be given (or be the
+            model's, see `set_context_encoder_for_training`). With "frozen" the vectors of passages
+            never change.
+        reindex_every: steps between starts of embedding all passages anew, where the context
+            encoder learns (see `rag_core.training.schedule`); 0 = at the end only.
+        overretrieve: so many times `n_docs` documents are found by the vectors of the index, which
+            are of earlier weights, and the best of them by those of today are read.
         retriever_loss: what teaches the retriever besides the marginal likelihood of the answers,
             whose gradient it has anyway: None (nothing), "emdr2" or "pdist". See docs/training.md.
         retriever_loss_weight: its factor; it is a mean over questions, in nats.
@@ -83,6 +88,8 @@ class TrainingConfig:
     generator: str = "all"
     question_encoder: str = "all"
     context_encoder: str = "frozen"
+    reindex_every: int = 0
+    overretrieve: int = 1
     retriever_loss: str | None = None
     retriever_loss_weight: float = 1.0
     answer_loss_weight: float = 1.0
@@ -130,6 +137,13 @@ class TrainingConfig:
                     "question_encoder or context_encoder must learn with retriever_loss="
                     f"{self.retriever_loss!r}, got 'frozen' for both. Choose 'all' for one"
                 )
+        for name, idle in (("reindex_every", 0), ("overretrieve", 1)):
+            value = getattr(self, name)
+            if self.context_encoder == "frozen" and value != idle:
+                raise ValueError(
+                    f"{name} must be {idle} with context_encoder='frozen', whose vectors never "
+                    f"change, got {value}. Leave it out, or let the encoder learn"
+                )
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
@@ -161,6 +175,8 @@ _RULES: dict[str, checks.Rule] = {
     "generator": checks.one_of(GENERATOR_PARTS),
     "question_encoder": checks.one_of(ENCODER_PARTS),
     "context_encoder": checks.one_of(ENCODER_PARTS),
+    "reindex_every": checks.whole(0, _STEPS),
+    "overretrieve": checks.whole(1, _LARGEST),
     "retriever_loss": checks.one_of((None, *RETRIEVER_LOSSES)),
     "retriever_loss_weight": checks.number(0, above=True),
     "answer_loss_weight": checks.number(0),

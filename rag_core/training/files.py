@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,14 @@ from rag_core.knowledge import REMEMBERED, KnowledgeBase, remember_base
 from rag_core.tokenization import TOKENIZER_PATTERNS
 from rag_core.training.card import CARD, tuned_card
 from rag_core.training.report import REPORT, TrainingReport
-from rag_core.training.state import CHECKPOINT, check_fingerprint, load_state, run_of, save_state
+from rag_core.training.state import (
+    CHECKPOINT,
+    REINDEXING,
+    check_fingerprint,
+    load_state,
+    run_of,
+    save_state,
+)
 from rag_core.training.window import MetricsWindow
 from rag_core.training.words import measured_on
 
@@ -95,24 +103,38 @@ def write_model(run: TrainingRun) -> None:
     if run.out is None:
         return
     run.report.run = run_of(run.fingerprint, run.validation)
-    stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS)
+    stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS, f"{REINDEXING}/**/*")
     with atomic_folder(run.out, stale=stale) as draft:
+        base = None
+        if run.origin is not None:
+            base = run.origin.base
+        if run.live is not None:
+            base = run.live.settle(draft) or base
         run.model.save_pretrained(draft)
         run.tokenizer.save_pretrained(draft)
         run.report.write(draft / REPORT)
-        if run.origin is not None:
-            remember_base(draft / REMEMBERED, run.out, run.origin.base)
-            if not (run.out / CARD).exists():  # else somebody's own
-                _write_card(run, draft, run.origin, run.out.resolve().name)
+        if base is not None:
+            remember_base(draft / REMEMBERED, run.out, base)
+            if run.origin is not None and not (run.out / CARD).exists():  # else somebody's own
+                _write_card(run, draft, run.origin, base, run.out.resolve().name)
+    shutil.rmtree(run.out / REINDEXING, ignore_errors=True)  # empty folders
+    if run.live is not None:
+        run.live.search_finished()
 
 
-def _write_card(run: TrainingRun, folder: Path, origin: Origin, name: str) -> None:
+def _write_card(
+    run: TrainingRun, folder: Path, origin: Origin, base: KnowledgeBase, name: str
+) -> None:
+    place = base.path.name
+    if base.path.parent == folder:
+        place = f"{name}/{place}"
     measured = measured_on(len(run.measured), bool(run.validation))
     text = tuned_card(
         name,
         type(run.model).__name__,
         origin.model,
-        origin.base,
+        base,
+        place,
         run.config,
         run.report,
         len(run.examples),

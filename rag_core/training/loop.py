@@ -54,6 +54,12 @@ class Run(Protocol):
     def is_sound(self) -> bool:
         """Whether all numbers that learn are finite."""
 
+    def refresh(self) -> None:
+        """Take a new index into use, where one is due after this step."""
+
+    def index_facts(self) -> dict[str, float]:
+        """What a log line says of the index."""
+
     def validate(self) -> float:
         """Exact match on the questions in `measured`."""
 
@@ -102,6 +108,7 @@ def run_steps(run: Run, bar: Any, seconds: Callable[[], float]) -> None:
         if done == 1 and not report.skipped:
             report.first_loss = run.window.line()["loss"]
         report.steps = done
+        run.refresh()
         bar.update()
         if done == begun + _WARM:
             warm_at = seconds()
@@ -147,7 +154,7 @@ def _log(run: Run, bar: Any, learning_rate: float, validated: bool) -> None:
     """Write a log line of the window, and open the next one."""
     if not run.window.prior:  # all its steps were passed over
         return
-    means = run.window.line()
+    means = {**run.window.line(), **run.index_facts()}
     if validated and run.report.exact_match is not None:
         means["exact_match"] = run.report.exact_match
     run.report.history.append({"step": run.report.steps, "learning_rate": learning_rate, **means})

@@ -36,10 +36,12 @@ class TrainingReport:
         history: the log lines, in order: step, loss (what is minimised, nats a token),
             retriever_loss (without its weight, nats a question), learning_rate, distinct_documents
             (share of documents retrieved in the batch that differ), posterior_entropy and
-            prior_entropy (nats), and where validated exact_match.
+            prior_entropy (nats), where the context encoder learns index_age (steps since its weights
+            made the vectors that are searched), and where validated exact_match.
         exact_match: of the last validation; None without questions to measure it on.
         exact_match_before: the same before the first step; None if it was not measured.
         seconds: wall time, summed over resumed parts.
+        reindex_seconds: of these, how long it waited for passages to be embedded anew.
         first_loss: of the first step, nats a token.
         distinct_at_start: share of different documents among those that the run's first questions
             found.
@@ -57,6 +59,7 @@ class TrainingReport:
     exact_match: float | None = None
     exact_match_before: float | None = None
     seconds: float = 0.0
+    reindex_seconds: float = 0.0
     first_loss: float | None = None
     distinct_at_start: float | None = None
     collapsed_at: int | None = None

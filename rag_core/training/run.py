@@ -14,7 +14,7 @@ import numpy as np
 
 from rag_core.backends import load_backend, to_numpy
 from rag_core.config import RagConfig
-from rag_core.knowledge import KnowledgeBase
+from rag_core.knowledge import KnowledgeBase, PassageEncoderBase
 from rag_core.metrics import exact_match, mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer, within_table
@@ -22,6 +22,7 @@ from rag_core.training.backend import TrainingBackend
 from rag_core.training.batch import Batch, make_batch
 from rag_core.training.choices import chosen_config
 from rag_core.training.config import TrainingConfig
+from rag_core.training.context_encoder import LiveEncoder, encoder_source, open_passage_encoder
 from rag_core.training.data import Example, batches, read_examples, spread
 from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
@@ -53,8 +54,11 @@ class TrainingRun(TrainingBackend):
         out: folder, or None.
         origin: what the run started from, where it started from files.
         say: told what a person should know while it runs.
+        passage_encoder: what embedded the passages, where it learns along.
+        base: the knowledge base that is embedded anew then.
 
     Attributes:
+        live: what is done for an encoder of passages that learns along; None where none does.
         measured: the questions that exact match is measured on.
         window: sums since the last log line.
 
@@ -72,6 +76,8 @@ class TrainingRun(TrainingBackend):
         out: str | Path | None,
         origin: Origin | None = None,
         say: Say = _nobody,
+        passage_encoder: PassageEncoderBase | None = None,
+        base: KnowledgeBase | None = None,
     ) -> None:
         self.model = model
         self.retriever = retriever
@@ -109,6 +115,9 @@ class TrainingRun(TrainingBackend):
         self.pad = model.config.generator.pad_token_id
         self.report = TrainingReport()
         self.window = MetricsWindow()
+        self.live: LiveEncoder | None = None
+        if config.context_encoder != "frozen" and passage_encoder is not None:
+            self.live = LiveEncoder(self, passage_encoder, base)
         # the last answers to the questions in `measured`, and which were right
         self._texts: list[str] = []
         self._hits: list[float] = []
@@ -124,12 +133,14 @@ class TrainingRun(TrainingBackend):
         validation: Sequence[Example] = (),
         out: str | Path | None = None,
         progress: bool = True,
+        passage_encoder: PassageEncoderBase | None = None,
+        kb: KnowledgeBase | None = None,
     ) -> TrainingReport:
         """Fine-tune a RAG model in place on questions and answers, through the documents it
         retrieves.
 
-        Question encoder and generator learn together, with frozen document vectors (paper, section
-        2.4). Labels are fed as they are and predicted one to the left, as transformers does
+        Question encoder and generator learn together, by default with frozen document vectors
+        (paper, section 2.4). Labels are fed as they are and predicted one to the left, as transformers does
         (compatibility Q10), so what the generator's tokenizer puts in front of an answer is what
         decoding should start with.
 
@@ -144,6 +155,10 @@ class TrainingRun(TrainingBackend):
                 have ended (in TensorFlow but for dropout in another library's modules, whose random
                 numbers are not kept). None keeps nothing on disk.
             progress: draw a progress bar on stderr.
+            passage_encoder: with a `context_encoder` that learns, what embedded the index's
+                passages: an encoder that `load_encoder` gave. It becomes the model's `ctx_encoder`.
+            kb: the knowledge base that `retriever` searches, whose passages are embedded anew; the
+                one that belongs to the tuned model lies in `out` then, and is searched from there.
 
         Returns:
             What happened. The model is left in eval mode.
@@ -155,7 +170,16 @@ class TrainingRun(TrainingBackend):
                 `TrainingConfig.on_nan`.
         """
         config = config or TrainingConfig()
-        run = cls(model, retriever, list(examples), config, list(validation), out)
+        run = cls(
+            model,
+            retriever,
+            list(examples),
+            config,
+            list(validation),
+            out,
+            passage_encoder=passage_encoder,
+            base=kb,
+        )
         return run.go(progress)
 
     @classmethod
@@ -168,6 +192,7 @@ class TrainingRun(TrainingBackend):
         config: TrainingConfig | Mapping[str, Any] | None = None,
         *,
         validation: str | Path | None = None,
+        context_encoder_model: str | Path | None = None,
         device: str | None = None,
         progress: bool = True,
         say: Say = _nobody,
@@ -184,6 +209,8 @@ class TrainingRun(TrainingBackend):
             config: settings; a mapping holds some by name, and the others are chosen for the
                 number of questions and the model.
             validation: a qa.jsonl to measure exact match on.
+            context_encoder_model: folder or name of the encoder that embedded the knowledge base,
+                where it is to learn; None takes it from where the knowledge base says it is.
             device: None = a GPU if there is one.
             progress: draw a progress bar on stderr.
             say: told what a person should know while it runs.
@@ -201,12 +228,19 @@ class TrainingRun(TrainingBackend):
             config = TrainingConfig()
         elif not isinstance(config, TrainingConfig):
             config = chosen_config(len(examples), stored, config)
-        origin = Origin(model, base, source_fingerprint(model, base.path))
+        encoder = None
+        if config.context_encoder != "frozen":
+            encoder = encoder_source(base, context_encoder_model)
+        origin = Origin(model, base, source_fingerprint(model, base.path, encoder))
         report = finished_before(out, examples, config, held_out, origin.fingerprints)
         if report is not None:
             return report
         network, retriever = cls._open(model, base, device)
-        run = cls(network, retriever, examples, config, held_out, out, origin, say)
+        learning = None
+        if encoder is not None:
+            place = device or cls.default_device()
+            learning = open_passage_encoder(load_backend(cls.backend), base, encoder, place)
+        run = cls(network, retriever, examples, config, held_out, out, origin, say, learning, base)
         return run.go(progress)
 
     @classmethod
@@ -265,10 +299,14 @@ class TrainingRun(TrainingBackend):
         """Run to the end, from the start or from a checkpoint."""
         from tqdm import tqdm
 
+        if self.live is not None:
+            self.live.attach()
         self.parameters = learning_parameters(self.named_parameters(), self.config)
         self.say(self._beginning())
         with self.prepared():
             read_checkpoint(self)
+            if self.live is not None:
+                self.live.resume(self.report.steps)
             start = time.monotonic() - self.report.seconds
             if self.report.steps:
                 self.say(f"Goes on from step {self.report.steps:,} of {self.total:,}.")
@@ -288,6 +326,8 @@ class TrainingRun(TrainingBackend):
                     run_steps(self, bar, lambda: time.monotonic() - start)
             finally:
                 self.model.eval()
+                if self.live is not None:
+                    self.live.close()
             self.report.seconds = time.monotonic() - start
         write_model(self)
         self.say_wrong_answers()
@@ -464,3 +504,16 @@ class TrainingRun(TrainingBackend):
     def save(self) -> None:
         """Write a checkpoint."""
         write_checkpoint(self)
+        if self.live is not None:
+            self.live.keep(self.report.steps)
+
+    def refresh(self) -> None:
+        """Take a new index into use, where one is due after this step."""
+        if self.live is not None:
+            self.live.after(self.report.steps)
+
+    def index_facts(self) -> dict[str, float]:
+        """What a log line says of the index."""
+        if self.live is None:
+            return {}
+        return self.live.log(self.report.steps)

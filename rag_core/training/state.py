@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -36,6 +37,10 @@ from rag_core.training.data import Example
 from rag_core.training.report import REPORT, TrainingReport, is_report
 
 CHECKPOINT = "checkpoint"
+# The folder of encoders and indexes that a run makes on its way, see `reindexing`.
+REINDEXING = "reindexing"
+# The folder of encoders and indexes that a run makes on its way, see `reindexing`.
+REINDEXING = "reindexing"
 # What a checkpoint holds of each parameter, in its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANDOM = "rng."
@@ -190,23 +195,51 @@ def _as_of_today(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**_settings(TrainingConfig()), **run}
 
 
-def source_fingerprint(model: str | Path, kb: str | Path) -> dict[str, str]:
+def source_fingerprint(
+    model: str | Path, kb: str | Path, encoder: str | Path | None = None
+) -> dict[str, str]:
     """What tells a model and a knowledge base from others, without reading all of them.
 
     Args:
         model: folder or repository.
         kb: folder.
+        encoder: folder or repository of the passages' encoder, where that learns.
 
     Raises:
         OSError: a file is missing.
     """
+    sources = {
+        "model_sha256": _weights_sha256(model),
+        "kb_sha256": describe(Path(kb) / MANIFEST)["sha256"],
+    }
+    if encoder is not None:
+        sources["context_encoder_sha256"] = _weights_sha256(encoder)
+    return sources
+
+
+def _weights_sha256(model: str | Path) -> str:
     digest = hashlib.sha256(resolve_file(model, "config.json").read_bytes())
     for path in weight_files(model):
         digest.update(f"{path.stat().st_size} {spots(path)}".encode())
-    return {
-        "model_sha256": digest.hexdigest(),
-        "kb_sha256": describe(Path(kb) / MANIFEST)["sha256"],
-    }
+    return digest.hexdigest()
+
+
+def check_same_base(kb: str | Path, manifest_sha256: str) -> None:
+    """Refuse a knowledge base that is not the one that a run began with.
+
+    Args:
+        kb: its folder.
+        manifest_sha256: of its manifest then.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it has changed.
+    """
+    if describe(Path(kb) / MANIFEST)["sha256"] != manifest_sha256:
+        raise ValueError(
+            f"the knowledge base {kb} must be the one that the run began with, got another (its "
+            f"{MANIFEST} has changed since). Put it back, or train into another folder."
+        )
 
 
 def run_of(found: Mapping[str, Any], validation: Sequence[Example]) -> dict[str, Any]:
@@ -268,4 +301,5 @@ def finished_before(
         raise FileExistsError(
             f"{out} holds a model already: choose another folder for the tuned one"
         )
+    shutil.rmtree(out / REINDEXING, ignore_errors=True)  # left by one that was killed at its end
     return report

@@ -37,6 +37,12 @@ class Run:
         self.said = []
         self.tell = self.said.append
 
+    def refresh(self):
+        pass
+
+    def index_facts(self):
+        return {}
+
     def step(self, examples, logs):
         ids, loss = self.steps[self.report.steps]
         self.rates.append(self.optimizer.param_groups[0]["lr"])

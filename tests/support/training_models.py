@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from rag_core.backends import to_numpy
-from rag_core.config.rag import BartConfig, BertConfig, RagConfig
+from rag_core.config.rag import BartConfig, BertConfig, DPRConfig, RagConfig
 from rag_core.knowledge.base import build_knowledge_base
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.tokenization.rag import RagTokenizer, Tokenizer
@@ -158,3 +158,42 @@ def train_command(folder, model, tokenizers):
         "--warmup-steps",
         "0",
     ]
+
+
+def live_files(folder, rag, tokenizers, kind="bert"):
+    """Writes an encoder of passages, a knowledge base of its vectors, a model and questions, for
+    `train_files` with a context encoder that learns.
+
+    Args:
+        folder: where to.
+        rag: the backend's package.
+        tokenizers: of `small_tokenizers`.
+        kind: of the encoder, "bert" or "dpr".
+
+    Returns:
+        The paths of questions, model and knowledge base.
+    """
+    config = small_config(tokenizers, dropout=0.1)
+    fields = config.question_encoder.to_dict() | {"scale": 1.0}
+    encoder = rag.BertEncoder(BertConfig.from_dict(fields))
+    if kind == "dpr":
+        encoder = rag.DPRContextEncoder(DPRConfig.from_dict(fields | {"model_type": "dpr"}))
+    encoder.save_pretrained(folder / "encoder")
+    tokenizers[0].save_pretrained(folder / "encoder")
+    (folder / "wiki.jsonl").write_text(
+        "\n".join(json.dumps({"title": w, "text": f"{w} {w}"}) for w in WORDS)
+    )
+    build_knowledge_base(
+        folder / "wiki.jsonl",
+        folder / "kb",
+        rag.load_encoder(folder / "encoder").embed,
+        encoder_name=str(folder / "encoder"),
+        shard_rows=4,
+        progress=False,
+    )
+    rag.RagTokenForGeneration(config).save_pretrained(folder / "model")
+    RagTokenizer(*tokenizers).save_pretrained(folder / "model")
+    (folder / "qa.jsonl").write_text(
+        "\n".join(json.dumps({"question": e.question, "answer": e.answers[0]}) for e in EXAMPLES)
+    )
+    return folder / "qa.jsonl", folder / "model", folder / "kb"

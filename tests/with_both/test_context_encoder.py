@@ -1,0 +1,191 @@
+"""The encoder of passages trained along, in both backends: what learns, what is searched, what the
+finished folder holds.
+"""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from rag_core.backends import to_numpy
+from rag_core.knowledge.base import KnowledgeBase
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.training import reindexing
+from rag_core.training.config import TrainingConfig
+from rag_core.training.context_encoder import LiveEncoder
+from rag_core.training.state import REINDEXING
+from tests.support.killing import contents
+from tests.support.reindexing import Inline
+from tests.support.training_models import (
+    EXAMPLES,
+    WORDS,
+    Killed,
+    live_files,
+    small_tokenizers,
+)
+
+SETTINGS = {
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "on_collapse": "warn",
+    "log_every": 1,
+    "context_encoder": "all",
+}
+
+
+@pytest.fixture(scope="module")
+def rag(backend):
+    return import_module(f"rag_{backend}")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    return small_tokenizers(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.fixture(scope="module")
+def files(rag, golden, tokenizers, tmp_path_factory):
+    golden.set_seed(3)
+    return live_files(tmp_path_factory.mktemp("bert"), rag, tokenizers)
+
+
+def passages(encoder):
+    return encoder.embed(WORDS, [f"{word} {word}" for word in WORDS])
+
+
+def embeddings(base):
+    return np.asarray(base.dataset()["embeddings"], np.float32)
+
+
+def test_a_run_with_new_indexes_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
+    rag, golden, files, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reindexing, "start_process", Inline)
+    config = TrainingConfig(steps=7, reindex_every=2, overretrieve=2, save_every=3, **SETTINGS)
+    options = {"validation": files[0], "progress": False}
+    before = contents(files[2])
+    report = rag.train_files(*files, tmp_path / "whole", config, **options)
+    assert [line["index_age"] for line in report.history] == [1, 2, 3, 2, 3, 2, 0]
+
+    after = LiveEncoder.after
+
+    def dies(self, step):
+        after(self, step)
+        if step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(LiveEncoder, "after", dies)
+        rag.train_files(*files, tmp_path / "tuned", config, **options)
+    assert (tmp_path / "tuned" / REINDEXING).is_dir()
+    again = rag.train_files(*files, tmp_path / "tuned", config, **options)
+    assert again.history == report.history
+    assert not (tmp_path / "tuned" / REINDEXING).exists()
+    whole = rag.RagTokenForGeneration.from_pretrained(tmp_path / "whole")
+    tuned = rag.RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
+    found = {name: to_numpy(value) for name, value in tuned.state_dict().items()}
+    for name, value in whole.state_dict().items():
+        assert np.array_equal(to_numpy(value), found[name]), name
+    assert any("ctx_encoder." in name for name in found)
+
+    # the folder is all there is: new vectors by the encoder in the model, beside it to be loaded
+    base = KnowledgeBase.open(tmp_path / "tuned" / "knowledge_base")
+    assert contents(files[2]) == before
+    encoder = rag.load_encoder(tmp_path / "tuned" / "context_encoder")
+    for name, value in encoder.model.state_dict().items():
+        assert np.array_equal(to_numpy(value), found[f"rag.ctx_encoder.{name}"]), name
+    np.testing.assert_allclose(embeddings(base), passages(encoder), atol=1e-6)
+    first = passages(rag.load_encoder(files[2].parent / "encoder"))
+    assert np.abs(first - passages(encoder)).max() > 1e-2
+    hits = base.search(EXAMPLES[0].question, 3, backend=rag.__name__[4:])
+    retriever = RagRetriever.from_pretrained(tmp_path / "tuned", index=base.index())
+    tuned.set_retriever(retriever)
+    assert tuned.answer(EXAMPLES[0].question) and len(hits) == 3
+    # none of the two bases goes with the other one's model
+    base.check_model(tuned.config)
+    with pytest.raises(ValueError, match="expects passages embedded by 'tuned-context-encoder-"):
+        KnowledgeBase.open(files[2]).check_model(tuned.config)
+    rag.train_files(*files, tmp_path / "tuned", config, **options)  # found finished
+
+
+@pytest.mark.parametrize("kind", ["bert", "dpr"])
+def test_documents_weigh_as_their_vectors_in_the_index_while_nothing_has_learned(
+    rag, golden, tokenizers, tmp_path, kind
+):
+    golden.set_seed(4)
+    _, model, kb = live_files(tmp_path, rag, tokenizers, kind)
+    base = KnowledgeBase.open(kb)
+    network = rag.RagTokenForGeneration.from_pretrained(model)
+    retriever = RagRetriever.from_pretrained(model, index=base.index())
+    network.set_retriever(retriever)
+    kinds = {"rag_torch": "pt", "rag_tf": "tf"}
+    asked = retriever.tokenizer.encode_questions(
+        [example.question for example in EXAMPLES[:3]],
+        padding=True,
+        return_tensors=kinds[rag.__name__],
+    )
+    asked = [asked["input_ids"], asked["attention_mask"]]
+    stale = to_numpy(network._contexts(*asked).doc_scores)
+    encoder = rag.load_encoder(tmp_path / "encoder")
+    network.set_context_encoder_for_training(encoder.model)
+    retriever.set_ctx_encoder_tokenizer(encoder.passage_tokenizer)
+    live = to_numpy(network._contexts(*asked).doc_scores)
+    np.testing.assert_allclose(live, stale, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_saved_of_an_encoder_makes_the_same_vectors(rag, files, tmp_path):
+    encoder = rag.load_encoder(files[2].parent / "encoder")
+    encoder.prompt, encoder.lower_case, encoder.max_length = "river ", True, 5
+    encoder.save_pretrained(tmp_path / "saved")
+    again = rag.load_encoder(tmp_path / "saved")
+    titles = [word.upper() for word in WORDS]
+    texts = [" ".join(WORDS[row:]) for row in range(len(WORDS))]
+    assert np.array_equal(again.embed(titles, texts), encoder.embed(titles, texts))
+    encoder.max_length = 6
+    assert not np.allclose(again.embed(titles, texts), encoder.embed(titles, texts), atol=1e-4)
+
+
+def test_the_projection_alone_learns_in_a_process_of_its_own(rag, files, tmp_path):
+    config = TrainingConfig(
+        steps=1, question_encoder="frozen", **{**SETTINGS, "context_encoder": "projection"}
+    )
+    rag.train_files(*files, tmp_path / "tuned", config, progress=False)
+    old = rag.load_encoder(files[2].parent / "encoder")
+    new = rag.load_encoder(tmp_path / "tuned" / "context_encoder")
+    moved = {
+        name
+        for name, value in new.model.state_dict().items()
+        if not np.array_equal(to_numpy(value), to_numpy(old.model.state_dict()[name]))
+    }
+    assert moved == {"encode_proj.weight", "encode_proj.bias"}
+    base = KnowledgeBase.open(tmp_path / "tuned" / "knowledge_base")
+    np.testing.assert_allclose(embeddings(base), passages(new), atol=1e-6)
+
+
+def test_an_encoder_that_does_not_belong_is_refused(rag, golden, files, tmp_path):
+    config = TrainingConfig(steps=1, **SETTINGS)
+    options = {"out": tmp_path / "tuned", "config": config, "progress": False}
+    golden.set_seed(9)
+    fields = json.loads((files[2].parent / "encoder" / "config.json").read_text())
+    other = rag.BertEncoder.config_class.from_dict({**fields, "pooling": "cls"})
+    rag.BertEncoder(other).save_pretrained(tmp_path / "other")
+    tokenizer = rag.load_encoder(files[2].parent / "encoder").tokenizer
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"was embedded by .*encoder.* gives other vectors"):
+        rag.train_files(*files, context_encoder_model=tmp_path / "other", **options)
+    with pytest.raises(OSError, match=r"cannot be loaded.*--context-encoder-model"):
+        rag.train_files(*files, context_encoder_model=tmp_path / "none", **options)
+    network = rag.RagTokenForGeneration.from_pretrained(files[1])
+    retriever = RagRetriever.from_pretrained(files[1], index=KnowledgeBase.open(files[2]).index())
+    encoder = rag.load_encoder(files[2].parent / "encoder")
+    with pytest.raises(ValueError, match=r"reindex_every must be 0 without a knowledge base"):
+        rag.train(
+            network,
+            retriever,
+            EXAMPLES,
+            TrainingConfig(reindex_every=2, **SETTINGS),
+            passage_encoder=encoder,
+        )
+    with pytest.raises(ValueError, match=r"context_encoder must be 'frozen' where the model has"):
+        rag.train(network, retriever, EXAMPLES, config)
