@@ -8,7 +8,7 @@ WINGS = checkpoint cli config demo evaluation generation hub knowledge modeling 
 CONFORMANCE = build/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check conformance bench bench-quick docs demo-model clean
+.PHONY: help install demo test check conformance bench bench-quick results docs demo-model clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -32,6 +32,7 @@ install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv
 SIZE_torch = PyTorch (its CPU build) and what dualrag needs, 1.2 GB; a minute or two
 SIZE_tf = TensorFlow and what dualrag needs, 2.4 GB; some minutes
 SIZE_bench = matplotlib, for the charts, 40 MB; seconds
+SIZE_results = bm25s, matplotlib and the libraries of ROUGE-L and BLEU, 60 MB; seconds
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): $(SIZE_$*)."
@@ -68,6 +69,13 @@ bench: $(INSTALLED) $(VENV)/.installed-bench  ## dualrag against its peers, in e
 
 bench-quick: $(INSTALLED) $(VENV)/.installed-bench  ## the same at tiny sizes: do all of them run and agree?
 	$(BIN)/python -m benchmarks --quick $(BENCH)
+
+# e.g.  make results BACKEND=tf QUICK=1 RESULTS='--wheel pyserini-0.17.0-py3-none-any.whl'
+QUICK ?=
+RESULTS ?=
+
+results: $(INSTALLED) $(VENV)/.installed-results  ## the paper in miniature; docs/results.md. BACKEND=tf, QUICK=1
+	$(BIN)/python -m experiments.results --backend $(BACKEND) $(if $(QUICK),--quick) $(RESULTS)
 
 docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
 	@$(PIP) -e '.[docs]'
