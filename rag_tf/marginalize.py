@@ -196,6 +196,36 @@ def pdist(answers: tf.Tensor, scores: tf.Tensor, temperature: float = 1.0) -> tf
     return tf.reduce_sum(tf.exp(teacher) * difference, 1)
 
 
+def passage_scores(questions: tf.Tensor, passages: tf.Tensor) -> tf.Tensor:
+    """Inner products of each question with each passage.
+
+    Args:
+        questions: (B, D).
+        passages: (C, D).
+
+    Returns:
+        (B, C) in float32 or wider.
+    """
+    questions, passages = promote(questions, passages)
+    return tf.matmul(questions, passages, transpose_b=True)
+
+
+def contrastive(scores: tf.Tensor, positive: tf.Tensor, masked: tf.Tensor) -> tf.Tensor:
+    """-log of the softmax over passages at each question's own (Karpukhin et al. 2020, arXiv
+    2004.04906, section 3.2).
+
+    Args:
+        scores: (B, C).
+        positive: (B,), the columns of the questions' own passages.
+        masked: (B, C) bool, True = no passage for that question to be told from.
+
+    Returns:
+        (B,), in nats.
+    """
+    log_probs = doc_log_probs(masked_fill(scores, masked, -float("inf")))
+    return -tf.gather(log_probs, positive, batch_dims=1)
+
+
 def shift_left(labels: tf.Tensor, pad_token_id: int) -> tf.Tensor:
     """Labels (B, T) -> what each position should predict.
 

@@ -224,6 +224,37 @@ def pdist(answers: Tensor, scores: Tensor, temperature: float = 1.0) -> Tensor:
     return (teacher.exp() * difference).sum(1)
 
 
+def passage_scores(questions: Tensor, passages: Tensor) -> Tensor:
+    """Inner products of each question with each passage.
+
+    Args:
+        questions: (B, D).
+        passages: (C, D).
+
+    Returns:
+        (B, C) in float32 or wider.
+    """
+    dtype = torch.promote_types(widen(questions).dtype, passages.dtype)
+    with torch.autocast(questions.device.type, enabled=False):
+        return questions.to(dtype) @ passages.to(dtype).T
+
+
+def contrastive(scores: Tensor, positive: Tensor, masked: Tensor) -> Tensor:
+    """-log of the softmax over passages at each question's own (Karpukhin et al. 2020, arXiv
+    2004.04906, section 3.2).
+
+    Args:
+        scores: (B, C).
+        positive: (B,), the columns of the questions' own passages.
+        masked: (B, C) bool, True = no passage for that question to be told from.
+
+    Returns:
+        (B,), in nats.
+    """
+    log_probs = scores.masked_fill(masked, -torch.inf).log_softmax(1)
+    return -log_probs.gather(1, positive[:, None]).squeeze(1)
+
+
 def shift_left(labels: Tensor, pad_token_id: int) -> Tensor:
     """Labels (B, T) -> what each position should predict.
 

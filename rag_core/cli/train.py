@@ -131,6 +131,7 @@ def train(
             "--retriever-loss",
             "emdr2",
             "pdist",
+            "contrastive",
             help="What teaches the retriever besides the answers' likelihood.",
             panel=_LOSSES,
         ),
@@ -148,6 +149,25 @@ def train(
     distillation_temperature: Annotated[
         float, typer.Option(help="Of pdist's target.", rich_help_panel=_LOSSES)
     ] = 1.0,
+    hard_negatives: Annotated[
+        int,
+        typer.Option(
+            help="Of contrastive: passages a question that look like the right one, of the file or "
+            "mined from the knowledge base.",
+            rich_help_panel=_LOSSES,
+        ),
+    ] = 0,
+    mine_from: Annotated[
+        int,
+        typer.Option(help="First rank to mine from, 1 = the best.", rich_help_panel=_LOSSES),
+    ] = 1,
+    mine_to: Annotated[
+        int,
+        typer.Option(
+            help="Last one; also how deep the right passage is looked for.",
+            rich_help_panel=_LOSSES,
+        ),
+    ] = 50,
     on_collapse: Annotated[
         str,
         choice(
@@ -214,6 +234,9 @@ def train(
         retriever_loss_weight=retriever_loss_weight,
         answer_loss_weight=answer_loss_weight,
         distillation_temperature=distillation_temperature,
+        hard_negatives=hard_negatives,
+        mine_from=mine_from,
+        mine_to=mine_to,
         on_collapse=on_collapse,
         mixed_precision=mixed_precision,
         n_docs=n_docs,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rag_core.evaluation.run import evaluate as evaluate
     from rag_core.evaluation.settings import Settings as Settings
     from rag_core.evaluation.settings import Variant as Variant
+    from rag_core.evaluation.survey import scan_passages as scan_passages
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -32,5 +33,6 @@ __getattr__, __dir__, __all__ = lazily(
         "report": ["Evaluation"],
         "run": ["evaluate"],
         "settings": ["Settings", "Variant"],
+        "survey": ["scan_passages"],
     },
 )

@@ -72,6 +72,7 @@ def _compiled(pattern: str) -> Any:
     return regex.compile(unicodedata.normalize("NFC", pattern), _FLAGS)
 
 
+@lru_cache(maxsize=16384)
 def _joined(text: str) -> str:
     """Words between blanks: an answer's are then a part of a text's where they stand there."""
     return f" {' '.join(match_tokens(text))} "

@@ -142,6 +142,26 @@ class RagModelBase(RagComponents[Tensor]):
         """
         return self._scores(question_hidden_states, retrieved)
 
+    def document_vectors(self, tokenized: Any, like: Tensor | None = None, **mode: Any) -> Tensor:
+        """The context encoder's vectors of documents.
+
+        Args:
+            tokenized: `tokenized_doc_ids`, `tokenized_doc_attention_mask` and possibly
+                `tokenized_doc_token_type_ids` (R, L), as `RagRetriever.tokenized_docs` gives them.
+            like: a tensor on the device to compute on; None = as they come.
+            training: in rag_tf, whether dropout acts.
+
+        Returns:
+            (R, D).
+        """
+        ids = self._checks.to_device(tokenized["tokenized_doc_ids"], like)
+        mask = self._checks.to_device(tokenized["tokenized_doc_attention_mask"], like)
+        inputs = [ids, mask]
+        if "tokenized_doc_token_type_ids" in tokenized:
+            segments = tokenized["tokenized_doc_token_type_ids"]
+            inputs += [False, False, self._checks.to_device(segments, like)]
+        return self._encode(mode, self.ctx_encoder, *inputs)[0]
+
     def _scores(self, questions: Tensor, retrieved: Any, **mode: Any) -> Tensor:
         embeds = self._checks.to_device(retrieved["retrieved_doc_embeds"], questions)
         if self.context_encoder_training:
@@ -151,13 +171,7 @@ class RagModelBase(RagComponents[Tensor]):
                     "call retriever.set_ctx_encoder_tokenizer(tokenizer), or set "
                     "context_encoder_training = False to use the index's vectors"
                 )
-            ids = self._checks.to_device(retrieved["tokenized_doc_ids"], questions)
-            mask = self._checks.to_device(retrieved["tokenized_doc_attention_mask"], questions)
-            inputs = [ids, mask]
-            if "tokenized_doc_token_type_ids" in retrieved:
-                segments = retrieved["tokenized_doc_token_type_ids"]
-                inputs += [False, False, self._checks.to_device(segments, questions)]
-            vectors = self._encode(mode, self.ctx_encoder, *inputs)[0]  # (B*N, D)
+            vectors = self.document_vectors(retrieved, questions, **mode)  # (B*N, D)
             embeds = self._math.split_docs(vectors, embeds.shape[1])  # (B, N, D)
         doc_mask = retrieved.get("doc_mask")
         if doc_mask is not None:

@@ -387,14 +387,41 @@ class RagRetriever(Pushable):
         if self.return_tokenized_docs:
             titles = [title for doc in docs for title in doc["title"]]
             texts = [text for doc in docs for text in doc["text"]]
-            tokens = self.ctx_encoder_tokenizer(titles, texts, truncation=True, padding="longest")
-            mask = tokens["attention_mask"]
-            output["tokenized_doc_ids"] = _convert(tokens["input_ids"], return_tensors)
-            output["tokenized_doc_attention_mask"] = _convert(mask, return_tensors)
-            if getattr(self.ctx_encoder_tokenizer, "keeps_segments", False):
-                segments = tokens.get("token_type_ids", np.zeros_like(mask))
-                output["tokenized_doc_token_type_ids"] = _convert(segments, return_tensors)
+            output |= self.tokenized_docs(titles, texts, return_tensors)
         return BatchEncoding(output)
+
+    def tokenized_docs(
+        self, titles: list[str], texts: list[str], return_tensors: str | None = None
+    ) -> dict[str, Any]:
+        """Documents tokenized for the context encoder; see `set_ctx_encoder_tokenizer`.
+
+        Args:
+            titles: R titles.
+            texts: R texts.
+            return_tensors: None (lists), "np", "pt" or "tf".
+
+        Returns:
+            tokenized_doc_ids and tokenized_doc_attention_mask (R, longest), of an encoder's
+            `passage_tokenizer` also tokenized_doc_token_type_ids.
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
+        if self.ctx_encoder_tokenizer is None:
+            raise ValueError(
+                "a context encoder needs its tokenizer in the retriever, got none: call "
+                "retriever.set_ctx_encoder_tokenizer(tokenizer)"
+            )
+        tokens = self.ctx_encoder_tokenizer(titles, texts, truncation=True, padding="longest")
+        mask = tokens["attention_mask"]
+        output = {
+            "tokenized_doc_ids": _convert(tokens["input_ids"], return_tensors),
+            "tokenized_doc_attention_mask": _convert(mask, return_tensors),
+        }
+        if getattr(self.ctx_encoder_tokenizer, "keeps_segments", False):
+            segments = tokens.get("token_type_ids", np.zeros_like(mask))
+            output["tokenized_doc_token_type_ids"] = _convert(segments, return_tensors)
+        return output
 
     def _questions(self, question_input_ids: Any, question_text: Sequence[str] | None) -> list[str]:
         if question_text is not None:

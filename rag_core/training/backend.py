@@ -102,6 +102,12 @@ class TrainingBackend(ABC):
             seed: for dropout, where random numbers have no state that a checkpoint keeps.
         """
 
+    def gather(self, vectors: Any) -> tuple[Any, int]:
+        """The vectors (n, D) of the passages of all processes, and where this one's begin among
+        them. A process by itself has no others; a backend for several overrides it.
+        """
+        return vectors, 0
+
     @abstractmethod
     def end_step(self) -> bool:
         """Move the parameters by the gradients, clipped to `config.max_grad_norm`.

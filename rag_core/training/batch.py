@@ -13,7 +13,9 @@ import numpy as np
 
 from rag_core.tokenization import RagTokenizer
 from rag_core.training.config import TrainingConfig
-from rag_core.training.data import Example
+from rag_core.training.data import Example, batches
+
+_CHECKED_AT_ONCE = 1024
 
 
 @dataclass
@@ -78,6 +80,23 @@ def make_batch(
         _target(examples, labels, is_token, tokenizer.generator.mask_token_id),
         int(is_token[:, 1:].sum()),
     )
+
+
+def check_answers(examples: Sequence[Example], tokenizer: RagTokenizer) -> None:
+    """Refuse answers of which nothing is left in the generator's vocabulary.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    questions = {example.answers[0]: example.question for example in examples}
+    for texts in batches(list(questions), _CHECKED_AT_ONCE):
+        rows = tokenizer.generator(list(texts), add_special_tokens=False)["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise ValueError(
+                    "answers must have a token in the generator's vocabulary, got "
+                    f"{text!r:.80} for {questions[text]!r:.80}. Mend it, or leave the question out"
+                )
 
 
 def _target(

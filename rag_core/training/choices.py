@@ -64,8 +64,9 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
         _choose(settings, "overretrieve", OVERRETRIEVE)
     _choose(settings, "log_every", max(1, total // _LINES))
     _choose(settings, "evaluate_every", max(1, total // _VALIDATIONS))
-    _choose(settings, "evaluate_first", True)
-    _choose(settings, "sample_size", SAMPLE)
+    if wanted.reads_documents:
+        _choose(settings, "evaluate_first", True)
+        _choose(settings, "sample_size", SAMPLE)
     _choose(settings, "save_every", max(1, min(TrainingConfig.save_every, total // _CHECKPOINTS)))
     return TrainingConfig(**settings)
 

@@ -8,7 +8,7 @@ from rag_core import checks
 
 GENERATOR_PARTS = ("all", "frozen")
 ENCODER_PARTS = ("all", "projection", "frozen")
-RETRIEVER_LOSSES = ("emdr2", "pdist")
+RETRIEVER_LOSSES = ("emdr2", "pdist", "contrastive")
 MIXED_PRECISION = (None, "bf16", "fp16")
 
 
@@ -42,11 +42,18 @@ class TrainingConfig:
         overretrieve: so many times `n_docs` documents are found by the vectors of the index, which
             are of earlier weights, and the best of them by those of today are read.
         retriever_loss: what teaches the retriever besides the marginal likelihood of the answers,
-            whose gradient it has anyway: None (nothing), "emdr2" or "pdist". See docs/training.md.
+            whose gradient it has anyway: None (nothing), "emdr2", "pdist" or "contrastive" (each
+            question is to find its own passage among those of the forward pass). See
+            docs/training.md.
         retriever_loss_weight: its factor; it is a mean over questions, in nats.
         answer_loss_weight: the factor of the answers' loss, a mean over tokens, in nats; 0 leaves
             it out, and the generator is frozen.
         distillation_temperature: of "pdist": p(y|x, z) is taken to the power of 1 / temperature.
+        hard_negatives: of "contrastive": so many passages a question that look like the right one;
+            those that an example names, and then such as the index gives.
+        mine_from, mine_to: the index gives negatives from these ranks, 1 = the best; passages that
+            hold an answer are passed over. An example that names no positive takes the best passage
+            up to `mine_to` that holds one.
         on_collapse: "stop" ends the run with an error where the question encoder has come to ask
             for the same few documents whatever the question, "warn" goes on and says so in the
             report (`TrainingReport.notes`).
@@ -94,6 +101,9 @@ class TrainingConfig:
     retriever_loss_weight: float = 1.0
     answer_loss_weight: float = 1.0
     distillation_temperature: float = 1.0
+    hard_negatives: int = 0
+    mine_from: int = 1
+    mine_to: int = 50
     on_collapse: str = "stop"
     on_nan: str = "stop"
     mixed_precision: str | None = None
@@ -126,6 +136,15 @@ class TrainingConfig:
                     "answer_loss_weight must be above 0 without a retriever_loss, got 0. Nothing "
                     "would be minimised"
                 )
+        if self.hard_negatives and self.retriever_loss != "contrastive":
+            raise ValueError(
+                "hard_negatives must be 0 without retriever_loss='contrastive', got "
+                f"{self.hard_negatives}. Name that loss, or leave them out"
+            )
+        if self.mine_from > self.mine_to:
+            raise ValueError(
+                f"mine_from must be at most mine_to, {self.mine_to}, got {self.mine_from}"
+            )
         if self.question_encoder == self.context_encoder == "frozen":
             if self.generator == "frozen":
                 raise ValueError(
@@ -144,6 +163,11 @@ class TrainingConfig:
                     f"{name} must be {idle} with context_encoder='frozen', whose vectors never "
                     f"change, got {value}. Leave it out, or let the encoder learn"
                 )
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether documents are searched, and answers predicted from them."""
+        return self.answer_loss_weight > 0 or self.retriever_loss != "contrastive"
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
@@ -181,6 +205,9 @@ _RULES: dict[str, checks.Rule] = {
     "retriever_loss_weight": checks.number(0, above=True),
     "answer_loss_weight": checks.number(0),
     "distillation_temperature": checks.number(0, above=True),
+    "hard_negatives": checks.whole(0, _LARGEST),
+    "mine_from": checks.whole(1, _LARGEST),
+    "mine_to": checks.whole(1, _LARGEST),
     "on_collapse": checks.one_of(("stop", "warn")),
     "on_nan": checks.one_of(("stop", "skip")),
     "mixed_precision": checks.one_of(MIXED_PRECISION),

@@ -6,8 +6,9 @@ equal an uninterrupted one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from typing import Any
 import numpy as np
 
 from rag_core.hub import check_text, parse_object, read_lines
+
+# (title, text), or of a passage of the knowledge base its row, or the id that it carries.
+PassageName = tuple[str, str] | int | str
+# Keys of lines that other readers know.
+_FOREIGN = ({"positive_ctxs"}, {"golden_answers"}, {"input", "output"}, {"data"}, {"Data"})
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,26 @@ class Example:
         answerable: False says that the passage does not hold the answer: the generator is then to
             predict its mask token in place of every token of the answer, so that with RAG the
             passage leaves the word to others.
+        positive: for contrastive training a passage that answers the question: (title, text), its
+            row in the knowledge base, or the id that it carries there. None = the best that is
+            retrieved and holds an answer.
+        negatives: passages that do not, but look like it; as many as `hard_negatives` asks for are
+            taken, the first ones.
     """
 
     question: str
     answers: tuple[str, ...]
     passage: tuple[str, str] | None = None
     answerable: bool = True
+    # Runs that began before are known by what is shown of an example.
+    positive: PassageName | None = field(default=None, repr=False)
+    negatives: tuple[PassageName, ...] = field(default=(), repr=False)
+
+    def passages(self) -> tuple[PassageName, ...]:
+        """The positive and the negatives that are named."""
+        if self.positive is None:
+            return self.negatives
+        return (self.positive, *self.negatives)
 
 
 def read_examples(path: str | PathLike[str]) -> list[Example]:
@@ -41,8 +61,13 @@ def read_examples(path: str | PathLike[str]) -> list[Example]:
     "answers" is a synonym.
 
     A line may bring its own `"passage": {"title": ..., "text": ...}`, which is then read in place
-    of retrieved ones, and say with `"answerable": false` that the answer is not in it (see
-    `Example`).
+    of retrieved ones, and say with `"answerable": false` that the answer is not in it; a
+    `"positive"` passage and a list of `"negatives"` for contrastive training, each with title and
+    text or as `{"id": ...}` (see `Example`).
+
+    Files of other formats are read, too (docs/evaluation.md has the table): of DPR's json the
+    first of `positive_ctxs` is the positive, `hard_negative_ctxs` and then `negative_ctxs` are the
+    negatives.
 
     Raises:
         FileNotFoundError: no such file.
@@ -52,6 +77,8 @@ def read_examples(path: str | PathLike[str]) -> list[Example]:
     examples: list[Example] = []
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file; name a jsonl of questions and answers")
+    if _is_foreign(Path(path)):
+        return _foreign_examples(Path(path))
     for number, line in read_lines(path):
         if line.strip():
             place = f"{path}:{number}"
@@ -60,6 +87,50 @@ def read_examples(path: str | PathLike[str]) -> list[Example]:
         raise ValueError(
             f"{path}: no question in it; expected lines like "
             + '{"question": "...", "answer": "..."}'
+        )
+    return examples
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is of another format than ours."""
+    if path.is_dir():
+        return True
+    line = next((line.strip() for _, line in read_lines(path) if line.strip()), "")
+    if line.startswith("{"):
+        try:
+            keys = set(json.loads(line))
+        except ValueError:
+            return line == "{" or any(f'"{key}":' in line for key in ("data", "Data"))
+        return any(layout <= keys for layout in _FOREIGN)
+    return line.startswith("[") or (path.suffix != ".jsonl" and bool(line))
+
+
+def _foreign_examples(path: Path) -> list[Example]:
+    from rag_core.evaluation import read_questions
+
+    examples = []
+    for question in read_questions(path):
+        if not question.answers or question.patterns:
+            kind = "regular expressions" if question.patterns else "none"
+            raise ValueError(
+                f"{path}: answers must be texts to learn, got {kind} for question "
+                f"{question.id}, {question.question!r:.80}. Leave such questions out"
+            )
+        contexts = question.contexts
+        positives = [(c.title, c.text) for c in contexts if c.kind == "positive"]
+        negatives = [
+            (context.title, context.text)
+            for kind in ("hard_negative", "negative")
+            for context in contexts
+            if context.kind == kind
+        ]
+        examples.append(
+            Example(
+                question.question,
+                question.answers,
+                positive=next(iter(positives), None),
+                negatives=tuple(negatives),
+            )
         )
     return examples
 
@@ -95,10 +166,38 @@ def _example(record: dict[str, Any], place: str) -> Example:
         raise ValueError(
             f'{place}: "answerable" must be true, or false beside a "passage", got {answerable!r}'
         )
+    positive = record.get("positive")
+    if positive is not None:
+        positive = _passage_name(positive, place, '"positive"')
+    negatives = record.get("negatives", [])
+    if not isinstance(negatives, list):
+        raise ValueError(f'{place}: "negatives" must be a list of passages, got {negatives!r:.80}')
+    negatives = tuple(_passage_name(value, place, 'each of "negatives"') for value in negatives)
     for name, texts in (("question", [question]), ("answer", answers), ("passage", passage or ())):
         for text in texts:
             check_text(text, place, f'"{name}"')
-    return Example(question.strip(), tuple(a.strip() for a in answers), passage, answerable)
+    return Example(
+        question.strip(),
+        tuple(a.strip() for a in answers),
+        passage,
+        answerable,
+        positive,
+        negatives,
+    )
+
+
+def _passage_name(value: Any, place: str, name: str) -> PassageName:
+    """A passage that a line names."""
+    if isinstance(value, dict):
+        id, title, text = value.get("id"), value.get("title"), value.get("text")
+        if isinstance(text, str) and text.strip() and isinstance(title, str | None):
+            return (check_text(title or "", place, name), check_text(text, place, name))
+        if isinstance(id, int | str) and not isinstance(id, bool) and "text" not in value:
+            return id
+    raise ValueError(
+        f'{place}: {name} must be an object with title and text, or with the "id" of a passage of the knowledge '
+        f"base, got {value!r:.80}"
+    )
 
 
 def _came(record: dict[str, Any], *names: str) -> str:

@@ -152,7 +152,7 @@ def _pass_over(run: Run, fault: NotFinite, rows: list[int], seconds: Callable[[]
 
 def _log(run: Run, bar: Any, learning_rate: float, validated: bool) -> None:
     """Write a log line of the window, and open the next one."""
-    if not run.window.prior:  # all its steps were passed over
+    if not run.window.tokens:  # all its steps were passed over
         return
     means = {**run.window.line(), **run.index_facts()}
     if validated and run.report.exact_match is not None:

@@ -10,7 +10,7 @@ How to add a loss of the retriever:
 
 Any other loss is a term of `training_loss`, with a weight of its own in `TrainingConfig`. Gradients,
 precision, resuming, the log and both backends follow by themselves. Letters: B questions, N documents
-a question, T target length, V vocabulary.
+a question, C passages of a batch, D vector size, T target length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ class ForwardPass:
     Attributes:
         model: the head.
         contexts: what was read: `doc_scores` (B, N), `n_docs`, and `retrieved` where a search was
-            made.
+            made; None, as the next two, where no answer is predicted.
         logits: (B*N, T, V).
         target: (B, T), what is to be predicted.
+        question_vectors: (B, D), where passages are compared with them.
+        passage_vectors: (C, D), what they are compared with; None without "contrastive".
+        positive: (B,), which of them is each question's own.
+        masked: (B, C) bool, True = no passage for that question to be told from.
+        passage_scores: (B, C), what "contrastive" made of them.
         tokens_a_question: tokens that the whole step predicts, for each of its questions.
         loss: what the run minimises, a scalar in nats, summed over the batch's tokens.
         retriever_losses: (B,), in nats, without its weight; None where the marginal alone teaches
@@ -40,9 +45,14 @@ class ForwardPass:
     """
 
     model: Any
-    contexts: Any
-    logits: Any
-    target: Any
+    contexts: Any = None
+    logits: Any = None
+    target: Any = None
+    question_vectors: Any = None
+    passage_vectors: Any = None
+    positive: Any = None
+    masked: Any = None
+    passage_scores: Any = None
     tokens_a_question: float = 1.0
     loss: Any = None
     retriever_losses: Any = None
@@ -100,7 +110,14 @@ def _pdist(forward: ForwardPass, config: TrainingConfig) -> Any:
     return forward.math.pdist(forward.answer_log_probs, scores, config.distillation_temperature)
 
 
+def _contrastive(forward: ForwardPass, config: TrainingConfig) -> Any:
+    math = forward.math
+    forward.passage_scores = math.passage_scores(forward.question_vectors, forward.passage_vectors)
+    return math.contrastive(forward.passage_scores, forward.positive, forward.masked)
+
+
 _RETRIEVER_LOSSES: dict[str, Callable[[ForwardPass, TrainingConfig], Any]] = {
     "emdr2": _emdr2,
     "pdist": _pdist,
+    "contrastive": _contrastive,
 }

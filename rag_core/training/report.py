@@ -15,12 +15,13 @@ REPORT = "training.json"
 # A loss that fell by less than this share says that next to nothing was learned.
 _LEARNED = 0.05
 # Columns of the table that are left out where they would be empty.
-_OPTIONAL = ("retriever_loss",)
+_OPTIONAL = ("retriever_loss", "in_batch_accuracy")
 # Titles, names in a log line and forms of the table's columns.
 _COLUMNS = (
     ("step", "step", "d"),
     ("loss", "loss", ".3f"),
     ("retriever loss", "retriever_loss", ".3f"),
+    ("in-batch accuracy", "in_batch_accuracy", ".3f"),
     ("exact match", "exact_match", ".3f"),
     ("distinct documents", "distinct_documents", ".2f"),
     ("prior entropy", "prior_entropy", ".3f"),
@@ -34,10 +35,11 @@ class TrainingReport:
     Attributes:
         steps: optimizer steps done.
         history: the log lines, in order: step, loss (what is minimised, nats a token),
-            retriever_loss (without its weight, nats a question), learning_rate, distinct_documents
-            (share of documents retrieved in the batch that differ), posterior_entropy and
-            prior_entropy (nats), where the context encoder learns index_age (steps since its weights
-            made the vectors that are searched), and where validated exact_match.
+            retriever_loss (without its weight, nats a question), in_batch_accuracy (share of
+            questions whose own passage scored highest), learning_rate, distinct_documents (share of
+            documents retrieved in the batch that differ), posterior_entropy and prior_entropy
+            (nats), where the context encoder learns index_age (steps since its weights made the
+            vectors that are searched), and where validated exact_match.
         exact_match: of the last validation; None without questions to measure it on.
         exact_match_before: the same before the first step; None if it was not measured.
         seconds: wall time, summed over resumed parts.
@@ -50,6 +52,7 @@ class TrainingReport:
         prior_entropy_at_collapse: mean entropy of p(z|x) then, in nats.
         skipped: steps that were passed over as their loss or gradient was no number.
         skipped_in_a_row: how many of them were the last steps.
+        left_out: questions that could not be trained on, as no passage answers them.
         run: of a finished run, the settings and examples that it was, by which the same run is
             known again.
     """
@@ -67,6 +70,7 @@ class TrainingReport:
     prior_entropy_at_collapse: float | None = None
     skipped: int = 0
     skipped_in_a_row: int = 0
+    left_out: int = 0
     run: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -91,6 +95,11 @@ class TrainingReport:
             notes.append(
                 f"{self.skipped} of {self.steps} steps were passed over, as their loss or gradient "
                 "was no number: look at their questions, or lower learning_rate."
+            )
+        if self.left_out:
+            notes.append(
+                f"{self.left_out:,} questions were left out: no passage that answers them is named "
+                "(positive) or found (mine_to)."
             )
         if self.history and self.first_loss is not None:
             last = self.history[-1]["loss"]

@@ -19,10 +19,11 @@ from rag_core.metrics import exact_match, mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer, within_table
 from rag_core.training.backend import TrainingBackend
-from rag_core.training.batch import Batch, make_batch
+from rag_core.training.batch import Batch, check_answers, make_batch
 from rag_core.training.choices import chosen_config
 from rag_core.training.config import TrainingConfig
 from rag_core.training.context_encoder import LiveEncoder, encoder_source, open_passage_encoder
+from rag_core.training.contrast import Contrast
 from rag_core.training.data import Example, batches, read_examples, spread
 from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
@@ -86,10 +87,10 @@ class TrainingRun(TrainingBackend):
             raise ValueError("examples must hold at least one question with its answer")
         if len({example.passage is None for example in examples}) > 1:
             raise ValueError("examples must either all bring a passage or none, got both kinds")
-        if examples[0].passage is not None and config.retriever_loss is not None:
+        if examples[0].passage is not None and config.retriever_loss in ("emdr2", "pdist"):
             raise ValueError(
-                "retriever_loss must be None where examples bring their own passage, got "
-                f"{config.retriever_loss!r}. Nothing is retrieved for them"
+                "retriever_loss must be None or 'contrastive' where examples bring their own "
+                f"passage, got {config.retriever_loss!r}. Nothing is retrieved for them"
             )
         if config.mixed_precision == "fp16" and not self.on_gpu:
             raise ValueError(
@@ -102,6 +103,8 @@ class TrainingRun(TrainingBackend):
             model.config,
             tables=(self.table_size(model.question_encoder), self.table_size(model.generator)),
         )
+        if config.reads_documents:
+            check_answers(examples, self.tokenizer)
         self.examples = examples
         self.validation = validation[: config.validation_size]
         self.measured = self.validation or spread(examples, config.sample_size)
@@ -118,6 +121,7 @@ class TrainingRun(TrainingBackend):
         self.live: LiveEncoder | None = None
         if config.context_encoder != "frozen" and passage_encoder is not None:
             self.live = LiveEncoder(self, passage_encoder, base)
+        self.contrast: Contrast | None = None
         # the last answers to the questions in `measured`, and which were right
         self._texts: list[str] = []
         self._hits: list[float] = []
@@ -302,6 +306,8 @@ class TrainingRun(TrainingBackend):
         if self.live is not None:
             self.live.attach()
         self.parameters = learning_parameters(self.named_parameters(), self.config)
+        if self.config.retriever_loss == "contrastive":
+            self._compare()
         self.say(self._beginning())
         with self.prepared():
             read_checkpoint(self)
@@ -332,6 +338,14 @@ class TrainingRun(TrainingBackend):
         write_model(self)
         self.say_wrong_answers()
         return self.report
+
+    def _compare(self) -> None:
+        """Find the passages that questions are to be told apart by."""
+        self.contrast = Contrast(self)
+        self.say(self.contrast.summary())
+        self.examples = self.contrast.lessons.examples
+        self.total = self.config.total_steps(len(self.examples))
+        self.report.left_out = self.contrast.lessons.left_out
 
     def _beginning(self) -> str:
         passages = None
@@ -387,7 +401,7 @@ class TrainingRun(TrainingBackend):
             except NotFinite as fault:
                 fault.part = slice(number * size, (number + 1) * size)
                 raise
-            if logs:
+            if logs and forward.logits is not None:
                 # The logits are gone through once more for this, so not in every step.
                 entropy = mean_posterior_entropy(self.joint_log_probs(forward))
                 self.window.posteriors.append(entropy)
@@ -395,24 +409,37 @@ class TrainingRun(TrainingBackend):
         if not self.end_step() and self.scaler.state_dict().get("scale", 0.0) < 1.0:
             raise NotFinite("a gradient became infinite or NaN")
 
-    def _measure(self, forward: ForwardPass) -> None:
-        """Count a forward pass in the window."""
-        retrieved = forward.contexts.retrieved
-        self.window.add(
-            float(to_numpy(forward.loss)),
-            to_numpy(forward.contexts.doc_scores),
-            None if retrieved is None else to_numpy(retrieved["doc_ids"]),
-        )
-        if forward.retriever_losses is not None:
-            self.window.add_retriever(to_numpy(forward.retriever_losses))
-
     def is_sound(self) -> bool:
         """Whether all numbers that learn are finite."""
         states = map(self.parameter_state, self.parameters)
         return all(np.isfinite(to_numpy(state["model"])).all() for state in states)
 
+    def _measure(self, forward: ForwardPass) -> None:
+        """Count a forward pass in the window."""
+        scores = ids = None
+        if forward.contexts is not None:
+            scores = to_numpy(forward.contexts.doc_scores)
+            if forward.contexts.retrieved is not None:
+                ids = to_numpy(forward.contexts.retrieved["doc_ids"])
+        self.window.add(float(to_numpy(forward.loss)), scores, ids)
+        if forward.retriever_losses is not None:
+            self.window.add_retriever(to_numpy(forward.retriever_losses))
+        if forward.passage_scores is not None:
+            compared = (forward.passage_scores, forward.positive, forward.masked)
+            self.window.add_comparison(*map(to_numpy, compared))
+
     def forward(self, batch: Batch) -> ForwardPass:
-        """Read the documents, predict the answers, and weigh that."""
+        """Read what there is to read, predict the answers, and weigh that."""
+        forward = ForwardPass(self.model, tokens_a_question=batch.tokens_a_question)
+        if self.config.reads_documents:
+            self._predict(forward, batch)
+        if self.contrast is not None:
+            self.contrast.add_to(forward, batch)
+        forward.loss = training_loss(forward, self.config)
+        return forward
+
+    def _predict(self, forward: ForwardPass, batch: Batch) -> None:
+        """Read documents and predict answers."""
         contexts = self.contexts(batch, learns=True)
         outputs = self.model.rag(
             context_input_ids=contexts.context_input_ids,
@@ -424,10 +451,14 @@ class TrainingRun(TrainingBackend):
             return_dict=True,
             **self.mode(self.config.generator == "all"),
         )
-        target = self.tensor(batch.target)
-        forward = ForwardPass(self.model, contexts, outputs.logits, target, batch.tokens_a_question)
-        forward.loss = training_loss(forward, self.config)
-        return forward
+        forward.contexts, forward.logits = contexts, outputs.logits
+        forward.target = self.tensor(batch.target)
+
+    def question_vectors(self, batch: Batch, learns: bool) -> Any:
+        """The vectors (B, D) of a batch's questions; `learns` as of `contexts`."""
+        ids, mask = self.tensor(batch.input_ids), self.tensor(batch.attention_mask)
+        mode = self.mode(learns and self.config.question_encoder == "all")
+        return self.model.rag._encode(mode, self.model.question_encoder, ids, mask)[0]
 
     def joint_log_probs(self, forward: ForwardPass) -> np.ndarray:
         """log p(z|x) + log p(y|x, z) of each document (B, N)."""

@@ -179,6 +179,8 @@ def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(example).encode())
+        if example.passages():
+            digest.update(repr((example.positive, example.negatives)).encode())
     settings = _settings(config)
     return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
 

@@ -1,7 +1,7 @@
 """What is watched while a run learns: the metrics between two log lines, and signs of retrieval
 collapse.
 
-Letters: B questions, N documents a question.
+Letters: B questions, N documents a question, C passages of a batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IN_A_ROW = 3
 _SHARE_LEFT = 0.5
 _FEW = 0.25
 # Sums that came later than checkpoints that may still be gone on from.
-_LATER = {"retriever_nats", "questions"}
+_LATER = {"retriever_nats", "questions", "found", "compared"}
 
 
 class MetricsWindow:
@@ -35,6 +35,8 @@ class MetricsWindow:
         tokens: how many tokens it is a sum over.
         retriever_nats: sum of the retriever's loss.
         questions: how many it is a sum over.
+        found: of those that were compared with passages, how many scored their own highest.
+        compared: how many these are.
         prior: of each forward pass, the mean entropy of p(z|x).
         posteriors: of those passes that were asked, the mean entropy of p(z|x, y).
         ids: of each forward pass, the documents found (B, N).
@@ -45,16 +47,18 @@ class MetricsWindow:
         self.tokens = 0
         self.retriever_nats = 0.0
         self.questions = 0
+        self.found = 0
+        self.compared = 0
         self.prior: list[float] = []
         self.posteriors: list[float] = []
         self.ids: list[np.ndarray] = []
 
-    def add(self, nll: float, doc_scores: np.ndarray, doc_ids: np.ndarray | None) -> None:
+    def add(self, nll: float, doc_scores: np.ndarray | None, doc_ids: np.ndarray | None) -> None:
         """Count a forward pass.
 
         Args:
             nll: its loss, summed over its tokens.
-            doc_scores: (B, N).
+            doc_scores: (B, N); None where no document was read.
             doc_ids: (B, N); None where nothing was retrieved.
 
         Raises:
@@ -63,7 +67,8 @@ class MetricsWindow:
         if not math.isfinite(nll):
             raise NotFinite(f"the loss became {nll}")
         self.nll += nll
-        self.prior.append(mean_posterior_entropy(doc_scores))
+        if doc_scores is not None:
+            self.prior.append(mean_posterior_entropy(doc_scores))
         if doc_ids is not None:
             self.ids.append(doc_ids)
 
@@ -72,11 +77,27 @@ class MetricsWindow:
         self.retriever_nats += float(losses.sum())
         self.questions += len(losses)
 
+    def add_comparison(self, scores: np.ndarray, positive: np.ndarray, masked: np.ndarray) -> None:
+        """Count which questions scored their own passage highest.
+
+        Args:
+            scores: (B, C).
+            positive: (B,), their own.
+            masked: (B, C) bool, True = not compared.
+        """
+        best = np.where(masked, -np.inf, scores).argmax(1)
+        self.found += int((best == positive).sum())
+        self.compared += len(positive)
+
     def line(self) -> dict[str, float]:
         """The means."""
-        line = {"loss": self.nll / max(1, self.tokens), "prior_entropy": _mean(self.prior)}
+        line = {"loss": self.nll / max(1, self.tokens)}
+        if self.prior:
+            line["prior_entropy"] = _mean(self.prior)
         if self.questions:
             line["retriever_loss"] = self.retriever_nats / self.questions
+        if self.compared:
+            line["in_batch_accuracy"] = self.found / self.compared
         if self.posteriors:
             line["posterior_entropy"] = _mean(self.posteriors)
         if self.ids:

@@ -1,11 +1,16 @@
 """What is trained on: examples read, their order, the learning rate of each step."""
 
+import hashlib
+import json
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.training.config import learning_rate_factor
+from rag_core.training.config import TrainingConfig, learning_rate_factor
 from rag_core.training.data import DataOrder, Example, read_examples
+from rag_core.training.state import fingerprint
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,22 @@ from rag_core.training.data import DataOrder, Example, read_examples
             '{"question": "q", "answer": "a", "answerable": false}',
             r'qa.jsonl:2: "answerable" must be true, or false',
         ),
+        (
+            '{"question": "q", "answer": "a", "positive": "p"}',
+            r'qa.jsonl:2: "positive" must be an object with title and text.* got .p.',
+        ),
+        (
+            '{"question": "q", "answer": "a", "positive": {"title": "t", "text": " "}}',
+            r'qa.jsonl:2: "positive" must be an object',
+        ),
+        (
+            '{"question": "q", "answer": "a", "negatives": {"id": 3}}',
+            r'qa.jsonl:2: "negatives" must be a list of passages',
+        ),
+        (
+            '{"question": "q", "answer": "a", "negatives": [{"id": 3}, {"id": true}]}',
+            r'qa.jsonl:2: each of "negatives" must be an object',
+        ),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -57,6 +78,42 @@ def test_examples_are_read(tmp_path):
     path.write_text("\n")
     with pytest.raises(ValueError, match="no question in it"):
         read_examples(path)
+
+
+def test_passages_of_contrastive_training_are_read_from_our_files_and_from_dprs(tmp_path):
+    named = Example("q", ("a",), positive=("T", "x"), negatives=(3, "d4", ("", "y")))
+    path = tmp_path / "qa.jsonl"
+    negatives = [{"id": 3}, {"id": "d4"}, {"text": "y"}]
+    line = {"question": "q", "answer": "a", "positive": {"title": "T", "text": "x"}}
+    path.write_text(json.dumps({**line, "negatives": negatives}))
+    assert read_examples(path) == [named]
+    contexts = {
+        "positive_ctxs": [{"title": "T", "text": "x"}, {"title": "T", "text": "z"}],
+        "negative_ctxs": [{"title": "", "text": "easy"}],
+        "hard_negative_ctxs": [{"title": "", "text": "hard", "psg_id": 7}],
+    }
+    path = tmp_path / "dpr.json"
+    path.write_text(json.dumps([{"question": "q", "answers": ["a"], **contexts}]))
+    [example] = read_examples(path)
+    assert example == Example("q", ("a",), None, True, ("T", "x"), (("", "hard"), ("", "easy")))
+    path = tmp_path / "nq.tsv"
+    path.write_text("q\t['a', 'b']\n")
+    assert read_examples(path) == [Example("q", ("a", "b"))]
+    path = tmp_path / "patterns.jsonl"
+    path.write_text(json.dumps({"question": "q", "golden_answers": []}))
+    with pytest.raises(ValueError, match=r"golden_answers|answers must be texts"):
+        read_examples(path)
+
+
+def test_what_a_run_is_known_by_changes_with_named_passages_alone():
+    plain = Example("q", ("a",))
+    assert repr(plain) == "Example(question='q', answers=('a',), passage=None, answerable=True)"
+    marks = [
+        fingerprint([example], TrainingConfig())["examples_sha256"]
+        for example in (plain, replace(plain, positive=3), replace(plain, negatives=(3,)))
+    ]
+    assert len(set(marks)) == 3
+    assert marks[0] == hashlib.sha256(repr(plain).encode()).hexdigest()
 
 
 @given(

@@ -37,6 +37,9 @@ class ArrayIndex:
     def __init__(self, titles, texts, vectors):
         self.titles, self.texts, self.vectors = titles, texts, vectors
 
+    def __len__(self):
+        return len(self.titles)
+
     def is_initialized(self):
         return True
 
