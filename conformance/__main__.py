@@ -99,7 +99,7 @@ def main() -> int:
         nargs="+",
         default=["quick"],
         metavar="NAME",
-        help="quick, more, generations, all, seeds, or names",
+        help="quick, more, generations, training, all, seeds, or names",
     )
     one.set_defaults(do=run)
     for action, help_text in (

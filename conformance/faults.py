@@ -4,7 +4,7 @@ must be found first.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,41 @@ FAULTS = {
     ),
     "bos_not_excluded": Fault("bart", "sequence", "loss.exclude_bos_smoothing0", _bos_scored, _BOS),
     "untied_head": Fault("bart", "token", "logits", _untied_head, _CONTEXTS),
+}
+
+
+def _decaying_biases(room: Room, patch: Patch) -> None:
+    groups = room("training").parameter_groups
+
+    def decaying(parameters: Any, config: Any) -> list[dict[str, Any]]:
+        return [
+            {**group, "weight_decay": config.weight_decay} for group in groups(parameters, config)
+        ]
+
+    patch(room("training"), "parameter_groups", decaying)
+
+
+@dataclass(frozen=True)
+class TrainingFault:
+    """A fault in how a run learns.
+
+    Attributes:
+        stage: where the comparison must find it first.
+        settings: other ones than the other run has.
+        plant: does it: (package, patch).
+    """
+
+    stage: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    plant: Callable[[Room, Patch], None] = lambda room, patch: None
+
+
+TRAINING_FAULTS = {
+    "other_order": TrainingFault("trained_loss.1", {"seed": 4}),
+    "biases_decay": TrainingFault("trained_loss.2", plant=_decaying_biases),
+    # Adam's step is the same whatever the gradients' scale, but for its epsilon.
+    "gradients_not_clipped": TrainingFault("trained_loss.2", {"max_grad_norm": 1e9}),
+    "other_beta2": TrainingFault("trained_loss.3", {"beta2": 0.9}),
 }
 
 

@@ -6,7 +6,7 @@ turn. To add a case, add a structure or a mode.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from conformance.cases import MODELS, with_likely_end
 from conformance.generation_cases import generation_cases
 from conformance.seeded import seeded_weights
+from conformance.training_cases import QUICK, RUNS, SETTINGS
 from rag_core.checkpoint.shapes import expected_shapes, tied_names
 from rag_core.config.rag import RagConfig
 from rag_core.parity.inputs import TARGETS, integers
@@ -82,6 +83,11 @@ _MORE: dict[str, dict[str, Any]] = {
         "generator": {**_T5, "num_layers": 3, "num_decoder_layers": 1, "num_heads": 2, "d_kv": 12},
     },
 }
+
+# What a network does not know of this it passes over.
+_CALM = dict.fromkeys(
+    ("dropout", "dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0
+)
 
 _DRAW = {"do_sample": True, "max_length": 9}
 MODES: dict[str, dict[str, Any]] = {
@@ -189,8 +195,10 @@ def structure(name: str) -> dict[str, Any]:
 
 
 def config(name: str) -> RagConfig:
-    """The RagConfig of a structure, fresh at each call."""
-    parts = {part: dict(fields) for part, fields in structure(name).items()}
+    """The RagConfig of a structure, fresh at each call; without dropout, which no two frameworks
+    draw alike.
+    """
+    parts = {part: {**fields, **_CALM} for part, fields in structure(name).items()}
     return RagConfig(**parts, n_docs=3, max_combined_length=18)
 
 
@@ -234,6 +242,23 @@ def _case(
     return {**case, **changes}
 
 
+def training_cases(
+    steps: int = 100, names: Sequence[str] = tuple(RUNS)
+) -> Iterator[dict[str, Any]]:
+    """Training runs, each of so many steps."""
+    for name in names:
+        parts, head, settings = RUNS[name]
+        place = {
+            "seed": 1,
+            "n_docs": 3,
+            "source": "retrieved",
+            "fault": "none",
+            "label_smoothing": 0.1,
+            "training": {**SETTINGS, **settings, "steps": steps},
+        }
+        yield _case(f"training/{name}/{steps}", parts, head, 0, {}, **place)
+
+
 def _modes(parts: str, head: str) -> dict[str, dict[str, Any]]:
     """The modes that go round for a head of a structure."""
     if parts in _POOLED:
@@ -261,7 +286,7 @@ def quick_cases() -> list[dict[str, Any]]:
     for parts, head in (("bart", "token"), ("t5_gated", "sequence")):
         modes = {"beams": MODES["beams"]}
         cases.append(_case(f"{parts}/{head}/many", parts, head, 0, modes, **many))
-    return cases
+    return [*cases, *training_cases(10, QUICK)]
 
 
 def generation_groups(seeds: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
@@ -317,16 +342,17 @@ def more_cases(drawn: int = 16) -> list[dict[str, Any]]:
 
 
 def all_cases() -> list[dict[str, Any]]:
-    """The quick cases, more structures, and two thousand generations."""
-    return [*quick_cases(), *more_cases(), *generation_groups()]
+    """The quick cases, more structures, two thousand generations, and training."""
+    return [*quick_cases(), *more_cases(), *generation_groups(), *training_cases()]
 
 
-SETS = {
+SETS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "quick": quick_cases,
     "more": more_cases,
     "generations": generation_groups,
     "all": all_cases,
     "seeds": seed_cases,
+    "training": training_cases,
 }
 
 
@@ -340,7 +366,7 @@ def select(names: list[str]) -> list[dict[str, Any]]:
     selected: dict[str, dict[str, Any]] = {}
     for name in names:
         if name in SETS:
-            cases = SETS[name]()
+            cases = list(SETS[name]())
         else:
             cases = [case for case in all_cases() if _is_named(case["name"], name)]
         if not cases:

@@ -11,6 +11,8 @@ import numpy as np
 
 from conformance.generation_cases import allowed_tokens
 from conformance.parity_cases import config, digest, structure, weights
+from conformance.training_cases import DrawnIndex
+from conformance.training_run import train_case
 from rag_core.backends import load_backend
 from rag_core.checkpoint.folder import write_checkpoint
 from rag_core.parity.inputs import DrawnRetriever, contexts, questions, targets
@@ -58,9 +60,13 @@ class Models:
 
 
 def inputs(case: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Questions or contexts of a case, with what is wrong in them."""
+    """Questions or contexts of a case, with what is wrong in them; the vectors that a training
+    run's questions find.
+    """
     rag = config(case["structure"])
     key = f"{case['name']}:{case['seed']}"
+    if "training" in case:
+        return {"vectors": DrawnIndex(rag, f"{case['structure']}:{case['seed']}").vectors}
     if case["source"] == "retrieved":
         return questions(rag, key, case["batch"])
     drawn = contexts(rag, key, case["batch"], case["n_docs"])
@@ -86,6 +92,8 @@ def run_case(models: Models, case: dict[str, Any], **recorded: Any) -> dict[str,
     model = tracer.model
     model.config.label_smoothing = case["label_smoothing"]
     model.config.exclude_bos_score = case["exclude_bos_score"]
+    if "training" in case:
+        return train_case(tracer.backend, model, case)
     retriever = None
     if case["source"] == "retrieved":
         missing = int(case["fault"] == "missing_document")

@@ -91,29 +91,41 @@ class AdamW:
         """In one graph: `numbers` (parameters, 4) are what decay leaves, the pace, epsilon, the
         gradient's factor.
         """
-        beta1, beta2 = self.betas
+        # A graph is traced operation by operation: as few a parameter as there can be.
+        shared = {
+            dtype: (
+                tf.unstack(tf.reshape(tf.cast(numbers, dtype), [-1]), 4 * len(gradients)),
+                tf.zeros((), dtype),
+                *(tf.constant(beta, dtype) for beta in self.betas),
+            )
+            for dtype in {self.parameters[name].dtype for name in gradients}
+        }
         for row, name in enumerate(sorted(gradients)):
             parameter = self.parameters[name]
-            kept, pace, epsilon, factor = tf.unstack(tf.cast(numbers[row], parameter.dtype), 4)
+            scalars, zero, beta1, beta2 = shared[parameter.dtype]
+            kept, pace, epsilon, factor = scalars[4 * row : 4 * row + 4]
             if name in self._decaying:
-                parameter.assign(parameter * kept)
+                parameter.assign(tf.raw_ops.Mul(x=parameter.read_value(), y=kept))
             # One pass over the four arrays; operation by operation it would be a dozen.
             tf.raw_ops.ResourceApplyAdam(
                 var=parameter.handle,
                 m=self.exp_avg[name].handle,
                 v=self.exp_avg_sq[name].handle,
-                beta1_power=tf.zeros((), parameter.dtype),
-                beta2_power=tf.zeros((), parameter.dtype),
+                beta1_power=zero,
+                beta2_power=zero,
                 lr=pace,
-                beta1=tf.constant(beta1, parameter.dtype),
-                beta2=tf.constant(beta2, parameter.dtype),
+                beta1=beta1,
+                beta2=beta2,
                 epsilon=epsilon,
-                grad=gradients[name] * factor,
+                grad=tf.raw_ops.Mul(x=gradients[name], y=factor),
             )
 
 
 def _square_sum(gradients: list[tf.Tensor]) -> tf.Tensor:
-    return tf.add_n([2.0 * tf.cast(tf.nn.l2_loss(gradient), tf.float64) for gradient in gradients])
+    halves = [
+        tf.raw_ops.Cast(x=tf.raw_ops.L2Loss(t=gradient), DstT=tf.float64) for gradient in gradients
+    ]
+    return 2.0 * tf.add_n(halves)
 
 
 class LossScale:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conformance.faults import FAULTS, room
-from conformance.parity_cases import STRUCTURES, all_cases, quick_cases
+from conformance.faults import FAULTS, TRAINING_FAULTS, room
+from conformance.parity_cases import STRUCTURES, all_cases, quick_cases, training_cases
 from conformance.parity_run import Models, run_case
 from rag_core.backends import available_backends
 from rag_core.parity.compare import Comparison, compare_case, compare_files, load_tolerances
@@ -48,6 +48,9 @@ def test_the_catalogue_has_every_switch():
         "exclude_bos_score": {False, True},
     }.items():
         assert {case[name] for case in quick} == wanted
+    runs = {case["name"]: case for case in everything if "training" in case}
+    assert {case["head"] for case in quick if "training" in case} == {"token", "sequence"}
+    assert sum(case["training"]["steps"] == 100 for case in runs.values()) >= 8
     assert {case["structure"] for case in quick} >= set(STRUCTURES)
     assert {case["batch"] for case in quick} >= {1, 2, 3}
     assert len({mode for case in quick for mode in case["modes"]}) >= 14
@@ -150,3 +153,18 @@ def test_a_planted_fault_is_found_where_it_is(name, backend, healthy, monkeypatc
     found = compared(expected, traced(models, fault))
     assert [each.stage for each in found.first] == [fault.stage]
     assert found.first[0].place is not None and found.first[0].relative > 1e-9
+
+
+def test_a_fault_planted_in_training_is_found_at_its_step(monkeypatch):
+    """Of two backends one is at fault."""
+    (case,) = training_cases(3, ["token"])
+    expected = run_case(Models(HERE[0], "float64"), case)
+    models = Models(HERE[-1], "float64")
+    first = {}
+    for name, fault in TRAINING_FAULTS.items():
+        with monkeypatch.context() as patch:
+            fault.plant(room(models.engine.__name__), patch.setattr)
+            faulty = {**case, "training": {**case["training"], **fault.settings}}
+            found = compared(expected, run_case(models, faulty))
+        first[name] = [each.stage for each in found.first]
+    assert first == {name: [fault.stage] for name, fault in TRAINING_FAULTS.items()}
