@@ -106,7 +106,7 @@ def _cost(runs: Runs) -> Figures:
     return {
         "commands": len(ended),
         "of": len(runs.jobs),
-        "seconds": round(sum(each["seconds"] for each in ended)),
+        "processor_seconds": round(sum(each["processor_seconds"] for each in ended)),
         "peak_bytes": max((each["peak_bytes"] for each in ended), default=0),
     }
 

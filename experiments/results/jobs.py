@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rag_core.hub import atomic_write
 
@@ -80,7 +80,9 @@ class Job:
         return START_SECONDS + self.seconds + work
 
     def outcome(self) -> dict[str, Any] | None:
-        """What was noted at its end: "command", "seconds" and "peak_bytes"; None before."""
+        """What was noted at its end: "command", "seconds", "processor_seconds" and "peak_bytes";
+        None before.
+        """
         if not self.note.is_file():
             return None
         noted = json.loads(self.note.read_text("utf-8"))
@@ -92,26 +94,36 @@ class Job:
 Say = Callable[[str], None]
 
 
+class Used(NamedTuple):
+    """What a job took: seconds by the clock and by the processor, and bytes of memory at most."""
+
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
+
+
 class Process:
     """A job that runs in a process of its own.
 
     Args:
         job: what is run.
         child: started already.
-        peak: where it leaves its peak memory.
+        usage: where it leaves its peak memory and the processor's seconds.
     """
 
-    def __init__(self, job: Job, child: BaseProcess, peak: Any) -> None:
+    def __init__(self, job: Job, child: BaseProcess, usage: Any) -> None:
         self.job = job
         self.child = child
-        self._peak = peak
+        self._usage = usage
         self._began = time.monotonic()
 
-    def ended(self) -> tuple[int, float, int] | None:
-        """Exit status, seconds and peak memory in bytes, once it has ended."""
+    def ended(self) -> tuple[int, Used] | None:
+        """Exit status and what it took, once it has ended."""
         if self.child.exitcode is None:
             return None
-        return self.child.exitcode, time.monotonic() - self._began, self._peak.value
+        peak, processor = self._usage
+        seconds = time.monotonic() - self._began
+        return self.child.exitcode, Used(round(seconds, 1), round(processor, 1), int(peak))
 
     def stop(self) -> None:
         """End it early."""
@@ -138,13 +150,13 @@ class Starter:
     def __call__(self, job: Job) -> Process:
         """Start a job."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        peak = self._context.Value("q", 0)
-        child = self._context.Process(target=_carry_out, args=(job.words, job.log, peak))
+        usage = self._context.Array("d", 2)
+        child = self._context.Process(target=_carry_out, args=(job.words, job.log, usage))
         child.start()
-        return Process(job, child, peak)
+        return Process(job, child, usage)
 
 
-def _carry_out(words: tuple[str, ...], log: Path, peak: Any) -> None:
+def _carry_out(words: tuple[str, ...], log: Path, usage: Any) -> None:
     """Run a module as `python -m` does, in this process; what it says goes to a file."""
     with log.open("ab") as stream:
         for number in (1, 2):
@@ -157,10 +169,11 @@ def _carry_out(words: tuple[str, ...], log: Path, peak: Any) -> None:
         unit = 1024
         if sys.platform == "darwin":
             unit = 1
-        peak.value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        usage[:] = own.ru_maxrss * unit, own.ru_utime + own.ru_stime
 
 
-def run(jobs: Sequence[Job], start: Callable[[Job], Any], at_once: int, say: Say) -> list[str]:
+def run(jobs: Sequence[Job], start: Callable[[Job], Process], at_once: int, say: Say) -> list[str]:
     """Run all jobs whose needs are met, some at once.
 
     Args:
@@ -175,7 +188,7 @@ def run(jobs: Sequence[Job], start: Callable[[Job], Any], at_once: int, say: Say
     done = {job.name for job in jobs if job.outcome()}
     waiting = [job for job in jobs if job.name not in done]
     failed: list[str] = []
-    running: list[Any] = []
+    running: list[Process] = []
     began = time.monotonic()
     try:
         while waiting or running:
@@ -192,8 +205,7 @@ def run(jobs: Sequence[Job], start: Callable[[Job], Any], at_once: int, say: Say
                     continue
                 running.remove(process)
                 name = process.job.name
-                status, seconds, peak = ended
-                if _noted(process.job, status, seconds, peak, say):
+                if _noted(process.job, *ended, say):
                     done.add(name)
                 else:
                     failed.append(name)
@@ -210,16 +222,19 @@ def run(jobs: Sequence[Job], start: Callable[[Job], Any], at_once: int, say: Say
     return failed
 
 
-def _noted(job: Job, status: int, seconds: float, peak: int, say: Say) -> bool:
+def _noted(job: Job, status: int, used: Used, say: Say) -> bool:
     """Whether a job that ended went well, which is noted."""
     if status:
         log = job.log.read_text("utf-8", errors="replace")
         say(f"FAILED with exit status {status}: {job.command}\n{log[-2000:]}")
         return False
-    entry = {"command": job.command, "seconds": round(seconds, 1), "peak_bytes": peak}
+    entry = {"command": job.command, **used._asdict()}
     with atomic_write(job.note) as draft:
         draft.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
-    say(f"{job.name}: {seconds:.0f} s, {peak / 1e9:.2f} GB at most")
+    say(
+        f"{job.name}: {used.seconds:.0f} s, {used.processor_seconds:.0f} s of a processor, "
+        f"{used.peak_bytes / 1e9:.2f} GB at most"
+    )
     return True
 
 

@@ -52,7 +52,8 @@ def fetched_wheel(folder: Path) -> Path:
 
 
 def unpack(wheel: Path, folder: Path) -> None:
-    """Write the files of questions that lie in the wheel.
+    """Write the files of questions that lie in the wheel, where they are not there: the other
+    backend's runs may be reading them.
 
     Raises:
         ValueError: it is another file.
@@ -66,7 +67,9 @@ def unpack(wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as outer, outer.open(JAR) as jar, zipfile.ZipFile(jar) as inner:
         for name in TOPICS.values():
             data = inner.read(f"topics-and-qrels/{name}")
-            (folder / name).write_bytes(data)
+            if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+                with atomic_write(folder / name) as draft:
+                    draft.write_bytes(data)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -277,18 +277,18 @@ def _cost(found: dict[str, Figures]) -> list[str]:
         train = figures["systems"].get("joint", {}).get("train")
         step = "-"
         if train:
-            step = f"{train['seconds']:.0f}"
+            step = f"{train['processor_seconds']:.0f}"
         rows.append(
             [
                 BACKENDS[backend],
                 figures["date"],
                 f"{cost['commands']} of {cost['of']}",
-                f"{cost['seconds'] / 60:.0f}",
+                f"{cost['processor_seconds'] / 60:.0f}",
                 step,
                 f"{cost['peak_bytes'] / 1e9:.2f}",
             ]
         )
-    head = ["backend", "date", "commands", "their minutes together", "seconds of a training run"]
+    head = ["backend", "date", "commands", "processor minutes", "processor seconds of a training"]
     return _section("What it took", rows, [*head, "GB at most"])
 
 

@@ -48,7 +48,7 @@ class InThisProcess:
             sys.modules[module].main(words)
 
     def ended(self):
-        return 0, 1.0, 10**9
+        return 0, jobs.Used(1.0, 1.0, 10**9)
 
     def stop(self) -> None:
         """Nothing runs any more."""
