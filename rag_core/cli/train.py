@@ -295,7 +295,10 @@ def _own_base(model: str) -> Path:
 def _outcome(report: TrainingReport, validated: bool) -> str:
     words = f"{report.steps} steps"
     if report.history:
-        words += f", loss {report.history[-1]['loss']:.3f} nats a token"
+        last = report.history[-1]
+        words += f", loss {last['loss']:.3f} nats"
+        if "retriever_loss" not in last:
+            words += " a token"
     if report.exact_match is None:
         return f"{words}."
     figures = f"{report.exact_match:.3f}"

@@ -17,6 +17,8 @@ from rag_core.training.data import Example, PassageName, batches
 
 Search = Callable[[Sequence[Example], int], tuple[np.ndarray, Any, np.ndarray]]
 Embed = Callable[[list[str], list[str]], np.ndarray]
+# Title, text, row of the index (-1: nothing was found) and vector.
+Hit = tuple[str, str, int, np.ndarray]
 _SNIPPET = 80
 
 
@@ -117,7 +119,10 @@ class Lessons:
             if positive is not None:
                 self._of[example] = Lesson(positive, negatives[: config.hard_negatives])
         for part in batches(poor, config.batch_size):
-            self._mine(part, named, *search(part, config.mine_to))
+            ids, docs, vectors = search(part, config.mine_to)
+            for row, example in enumerate(part):
+                columns = (docs[row]["title"], docs[row]["text"], ids[row].tolist(), vectors[row])
+                self._mine(example, *named[example], zip(*columns, strict=True))
         self.examples = [example for example in examples if example in self._of]
         self.left_out = len(examples) - len(self.examples)
         self._check()
@@ -127,35 +132,36 @@ class Lessons:
 
     def _mine(
         self,
-        examples: Sequence[Example],
-        named: dict[Example, tuple[int | None, tuple[int, ...]]],
-        ids: np.ndarray,
-        docs: Any,
-        vectors: np.ndarray,
+        example: Example,
+        positive: int | None,
+        negatives: tuple[int, ...],
+        hits: Iterable[Hit],
     ) -> None:
-        """Positives and hard negatives among what was found for some examples."""
+        """Take what an example does not name from what was found for it, best first."""
         from rag_core.evaluation import stands_in
 
-        for row, example in enumerate(examples):
-            positive, negatives = named[example]
-            wrong = list(negatives)
-            for rank, (id, title, text) in enumerate(
-                zip(ids[row], docs[row]["title"], docs[row]["text"], strict=True), 1
-            ):
-                full = len(wrong) >= self._config.hard_negatives
-                if id < 0 or (full and positive is not None):
-                    break
-                if stands_in(example.answers, text):
-                    if positive is None:
-                        positive = self.pool.number(title, text, int(id), vectors[row, rank - 1])
-                elif rank >= self._config.mine_from and not full:
-                    number = self.pool.number(title, text, int(id), vectors[row, rank - 1])
-                    if number != positive and number not in wrong:
-                        wrong.append(number)
-                        self.mined += 1
-            if positive is not None:
-                hard = wrong[: self._config.hard_negatives]
-                self._of[example] = Lesson(positive, tuple(hard))
+        pool, config = self.pool, self._config
+        known = {(pool.titles[number], pool.texts[number]) for number in negatives}
+        if positive is not None:
+            known.add((pool.titles[positive], pool.texts[positive]))
+        missing = config.hard_negatives - len(negatives)
+        wrong: list[Hit] = []
+        for rank, hit in enumerate(hits, 1):
+            if positive is not None and len(wrong) >= missing:
+                break
+            title, text, row, _ = hit
+            if row < 0 or (title, text) in known:
+                continue
+            if stands_in(example.answers, text):
+                if positive is None:
+                    positive = pool.number(*hit)
+            elif rank >= config.mine_from and len(wrong) < missing:
+                wrong.append(hit)
+        if positive is not None:
+            mined = [pool.number(*hit) for hit in wrong]
+            self.mined += len(mined)
+            hard = (*negatives[: config.hard_negatives], *mined)
+            self._of[example] = Lesson(positive, tuple(hard))
 
     def _check(self) -> None:
         config = self._config

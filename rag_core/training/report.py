@@ -105,7 +105,7 @@ class TrainingReport:
             last = self.history[-1]["loss"]
             if last > (1 - _LEARNED) * self.first_loss:
                 notes.append(
-                    f"The loss went from {self.first_loss:.2f} to {last:.2f} nats a token in "
+                    f"The loss went from {self.first_loss:.2f} to {last:.2f} nats in "
                     f"{self.steps} steps: the model has hardly learned. Train longer (steps, "
                     "epochs) or faster (learning_rate)."
                 )

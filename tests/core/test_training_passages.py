@@ -65,6 +65,7 @@ def test_the_best_passage_that_holds_an_answer_is_the_positive_and_others_are_mi
     ]  # fmt: skip
     few = lessons([asked, Example("none", ("war",))], hard_negatives=1, mine_to=2)
     assert [example.question for example in few.examples] == ["none"] and few.left_out == 1
+    assert (few.mined, few.pool.texts) == (1, ["a war", "the king"])
 
 
 def test_named_passages_come_first_and_nothing_is_searched_that_is_named():
