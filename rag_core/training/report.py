@@ -14,9 +14,7 @@ from rag_core.hub import atomic_write
 REPORT = "training.json"
 # A loss that fell by less than this share says that next to nothing was learned.
 _LEARNED = 0.05
-# Columns of the table that are left out where they would be empty.
-_OPTIONAL = ("retriever_loss", "in_batch_accuracy")
-# Titles, names in a log line and forms of the table's columns.
+# Titles, names in a log line and forms of the table's columns; an empty one is left out.
 _COLUMNS = (
     ("step", "step", "d"),
     ("loss", "loss", ".3f"),
@@ -155,7 +153,7 @@ class TrainingReport:
         columns = [
             column
             for column in _COLUMNS
-            if column[1] not in _OPTIONAL or any(column[1] in line for line in logged)
+            if any(line.get(column[1]) is not None for line in lines_shown)
         ]
         rows = [[title for title, _, _ in columns]]
         for line in lines_shown:
