@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag_core.backends import to_numpy, to_tensor
+from rag_core.config import BertConfig
 from rag_core.hub import resolve_file
 from rag_core.knowledge import KnowledgeBase, PassageEncoderBase
 from rag_core.retrieval import FreshIndex, Index
@@ -39,7 +41,7 @@ def encoder_source(base: KnowledgeBase, named: str | Path | None) -> str | Path:
 
 
 def open_passage_encoder(
-    engine: Any, base: KnowledgeBase, source: str | Path, device: str | None
+    engine: Any, base: KnowledgeBase, source: str | Path, part: str, device: str | None
 ) -> PassageEncoderBase:
     """The encoder that embedded a knowledge base, opened to learn.
 
@@ -47,6 +49,7 @@ def open_passage_encoder(
         engine: the backend's package.
         base: the knowledge base.
         source: folder or name.
+        part: what is to learn; a sentence encoder without a projection gets one for "projection".
         device: where to compute.
 
     Raises:
@@ -54,7 +57,23 @@ def open_passage_encoder(
     """
     encoder = engine.load_encoder(source, device=device)
     base.check_encoder(encoder.embed, str(source))
+    config = encoder.model.config
+    if part == "projection" and isinstance(config, BertConfig) and not config.projection_dim:
+        encoder.model = _with_projection(encoder)
     return encoder
+
+
+def _with_projection(encoder: PassageEncoderBase) -> Any:
+    """A network of the same vectors that has a projection, which leaves them as they are."""
+    size = encoder.dimension
+    arrays = {name: to_numpy(value) for name, value in encoder.model.state_dict().items()}
+    arrays["encode_proj.weight"] = np.eye(size, dtype=np.float32)
+    arrays["encode_proj.bias"] = np.zeros(size, np.float32)
+    fields = {**encoder.model.config.to_dict(), "projection_dim": size}
+    network = type(encoder.model)(BertConfig.from_dict(fields))
+    kind = encoder.return_tensors
+    network.load_state_dict({name: to_tensor(array, kind) for name, array in arrays.items()})
+    return network.to(encoder.model.device).eval()
 
 
 class LiveEncoder:
@@ -75,6 +94,7 @@ class LiveEncoder:
         self.encoder = encoder
         self.reindexing: Reindexing | None = None
         self._run = run
+        self._before: Any = None
         if base is not None and run.out is not None:
             self.reindexing = Reindexing(
                 base,
@@ -95,6 +115,7 @@ class LiveEncoder:
     def attach(self) -> None:
         """Let the model weigh documents by the encoder, and search with it."""
         run = self._run
+        self._before = run.retriever.index
         run.model.set_context_encoder_for_training(self.encoder.model)
         run.retriever.set_ctx_encoder_tokenizer(self.encoder.passage_tokenizer)
         self._search(run.retriever.index)
@@ -106,10 +127,12 @@ class LiveEncoder:
 
     def after(self, step: int) -> None:
         """Take an index into use and start on the next one, where that is due after a step."""
-        if self.reindexing is not None:
-            self._search(self.reindexing.after(step))
-            self._run.report.reindex_seconds += self.reindexing.waited
-            self.reindexing.waited = 0.0
+        if self.reindexing is None:
+            return
+        self._search(self.reindexing.after(step))
+        self._count_waiting()
+        if not self._run.config.save_every:  # no checkpoint needs anything
+            self.reindexing.keep(step)
 
     def keep(self, step: int) -> None:
         """Remove what a run that goes on from `step` has no use for."""
@@ -120,15 +143,19 @@ class LiveEncoder:
         """End what runs, and search as before."""
         if self.reindexing is not None:
             self.reindexing.close()
-        index = self._run.retriever.index
-        if isinstance(index, FreshIndex):
-            self._run.retriever.index = index.index
+        self._run.retriever.index = self._before
 
     def log(self, step: int) -> dict[str, float]:
         """What a log line holds of the index."""
         if self.reindexing is None:
             return {}
         return {"index_age": self.reindexing.age(step)}
+
+    def finish(self, step: int) -> None:
+        """See that the index in use is of the weights as they are, those after `step` steps."""
+        if self.reindexing is not None and self.reindexing.made_at != step:
+            self.reindexing.made_now(step)
+            self._count_waiting()
 
     def settle(self, draft: Path) -> KnowledgeBase | None:
         """Put the knowledge base of the finished model into its folder's draft; the model weighs
@@ -148,6 +175,11 @@ class LiveEncoder:
         if self.reindexing is not None and run.out is not None:
             run.retriever.index = KnowledgeBase.open(run.out / BASE).index()
             run.retriever.set_ctx_encoder_tokenizer(None)
+
+    def _count_waiting(self) -> None:
+        if self.reindexing is not None:
+            self._run.report.reindex_seconds += self.reindexing.waited
+            self.reindexing.waited = 0.0
 
     def _search(self, index: Index | None) -> None:
         if index is not None:

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +42,7 @@ _LOOK = 0.05
 class Process(Protocol):
     """What is asked of a process: `subprocess.Popen` has it."""
 
-    returncode: int | None
+    stdin: Any
     stdout: Any
 
     def poll(self) -> int | None:
@@ -276,6 +275,7 @@ class _Task:
         self.step = step
         self._request = folder / _REQUEST
         self._starts = 1
+        self._done = False
         self._process = start_process(self._request)
 
     def is_done(self) -> bool:
@@ -284,12 +284,16 @@ class _Task:
         Raises:
             OSError, ValueError: it ended otherwise.
         """
+        if self._done:
+            return True
         status = self._process.poll()
         if status is None:
             return False
-        if status == 0:
+        answer = _last_words(self._process)
+        self._done = status == 0
+        if self._done:
             return True
-        if answer := _answer(self._process):
+        if answer:
             kind: type[Exception] = ValueError
             if answer["kind"] == "OSError":
                 kind = OSError
@@ -309,15 +313,21 @@ class _Task:
 
     def stop(self) -> None:
         """End it at once."""
-        with suppress(OSError):
+        if self._process.poll() is None:
             self._process.kill()
-        self._process.wait()
+            self._process.wait()
+            _last_words(self._process)
 
 
-def _answer(process: Process) -> dict[str, str]:
-    """What a process said that failed; nothing of one that was killed."""
+def _last_words(process: Process) -> dict[str, str]:
+    """What a process that has ended said of a failure, nothing of one that was killed; closes its
+    pipes.
+    """
+    text = process.stdout.read()
+    process.stdout.close()
+    process.stdin.close()
     try:
-        return json.loads(process.stdout.read())
+        return json.loads(text)
     except ValueError:
         return {}
 

@@ -243,7 +243,9 @@ class TrainingRun(TrainingBackend):
         learning = None
         if encoder is not None:
             place = device or cls.default_device()
-            learning = open_passage_encoder(load_backend(cls.backend), base, encoder, place)
+            learning = open_passage_encoder(
+                load_backend(cls.backend), base, encoder, config.context_encoder, place
+            )
         run = cls(network, retriever, examples, config, held_out, out, origin, say, learning, base)
         return run.go(progress)
 

@@ -17,10 +17,11 @@ from rag_core.training.parameters import (
 )
 
 _SHOWN = 3
+_SO_DO_PASSAGES = ", and so do the passages that it finds"
 # What is said of a part of which nothing learns.
 _FROZEN = {
     GENERATOR: "Generator: stays as it is.",
-    QUESTION_ENCODER: "Question encoder: stays as it is, and so do the passages that it finds.",
+    QUESTION_ENCODER: f"Question encoder: stays as it is{_SO_DO_PASSAGES}.",
     CONTEXT_ENCODER: "",
 }
 
@@ -61,7 +62,10 @@ def beginning(
             lines.append(f"{title}: {_count(size)} numbers learn, at a rate of up to {rate:g}.")
         elif _FROZEN[part]:
             lines.append(_FROZEN[part])
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    if config.context_encoder != "frozen":
+        text = text.replace(_SO_DO_PASSAGES, "")
+    return text
 
 
 def measured_on(count: int, validation: bool) -> str:

@@ -5,6 +5,7 @@ No framework takes part: the encoder is a number, and the process ends when it b
 
 import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -23,6 +24,8 @@ from rag_core.training.state import REINDEXING
 from tests.support.killing import contents, kills, quick_folder
 from tests.support.knowledge_bases import build, hashed
 from tests.support.reindexing import TURNING, Inline, TurningEncoder
+
+START = reindexing.start_process
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +202,15 @@ def test_what_an_embedding_needs_and_does_not_find_is_one_error(tmp_path, monkey
     path.write_text(json.dumps({**json.loads(path.read_text()), "credit": "somebody"}))
     with pytest.raises(ValueError, match=r"kb must be the one that the run began with"):
         ours.made_now(2)
+
+
+def test_a_process_ends_when_its_training_does(tmp_path):
+    os.mkfifo(tmp_path / "request.json")  # it waits for what nobody writes
+    process = START(tmp_path / "request.json")
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(timeout=120) == 3
+    process.stdout.close()
 
 
 def zip_texts(base):

@@ -1,6 +1,7 @@
 """Embedding passages anew without a process and without a framework."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,17 +40,16 @@ class Inline:
     def __init__(self, request, ends=()):
         """`ends` of those before the work is done: exit statuses of killed ones."""
         self.returncode = 0
-        self.stdout = SimpleNamespace(read=lambda: b"{}")
+        self.stdin, self.stdout = BytesIO(), BytesIO(b"{}")
         if ends:
             self.returncode = ends.pop(0)
-            self.stdout = SimpleNamespace(read=lambda: b"")
+            self.stdout = BytesIO()
             return
         try:
             reindex_process.embed_anew(json.loads(request.read_text()))
         except Exception as error:
-            answer = json.dumps(reindex_process.failure(error)).encode()
             self.returncode = 1
-            self.stdout = SimpleNamespace(read=lambda: answer)
+            self.stdout = BytesIO(json.dumps(reindex_process.failure(error)).encode())
 
     def poll(self):
         return self.returncode

@@ -8,12 +8,15 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from rag_core.backends import to_numpy
-from rag_core.knowledge.base import KnowledgeBase
+from rag_core.backends import to_numpy, to_tensor
+from rag_core.checkpoint.folder import read_weights
+from rag_core.config.rag import BertConfig
+from rag_core.knowledge.base import KnowledgeBase, build_knowledge_base
+from rag_core.knowledge.remembered import remembered_base
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.training import reindexing
 from rag_core.training.config import TrainingConfig
-from rag_core.training.context_encoder import LiveEncoder
+from rag_core.training.context_encoder import LiveEncoder, open_passage_encoder
 from rag_core.training.state import REINDEXING
 from tests.support.killing import contents
 from tests.support.reindexing import Inline
@@ -58,55 +61,89 @@ def embeddings(base):
     return np.asarray(base.dataset()["embeddings"], np.float32)
 
 
+class World:
+    """A model, its encoder of passages and a spare one to embed with, which begin anew as often as
+    is asked: TensorFlow's graphs are compiled once.
+    """
+
+    def __init__(self, rag, files):
+        self.rag, self.files = rag, files
+        self.encoder = rag.load_encoder(files[2].parent / "encoder")
+        self.spare = rag.load_encoder(files[2].parent / "encoder")
+        self.model = rag.RagTokenForGeneration.from_pretrained(files[1])
+        self.starts = [
+            {name: to_numpy(value).copy() for name, value in network.state_dict().items()}
+            for network in (self.model, self.encoder.model)
+        ]
+
+    def load_encoder(self, folder, **options):
+        """The spare encoder with the weights in a folder."""
+        self.fill(self.spare.model, read_weights(folder))
+        return self.spare
+
+    def fill(self, network, arrays):
+        kinds = {"rag_torch": "pt", "rag_tf": "tf"}
+        kind = kinds[self.rag.__name__]
+        network.load_state_dict({name: to_tensor(value, kind) for name, value in arrays.items()})
+
+    def train(self, out, config, **options):
+        self.model.rag.ctx_encoder = None
+        for network, start in zip((self.model, self.encoder.model), self.starts, strict=True):
+            self.fill(network, start)
+        base = KnowledgeBase.open(self.files[2])
+        retriever = RagRetriever.from_pretrained(self.files[1], index=base.index())
+        self.model.set_retriever(retriever)
+        options = {"out": out, "passage_encoder": self.encoder, "kb": base, "progress": False}
+        return self.rag.train(self.model, retriever, EXAMPLES, config, **options)
+
+
 def test_a_run_with_new_indexes_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
-    rag, golden, files, tmp_path, monkeypatch
+    rag, files, tmp_path, monkeypatch
 ):
+    world = World(rag, files)
     monkeypatch.setattr(reindexing, "start_process", Inline)
-    config = TrainingConfig(steps=7, reindex_every=2, overretrieve=2, save_every=3, **SETTINGS)
-    options = {"validation": files[0], "progress": False}
+    monkeypatch.setattr(rag, "load_encoder", world.load_encoder)
+    config = TrainingConfig(steps=5, reindex_every=2, overretrieve=2, save_every=3, **SETTINGS)
     before = contents(files[2])
-    report = rag.train_files(*files, tmp_path / "whole", config, **options)
-    assert [line["index_age"] for line in report.history] == [1, 2, 3, 2, 3, 2, 0]
+    report = world.train(tmp_path / "whole", config)
+    assert [line["index_age"] for line in report.history] == [1, 2, 3, 2, 0]
+    final = {name: to_numpy(value).copy() for name, value in world.model.state_dict().items()}
 
     after = LiveEncoder.after
 
     def dies(self, step):
         after(self, step)
-        if step == 5:
+        if step == 4:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(LiveEncoder, "after", dies)
-        rag.train_files(*files, tmp_path / "tuned", config, **options)
+        world.train(tmp_path / "tuned", config)
     assert (tmp_path / "tuned" / REINDEXING).is_dir()
-    again = rag.train_files(*files, tmp_path / "tuned", config, **options)
+    again = world.train(tmp_path / "tuned", config)
     assert again.history == report.history
     assert not (tmp_path / "tuned" / REINDEXING).exists()
-    whole = rag.RagTokenForGeneration.from_pretrained(tmp_path / "whole")
-    tuned = rag.RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
-    found = {name: to_numpy(value) for name, value in tuned.state_dict().items()}
-    for name, value in whole.state_dict().items():
-        assert np.array_equal(to_numpy(value), found[name]), name
-    assert any("ctx_encoder." in name for name in found)
+    for name, value in world.model.state_dict().items():
+        assert np.array_equal(to_numpy(value), final[name]), name
 
     # the folder is all there is: new vectors by the encoder in the model, beside it to be loaded
     base = KnowledgeBase.open(tmp_path / "tuned" / "knowledge_base")
     assert contents(files[2]) == before
-    encoder = rag.load_encoder(tmp_path / "tuned" / "context_encoder")
-    for name, value in encoder.model.state_dict().items():
-        assert np.array_equal(to_numpy(value), found[f"rag.ctx_encoder.{name}"]), name
-    np.testing.assert_allclose(embeddings(base), passages(encoder), atol=1e-6)
-    first = passages(rag.load_encoder(files[2].parent / "encoder"))
-    assert np.abs(first - passages(encoder)).max() > 1e-2
-    hits = base.search(EXAMPLES[0].question, 3, backend=rag.__name__[4:])
-    retriever = RagRetriever.from_pretrained(tmp_path / "tuned", index=base.index())
-    tuned.set_retriever(retriever)
-    assert tuned.answer(EXAMPLES[0].question) and len(hits) == 3
+    encoder = read_weights(tmp_path / "tuned" / "context_encoder")
+    saved = read_weights(tmp_path / "tuned")
+    for name, value in encoder.items():
+        assert np.array_equal(value, final[f"rag.ctx_encoder.{name}"]), name
+        assert np.array_equal(value, saved[f"rag.ctx_encoder.{name}"]), name
+    new = passages(world.load_encoder(tmp_path / "tuned" / "context_encoder"))
+    np.testing.assert_allclose(embeddings(base), new, atol=1e-6)
+    assert np.abs(embeddings(KnowledgeBase.open(files[2])) - new).max() > 1e-2
+    assert len(base.search(EXAMPLES[0].question, 3)) == 3
+    assert np.array_equal(world.model.rag.retriever.index.dataset["embeddings"], embeddings(base))
     # none of the two bases goes with the other one's model
-    base.check_model(tuned.config)
+    config = rag.RagConfig.from_pretrained(tmp_path / "tuned")
+    base.check_model(config)
     with pytest.raises(ValueError, match="expects passages embedded by 'tuned-context-encoder-"):
-        KnowledgeBase.open(files[2]).check_model(tuned.config)
-    rag.train_files(*files, tmp_path / "tuned", config, **options)  # found finished
+        KnowledgeBase.open(files[2]).check_model(config)
 
 
 @pytest.mark.parametrize("kind", ["bert", "dpr"])
@@ -146,11 +183,41 @@ def test_what_is_saved_of_an_encoder_makes_the_same_vectors(rag, files, tmp_path
     assert not np.allclose(again.embed(titles, texts), encoder.embed(titles, texts), atol=1e-4)
 
 
-def test_the_projection_alone_learns_in_a_process_of_its_own(rag, files, tmp_path):
+def test_an_encoder_without_a_projection_gets_one_that_changes_nothing(rag, files, tmp_path):
+    encoder = rag.load_encoder(files[2].parent / "encoder")
+    config = BertConfig.from_dict({**encoder.model.config.to_dict(), "projection_dim": 0})
+    rag.BertEncoder(config).save_pretrained(tmp_path / "bare")
+    encoder.tokenizer.save_pretrained(tmp_path / "bare")
+    bare = rag.load_encoder(tmp_path / "bare")
+    options = {"encoder_name": "bare", "progress": False}
+    base = build_knowledge_base(
+        files[2].parent / "wiki.jsonl", tmp_path / "kb", bare.embed, **options
+    )
+    opened = open_passage_encoder(rag, base, tmp_path / "bare", "projection", None)
+    assert opened.model.config.projection_dim == 16
+    np.testing.assert_allclose(passages(opened), passages(bare), atol=1e-6)
+
+
+def test_the_projection_alone_learns_and_the_tuned_folder_answers(
+    rag, backend, files, tmp_path, monkeypatch
+):
+    processes = []
+
+    def killed_once(request):
+        if backend == "tf":  # of a process of its own the other one is example enough
+            return Inline(request)
+        processes.append(start_process(request))
+        if len(processes) == 1:
+            processes[0].kill()
+        return processes[-1]
+
+    start_process = reindexing.start_process
+    monkeypatch.setattr(reindexing, "start_process", killed_once)
     config = TrainingConfig(
         steps=1, question_encoder="frozen", **{**SETTINGS, "context_encoder": "projection"}
     )
     rag.train_files(*files, tmp_path / "tuned", config, progress=False)
+    assert backend == "tf" or len(processes) == 2
     old = rag.load_encoder(files[2].parent / "encoder")
     new = rag.load_encoder(tmp_path / "tuned" / "context_encoder")
     moved = {
@@ -159,8 +226,15 @@ def test_the_projection_alone_learns_in_a_process_of_its_own(rag, files, tmp_pat
         if not np.array_equal(to_numpy(value), to_numpy(old.model.state_dict()[name]))
     }
     assert moved == {"encode_proj.weight", "encode_proj.bias"}
-    base = KnowledgeBase.open(tmp_path / "tuned" / "knowledge_base")
+    own = remembered_base(tmp_path / "tuned")
+    base = KnowledgeBase.open(own.path)
+    assert own.path == (tmp_path / "tuned" / "knowledge_base").resolve() and own.is_of(base)
     np.testing.assert_allclose(embeddings(base), passages(new), atol=1e-6)
+    tuned = rag.RagTokenForGeneration.from_pretrained(tmp_path / "tuned")
+    tuned.set_retriever(RagRetriever.from_pretrained(tmp_path / "tuned", index=base.index()))
+    assert tuned.ctx_component is not None
+    assert len(tuned.answer(EXAMPLES[0].question)[0].passages) == 2
+    rag.train_files(*files, tmp_path / "tuned", config, progress=False)  # found finished
 
 
 def test_an_encoder_that_does_not_belong_is_refused(rag, golden, files, tmp_path):
