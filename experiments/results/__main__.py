@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,8 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     if options.dry:
         return 0
+    # As Ctrl-C: what runs is ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threads = max(1, cores() // options.at_once)
     failed = run(jobs, Starter(asked.backend, threads), options.at_once, say)
     figures = collected(plan)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.results.jobs import DUALRAG, Job
+from experiments.results.jobs import DUALRAG, EMBED_SECONDS, GRAPH_SECONDS, Job
 from rag_core.training import TrainingConfig
 
 MATERIAL = "experiments.results.material"
@@ -36,16 +36,16 @@ class Sizes:
     """
 
     seeds: int = 3
-    steps: int = 60
+    steps: int = 50
     batch_size: int = 16
     train: int = 1200
     dev: int = 200
-    nq: int = 400
-    trivia: int = 600
-    clues: int = 200
-    sweep: int = 150
-    every: int = 300
-    unanswerable: int = 300
+    nq: int = 300
+    trivia: int = 300
+    clues: int = 100
+    sweep: int = 100
+    every: int = 250
+    unanswerable: int = 250
     pairs: int = 60
     n_docs: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     indexes: int = 6
@@ -92,7 +92,8 @@ SYSTEMS = (
             **_JOINT,
             "context_encoder": "all",
             "context_encoder_learning_rate": 1e-5,
-            "reindex_every": 30,
+            # At the end only: embedding all passages takes longer than so few steps.
+            "reindex_every": 0,
             "overretrieve": 2,
         },
     ),
@@ -258,12 +259,14 @@ class Plan:
             **(system.train or {}),
             "seed": seed,
         }
+        seconds, learned = 0.0, sizes.steps * sizes.batch_size * passages
+        if self.base(system) is None:
+            seconds, learned = EMBED_SECONDS, 3 * learned
         words = [word for name, value in options.items() for word in (_flag(name), value)]
         return self._python(
             made, DUALRAG, "train", self.runs / "train" / file, "--model", self._start(system.head),
             "--kb", self.asked.kb, "--out", self.model(system, seed), *words,
-            needs=("train", "heads"), read=80 * passages,
-            learned=sizes.steps * sizes.batch_size * passages,
+            needs=("train", "heads"), read=80 * passages, learned=learned, seconds=seconds,
         )  # fmt: skip
 
     def _answerable(
@@ -388,6 +391,8 @@ class Plan:
 
     def _python(self, name: str, *words: Any, **of_job: Any) -> Job:
         texts = tuple(map(str, (*words, "--backend", self.asked.backend)))
+        if self.asked.backend == "tf":
+            of_job["seconds"] = of_job.get("seconds", 0) + GRAPH_SECONDS
         return Job(name, self.runs / "log", texts, **of_job)
 
 
