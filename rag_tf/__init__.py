@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from rag_tf.graph import graph_memory as graph_memory
     from rag_tf.graph import once as once
     from rag_tf.graph import set_graph_memory as set_graph_memory
+    from rag_tf.keras_callbacks import ReindexCallback as ReindexCallback
     from rag_tf.rag import RagModel as RagModel
     from rag_tf.rag import RagSequenceForGeneration as RagSequenceForGeneration
     from rag_tf.rag import RagTokenForGeneration as RagTokenForGeneration
@@ -94,6 +95,7 @@ _HOMES = {
     "encoders": ["load_encoder"],
     "export": ["export_saved_model"],
     "graph": ["clear_graphs", "graph_memory", "once", "set_graph_memory"],
+    "keras_callbacks": ["ReindexCallback"],
     "training": ["TrainingConfig", "measure_files", "train", "train_files"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

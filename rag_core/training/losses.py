@@ -80,10 +80,15 @@ def training_loss(forward: ForwardPass, config: TrainingConfig) -> Any:
     if config.answer_loss_weight:
         terms.append(config.answer_loss_weight * answer_nll(forward, config))
     if config.retriever_loss is not None:
-        forward.retriever_losses = _RETRIEVER_LOSSES[config.retriever_loss](forward, config)
+        forward.retriever_losses = retriever_losses(forward, config)
         share = config.retriever_loss_weight * forward.tokens_a_question
         terms.append(share * forward.math.total(forward.retriever_losses))
     return sum(terms[1:], terms[0])
+
+
+def retriever_losses(forward: ForwardPass, config: TrainingConfig) -> Any:
+    """What `config.retriever_loss` names, (B,), in nats."""
+    return _RETRIEVER_LOSSES[config.retriever_loss or ""](forward, config)
 
 
 def answer_nll(forward: ForwardPass, config: TrainingConfig) -> Any:

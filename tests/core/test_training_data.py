@@ -4,10 +4,12 @@ import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag_core.training.batch_passages import passage_rows
 from rag_core.training.config import TrainingConfig, learning_rate_factor
 from rag_core.training.data import DataOrder, Example, read_examples
 from rag_core.training.state import fingerprint
@@ -137,3 +139,22 @@ def test_learning_rate_rises_then_falls_and_is_never_zero_before_the_end(warmup,
     top = factors.index(max(factors))
     assert factors == sorted(factors[: top + 1]) + sorted(factors[top + 1 :], reverse=True)
     assert learning_rate_factor(total, min(warmup, total), total) == 0.0
+
+
+def test_passages_of_a_batch_count_once_and_are_told_from_those_that_answer_something_else():
+    questions = np.array([[5, 6], [7, 0], [5, 6]])
+    ids = np.array([[[1, 2], [3, 4]], [[3, 4], [9, 0]], [[8, 8], [0, 0]]])
+    mask = (ids > 0).astype(np.int64)
+    rows = passage_rows(questions, ids, mask)
+    assert sorted(map(tuple, rows.ids.tolist())) == [(1, 2), (3, 4), (8, 8), (9, 0)]
+    assert rows.ids[rows.positive].tolist() == [[1, 2], [3, 4], [8, 8]]
+    masked = [rows.ids[row].tolist() for row in rows.masked]
+    assert masked == [[[8, 8]], [], [[1, 2]]]  # the first and the last question are the same
+    assert passage_rows(questions, ids, None).ids.shape == (5, 2)  # the row of zeros is one, too
+    for faulty, message in (
+        ((questions, ids[:2], mask[:2]), r"shape \(questions, passages, tokens\), for 3 questions"),
+        ((questions, ids, mask * (ids != 8)), "none for question 2"),
+        ((questions[:1], ids[:1, :1], None), "one passage alone for 1 questions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            passage_rows(*faulty)
