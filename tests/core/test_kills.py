@@ -5,6 +5,7 @@ new, and the same command asked again ends where an undisturbed one ends, byte f
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -243,4 +244,53 @@ def test_training(tmp_path) -> None:
             RagTokenForGeneration.from_pretrained(tuned)
         work()
         assert read() == end
+        assert not [path for path in tmp_path.rglob("*") if is_draft(path.name)]
+
+
+@pytest.mark.backend("torch")
+def test_training_of_a_context_encoder(tmp_path, monkeypatch) -> None:
+    import torch
+
+    import rag_torch
+    from rag_core.training import reindexing
+    from rag_core.training.config import TrainingConfig
+    from rag_core.training.report import REPORT
+    from tests.support.reindexing import Inline
+    from tests.support.training_models import live_files
+
+    monkeypatch.setattr(reindexing, "start_process", Inline)
+    torch.manual_seed(3)
+    (tmp_path / "tokenizers").mkdir()
+    files = live_files(tmp_path, rag_torch, small_tokenizers(tmp_path / "tokenizers"))
+    base = contents(files[2])
+    tuned = tmp_path / "tuned"
+    config = TrainingConfig(
+        steps=5,
+        batch_size=2,
+        save_every=2,
+        learning_rate=3e-3,
+        on_collapse="warn",
+        context_encoder="all",
+        reindex_every=1,
+    )
+
+    def work() -> object:
+        return rag_torch.train_files(*files, tuned, config, device="cpu", progress=False)
+
+    def read() -> dict[str, bytes | None]:
+        found = contents(tuned)
+        report = json.loads(found[REPORT])
+        found[REPORT] = json.dumps(report | {"seconds": 0, "reindex_seconds": 0}).encode()
+        found["README.md"] = re.sub(rb"in [\d.]+ minutes", b"", found["README.md"])
+        return found
+
+    work()
+    end = read()
+    for _ in kills(lambda: shutil.rmtree(tuned, ignore_errors=True), work, every=149):
+        if (tuned / "config.json").exists():
+            rag_torch.RagTokenForGeneration.from_pretrained(tuned)
+            KnowledgeBase.open(tuned / "knowledge_base", verify=True)
+        work()
+        assert read() == end
+        assert contents(files[2]) == base
         assert not [path for path in tmp_path.rglob("*") if is_draft(path.name)]
