@@ -39,6 +39,13 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pdist": ("bart", "sequence", {"retriever_loss": "pdist", "distillation_temperature": 2.0}),
     "pdist_alone": ("t5", "token", {"retriever_loss": "pdist", "answer_loss_weight": 0.0}),
     "generator_frozen": ("bart", "token", {"generator": "frozen"}),
+    "contrastive": ("bart", "token", {"retriever_loss": "contrastive", "hard_negatives": 1}),
+    "contrastive_alone": (
+        "bart",
+        "token",
+        {"retriever_loss": "contrastive", "answer_loss_weight": 0.0, "context_encoder": "all"},
+    ),
+    "context_encoder": ("bart", "sequence", {"context_encoder": "all"}),
 }
 # Of these a few steps are in `make test`: one of each head.
 QUICK = ("token", "sequence")
@@ -51,13 +58,17 @@ def texts(key: str, rows: int, length: int) -> list[str]:
 
 
 def examples(key: str) -> list[Example]:
-    """Questions of four words with answers of one to three."""
+    """Questions of four words with answers of one to three, and a passage each that is theirs."""
     questions, answers = (
         texts(f"{key}:question", _QUESTIONS, 4),
         texts(f"{key}:answer", _QUESTIONS, 3),
     )
     return [
-        Example(question, (" ".join(answer.split()[: 1 + number % 3]),))
+        Example(
+            question,
+            (" ".join(answer.split()[: 1 + number % 3]),),
+            positive=7 * number % PASSAGES,
+        )
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True))
     ]
 
@@ -78,6 +89,14 @@ class DrawnIndex:
             texts(f"{key}:title", PASSAGES, 1),
             texts(f"{key}:text", PASSAGES, 6),
         )
+
+    def __len__(self) -> int:
+        """P."""
+        return PASSAGES
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of rows."""
+        return self.vectors[rows]
 
     def is_initialized(self) -> bool:
         """It is, always."""

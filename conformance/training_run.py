@@ -12,8 +12,9 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
+from conformance.seeded import seeded_weights
 from conformance.training_cases import WORDS, DrawnIndex, examples
-from rag_core.backends import to_numpy
+from rag_core.backends import load_backend, to_numpy
 from rag_core.config.rag import RagConfig
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.tokenization.rag import Tokenizer
@@ -48,6 +49,11 @@ def train_case(backend: str, model: Any, case: dict[str, Any]) -> dict[str, np.n
     )
     retriever = drawn_retriever(model.config, key)
     model.set_retriever(retriever)
+    # The networks are shared with other cases.
+    model.rag.ctx_encoder, model.rag.context_encoder_training = None, False
+    if settings.context_encoder != "frozen":
+        model.set_context_encoder_for_training(drawn_encoder(backend, model, key))
+        retriever.set_ctx_encoder_tokenizer(retriever.question_encoder_tokenizer)
     report = train(model, retriever, examples(key), settings, progress=False)
     stages = {f"trained_loss.{line['step']}": np.float64(line["loss"]) for line in report.history}
     for name in report.history[0]:
@@ -58,7 +64,18 @@ def train_case(backend: str, model: Any, case: dict[str, Any]) -> dict[str, np.n
         # The gradient of a key's bias is 0 but for rounding, of which Adam makes whole steps.
         if array.dtype == np.float64 or not name.endswith(_KEY_BIASES):
             stages[f"trained.{name}"] = array
+    model.rag.ctx_encoder, model.rag.context_encoder_training = None, False
     return stages
+
+
+def drawn_encoder(backend: str, model: Any, key: str) -> Any:
+    """An encoder of passages as large as the one of questions, with weights of its own."""
+    network = load_backend(backend).DPRContextEncoder(model.config.question_encoder)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    arrays = seeded_weights(shapes, seed=len(key))
+    convert = load_backend(backend).as_tensor
+    network.load_state_dict({name: convert(array) for name, array in arrays.items()})
+    return network.to(model.dtype)
 
 
 def drawn_retriever(config: RagConfig, key: str) -> RagRetriever:
@@ -85,7 +102,7 @@ def word_tokenizer(kind: str, size: int) -> Tokenizer:
             folder.joinpath("vocab.txt").write_text("\n".join(words))
         else:
             _write_pipeline(folder, words, special)
-        about = {"tokenizer_class": f"{kind.capitalize()}Tokenizer"}
+        about = {"tokenizer_class": f"{kind.capitalize()}Tokenizer", "model_max_length": 40}
         folder.joinpath("tokenizer_config.json").write_text(json.dumps(about))
         return Tokenizer.from_pretrained(folder)
 
