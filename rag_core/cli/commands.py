@@ -18,9 +18,10 @@ from rag_core.cli.demo import demo
 from rag_core.cli.eval import eval as evaluate
 from rag_core.cli.index import index
 from rag_core.cli.info import info
+from rag_core.cli.panels import PanelledCommand
 from rag_core.cli.parity import parity
 from rag_core.cli.search import search
-from rag_core.cli.train import train
+from rag_core.cli.train import flag_of, train
 
 _WIDEST = 110  # columns of help: longer lines are hard to read
 
@@ -74,7 +75,16 @@ def dualrag(
 
 
 def _add(command: Callable[..., None], summary: str, *examples: str) -> None:
-    app.command(short_help=summary, epilog=_examples(*examples))(command)
+    settings = None
+    if command is train:
+        settings = {"token_normalize_func": flag_of}
+    made = app.command(
+        cls=PanelledCommand,
+        short_help=summary,
+        epilog=_examples(*examples),
+        context_settings=settings,
+    )
+    made(command)
 
 
 _add(

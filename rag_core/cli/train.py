@@ -13,6 +13,31 @@ if TYPE_CHECKING:
     from rag_core.training import TrainingReport
 
 _LEARNS, _LOSSES = "What learns", "Losses"
+_MEASURES, _KEEPS, _MEMORY = (
+    "Measuring and stopping",
+    "Checkpoints and logs",
+    "Memory and precision",
+)
+# transformers' names of these settings, which are taken for ours
+_THEIRS = {
+    "per-device-train-batch-size": "batch-size",
+    "gradient-accumulation-steps": "accumulation",
+    "num-train-epochs": "epochs",
+    "max-steps": "steps",
+    "adam-beta2": "beta2",
+    "label-smoothing-factor": "label-smoothing",
+    "eval-steps": "evaluate-every",
+    "save-steps": "save-every",
+    "logging-steps": "log-every",
+    "metric-for-best-model": "best-metric",
+    "early-stopping-patience": "early-stopping",
+}
+
+
+def flag_of(name: str) -> str:
+    """A flag under the name that it has here, without its dashes."""
+    name = name.replace("_", "-")
+    return _THEIRS.get(name, name)
 
 
 @clean
@@ -53,6 +78,12 @@ def train(
         int | None,
         typer.Option(help="Steps of rising learning rate; by default a tenth of all, 100 at most."),
     ] = None,
+    warmup_ratio: Annotated[
+        float | None, typer.Option(help="The same as a share of all steps.")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's, of matrices.")] = 0.01,
+    beta2: Annotated[float, typer.Option(help="AdamW's decay of second moments.")] = 0.98,
+    max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to this norm.")] = 1.0,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -168,6 +199,9 @@ def train(
             rich_help_panel=_LOSSES,
         ),
     ] = 50,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="By default the model's.", rich_help_panel=_LOSSES)
+    ] = None,
     on_collapse: Annotated[
         str,
         choice(
@@ -175,25 +209,84 @@ def train(
             "stop",
             "warn",
             help="Where every question has come to find the same few passages.",
+            panel=_MEASURES,
+        ),
+    ] = "stop",
+    on_nan: Annotated[
+        str,
+        choice(
+            "--on-nan",
+            "stop",
+            "skip",
+            help="Where a loss or gradient is no number: skip passes over such steps.",
+            panel=_MEASURES,
         ),
     ] = "stop",
     mixed_precision: Annotated[
         str | None,
-        choice("--mixed-precision", "bf16", "fp16", help="fp16 on a GPU; by default float32."),
+        choice(
+            "--mixed-precision",
+            "bf16",
+            "fp16",
+            help="fp16 on a GPU; by default float32.",
+            panel=_MEMORY,
+        ),
     ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Less memory, more time: layers are computed twice.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = False,
     n_docs: Annotated[
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
     evaluate_every: Annotated[
         int | None,
-        typer.Option(help="Steps between measurements of exact match; by default a quarter."),
+        typer.Option(
+            help="Steps between measurements of exact match; by default a quarter.",
+            rich_help_panel=_MEASURES,
+        ),
     ] = None,
+    best_metric: Annotated[
+        str | None,
+        choice(
+            "--best-metric",
+            "exact_match",
+            "f1",
+            "loss",
+            help="The finished model is the one that was best by this, not the last one.",
+            panel=_MEASURES,
+        ),
+    ] = None,
+    early_stopping: Annotated[
+        int,
+        typer.Option(
+            help="Stop after so many measurements without a better one; 0 = never.",
+            rich_help_panel=_MEASURES,
+        ),
+    ] = 0,
     save_every: Annotated[
         int | None,
         typer.Option(
-            help="Steps between checkpoints, 0 = none; by default a quarter, 200 at most."
+            help="Steps between checkpoints, 0 = none; by default a quarter, 200 at most.",
+            rich_help_panel=_KEEPS,
         ),
     ] = None,
+    log_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between log lines; by default an eighth.", rich_help_panel=_KEEPS),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Write the log for TensorBoard, too, into OUT/tensorboard.",
+            rich_help_panel=_KEEPS,
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of questions and of dropout.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
@@ -203,7 +296,8 @@ def train(
     """Fine-tune a model on questions and answers about a knowledge base.
 
     What is not said is chosen for the number of questions and the model, and told at the start.
-    Stopped or killed, the same command goes on.
+    Stopped or killed, the same command goes on. Flags may have the names of transformers'
+    TrainingArguments (--per_device_train_batch_size).
     """
     from rag_core.cli.models import fetch_encoder
     from rag_core.cli.process import load_backend_for_command
@@ -225,6 +319,11 @@ def train(
         question_encoder_learning_rate=question_encoder_learning_rate,
         context_encoder_learning_rate=context_encoder_learning_rate,
         warmup_steps=warmup_steps,
+        warmup_ratio=warmup_ratio,
+        weight_decay=weight_decay,
+        beta2=beta2,
+        max_grad_norm=max_grad_norm,
+        label_smoothing=label_smoothing,
         generator=generator,
         question_encoder=question_encoder,
         context_encoder=context_encoder,
@@ -238,10 +337,16 @@ def train(
         mine_from=mine_from,
         mine_to=mine_to,
         on_collapse=on_collapse,
+        on_nan=on_nan,
         mixed_precision=mixed_precision,
+        gradient_checkpointing=gradient_checkpointing,
         n_docs=n_docs,
         evaluate_every=evaluate_every,
+        best_metric=best_metric,
+        early_stopping=early_stopping,
         save_every=save_every,
+        log_every=log_every,
+        tensorboard=tensorboard,
         seed=seed,
     )
     engine = load_backend_for_command(backend)
@@ -295,9 +400,8 @@ def _own_base(model: str) -> Path:
 def _outcome(report: TrainingReport, validated: bool) -> str:
     words = f"{report.steps} steps"
     if report.history:
-        last = report.history[-1]
-        words += f", loss {last['loss']:.3f} nats"
-        if "retriever_loss" not in last:
+        words += f", loss {report.last_loss():.3f} nats"
+        if "retriever_loss" not in report.history[-1]:
             words += " a token"
     if report.exact_match is None:
         return f"{words}."

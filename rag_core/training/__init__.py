@@ -9,6 +9,8 @@ from rag_core.lazy import lazily
 if TYPE_CHECKING:
     from rag_core.training.batch import Batch as Batch
     from rag_core.training.batch_passages import passage_rows as passage_rows
+    from rag_core.training.callbacks import Callback as Callback
+    from rag_core.training.callbacks import TrainingProgress as TrainingProgress
     from rag_core.training.choices import chosen_config as chosen_config
     from rag_core.training.config import TrainingConfig as TrainingConfig
     from rag_core.training.context_encoder import LiveEncoder as LiveEncoder
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from rag_core.training.report import TrainingReport as TrainingReport
     from rag_core.training.run import TrainingRun as TrainingRun
     from rag_core.training.state import REINDEXING as REINDEXING
+    from rag_core.training.tensorboard import TensorBoard as TensorBoard
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "batch": ["Batch"],
         "batch_passages": ["passage_rows"],
+        "callbacks": ["Callback", "TrainingProgress"],
         "choices": ["chosen_config"],
         "config": ["TrainingConfig"],
         "context_encoder": ["LiveEncoder", "encoder_source", "open_passage_encoder"],
@@ -38,5 +42,6 @@ __getattr__, __dir__, __all__ = lazily(
         "report": ["TrainingReport"],
         "run": ["TrainingRun"],
         "state": ["REINDEXING"],
+        "tensorboard": ["TensorBoard"],
     },
 )

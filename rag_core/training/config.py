@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from rag_core import checks
 
 GENERATOR_PARTS = ("all", "frozen")
 ENCODER_PARTS = ("all", "projection", "frozen")
 RETRIEVER_LOSSES = ("emdr2", "pdist", "contrastive")
+BEST_METRICS = ("exact_match", "f1", "loss")
 MIXED_PRECISION = (None, "bf16", "fp16")
 
 
@@ -27,8 +30,9 @@ class TrainingConfig:
         learning_rate: peak, for the generator.
         question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
         context_encoder_learning_rate: peak, for the context encoder; None = the question encoder's.
-        warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None = a tenth
-            of all steps, 100 at most.
+        warmup_steps: steps of linear rise, then linear decay to 0 at the last step; None =
+            `warmup_ratio` of all steps, or else a tenth, 100 at most.
+        warmup_ratio: share of all steps, where `warmup_steps` is None.
         weight_decay: AdamW's, on matrices (not on biases and norms).
         beta2: AdamW's second moment decay.
         max_grad_norm: gradients are clipped to this norm over all parameters.
@@ -62,6 +66,8 @@ class TrainingConfig:
             tells how many there were, and ends the run at the third in a row. A step that float16's
             loss scaling passes over is none of them.
         mixed_precision: None (float32), "bf16" or "fp16" (a GPU only; with loss scaling).
+        gradient_checkpointing: keep of each layer its input alone, and compute the rest once more:
+            less memory, more time, the same gradients.
         n_docs: documents a question; None = the model's.
         label_smoothing: None = the model's.
         max_question_length: tokens of a question.
@@ -72,8 +78,13 @@ class TrainingConfig:
             their place; 0 = none.
         evaluate_first: answer them before the first step, too.
         evaluate_every: steps between validations; 0 = at the end only.
+        best_metric: "exact_match", "f1" or "loss" of the validations: the finished model is that of
+            the best of them, not the last one.
+        early_stopping: end the run after so many validations without a better `best_metric`; 0 =
+            never.
         save_every: steps between checkpoints; 0 = none.
         log_every: steps between log lines.
+        tensorboard: write them for TensorBoard, too, into the folder `tensorboard` of `out`.
 
     Raises:
         TypeError, ValueError: naming the setting, the rule and what came. None is a setting's
@@ -89,6 +100,7 @@ class TrainingConfig:
     question_encoder_learning_rate: float | None = None
     context_encoder_learning_rate: float | None = None
     warmup_steps: int | None = None
+    warmup_ratio: float | None = None
     weight_decay: float = 0.01
     beta2: float = 0.98
     max_grad_norm: float = 1.0
@@ -107,6 +119,7 @@ class TrainingConfig:
     on_collapse: str = "stop"
     on_nan: str = "stop"
     mixed_precision: str | None = None
+    gradient_checkpointing: bool = False
     n_docs: int | None = None
     label_smoothing: float | None = None
     max_question_length: int = 64
@@ -116,8 +129,11 @@ class TrainingConfig:
     sample_size: int = 0
     evaluate_first: bool = False
     evaluate_every: int = 0
+    best_metric: str | None = None
+    early_stopping: int = 0
     save_every: int = 200
     log_every: int = 10
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -129,6 +145,11 @@ class TrainingConfig:
 
     def _check_together(self) -> None:
         """Refuse settings that are fine by themselves alone."""
+        if self.early_stopping and self.best_metric is None:
+            raise ValueError(
+                "best_metric must be named with early_stopping, got None. Choose one of "
+                f"{', '.join(BEST_METRICS)}"
+            )
         if not self.answer_loss_weight:
             object.__setattr__(self, "generator", "frozen")
             if self.retriever_loss is None:
@@ -169,6 +190,22 @@ class TrainingConfig:
         """Whether documents are searched, and answers predicted from them."""
         return self.answer_loss_weight > 0 or self.retriever_loss != "contrastive"
 
+    @classmethod
+    def from_training_arguments(cls, arguments: Any) -> TrainingConfig:
+        """The settings that transformers' `TrainingArguments` say.
+
+        Args:
+            arguments: a mapping of their names, or an object, of which what is off its default
+                counts. All else has the defaults of here.
+
+        Raises:
+            TypeError: it is neither.
+            ValueError: what cannot be honoured, and why.
+        """
+        from rag_core.training.arguments import settings_from_arguments
+
+        return cls(**settings_from_arguments(arguments))
+
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run over so many examples."""
         return self.steps or max(
@@ -179,6 +216,8 @@ class TrainingConfig:
         """Steps of rising learning rate in a run of so many steps."""
         if self.warmup_steps is not None:
             return self.warmup_steps
+        if self.warmup_ratio is not None:
+            return math.ceil(self.warmup_ratio * total_steps)
         return min(100, total_steps // 10)
 
 
@@ -193,6 +232,7 @@ _RULES: dict[str, checks.Rule] = {
     "question_encoder_learning_rate": checks.number(0, optional=True),
     "context_encoder_learning_rate": checks.number(0, optional=True),
     "warmup_steps": checks.whole(0, _STEPS, optional=True),
+    "warmup_ratio": checks.number(0, 1, optional=True),
     "weight_decay": checks.number(0),
     "beta2": checks.number(0, 1, below=True),
     "max_grad_norm": checks.number(0, above=True),
@@ -211,6 +251,7 @@ _RULES: dict[str, checks.Rule] = {
     "on_collapse": checks.one_of(("stop", "warn")),
     "on_nan": checks.one_of(("stop", "skip")),
     "mixed_precision": checks.one_of(MIXED_PRECISION),
+    "gradient_checkpointing": checks.switch(),
     "n_docs": checks.whole(1, _LARGEST, optional=True),
     "label_smoothing": checks.number(0, 1, optional=True),
     "max_question_length": checks.whole(1, _LARGEST),
@@ -220,8 +261,11 @@ _RULES: dict[str, checks.Rule] = {
     "sample_size": checks.whole(0),
     "evaluate_first": checks.switch(),
     "evaluate_every": checks.whole(0),
+    "best_metric": checks.one_of((None, *BEST_METRICS)),
+    "early_stopping": checks.whole(0),
     "save_every": checks.whole(0),
     "log_every": checks.whole(1),
+    "tensorboard": checks.switch(),
 }
 
 

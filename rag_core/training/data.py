@@ -241,6 +241,15 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
+def measured_questions(
+    examples: Sequence[Example], validation: Sequence[Example], size: int, sample: int
+) -> list[Example]:
+    """What a run is measured on: `size` of the validation questions at most, or where there are none
+    `sample` of those trained on.
+    """
+    return list(validation[:size]) or spread(examples, sample)
+
+
 def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """At most `count` of the examples, evenly chosen."""
     total = len(examples)

@@ -13,6 +13,7 @@ from rag_core.checkpoint import CHECKPOINT_PATTERNS
 from rag_core.hub import DamagedFileError, atomic_folder, clear
 from rag_core.knowledge import REMEMBERED, KnowledgeBase, remember_base
 from rag_core.tokenization import TOKENIZER_PATTERNS
+from rag_core.training.best import BEST_PATTERN
 from rag_core.training.card import CARD, tuned_card
 from rag_core.training.report import REPORT, TrainingReport
 from rag_core.training.state import (
@@ -57,6 +58,7 @@ def read_checkpoint(run: TrainingRun) -> None:
     clear(run.out)
     path = run.out / CHECKPOINT
     if not path.exists():
+        run.best.resume(None)
         return
     shapes = {name: tuple(value.shape) for name, value in run.parameters.items()}
     here = {name: to_numpy(state) for name, state in run.random_states().items()}
@@ -74,6 +76,7 @@ def read_checkpoint(run: TrainingRun) -> None:
         run.set_parameter_state(name, {kind: arrays[f"{kind}.{name}"] for kind in kinds})
     run.set_random_states(arrays)
     run.scaler.load_state_dict(notes["scaler"] or {})
+    run.best.resume(report.best_step)
     run.report = report
     run.window = window
 
@@ -93,6 +96,7 @@ def write_checkpoint(run: TrainingRun) -> None:
         "scaler": run.scaler.state_dict(),
     }
     save_state(run.out / CHECKPOINT, run.backend, arrays, notes)
+    run.best.resume(run.report.best_step)
 
 
 def write_model(run: TrainingRun) -> None:
@@ -106,7 +110,8 @@ def write_model(run: TrainingRun) -> None:
         # of weights that the run went back to, where it did
         run.live.finish(getattr(run.report, "best_step", None) or run.report.steps)
     run.report.run = run_of(run.fingerprint, run.validation)
-    stale = (CHECKPOINT, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS, f"{REINDEXING}/**/*")
+    stale = [CHECKPOINT, BEST_PATTERN, f"{REINDEXING}/**/*"]
+    stale += [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS]
     with atomic_folder(run.out, stale=stale) as draft:
         base = None
         if run.origin is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
@@ -14,6 +15,8 @@ from rag_core.hub import atomic_write
 REPORT = "training.json"
 # A loss that fell by less than this share says that next to nothing was learned.
 _LEARNED = 0.05
+_COUNTS = ("steps", "collapsed_at", "best_step", "waited", "stopped_at", "skipped")
+_NO_NUMBERS = ("history", "run", "stop_reason")
 # Titles, names in a log line and forms of the table's columns; an empty one is left out.
 _COLUMNS = (
     ("step", "step", "d"),
@@ -37,8 +40,12 @@ class TrainingReport:
             questions whose own passage scored highest), learning_rate, distinct_documents (share of
             documents retrieved in the batch that differ), posterior_entropy and prior_entropy
             (nats), where the context encoder learns index_age (steps since its weights made the
-            vectors that are searched), and where validated exact_match.
-        exact_match: of the last validation; None without questions to measure it on.
+            vectors that are searched), tokens_per_second (of answers), and where validated
+            exact_match, f1 and validation_loss.
+        exact_match: of the last validation; None without questions to measure it on. With
+            `best_metric` it and the next two are those of the best validation.
+        f1: of the same answers.
+        validation_loss: of the validation questions, without dropout, in nats a token.
         exact_match_before: the same before the first step; None if it was not measured.
         seconds: wall time, summed over resumed parts.
         reindex_seconds: of these, how long it waited for passages to be embedded anew.
@@ -48,6 +55,11 @@ class TrainingReport:
         collapsed_at: the step at which retrieval was seen to have collapsed; None if it was not.
         distinct_at_collapse: share of different documents found then.
         prior_entropy_at_collapse: mean entropy of p(z|x) then, in nats.
+        best: the best `best_metric` so far.
+        best_step: the step after which it was measured.
+        waited: validations since.
+        stopped_at: the step after which the run was ended early; None if it was not.
+        stop_reason: why.
         skipped: steps that were passed over as their loss or gradient was no number.
         skipped_in_a_row: how many of them were the last steps.
         left_out: questions that could not be trained on, as no passage answers them.
@@ -66,6 +78,13 @@ class TrainingReport:
     collapsed_at: int | None = None
     distinct_at_collapse: float | None = None
     prior_entropy_at_collapse: float | None = None
+    f1: float | None = None
+    validation_loss: float | None = None
+    best: float | None = None
+    best_step: int | None = None
+    waited: int = 0
+    stopped_at: int | None = None
+    stop_reason: str = ""
     skipped: int = 0
     skipped_in_a_row: int = 0
     left_out: int = 0
@@ -74,12 +93,23 @@ class TrainingReport:
     def __repr__(self) -> str:
         parts = [f"{self.steps} steps"]
         if self.history and self.first_loss is not None:
-            parts.append(f"loss {self.first_loss:.2f} to {self.history[-1]['loss']:.2f}")
+            parts.append(f"loss {self.first_loss:.2f} to {self.last_loss():.2f}")
         if self.exact_match is not None:
             parts.append(f"exact match {self.exact_match:.3f}")
         if self.collapsed_at is not None:
             parts.append(f"retrieval collapsed at step {self.collapsed_at}")
         return f"TrainingReport({', '.join(parts)}, {self.seconds:.0f} s)"
+
+    def last_loss(self) -> float:
+        """Of the last log line that has one; NaN without any."""
+        losses = [line["loss"] for line in self.history if "loss" in line]
+        return next(reversed(losses), math.nan)
+
+    def take(self, metrics: Mapping[str, float]) -> None:
+        """Take what a validation measured, or a log line of one."""
+        for name in ("exact_match", "f1", "validation_loss"):
+            if name in metrics:
+                setattr(self, name, metrics[name])
 
     def notes(self) -> list[str]:
         """What a person should know before using the model.
@@ -89,6 +119,10 @@ class TrainingReport:
         notes = []
         if self.collapsed_at is not None:
             notes.append(self.collapse())
+        if self.stopped_at is not None:
+            notes.append(f"Stopped early, after step {self.stopped_at:,}: {self.stop_reason}.")
+        if self.best_step is not None and self.best_step != self.steps:
+            notes.append(f"The model is that of step {self.best_step:,}, where it was best.")
         if self.skipped:
             notes.append(
                 f"{self.skipped} of {self.steps} steps were passed over, as their loss or gradient "
@@ -100,7 +134,7 @@ class TrainingReport:
                 "(positive) or found (mine_to)."
             )
         if self.history and self.first_loss is not None:
-            last = self.history[-1]["loss"]
+            last = self.last_loss()
             if last > (1 - _LEARNED) * self.first_loss:
                 notes.append(
                     f"The loss went from {self.first_loss:.2f} to {last:.2f} nats in "
@@ -185,9 +219,11 @@ def is_report(values: dict[str, Any]) -> bool:
         return False
     if not all(isinstance(line, dict) for line in history):
         return False
-    fields_of_numbers = [value for name, value in values.items() if name not in ("history", "run")]
+    if not isinstance(values.get("stop_reason", ""), str):
+        return False
+    fields_of_numbers = [value for name, value in values.items() if name not in _NO_NUMBERS]
     logged = [value for line in history for value in line.values()]
-    counts = [values.get("steps"), values.get("collapsed_at")]
+    counts = [values.get(name) for name in _COUNTS]
     return all(type(count) is int for count in counts if count is not None) and all(
         type(number) in (int, float)
         for number in (*fields_of_numbers, *logged)

@@ -6,7 +6,8 @@ Letters: B questions, N documents a question, S context length, T target length,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import numpy as np
 from rag_core.backends import load_backend, to_numpy
 from rag_core.config import RagConfig
 from rag_core.knowledge import KnowledgeBase, PassageEncoderBase
-from rag_core.metrics import exact_match, mean_posterior_entropy
+from rag_core.metrics import exact_match, f1_score, mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer, within_table
 from rag_core.training.backend import TrainingBackend
 from rag_core.training.batch import Batch, check_answers, make_batch
+from rag_core.training.best import BestWeights, check_measured
+from rag_core.training.callbacks import AnyCallback, call_back, checked_callbacks
 from rag_core.training.choices import chosen_config
 from rag_core.training.config import TrainingConfig
 from rag_core.training.context_encoder import LiveEncoder, encoder_source, open_passage_encoder
 from rag_core.training.contrast import Contrast
-from rag_core.training.data import Example, batches, read_examples, spread
+from rag_core.training.data import Example, batches, measured_questions, read_examples
 from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
@@ -32,8 +35,10 @@ from rag_core.training.losses import ForwardPass, training_loss
 from rag_core.training.parameters import learning_parameters
 from rag_core.training.report import TrainingReport
 from rag_core.training.state import fingerprint, finished_before, source_fingerprint
+from rag_core.training.tensorboard import FOLDER as TENSORBOARD
+from rag_core.training.tensorboard import TensorBoard
 from rag_core.training.window import MetricsWindow
-from rag_core.training.words import beginning, measured_on, time_left, wrong_answers
+from rag_core.training.words import BAR, beginning, measured_on, time_left, wrong_answers
 
 Say = Callable[[str], None]
 
@@ -57,9 +62,11 @@ class TrainingRun(TrainingBackend):
         say: told what a person should know while it runs.
         passage_encoder: what embedded the passages, where it learns along.
         base: the knowledge base that is embedded anew then.
+        callbacks: called while it runs.
 
     Attributes:
         live: what is done for an encoder of passages that learns along; None where none does.
+        best: the weights of the best step so far.
         measured: the questions that exact match is measured on.
         window: sums since the last log line.
 
@@ -79,6 +86,7 @@ class TrainingRun(TrainingBackend):
         say: Say = _nobody,
         passage_encoder: PassageEncoderBase | None = None,
         base: KnowledgeBase | None = None,
+        callbacks: Sequence[AnyCallback] = (),
     ) -> None:
         self.model = model
         self.retriever = retriever
@@ -107,11 +115,14 @@ class TrainingRun(TrainingBackend):
             check_answers(examples, self.tokenizer)
         self.examples = examples
         self.validation = validation[: config.validation_size]
-        self.measured = self.validation or spread(examples, config.sample_size)
+        self.measured = measured_questions(
+            examples, validation, config.validation_size, config.sample_size
+        )
+        check_measured(config, self.measured, bool(self.validation))
         self.out = None if out is None else Path(out)
         self.origin = origin
         self.say = say
-        self.fingerprint = fingerprint(examples, config)
+        self.fingerprint = fingerprint(examples, config, self.measured)
         if origin is not None:
             self.fingerprint.update(origin.fingerprints)
         self.total = config.total_steps(len(examples))
@@ -122,6 +133,10 @@ class TrainingRun(TrainingBackend):
         if config.context_encoder != "frozen" and passage_encoder is not None:
             self.live = LiveEncoder(self, passage_encoder, base)
         self.contrast: Contrast | None = None
+        self.best = BestWeights(self.out)
+        self.callbacks = checked_callbacks(callbacks)
+        if config.tensorboard:
+            self.callbacks.append(self._tensorboard())
         # the last answers to the questions in `measured`, and which were right
         self._texts: list[str] = []
         self._hits: list[float] = []
@@ -139,6 +154,8 @@ class TrainingRun(TrainingBackend):
         progress: bool = True,
         passage_encoder: PassageEncoderBase | None = None,
         kb: KnowledgeBase | None = None,
+        say: Say = _nobody,
+        callbacks: Sequence[AnyCallback] = (),
     ) -> TrainingReport:
         """Fine-tune a RAG model in place on questions and answers, through the documents it
         retrieves.
@@ -158,7 +175,11 @@ class TrainingRun(TrainingBackend):
                 killed goes on from the last checkpoint there, and ends bit for bit where it would
                 have ended (in TensorFlow but for dropout in another library's modules, whose random
                 numbers are not kept). None keeps nothing on disk.
-            progress: draw a progress bar on stderr.
+            progress: draw a progress bar on stderr, at a terminal.
+            say: told what a person should know while it runs; where no bar is drawn, the log lines,
+                too.
+            callbacks: functions or objects called while it runs, see
+                `rag_core.training.Callback`.
             passage_encoder: with a `context_encoder` that learns, what embedded the index's
                 passages: an encoder that `load_encoder` gave. It becomes the model's `ctx_encoder`.
             kb: the knowledge base that `retriever` searches, whose passages are embedded anew; the
@@ -181,8 +202,10 @@ class TrainingRun(TrainingBackend):
             config,
             list(validation),
             out,
+            say=say,
             passage_encoder=passage_encoder,
             base=kb,
+            callbacks=callbacks,
         )
         return run.go(progress)
 
@@ -200,6 +223,7 @@ class TrainingRun(TrainingBackend):
         device: str | None = None,
         progress: bool = True,
         say: Say = _nobody,
+        callbacks: Sequence[AnyCallback] = (),
     ) -> TrainingReport:
         """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on
         questions and a knowledge base.
@@ -216,8 +240,11 @@ class TrainingRun(TrainingBackend):
             context_encoder_model: folder or name of the encoder that embedded the knowledge base,
                 where it is to learn; None takes it from where the knowledge base says it is.
             device: None = a GPU if there is one.
-            progress: draw a progress bar on stderr.
-            say: told what a person should know while it runs.
+            progress: draw a progress bar on stderr, at a terminal.
+            say: told what a person should know while it runs; where no bar is drawn, the log lines,
+                too.
+            callbacks: functions or objects called while it runs, see
+                `rag_core.training.Callback`.
 
         Raises:
             OSError: something is missing, or `out` holds another model already.
@@ -246,7 +273,8 @@ class TrainingRun(TrainingBackend):
             learning = open_passage_encoder(
                 load_backend(cls.backend), base, encoder, config.context_encoder, place
             )
-        run = cls(network, retriever, examples, config, held_out, out, origin, say, learning, base)
+        files = out, origin, say
+        run = cls(network, retriever, examples, config, held_out, *files, learning, base, callbacks)
         return run.go(progress)
 
     @classmethod
@@ -280,7 +308,7 @@ class TrainingRun(TrainingBackend):
         network, retriever = cls._open(model, base, device)
         config = TrainingConfig(n_docs=n_docs, validation_size=len(examples))
         run = cls(network, retriever, examples, config, examples, None, say=say)
-        measured = run.validate()
+        measured = run.validate()["exact_match"]
         network.eval()
         run.say_wrong_answers()
         return measured
@@ -311,7 +339,7 @@ class TrainingRun(TrainingBackend):
         if self.config.retriever_loss == "contrastive":
             self._compare()
         self.say(self._beginning())
-        with self.prepared():
+        with self.prepared(), self._checkpointing():
             read_checkpoint(self)
             if self.live is not None:
                 self.live.resume(self.report.steps)
@@ -319,14 +347,13 @@ class TrainingRun(TrainingBackend):
             if self.report.steps:
                 self.say(f"Goes on from step {self.report.steps:,} of {self.total:,}.")
             elif self.measured and self.config.evaluate_first:
-                self.report.exact_match_before = self.validate()
+                self.report.exact_match_before = self.validate()["exact_match"]
                 where = measured_on(len(self.measured), bool(self.validation))
                 self.say(f"Exact match before: {self.report.exact_match_before:.3f} {where}.")
             bar = tqdm(
                 total=self.total,
                 initial=self.report.steps,
-                desc="training",
-                unit="step",
+                bar_format=BAR,
                 disable=not progress or None,  # None: at a terminal alone
             )
             try:
@@ -336,8 +363,16 @@ class TrainingRun(TrainingBackend):
                 self.model.eval()
                 if self.live is not None:
                     self.live.close()
+            self._go_back_to_the_best()
+            final = self.report.best_step or self.report.steps
+            if self.live is not None and final != self.total:
+                self.live.embed_now(final)
             self.report.seconds = time.monotonic() - start
         write_model(self)
+        if self.out is not None:
+            call_back(
+                self.callbacks, "save", self.report.steps, self.total, self.model, path=self.out
+            )
         self.say_wrong_answers()
         return self.report
 
@@ -348,6 +383,27 @@ class TrainingRun(TrainingBackend):
         self.examples = self.contrast.lessons.examples
         self.total = self.config.total_steps(len(self.examples))
         self.report.left_out = self.contrast.lessons.left_out
+
+    def _tensorboard(self) -> TensorBoard:
+        if self.out is None:
+            raise ValueError(
+                "out must be a folder with tensorboard=True, got None. Name one, or give "
+                "callbacks=[TensorBoard(folder)] in its place"
+            )
+        return TensorBoard(self.out / TENSORBOARD)
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Within it layers keep their inputs alone, if that is asked for."""
+        model = self.model
+        if not self.config.gradient_checkpointing or model.is_gradient_checkpointing:
+            yield
+            return
+        model.gradient_checkpointing_enable()
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()
 
     def _beginning(self) -> str:
         passages = None
@@ -430,19 +486,43 @@ class TrainingRun(TrainingBackend):
             compared = (forward.passage_scores, forward.positive, forward.masked)
             self.window.add_comparison(*map(to_numpy, compared))
 
-    def forward(self, batch: Batch) -> ForwardPass:
-        """Read what there is to read, predict the answers, and weigh that."""
+    def keep_best(self) -> None:
+        """Keep the weights as they are now as the best so far."""
+        states = {name: self.parameter_state(name) for name in self.parameters}
+        weights = {name: to_numpy(state["model"]) for name, state in states.items()}
+        self.best.keep(self.report.steps, weights)
+
+    def _go_back_to_the_best(self) -> None:
+        """Make the model, and what the report says of it, those of the best step."""
+        step = self.report.best_step
+        if step is None or step == self.report.steps:
+            return
+        weights = self.best.read(step)
+        for name in self.parameters:
+            state = self.parameter_state(name).items()
+            arrays = {kind: to_numpy(tensor) for kind, tensor in state}
+            self.set_parameter_state(name, {**arrays, "model": weights[name]})
+        self.report.take(next(line for line in self.report.history if line["step"] == step))
+        self._texts, self._hits = [], []  # those of another step
+
+    def forward(self, batch: Batch, learns: bool = True) -> ForwardPass:
+        """Read what there is to read, predict the answers, and weigh that.
+
+        Args:
+            batch: what is read.
+            learns: False is without dropout.
+        """
         forward = ForwardPass(self.model, tokens_a_question=batch.tokens_a_question)
         if self.config.reads_documents:
-            self._predict(forward, batch)
+            self._predict(forward, batch, learns)
         if self.contrast is not None:
             self.contrast.add_to(forward, batch)
         forward.loss = training_loss(forward, self.config)
         return forward
 
-    def _predict(self, forward: ForwardPass, batch: Batch) -> None:
+    def _predict(self, forward: ForwardPass, batch: Batch, learns: bool) -> None:
         """Read documents and predict answers."""
-        contexts = self.contexts(batch, learns=True)
+        contexts = self.contexts(batch, learns)
         outputs = self.model.rag(
             context_input_ids=contexts.context_input_ids,
             context_attention_mask=contexts.context_attention_mask,
@@ -451,7 +531,7 @@ class TrainingRun(TrainingBackend):
             n_docs=contexts.n_docs,
             use_cache=False,
             return_dict=True,
-            **self.mode(self.config.generator == "all"),
+            **self.mode(learns and self.config.generator == "all"),
         )
         forward.contexts, forward.logits = contexts, outputs.logits
         forward.target = self.tensor(batch.target)
@@ -501,15 +581,35 @@ class TrainingRun(TrainingBackend):
         parts = [self.tensor(array) for array in (ids, mask, scores)]
         return self.contexts_class(*parts, 1).trimmed()
 
-    def validate(self) -> float:
-        """Exact match of greedy answers to the questions in `measured`."""
+    def validate(self) -> dict[str, float]:
+        """`exact_match` and `f1` of greedy answers to the questions in `measured`, and with
+        validation questions their `validation_loss`.
+        """
         with self.answering():
             self._texts = self.answers(self.measured)
-        self._hits = [
-            exact_match(text, example.answers)
-            for text, example in zip(self._texts, self.measured, strict=True)
-        ]
-        return sum(self._hits) / len(self._hits)
+            loss = self._validation_loss()
+        pairs = list(zip(self._texts, (each.answers for each in self.measured), strict=True))
+        self._hits = [exact_match(*pair) for pair in pairs]
+        metrics = {
+            "exact_match": sum(self._hits) / len(self._hits),
+            "f1": sum(f1_score(*pair) for pair in pairs) / len(pairs),
+        }
+        if loss is not None:
+            metrics["validation_loss"] = loss
+        return metrics
+
+    def _validation_loss(self) -> float | None:
+        """What the run minimises, of the validation questions, in nats a token."""
+        if not self.validation or self.contrast is not None:
+            return None  # passages that a question is told apart by are sought for training alone
+        nats = 0.0
+        tokens = 0
+        for part in batches(self.validation, self.config.batch_size):
+            batch = self.batch(part)
+            batch.tokens_a_question = batch.tokens / len(part)
+            nats += float(to_numpy(self.forward(batch, learns=False).loss))
+            tokens += batch.tokens
+        return nats / max(1, tokens)
 
     def say_wrong_answers(self) -> None:
         """Say a few of the answers that were not right when last measured."""

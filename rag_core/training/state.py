@@ -33,7 +33,7 @@ from rag_core.hub import (
 from rag_core.knowledge import FILE as MANIFEST
 from rag_core.knowledge import describe, spots
 from rag_core.training.config import TrainingConfig
-from rag_core.training.data import Example
+from rag_core.training.data import Example, measured_questions
 from rag_core.training.report import REPORT, TrainingReport, is_report
 
 CHECKPOINT = "checkpoint"
@@ -56,6 +56,8 @@ _OUTWARD = (
     "sample_size",
     "on_collapse",
     "on_nan",
+    "gradient_checkpointing",
+    "tensorboard",
 )
 _DAMAGED = "is no checkpoint of a training run, or damaged"
 
@@ -74,14 +76,23 @@ def save_state(
     Raises:
         OSError: it can't be written; an earlier checkpoint there is as it was.
     """
+    if backend == "tf":
+        notes = {**notes, "writer": _TF_WRITER}
+    save_arrays(path, arrays, {"state": json.dumps(notes)})
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write arrays as safetensors, whole or not at all.
+
+    Raises:
+        OSError: they can't be written; an earlier file there is as it was.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    if backend == "tf":
-        notes = {**notes, "writer": _TF_WRITER}
     with atomic_write(path) as draft:
         try:
-            save_file(dict(arrays), draft, metadata={"state": json.dumps(notes)})
+            save_file(dict(arrays), draft, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(
                 f"the checkpoint {path} can't be written ({error}). Make room and run it again."
@@ -171,18 +182,28 @@ def _checked_notes(notes: dict[str, Any], path: Path) -> dict[str, Any]:
     return notes
 
 
-def fingerprint(examples: Sequence[Example], config: TrainingConfig) -> dict[str, Any]:
+def fingerprint(
+    examples: Sequence[Example], config: TrainingConfig, measured: Sequence[Example] = ()
+) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued.
 
-    The settings that shape the run, and the examples.
+    The settings that shape the run, and the examples; where the best model is looked for, also when
+    it is and on which questions.
     """
+    settings = _settings(config)
+    if config.best_metric is not None:
+        settings["evaluate_every"] = config.evaluate_every
+        settings["measured_sha256"] = _digest(measured)
+    return {**settings, "examples": len(examples), "examples_sha256": _digest(examples)}
+
+
+def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(example).encode())
         if example.passages():
             digest.update(repr((example.positive, example.negatives)).encode())
-    settings = _settings(config)
-    return {**settings, "examples": len(examples), "examples_sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:
@@ -246,8 +267,7 @@ def check_same_base(kb: str | Path, manifest_sha256: str) -> None:
 
 def run_of(found: Mapping[str, Any], validation: Sequence[Example]) -> dict[str, Any]:
     """What a finished run says it was: its fingerprint, and which questions it was validated on."""
-    digest = hashlib.sha256("".join(map(repr, validation)).encode()).hexdigest()
-    return {**found, "validation_sha256": digest}
+    return {**found, "validation_sha256": _digest(validation)}
 
 
 def check_fingerprint(
@@ -267,7 +287,8 @@ def check_fingerprint(
             f"{name}: {stored.get(name)!r} there, {current.get(name)!r} now" for name in names
         )
         raise ValueError(
-            f"{path} belongs to another run ({rows}). Remove it, or choose another output folder."
+            f"{path} belongs to another run ({rows}). Give the settings and the data of that run "
+            "to go on with it, choose another output folder, or remove it to begin anew."
         )
 
 
@@ -298,7 +319,8 @@ def finished_before(
         report = TrainingReport.from_dict(read_json(out / REPORT))
     except (OSError, TypeError, ValueError):
         report = TrainingReport()
-    this_run = {**fingerprint(examples, config), **source}
+    measured = measured_questions(examples, validation, config.validation_size, config.sample_size)
+    this_run = {**fingerprint(examples, config, measured), **source}
     if _as_of_today(report.run or {}) != run_of(this_run, validation[: config.validation_size]):
         raise FileExistsError(
             f"{out} holds a model already: choose another folder for the tuned one"

@@ -24,7 +24,7 @@ _IN_A_ROW = 3
 _SHARE_LEFT = 0.5
 _FEW = 0.25
 # Sums that came later than checkpoints that may still be gone on from.
-_LATER = {"retriever_nats", "questions", "found", "compared"}
+_LATER = {"retriever_nats", "questions", "found", "compared", "since"}
 
 
 class MetricsWindow:
@@ -40,9 +40,11 @@ class MetricsWindow:
         prior: of each forward pass, the mean entropy of p(z|x).
         posteriors: of those passes that were asked, the mean entropy of p(z|x, y).
         ids: of each forward pass, the documents found (B, N).
+        since: wall time of the run at the last log line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, since: float = 0.0) -> None:
+        self.since = since
         self.nll = 0.0
         self.tokens = 0
         self.retriever_nats = 0.0
@@ -90,7 +92,9 @@ class MetricsWindow:
         self.compared += len(positive)
 
     def line(self) -> dict[str, float]:
-        """The means."""
+        """The means; nothing where nothing was added."""
+        if not self.tokens:
+            return {}
         line = {"loss": self.nll / max(1, self.tokens)}
         if self.prior:
             line["prior_entropy"] = _mean(self.prior)

@@ -18,6 +18,18 @@ from rag_core.training.parameters import (
 
 _SHOWN = 3
 _SO_DO_PASSAGES = ", and so do the passages that it finds"
+_COLUMNS = 79
+# tqdm's, at a terminal
+BAR = "{n_fmt}/{total_fmt} |{bar:8}| {remaining} left{postfix}"
+# What people see of a log line.
+_FIGURES = {
+    "loss": "loss {:.3f}",
+    "exact_match": "right {:.0%}",
+    "in_batch_accuracy": "in batch {:.0%}",
+    "distinct_documents": "distinct {:.0%}",
+    "prior_entropy": "entropy {:.2f}",
+    "tokens_per_second": "{:.0f} tokens/s",
+}
 # What is said of a part of which nothing learns.
 _FROZEN = {
     GENERATOR: "Generator: stays as it is.",
@@ -66,6 +78,35 @@ def beginning(
     if config.context_encoder != "frozen":
         text = text.replace(_SO_DO_PASSAGES, "")
     return text
+
+
+def progress_line(line: Mapping[str, float], total: int, seconds_left: float | None) -> str:
+    """A log line for people, as much of it as fits into 79 columns.
+
+    Args:
+        line: of the log.
+        total: steps of the whole run.
+        seconds_left: until its end; None if it is not known yet.
+    """
+    text = f"{line['step']:>{len(str(total))}.0f}/{total}{progress_figures(line)}"
+    if seconds_left is None:
+        return text
+    left = _short_time(seconds_left)
+    return f"{text[: _COLUMNS - len(left) - 2]}  {left}"
+
+
+def progress_figures(line: Mapping[str, float]) -> str:
+    """The figures of a log line, those first that matter most."""
+    parts = [form.format(line[name]) for name, form in _FIGURES.items() if name in line]
+    return "".join(f"  {part}" for part in parts)
+
+
+def _short_time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s left"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min left"
+    return f"{seconds / 3600:.1f} h left"
 
 
 def measured_on(count: int, validation: bool) -> str:

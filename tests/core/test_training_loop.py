@@ -20,7 +20,8 @@ SAME = np.tile(np.arange(5), (4, 1))  # the same five for all
 class Run:
     """A run that learns as told: documents and loss of each step."""
 
-    measured = ()
+    measured = callbacks = ()
+    model = None
     out = None
 
     def __init__(self, steps, **settings):
@@ -52,9 +53,8 @@ class Run:
 
 def go(steps, **settings):
     run = Run(steps, **settings)
-    run_steps(
-        run, SimpleNamespace(update=lambda: None, set_postfix_str=lambda text: None), lambda: 0.0
-    )
+    bar = SimpleNamespace(update=lambda: None, set_postfix_str=lambda text: None, disable=True)
+    run_steps(run, bar, lambda: 0.0)
     return run
 
 

@@ -110,6 +110,14 @@ def weights(model):
     return {name: to_numpy(value).copy() for name, value in model.state_dict().items()}
 
 
+def timeless(report):
+    """The log without what depends on the clock."""
+    lines = [dict(line) for line in report.history]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    return lines
+
+
 class Fresh:
     """A model that starts anew with the same weights: TensorFlow's graphs are compiled once."""
 

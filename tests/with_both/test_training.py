@@ -20,6 +20,7 @@ from tests.support.training_models import (
     Fresh,
     Killed,
     small_tokenizers,
+    timeless,
     weights,
 )
 
@@ -79,7 +80,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     again = train(resumed(), resumed.retriever, EXAMPLES, config, **options)
     for name, array in weights(resumed.model).items():
         assert np.array_equal(array, final[name]), name
-    assert again.history[-1] == report.history[-1]
+    assert timeless(again)[-1] == timeless(report)[-1]
     assert not (tmp_path / "tuned" / CHECKPOINT).exists()
     saved = weights(golden.CLASSES["token"].from_pretrained(tmp_path / "tuned"))
     assert all(np.array_equal(array, final[name]) for name, array in saved.items())
@@ -102,9 +103,9 @@ def poison_loss(monkeypatch, module, at):
     """The loss of the forward pass number `at` is NaN."""
     forward, calls = module._Run.forward, []
 
-    def poisoned(self, batch):
+    def poisoned(self, batch, **options):
         calls.append(1)
-        result = forward(self, batch)
+        result = forward(self, batch, **options)
         if len(calls) == at:
             result.loss = result.loss * np.nan
         return result
@@ -352,3 +353,39 @@ def test_a_loss_has_its_backends_mathematics(backend):
     head = import_module(f"rag_{backend}").RagTokenForGeneration
     forward = ForwardPass(head, contexts=None, logits=None, target=None)
     assert forward.math is import_module(f"rag_{backend}.marginalize")
+
+
+def test_the_finished_model_is_that_of_the_best_step_also_after_a_failure(
+    module, shaken, tmp_path, monkeypatch
+):
+    scores = [0.1, 0.6, 0.5, 0.4]
+    monkeypatch.setattr(
+        module._Run, "validate", lambda self: {"exact_match": scores[self.report.steps - 1]}
+    )
+    config = TrainingConfig(
+        **{**SETTINGS, "save_every": 0},
+        steps=4, evaluate_every=1, sample_size=1, best_metric="exact_match",
+        question_encoder="frozen", gradient_checkpointing=True,
+    )  # fmt: skip
+    kept, checkpointing = {}, []
+
+    def watch(progress):
+        kept.setdefault(progress.step, weights(progress.model))
+        checkpointing.append(progress.model.is_gradient_checkpointing)
+        if progress.event == "step" and progress.step == 3 and fails.pop():
+            raise KeyError("mine")
+
+    fails = [False, True]
+    options = {"out": tmp_path, "progress": False, "callbacks": [watch]}
+    with pytest.raises(KeyError):
+        module.train(shaken(), shaken.retriever, EXAMPLES, config, **options)
+    report = module.train(shaken(), shaken.retriever, EXAMPLES, config, **options)
+    assert (report.best_step, report.exact_match, report.steps) == (2, 0.6, 4)
+    final = weights(shaken.model)
+    assert all(np.array_equal(final[name], array) for name, array in kept[2].items())
+    assert any(not np.array_equal(final[name], array) for name, array in kept[3].items())
+    assert not list(tmp_path.glob("checkpoint*"))
+    assert all(checkpointing[:-1]) and not shaken.model.is_gradient_checkpointing
+    with pytest.raises(ValueError, match=r"sample_size|validation must hold questions with best"):
+        config = TrainingConfig(**SETTINGS, best_metric="f1")
+        module.train(shaken(), shaken.retriever, EXAMPLES, config, progress=False)
