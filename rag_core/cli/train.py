@@ -45,8 +45,8 @@ def train(
     questions: Annotated[
         Path | None,
         typer.Argument(
-            help='jsonl with one {"question": ..., "answer": ...} a line; without it a model is '
-            "measured on --validation alone."
+            help='jsonl with one {"question": ..., "answer": ...} a line, or another file that '
+            "`dualrag eval` reads; without it a model is measured on --validation alone."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the tuned model to create.")] = None,
