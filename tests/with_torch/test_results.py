@@ -18,6 +18,7 @@ from rag_core.cli import app
 from rag_core.demo import Article
 from rag_core.evaluation import Evaluation
 from rag_core.retrieval import RagRetriever
+from rag_core.training import TrainingConfig
 from tests.support.evaluations import Countable, small_model
 from tests.support.training_models import (
     VECTORS,
@@ -213,6 +214,11 @@ def test_a_failure_is_told_and_what_needs_it_is_not_begun(asked, monkeypatch) ->
     assert noted["peak_bytes"] > 1e6 and rest[1].outcome() == noted
     other = dataclasses.replace(rest[1], words=("this", "-v"))
     assert other.outcome() is None  # another command is to be run
+
+
+def test_every_system_has_settings_that_training_knows() -> None:
+    for system in plan.SYSTEMS:
+        TrainingConfig(**(system.train or {}))
 
 
 def test_goals_are_met_or_missed() -> None:
