@@ -134,14 +134,6 @@ class LiveEncoder:
         if not self._run.config.save_every:  # no checkpoint needs anything
             self.reindexing.keep(step)
 
-    def embed_now(self, step: int) -> None:
-        """Make the index of the weights as they are, where they are not those of the last step but
-        those after `step` steps.
-        """
-        if self.reindexing is not None:
-            self.reindexing.made_now(step)
-            self._count_waiting()
-
     def keep(self, step: int) -> None:
         """Remove what a run that goes on from `step` has no use for."""
         if self.reindexing is not None:
@@ -160,10 +152,11 @@ class LiveEncoder:
         return {"index_age": self.reindexing.age(step)}
 
     def finish(self, step: int) -> None:
-        """See that the index in use is of the weights as they are, those after `step` steps."""
+        """See that the index in use is of the weights as they are, those after `step` steps: a run
+        may have gone back to them, or stopped early.
+        """
         if self.reindexing is not None and self.reindexing.made_at != step:
             self.reindexing.made_now(step)
-            self._count_waiting()
             self._count_waiting()
 
     def settle(self, draft: Path) -> KnowledgeBase | None:

@@ -106,9 +106,6 @@ def write_model(run: TrainingRun) -> None:
     """
     if run.out is None:
         return
-    if run.live is not None:
-        # of weights that the run went back to, where it did
-        run.live.finish(getattr(run.report, "best_step", None) or run.report.steps)
     run.report.run = run_of(run.fingerprint, run.validation)
     stale = [CHECKPOINT, BEST_PATTERN, f"{REINDEXING}/**/*"]
     stale += [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS]

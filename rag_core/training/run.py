@@ -364,9 +364,8 @@ class TrainingRun(TrainingBackend):
                 if self.live is not None:
                     self.live.close()
             self._go_back_to_the_best()
-            final = self.report.best_step or self.report.steps
-            if self.live is not None and final != self.total:
-                self.live.embed_now(final)
+            if self.live is not None:
+                self.live.finish(self.report.best_step or self.report.steps)
             self.report.seconds = time.monotonic() - start
         write_model(self)
         if self.out is not None:
