@@ -59,6 +59,13 @@ _OUTWARD = (
     "gradient_checkpointing",
     "tensorboard",
 )
+# What differs where a hash does.
+_DATA = {
+    "examples_sha256": "other questions or answers, or in another order",
+    "measured_sha256": "other questions to find the best step on",
+    "model_sha256": "another model to start from",
+    "kb_sha256": "another knowledge base, or changed since",
+}
 _DAMAGED = "is no checkpoint of a training run, or damaged"
 
 
@@ -284,7 +291,8 @@ def check_fingerprint(
     names = sorted(name for name in {*stored, *current} if stored.get(name) != current.get(name))
     if names:
         rows = "; ".join(
-            f"{name}: {stored.get(name)!r} there, {current.get(name)!r} now" for name in names
+            _DATA.get(name, f"{name}: {stored.get(name)!r} there, {current.get(name)!r} now")
+            for name in names
         )
         raise ValueError(
             f"{path} belongs to another run ({rows}). Give the settings and the data of that run "
