@@ -118,15 +118,15 @@ def _systems(axis: Any, found: dict[str, Figures]) -> None:
 
 def _reliability(axis: Any, found: dict[str, Figures]) -> None:
     axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=":")
-    colours = dict(zip(("joint", "sequence"), COLOURS.values(), strict=True))
     for backend, figures in found.items():
         for system, trusted in figures["calibration"].items():
+            head, _, drawn = system.partition(", ")
             axis.plot(
                 [100 * each["mean"] for each in trusted["bins"]],
                 [100 * each["right"] for each in trusted["bins"]],
-                color=colours[system],
+                color=COLOURS["nq" if head == "joint" else "trivia"],
                 linestyle=LINES[backend],
-                marker="o",
+                marker="o" if drawn == "all questions" else "^",
                 label=f"{system}, {NAMES[backend]}",
             )
     axis.set_xlabel("probability of the answer, % (tenths of all answers)")

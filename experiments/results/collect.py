@@ -309,13 +309,18 @@ def _area(high: Sequence[float], low: Sequence[float]) -> float:
 
 
 def _calibration(runs: Runs) -> Figures:
-    """Of questions drawn from all, both files together."""
+    """Of questions drawn from all and from the answerable ones, both files together."""
     found: Figures = {}
-    for system in ("joint", "sequence"):
-        names = [f"{system}-every-{name}" for name in REAL]
+    for system, title, drawn in (
+        ("joint", "joint, all questions", "every"),
+        ("joint", "joint, answerable ones", "0"),
+        ("sequence", "sequence, all questions", "every"),
+        ("sequence", "sequence, answerable ones", "0"),
+    ):
+        names = [f"{system}-{drawn}-{name}" for name in REAL]
         if runs.has(*names):
             rows = [row for name in names for row in runs.rows(name)]
-            found[system] = calibration(
+            found[title] = calibration(
                 [row["p"] for row in rows], [row["exact_match"] for row in rows], SEED
             )
     return found

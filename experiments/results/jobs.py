@@ -28,8 +28,9 @@ OF_BACKEND = {
 # Measured with the demo's model on a core of its own: what every command does once, a passage that
 # is read for an answer (with the gold answers' probability), one that is trained on.
 START_SECONDS = 6.0
-# What TensorFlow's graphs take more.
+# What TensorFlow's graphs take more, of answers and of a training run.
 GRAPH_SECONDS = 10.0
+TRACE_SECONDS = 40.0
 # All passages of the demo.
 EMBED_SECONDS = 350.0
 READ_SECONDS = 0.02

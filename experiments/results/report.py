@@ -18,7 +18,11 @@ PAGE = Path("docs") / "results.md"
 CHARTS = Path("docs") / "charts"
 NAMES = {"nq": "NQ", "trivia": "TriviaQA", "clues": "clues"}
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-_COMMAND = "make results"
+PLOTS = {
+    "systems": "Systems",
+    "n-docs": "Number of passages",
+    "reliability": "Probabilities of answers",
+}
 
 
 def keep(figures: Figures, root: Path, asked: Asked, quick: bool) -> str:
@@ -45,8 +49,13 @@ def publish(root: Path) -> None:
     old = (root / PAGE).read_text("utf-8")
     before, _, rest = old.partition(BEGIN)
     _, _, after = rest.partition(END)
-    (root / PAGE).write_text(f"{before}{BEGIN}\n{page(found)}\n{END}{after}", encoding="utf-8")
     charts.draw(found, root / CHARTS)
+    text = page(found)
+    for name, title in PLOTS.items():
+        if (root / CHARTS / f"results-{name}.svg").is_file():
+            plot = f"![{title}]({CHARTS.name}/results-{name}.svg)"
+            text = text.replace(f"### {title}\n", f"### {title}\n\n{plot}\n")
+    (root / PAGE).write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def page(found: dict[str, Figures]) -> str:

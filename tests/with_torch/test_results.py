@@ -149,13 +149,19 @@ def test_every_figure_is_made_once_and_stands_in_the_tables(asked, figures, tmp_
     for entry in figures["systems"].values():
         for each in entry["sets"].values():
             assert each["command"].startswith(("dualrag eval work/", "python -m experiments."))
-    from experiments.results import charts
-
-    charts.draw({"torch": json.loads(json.dumps(figures))}, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} >= {
-        "results-n-docs.svg",
-        "results-systems.svg",
-    }
+    (tmp_path / report.CHARTS).mkdir(parents=True)
+    (tmp_path / report.PAGE).write_text(
+        f"# T\n\n{report.BEGIN}\nbefore\n{report.END}\nrest", "utf-8"
+    )
+    said = report.keep(figures, tmp_path, asked, quick=True)
+    assert "of a quick run" in said and "before" in (tmp_path / report.PAGE).read_text("utf-8")
+    report.keep(figures, tmp_path, asked, quick=False)
+    report.publish(tmp_path)  # from what is kept
+    text = (tmp_path / report.PAGE).read_text("utf-8")
+    assert text.startswith("# T") and text.endswith("rest") and "\nbefore\n" not in text
+    assert "![Number of passages](charts/results-n-docs.svg)" in text
+    names = {path.name for path in (tmp_path / report.CHARTS).iterdir()}
+    assert names >= {"results-n-docs.svg", "results-systems.svg"}
 
 
 def test_a_mean_over_seeds_is_that_of_the_runs(asked, figures) -> None:
