@@ -16,7 +16,7 @@ help:  ## this list
 	@echo "Each installs what it needs into $(VENV) first; 'source $(BIN)/activate' puts dualrag and python on the path."
 
 # --no-compile: of TensorFlow's thousands of modules only those that are used get compiled, at their first use.
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --use-pep517 -c constraints.txt
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -382,8 +382,8 @@ def test_notes_come_once_and_at_the_end_and_bad_files_together(dualrag) -> None:
     assert [line for line in made.stderr.splitlines() if "names" in line or "naming" in line] == [
         f"  {Path('docs', name).resolve()}: a table needs a first line naming a column 'text' and "
         "optionally 'title'; it has one column, 'words'. Add that line, say which column is the text "
-        "(text_column=, --text-column), or check that the suffix fits the separator (.csv comma, "
-        ".tsv tab)."
+        "(text_column=, --text-column), or check that the suffix fits the separator (.csv comma "
+        "or semicolon, .tsv tab)."
         for name in ("e.csv", "f.csv")
     ]
 
