@@ -1,7 +1,4 @@
-"""A training run, but for what only a framework can do.
-
-Letters: B questions, N documents a question, S context length, T target length, V vocabulary.
-"""
+"""A training run, but for what only a framework can do."""
 
 from __future__ import annotations
 
@@ -16,11 +13,10 @@ import numpy as np
 from rag_core.backends import load_backend, to_numpy
 from rag_core.config import RagConfig
 from rag_core.knowledge import KnowledgeBase, PassageEncoderBase
-from rag_core.metrics import exact_match, f1_score, mean_posterior_entropy
+from rag_core.metrics import mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
-from rag_core.tokenization import RagTokenizer, within_table
-from rag_core.training.backend import TrainingBackend
-from rag_core.training.batch import Batch, check_answers, make_batch
+from rag_core.tokenization import RagTokenizer
+from rag_core.training.batch import check_answers
 from rag_core.training.best import BestWeights, check_measured
 from rag_core.training.callbacks import AnyCallback, call_back, checked_callbacks
 from rag_core.training.choices import chosen_config
@@ -31,14 +27,15 @@ from rag_core.training.data import Example, batches, measured_questions, read_ex
 from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
-from rag_core.training.losses import ForwardPass, training_loss
+from rag_core.training.losses import ForwardPass
 from rag_core.training.parameters import learning_parameters
+from rag_core.training.passes import ForwardPasses
 from rag_core.training.report import TrainingReport
 from rag_core.training.state import fingerprint, finished_before, source_fingerprint
 from rag_core.training.tensorboard import FOLDER as TENSORBOARD
 from rag_core.training.tensorboard import TensorBoard
 from rag_core.training.window import MetricsWindow
-from rag_core.training.words import BAR, beginning, measured_on, time_left, wrong_answers
+from rag_core.training.words import BAR, beginning, measured_on, time_left
 
 Say = Callable[[str], None]
 
@@ -47,7 +44,7 @@ def _nobody(text: str) -> None:
     """Says nothing."""
 
 
-class TrainingRun(TrainingBackend):
+class TrainingRun(ForwardPasses):
     """One training run; a backend's is a subclass that adds what is abstract in `TrainingBackend`.
     Everything else, from the order of examples to the files, is decided in this wing.
 
@@ -132,14 +129,13 @@ class TrainingRun(TrainingBackend):
         self.live: LiveEncoder | None = None
         if config.context_encoder != "frozen" and passage_encoder is not None:
             self.live = LiveEncoder(self, passage_encoder, base)
-        self.contrast: Contrast | None = None
+        self.contrast = None
         self.best = BestWeights(self.out)
         self.callbacks = checked_callbacks(callbacks)
         if config.tensorboard:
             self.callbacks.append(self._tensorboard())
-        # the last answers to the questions in `measured`, and which were right
-        self._texts: list[str] = []
-        self._hits: list[float] = []
+        self._texts = []
+        self._hits = []
 
     @classmethod
     def train(
@@ -503,135 +499,6 @@ class TrainingRun(TrainingBackend):
             self.set_parameter_state(name, {**arrays, "model": weights[name]})
         self.report.take(next(line for line in self.report.history if line["step"] == step))
         self._texts, self._hits = [], []  # those of another step
-
-    def forward(self, batch: Batch, learns: bool = True) -> ForwardPass:
-        """Read what there is to read, predict the answers, and weigh that.
-
-        Args:
-            batch: what is read.
-            learns: False is without dropout.
-        """
-        forward = ForwardPass(self.model, tokens_a_question=batch.tokens_a_question)
-        if self.config.reads_documents:
-            self._predict(forward, batch, learns)
-        if self.contrast is not None:
-            self.contrast.add_to(forward, batch)
-        forward.loss = training_loss(forward, self.config)
-        return forward
-
-    def _predict(self, forward: ForwardPass, batch: Batch, learns: bool) -> None:
-        """Read documents and predict answers."""
-        contexts = self.contexts(batch, learns)
-        outputs = self.model.rag(
-            context_input_ids=contexts.context_input_ids,
-            context_attention_mask=contexts.context_attention_mask,
-            doc_scores=contexts.doc_scores,
-            decoder_input_ids=self.tensor(batch.labels),
-            n_docs=contexts.n_docs,
-            use_cache=False,
-            return_dict=True,
-            **self.mode(learns and self.config.generator == "all"),
-        )
-        forward.contexts, forward.logits = contexts, outputs.logits
-        forward.target = self.tensor(batch.target)
-
-    def question_vectors(self, batch: Batch, learns: bool) -> Any:
-        """The vectors (B, D) of a batch's questions; `learns` as of `contexts`."""
-        ids, mask = self.tensor(batch.input_ids), self.tensor(batch.attention_mask)
-        mode = self.mode(learns and self.config.question_encoder == "all")
-        return self.model.rag._encode(mode, self.model.question_encoder, ids, mask)[0]
-
-    def joint_log_probs(self, forward: ForwardPass) -> np.ndarray:
-        """log p(z|x) + log p(y|x, z) of each document (B, N)."""
-        prior = forward.math.doc_log_probs(forward.contexts.doc_scores)
-        return to_numpy(forward.answer_log_probs) + to_numpy(prior)
-
-    def batch(self, examples: Sequence[Example]) -> Batch:
-        """Questions and answers in tokens."""
-        return make_batch(examples, self.tokenizer, self.config, self.model.config.generator)
-
-    def contexts(self, batch: Batch, learns: bool) -> Any:
-        """What the generator reads for a batch: the examples' own passages, or what is retrieved.
-
-        Args:
-            batch: questions.
-            learns: whether the batch is learned from. An encoder that does not learn is not shaken
-                by dropout all the same.
-        """
-        if batch.examples[0].passage is None:
-            ids, mask = self.tensor(batch.input_ids), self.tensor(batch.attention_mask)
-            return self.model._contexts(
-                ids,
-                mask,
-                n_docs=self.config.n_docs,
-                document_mode=self.mode(learns and self.config.context_encoder == "all"),
-                **self.mode(learns and self.config.question_encoder == "all"),
-            ).trimmed()
-        docs = [
-            {"title": [example.passage[0]], "text": [example.passage[1]]}
-            for example in batch.examples
-            if example.passage
-        ]
-        questions = self.retriever.decode_questions(batch.input_ids.tolist())
-        prefix = getattr(self.model.config.generator, "prefix", None)
-        ids, mask = self.retriever.postprocess_docs(docs, questions, prefix, 1, return_tensors="np")
-        ids = within_table(ids, self.tokenizer.tables[1], self.tokenizer.generator)
-        scores = np.zeros((len(docs), 1), np.float32)
-        parts = [self.tensor(array) for array in (ids, mask, scores)]
-        return self.contexts_class(*parts, 1).trimmed()
-
-    def validate(self) -> dict[str, float]:
-        """`exact_match` and `f1` of greedy answers to the questions in `measured`, and with
-        validation questions their `validation_loss`.
-        """
-        with self.answering():
-            self._texts = self.answers(self.measured)
-            loss = self._validation_loss()
-        pairs = list(zip(self._texts, (each.answers for each in self.measured), strict=True))
-        self._hits = [exact_match(*pair) for pair in pairs]
-        metrics = {
-            "exact_match": sum(self._hits) / len(self._hits),
-            "f1": sum(f1_score(*pair) for pair in pairs) / len(pairs),
-        }
-        if loss is not None:
-            metrics["validation_loss"] = loss
-        return metrics
-
-    def _validation_loss(self) -> float | None:
-        """What the run minimises, of the validation questions, in nats a token."""
-        if not self.validation or self.contrast is not None:
-            return None  # passages that a question is told apart by are sought for training alone
-        nats = 0.0
-        tokens = 0
-        for part in batches(self.validation, self.config.batch_size):
-            batch = self.batch(part)
-            batch.tokens_a_question = batch.tokens / len(part)
-            nats += float(to_numpy(self.forward(batch, learns=False).loss))
-            tokens += batch.tokens
-        return nats / max(1, tokens)
-
-    def say_wrong_answers(self) -> None:
-        """Say a few of the answers that were not right when last measured."""
-        asked = self.measured[: len(self._texts)]
-        if wrong := wrong_answers(asked, self._texts, self._hits):
-            self.say(wrong)
-
-    def answers(self, examples: Sequence[Example]) -> list[str]:
-        """Greedy answers."""
-        texts: list[str] = []
-        for part in batches(examples, self.config.batch_size):
-            contexts = self.contexts(self.batch(part), learns=False)
-            tokens = self.model.generate(
-                context_input_ids=contexts.context_input_ids,
-                context_attention_mask=contexts.context_attention_mask,
-                doc_scores=contexts.doc_scores,
-                n_docs=contexts.n_docs,
-                num_beams=1,
-                num_return_sequences=1,
-                max_length=self.config.max_target_length,
-            )
-            texts += self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
 
     def save(self) -> None:
         """Write a checkpoint."""
