@@ -102,7 +102,7 @@ def _is_foreign(path: Path) -> bool:
         except ValueError:
             return line == "{" or any(f'"{key}":' in line for key in ("data", "Data"))
         return any(layout <= keys for layout in _FOREIGN)
-    return line.startswith("[") or (path.suffix != ".jsonl" and bool(line))
+    return path.suffix != ".jsonl" and bool(line)
 
 
 def _foreign_examples(path: Path) -> list[Example]:
