@@ -44,7 +44,7 @@ class Job:
     Attributes:
         name: of the job.
         folder: where its log and the note of its end go, relative to the repository.
-        words: a module and its arguments.
+        words: a module and its arguments, `--out` among them.
         needs: names of jobs that come before.
         read: passages that are read for an answer.
         learned: passages that are trained on.
@@ -74,6 +74,11 @@ class Job:
         return ROOT / self.folder / f"{self.name}.log"
 
     @property
+    def out(self) -> Path:
+        """What it makes."""
+        return ROOT / self.words[self.words.index("--out") + 1]
+
+    @property
     def note(self) -> Path:
         """What it took, once it has ended well."""
         return self.log.with_suffix(".json")
@@ -88,7 +93,7 @@ class Job:
         """What was noted at its end: "command", "seconds", "processor_seconds" and "peak_bytes";
         None before.
         """
-        if not self.note.is_file():
+        if not self.note.is_file() or not self.out.exists():
             return None
         noted = json.loads(self.note.read_text("utf-8"))
         if noted["command"] != self.command:
@@ -174,8 +179,10 @@ def _carry_out(words: tuple[str, ...], log: Path, usage: Any) -> None:
         unit = 1024
         if sys.platform == "darwin":
             unit = 1
-        own = resource.getrusage(resource.RUSAGE_SELF)
-        usage[:] = own.ru_maxrss * unit, own.ru_utime + own.ru_stime
+        # Embedding anew is a process of a training run's own.
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        usage[0] = max(each.ru_maxrss for each in used) * unit
+        usage[1] = sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def run(jobs: Sequence[Job], start: Callable[[Job], Process], at_once: int, say: Say) -> list[str]:

@@ -208,7 +208,8 @@ def test_exchanged_facts_stand_in_the_new_passages(asked, figures) -> None:
 def test_a_failure_is_told_and_what_needs_it_is_not_begun(asked, monkeypatch) -> None:
     first = Job("first", asked.work / "log", ("no.such.module",))
     rest = [dataclasses.replace(first, name="second", needs=("first",))]
-    rest.append(dataclasses.replace(first, name="third", words=("this",)))
+    rest.append(dataclasses.replace(first, name="third", words=("this", "--out", "made")))
+    Path("made").mkdir()
     monkeypatch.setattr(jobs, "LOADED", ())
     monkeypatch.setattr(jobs, "OF_BACKEND", {"torch": ()})
     said: list[str] = []
@@ -218,8 +219,10 @@ def test_a_failure_is_told_and_what_needs_it_is_not_begun(asked, monkeypatch) ->
     assert "No module named 'no'" in "".join(said)
     noted = json.loads(rest[1].note.read_text("utf-8"))
     assert noted["peak_bytes"] > 1e6 and rest[1].outcome() == noted
-    other = dataclasses.replace(rest[1], words=("this", "-v"))
+    other = dataclasses.replace(rest[1], words=("this", "-v", "--out", "made"))
     assert other.outcome() is None  # another command is to be run
+    Path("made").rmdir()
+    assert rest[1].outcome() is None  # what it made was removed
 
 
 def test_every_system_has_settings_that_training_knows() -> None:
