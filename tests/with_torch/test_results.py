@@ -112,31 +112,18 @@ def asked(tmp_path_factory):
 def figures(asked):
     made = plan.Plan(asked)
     said: list[str] = []
-    failed = jobs.run(runnable(made), InThisProcess, 2, said.append)
+    failed = jobs.run(made.jobs(), InThisProcess, 2, said.append)
     assert not failed, said
     return collect.collected(made)
 
 
-def runnable(made: plan.Plan) -> list[Job]:
-    """The jobs for which the libraries are there: bm25s comes with the extra `test`."""
-    return [job for job in made.jobs() if has_bm25() or not job.name.startswith("bm25")]
-
-
-def has_bm25() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("bm25s") is not None
-
-
 def test_every_figure_is_made_once_and_stands_in_the_tables(asked, figures, tmp_path) -> None:
     made = plan.Plan(asked)
-    names = [job.name for job in runnable(made)]
+    names = [job.name for job in made.jobs()]
     assert len(names) == len(set(names)) == figures["cost"]["commands"]
-    assert not jobs.run(runnable(made), None, 2, print)  # nothing is left to start
-    assert jobs.minutes(runnable(made), 2) == 0
-    assert set(figures["systems"]) == {"start", "joint", "closed-book", "bm25", "extractive"} - (
-        set() if has_bm25() else {"bm25"}
-    )
+    assert not jobs.run(made.jobs(), None, 2, print)  # nothing is left to start
+    assert jobs.minutes(made.jobs(), 2) == 0
+    assert set(figures["systems"]) == {"start", "joint", "closed-book", "bm25", "extractive"}
     counted = figures["questions"]["nq-test"]
     assert counted == {"questions": 12, "answerable": 10}
     for name in ("every", "n_docs", "indexes", "swap"):
@@ -299,7 +286,6 @@ def test_wrong_answers_are_sorted_by_what_is_to_blame(asked, figures) -> None:
 
 
 def test_bm25_finds_by_words_and_its_scores_are_the_logits(tmp_path) -> None:
-    pytest.importorskip("bm25s")
     tokenizers = small_tokenizers(tmp_path)
     index = Countable(["A", "B", "C"], ["river city", "king war", "king fish moon"], VECTORS[:3])
     dense = RagRetriever(small_config(tokenizers), *tokenizers, index=index)
