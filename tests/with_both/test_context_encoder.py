@@ -147,6 +147,27 @@ def test_a_run_with_new_indexes_that_was_killed_ends_bit_for_bit_as_one_that_was
         KnowledgeBase.open(files[2]).check_model(config)
 
 
+def test_a_run_that_goes_back_to_its_best_step_has_the_vectors_of_that_step(
+    rag, files, tmp_path, monkeypatch
+):
+    world = World(rag, files)
+    monkeypatch.setattr(reindexing, "start_process", Inline)
+    monkeypatch.setattr(rag, "load_encoder", world.load_encoder)
+    config = TrainingConfig(
+        steps=3, reindex_every=1, best_metric="f1", evaluate_every=1, sample_size=1, **SETTINGS
+    )
+    measured = iter((0.2, 0.9, 0.1))
+    run = import_module(f"{rag.__name__}.training")._Run
+    monkeypatch.setattr(run, "validate", lambda run: {"exact_match": 0.0, "f1": next(measured)})
+    assert world.train(tmp_path / "tuned", config).best_step == 2
+    new = passages(world.load_encoder(tmp_path / "tuned" / "context_encoder"))
+    base = KnowledgeBase.open(tmp_path / "tuned" / "knowledge_base")
+    np.testing.assert_allclose(embeddings(base), new, atol=1e-6)
+    saved = read_weights(tmp_path / "tuned")
+    for name, value in read_weights(tmp_path / "tuned" / "context_encoder").items():
+        assert np.array_equal(value, saved[f"rag.ctx_encoder.{name}"]), name
+
+
 @pytest.mark.parametrize("kind", ["bert", "dpr"])
 def test_documents_weigh_as_their_vectors_in_the_index_while_nothing_has_learned(
     rag, golden, tokenizers, tmp_path, kind
