@@ -19,6 +19,7 @@ from rag_core.training.parameters import (
 _SHOWN = 3
 _SO_DO_PASSAGES = ", and so do the passages that it finds"
 _COLUMNS = 79
+_BETWEEN = "  "
 # tqdm's, at a terminal
 BAR = "{n_fmt}/{total_fmt} |{bar:8}| {remaining} left{postfix}"
 # What people see of a log line.
@@ -81,7 +82,7 @@ def beginning(
 
 
 def progress_line(line: Mapping[str, float], total: int, seconds_left: float | None) -> str:
-    """A log line for people, as much of it as fits into 79 columns.
+    """A log line for people, as many of its figures as fit into 79 columns.
 
     Args:
         line: of the log.
@@ -92,13 +93,15 @@ def progress_line(line: Mapping[str, float], total: int, seconds_left: float | N
     if seconds_left is None:
         return text
     left = _short_time(seconds_left)
-    return f"{text[: _COLUMNS - len(left) - 2]}  {left}"
+    while len(text) > _COLUMNS - len(left) - len(_BETWEEN):
+        text = text.rpartition(_BETWEEN)[0]
+    return text + _BETWEEN + left
 
 
 def progress_figures(line: Mapping[str, float]) -> str:
     """The figures of a log line, those first that matter most."""
     parts = [form.format(line[name]) for name, form in _FIGURES.items() if name in line]
-    return "".join(f"  {part}" for part in parts)
+    return "".join(_BETWEEN + part for part in parts)
 
 
 def _short_time(seconds: float) -> str:
