@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 
 from benchmarks.report import base_of, ratio, seconds_of
-from benchmarks.scaling_report import COLOURS, INK
+from benchmarks.scaling_report import COLOURS, INK, chart_style
 
 matplotlib.use("Agg")
 
@@ -53,17 +53,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     found = bars(results)
     if not found:
         return
-    style = {
-        "font.size": 9,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "svg.hashsalt": "speed",
-        "svg.fonttype": "path",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(chart_style("speed")):
         figure, axis = plt.subplots(figsize=(8, 0.9 + 0.52 * len(found)), layout="constrained")
         for place, job in enumerate(found):
             for at, (one, (label, colour)) in enumerate(SERIES.items()):

@@ -25,6 +25,12 @@ INK, COLOURS = (
 INDEXES = {"flat": ("flat", "#c2499a"), "ivfpq": ("IVF-PQ", "#2f9e73"), "hnsw": ("HNSW", "#b0801c")}
 
 
+def chart_style(salt: str) -> Any:
+    """Settings of matplotlib that all charts share; `salt` makes their ids the same every time."""
+    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    return dict.fromkeys(colours, INK) | {"font.size": 9, "svg.hashsalt": salt}
+
+
 def duration(seconds: float) -> str:
     """Two digits in a unit that suits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
@@ -139,8 +145,7 @@ def chart(results: dict[str, Any], file: Path, ground: str = "none") -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    with plt.rc_context(dict.fromkeys(colours, INK) | {"font.size": 9, "svg.hashsalt": "scaling"}):
+    with plt.rc_context(chart_style("scaling")):
         figure, axes = plt.subplots(2, 4, figsize=(13.5, 6.4), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.16)
         searched = []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling_report import INK
+from benchmarks.scaling_report import INK, chart_style
 from experiments.results.collect import Figures
 from experiments.results.plan import REAL
 
@@ -28,16 +28,6 @@ def draw(found: dict[str, Figures], folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style: Any = {
-        "font.size": 9,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "svg.hashsalt": "results",
-        "svg.fonttype": "path",
-    }
     plots: dict[str, tuple[str, Callable[[Any, dict[str, Figures]], None]]] = {
         "n-docs": ("n_docs", _n_docs),
         "systems": ("systems", _systems),
@@ -47,7 +37,7 @@ def draw(found: dict[str, Figures], folder: Path) -> None:
         having = {backend: figures for backend, figures in found.items() if figures.get(part)}
         if not having:
             continue
-        with plt.rc_context(style):
+        with plt.rc_context(chart_style("results")):
             figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
             plot(axis, having)
             for side in ("top", "right"):

@@ -193,23 +193,29 @@ def _every(runs: Runs) -> Figures:
 
 
 def _n_docs(runs: Runs) -> Figures:
+    found = _sweep(runs, "n-docs", ("n_docs",))
+    for name, entry in found.items():
+        evaluation = runs.evaluation(f"n-docs-{name}")
+        for point in entry["points"]:
+            point["recall"] = _recall(evaluation, point["n_docs"])
+    return found
+
+
+def _sweep(runs: Runs, kind: str, settings: Sequence[str]) -> Figures:
+    """Exact match and seconds a question of each variant, with what it was told by."""
     found: Figures = {}
     for name in REAL:
-        run = f"n-docs-{name}"
+        run = f"{kind}-{name}"
         if not runs.has(run):
             continue
         evaluation = runs.evaluation(run)
+        asked = evaluation.report["questions"]["asked"]
         found[name] = {"command": runs.jobs[run].command, "points": []}
         for variant, entry in evaluation.report["variants"].items():
-            count = entry["settings"]["n_docs"]
-            found[name]["points"].append(
-                {
-                    "n_docs": count,
-                    "exact_match": evaluation.figures(variant)["exact_match"],
-                    "recall": _recall(evaluation, count),
-                    "seconds": entry["seconds"] / evaluation.report["questions"]["asked"],
-                }
-            )
+            point = {key: entry["settings"][key] for key in settings}
+            point["exact_match"] = evaluation.figures(variant)["exact_match"]
+            point["seconds"] = entry["seconds"] / asked
+            found[name]["points"].append(point)
     return found
 
 
@@ -223,20 +229,7 @@ def _recall(evaluation: Evaluation, count: int) -> Figures:
 
 
 def _decoding(runs: Runs) -> Figures:
-    found: Figures = {}
-    for name in REAL:
-        run = f"decoding-{name}"
-        if not runs.has(run):
-            continue
-        evaluation = runs.evaluation(run)
-        asked = evaluation.report["questions"]["asked"]
-        found[name] = {"command": runs.jobs[run].command, "points": []}
-        for variant, entry in evaluation.report["variants"].items():
-            point = {key: entry["settings"][key] for key in ("decoding", "num_beams")}
-            point["exact_match"] = evaluation.figures(variant)["exact_match"]
-            point["seconds"] = entry["seconds"] / asked
-            found[name]["points"].append(point)
-    return found
+    return _sweep(runs, "decoding", ("decoding", "num_beams"))
 
 
 def _indexes(runs: Runs) -> Figures:

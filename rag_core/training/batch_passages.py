@@ -64,10 +64,27 @@ def passage_rows(questions: np.ndarray, ids: np.ndarray, mask: np.ndarray | None
     for row, same in enumerate(alike):
         masked[row, positive[same]] = True
         masked[row, positive[row]] = False
-    if masked.sum(1).min() >= len(first) - 1:
+    check_comparable(
+        masked,
+        f"{len(questions)} questions",
+        "Make batches larger, or give negatives: further passages of each question",
+    )
+    return PassageRows(ids[is_passage][first], mask[is_passage][first], positive, masked)
+
+
+def check_comparable(masked: np.ndarray, questions: str, advice: str) -> None:
+    """Refuse a batch in which no question has a passage to tell its own from.
+
+    Args:
+        masked: see `PassageRows`.
+        questions: what is said of them.
+        advice: what to do.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if masked.sum(1).min() >= masked.shape[1] - 1:
         raise ValueError(
             "a batch must hold passages to tell the right one from, got one passage alone for "
-            f"{len(questions)} questions. Make batches larger, or give negatives: further passages "
-            "of each question"
+            f"{questions}. {advice}"
         )
-    return PassageRows(ids[is_passage][first], mask[is_passage][first], positive, masked)

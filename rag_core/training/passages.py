@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_core.training.batch_passages import check_comparable
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example, PassageName, batches
 
@@ -197,12 +198,11 @@ class Lessons:
             for number in self._positives[example.question] - {lesson.positive}:
                 if number in columns:
                     masked[row, columns[number]] = True
-        if masked.sum(1).min() >= len(columns) - 1:
-            raise ValueError(
-                "a batch must hold passages to tell the right one from, got one passage alone for "
-                f"{len(examples)} questions, the first {examples[0].question!r:.{_SNIPPET}}. Set "
-                "a larger batch_size, or hard_negatives"
-            )
+        check_comparable(
+            masked,
+            f"{len(examples)} questions, the first {examples[0].question!r:.{_SNIPPET}}",
+            "Set a larger batch_size, or hard_negatives",
+        )
         positive = np.array([columns[lesson.positive] for lesson in lessons])
         return Comparison(list(columns), positive, masked)
 
