@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase as KnowledgeBase
     from rag_core.knowledge import build_knowledge_base as build_knowledge_base
     from rag_core.outputs import Answer as Answer
+    from rag_core.outputs import Citation as Citation
     from rag_core.outputs import GenerateOutput as GenerateOutput
     from rag_core.outputs import Hit as Hit
     from rag_core.outputs import Passage as Passage
@@ -86,6 +87,7 @@ _HOMES = {
     "generation": ["GenerationConfig"],
     "outputs": [
         "Answer",
+        "Citation",
         "GenerateOutput",
         "Hit",
         "Passage",

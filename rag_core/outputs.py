@@ -390,6 +390,29 @@ def _position(metadata: Mapping[str, Any], is_address: bool) -> str:
     return ""
 
 
+CITATION_THRESHOLD = 0.25
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A part of an answer and a passage that carries it.
+
+    Attributes:
+        passage: the passage's place among the answer's, from 0.
+        id: its row number in the index.
+        probability: that the part was written from this passage, see `Answer.citations`.
+        start, end: the part is `answer.text[start:end]`; characters are Unicode code points.
+        text: that part.
+    """
+
+    passage: int
+    id: int
+    probability: float
+    start: int
+    end: int
+    text: str
+
+
 @dataclass
 class Answer:
     """An answer with its provenance.
@@ -401,6 +424,8 @@ class Answer:
         passages: in the order of retrieval.
         tokens: the answer's T tokens as text.
         token_posteriors: RAG-Token only: T rows of N probabilities p(z|x, y_<=i).
+        token_spans: T pairs (start, end): the characters of `text` that a token wrote, all those
+            of which it wrote a byte; (n, n) for one that wrote none, such as the end token.
     """
 
     question: str
@@ -409,12 +434,35 @@ class Answer:
     passages: list[Passage] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     token_posteriors: list[list[float]] | None = None
+    token_spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def citations(self, threshold: float = CITATION_THRESHOLD) -> list[Citation]:
+        """Which passage carries which part of the text, computed from the model's probabilities.
+
+        RAG-Token draws a passage for every token (paper, equation 2), so p(z|x, y_<=i) of the
+        tokens of a part is the probability that passage z wrote each of them, and their mean the
+        share of the part that it wrote. The least part is a word (of Chinese and Japanese a
+        character); neighbouring words that a passage carries are one part. RAG-Sequence draws one
+        passage for the whole answer (equation 1): the part is the whole text, its probability
+        p(z|x, y). So it is, too, of an answer that has no `token_spans`.
+
+        Args:
+            threshold: the least probability of a word to be cited, above 0. By default a quarter:
+                a passage among others that say the same is cited, too, one of chance is not.
+
+        Returns:
+            By their start, the likeliest first; parts of several passages may overlap.
+        """
+        from rag_core.modeling import citations_of
+
+        return citations_of(self, threshold)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists, for JSON; each passage with its `origin`."""
+        """Plain dicts and lists, for JSON; each passage with its `origin`, and the citations."""
         answer = asdict(self)
         for values, passage in zip(answer["passages"], self.passages, strict=True):
             values["origin"] = passage.origin
+        answer["citations"] = [asdict(citation) for citation in self.citations()]
         return answer
 
 

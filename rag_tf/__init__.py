@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rag_core import BertConfig as BertConfig
     from rag_core import BertTokenizer as BertTokenizer
     from rag_core import BertTokenizerFast as BertTokenizerFast
+    from rag_core import Citation as Citation
     from rag_core import DPRConfig as DPRConfig
     from rag_core import DPRContextEncoderTokenizer as DPRContextEncoderTokenizer
     from rag_core import DPRContextEncoderTokenizerFast as DPRContextEncoderTokenizerFast

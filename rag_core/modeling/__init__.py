@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rag_core.modeling.auto import AutoModelForSeq2SeqLMBase as AutoModelForSeq2SeqLMBase
     from rag_core.modeling.auto import named_classes as named_classes
     from rag_core.modeling.auto import networks_of as networks_of
+    from rag_core.modeling.citations import citations_of as citations_of
     from rag_core.modeling.components import RagComponents as RagComponents
     from rag_core.modeling.encoder import BertBase as BertBase
     from rag_core.modeling.encoder import DPRContextBase as DPRContextBase
@@ -51,6 +52,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "answers": ["Found", "Reading", "answer", "find_passages"],
         "auto": ["AutoModelBase", "AutoModelForSeq2SeqLMBase", "named_classes", "networks_of"],
+        "citations": ["citations_of"],
         "components": ["RagComponents"],
         "encoder": [
             "BertBase",

@@ -30,6 +30,7 @@ from rag_core.generation import (
     target_scores,
     token_options,
 )
+from rag_core.modeling.citations import token_spans
 from rag_core.outputs import Answer, Passage
 from rag_core.retrieval import read_docs
 from rag_core.tokenization import RagTokenizer
@@ -167,14 +168,17 @@ class Reading:
                 log_probability, posterior, by_token = _posterior(
                     in_sequence, joint, self.log_priors[b]
                 )
+                text = decoder.decode(row.tolist(), skip_special_tokens=True).strip()
+                places = (np.flatnonzero(counts) + 1).tolist()
                 answers[b].append(
                     Answer(
                         question=question,
-                        text=decoder.decode(row.tolist(), skip_special_tokens=True).strip(),
+                        text=text,
                         log_probability=log_probability,
                         passages=self.passages.of(b, posterior),
                         tokens=[decoder.decode([token]) for token in tokens.tolist()],
                         token_posteriors=by_token,
+                        token_spans=token_spans(decoder.decode, row.tolist(), places, text),
                     )
                 )
         return answers

@@ -265,6 +265,15 @@ def test_answers_are_rag_torchs_with_their_passages_and_probabilities(name, worl
         np.testing.assert_allclose(
             *(np.array(each or 0.0) for each in shares), rtol=2e-6, atol=1e-6
         )
+        assert one["token_spans"] == other["token_spans"]
+        cited = [
+            [(c["id"], c["start"], c["end"]) for c in each["citations"]] for each in (one, other)
+        ]
+        assert cited[0] == cited[1]
+        np.testing.assert_allclose(
+            *([c["probability"] for c in each["citations"]] for each in (one, other)), rtol=2e-6
+        )
+    assert any(each["citations"] for each in mine)
     json.dumps(mine)
     with pytest.raises(TypeError, match="number 1"):
         model.answer(["good", 5])
