@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
-WINGS = checkpoint cli config demo evaluation generation hub knowledge modeling parity retrieval tokenization training
+WINGS = checkpoint cli config demo evaluation generation hub knowledge modeling parity retrieval serving tokenization training
 
 CONFORMANCE = build/conformance
 

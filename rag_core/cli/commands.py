@@ -21,6 +21,7 @@ from rag_core.cli.info import info
 from rag_core.cli.panels import PanelledCommand
 from rag_core.cli.parity import parity
 from rag_core.cli.search import search
+from rag_core.cli.serve import serve
 from rag_core.cli.train import flag_of, train
 
 _WIDEST = 110  # columns of help: longer lines are hard to read
@@ -102,6 +103,13 @@ _add(
     'dualrag ask "Who is the fire warden?" --kb kb --model tuned --n-docs 3',
     "dualrag ask --kb kb --model tuned",
     "dualrag ask --questions questions.txt --kb kb --json > answers.jsonl",
+)
+_add(
+    serve,
+    "Answer questions over HTTP.",
+    "dualrag serve",
+    "dualrag serve --model tuned --kb kb --port 8080",
+    "dualrag serve --host 0.0.0.0 --api-key KEY",
 )
 _add(
     search,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rag_core.generation.engine import Engine as Engine
     from rag_core.generation.engine import is_native as is_native
     from rag_core.generation.hooks import Hooks as Hooks
+    from rag_core.generation.hooks import SearchCancelledError as SearchCancelledError
     from rag_core.generation.hooks import pop_hooks as pop_hooks
     from rag_core.generation.inputs import UNREAD_BY_GENERATE as UNREAD_BY_GENERATE
     from rag_core.generation.inputs import check_context as check_context
@@ -93,7 +94,7 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "decoder": ["Decoder", "Encoded", "GuidedDecoder"],
         "engine": ["Engine", "is_native"],
-        "hooks": ["Hooks", "pop_hooks"],
+        "hooks": ["Hooks", "SearchCancelledError", "pop_hooks"],
         "inputs": [
             "UNREAD_BY_GENERATE",
             "check_context",

@@ -265,13 +265,20 @@ class BeamSearch(_Search):
         self._watch(hypotheses.worst, best)
         return hypotheses.worst >= best
 
-    def finish(self) -> SearchResult:
-        """Ends the searches: beams still running compete with the finished ones."""
+    def stop(self, searches: np.ndarray) -> None:
+        """Ends the searches where the (Q,) mask is True: beams still running compete with the
+        finished ones.
+        """
         generated = max(self.length - self.prompt_length, 1)
-        for q in np.flatnonzero(~self.finished):
+        for q in np.flatnonzero(searches & ~self.finished):
             for k in range(self.beams):
                 score = float(self.scores[q, k])
                 self._hypotheses[q].add(self.tokens[q, k], score, self.indices[q, k], generated)
+        self.finished |= searches
+
+    def finish(self) -> SearchResult:
+        """Ends all searches."""
+        self.stop(~self.finished)
         chosen = [
             hypothesis
             for hypotheses in self._hypotheses

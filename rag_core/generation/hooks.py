@@ -1,7 +1,7 @@
 """What a caller plugs into the loop of a `generate` call: processors, criteria, a seed, a streamer,
 prompts.
 
-Letters: B questions, P tokens of a prompt, R rows, t tokens so far, S' length of a negative prompt,
+Letters: B questions, P tokens of a prompt, Q searches, R rows, t tokens so far, S' length of a negative prompt,
 V vocabulary.
 """
 
@@ -31,8 +31,13 @@ _HOOKS = (
     "decoder_input_ids",
     "negative_prompt_ids",
     "negative_prompt_attention_mask",
+    "cancelled",
 )
 _SEED = checks.whole(optional=True)
+
+
+class SearchCancelledError(Exception):
+    """A search was stopped, as nobody waits for any of its questions any longer."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ class Hooks:
         decoder_input_ids: (B, P) what each question's sequences begin with; None = the start token.
         negative_prompt: ids (B, S') of the contexts that `guidance_scale` contrasts the documents
             with, and their mask; None = the generator's empty text.
+        cancelled: called every few steps, from whichever thread generates, and returns (B,) bools:
+            which questions nobody waits for any longer. Their searches end there; once that is all
+            of them, `SearchCancelledError` ends the call.
         graph: whether the loop is to run in a graph, where the framework has such: at once or not
             at all (True), never (False), or as the engine sees fit (None).
     """
@@ -64,6 +72,7 @@ class Hooks:
     streamer: Any = None
     decoder_input_ids: np.ndarray | None = None
     negative_prompt: tuple[Any, Any] = (None, None)
+    cancelled: Callable[[], Sequence[bool]] | None = None
     graph: bool | None = None
 
     @classmethod
@@ -77,6 +86,7 @@ class Hooks:
         decoder_input_ids: Any = None,
         negative_prompt_ids: Any = None,
         negative_prompt_attention_mask: Any = None,
+        cancelled: Any = None,
         graph: Any = None,
     ) -> Hooks:
         """Checks what a `generate` call passed; one callable may stand for a list of one."""
@@ -101,6 +111,10 @@ class Hooks:
             )
         if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
             raise ValueError("negative_prompt_attention_mask needs negative_prompt_ids beside it")
+        if cancelled is not None and not callable(cancelled):
+            raise TypeError(
+                f"cancelled must be a function () -> a bool a question; got {cancelled!r}"
+            )
         if graph is not None:
             graph = checked_switch("graph", graph, False)
         prompt = decoder_input_ids
@@ -114,8 +128,22 @@ class Hooks:
             streamer=streamer,
             decoder_input_ids=prompt,
             negative_prompt=(negative_prompt_ids, negative_prompt_attention_mask),
+            cancelled=cancelled,
             graph=graph,
         )
+
+    def given_up(self, searches: int) -> np.ndarray:
+        """Which of so many searches nobody waits for any longer, (Q,) bool.
+
+        Raises:
+            SearchCancelledError: that is all of them.
+        """
+        if self.cancelled is None:
+            return np.zeros(searches, bool)
+        questions = np.asarray(self.cancelled(), bool)
+        if questions.all():
+            raise SearchCancelledError("the search was stopped: nobody waits for its answer")
+        return questions.repeat(searches // len(questions))
 
     def begin(self, options: GenerationConfig, questions: int, rows: int) -> np.ndarray:
         """What so many questions, written in so many rows, start from, (B, P).

@@ -81,6 +81,7 @@ class _OfTheCall(TypedDict, total=False):
     negative_prompt_attention_mask: Any
     synced_gpus: bool | None
     assistant_model: Any
+    cancelled: Callable[[], Sequence[bool]] | None
     graph: bool | None  # rag_tf
     labels: Any  # of a batch for training: these two are not read
     token_type_ids: Any

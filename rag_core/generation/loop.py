@@ -99,6 +99,10 @@ class _Loop(ABC):
     def advance(self, rows: np.ndarray, scores: Tensor) -> None:
         """Choose the next tokens of all rows (R, t) by their scores (R, V)."""
 
+    @abstractmethod
+    def give_up(self, searches: np.ndarray) -> None:
+        """End the searches where the (Q,) mask is True."""
+
     def run(self) -> tuple[SearchResult, tuple[Tensor, ...] | None]:
         search = self.search
         while not search.done:
@@ -107,6 +111,8 @@ class _Loop(ABC):
             self.advance(rows, scores)
             if self.stopped():
                 break
+            if self.hooks.cancelled is not None:
+                self.give_up(self.hooks.given_up(self.decoder.searches))
         if self.hooks.streamer is not None:
             self.hooks.streamer.end()
         step_scores = tuple(self.step_scores) if self.options.output_scores else None
@@ -232,6 +238,9 @@ class _RowLoop(_Loop):
         if not search.done:
             decoder.drop(search.finished.reshape(decoder.searches, -1).min(axis=1))
 
+    def give_up(self, searches: np.ndarray) -> None:
+        self.search.stop(searches.repeat(self.decoder.beams))
+
 
 class _BeamLoop(_Loop):
     """Beam search and beam sampling."""
@@ -275,3 +284,6 @@ class _BeamLoop(_Loop):
         if not search.done:
             decoder.reorder(sources)
             decoder.drop(search.finished)
+
+    def give_up(self, searches: np.ndarray) -> None:
+        self.search.stop(searches)

@@ -25,6 +25,8 @@ from rag_tf.graph.state import LoopState
 
 # Sets of options that are remembered, those that were asked for last.
 _REMEMBERED = 32
+# Steps of the graph until it is asked again whether anybody waits for the answers.
+_STEPS_UNTIL_ASKED = 8
 _LOG = logging.getLogger("rag_tf")
 
 
@@ -55,7 +57,7 @@ def search_in_graph(
         is_marginal = decoder.active_log_priors is not None
         is_repeated = graph.function.is_repeated(spec, is_marginal, graph.capacity())
         if is_repeated or hooks.graph:
-            result = _Run(decoder, options, spec, graph).result(starts)
+            result = _Run(decoder, options, hooks, spec, graph).result(starts)
             if result is not None:
                 return result
             reason = "some score is NaN"
@@ -164,8 +166,15 @@ class _Run:
     """
 
     def __init__(
-        self, decoder: Decoder, options: GenerationConfig, spec: SearchSpec, graph: Graph
+        self,
+        decoder: Decoder,
+        options: GenerationConfig,
+        hooks: Hooks,
+        spec: SearchSpec,
+        graph: Graph,
     ) -> None:
+        self.hooks = hooks
+        self.searches = decoder.searches
         self.generator = decoder.generator
         self.docs = decoder.docs
         self.options = options
@@ -188,7 +197,7 @@ class _Run:
                 return None
             self.state = self.state.with_tensors(tensors)
             length = self.state.position + 1  # the newest token is not in the cache yet
-            now = now._replace(searches=self._active(now.searches))
+            now = now._replace(searches=self._active(self._awaited(now.searches)))
         searches = self._all(now.searches)
         num_return_sequences = self.options.num_return_sequences
         return _to_numpy(_FINISH(self.spec, searches, now.length, divisors, num_return_sequences))
@@ -199,13 +208,22 @@ class _Run:
             dtypes.append(self.log_priors.dtype)
         return tf.float64 if tf.float64 in dtypes else tf.float32
 
+    def _awaited(self, searches: Any) -> Any:
+        """The searches, those ended that nobody waits for any longer."""
+        if self.hooks.cancelled is None:
+            return searches
+        given_up = tf.constant(self.hooks.given_up(self.searches))
+        return searches._replace(finished=searches.finished | tf.gather(given_up, searches.number))
+
     def _stop(self, length: int, limit: int) -> int:
         """How long sequences of `length` tokens may get before it is Python's turn again,
         `limit` at most.
         """
         with suppress(ValueError):
             self.generator.reserve(self.state, limit - length)
-            return limit
+            if self.hooks.cancelled is None:
+                return limit
+            return min(limit, length + _STEPS_UNTIL_ASKED)
         # The network has fewer positions. Whether they are enough, the searches will show, step by
         # step.
         self.generator.reserve(self.state, 1)

@@ -1,0 +1,73 @@
+"""`dualrag serve`: answers over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rag_core.cli.common import (
+    Backend,
+    Device,
+    Dtype,
+    KnowledgeBaseFolder,
+    ModelName,
+    Where,
+    choice,
+    clean,
+    say,
+    without_none,
+)
+
+
+@clean
+def serve(
+    model: ModelName = None,
+    kb: KnowledgeBaseFolder = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines, too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes one that is free.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DUALRAG_API_KEY",
+            help="Requests must bring it; better in the environment, where nobody sees it.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Questions the model sees at once, at most; 8.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a request may take; 60.")
+    ] = None,
+    where: Where = None,
+    head: Annotated[
+        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
+    ] = False,
+    backend: Backend = None,
+) -> None:
+    """Answer questions over HTTP: an API, OpenAI's, and a page at /."""
+    from rag_core.cli.models import open_model
+    from rag_core.cli.process import load_backend_for_command
+    from rag_core.hub import DEMO
+    from rag_core.serving import ServedModel, ServerSettings, bind, run_server
+
+    settings = ServerSettings(
+        **without_none(api_key=api_key, batch_size=batch_size, timeout=timeout)
+    )
+    listening = bind(host, port)
+
+    def opened() -> ServedModel:
+        engine = load_backend_for_command(backend)
+        network, base = open_model(
+            engine, kb, model, head, say, int8, where=where, dtype=dtype, device=device
+        )
+        return ServedModel(network, base, model or DEMO)
+
+    run_server(opened, settings, listening, say=say)

@@ -1,0 +1,183 @@
+"""A model and its knowledge base as a server asks them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rag_core import __version__
+from rag_core.backends import BACKENDS
+from rag_core.generation import sequence_options, token_options
+from rag_core.modeling import Reading, find_passages
+from rag_core.outputs import Answer, Hit
+from rag_core.serving.options import check_of_the_call, check_sampling
+
+OpenModel = Callable[[], "ServedModel"]
+_NOT_OF_GENERATE = ("n_docs", "head", "seed", "do_deduplication", "decoding")
+
+
+class ServedModel:
+    """A RagTokenForGeneration or RagSequenceForGeneration with its retriever.
+
+    Args:
+        network: the model.
+        base: its KnowledgeBase; None where its index is another.
+        name: what people call it.
+    """
+
+    def __init__(self, network: Any, base: Any = None, name: str = "dualrag") -> None:
+        if getattr(network, "retriever", None) is None:
+            raise ValueError(
+                "the model must have a retriever, got none: pass retriever= to from_pretrained or "
+                "call set_retriever(...)"
+            )
+        self.network = network
+        self.base = base
+        self.name = name
+        self._engine = network._engine
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether its own head is RAG-Sequence's."""
+        return "Sequence" in type(self.network).__name__
+
+    @property
+    def n_docs(self) -> int:
+        """Passages that it reads for a question."""
+        n_docs: int = self.network.config.n_docs
+        return n_docs
+
+    def check(self, options: Mapping[str, Any]) -> Hashable:
+        """What has to be equal of requests that are answered together; None: it goes alone.
+
+        Raises:
+            ValueError, TypeError: options that this model cannot have.
+        """
+        check_of_the_call(options)
+        check_sampling(options, token_options(self.network).do_sample)
+        of_generate = {k: v for k, v in options.items() if k not in _NOT_OF_GENERATE}
+        in_sequence = self.in_sequence
+        if "head" in options:
+            in_sequence = options["head"] == "sequence"
+        if in_sequence:
+            beams = of_generate.pop("num_beams", None)
+            of_generate.pop("num_return_sequences", None)
+            resolved = sequence_options(self.network, beams, **of_generate)
+        else:
+            resolved = token_options(self.network, **of_generate)
+            if "decoding" in options:
+                raise ValueError(
+                    "decoding must go with the head 'sequence', got it with 'token'. Leave it out"
+                )
+        if resolved.do_sample:
+            return None  # the noise depends on the row: among others it would be another one
+        return json.dumps(options, sort_keys=True)
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        options: Mapping[str, Any],
+        cancelled: Callable[[], Sequence[bool]] | None = None,
+    ) -> list[list[Answer]]:
+        """For each question its answers, best first.
+
+        Args:
+            questions: texts.
+            options: those of `OPTIONS`.
+            cancelled: see `Hooks.cancelled`.
+
+        Raises:
+            SearchCancelledError: nobody waits for any of them.
+            ValueError, TypeError: options that this model cannot have.
+        """
+        options = dict(options)
+        n_docs = options.pop("n_docs", None)
+        reading = Reading(self._engine, self.network, list(questions), n_docs=n_docs)
+        return reading.answers(cancelled=cancelled, **options)
+
+    def retrieve(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        """For each question the k nearest passages, nearest first."""
+        found = find_passages(self._engine, self.network, list(questions), k)
+        return [
+            _hits(ids, docs, scores)
+            for ids, docs, scores in zip(found.ids, found.docs, found.scores, strict=True)
+        ]
+
+    def passage(self, row: int) -> dict[str, Any] | None:
+        """One passage: "id", "title", "text", "source", "metadata", "origin"; None where there is
+        no such row.
+        """
+        index = self.network.retriever.index
+        try:
+            size = len(index)
+        except TypeError:  # an index of somebody's own
+            size = row + 1
+        if not 0 <= row < size:
+            return None
+        docs = index.get_doc_dicts(np.array([[row]]))
+        (hit,) = _hits([row], docs[0], [0.0])
+        values = hit.to_dict()
+        return {name: value for name, value in values.items() if name not in ("rank", "score")}
+
+    def info(self) -> dict[str, Any]:
+        """What it is: "model", "knowledge_base" and "versions"."""
+        config = self.network.config
+        backend = next(
+            (name for name, (package, *_) in BACKENDS.items() if package == self._package()), None
+        )
+        info: dict[str, Any] = {
+            "model": {
+                "name": self.name,
+                "head": "sequence" if self.in_sequence else "token",
+                "generator": config.generator.model_type,
+                "question_encoder": config.question_encoder.model_type,
+                "n_docs": self.n_docs,
+                "backend": backend,
+            },
+            "knowledge_base": None,
+            "versions": {"dualrag": __version__},
+        }
+        if self.base is not None:
+            manifest = self.base.manifest
+            info["knowledge_base"] = {
+                "name": self.base.path.name,
+                "passages": len(self.base),
+                "encoder": manifest.encoder["name"],
+                "index": manifest.index.get("kind"),
+                "recall_at_5": manifest.index.get("recall_at_5"),
+                "credit": manifest.credit,
+            }
+        return info
+
+    def _package(self) -> str:
+        return type(self._engine).__module__.partition(".")[0]
+
+
+def _hits(ids: Sequence[int], docs: Mapping[str, Any], scores: Sequence[float]) -> list[Hit]:
+    """Passages of one question; ids of -1 are missing ones."""
+    unknown = [None] * len(ids)
+    rows = zip(
+        ids,
+        scores,
+        docs["title"],
+        docs["text"],
+        docs.get("source", unknown),
+        docs.get("metadata", unknown),
+        strict=True,
+    )
+    return [
+        Hit(
+            rank + 1,
+            int(row),
+            float(score),
+            title,
+            text,
+            source if isinstance(source, str) else None,
+            metadata if isinstance(metadata, dict) else {},
+        )
+        for rank, (row, score, title, text, source, metadata) in enumerate(rows)
+        if row >= 0
+    ]

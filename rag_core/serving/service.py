@@ -1,0 +1,241 @@
+"""What the routes ask: a model that can be swapped, behind two queues."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rag_core.generation import SearchCancelledError
+from rag_core.outputs import Answer, Hit
+from rag_core.serving.batching import Batcher, Cancelled, QueueFullError
+from rag_core.serving.errors import ApiError, without_paths
+from rag_core.serving.metrics import Metrics
+from rag_core.serving.model import OpenModel, ServedModel
+from rag_core.serving.options import check_limits, checked_names
+from rag_core.serving.settings import ServerSettings
+
+_LOG = logging.getLogger(__name__)
+# Questions that are embedded and searched at once: cheap beside an answer.
+_RETRIEVED_AT_ONCE = 64
+
+
+class Service:
+    """Answers and passages for the routes, from whichever model is loaded.
+
+    Args:
+        open_model: loads model and knowledge base, again at each reload, in a thread.
+        settings: limits.
+    """
+
+    def __init__(self, open_model: OpenModel, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(self)
+        self.fault: Exception | None = None
+        self.began = time.time()
+        self._open = open_model
+        self._model: ServedModel | None = None
+        self._reloading = asyncio.Lock()
+        wait, queue = settings.batch_wait, settings.queue
+        self.answers = Batcher(
+            self._answer,
+            size=settings.batch_size,
+            wait=wait,
+            queue=queue,
+            name="answers",
+            observe=self.metrics.batch,
+        )
+        self.searches = Batcher(
+            self._retrieve, size=_RETRIEVED_AT_ONCE, wait=wait, queue=queue, name="searches"
+        )
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that answers now.
+
+        Raises:
+            ApiError: none is loaded yet.
+        """
+        if self._model is None:
+            raise ApiError(
+                503, "The model is still being loaded.", code="loading", headers=_in_seconds(2)
+            )
+        return self._model
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether questions are answered."""
+        return self._model is not None
+
+    async def start(self) -> None:
+        """Begin to answer; the model is loaded first."""
+        self.answers.start()
+        self.searches.start()
+        await self.reload()
+
+    async def close(self) -> None:
+        """Answer no more."""
+        await self.answers.close()
+        await self.searches.close()
+
+    async def reload(self) -> None:
+        """Load model and knowledge base anew and put them in place of those that answer now.
+
+        Batches that run finish with the old ones.
+
+        Raises:
+            Exception: what the loading raised; those before go on answering.
+        """
+        async with self._reloading:
+            loop = asyncio.get_running_loop()
+            self._model = await loop.run_in_executor(None, self._open)
+
+    async def answer(
+        self, question: Any, options: Mapping[str, Any] | None = None, timeout: Any = None
+    ) -> list[Answer]:
+        """The answers to one question, best first: `num_return_sequences` of them.
+
+        Args:
+            question: a text.
+            options: those of `generate`, "n_docs" and "head".
+            timeout: seconds; None and more than the server's is the server's.
+
+        Raises:
+            ApiError: what is wrong with the request, or with the server.
+        """
+        (answers,) = await self.answer_all([question], options, timeout)
+        return answers
+
+    async def answer_all(
+        self,
+        questions: Sequence[Any],
+        options: Mapping[str, Any] | None = None,
+        timeout: Any = None,
+    ) -> list[list[Answer]]:
+        """As `answer`, for several questions: all are answered, or one error says why not."""
+        self.check_questions(questions, "question")
+        options = checked_names(options or {})
+        check_limits(options, self.settings)
+        try:
+            key = self.model.check(options)
+        except (ValueError, TypeError) as error:
+            raise ApiError(422, _sentence(error)) from None
+        seconds = self.seconds(timeout)
+        return await self._all(self.answers, questions, options, key, seconds)
+
+    async def retrieve(
+        self, questions: Sequence[Any], k: Any = None, timeout: Any = None
+    ) -> list[list[Hit]]:
+        """The k nearest passages of each question; None is as many as the model reads."""
+        self.check_questions(questions, "query")
+        if k is None:
+            k = self.model.n_docs
+        if type(k) is not int or not 1 <= k <= self.settings.max_docs:
+            raise ApiError(
+                422,
+                f"topk must be a whole number from 1 to {self.settings.max_docs}, got {k!r:.80}.",
+                param="topk",
+            )
+        return await self._all(self.searches, questions, k, k, self.seconds(timeout))
+
+    def check_questions(self, questions: Sequence[Any], noun: str) -> None:
+        """See that texts can be asked.
+
+        Raises:
+            ApiError: none, too many, or one that is no text, empty or too long.
+        """
+        settings = self.settings
+        if not questions:
+            raise ApiError(422, f"There must be one {noun} or more, got none.")
+        if len(questions) > settings.max_questions:
+            raise ApiError(
+                422,
+                f"A request must hold at most {settings.max_questions} texts, got "
+                f"{len(questions)}. Send several requests.",
+            )
+        for text in questions:
+            if not isinstance(text, str):
+                raise ApiError(422, f"A {noun} must be a text, got {type(text).__name__}.")
+            if not text.strip():
+                raise ApiError(422, f"A {noun} must have at least one word, got an empty text.")
+            if len(text) > settings.max_question_chars:
+                raise ApiError(
+                    422,
+                    f"A {noun} must have at most {settings.max_question_chars:,} characters, got "
+                    f"{len(text):,}.",
+                )
+
+    def seconds(self, timeout: Any) -> float:
+        """How long a request may take.
+
+        Raises:
+            ApiError: it asks for something else than a number above 0.
+        """
+        if timeout is None:
+            return self.settings.timeout
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if not is_number or not math.isfinite(timeout) or timeout <= 0:
+            raise ApiError(
+                422, f"timeout must be seconds above 0, got {timeout!r:.80}.", param="timeout"
+            )
+        return min(timeout, self.settings.timeout)
+
+    async def _all(
+        self, batcher: Batcher, texts: Sequence[str], options: Any, key: Any, seconds: float
+    ) -> list[Any]:
+        """Results of all texts; if one fails, or they are no longer waited for, none goes on."""
+        tasks = []
+        try:
+            batcher.check_room(len(texts))
+            tasks = [
+                asyncio.ensure_future(batcher(text, options, key=key, timeout=seconds))
+                for text in texts
+            ]
+            return await asyncio.gather(*tasks)
+        except QueueFullError as error:
+            raise ApiError(
+                429,
+                f"The server is busy. Try again in {error.retry_after} s.",
+                code="queue_full",
+                headers=_in_seconds(error.retry_after),
+            ) from None
+        except (asyncio.TimeoutError, SearchCancelledError):
+            raise ApiError(
+                504, f"It took longer than {seconds:g} s, and was stopped.", code="timeout"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise ApiError(422, _sentence(error)) from None
+        except OSError:
+            _LOG.exception("a file could not be read")
+            raise ApiError(
+                503,
+                "The knowledge base or the model can no longer be read. Restore it, and reload.",
+                code="unreadable",
+            ) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _answer(
+        self, questions: list[str], options: Mapping[str, Any], cancelled: Cancelled
+    ) -> list[list[Answer]]:
+        return self.model.answer(questions, options, cancelled)
+
+    def _retrieve(self, questions: list[str], k: int, cancelled: Cancelled) -> list[list[Hit]]:
+        return self.model.retrieve(questions, k)
+
+
+def _in_seconds(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
+
+
+def _sentence(error: Exception) -> str:
+    text = without_paths(" ".join(str(error).split()))
+    if not text.endswith((".", "!", "?")):
+        text += "."
+    return text

@@ -1,0 +1,166 @@
+"""A server on a real socket, and a stand-in for the model behind it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from rag_core.generation import SearchCancelledError
+from rag_core.outputs import Answer, Hit, Passage
+from rag_core.serving import ServerSettings, Service, create_app
+
+
+class StandIn:
+    """Answers "a <question>" from two passages, in so many steps; remembers its batches.
+
+    Args:
+        seconds: that a batch takes.
+        error: what it raises instead, if the question holds "fail".
+    """
+
+    name = "stand-in"
+    n_docs = 2
+
+    def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
+        self.seconds = seconds
+        self.error = error or ValueError("this question can't be answered")
+        self.batches: list[list[str]] = []
+        self.stopped = 0
+
+    def check(self, options: Any) -> Any:
+        return json.dumps(options, sort_keys=True)
+
+    def answer(self, questions: list[str], options: Any, cancelled: Any) -> list[list[Answer]]:
+        self.batches.append(list(questions))
+        if any("fail" in question for question in questions):
+            raise self.error
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            if all(cancelled()):
+                self.stopped += 1
+                raise SearchCancelledError
+            time.sleep(0.002)
+        count = options.get("num_return_sequences", 1)
+        return [[answer_to(question) for _ in range(count)] for question in questions]
+
+    def retrieve(self, questions: list[str], k: int) -> list[list[Hit]]:
+        return [
+            [Hit(n + 1, n, 1.0 - n, f"title {n}", f"text\nof {question}") for n in range(k)]
+            for question in questions
+        ]
+
+    def passage(self, row: int) -> dict[str, Any] | None:
+        if row > 1:
+            return None
+        hit = Hit(1, row, 0.0, f"title {row}", "text", "file.md", {"line": 3})
+        return {"id": row, "title": hit.title, "text": hit.text, "origin": hit.origin}
+
+    def info(self) -> dict[str, Any]:
+        return {"model": {"name": self.name}, "knowledge_base": None, "versions": {}}
+
+
+def answer_to(question: str) -> Answer:
+    """What the stand-in says."""
+    text = f"a {question}"
+    passages = [
+        Passage(0, "title 0", "text", 2.0, 0.6, 0.9, "file.md", {"line": 3}),
+        Passage(1, "title 1", "text", 1.0, 0.4, 0.1),
+    ]
+    return Answer(
+        question,
+        text,
+        -1.5,
+        passages,
+        tokens=["a", question],
+        token_posteriors=[[0.8, 0.2], [1.0, 0.0]],
+        token_spans=[(0, 1), (2, len(text))],
+    )
+
+
+@dataclass
+class Reply:
+    """What a server answered."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The sentence of an error."""
+        return self.json["error"]["message"]
+
+
+@dataclass
+class Running:
+    """A server that runs in a thread of its own."""
+
+    port: int
+    app: Any
+    server: uvicorn.Server
+
+    @property
+    def service(self) -> Service:
+        return self.app.state.service
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, body: Any = None, method: str = "", **headers: str) -> Reply:
+        """One request; bodies that are no bytes are sent as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        if body is not None:
+            headers = {"Content-Type": "application/json"} | headers
+        try:
+            connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
+            reply = connection.getresponse()
+            return Reply(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
+
+
+@contextmanager
+def running(model: Any, settings: ServerSettings | None = None, **parts: Any) -> Iterator[Running]:
+    """A server of a model on a free port of the loopback interface, ready to answer.
+
+    Args:
+        model: a ServedModel or a stand-in; or a function that opens one.
+        settings, **parts: as of `create_app`.
+    """
+    open_model = model if callable(model) else lambda: model
+    app = create_app(open_model, settings, **parts)
+    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started and app.state.service.is_ready)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Running(port, app, server)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not end"
+
+
+def wait_until(holds: Any, seconds: float = 10.0) -> None:
+    """Waits for something to hold."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.005)
