@@ -426,6 +426,8 @@ class Answer:
         token_posteriors: RAG-Token only: T rows of N probabilities p(z|x, y_<=i).
         token_spans: T pairs (start, end): the characters of `text` that a token wrote, all those
             of which it wrote a byte; (n, n) for one that wrote none, such as the end token.
+        token_log_probs: T numbers log p(y_i|x, y_<i), marginalised over the passages; their sum is
+            `log_probability`.
     """
 
     question: str
@@ -435,6 +437,7 @@ class Answer:
     tokens: list[str] = field(default_factory=list)
     token_posteriors: list[list[float]] | None = None
     token_spans: list[tuple[int, int]] = field(default_factory=list)
+    token_log_probs: list[float] = field(default_factory=list)
 
     def citations(self, threshold: float = CITATION_THRESHOLD) -> list[Citation]:
         """Which passage carries which part of the text, computed from the model's probabilities.

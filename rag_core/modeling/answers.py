@@ -165,7 +165,7 @@ class Reading:
                     continue  # a candidate that isn't there
                 tokens = row[1:][counts]
                 joint = log_probs[b, :, i][:, counts]  # (N, T), log p(y_i|x, z, y_<i)
-                log_probability, posterior, by_token = _posterior(
+                log_probability, posterior, by_token, of_tokens = _posterior(
                     in_sequence, joint, self.log_priors[b]
                 )
                 text = decoder.decode(row.tolist(), skip_special_tokens=True).strip()
@@ -179,6 +179,7 @@ class Reading:
                         tokens=[decoder.decode([token]) for token in tokens.tolist()],
                         token_posteriors=by_token,
                         token_spans=token_spans(decoder.decode, row.tolist(), places, text),
+                        token_log_probs=of_tokens,
                     )
                 )
         return answers
@@ -367,8 +368,9 @@ def _counted(rows: np.ndarray, options: GenerationConfig, generator_pad: int | N
 
 def _posterior(
     in_sequence: bool, joint: np.ndarray, log_priors: np.ndarray
-) -> tuple[float, list[float], list[list[float]] | None]:
-    """log p(y|x), p(z|x, y) of the N passages, and for RAG-Token the same of each token.
+) -> tuple[float, list[float], list[list[float]] | None, list[float]]:
+    """log p(y|x), p(z|x, y) of the N passages, for RAG-Token the same of each token, and
+    log p(y_i|x, y_<i) of the T tokens.
 
     Args:
         in_sequence: whether the head is RAG-Sequence's.
@@ -380,11 +382,15 @@ def _posterior(
     if in_sequence:
         of_passages = np.where(exists, joint.sum(axis=1) + log_priors, -np.inf)  # (N,)
         total = np.logaddexp.reduce(of_passages)
-        return float(total), np.exp(of_passages - total).tolist(), None
+        beginnings = joint.cumsum(axis=1) + log_priors[:, None]  # (N, T), log p(z, y_<=i|x)
+        by_length = np.logaddexp.reduce(np.where(exists[:, None], beginnings, -np.inf), axis=0)
+        added = np.diff(by_length, prepend=0.0)
+        return float(total), np.exp(of_passages - total).tolist(), None, added.tolist()
     of_tokens = np.where(exists[:, None], joint + log_priors[:, None], -np.inf)  # (N, T)
     marginal = np.logaddexp.reduce(of_tokens, axis=0)
     shares = np.exp(of_tokens - marginal)
-    return float(marginal.sum()), shares.mean(axis=1).tolist(), shares[exists].T.tolist()
+    by_token = shares[exists].T.tolist()
+    return float(marginal.sum()), shares.mean(axis=1).tolist(), by_token, marginal.tolist()
 
 
 class _Passages:

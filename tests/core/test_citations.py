@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from rag_core.modeling.answers import _posterior
 from rag_core.modeling.citations import token_spans
 from rag_core.outputs import Answer, Passage
 from rag_core.tokenization import words_of
@@ -137,3 +138,15 @@ def test_a_threshold_is_a_probability(wrong):
         Answer("q", "text", -1.0).citations(wrong)
     with pytest.raises(TypeError, match=r"^threshold must be"):
         Answer("q", "text", -1.0).citations("high")
+
+
+@pytest.mark.parametrize("in_sequence", [True, False])
+def test_log_probs_of_tokens_add_up_at_every_length(in_sequence):
+    draw = np.random.default_rng(0)
+    joint = -draw.exponential(1.0, (3, 4))
+    log_priors = np.array([np.log(0.7), np.log(0.3), -np.inf])
+    total, *_, of_tokens = _posterior(in_sequence, joint, log_priors)
+    np.testing.assert_allclose(np.sum(of_tokens), total)
+    for length in range(1, 5):
+        shorter, *_ = _posterior(in_sequence, joint[:, :length], log_priors)
+        np.testing.assert_allclose(np.sum(of_tokens[:length]), shorter)

@@ -438,6 +438,8 @@ def test_answers_carry_passages_and_probabilities(kind):
             [p.prior for p in a.passages], inputs["doc_scores"][b].softmax(0)[: len(a.passages)]
         )
         assert a.log_probability < 0 and a.text == " ".join(t for t in a.tokens if t != "2")
+        assert len(a.token_log_probs) == len(a.tokens) and max(a.token_log_probs) < 0
+        np.testing.assert_allclose(sum(a.token_log_probs), a.log_probability, rtol=1e-5)
         if kind is Head:
             shares = np.array(a.token_posteriors)
             assert shares.shape == (len(a.tokens), len(a.passages))
