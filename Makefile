@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
-WINGS = checkpoint cli config demo evaluation generation hub knowledge modeling parity retrieval serving tokenization training
-
 CONFORMANCE = build/conformance
 
 .DEFAULT_GOAL := help
@@ -32,6 +30,7 @@ install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv
 SIZE_torch = PyTorch (its CPU build) and what dualrag needs, 1.2 GB; a minute or two
 SIZE_tf = TensorFlow and what dualrag needs, 2.4 GB; some minutes
 SIZE_bench = matplotlib, for the charts, 40 MB; seconds
+SIZE_docs = Zensical, mkdocstrings and what dualrag needs without a framework, 0.5 GB; a minute
 SIZE_results = bm25s, matplotlib and the libraries of ROUGE-L and BLEU, 60 MB; seconds
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
@@ -77,11 +76,8 @@ RESULTS ?=
 results: $(INSTALLED) $(VENV)/.installed-results  ## the paper in miniature; docs/results.md. BACKEND=tf, QUICK=1
 	$(BIN)/python -m experiments.results --backend $(BACKEND) $(if $(QUICK),--quick) $(RESULTS)
 
-docs: $(INSTALLED)  ## API reference, as HTML, from the docstrings
-	@$(PIP) -e '.[docs]'
-	@$(BIN)/pdoc --docformat google --output-directory site rag_core rag_core.metrics $(WINGS:%=rag_core.%) rag_torch \
-		rag_torch.foreign rag_torch.marginalize rag_tf rag_tf.foreign rag_tf.marginalize
-	@echo "Open site/index.html"
+docs: $(VENV)/.installed-docs  ## the documentation as a site, in site/: needs Python 3.11, and no network once that is installed
+	@$(BIN)/python -m website
 
 demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m experiments.demo_training

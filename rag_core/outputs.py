@@ -147,7 +147,7 @@ class RetrievAugLMOutput(ModelOutput, Generic[Tensor]):
         generator_enc_last_hidden_state: (B*N, S, d).
         generator_enc_hidden_states, generator_enc_attentions: as above, of the generator's encoder.
         generator_dec_hidden_states, generator_dec_attentions, generator_cross_attentions: of its
-        decoder.
+            decoder.
     """
 
     logits: Tensor = _ABSENT

@@ -307,7 +307,7 @@ class RowSearch(_Search):
     Args:
         rows: R.
         start_token_id, start_tokens (R, P), max_length, eos_token_ids, pad_token_id: as in
-        `BeamSearch`.
+            `BeamSearch`.
     """
 
     def __init__(

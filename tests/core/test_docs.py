@@ -12,7 +12,15 @@ import pytest
 
 from rag_core.backends import available_backends, load_backend
 
-PACKAGES = ("rag_core", "rag_torch", "rag_tf", "conformance", "benchmarks", "experiments")
+PACKAGES = (
+    "rag_core",
+    "rag_torch",
+    "rag_tf",
+    "conformance",
+    "benchmarks",
+    "experiments",
+    "website",
+)
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
@@ -23,8 +31,9 @@ FENCED = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
-def reader(demo_cache, tmp_path, monkeypatch, offline):
-    """The empty working directory of someone who built the demo, and has no hub."""
+def reader(demo_cache, world, tmp_path, monkeypatch, offline):
+    """The working directory of someone who built the demo, and has folders for repositories of the hub."""
+    (tmp_path / "facebook").symlink_to(world / "facebook")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which a page sets: put back afterwards
@@ -80,7 +89,7 @@ def test_no_python_is_hidden_from_the_tests_by_its_tag(page):
     tags = set(
         re.findall(r"^```(\w*)\n.*?^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     )
-    assert tags <= {"python", "bash", "text", "diff"}
+    assert tags <= {"python", "bash", "text", "json", "diff"}
 
 
 def anchors(page: Path) -> set[str]:
