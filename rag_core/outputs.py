@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from rag_core.display import Explanation
+
     # the framework's own; a record that names none holds those of any
     Tensor = TypeVar("Tensor", default=Any)
 else:
@@ -460,13 +462,30 @@ class Answer:
 
         return citations_of(self, threshold)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists, for JSON; each passage with its `origin`, and the citations."""
+    def to_dict(self, threshold: float = CITATION_THRESHOLD) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON; each passage with its `origin`, and the citations.
+
+        Args:
+            threshold: as of `citations`.
+        """
         answer = asdict(self)
         for values, passage in zip(answer["passages"], self.passages, strict=True):
             values["origin"] = passage.origin
-        answer["citations"] = [asdict(citation) for citation in self.citations()]
+        answer["citations"] = [asdict(citation) for citation in self.citations(threshold)]
         return answer
+
+    def explain(self, threshold: float = CITATION_THRESHOLD) -> Explanation:
+        """The answer to look at: which passage each token comes from, as a page, a picture or JSON.
+
+        Args:
+            threshold: as of `citations`.
+        """
+        from rag_core.display import Explanation
+
+        return Explanation([self.to_dict(threshold)])
+
+    def _repr_html_(self) -> str:
+        return self.explain()._repr_html_()
 
 
 class StateRecorder:

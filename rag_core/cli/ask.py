@@ -26,6 +26,7 @@ from rag_core.cli.common import (
     is_quiet,
     say,
     say_error,
+    taking,
     without_none,
 )
 from rag_core.cli.lines import json_line
@@ -40,144 +41,6 @@ DEMO_ANSWERS = (
     "The demo's model names Wikipedia articles: describe a person, work, place or thing, and ask "
     "which it is."
 )
-
-
-@clean
-def ask(
-    question: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="QUESTION", help="Leave it out to ask one after another."),
-    ] = None,
-    questions: QuestionsFile = None,
-    kb: KnowledgeBaseFolder = None,
-    model: ModelName = None,
-    n_docs: Annotated[
-        int | None, typer.Option(help="Passages a question; by default the model's.")
-    ] = None,
-    where: Where = None,
-    head: Annotated[
-        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object an answer, on stdout.")
-    ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Whole passages, with their line breaks.")
-    ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Questions the model sees at once; 8 of a file, 1 of a pipe."),
-    ] = None,
-    num_beams: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer, with the start token.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer, without it.")
-    ] = None,
-    min_length: Annotated[int | None, typer.Option(help="Fewest tokens of an answer.")] = None,
-    num_return_sequences: Annotated[int | None, typer.Option(help="Answers a question.")] = None,
-    no_repeat_ngram_size: Annotated[
-        int | None, typer.Option(help="No run of as many tokens comes twice.")
-    ] = None,
-    do_sample: Annotated[
-        bool | None, typer.Option("--do-sample", help="Draw the answer instead of the best one.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling: above 1 wilder.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sampling: of as many tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sampling: of the likeliest with this share.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Sampling: the same draws again.")] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other option of generation, in JSON."),
-    ] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
-    ] = False,
-    backend: Backend = None,
-) -> None:
-    """Answer a question from a knowledge base, with the passages used and their probabilities.
-
-    A line that can't be answered does not end a file, a pipe or a conversation.
-    """
-    from rag_core.cli import questions as source
-    from rag_core.cli.generation_options import generation_options
-
-    if question and questions:
-        raise ValueError("QUESTION or --questions must be given, got both. Leave one out")
-    asked = None
-    if question:
-        asked = source.one_argument(question)
-    if n_docs is not None and n_docs < 1:
-        raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
-    options = generation_options(
-        option or [],
-        {
-            "num_beams": num_beams,
-            "max_length": max_length,
-            "max_new_tokens": max_new_tokens,
-            "min_length": min_length,
-            "num_return_sequences": num_return_sequences,
-            "no_repeat_ngram_size": no_repeat_ngram_size,
-            "do_sample": do_sample,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-        },
-    )
-    if questions is not None:
-        lines = source.of_file(questions)
-    page = Page(as_json, full)
-    answerer = Answerer.open(
-        page,
-        without_none(n_docs=n_docs) | options,
-        kb=kb,
-        model=model,
-        head=head,
-        backend=backend,
-        int8=int8,
-        where=where,
-        dtype=dtype,
-        device=device,
-    )
-    is_typed = asked is None and questions is None and source.at_terminal()
-    if model is None and kb is None:
-        if is_typed:
-            say(DEMO_ANSWERS)
-        else:
-            page.notes.append(DEMO_ANSWERS)
-    with page:
-        if asked is not None:
-            answerer.answer([asked], last=True)
-        elif questions is not None:
-            answerer.answer_all(lines, batch_size or _FILE_BATCH)
-        elif is_typed:
-            converse(answerer)
-        else:
-            answerer.answer_all(source.piped(), batch_size or 1)
-    if answerer.refused:
-        raise typer.Exit(2)
-
-
-def converse(answerer: Answerer) -> None:
-    """Answers what a person types; Ctrl-C stops an answer that takes too long."""
-    from rag_core.cli.questions import typed
-    from rag_core.demo import home
-
-    for line in typed(home() / "history"):
-        try:
-            answerer.answer_line(line)
-        except KeyboardInterrupt:
-            say("\nstopped; Ctrl-D ends")
 
 
 class Page:
@@ -341,3 +204,159 @@ def _batches(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
     remaining = iter(lines)
     while batch := list(islice(remaining, size)):
         yield batch
+
+
+def open_answerer(
+    page: Page,
+    *,
+    kb: KnowledgeBaseFolder = None,
+    model: ModelName = None,
+    n_docs: Annotated[
+        int | None, typer.Option(help="Passages a question; by default the model's.")
+    ] = None,
+    where: Where = None,
+    head: Annotated[
+        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
+    ] = None,
+    num_beams: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer, with the start token.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer, without it.")
+    ] = None,
+    min_length: Annotated[int | None, typer.Option(help="Fewest tokens of an answer.")] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(help="Answers a question.")] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="No run of as many tokens comes twice.")
+    ] = None,
+    do_sample: Annotated[
+        bool | None, typer.Option("--do-sample", help="Draw the answer instead of the best one.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling: above 1 wilder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sampling: of as many tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sampling: of the likeliest with this share.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling: the same draws again.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other option of generation, in JSON."),
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
+    ] = False,
+    backend: Backend = None,
+) -> Answerer:
+    """A model with its knowledge base, by the options that `ask` and `explain` share.
+
+    They are checked before anything is loaded.
+
+    Args:
+        page: for its answers.
+        **options: as their help says.
+    """
+    from rag_core.cli.generation_options import generation_options
+
+    if n_docs is not None and n_docs < 1:
+        raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    options = generation_options(
+        option or [],
+        {
+            "num_beams": num_beams,
+            "max_length": max_length,
+            "max_new_tokens": max_new_tokens,
+            "min_length": min_length,
+            "num_return_sequences": num_return_sequences,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+            "do_sample": do_sample,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+        },
+    )
+    return Answerer.open(
+        page,
+        without_none(n_docs=n_docs) | options,
+        kb=kb,
+        model=model,
+        head=head,
+        backend=backend,
+        int8=int8,
+        where=where,
+        dtype=dtype,
+        device=device,
+    )
+
+
+@clean
+@taking(open_answerer)
+def ask(
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="Leave it out to ask one after another."),
+    ] = None,
+    questions: QuestionsFile = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object an answer, on stdout.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Whole passages, with their line breaks.")
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Questions the model sees at once; 8 of a file, 1 of a pipe."),
+    ] = None,
+    **options: Any,
+) -> None:
+    """Answer a question from a knowledge base, with the passages used and their probabilities.
+
+    A line that can't be answered does not end a file, a pipe or a conversation.
+    """
+    from rag_core.cli import questions as source
+
+    if question and questions:
+        raise ValueError("QUESTION or --questions must be given, got both. Leave one out")
+    asked = None
+    if question:
+        asked = source.one_argument(question)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if questions is not None:
+        lines = source.of_file(questions)
+    page = Page(as_json, full)
+    answerer = open_answerer(page, **options)
+    is_typed = asked is None and questions is None and source.at_terminal()
+    if options["model"] is None and options["kb"] is None:
+        if is_typed:
+            say(DEMO_ANSWERS)
+        else:
+            page.notes.append(DEMO_ANSWERS)
+    with page:
+        if asked is not None:
+            answerer.answer([asked], last=True)
+        elif questions is not None:
+            answerer.answer_all(lines, batch_size or _FILE_BATCH)
+        elif is_typed:
+            converse(answerer)
+        else:
+            answerer.answer_all(source.piped(), batch_size or 1)
+    if answerer.refused:
+        raise typer.Exit(2)
+
+
+def converse(answerer: Answerer) -> None:
+    """Answers what a person types; Ctrl-C stops an answer that takes too long."""
+    from rag_core.cli.questions import typed
+    from rag_core.demo import home
+
+    for line in typed(home() / "history"):
+        try:
+            answerer.answer_line(line)
+        except KeyboardInterrupt:
+            say("\nstopped; Ctrl-D ends")

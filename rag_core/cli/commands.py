@@ -16,6 +16,7 @@ from rag_core.cli.common import Quiet, Verbose, set_loudness
 from rag_core.cli.convert import convert
 from rag_core.cli.demo import demo
 from rag_core.cli.eval import eval as evaluate
+from rag_core.cli.explain import explain
 from rag_core.cli.index import index
 from rag_core.cli.info import info
 from rag_core.cli.panels import PanelledCommand
@@ -110,6 +111,12 @@ _add(
     "dualrag serve",
     "dualrag serve --model tuned --kb kb --port 8080",
     "dualrag serve --host 0.0.0.0 --api-key KEY",
+)
+_add(
+    explain,
+    "Answer a question as a page or picture: which passage each word comes from.",
+    'dualrag explain "Which expensive spice comes from a crocus flower?"',
+    'dualrag explain "Who is the fire warden?" --kb kb --model tuned --out answer.png',
 )
 _add(
     search,

@@ -240,6 +240,20 @@ def error_line(error: Exception) -> str:
     return f"dualrag: error: {' '.join(str(error).split()) or type(error).__name__}"
 
 
+def taking(source: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command take the keyword options of a function in the place of its `**options`."""
+
+    def taken(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        shared = inspect.signature(source, eval_str=True).parameters.values()
+        parameters = own + [each for each in shared if each.kind is each.KEYWORD_ONLY]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return taken
+
+
 def clean(command: Callable[..., None]) -> Callable[..., None]:
     """Wraps a command: known errors become one line on stderr and exit code 2 (DUALRAG_DEBUG=1
     shows tracebacks), and it takes --verbose and --quiet.

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 PROMPT = "question> "
 
 
-def one_argument(words: list[str]) -> str:
+def one_argument(words: list[str], command: str = "ask") -> str:
     """The question of a command line.
+
+    Args:
+        words: the arguments.
+        command: whose they are.
 
     Raises:
         ValueError: it is empty, no text, or several arguments.
@@ -29,7 +33,7 @@ def one_argument(words: list[str]) -> str:
 
         raise ValueError(
             f"QUESTION must be one argument, got {len(words)}. Put it in quotes:  "
-            + pasteable("ask", " ".join(words))
+            + pasteable(command, " ".join(words))
         )
     question = words[0]
     if not question.strip():

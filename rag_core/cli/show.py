@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rag_core.cli.lines import printable
+from rag_core.display import answer_spans, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,7 +124,7 @@ class _Page:
         if question.cell_len > self.console.width - 6:  # a border would cut it
             body = Text("\n").join([question, body])
             title = None
-        likely = _percent(math.exp(min(0.0, answer.log_probability)))
+        likely = percent(math.exp(min(0.0, answer.log_probability)))
         return Panel(
             body,
             title=title,
@@ -174,7 +175,7 @@ class _Page:
         if title:
             gap = "  "
         self.console.print(Text.assemble(f"{rank}  ", title, gap, origin))
-        prior, posterior = _percent(passage.prior), _percent(passage.posterior)
+        prior, posterior = percent(passage.prior), percent(passage.posterior)
         shares = Text(f"{prior} before, {posterior} given answer", style="green")
         self.console.print(Padding(shares, (0, 0, 0, 3)))
 
@@ -249,47 +250,11 @@ class _Page:
         return printable(text, self.console.encoding)
 
 
-def answer_spans(text: str, answer: str) -> list[tuple[int, int]]:
-    """Where the words of an answer stand in a text, whatever their case and punctuation.
-
-    Args:
-        text: of a passage.
-        answer: to look for.
-
-    Returns:
-        (start, end) of every place where they follow each other; where they do so nowhere, of each
-        of the words that tell something.
-    """
-    import re
-
-    words = list(re.finditer(r"\w+", text))
-    said = [word[0].casefold() for word in words]
-    wanted = [word.casefold() for word in re.findall(r"\w+", answer)]
-    count = len(wanted)
-    if not count:
-        return []
-    runs = [
-        (words[first].start(), words[first + count - 1].end())
-        for first in range(len(said) - count + 1)
-        if said[first : first + count] == wanted
-    ]
-    if runs:
-        return runs
-    telling = {word for word in wanted if len(word) > 3 or not word.isalpha()}
-    return [word.span() for word in words if word[0].casefold() in telling]
-
-
 def _says(headings: object, title: str) -> bool:
     """Whether a path of headings holds all that a title says."""
     if not isinstance(headings, list) or not headings:
         return False
     return all(part in headings for part in title.split(" — "))
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.001:
-        return "< 0.1 %"
-    return f"{100 * share:.1f} %"
 
 
 def _bar(share: float, colour: str, plain: bool) -> Text:
@@ -301,4 +266,4 @@ def _bar(share: float, colour: str, plain: bool) -> Text:
     length = round(BAR * min(1.0, max(0.0, share)))
     filled = letters[0] * length
     rest = letters[1] * (BAR - length)
-    return Text.assemble((filled, colour), (rest, "dim"), f"{_percent(share):>8}")
+    return Text.assemble((filled, colour), (rest, "dim"), f"{percent(share):>8}")

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rag_core.cli.show import answer_spans, show_answer
+from rag_core.cli.show import show_answer
+from rag_core.display import answer_spans
 from rag_core.outputs import Answer, Passage
 
 FIRE = Passage(
