@@ -53,6 +53,7 @@ def serve(
     backend: Backend = None,
 ) -> None:
     """Answer questions over HTTP: an API, OpenAI's, and a page at /."""
+    from rag_core.cli.demo import DEMO_QUESTIONS
     from rag_core.cli.models import open_model
     from rag_core.cli.process import load_backend_for_command
     from rag_core.hub import DEMO
@@ -68,6 +69,7 @@ def serve(
         network, base = open_model(
             engine, kb, model, head, say, int8, where=where, dtype=dtype, device=device
         )
-        return ServedModel(network, base, model or DEMO)
+        examples = DEMO_QUESTIONS if model is None and kb is None else ()
+        return ServedModel(network, base, model or DEMO, examples)
 
     run_server(opened, settings, listening, say=say)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
 # Modules of this wing, each with its `router`.
-_ROUTES = ("native",)
+_ROUTES = ("native", "streaming", "chat", "page")
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,6 +50,7 @@ def create_app(
 
         from rag_core.serving.guard import Guard
         from rag_core.serving.handlers import add_error_handlers
+        from rag_core.serving.headers import SecurityHeaders
     except ModuleNotFoundError as error:
         raise ImportError(f"a server needs {error.name}: pip install 'dualrag[serve]'") from None
     settings = settings or ServerSettings()
@@ -88,6 +89,7 @@ def create_app(
     app.state.service = service
     add_error_handlers(app)
     app.add_middleware(Guard, service=service)
+    app.add_middleware(SecurityHeaders)
     for module in _ROUTES:
         app.include_router(import_module(f"rag_core.serving.{module}").router)
     for router in routers:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from rag_core.serving.errors import ApiError
+from rag_core.serving.headers import SECURITY_HEADERS
 
 _WORDS = {
     400: "The request can't be read: its body must be JSON in UTF-8.",
@@ -27,7 +28,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def error_response(error: ApiError) -> JSONResponse:
     """An error as it is sent."""
-    return JSONResponse(error.body(), error.status, headers=error.headers)
+    # those of faults go out past the middleware
+    return JSONResponse(error.body(), error.status, headers=SECURITY_HEADERS | error.headers)
 
 
 async def _api_error(request: Request, error: Any) -> JSONResponse:
@@ -43,20 +45,23 @@ async def _http_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def _validation_error(request: Request, error: Any) -> JSONResponse:
+    return error_response(as_api_error(request, error))
+
+
+def as_api_error(request: Request, error: RequestValidationError) -> ApiError:
+    """What a body is refused with that is not what a route takes."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return error_response(
-            ApiError(400, f"The body must be JSON: {first['ctx']['error']} at {first['loc'][-1]}.")
+        return ApiError(
+            400, f"The body must be JSON: {first['ctx']['error']} at {first['loc'][-1]}."
         )
     kind = request.headers.get("content-type", "")
     if first["loc"] == ("body",) and "json" not in kind:
-        return error_response(
-            ApiError(415, f"Content-Type must be application/json, got {kind[:80]!r}.")
-        )
+        return ApiError(415, f"Content-Type must be application/json, got {kind[:80]!r}.")
     place = ".".join(str(part) for part in first["loc"][1:])
     if not place:
-        return error_response(ApiError(422, f"The body: {first['msg']}."))
-    return error_response(ApiError(422, f"{place[:80]}: {first['msg']}.", param=place[:80]))
+        return ApiError(422, f"The body: {first['msg']}.")
+    return ApiError(422, f"{place[:80]}: {first['msg']}.", param=place[:80])
 
 
 async def _fault(request: Request, error: Exception) -> JSONResponse:

@@ -10,13 +10,15 @@ import numpy as np
 
 from rag_core import __version__
 from rag_core.backends import BACKENDS
-from rag_core.generation import sequence_options, token_options
+from rag_core.generation import GenerationConfig, sequence_options, token_options
 from rag_core.modeling import Reading, find_passages
 from rag_core.outputs import Answer, Hit
 from rag_core.serving.options import check_of_the_call, check_sampling
+from rag_core.serving.words import WordStreamer
+from rag_core.tokenization import RagTokenizer
 
 OpenModel = Callable[[], "ServedModel"]
-_NOT_OF_GENERATE = ("n_docs", "head", "seed", "do_deduplication", "decoding")
+_NOT_OF_GENERATE = ("n_docs", "head", "seed", "do_deduplication", "decoding", "on_text")
 
 
 class ServedModel:
@@ -26,9 +28,16 @@ class ServedModel:
         network: the model.
         base: its KnowledgeBase; None where its index is another.
         name: what people call it.
+        examples: questions that the page offers.
     """
 
-    def __init__(self, network: Any, base: Any = None, name: str = "dualrag") -> None:
+    def __init__(
+        self,
+        network: Any,
+        base: Any = None,
+        name: str = "dualrag",
+        examples: Sequence[str] = (),
+    ) -> None:
         if getattr(network, "retriever", None) is None:
             raise ValueError(
                 "the model must have a retriever, got none: pass retriever= to from_pretrained or "
@@ -37,6 +46,7 @@ class ServedModel:
         self.network = network
         self.base = base
         self.name = name
+        self.examples = list(examples)
         self._engine = network._engine
 
     @property
@@ -57,24 +67,64 @@ class ServedModel:
             ValueError, TypeError: options that this model cannot have.
         """
         check_of_the_call(options)
-        check_sampling(options, token_options(self.network).do_sample)
-        of_generate = {k: v for k, v in options.items() if k not in _NOT_OF_GENERATE}
-        in_sequence = self.in_sequence
-        if "head" in options:
-            in_sequence = options["head"] == "sequence"
-        if in_sequence:
-            beams = of_generate.pop("num_beams", None)
-            of_generate.pop("num_return_sequences", None)
-            resolved = sequence_options(self.network, beams, **of_generate)
-        else:
-            resolved = token_options(self.network, **of_generate)
-            if "decoding" in options:
-                raise ValueError(
-                    "decoding must go with the head 'sequence', got it with 'token'. Leave it out"
-                )
-        if resolved.do_sample:
+        check_sampling(options, self.samples)
+        if "decoding" in options and not self._is_sequence(options):
+            raise ValueError(
+                "decoding must go with the head 'sequence', got it with 'token'. Leave it out"
+            )
+        if self._resolved(options).do_sample:
             return None  # the noise depends on the row: among others it would be another one
         return json.dumps(options, sort_keys=True)
+
+    @property
+    def samples(self) -> bool:
+        """Whether it draws its answers where a request says nothing of it."""
+        return token_options(self.network).do_sample
+
+    def writes_in_order(self, options: Mapping[str, Any]) -> bool:
+        """Whether the answer's words are known one after another, before its end."""
+        if self._is_sequence(options):
+            return False
+        resolved = self._resolved(options)
+        return resolved.num_beams == resolved.num_return_sequences == 1
+
+    def is_cut(self, answer: Answer, options: Mapping[str, Any]) -> bool:
+        """Whether an answer stops where it had as many tokens as it may, and not at its end."""
+        resolved = self._resolved(options)
+        decode = self.network.retriever.generator_tokenizer.decode
+        ends = {decode([token]) for token in resolved.eos_token_ids}
+        if not answer.tokens or answer.tokens[-1] not in ends:
+            return True
+        # There an end token says nothing.
+        most = resolved.max_new_tokens or resolved.max_length - 1
+        is_forced = resolved.forced_eos_token_id is not None
+        return is_forced and len(answer.tokens) + (resolved.forced_bos_token_id is not None) >= most
+
+    def prompt_tokens(self, answer: Answer) -> int:
+        """Tokens that the generator read for an answer: each passage with the question."""
+        retriever = self.network.retriever
+        tokenizer = RagTokenizer(
+            retriever.question_encoder_tokenizer, retriever.generator_tokenizer, self.network.config
+        )
+        ids = tokenizer.encode_questions([answer.question], truncation=True)["input_ids"]
+        passages = answer.passages
+        docs = {"title": [p.title for p in passages], "text": [p.text for p in passages]}
+        prefix = getattr(self.network.generator.config, "prefix", None)
+        _, mask = retriever.postprocess_docs(
+            [docs], retriever.decode_questions(ids), prefix, len(passages), "np"
+        )
+        return int(mask.sum())
+
+    def _is_sequence(self, options: Mapping[str, Any]) -> bool:
+        return self.in_sequence if "head" not in options else options["head"] == "sequence"
+
+    def _resolved(self, options: Mapping[str, Any]) -> GenerationConfig:
+        of_generate = {k: v for k, v in options.items() if k not in _NOT_OF_GENERATE}
+        if not self._is_sequence(options):
+            return token_options(self.network, **of_generate)
+        beams = of_generate.pop("num_beams", None)
+        of_generate.pop("num_return_sequences", None)
+        return sequence_options(self.network, beams, **of_generate)
 
     def answer(
         self,
@@ -86,7 +136,7 @@ class ServedModel:
 
         Args:
             questions: texts.
-            options: those of `OPTIONS`.
+            options: those of `OPTIONS`, and "on_text" as of `Service.answer`.
             cancelled: see `Hooks.cancelled`.
 
         Raises:
@@ -95,6 +145,10 @@ class ServedModel:
         """
         options = dict(options)
         n_docs = options.pop("n_docs", None)
+        if on_text := options.pop("on_text", None):
+            options["streamer"] = WordStreamer(
+                self.network.retriever.generator_tokenizer.decode, on_text
+            )
         reading = Reading(self._engine, self.network, list(questions), n_docs=n_docs)
         return reading.answers(cancelled=cancelled, **options)
 
@@ -123,7 +177,7 @@ class ServedModel:
         return {name: value for name, value in values.items() if name not in ("rank", "score")}
 
     def info(self) -> dict[str, Any]:
-        """What it is: "model", "knowledge_base" and "versions"."""
+        """What it is: "model", "knowledge_base", "versions" and "examples"."""
         config = self.network.config
         backend = next(
             (name for name, (package, *_) in BACKENDS.items() if package == self._package()), None
@@ -139,6 +193,7 @@ class ServedModel:
             },
             "knowledge_base": None,
             "versions": {"dualrag": __version__},
+            "examples": self.examples,
         }
         if self.base is not None:
             manifest = self.base.manifest

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rag_core.generation import SearchCancelledError
@@ -94,7 +94,12 @@ class Service:
             self._model = await loop.run_in_executor(None, self._open)
 
     async def answer(
-        self, question: Any, options: Mapping[str, Any] | None = None, timeout: Any = None
+        self,
+        question: Any,
+        options: Mapping[str, Any] | None = None,
+        timeout: Any = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[Answer]:
         """The answers to one question, best first: `num_return_sequences` of them.
 
@@ -102,11 +107,13 @@ class Service:
             question: a text.
             options: those of `generate`, "n_docs" and "head".
             timeout: seconds; None and more than the server's is the server's.
+            on_text: told the text so far, in another thread, where the search writes it in order.
+                Such a question goes alone.
 
         Raises:
             ApiError: what is wrong with the request, or with the server.
         """
-        (answers,) = await self.answer_all([question], options, timeout)
+        (answers,) = await self.answer_all([question], options, timeout, on_text=on_text)
         return answers
 
     async def answer_all(
@@ -114,6 +121,8 @@ class Service:
         questions: Sequence[Any],
         options: Mapping[str, Any] | None = None,
         timeout: Any = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[list[Answer]]:
         """As `answer`, for several questions: all are answered, or one error says why not."""
         self.check_questions(questions, "question")
@@ -123,6 +132,9 @@ class Service:
             key = self.model.check(options)
         except (ValueError, TypeError) as error:
             raise ApiError(422, _sentence(error)) from None
+        if on_text is not None and self.model.writes_in_order(options):
+            options["on_text"] = on_text
+            key = None
         seconds = self.seconds(timeout)
         return await self._all(self.answers, questions, options, key, seconds)
 

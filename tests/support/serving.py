@@ -28,6 +28,7 @@ class StandIn:
 
     name = "stand-in"
     n_docs = 2
+    samples = False
 
     def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
         self.seconds = seconds
@@ -48,6 +49,9 @@ class StandIn:
                 self.stopped += 1
                 raise SearchCancelledError
             time.sleep(0.002)
+        if "on_text" in options:
+            for words in range(1, len(questions[0].split()) + 1):
+                options["on_text"](" ".join(answer_to(questions[0]).text.split()[:words]))
         count = options.get("num_return_sequences", 1)
         return [[answer_to(question) for _ in range(count)] for question in questions]
 
@@ -56,6 +60,15 @@ class StandIn:
             [Hit(n + 1, n, 1.0 - n, f"title {n}", f"text\nof {question}") for n in range(k)]
             for question in questions
         ]
+
+    def writes_in_order(self, options: Any) -> bool:
+        return options.get("head") == "token"
+
+    def is_cut(self, answer: Answer, options: Any) -> bool:
+        return "max_new_tokens" in options
+
+    def prompt_tokens(self, answer: Answer) -> int:
+        return 2 * len(answer.question.split())
 
     def passage(self, row: int) -> dict[str, Any] | None:
         if row > 1:
@@ -82,6 +95,7 @@ def answer_to(question: str) -> Answer:
         tokens=["a", question],
         token_posteriors=[[0.8, 0.2], [1.0, 0.0]],
         token_spans=[(0, 1), (2, len(text))],
+        token_log_probs=[-1.0, -0.5],
     )
 
 
