@@ -7,6 +7,7 @@ vector size. The tensors in these fields belong to whichever framework the model
 
 from __future__ import annotations
 
+import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -292,7 +293,7 @@ class GenerateOutput(ModelOutput, Generic[Tensor]):
     decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Passage:
     """One passage behind an answer, with its prior p(z|x) and posterior p(z|x, y) (paper,
     section 2.1).
@@ -323,8 +324,14 @@ class Passage:
         """Where the passage comes from, for people: "handbook/safety.md:12-20 · Fire › Wardens"."""
         return origin_of(self.source, self.metadata)
 
+    def __repr__(self) -> str:
+        return (
+            f"Passage(id={self.id}, title={self.title!r}, prior={self.prior:.3f}, "
+            f"posterior={self.posterior:.3f}, text={_beginning(self.text)!r})"
+        )
 
-@dataclass
+
+@dataclass(repr=False)
 class Hit:
     """One passage that a search found; all but the score as of a `Passage`.
 
@@ -349,6 +356,16 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, for JSON."""
         return {**asdict(self), "origin": self.origin}
+
+    def __repr__(self) -> str:
+        return (
+            f"Hit(rank={self.rank}, id={self.id}, score={self.score:.3f}, title={self.title!r}, "
+            f"text={_beginning(self.text)!r})"
+        )
+
+
+def _beginning(text: str) -> str:
+    return textwrap.shorten(text, 80, placeholder=" …")
 
 
 def origin_of(source: str | None, metadata: Mapping[str, Any], encoding_ascii: bool = False) -> str:
@@ -415,7 +432,7 @@ class Citation:
     text: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Answer:
     """An answer with its provenance.
 
@@ -486,6 +503,16 @@ class Answer:
 
     def _repr_html_(self) -> str:
         return self.explain()._repr_html_()
+
+    def __repr__(self) -> str:
+        likeliest = sorted(self.passages, key=lambda passage: -passage.posterior)[:3]
+        shares = [f"{passage.posterior:.3f} {passage.title!r}" for passage in likeliest]
+        if len(self.passages) > len(shares):
+            shares.append("...")
+        return (
+            f"Answer(question={self.question!r}, text={self.text!r}, "
+            f"log_probability={self.log_probability:.3f}, passages=[{', '.join(shares)}])"
+        )
 
 
 class StateRecorder:

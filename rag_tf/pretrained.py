@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tensorflow as tf
 
 from rag_core.checks import warn
+from rag_core.display import facts_line
 from rag_core.modeling import PretrainedBase
 from rag_tf import weights as tensors
 from rag_tf.holder import WeightHolder, resolve_dtype
@@ -29,6 +30,9 @@ class PretrainedModel(WeightHolder, PretrainedBase[tf.Tensor]):
     _placeholders = staticmethod(placeholders)
     _resolved_dtype = staticmethod(resolve_dtype)
     _to_array = staticmethod(tensors.to_array)
+
+    def __repr__(self) -> str:
+        return facts_line(type(self).__name__, self._facts())
 
     @staticmethod
     def _automatic_device() -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from rag_core.cli.common import clean
 from rag_core.cli.lines import json_line, printable, stdout_console
+from rag_core.display import byte_size
 
 VALUES_SHOWN = 3
 KEYS_SHOWN = 12
@@ -40,6 +41,8 @@ def info(
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and texts of what is shown, without what is unknown."""
+    from rag_core.knowledge import index_text
+
     words = "documents whole"
     if found["words"]:
         words = f"of about {found['words']:,} words"
@@ -53,9 +56,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         "encoder": f"{found['encoder']}, {found['dimension']:,} numbers a vector",
         "encoder at": place,
         "backends": backends,
-        "index": _index(found["index"]),
+        "index": index_text(found["index"]),
         "conditions on": _keys(found["metadata"]),
-        "size": _size(found["bytes"]),
+        "size": byte_size(found["bytes"]),
         "written": found["written"].replace("T", " ").replace("+00:00", " UTC"),
         "with": ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
         "credit": found["credit"] or "",
@@ -71,15 +74,6 @@ def _files(found: dict[str, Any]) -> str:
     return f"{found['files']:,} ({kinds}): {names}"
 
 
-def _index(index: dict[str, Any]) -> str:
-    text = str(index.get("kind"))
-    if settings := index.get("settings"):
-        text += f" ({', '.join(f'{name} {value}' for name, value in settings.items())})"
-    if index.get("recall_at_5") is not None:
-        text += f", recall@5 {index['recall_at_5']:.3f}"
-    return text
-
-
 def _keys(metadata: dict[str, list[str]]) -> str:
     told = ["title", "text"]
     for name, values in sorted(metadata.items()):
@@ -89,9 +83,3 @@ def _keys(metadata: dict[str, list[str]]) -> str:
     if len(told) > KEYS_SHOWN:
         told[KEYS_SHOWN:] = ["..."]
     return ", ".join(told)
-
-
-def _size(count: int) -> str:
-    if count < 1_000_000:
-        return f"{count / 1000:,.0f} kB"
-    return f"{count / 1_000_000:,.1f} MB"

@@ -267,6 +267,18 @@ class PretrainedConfig(Pushable):
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
 
+    def _repr_html_(self) -> str:
+        from rag_core.display import facts_html
+
+        return facts_html(type(self).__name__, self._chosen(), self.to_json_string())
+
+    def _chosen(self) -> dict[str, Any]:
+        """What is not as by default."""
+        values = {declared.name: getattr(self, declared.name) for declared in fields(self)}
+        usual = {declared.name: _default_of(declared) for declared in fields(self)}
+        chosen = {name: value for name, value in values.items() if value != usual[name]}
+        return {"model_type": self.model_type} | chosen
+
     @property
     def id2label(self) -> dict[int, str] | None:
         """Names of classes, for networks that classify; kept for what else reads the file."""

@@ -130,6 +130,14 @@ class RagConfig(PretrainedConfig):
         if self.forced_eos_token_id is None:
             self.forced_eos_token_id = getattr(self.generator, "forced_eos_token_id", None)
 
+    def _chosen(self) -> dict[str, Any]:
+        parts = {"question_encoder": self.question_encoder, "generator": self.generator}
+        lines = {
+            name: ", ".join(f"{key} {value}" for key, value in part._chosen().items())
+            for name, part in parts.items()
+        }
+        return super()._chosen() | lines
+
     @property
     def question_encoder(self) -> PretrainedConfig:
         """Configuration of the question encoder."""

@@ -241,6 +241,11 @@ class GenerationConfig(Pushable):
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
 
+    def _repr_html_(self) -> str:
+        from rag_core.display import facts_html
+
+        return facts_html(type(self).__name__, self.to_diff_dict(), self.to_json_string())
+
     def validate(self, is_init: bool = False) -> None:
         """Refuses options that cannot go together; each alone is checked when it is set.
 

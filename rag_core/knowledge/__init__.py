@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge.files import find_files as find_files
     from rag_core.knowledge.manifest import FILE as FILE
     from rag_core.knowledge.manifest import describe as describe
+    from rag_core.knowledge.manifest import index_text as index_text
     from rag_core.knowledge.manifest import spots as spots
     from rag_core.knowledge.remembered import REMEMBERED as REMEMBERED
     from rag_core.knowledge.remembered import RememberedBase as RememberedBase
@@ -33,7 +34,7 @@ __getattr__, __dir__, __all__ = lazily(
         "embedding": ["Encode"],
         "encoders": ["PassageEncoderBase"],
         "files": ["BadFilesError", "PassedByWarning", "find_files"],
-        "manifest": ["FILE", "describe", "spots"],
+        "manifest": ["FILE", "describe", "index_text", "spots"],
         "remembered": ["REMEMBERED", "RememberedBase", "remember_base", "remembered_base"],
     },
 )

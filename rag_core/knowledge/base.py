@@ -47,7 +47,7 @@ from rag_core.knowledge.embedding import (
     same_probe,
 )
 from rag_core.knowledge.files import Paths
-from rag_core.knowledge.manifest import Manifest
+from rag_core.knowledge.manifest import Manifest, index_text
 from rag_core.knowledge.passages import WORDS, WORDS_HINT
 from rag_core.retrieval import matching_rows, passage_parts
 
@@ -230,6 +230,23 @@ class KnowledgeBase:
 
     def __repr__(self) -> str:
         return f"KnowledgeBase({str(self.path)!r}, {self.manifest.summary()})"
+
+    def _repr_html_(self) -> str:
+        from rag_core.display import facts_html
+
+        manifest = self.manifest
+        words = "documents whole"
+        if manifest.words:
+            words = f"of about {manifest.words:,} words"
+        facts = {
+            "folder": self.path,
+            "passages": f"{len(self):,}, {words}",
+            "files": f"{len(manifest.sources):,}",
+            "encoder": f"{manifest.encoder['name']}, {manifest.dimension:,} numbers a vector",
+            "index": index_text(manifest.index),
+            "credit": manifest.credit,
+        }
+        return facts_html(type(self).__name__, facts)
 
     def dataset(self) -> Dataset:
         """The passages as a memory-mapped `datasets.Dataset`: title, text, source, metadata_json (a

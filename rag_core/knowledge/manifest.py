@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,16 @@ PASSAGES = "passages"
 # Checksums of up to this much are checked at each opening; beyond, they would take seconds, and
 # sizes and a few spots are.
 HASHED_BYTES = 256 << 20
+
+
+def index_text(index: Mapping[str, Any]) -> str:
+    """What a manifest says of the index, for people: kind, settings, recall against exact search."""
+    text = str(index.get("kind"))
+    if settings := index.get("settings"):
+        text += f" ({', '.join(f'{name} {value}' for name, value in settings.items())})"
+    if index.get("recall_at_5") is not None:
+        text += f", recall@5 {index['recall_at_5']:.3f}"
+    return text
 
 
 @dataclass

@@ -99,6 +99,15 @@ class RagComponents(PretrainedBase[Tensor]):
                 parts[name] = part
         return parts
 
+    def _facts(self) -> dict[str, Any]:
+        parts = {
+            name.replace("_", " "): type(part).__name__ for name, part in self._parts().items()
+        }
+        retriever = None
+        if self.rag.retriever is not None:
+            retriever = repr(self.rag.retriever)
+        return parts | super()._facts() | {"retriever": retriever}
+
     def _networks(self) -> list[Any]:
         return list(self._parts().values())
 

@@ -355,6 +355,23 @@ class PretrainedBase(Pushable, Generic[Tensor]):
             left_out = {id(table.weight) for table in tables}
         return sum(math.prod(weight.shape) for weight in weights if id(weight) not in left_out)
 
+    def _facts(self) -> dict[str, Any]:
+        """What a notebook shows of the model."""
+        from rag_core.display import byte_size
+
+        size = byte_size(self.get_memory_footprint(return_buffers=False))
+        dtype = getattr(self.dtype, "name", str(self.dtype).removeprefix("torch."))
+        return {
+            "weights": f"{self.num_parameters() / 1e6:,.1f} million, {dtype}, {size}",
+            "device": getattr(self, "device", None),
+            "from": self.name_or_path,
+        }
+
+    def _repr_html_(self) -> str:
+        from rag_core.display import facts_html
+
+        return facts_html(type(self).__name__, self._facts(), repr(self))
+
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of the weights, tied ones once.
 

@@ -71,6 +71,17 @@ class RagRetriever(Pushable):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n_docs={self.n_docs}, index={self.index!r})"
 
+    def _repr_html_(self) -> str:
+        from rag_core.display import facts_html
+
+        facts = {
+            "documents a question": self.n_docs,
+            "index": repr(self.index),
+            "questions": repr(self.question_encoder_tokenizer),
+            "prompts": repr(self.generator_tokenizer),
+        }
+        return facts_html(type(self).__name__, facts)
+
     @property
     def n_docs(self) -> int:
         """N unless a call says otherwise."""

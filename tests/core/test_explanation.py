@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from xml.dom import minidom
 
@@ -14,10 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from rag_core import RagConfig, RagRetriever
 from rag_core.cli import app
 from rag_core.cli.ask import Answerer
 from rag_core.display import Explanation, explanation_kind, style_hash
-from rag_core.outputs import Answer, Passage
+from rag_core.generation import GenerationConfig
+from rag_core.knowledge import KnowledgeBase
+from rag_core.knowledge.manifest import Manifest
+from rag_core.outputs import Answer, Hit, Passage
+from rag_core.retrieval import FaissIndex
 
 EVIL = "<script>alert(1)</script> & \"quotes' $x^2$ \\frac \x1b[31m\x00"
 PASSAGES = [
@@ -139,14 +145,15 @@ def test_figures_can_be_read_on_every_colour_of_the_map(mode):
 
 def test_pictures_hold_their_texts():
     both = Explanation([TOKEN.to_dict(), SEQUENCE.to_dict()], "by $ <authors>")
-    drawing = minidom.parseString(both.svg())
+    source = both.svg()
+    drawing = minidom.parseString(source)
     texts = [node.firstChild.data for node in drawing.getElementsByTagName("text")]
     assert "by $ <authors>" in texts and texts.count("before answering") == 2
     assert any(text.startswith("→ Saffron 漢!") for text in texts)
     assert {"100", "96", "16", "80 %", "92 %"} <= set(texts)
     assert not drawing.getElementsByTagName("script")
-    assert both.svg() == both.svg()
-    assert both.png().startswith(b"\x89PNG")
+    assert both.svg() == source
+    assert SEQUENCE.explain().png().startswith(b"\x89PNG")
 
 
 def test_a_file_is_what_its_name_says(tmp_path):
@@ -173,6 +180,38 @@ def test_a_notebook_shows_an_answer_as_a_part_of_its_page():
     assert part == TOKEN.explain()._repr_html_() and "<html" not in part
     assert Page(part).tags[:2] == ["div", "style"]
     assert repr(TOKEN.explain()) == "Explanation(['Saffron 漢!'])"
+
+
+def test_a_notebook_shows_configs_knowledge_bases_and_retrievers():
+    config = RagConfig(
+        question_encoder={"model_type": "dpr", "hidden_size": 36},
+        generator={"model_type": "bart", "d_model": 32},
+        n_docs=3,
+        title_sep=" <b> ",
+    )
+    manifest = Manifest({"name": "mini"}, 384, 10033, 100, {"kind": "hnsw", "recall_at_5": 0.9}, [])
+    retriever = object.__new__(RagRetriever)
+    retriever.config, retriever.index = config, FaissIndex.from_files("a", "b")
+    retriever.question_encoder_tokenizer = retriever.generator_tokenizer = "words"
+    for thing, facts in (
+        (config, ["n_docs3", "title_sep<b>", "model_type dpr, hidden_size 36", '"n_docs": 3']),
+        (GenerationConfig(num_beams=3), ["num_beams3"]),
+        (KnowledgeBase(Path("kb"), manifest), ["10,033, of about 100 words", "recall@5 0.900"]),
+        (retriever, ["documents a question3", "LazyIndex(passages_path="]),
+    ):
+        text = Page(thing._repr_html_()).text
+        assert [fact for fact in [type(thing).__name__, *facts] if fact not in text] == []
+
+
+def test_things_are_one_short_line():
+    assert repr(PASSAGES[1]) == "Passage(id=4, title='', prior=0.200, posterior=0.075, text='')"
+    hit = Hit(1, 7, 0.5, "Saturn", "It has rings. " * 20)
+    assert repr(hit).endswith(
+        "title='Saturn', text=" + repr("It has rings. " * 5 + "It has …") + ")"
+    )
+    assert repr(SEQUENCE).startswith(
+        "Answer(question='Which spice?', text='Saffron', log_probability=-0.100, passages=[0.925 'C"
+    )
 
 
 def test_the_command_writes_what_the_model_answered(tmp_path, monkeypatch):

@@ -68,6 +68,21 @@ def test_loading_keywords_change_nothing_or_are_refused(rag, folder):
         )
 
 
+def test_a_notebook_shows_a_model(rag, folder):
+    model = rag.RagTokenForGeneration.from_pretrained(folder)
+    shown = model._repr_html_()
+    for part in ("DPRQuestionEncoder", "BartForConditionalGeneration", "million, float32", "kB<"):
+        assert part in shown
+    assert str(folder) in shown and "retriever" not in shown.partition("<details>")[0]
+    assert shown.count("<td ") == shown.count("</td>") >= 4
+    line = repr(model.generator)
+    if rag.__name__ == "rag_torch":  # torch's own, which people know
+        assert line.startswith("BartForConditionalGeneration(\n  (model): BartModel(")
+    else:
+        assert line.startswith("BartForConditionalGeneration(weights: 0.0 million, float32, ")
+        assert repr(model).startswith("RagTokenForGeneration(question encoder: DPRQuestionEncoder")
+
+
 def test_config_and_weights_come_from_elsewhere(rag, folder, tmp_path):
     plain = rag.RagTokenForGeneration.from_pretrained(folder)
     assert same(rag.RagTokenForGeneration.from_pretrained(folder, config=str(folder)), plain)

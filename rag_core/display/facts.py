@@ -1,0 +1,55 @@
+"""Names and values of a thing, in a line and as a notebook shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rag_core.display.marks import escaped
+
+_LONGEST = 200  # characters of a value
+
+
+def facts_line(title: str, facts: Mapping[str, Any]) -> str:
+    """The facts as a `repr`; those that are None or empty are left out."""
+    return f"{title}({', '.join(f'{name}: {text}' for name, text in _known(facts))})"
+
+
+def facts_html(title: str, facts: Mapping[str, Any], details: str = "") -> str:
+    """The facts as a table.
+
+    Args:
+        title: of the table.
+        facts: by name; those that are None or empty are left out.
+        details: a long text, shown to whom asks for it.
+    """
+    left = 'style="text-align: left"'
+    rows = "".join(
+        f"<tr><th {left}>{escaped(name)}</th><td {left}>{escaped(text)}</td></tr>"
+        for name, text in _known(facts)
+    )
+    folded = ""
+    if details:
+        folded = f"<details><summary>all of it</summary><pre>{escaped(details)}</pre></details>"
+    return f"<div><strong>{escaped(title)}</strong><table>{rows}</table>{folded}</div>"
+
+
+def byte_size(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("GB", 1_000_000_000), ("MB", 1_000_000)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1000:,.0f} kB"
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """The text in one line, or its beginning."""
+    line = " ".join(text.split())
+    if len(line) <= longest:
+        return line
+    return f"{line[: longest - 1]}…"
+
+
+def _known(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    texts = {name: str(value) for name, value in facts.items() if value is not None}
+    return [(name, shortened(text)) for name, text in texts.items() if text]
