@@ -253,7 +253,8 @@ def test_a_real_model_streams_what_it_answers_and_counts_its_tokens(real):
             client.chat.completions.create(**asked(question, temperature=1.5, seed=seed))
             for seed in (1, 1)
         ]
-    assert "".join(texts) == answer.text and len(texts) > 1
+    assert "".join(texts) == answer.text
+    assert len(texts) > 1 or " " not in answer.text  # the weights are drawn
     assert counts.prompt_tokens == int(alone.contexts.context_attention_mask.sum())
     assert counts.completion_tokens == len(answer.tokens) == 12
     assert last.choices[0].finish_reason == "length"
