@@ -40,22 +40,29 @@ def reader(demo_cache, world, tmp_path, monkeypatch, offline):
     return tmp_path
 
 
-def run_blocks(page):
+# Embeds a knowledge base in a process of its own, half a minute: tests/with_tf/test_tf_keras_losses.py.
+ELSEWHERE = "rag_tf.ReindexCallback("
+
+
+def run_blocks(page, names, without="", only=""):
     """A page's Python, pasted block by block into one interpreter.
 
-    Returns:
-        The names that are there afterwards.
+    Args:
+        names: the interpreter's, changed in place.
+        without: a heading whose section is left out.
+        only: a heading whose section alone is run.
     """
     text = (ROOT / page).read_text("utf-8")
-    names: dict = {}
     for block in BLOCK.finditer(text):
+        heading = re.findall(r"^## (.+)$", text[: block.start()], re.MULTILINE)[-1:]
+        if heading == [without] or (only and heading != [only]) or ELSEWHERE in block[1]:
+            continue
         line = text.count("\n", 0, block.start(1))
         try:
             exec(compile("\n" * line + block[1], page, "exec"), names)
         except RuntimeError as error:  # what the page says of such processors
             if "have no exact int8 products" not in str(error):
                 raise
-    return names
 
 
 # Run where transformers is installed: tests/with_torch/test_ecosystem_torch.py.
@@ -74,7 +81,12 @@ def pages_with_python():
 
 @pytest.mark.parametrize("page", list(pages_with_python()))
 def test_python_blocks_run_in_order(page, reader, capsys):
-    names = run_blocks(page)
+    names: dict = {}
+    if page == "docs/tensorflow.md":
+        run_blocks(page, names, only="Keras")
+        names["held_out"] = names["data"]
+        run_blocks("docs/training.md", names, only="Keras")
+    run_blocks(page, names, without="Keras")
     if page == "docs/quickstart.md":
         printed = capsys.readouterr().out
         assert "Which planet has rings? ->" in printed
