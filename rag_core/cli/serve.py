@@ -19,6 +19,8 @@ from rag_core.cli.common import (
     without_none,
 )
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 @clean
 def serve(
@@ -35,12 +37,30 @@ def serve(
             help="Requests must bring it; better in the environment, where nobody sees it.",
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another name that requests may call the server by, such as a proxy's; can be "
+            "repeated. At a loopback address only such names are taken.",
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        int | None, typer.Option(help="Requests a minute from one address; by default any number.")
+    ] = None,
+    queue: Annotated[
+        int | None,
+        typer.Option(help="Questions that may wait, beyond which the answer is 429; 256."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Questions the model sees at once, at most; 8.")
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that a request may take; 60.")
     ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="A line a request, on stderr.")
+    ] = False,
     where: Where = None,
     head: Annotated[
         str | None, choice("--head", "token", "sequence", help="By default the model's own.")
@@ -57,11 +77,22 @@ def serve(
     from rag_core.cli.models import open_model
     from rag_core.cli.process import load_backend_for_command
     from rag_core.hub import DEMO
-    from rag_core.serving import ServedModel, ServerSettings, bind, run_server
+    from rag_core.serving import ServedModel, ServerSettings, bind, check_libraries, run_server
 
+    check_libraries()
+    is_local = host in _LOOPBACK
     settings = ServerSettings(
-        **without_none(api_key=api_key, batch_size=batch_size, timeout=timeout)
+        hosts=(*_LOOPBACK, *(allow_host or ())) if is_local else None,
+        **without_none(
+            api_key=api_key,
+            rate_limit=rate_limit,
+            queue=queue,
+            batch_size=batch_size,
+            timeout=timeout,
+        ),
     )
+    if not is_local and api_key is None:
+        say(f"note: whoever reaches {host} can ask; --api-key lets in those alone who know it")
     listening = bind(host, port)
 
     def opened() -> ServedModel:
@@ -72,4 +103,4 @@ def serve(
         examples = DEMO_QUESTIONS if model is None and kb is None else ()
         return ServedModel(network, base, model or DEMO, examples)
 
-    run_server(opened, settings, listening, say=say)
+    run_server(opened, settings, listening, say=say, access_log=access_log)

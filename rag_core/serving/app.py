@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rag_core import __version__
+from rag_core.serving.libraries import check_libraries
 from rag_core.serving.model import OpenModel
 from rag_core.serving.service import Service
 from rag_core.serving.settings import ServerSettings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
 # Modules of this wing, each with its `router`.
-_ROUTES = ("native", "streaming", "chat", "page")
+_ROUTES = ("native", "streaming", "chat", "docs_page", "page")
 _LOG = logging.getLogger(__name__)
 
 
@@ -43,16 +44,16 @@ def create_app(
         on_failed: called when it can't be loaded.
 
     Raises:
-        ImportError: FastAPI is not installed.
+        ImportError: one of the libraries is not installed.
     """
-    try:
-        from fastapi import FastAPI
+    check_libraries()
+    from fastapi import Depends, FastAPI
+    from fastapi.security import HTTPBearer
 
-        from rag_core.serving.guard import Guard
-        from rag_core.serving.handlers import add_error_handlers
-        from rag_core.serving.headers import SecurityHeaders
-    except ModuleNotFoundError as error:
-        raise ImportError(f"a server needs {error.name}: pip install 'dualrag[serve]'") from None
+    from rag_core.serving.guard import Guard
+    from rag_core.serving.handlers import add_error_handlers
+    from rag_core.serving.headers import SecurityHeaders
+
     settings = settings or ServerSettings()
     service = Service(open_model, settings)
 
@@ -78,6 +79,9 @@ def create_app(
             await loading
         await service.close()
 
+    shown_key = []
+    if settings.api_key is not None:  # for /docs; it is the guard that looks at it
+        shown_key = [Depends(HTTPBearer(auto_error=False))]
     app = FastAPI(
         title="dualrag",
         version=__version__,
@@ -85,6 +89,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        dependencies=shown_key,
     )
     app.state.service = service
     add_error_handlers(app)

@@ -115,6 +115,13 @@ class Batcher:
         """Begin to run jobs, in the running event loop."""
         self._worker = asyncio.create_task(self._work())
 
+    def stop(self, error: Exception) -> None:
+        """End the jobs that are there with an error."""
+        for job in [*self._waiting, *self._running]:
+            job.is_gone = True
+            if not job.result.done():
+                job.result.set_exception(error)
+
     async def close(self) -> None:
         """Run no further jobs; those that are left are cancelled."""
         for job in [*self._waiting, *self._running]:

@@ -1,22 +1,28 @@
-"""What stands before every route: key, limits, and the count of what came."""
+"""What stands before every route: names, key, limits, and the count of what came."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import time
 from typing import Any
 
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_core.serving.errors import ApiError
 from rag_core.serving.handlers import error_response
 from rag_core.serving.service import Service
+from rag_core.serving.settings import ServerSettings
 
 # They show nothing of the model, and a browser or a probe has no key to bring.
 OPEN_TO_ALL = {"/", "/docs", "/openapi.json", "/health", "/ready"}
-OPEN_BELOW = ("/static/",)
+OPEN_BELOW = ("/static/", "/docs/")
+_PROBES = {"/health", "/ready"}
 _CLOSE = {"Connection": "close"}
 # Of a body that is too large, so much is read on, for the client to come to read the refusal.
 _READ_ON = 32_000_000
@@ -35,6 +41,7 @@ class Guard:
         self._app = app
         self._service = service
         self._settings = service.settings
+        self._rate = _Rate(service.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,8 +65,11 @@ class Guard:
             metrics.request(metrics.route(scope), status, time.monotonic() - began)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        self._check_key(scope["path"], headers)
+        headers, path = Headers(scope=scope), scope["path"]
+        self._check_host(headers)
+        self._check_key(path, headers)
+        if path not in _PROBES:
+            self._rate.check(scope["client"])
         body = await self._body(headers, receive)
         if body is None:
             return  # the client went away
@@ -72,6 +82,17 @@ class Guard:
             return {"type": "http.request", "body": whole, "more_body": False}
 
         await self._app(scope, received, send)
+
+    def _check_host(self, headers: Headers) -> None:
+        """A page of a stranger, whose name was made to mean this machine, has that name here."""
+        hosts = self._settings.hosts
+        name = headers.get("host", "")
+        if not name.endswith("]"):
+            name = name.rpartition(":")[0] or name
+        if hosts is not None and name.strip("[]").lower() not in hosts:
+            raise ApiError(
+                421, "This server goes by another name. --allow-host NAME adds one.", code="host"
+            )
 
     def _check_key(self, path: str, headers: Headers) -> None:
         key = self._settings.api_key
@@ -91,28 +112,57 @@ class Guard:
         Raises:
             ApiError: it is too large, or comes too slowly.
         """
-        most = self._settings.max_body
+        most, seconds = self._settings.max_body, self._settings.body_seconds
         announced = headers.get("content-length", "")
         is_large = announced.isdigit() and int(announced) > most
+        chunks: list[bytes] = []
+        try:
+            if not is_large:
+                is_large = await asyncio.wait_for(_read(receive, most, chunks), seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(
+                408,
+                f"The request came too slowly: it must be here within {seconds:g} s.",
+                headers=_CLOSE,
+            ) from None
+        except _Gone:
+            return None
         if not is_large:
-            chunks: list[bytes] = []
-            try:
-                is_large = await asyncio.wait_for(
-                    _read(receive, most, chunks), self._settings.body_seconds
-                )
-            except asyncio.TimeoutError:
-                raise ApiError(
-                    408,
-                    "The request came too slowly: its body must be here within "
-                    f"{self._settings.body_seconds:g} s.",
-                    headers=_CLOSE,
-                ) from None
-            except _Gone:
-                return None
-        if is_large:
+            return b"".join(chunks)
+        if headers.get("expect", "").lower() != "100-continue":
             await _read_on(receive)
-            raise ApiError(413, f"A request must have at most {most:,} bytes.", headers=_CLOSE)
-        return b"".join(chunks)
+        raise ApiError(413, f"A request must have at most {most:,} bytes.", headers=_CLOSE)
+
+
+class _Rate:
+    """How many requests came from whom in the last minute."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._limit = None
+        if settings.rate_limit is not None:
+            self._limit = RateLimitItemPerMinute(settings.rate_limit)
+            self._window = MovingWindowRateLimiter(MemoryStorage())
+
+    def check(self, client: tuple[str, int] | None) -> None:
+        """Count a request.
+
+        Raises:
+            ApiError: it is one too many.
+        """
+        if self._limit is None:
+            return
+        address = "unknown" if client is None else client[0]
+        if self._window.hit(self._limit, address):
+            return
+        until = self._window.get_window_stats(self._limit, address).reset_time
+        seconds = max(1, math.ceil(until - time.time()))
+        raise ApiError(
+            429,
+            f"At most {self._limit.amount} requests a minute are answered. Try again in "
+            f"{seconds} s.",
+            code="rate_limit",
+            headers={"Retry-After": str(seconds)},
+        )
 
 
 def brings_key(headers: Headers, key: str) -> bool:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from rag_core.serving.errors import ApiError
 from rag_core.serving.headers import SECURITY_HEADERS
 
-_WORDS = {
+_WORDS = {  # of errors that come from the framework
     400: "The request can't be read: its body must be JSON in UTF-8.",
     404: "There is nothing at this address. /docs lists what there is.",
 }

@@ -18,6 +18,8 @@ from rag_core.serving.words import WordStreamer
 from rag_core.tokenization import RagTokenizer
 
 OpenModel = Callable[[], "ServedModel"]
+# Tokens that no letter of a question makes: special ones, an encoder's prompt.
+_BESIDE_LETTERS = 64
 _NOT_OF_GENERATE = ("n_docs", "head", "seed", "do_deduplication", "decoding", "on_text")
 
 
@@ -48,6 +50,10 @@ class ServedModel:
         self.name = name
         self.examples = list(examples)
         self._engine = network._engine
+        retriever = network.retriever
+        self._tokenizer = RagTokenizer(
+            retriever.question_encoder_tokenizer, retriever.generator_tokenizer, network.config
+        )
 
     @property
     def in_sequence(self) -> bool:
@@ -59,6 +65,20 @@ class ServedModel:
         """Passages that it reads for a question."""
         n_docs: int = self.network.config.n_docs
         return n_docs
+
+    def check_question(self, question: str) -> None:
+        """See that the question encoder reads the whole of it.
+
+        Raises:
+            ValueError: it has more tokens.
+        """
+        tokenizer = self._tokenizer
+        most = tokenizer.query_max_length or tokenizer.question_encoder.model_max_length
+        if len(question) + _BESIDE_LETTERS <= most:  # a token has a letter at least
+            return
+        (ids,) = tokenizer.encode_questions([question], verbose=False)["input_ids"]
+        if len(ids) > most:
+            raise ValueError(f"a question must have at most {most} tokens, got {len(ids)}")
 
     def check(self, options: Mapping[str, Any]) -> Hashable:
         """What has to be equal of requests that are answered together; None: it goes alone.

@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from rag_core.outputs import Answer
+from rag_core.generation import GenerationConfig
+from rag_core.outputs import Hit
 from rag_core.serving.errors import ApiError
+from rag_core.serving.options import OPTIONS, REFUSED
 from rag_core.serving.service import Service
 
-router = APIRouter()
+
+class ErrorDetails(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error, in the form of OpenAI's API."""
+
+    error: ErrorDetails
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    422: {"model": ErrorBody, "description": "The request can't be answered as it is."},
+    429: {"model": ErrorBody, "description": "Too many wait; Retry-After says when to come back."},
+    503: {"model": ErrorBody, "description": "The model is being loaded, or the server ends."},
+    504: {"model": ErrorBody, "description": "It took longer than it may."},
+}
+_OF_THE_CALL = {
+    "n_docs": "passages read for a question",
+    "head": 'how passages are marginalised over: "token" or "sequence"; by default the model\'s',
+    "seed": "of sampling: the same draws again",
+    "do_deduplication": "RAG-Sequence: whether a candidate found twice counts once",
+    "decoding": 'RAG-Sequence: "thorough" or "fast"',
+}
+router = APIRouter(tags=["dualrag"])
 
 
 def service_of(request: Request) -> Service:
@@ -27,14 +58,26 @@ def service_of(request: Request) -> Service:
 TheService = Annotated[Service, Depends(service_of)]
 
 
+def _with_options(schema: dict[str, Any]) -> None:
+    """Adds the options to a schema, in the words of `GenerationConfig`."""
+    words = dict(re.findall(r"^ {4,8}(\w+): (.+)$", GenerationConfig.__doc__ or "", re.MULTILINE))
+    for name in OPTIONS:
+        if name not in REFUSED:
+            text = _OF_THE_CALL.get(name) or words.get(name, "")
+            schema["properties"][name] = {"title": name, "description": text}
+
+
 class AnswerRequest(BaseModel):
-    """A question or several, and options of `generate` beside them."""
+    """A question or several; beside them options of `generate`, by default the model's."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra=_with_options,
+    )
 
-    question: str | None = None
+    question: str | None = Field(None, examples=["Which planet is known for its rings?"])
     questions: list[str] | None = None
-    timeout: float | None = None
+    timeout: float | None = Field(None, description="seconds; the server has a limit of its own")
 
 
 class RetrieveRequest(BaseModel):
@@ -42,8 +85,8 @@ class RetrieveRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    queries: list[str]
-    topk: int | None = None
+    queries: list[str] = Field(examples=[["Which planet is known for its rings?"]])
+    topk: int | None = Field(None, description="passages a query; by default as the model reads")
     return_scores: bool = False
 
 
@@ -57,10 +100,9 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Any]) -> A
             raise ApiError(499, "The client went away.")
         return task.result()
     finally:
-        for each in (task, leaving):
-            each.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await each
+        task.cancel()
+        leaving.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 async def _left(request: Request) -> None:
@@ -68,52 +110,75 @@ async def _left(request: Request) -> None:
         pass
 
 
-@router.post("/answer")
+def json_response(values: Any) -> JSONResponse:
+    """Values as JSON, which has no word for numbers that are not finite: they are null."""
+    try:
+        return JSONResponse(values)
+    except ValueError:
+        return JSONResponse(_finite(values))
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    if isinstance(values, float) and not abs(values) < float("inf"):
+        return None
+    return values
+
+
+@router.post("/answer", responses=_ERRORS)
 async def answer(body: AnswerRequest, request: Request, service: TheService) -> Response:
-    """Answer questions, with the passages behind each answer and their probabilities."""
+    """Answer questions, with the passages behind each answer and their probabilities.
+
+    One `question` gives `{"answers": [...]}`, best first; `questions` give `{"results":
+    [{"answers": [...]}, ...]}` in their order. An answer has `question`, `text`,
+    `log_probability`, `passages` (with `prior` and `posterior`), `tokens`, `token_posteriors`
+    and `citations` (`passage`: its place among them; `probability`; `start` and `end` in the text).
+    """
     if (body.question is None) == (body.questions is None):
         raise ApiError(422, "A request must hold either question or questions.")
     options = body.model_extra or {}
+    asked = body.questions or []
     if body.question is not None:
         asked = [body.question]
-    else:
-        asked = body.questions or []
-    answers = await while_connected(request, service.answer_all(asked, options, body.timeout))
+    groups = await while_connected(request, service.answer_all(asked, options, body.timeout))
+    results = [{"answers": [answer.to_dict() for answer in answers]} for answers in groups]
     if body.question is not None:
-        return JSONResponse({"answers": [answer_values(each) for each in answers[0]]})
-    return JSONResponse(
-        {"results": [{"answers": [answer_values(each) for each in group]} for group in answers]}
-    )
+        return json_response(results[0])
+    return json_response({"results": results})
 
 
-def answer_values(answer: Answer) -> dict[str, Any]:
-    """An answer as it is sent."""
-    return answer.to_dict()
-
-
-@router.post("/retrieve")
+@router.post("/retrieve", responses=_ERRORS)
 async def retrieve(body: RetrieveRequest, request: Request, service: TheService) -> Response:
-    """Find the passages nearest to each query, in the form that Search-R1's clients read."""
+    """Find the passages nearest to each query, as Search-R1's retrieval server does.
+
+    `{"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}`; without `return_scores`
+    the documents alone. The first line of `contents` is the title, in quotes.
+    """
     found = await while_connected(request, service.retrieve(body.queries, body.topk))
     result = []
     for hits in found:
-        documents = [{"id": str(hit.id), "contents": f'"{hit.title}"\n{hit.text}'} for hit in hits]
+        documents = [_document(hit) for hit in hits]
         if body.return_scores:
             documents = [
                 {"document": document, "score": hit.score}
                 for document, hit in zip(documents, hits, strict=True)
             ]
         result.append(documents)
-    return JSONResponse({"result": result})
+    return json_response({"result": result})
 
 
-@router.get("/passages/{row}")
+def _document(hit: Hit) -> dict[str, Any]:
+    title = " ".join(hit.title.split())  # its line ends where the text begins
+    return {"id": str(hit.id), "contents": f'"{title}"\n{hit.text}'}
+
+
+@router.get("/passages/{row}", responses={404: {"model": ErrorBody}})
 async def passage(row: int, service: TheService) -> Response:
-    """One passage of the knowledge base."""
-    found = service.model.passage(row)
-    if found is None:
-        raise ApiError(404, f"There is no passage {row}.")
-    return JSONResponse(found)
+    """One passage of the knowledge base, by the `id` that answers give."""
+    return json_response(await service.passage(row))
 
 
 @router.get("/health")
@@ -122,16 +187,29 @@ async def health() -> Response:
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/ready")
+@router.get("/ready", responses={503: {"model": ErrorBody}})
 async def ready(service: TheService) -> Response:
-    """Whether questions are answered: 503 while the model is loaded."""
+    """Whether questions are answered: 503 while the model is loaded and when the server ends."""
+    if service.is_ending:
+        raise ApiError(503, "The server ends.", code="ending")
     return JSONResponse({"status": "ready", "model": service.model.name})
 
 
 @router.get("/info")
 async def info(service: TheService) -> Response:
-    """What model and knowledge base answer, and in which versions."""
-    return JSONResponse(service.model.info())
+    """What model and knowledge base answer, in which versions, within which limits."""
+    return json_response({**service.model.info(), "limits": service.limits()})
+
+
+@router.post("/admin/reload", responses={403: {"model": ErrorBody}, 409: {"model": ErrorBody}})
+async def reload(service: TheService) -> Response:
+    """Load model and knowledge base anew; no request is lost meanwhile. Needs a key."""
+    if service.settings.api_key is None:
+        raise ApiError(
+            403, "Reloading over HTTP needs a key: start the server with one, or send it SIGHUP."
+        )
+    await service.reload()
+    return json_response({"status": "reloaded", **service.model.info()})
 
 
 @router.get("/metrics")

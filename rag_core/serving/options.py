@@ -36,6 +36,19 @@ _OF_SAMPLING = (
     "eta_cutoff",
     "seed",
 )
+# Asked for, they are refused by name.
+REFUSED = (
+    "constraints",
+    "diversity_penalty",
+    "force_words_ids",
+    "low_memory",
+    "max_time",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "num_beam_groups",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+)
 OPTIONS = (
     *_OF_THE_CALL,
     *(each.name for each in fields(GenerationConfig) if each.name not in _NOT_SERVED),

@@ -1,18 +1,27 @@
-"""uvicorn around an app: its socket, its signals and its end."""
+"""uvicorn around an app: its socket, its signals, slow clients and the end."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import json
+import signal
 import socket
 from collections.abc import Callable
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rag_core.serving.app import create_app
+from rag_core.serving.errors import ApiError
 from rag_core.serving.model import OpenModel
 from rag_core.serving.service import Service
 from rag_core.serving.settings import ServerSettings
 
-_LOG = logging.getLogger(__name__)
-_BACKLOG = 256
+_BACKLOG = 1024
+# Beyond the time that answers in flight get: what is stopped then has to be said, too.
+_LAST_SECONDS = 2
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -22,14 +31,16 @@ def bind(host: str, port: int) -> socket.socket:
         OSError: it can't be had; the message says what to do.
     """
     try:
+        if not 0 <= port < 2**16:
+            raise OverflowError("there is no such port")
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        return socket.create_server((host, address[1]), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        why = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (")[0]
         raise OSError(
-            f"--host and --port must be free to listen at, got {host} {port}: {why}. "
+            f"--host and --port must be free to listen at, got {host} {port}: {reason}. "
             "Choose another --port, or end what listens there"
         ) from None
 
@@ -55,10 +66,6 @@ def run_server(
     Raises:
         Exception: what loading the model raised, at the start.
     """
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise ImportError("a server needs uvicorn: pip install 'dualrag[serve]'") from None
     faults: list[Exception] = []
 
     def failed(error: Exception) -> None:
@@ -69,19 +76,126 @@ def run_server(
         host, port = listening.getsockname()[:2]
         if ":" in host:
             host = f"[{host}]"
-        say(f"Answers at http://{host}:{port} (API: /docs). Ctrl-C ends.")
+        say(f"{service.model.name} answers at http://{host}:{port} (API: /docs). Ctrl-C ends it.")
 
     app = create_app(open_model, settings, on_loaded=loaded, on_failed=failed)
-    config = uvicorn.Config(
-        app,
-        access_log=access_log,
-        log_level="info" if access_log else "warning",
-        timeout_graceful_shutdown=round(settings.shutdown_seconds),
-        server_header=False,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
+    server = Server(app, say, access_log)
     with listening:
         server.run(sockets=[listening])
     if faults:
         raise faults[0]
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server of an app of `create_app`.
+
+    Args:
+        app: it.
+        say: told what goes on.
+        access_log: log each request.
+        **options: further ones of `uvicorn.Config`.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        say: Callable[[str], None] = lambda text: None,
+        access_log: bool = False,
+        **options: Any,
+    ) -> None:
+        self._service: Service = app.state.service
+        self._say = say
+        settings = self._service.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=access_log,
+                log_level="info" if access_log else "error",
+                http=_protocol(settings.body_seconds),
+                ws="none",
+                lifespan="on",
+                backlog=_BACKLOG,
+                server_header=False,
+                timeout_graceful_shutdown=round(settings.shutdown_seconds) + _LAST_SECONDS,
+                **options,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if hasattr(signal, "SIGHUP"):
+            loop = asyncio.get_running_loop()
+            try:
+                loop.add_signal_handler(signal.SIGHUP, self._reload)
+            except (RuntimeError, ValueError):
+                return  # not the main thread's loop: signals are somebody else's
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.end_soon()
+        await super().shutdown(sockets)
+
+    def _reload(self) -> None:
+        self._reloading = asyncio.ensure_future(self._reloaded())
+
+    async def _reloaded(self) -> None:
+        try:
+            await self._service.reload()
+        except ApiError as error:
+            self._say(f"note: {error.message}")
+        else:
+            self._say("note: model and knowledge base were loaded anew")
+
+
+def _protocol(seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, with so many seconds for the lines before a body.
+
+    uvicorn waits for them for as long as a client likes.
+    """
+
+    class Protocol(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._unwatch()
+
+        def send_400_response(self, msg: str) -> None:
+            """As uvicorn's, in the form of all errors."""
+            error = ApiError(400, "What came is no request of HTTP.")
+            body = json.dumps(error.body()).encode()
+            headers = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "connection": "close",
+            }
+            answer = h11.Response(status_code=400, headers=list(headers.items()))
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        def _watch(self) -> None:
+            """Begins to count where a request has not begun, and stops where it has."""
+            if self.conn.their_state is not h11.IDLE:
+                self._unwatch()
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(seconds, self._give_up)
+
+        def _unwatch(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _give_up(self) -> None:
+            self._deadline = None
+            if self.conn.their_state is h11.IDLE:
+                self.transport.close()
+
+    return Protocol

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rag_core.generation import SearchCancelledError
@@ -35,7 +36,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(self)
         self.fault: Exception | None = None
-        self.began = time.time()
+        self.is_ending = False
         self._open = open_model
         self._model: ServedModel | None = None
         self._reloading = asyncio.Lock()
@@ -59,39 +60,68 @@ class Service:
         Raises:
             ApiError: none is loaded yet.
         """
-        if self._model is None:
+        if self._model is not None:
+            return self._model
+        if self.fault is not None:
             raise ApiError(
-                503, "The model is still being loaded.", code="loading", headers=_in_seconds(2)
+                503, "The model could not be loaded; the server's log says why.", code="not_loaded"
             )
-        return self._model
+        raise ApiError(
+            503, "The model is still being loaded.", code="loading", headers=_in_seconds(2)
+        )
 
     @property
     def is_ready(self) -> bool:
         """Whether questions are answered."""
-        return self._model is not None
+        return self._model is not None and not self.is_ending
 
     async def start(self) -> None:
         """Begin to answer; the model is loaded first."""
         self.answers.start()
         self.searches.start()
-        await self.reload()
+        await self._load()
 
     async def close(self) -> None:
         """Answer no more."""
         await self.answers.close()
         await self.searches.close()
 
+    def end_soon(self) -> None:
+        """Take no more for ready; in `shutdown_seconds` stop what is not answered by then."""
+        self.is_ending = True
+        error = ApiError(503, "The server ends, and had no time left for this.", code="ending")
+
+        def stop() -> None:
+            for batcher in (self.answers, self.searches):
+                batcher.stop(error)
+
+        asyncio.get_running_loop().call_later(self.settings.shutdown_seconds, stop)
+
     async def reload(self) -> None:
         """Load model and knowledge base anew and put them in place of those that answer now.
 
-        Batches that run finish with the old ones.
+        Batches that run finish with the old ones, what waits is answered by the new ones. Both are
+        in memory for a while.
 
         Raises:
-            Exception: what the loading raised; those before go on answering.
+            ApiError: the new ones can't be loaded; those before go on answering.
         """
+        try:
+            await self._load()
+        except Exception as error:
+            _LOG.exception("model and knowledge base could not be loaded anew")
+            raise ApiError(
+                409,
+                "The new model or knowledge base can't be loaded; those before go on answering: "
+                f"{_sentence(error)}",
+                code="not_reloaded",
+            ) from None
+
+    async def _load(self) -> None:
+        loop = asyncio.get_running_loop()
         async with self._reloading:
-            loop = asyncio.get_running_loop()
             self._model = await loop.run_in_executor(None, self._open)
+        await loop.run_in_executor(None, gc.collect)  # the one before is in circles
 
     async def answer(
         self,
@@ -153,6 +183,26 @@ class Service:
             )
         return await self._all(self.searches, questions, k, k, self.seconds(timeout))
 
+    async def passage(self, row: int) -> dict[str, Any]:
+        """One passage, by its row number; see `ServedModel.passage`.
+
+        Raises:
+            ApiError: there is none, or it can't be read.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(None, self.model.passage, row)
+        except OSError:
+            raise _unreadable() from None
+        if found is None:
+            raise ApiError(404, f"There is no passage {row}.")
+        return found
+
+    def limits(self) -> dict[str, Any]:
+        """The settings, without the key."""
+        limits = asdict(self.settings)
+        return {name: limits[name] for name in limits if name not in ("api_key", "hosts")}
+
     def check_questions(self, questions: Sequence[Any], noun: str) -> None:
         """See that texts can be asked.
 
@@ -179,6 +229,13 @@ class Service:
                     f"A {noun} must have at most {settings.max_question_chars:,} characters, got "
                     f"{len(text):,}.",
                 )
+            try:
+                text.encode()
+                self.model.check_question(text)
+            except UnicodeEncodeError:
+                raise ApiError(422, f"A {noun} must be Unicode, got half a character.") from None
+            except ValueError as error:
+                raise ApiError(422, _sentence(error)) from None
 
     def seconds(self, timeout: Any) -> float:
         """How long a request may take.
@@ -221,12 +278,7 @@ class Service:
         except (ValueError, TypeError) as error:
             raise ApiError(422, _sentence(error)) from None
         except OSError:
-            _LOG.exception("a file could not be read")
-            raise ApiError(
-                503,
-                "The knowledge base or the model can no longer be read. Restore it, and reload.",
-                code="unreadable",
-            ) from None
+            raise _unreadable() from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -240,6 +292,15 @@ class Service:
 
     def _retrieve(self, questions: list[str], k: int, cancelled: Cancelled) -> list[list[Hit]]:
         return self.model.retrieve(questions, k)
+
+
+def _unreadable() -> ApiError:
+    _LOG.exception("a file could not be read")
+    return ApiError(
+        503,
+        "The knowledge base can no longer be read. Restore it, and have the server load it anew.",
+        code="unreadable",
+    )
 
 
 def _in_seconds(seconds: int) -> dict[str, str]:

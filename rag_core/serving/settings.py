@@ -43,6 +43,7 @@ class ServerSettings:
         max_beams: beams of a search, and answers a question.
         max_docs: passages a question.
         rate_limit: requests a minute and client; None is any number.
+        hosts: names by which requests may call the server; None is any.
         body_seconds: seconds that a client may take to send a request.
         shutdown_seconds: seconds that answers in flight get to finish.
     """
@@ -59,6 +60,7 @@ class ServerSettings:
     max_beams: int = 16
     max_docs: int = 50
     rate_limit: int | None = None
+    hosts: tuple[str, ...] | None = None
     body_seconds: float = 10.0
     shutdown_seconds: float = 30.0
 

@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-
 from rag_core.generation import SearchCancelledError
 from rag_core.outputs import Answer, Hit, Passage
-from rag_core.serving import ServerSettings, Service, create_app
+from rag_core.serving import Server, ServerSettings, Service, create_app
 
 
 class StandIn:
@@ -35,6 +33,10 @@ class StandIn:
         self.error = error or ValueError("this question can't be answered")
         self.batches: list[list[str]] = []
         self.stopped = 0
+
+    def check_question(self, question: str) -> None:
+        if "token" in question:
+            raise ValueError("a question must have at most 3 tokens, got 4")
 
     def check(self, options: Any) -> Any:
         return json.dumps(options, sort_keys=True)
@@ -71,7 +73,7 @@ class StandIn:
         return 2 * len(answer.question.split())
 
     def passage(self, row: int) -> dict[str, Any] | None:
-        if row > 1:
+        if not 0 <= row <= 1:
             return None
         hit = Hit(1, row, 0.0, f"title {row}", "text", "file.md", {"line": 3})
         return {"id": row, "title": hit.title, "text": hit.text, "origin": hit.origin}
@@ -123,7 +125,7 @@ class Running:
 
     port: int
     app: Any
-    server: uvicorn.Server
+    server: Server
 
     @property
     def service(self) -> Service:
@@ -149,21 +151,23 @@ class Running:
 
 
 @contextmanager
-def running(model: Any, settings: ServerSettings | None = None, **parts: Any) -> Iterator[Running]:
+def running(
+    model: Any, settings: ServerSettings | None = None, wait: bool = True, **parts: Any
+) -> Iterator[Running]:
     """A server of a model on a free port of the loopback interface, ready to answer.
 
     Args:
         model: a ServedModel or a stand-in; or a function that opens one.
+        wait: for the model to be loaded.
         settings, **parts: as of `create_app`.
     """
     open_model = model if callable(model) else lambda: model
     app = create_app(open_model, settings, **parts)
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on", ws="none")
-    server = uvicorn.Server(config)
+    server = Server(app, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: server.started and app.state.service.is_ready)
+        wait_until(lambda: server.started and (app.state.service.is_ready or not wait))
         port = server.servers[0].sockets[0].getsockname()[1]
         yield Running(port, app, server)
     finally:

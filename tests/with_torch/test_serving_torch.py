@@ -1,0 +1,33 @@
+"""Servers and threads over models of rag_torch."""
+
+import pytest
+
+import rag_torch
+from tests.support import serving_models as checks
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    home = tmp_path_factory.mktemp("serving")
+    return checks.opened(checks.write_model(home, rag_torch), rag_torch)
+
+
+def test_answers_over_http_are_the_models(model):
+    checks.check_answers_are_the_model_s(model)
+
+
+def test_threads_get_their_own_answers(model):
+    checks.check_threads_get_their_own_answers(model)
+
+
+def test_batches_give_everybody_their_own(model):
+    checks.check_batches_give_everybody_their_own(model)
+
+
+@pytest.mark.parametrize("options", checks.LONG, ids=lambda o: f"{o['head']}-{o['num_beams']}")
+def test_searches_end_where_nobody_waits(model, options):
+    checks.check_searches_end_where_nobody_waits(model, options)
+
+
+def test_a_deadline_ends_the_search(model):
+    checks.check_a_deadline_ends_the_search(model)
