@@ -256,8 +256,9 @@ def test_a_real_model_streams_what_it_answers_and_counts_its_tokens(real):
     assert "".join(texts) == answer.text
     assert len(texts) > 1 or " " not in answer.text  # the weights are drawn
     assert counts.prompt_tokens == int(alone.contexts.context_attention_mask.sum())
-    assert counts.completion_tokens == len(answer.tokens) == 12
-    assert last.choices[0].finish_reason == "length"
+    assert counts.completion_tokens == len(answer.tokens)
+    ended = answer.tokens[-1] == "</s>"
+    assert last.choices[0].finish_reason == ("stop" if ended else "length")
     assert [each["text"] for each in last.citations] == [c.text for c in answer.citations()]
     assert sampled[0].choices[0].message.content == sampled[1].choices[0].message.content
 
