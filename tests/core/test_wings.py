@@ -4,6 +4,7 @@ runs in a circle, neither there nor in the backends.
 
 import ast
 import importlib
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -23,10 +24,15 @@ def dotted(path):
 FILES = {dotted(path) for path in MODULES}
 
 
+@cache
 def imports(path):
     """(module, name, line, whether it happens when the file is imported) of all that a file
     takes from rag_core and the backends.
     """
+    return list(_imports(path))
+
+
+def _imports(path):
     tree = ast.parse(path.read_text("utf-8"))
     late = {
         id(inner)

@@ -4,11 +4,16 @@ Traces that are not what they say.
 """
 
 import json
+import re
+import runpy
+import shlex
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from conformance.parity_cases import config, weights
@@ -188,3 +193,21 @@ def test_large_stages_are_sampled_at_the_same_places_and_located_in_the_whole(tm
             writer.add("case", {"weights": "w"}, {"logits": what})
     found = compare_files(TraceFile(tmp_path / "a"), TraceFile(tmp_path / "b"))
     assert found.first[0].place == tuple(map(int, place)) and found.first[0].absolute == 9.0
+
+
+def test_the_example_for_a_pipeline_runs(demo_cache, monkeypatch, offline):
+    """Its test, in this process, and its commands, which the parser knows."""
+    monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
+    folder = Path(__file__).parents[2] / "examples" / "parity"
+    test = runpy.run_path(str(folder / "test_parity.py"))[
+        "test_both_frameworks_give_the_same_answers"
+    ]
+    for head in ("RagTokenForGeneration", "RagSequenceForGeneration"):
+        test(head)
+    commands = re.findall(
+        r"- run: dualrag (.*?)(?: #.*)?$", (folder / "parity.yml").read_text(), re.MULTILINE
+    )
+    known = typer.main.get_command(app).commands
+    for words in map(shlex.split, commands):
+        assert known[words[0]].make_context(words[0], words[1:])
+    assert [words.split()[0] for words in commands] == ["demo", "parity"]
