@@ -8,6 +8,7 @@ from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
     from rag_core.checkpoint.convert import convert_checkpoint as convert_checkpoint
+    from rag_core.checkpoint.convert import fitted_weights as fitted_weights
     from rag_core.checkpoint.file_checks import check_arrow as check_arrow
     from rag_core.checkpoint.file_checks import open_arrow as open_arrow
     from rag_core.checkpoint.file_checks import vouch as vouch
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
-        "convert": ["convert_checkpoint"],
+        "convert": ["convert_checkpoint", "fitted_weights"],
         "file_checks": ["check_arrow", "open_arrow", "vouch"],
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],

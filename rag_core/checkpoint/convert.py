@@ -159,13 +159,7 @@ def convert_checkpoint(
         raise _holds_model(target, model_files)
     stored = read_weights(source, **hub)
     head = _head(config, stored)
-    fitted = fit_weights(
-        _shaped(config, stored),
-        stored,
-        head,
-        context_encoder=_context_encoder(config),
-        source=str(source),
-    )
+    fitted = fitted_weights(config, stored, str(source))
     copies = {name for group in tied_names(config, head) for name in group[1:]}
     weights = _to_write(fitted, copies, dtype)
     along = [
@@ -198,6 +192,27 @@ def convert_checkpoint(
             raise _holds_model(target, model_files)
     dtypes = sorted({dtype.name for dtype in weights.dtypes.values()})
     return Converted(len(weights), size, files, dtypes, list(fitted.left_out), along)
+
+
+def fitted_weights(config: PretrainedConfig, stored: LazyWeights, source: str) -> LazyWeights:
+    """The weights of a checkpoint under the names of the class that saved it.
+
+    Args:
+        config: the checkpoint's.
+        stored: as `read_weights` gives them.
+        source: what to call the checkpoint in errors.
+
+    Raises:
+        ValueError: they don't fit the configuration (every name is listed), or no network here
+            computes it.
+    """
+    return fit_weights(
+        _shaped(config, stored),
+        stored,
+        _head(config, stored),
+        context_encoder=_context_encoder(config),
+        source=source,
+    )
 
 
 def _holds_model(folder: str | Path, files: list[str]) -> FileExistsError:

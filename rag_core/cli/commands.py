@@ -18,7 +18,7 @@ from rag_core.cli.demo import demo
 from rag_core.cli.eval import eval as evaluate
 from rag_core.cli.explain import explain
 from rag_core.cli.index import index
-from rag_core.cli.info import info
+from rag_core.cli.inspect import inspect
 from rag_core.cli.panels import PanelledCommand
 from rag_core.cli.parity import parity
 from rag_core.cli.search import search
@@ -76,11 +76,15 @@ def dualrag(
     set_loudness(verbose, quiet)
 
 
-def _add(command: Callable[..., None], summary: str, *examples: str) -> None:
+def _add(
+    command: Callable[..., None], summary: str, *examples: str, old_name: str | None = None
+) -> None:
     settings = None
     if command is train:
         settings = {"token_normalize_func": flag_of}
     made = app.command(
+        old_name,
+        hidden=old_name is not None,
         cls=PanelledCommand,
         short_help=summary,
         epilog=_examples(*examples),
@@ -125,12 +129,14 @@ _add(
     "dualrag search kb \"How many days of leave?\" --k 3 --where 'source=handbook/*'",
     "dualrag search kb --questions questions.txt --json > hits.jsonl",
 )
-_add(
-    info,
-    "Say what a knowledge base holds and what made it.",
-    "dualrag info kb",
-    "dualrag info kb --json",
-)
+for old_name in (None, "info"):
+    _add(
+        inspect,
+        "Say what a model, a knowledge base or another folder holds.",
+        "dualrag inspect kb",
+        "dualrag inspect tuned --json",
+        old_name=old_name,
+    )
 _add(
     update,
     "Bring a knowledge base up to its files.",

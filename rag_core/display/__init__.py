@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rag_core.display.facts import byte_size as byte_size
     from rag_core.display.facts import facts_html as facts_html
     from rag_core.display.facts import facts_line as facts_line
+    from rag_core.display.facts import how_many as how_many
     from rag_core.display.facts import shortened as shortened
     from rag_core.display.marks import answer_spans as answer_spans
     from rag_core.display.marks import percent as percent
@@ -21,7 +22,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "explanation": ["Explanation", "explanation_kind"],
-        "facts": ["byte_size", "facts_html", "facts_line", "shortened"],
+        "facts": ["byte_size", "facts_html", "facts_line", "how_many", "shortened"],
         "marks": ["answer_spans", "percent"],
         "page": ["style_hash"],
     },

@@ -39,7 +39,16 @@ def byte_size(count: int) -> str:
     for unit, size in (("GB", 1_000_000_000), ("MB", 1_000_000)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"
-    return f"{count / 1000:,.0f} kB"
+    if count >= 1000:
+        return f"{count / 1000:,.0f} kB"
+    return f"{count} bytes"
+
+
+def how_many(count: int) -> str:
+    """A number of weights for people."""
+    if count < 100_000:
+        return f"{count:,}"
+    return f"{count / 1e6:,.1f} million"
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rag_core.evaluation.readers import read_questions as read_questions
     from rag_core.evaluation.readers import scan_questions as scan_questions
     from rag_core.evaluation.report import Evaluation as Evaluation
+    from rag_core.evaluation.report import read_report as read_report
     from rag_core.evaluation.run import evaluate as evaluate
     from rag_core.evaluation.settings import Settings as Settings
     from rag_core.evaluation.settings import Variant as Variant
@@ -30,7 +31,7 @@ __getattr__, __dir__, __all__ = lazily(
         "matching": ["AnswerFinder", "match_tokens", "stands_in"],
         "questions": ["Context", "Gold", "Question"],
         "readers": ["read_questions", "scan_questions"],
-        "report": ["Evaluation"],
+        "report": ["Evaluation", "read_report"],
         "run": ["evaluate"],
         "settings": ["Settings", "Variant"],
         "survey": ["scan_passages"],

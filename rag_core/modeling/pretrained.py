@@ -357,12 +357,12 @@ class PretrainedBase(Pushable, Generic[Tensor]):
 
     def _facts(self) -> dict[str, Any]:
         """What a notebook shows of the model."""
-        from rag_core.display import byte_size
+        from rag_core.display import byte_size, how_many
 
         size = byte_size(self.get_memory_footprint(return_buffers=False))
         dtype = getattr(self.dtype, "name", str(self.dtype).removeprefix("torch."))
         return {
-            "weights": f"{self.num_parameters() / 1e6:,.1f} million, {dtype}, {size}",
+            "weights": f"{how_many(self.num_parameters())} numbers, {dtype}, {size}",
             "device": getattr(self, "device", None),
             "from": self.name_or_path,
         }
