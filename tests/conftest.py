@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.backends import BACKENDS
+from tests.support.browser import why_not
 from tests.support.frameworks import INSTALLED, left_out
 from tests.support.golden_prompts import GOLDEN, VECTORS, config, write_tokenizers
 from tests.support.hub_folders import write_wiki_dpr
@@ -35,6 +36,11 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     return f"frameworks: {sorted(INSTALLED)}; files left out for want of one: {collect_ignore}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    if reason := why_not():
+        terminalreporter.write_line(f"Left out, tests of the page in a browser: {reason}")
 
 
 def pytest_collection_modifyitems(config, items):

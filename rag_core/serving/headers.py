@@ -20,11 +20,15 @@ _POLICY = {
     "require-trusted-types-for": "'script'",
     "trusted-types": "'none'",
 }
-# Swagger UI writes styles and markup of its own; its scripts are files of this server, too.
-_POLICY_OF_DOCS = {
-    **{name: value for name, value in _POLICY.items() if "trusted-types" not in name},
-    "style-src": "'self' 'unsafe-inline'",
-    "img-src": "'self' data:",
+_POLICY_OF = {
+    # Swagger UI writes styles and markup of its own; its scripts are files of this server, too.
+    "/docs": {
+        **{name: value for name, value in _POLICY.items() if "trusted-types" not in name},
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data:",
+    },
+    # one file with its styles in it, and no script
+    "/explain": {**_POLICY, "script-src": "'none'", "style-src": "'unsafe-inline'"},
 }
 
 
@@ -57,8 +61,8 @@ class SecurityHeaders:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if scope["path"] == "/docs":
-                    headers["Content-Security-Policy"] = _joined(_POLICY_OF_DOCS)
+                if policy := _POLICY_OF.get(scope["path"]):
+                    headers["Content-Security-Policy"] = _joined(policy)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

@@ -126,6 +126,7 @@ class Running:
     port: int
     app: Any
     server: Server
+    thread: threading.Thread
 
     @property
     def service(self) -> Service:
@@ -134,6 +135,12 @@ class Running:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """Ends it."""
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the server did not end"
 
     def ask(self, path: str, body: Any = None, method: str = "", **headers: str) -> Reply:
         """One request; bodies that are no bytes are sent as JSON."""
@@ -166,14 +173,13 @@ def running(
     server = Server(app, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    running = Running(0, app, server, thread)
     try:
         wait_until(lambda: server.started and (app.state.service.is_ready or not wait))
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Running(port, app, server)
+        running.port = server.servers[0].sockets[0].getsockname()[1]
+        yield running
     finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive(), "the server did not end"
+        running.close()
 
 
 def wait_until(holds: Any, seconds: float = 10.0) -> None:

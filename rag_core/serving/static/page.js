@@ -26,9 +26,10 @@ function visible(text) {
 
 function percent(share) {
   const value = 100 * share;
-  if (value >= 99.95) return "100 %";
-  if (value < 0.1) return value > 0 ? "< 0.1 %" : "0 %";
-  return `${value.toFixed(value < 10 ? 1 : 0)} %`;
+  let digits = value.toFixed(value < 10 ? 1 : 0);
+  if (value >= 99.5) digits = "100";
+  if (value < 0.1) digits = value > 0 ? "<\u00a00.1" : "0";
+  return `${digits}\u00a0%`;
 }
 
 const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
@@ -258,6 +259,7 @@ function showAnswer(answer, seconds) {
     `${seconds.toFixed(2)} s`,
   ].map((fact) => fact.replaceAll(" ", "\u00a0")).join(" · ");
   $("hint").hidden = !answer.text;
+  $("hint").classList.toggle("whole", !answer.token_posteriors);
   showPassages(answer.passages, answer);
   const from = carriers.map((passage) => `${visible(passage.title)}, ${percent(passage.posterior)}`);
   announce(`Answer: ${visible(answer.text) || "none"}.${from.length ? ` Carried by ${from.join("; ")}.` : ""}`);
@@ -300,11 +302,13 @@ function showTokens(answer) {
   box.replaceChildren();
   for (const part of partsOf(answer)) {
     const shares = sharesOf(answer, part);
-    const token = element("button", "token", part.text);
+    const words = part.text.trimStart() || part.text;
+    box.append(part.text.slice(0, part.text.length - words.length));
+    const token = element("button", "token", words);
     token.type = "button";
     token.tabIndex = box.querySelector(".token") ? -1 : 0;
     token.setAttribute("aria-pressed", "false");
-    token.setAttribute("aria-label", `${part.text}: ${spoken(answer, shares)}`);
+    token.setAttribute("aria-label", `${words.trim()}: ${spoken(answer, shares)}`);
     token.addEventListener("pointerenter", () => light(token, part, shares));
     token.addEventListener("focus", () => light(token, part, shares));
     token.addEventListener("click", () => light(token, part, shares));
@@ -362,7 +366,8 @@ function setBar(item, name, share) {
 function showPassages(passages, answer = null) {
   const before = [...$("passages").children].filter((item) => !item.classList.contains("ghost"));
   const items = passages.map((passage, place) => {
-    const item = before[place] ?? passageItem(passage, place);
+    let item = before[place];
+    if (item?.dataset.id !== String(passage.id)) item = passageItem(passage, place);
     if (passage.prior !== undefined) setBar(item, "prior", passage.prior);
     item.querySelector(".posterior").hidden = passage.posterior === undefined;
     // the bar grows from nothing once it is on the page
@@ -384,6 +389,7 @@ function showPassages(passages, answer = null) {
 function passageItem(passage, place) {
   const item = $("passage-template").content.firstElementChild.cloneNode(true);
   item.id = `passage-${place + 1}`;
+  item.dataset.id = passage.id;
   item.querySelector(".number").textContent = `${place + 1}`;
   const title = item.querySelector(".title");
   title.textContent = visible(passage.title) || "Untitled";
