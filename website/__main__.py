@@ -36,7 +36,8 @@ def main() -> int:
     reference = Reference(modules, ROOT)
     (out / API).mkdir(parents=True)
     for module in modules:
-        (out / API / f"{module}.md").write_text(reference.page(module), "utf-8")
+        for name, text in reference.pages(module).items():
+            (out / API / f"{name}.md").write_text(text, "utf-8")
     index = out / "docs" / "api.md"
     index.write_text(reference.linked(index.read_text("utf-8")), "utf-8")
     (out / "website").mkdir()

@@ -23,6 +23,7 @@ FETCHED = {
 }
 ABSOLUTE = re.compile(r"([a-z][a-z0-9+.-]*:)?//|[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 STYLE_ADDRESS = re.compile(r"(?:@import|url\()\s*['\"]?((?:https?:)?//[^'\")\s]+)")
+LARGEST = 800_000  # bytes of a page: of two million a browser makes nothing for minutes
 BLOCKS = {"h1", "h2", "h3", "h4", "h5", "li", "td", "th", "pre", "p"}
 
 
@@ -93,6 +94,8 @@ def complaints(site: Path) -> list[str]:
     wrong = []
     for path, page in pages.items():
         place = path.relative_to(site)
+        if path.stat().st_size > LARGEST:
+            wrong.append(f"{place} is too long for a browser")
         for address in page.fetched:
             if ABSOLUTE.match(address) and not address.startswith("data:"):
                 wrong.append(f"{place} fetches {address} from elsewhere")

@@ -13,7 +13,7 @@ import os
 import pytest
 
 import rag_tf
-import rag_torch  # before rag_tf: a process that uses both loads torch first
+import rag_torch
 from rag_core import RagRetriever
 
 MODEL = os.environ.get("MODEL", "dualrag/demo")
@@ -30,7 +30,7 @@ def test_both_frameworks_give_the_same_answers(head):
         getattr(rag, head)
         .from_pretrained(MODEL, retriever=retriever)
         .answer(QUESTIONS, num_beams=4)
-        for rag in (rag_torch, rag_tf)
+        for rag in (rag_torch, rag_tf)  # in this order: torch has to be loaded first
     )
     for one, other in zip(ours, theirs, strict=True):
         assert one.text == other.text

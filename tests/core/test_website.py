@@ -57,10 +57,12 @@ def test_what_is_wrong_with_a_built_site_is_told(tmp_path):
     assert complaints(tmp_path) == []
     (tmp_path / "b.html").write_text('<script src="//x.org/x.js"></script><img src="none.png">')
     (tmp_path / "b.css").write_text("@import 'https://x.org/font.css'")
+    (tmp_path / "c.html").write_text("c" * 1_000_000)
     assert complaints(tmp_path) == [
         "a.html links to b.html#x, which is not there",
         "b.html fetches //x.org/x.js from elsewhere",
         "b.html links to none.png, which is not there",
+        "c.html is too long for a browser",
         "b.css fetches https://x.org/font.css from elsewhere",
     ]
 
