@@ -84,7 +84,11 @@ def material(demo_cache, tmp_path_factory):
         (folder / name).write_text(f"# Fire\n\nThe fire warden of {name} is Ada.\n")
     (folder / "wiki.tsv").write_text("title\ttext\nSaturn\tSaturn has rings of ice and rock.\n")
     pairs = [("Who is the fire warden?", "Ada"), ("Who is Ingrid?", "Solberg")]
-    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in pairs]
+    # each with its passage: the weights are drawn, and may find none
+    lines = [
+        json.dumps({"question": question, "answer": answer, "positive": {"id": row}})
+        for row, (question, answer) in enumerate(pairs)
+    ]
     for name in ("questions.jsonl", "held-out.jsonl", "qa.jsonl"):
         (folder / name).write_text("\n".join(lines))
     (folder / "questions.txt").write_text("\n".join(question for question, _ in pairs))
