@@ -447,6 +447,8 @@ class Answer:
             of which it wrote a byte; (n, n) for one that wrote none, such as the end token.
         token_log_probs: T numbers log p(y_i|x, y_<i), marginalised over the passages; their sum is
             `log_probability`.
+        confidence: the probability that the answer is right, where the model's config has an
+            `answer_calibration`; else None.
     """
 
     question: str
@@ -457,6 +459,7 @@ class Answer:
     token_posteriors: list[list[float]] | None = None
     token_spans: list[tuple[int, int]] = field(default_factory=list)
     token_log_probs: list[float] = field(default_factory=list)
+    confidence: float | None = None
 
     def citations(self, threshold: float = CITATION_THRESHOLD) -> list[Citation]:
         """Which passage carries which part of the text, computed from the model's probabilities.

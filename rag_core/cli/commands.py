@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from rag_core.cli.ask import ask
+from rag_core.cli.calibrate import calibrate
 from rag_core.cli.changes import add, remove, update
 from rag_core.cli.common import Quiet, Verbose, set_loudness
 from rag_core.cli.convert import convert
@@ -176,6 +177,12 @@ _add(
     "dualrag eval nq-test.tsv --model tuned --kb kb --out report --limit 300 --n-docs 1,5,10",
     "dualrag eval nq-test.tsv --out report --head token,sequence --decoding thorough,fast",
     "dualrag eval --compare report other-report",
+)
+_add(
+    calibrate,
+    "Learn from an evaluation how sure a model's answers are.",
+    "dualrag eval dev.jsonl --model tuned --kb kb --out dev-report",
+    "dualrag calibrate dev-report",
 )
 _add(
     convert,

@@ -124,12 +124,15 @@ class _Page:
         if question.cell_len > self.console.width - 6:  # a border would cut it
             body = Text("\n").join([question, body])
             title = None
-        likely = percent(math.exp(min(0.0, answer.log_probability)))
+        likely = f"p = {percent(math.exp(min(0.0, answer.log_probability)))}"
+        sure = f"this exact wording: {likely}"
+        if answer.confidence is not None:
+            sure = f"right: {percent(answer.confidence)} (this exact wording: {likely})"
         return Panel(
             body,
             title=title,
             title_align="left",
-            subtitle=Text(f"this exact wording: p = {likely}", style="dim"),
+            subtitle=Text(sure, style="dim"),
             subtitle_align="right",
             border_style="cyan",
             padding=(0, 1),

@@ -6,6 +6,7 @@ sections 2 and 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ class RagConfig(PretrainedConfig):
         output_retrieved: return documents and contexts.
         use_cache: keep keys and values while decoding.
         forced_eos_token_id: last token at `max_length`; the generator's when None.
+        answer_calibration: how sure an answer is, by head ("token", "sequence"): factor of log
+            p(y|x), factor of the best document's score, and intercept of a logistic function. None
+            or no entry = answers have no confidence. `dualrag calibrate` fits it.
 
     Raises:
         TypeError, ValueError: a missing sub-configuration, an unknown `model_type`, a value of the
@@ -75,7 +79,7 @@ class RagConfig(PretrainedConfig):
         "exclude_bos_score do_marginalize output_retrieved use_cache forced_eos_token_id "
         "dataset_revision".split()
     )
-    own: ClassVar[tuple[str, ...]] = ("dataset_revision",)
+    own: ClassVar[tuple[str, ...]] = ("dataset_revision", "answer_calibration")
     minimum: ClassVar[Mapping[str, float]] = {
         "vocab_size": 1,
         "n_docs": 1,
@@ -108,6 +112,7 @@ class RagConfig(PretrainedConfig):
     output_retrieved: bool = False
     use_cache: bool = True
     forced_eos_token_id: int | list[int] | None = None
+    answer_calibration: dict[str, list[float]] | None = None
 
     def __init__(self, *args: Any, **values: Any) -> None:
         values = self._named(args, values)
@@ -206,6 +211,27 @@ class RagConfig(PretrainedConfig):
             raise ValueError(
                 f"RagConfig.label_smoothing must be within [0, 1], got {self.label_smoothing!r}."
             )
+        for head, line in (self.answer_calibration or {}).items():
+            if head not in ("token", "sequence") or not _is_line(line):
+                raise ValueError(
+                    'RagConfig.answer_calibration must hold, for "token" or "sequence", three '
+                    f"finite numbers, got {self.answer_calibration!r}. dualrag calibrate fits it."
+                )
+
+    def confidence(self, head: str, log_probability: float, doc_score: float) -> float | None:
+        """The probability that an answer is right; None where `answer_calibration` does not say.
+
+        Args:
+            head: "token" or "sequence".
+            log_probability: log p(y|x) of the answer.
+            doc_score: of the best document.
+        """
+        line = (self.answer_calibration or {}).get(head)
+        if line is None:
+            return None
+        of_answer, of_document, intercept = line
+        logit = of_answer * log_probability + of_document * doc_score + intercept
+        return (1 + math.tanh(logit / 2)) / 2
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and foreign keys, the two parts as dictionaries.
@@ -242,6 +268,15 @@ class AutoConfig:
             TypeError, ValueError: an unknown `model_type`, or what the class refuses.
         """
         return _class_of(model_type)(*args, **kwargs)
+
+
+def _is_line(values: Any) -> bool:
+    """Whether these are two factors and an intercept."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    )
 
 
 def config_from_dict(values: Mapping[str, Any], **overrides: Any) -> PretrainedConfig:

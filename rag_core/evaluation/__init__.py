@@ -9,6 +9,8 @@ from rag_core.lazy import lazily
 if TYPE_CHECKING:
     from rag_core.evaluation.comparison import Comparison as Comparison
     from rag_core.evaluation.comparison import compare as compare
+    from rag_core.evaluation.confidence import calibrate_model as calibrate_model
+    from rag_core.evaluation.confidence import fit_confidence as fit_confidence
     from rag_core.evaluation.matching import AnswerFinder as AnswerFinder
     from rag_core.evaluation.matching import match_tokens as match_tokens
     from rag_core.evaluation.matching import stands_in as stands_in
@@ -28,6 +30,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "comparison": ["Comparison", "compare"],
+        "confidence": ["calibrate_model", "fit_confidence"],
         "matching": ["AnswerFinder", "match_tokens", "stands_in"],
         "questions": ["Context", "Gold", "Question"],
         "readers": ["read_questions", "scan_questions"],

@@ -60,16 +60,21 @@ def calibration(
 
 
 def calibration_of(
-    rows: Sequence[Mapping[str, Any]], answerable: Sequence[bool] | None, seed: int
+    rows: Sequence[Mapping[str, Any]],
+    answerable: Sequence[bool] | None,
+    seed: int,
+    of_confidence: bool = False,
 ) -> dict[str, Any]:
     """`calibration` of all questions and, where that is known, of the answerable ones; those
     without a right answer to compare with are left out.
 
     Args:
-        rows: with "log_probability" (None = no answer) and "scores", one a question; `answerable`
-            likewise.
+        rows: with "log_probability" (None = no answer), "confidence" and "scores", one a question;
+            `answerable` likewise.
         answerable: whether the knowledge base has an answer.
         seed: of the intervals.
+        of_confidence: take the confidence in place of the probability; nothing where the model has
+            none.
     """
     chosen = {"all": list(rows)}
     if answerable is not None:
@@ -77,8 +82,11 @@ def calibration_of(
     found = {}
     for of, some in chosen.items():
         judged = [row for row in some if "exact_match" in row["scores"]]
+        probabilities = [probability(row) for row in judged]
+        if of_confidence:
+            judged = [row for row in judged if row.get("confidence") is not None]
+            probabilities = [row["confidence"] for row in judged]
         if judged:
-            probabilities = [probability(row) for row in judged]
             hits = [row["scores"]["exact_match"] for row in judged]
             found[of] = calibration(probabilities, hits, seed)
     return found

@@ -109,6 +109,12 @@ class Evaluation:
         """
         return self._variant(variant).get("calibration", {}).get(of, {})
 
+    def confidence(self, variant: str | None = None, *, of: str = "all") -> dict[str, Any]:
+        """As `calibration`, of the confidence in a variant's answers; empty where the model has
+        none.
+        """
+        return self._variant(variant).get("confidence", {}).get(of, {})
+
     def _variant(self, variant: str | None) -> dict[str, Any]:
         names = list(self.report["variants"])
         if variant is None and len(names) == 1:
@@ -298,18 +304,19 @@ def _tables(report: Mapping[str, Any], of: str) -> list[str]:
 
 
 def _reliability(report: Mapping[str, Any], of: str) -> list[str]:
-    """How far the probabilities of answers can be trusted."""
-    variants = {
-        name: each["calibration"][of]
-        for name, each in report["variants"].items()
-        if of in each.get("calibration", {})
-    }
-    if not variants:
+    """How far the probabilities of answers can be trusted; of each variant in full what was made
+    for that, its confidence, where there is one.
+    """
+    rows = []
+    variants = {}
+    for variant, each in report["variants"].items():
+        for kind, title in (("calibration", variant), ("confidence", f"{variant}, confidence")):
+            found = each.get(kind, {}).get(of)
+            if found:
+                rows.append([title, *(shown(name, found[name]) for name in CALIBRATION)])
+                variants[variant] = found
+    if not rows:
         return []
-    rows = [
-        [variant, *(shown(name, found[name]) for name in CALIBRATION)]
-        for variant, found in variants.items()
-    ]
     lines = [*table(["probability of answers", *CALIBRATION.values()], rows), ""]
     is_second = of == "answerable" and not report["settings"].get("answerable_only")
     if is_second or len(variants) > _MOST_TABLES:

@@ -341,6 +341,9 @@ class _Run:
                 "settings": vars(variant),
                 "figures": figures_of(answers[variant.name], answerable, seed),
                 "calibration": calibration_of(answers[variant.name], answerable, seed),
+                "confidence": calibration_of(
+                    answers[variant.name], answerable, seed, of_confidence=True
+                ),
                 "seconds": round(seconds[variant.name], 3),
             }
             for variant in self.variants
@@ -397,13 +400,15 @@ class _Run:
 def _answers(reading: Reading, variant: Variant, batch: Sequence[Question]) -> list[dict[str, Any]]:
     rows = []
     answers = reading.answers(variant.head, **variant.options())
-    for question, found in zip(batch, answers, strict=True):
+    for question, doc_score, found in zip(batch, reading.best_scores, answers, strict=True):
         row: dict[str, Any] = {
             "id": question.id,
             "question": question.question,
             "answers": list(question.answers),
             "text": "",
+            "doc_score": _short(doc_score),
             "log_probability": None,
+            "confidence": None,
             "passages": [],
             "scores": {"in_passages": 0.0},
         }
@@ -411,6 +416,8 @@ def _answers(reading: Reading, variant: Variant, batch: Sequence[Question]) -> l
             best = found[0]
             row["text"] = best.text
             row["log_probability"] = _short(best.log_probability)
+            if best.confidence is not None:
+                row["confidence"] = _short(best.confidence)
             row["passages"] = [
                 {
                     "id": passage.id,

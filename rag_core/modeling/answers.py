@@ -76,6 +76,7 @@ class Reading:
         questions: B texts.
         contexts: what the model's `_contexts` returned.
         passages: the N passages of each question, with priors.
+        best_scores: the score of each question's best document.
     """
 
     def __init__(
@@ -109,8 +110,10 @@ class Reading:
         with engine.generation_context(self._model):
             # In float64 from here on: probabilities of few numbers, of which the caller takes sums.
             log_priors = to_numpy(engine.doc_log_probs(contexts.doc_scores)).astype(np.float64)
+            best_scores = to_numpy(contexts.doc_scores).max(1).tolist()
         self.contexts = contexts
         self.log_priors = log_priors
+        self.best_scores = best_scores
         self.passages = _Passages(self._model.retriever, contexts, np.exp(log_priors))
         self._encoded: Encoded | None = None
 
@@ -147,6 +150,7 @@ class Reading:
         """
         engine, model, contexts = self._engine, self._model, self.contexts
         in_sequence = _is_sequence(model, head)
+        name = "sequence" if in_sequence else "token"
         with engine.generation_context(model):
             rows, options, encoded = _generate(  # (B, n, L)
                 engine, model, contexts, in_sequence, generate_kwargs
@@ -180,6 +184,9 @@ class Reading:
                         token_posteriors=by_token,
                         token_spans=token_spans(decoder.decode, row.tolist(), places, text),
                         token_log_probs=of_tokens,
+                        confidence=model.config.confidence(
+                            name, log_probability, self.best_scores[b]
+                        ),
                     )
                 )
         return answers

@@ -124,6 +124,8 @@ class TrainingRun(ForwardPasses):
             self.fingerprint.update(origin.fingerprints)
         self.total = config.total_steps(len(examples))
         self.pad = model.config.generator.pad_token_id
+        # It was learned from the answers of the weights of today.
+        model.config.answer_calibration = None
         self.report = TrainingReport()
         self.window = MetricsWindow()
         self.live: LiveEncoder | None = None

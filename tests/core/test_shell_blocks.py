@@ -37,6 +37,7 @@ NOT_RUN = {
     "dualrag index wikipedia.tsv ": "a compressed index learns from 256 passages or more",
     "dualrag parity ": "a dozen seconds each: tests/with_both/test_parity_command.py",
     "dualrag train questions.jsonl --kb kb --out tuned --context-encoder ": "tests/core/test_reindexing.py",
+    "dualrag calibrate ": "learns from 20 answers or more, right and wrong: tests/core/test_evaluation_confidence.py",
     "dualrag serve": "serves until it is stopped: tests of its own",
     "dualrag --install-completion": "writes into the shell's own files",
     "dualrag --show-completion": "asks which shell it is started by: tests/core/test_cli_help.py",

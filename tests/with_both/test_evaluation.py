@@ -50,6 +50,24 @@ def test_rows_are_what_answer_says_and_figures_are_those_of_rows(model) -> None:
     assert len({row["id"] for row in found.passages}) == len(texts)
 
 
+def test_a_calibrated_model_says_how_sure_it_is(model, monkeypatch) -> None:
+    asked = [question.question for question in QUESTIONS[:3]]
+    assert {answer.confidence for answer in model.answer(asked)} == {None}
+    line = {"token": [0.25, 1.5, -0.5]}
+    monkeypatch.setattr(model.config, "answer_calibration", line)
+    found = sweep(model, n_docs=3)
+    answers = model.answer(asked, n_docs=3)
+    for row, answer in zip(found.answers["token-docs3-beams1"], answers, strict=False):
+        logit = 0.25 * answer.log_probability + 1.5 * row["doc_score"] - 0.5
+        assert answer.confidence == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
+        assert row["confidence"] == pytest.approx(answer.confidence, rel=1e-4)
+        best = Reading(model._engine, model, answer.question).contexts.doc_scores
+        assert row["doc_score"] == pytest.approx(float(to_numpy(best).max()), rel=1e-4)
+    assert found.confidence("token-docs3-beams1")["brier_score"]["n"] == len(QUESTIONS)
+    assert found.confidence("sequence-thorough-docs3-beams1") == {}
+    assert "| token-docs3-beams1, confidence" in found.markdown()
+
+
 def test_gold_answers_have_the_probability_that_the_loss_says(model) -> None:
     """The loss of a head is -log p(y|x) of its labels."""
     questions = [question.question for question in QUESTIONS[:3]]

@@ -234,6 +234,8 @@ def test_the_command(model, tmp_path, monkeypatch) -> None:
     for name, variant in report["variants"].items():
         other = json.loads(Path("report-again/report.json").read_text("utf-8"))["variants"][name]
         assert other["figures"] == variant["figures"]
+    refused = CliRunner().invoke(app, ["calibrate", "report"])
+    assert refused.exit_code == 2 and "at least 20 answers" in refused.stderr, refused.output
     kept = set(Path().iterdir())
     shown = CliRunner().invoke(app, command[:-2])
     assert "wrong, though found" in shown.stdout and set(Path().iterdir()) == kept
