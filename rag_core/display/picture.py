@@ -98,10 +98,12 @@ def _heat_map(axes: Any, answer: Mapping[str, Any], shares: Sequence[Sequence[fl
     axes.spines[:].set_visible(False)
     for row, of_passage in enumerate(columns):
         for column, share in enumerate(of_passage):
+            if share < 0.005:
+                continue  # a nought in most of thousands of cells would hide the others
             colour = "black"
             if share > 0.6:
                 colour = "white"
-            axes.text(
+            figure = axes.text(
                 column,
                 row,
                 f"{100 * share:.0f}",
@@ -110,6 +112,7 @@ def _heat_map(axes: Any, answer: Mapping[str, Any], shares: Sequence[Sequence[fl
                 color=colour,
                 fontsize=7,
             )
+            figure.set_in_layout(False)  # measuring them takes longer than drawing
 
 
 def _bars(axes: Any, passages: Sequence[Mapping[str, Any]]) -> None:
