@@ -1,7 +1,7 @@
 """A service of one's own: answers with their sources as an endpoint among others of a FastAPI app.
 
-pip install 'dualrag[torch,serve]'
-python examples/fastapi_service.py        # then open http://127.0.0.1:8000/docs, or
+pip install '.[torch,serve]'         # in a checkout
+python examples/fastapi_service.py   # then open http://127.0.0.1:8000/docs, or
 curl -H 'Content-Type: application/json' -d '{"question": "Which planet has rings?"}' http://127.0.0.1:8000/help
 
 The model is loaded once, when the app starts; FastAPI runs each request in a thread of its pool, and a

@@ -1,6 +1,6 @@
 """Parity in CI: the model that you ship answers alike in PyTorch and in TensorFlow.
 
-pip install 'dualrag[torch,tf]' pytest
+pip install '.[torch,tf]' pytest      # in a checkout
 MODEL=path/or/name pytest examples/parity
 
 Without MODEL it takes the demo's (`dualrag demo` builds it). Copy this file into the tests of your

@@ -52,7 +52,8 @@ def lines_of(page: Path) -> list[str]:
     found = []
     for block in BLOCK.findall(page.read_text("utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
-            found += re.split(r" && ", re.sub(r"(^| +)#( .*)?$", "", line.strip()))
+            line = re.sub(r"(^| +)#( .*)?$", "", line.strip())
+            found += re.split(r" && ", line.removeprefix(".venv/bin/"))
     return [line for line in found if line]
 
 
