@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -75,7 +76,7 @@ def serve(
     """Answer questions over HTTP: an API, OpenAI's, and a page at /."""
     from rag_core.cli.demo import DEMO_QUESTIONS
     from rag_core.cli.models import open_model
-    from rag_core.cli.process import load_backend_for_command
+    from rag_core.cli.process import give_memory_back, load_backend_for_command
     from rag_core.hub import DEMO
     from rag_core.serving import ServedModel, ServerSettings, bind, check_libraries, run_server
 
@@ -100,7 +101,10 @@ def serve(
         network, base = open_model(
             engine, kb, model, head, say, int8, where=where, dtype=dtype, device=device
         )
+        # else the model before, which `open_model` has exempted from the search for garbage, stays
+        gc.unfreeze()
         examples = DEMO_QUESTIONS if model is None and kb is None else ()
         return ServedModel(network, base, model or DEMO, examples)
 
+    give_memory_back()
     run_server(opened, settings, listening, say=say, access_log=access_log)

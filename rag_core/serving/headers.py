@@ -27,8 +27,6 @@ _POLICY_OF = {
         "style-src": "'self' 'unsafe-inline'",
         "img-src": "'self' data:",
     },
-    # one file with its styles in it, and no script
-    "/explain": {**_POLICY, "script-src": "'none'", "style-src": "'unsafe-inline'"},
 }
 
 

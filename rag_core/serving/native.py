@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from rag_core.display import Explanation, style_hash
 from rag_core.generation import GenerationConfig
-from rag_core.outputs import Hit
+from rag_core.outputs import Answer, Hit
 from rag_core.serving.errors import ApiError
 from rag_core.serving.options import OPTIONS, REFUSED
 from rag_core.serving.service import Service
@@ -46,6 +47,11 @@ _OF_THE_CALL = {
     "do_deduplication": "RAG-Sequence: whether a candidate found twice counts once",
     "decoding": 'RAG-Sequence: "thorough" or "fast"',
 }
+# Its style stands in the page itself, and is known by its sum.
+_OF_A_PAGE = (
+    f"default-src 'none'; style-src '{style_hash()}'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 router = APIRouter(tags=["dualrag"])
 
 
@@ -78,6 +84,14 @@ class AnswerRequest(BaseModel):
     question: str | None = Field(None, examples=["Which planet is known for its rings?"])
     questions: list[str] | None = None
     timeout: float | None = Field(None, description="seconds; the server has a limit of its own")
+
+
+class ExplainRequest(AnswerRequest):
+    """A question or several, and how the explanation is to be sent."""
+
+    format: Literal["html", "json"] | None = Field(
+        None, description='"html" or "json"; by default what the header Accept prefers'
+    )
 
 
 class RetrieveRequest(BaseModel):
@@ -137,17 +151,37 @@ async def answer(body: AnswerRequest, request: Request, service: TheService) -> 
     `log_probability`, `passages` (with `prior` and `posterior`), `tokens`, `token_posteriors`
     and `citations` (`passage`: its place among them; `probability`; `start` and `end` in the text).
     """
-    if (body.question is None) == (body.questions is None):
-        raise ApiError(422, "A request must hold either question or questions.")
-    options = body.model_extra or {}
-    asked = body.questions or []
-    if body.question is not None:
-        asked = [body.question]
-    groups = await while_connected(request, service.answer_all(asked, options, body.timeout))
+    groups = await _answered(body, request, service)
     results = [{"answers": [answer.to_dict() for answer in answers]} for answers in groups]
     if body.question is not None:
         return json_response(results[0])
     return json_response({"results": results})
+
+
+async def _answered(body: AnswerRequest, request: Request, service: Service) -> list[list[Answer]]:
+    if (body.question is None) == (body.questions is None):
+        raise ApiError(422, "A request must hold either question or questions.")
+    asked = body.questions or []
+    if body.question is not None:
+        asked = [body.question]
+    work = service.answer_all(asked, body.model_extra or {}, body.timeout)
+    groups: list[list[Answer]] = await while_connected(request, work)
+    return groups
+
+
+@router.post("/explain", responses=_ERRORS)
+async def explain(body: ExplainRequest, request: Request, service: TheService) -> Response:
+    """Answer questions, and show which passage each token of an answer comes from.
+
+    As a page without scripts, or as JSON: `{"answers": [...], "credit": ...}`.
+    """
+    answers = [each for group in await _answered(body, request, service) for each in group]
+    base = service.model.info()["knowledge_base"] or {}
+    explanation = Explanation([each.to_dict() for each in answers], base.get("credit") or "")
+    accepted = request.headers.get("accept", "")
+    if body.format == "html" or (body.format is None and accepted.startswith("text/html")):
+        return HTMLResponse(explanation.html(), headers={"Content-Security-Policy": _OF_A_PAGE})
+    return json_response(explanation.to_dict())
 
 
 @router.post("/retrieve", responses=_ERRORS)

@@ -28,7 +28,7 @@ _RULES = {
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits of a server; each has a flag of `dualrag serve`.
+    """Limits of a server; the most common have a flag of `dualrag serve`.
 
     Attributes:
         api_key: what requests have to bring; None lets everybody in.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import agreement, floor, report
+from benchmarks import agreement, floor, report, serving_load
 from benchmarks.jobs import (
     CONTESTANTS,
     GOALS,
@@ -199,3 +199,30 @@ def test_another_checkout_is_a_contestant_with_its_own_code(tmp_path):
         contestant("before-tf")
     with pytest.raises(ValueError, match="must be the root of a checkout of this project"):
         contestants_of(tmp_path)
+
+
+ALONE = {
+    "why": {"text": "so", "log_probability": -1.0, "passages": [{"id": 3}, {"id": 4}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "noted"),
+    [
+        ({}, "right"),
+        ({"text": "or so", "log_probability": -1.0005}, "tie"),
+        ({"text": "or so", "log_probability": -1.1}, "wrong"),
+        ({"log_probability": -1.1}, "wrong"),
+        ({"question": "how"}, "wrong"),
+        ({"passages": [{"id": 4}, {"id": 3}]}, "wrong"),
+        ({"status": 503}, "wrong"),
+        ({"status": 429}, "refused"),
+    ],
+)
+def test_answers_under_load_are_compared_with_those_of_their_question_alone(fault, noted):
+    status = fault.pop("status", 200)
+    answer = {"question": "why", **ALONE["why"], **fault}
+    tally = serving_load.Tally()
+    serving_load.judge(tally, "why", status, {"answers": [answer]}, ALONE)
+    found = {"wrong": len(tally.wrong), "tie": tally.ties, "refused": tally.refused}
+    assert found == {name: int(name == noted) for name in found}

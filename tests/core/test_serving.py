@@ -3,14 +3,17 @@
 import asyncio
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,57 @@ def test_an_answer_is_sent_with_its_passages_and_citations(server):
     several = server.ask("/answer", {"questions": ["why", "how"], "num_return_sequences": 2})
     texts = [[each["text"] for each in result["answers"]] for result in several.json["results"]]
     assert texts == [["a why"] * 2, ["a how"] * 2]
+
+
+def test_an_explanation_is_a_page_without_scripts_or_json(server):
+    asked = {"question": "<script>alert(1)</script>", "head": "token"}
+    page = server.ask("/explain", {**asked, "format": "html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert b"<script" not in page.body
+    assert b"&lt;script" in page.body
+    (allowed,) = re.findall(r"style-src '(sha256-[^']+)'", page.headers["content-security-policy"])
+    (style,) = re.findall(rb"<style>(.*?)</style>", page.body, re.DOTALL)
+    assert allowed == f"sha256-{b64encode(sha256(style).digest()).decode()}"
+    assert server.ask("/explain", asked, Accept="text/html,*/*").body == page.body
+    told = server.ask("/explain", asked).json
+    assert told["answers"] == server.ask("/answer", asked).json["answers"]
+    assert server.ask("/explain", {**asked, "format": "pdf"}).status == 422
+
+
+def curl(server, line):
+    """What a server says to a line of curl, of which the parts that the documentation uses are read."""
+    words = iter(shlex.split(line)[1:])
+    method, headers, body, path = "", {}, None, ""
+    for word in words:
+        if word == "-X":
+            method = next(words)
+        elif word == "-H":
+            name, _, value = next(words).partition(": ")
+            headers[name] = value
+        elif word == "-d":
+            body = json.loads(next(words))
+        elif word == "-o":
+            assert Path(next(words)).suffix
+        elif word != "-s":
+            assert word.startswith("http://127.0.0.1:8000/")
+            path = word.removeprefix("http://127.0.0.1:8000")
+    return server.ask(path, body, method, **headers)
+
+
+def test_the_lines_of_curl_in_the_documentation_are_answered():
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^curl .*$", page, re.MULTILINE)
+    assert len(lines) >= 8
+    with running(StandIn(), ServerSettings(api_key="KEY")) as server:
+        for line in lines:
+            if "-H 'Authorization" not in line:
+                line += " -H 'Authorization: Bearer KEY'"
+            reply = curl(server, line)
+            assert reply.status == 200, (line, reply.body)
+        (error,) = re.findall(r"```json\n(.*?)\n```", page, re.DOTALL)
+        key = {"Authorization": "Bearer KEY"}
+        wrong = server.ask("/answer", {"question": "why", "num_beam": 2}, **key)
+        assert wrong.json == json.loads(error)
 
 
 def search_r1_client(server, queries, topk):

@@ -88,6 +88,27 @@ WRONG = {
 }
 
 
+def check_a_knowledge_base_may_vanish(home: Path, rag: Any) -> None:
+    """Answers go on, a reload says why it can't be, and works once the files are back."""
+    key = {"Authorization": "Bearer k"}
+    base, away = home / "demo-kb", home / "away"
+    with running(lambda: opened(home, rag), ServerSettings(api_key="k")) as server:
+        asked = {"question": QUESTIONS[0], **OPTIONS[0]}
+        before = server.ask("/answer", asked, **key).json
+        base.rename(away)
+        try:
+            assert server.ask("/answer", asked, **key).json == before
+            assert server.ask("/passages/3", **key).status == 200
+            failed = server.ask("/admin/reload", method="POST", **key)
+            assert failed.status == 409
+            assert str(home) not in failed.error
+            assert server.ask("/answer", asked, **key).json == before
+        finally:
+            away.rename(base)
+        assert server.ask("/admin/reload", method="POST", **key).status == 200
+        assert server.ask("/answer", asked, **key).json == before
+
+
 def check_threads_get_their_own_answers(model: ServedModel) -> None:
     """The model itself, called by eight threads at once with several options: each gets what it
     gets alone.

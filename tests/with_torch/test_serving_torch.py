@@ -7,13 +7,21 @@ from tests.support import serving_models as checks
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    home = tmp_path_factory.mktemp("serving")
-    return checks.opened(checks.write_model(home, rag_torch), rag_torch)
+def home(tmp_path_factory):
+    return checks.write_model(tmp_path_factory.mktemp("serving"), rag_torch)
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    return checks.opened(home, rag_torch)
 
 
 def test_answers_over_http_are_the_models(model):
     checks.check_answers_are_the_model_s(model)
+
+
+def test_a_knowledge_base_may_vanish(home):
+    checks.check_a_knowledge_base_may_vanish(home, rag_torch)
 
 
 def test_threads_get_their_own_answers(model):
