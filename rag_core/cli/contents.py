@@ -1,4 +1,4 @@
-"""What a folder or file holds, told from its own files: models, knowledge bases, indexes, passages,
+"""What a folder or file holds, told by its own files: models, knowledge bases, indexes, passages,
 questions, reports.
 
 No framework is loaded, and no weight is read.
@@ -85,16 +85,18 @@ def _model(place: Path) -> dict[str, Any]:
     from rag_core.config import AutoConfig, RagConfig, sentence_settings
 
     config = AutoConfig.from_pretrained(place)
-    told: dict[str, Any] = {"kind": _KINDS.get(config.model_type, f"model {config.model_type!r}")}
+    summary: dict[str, Any] = {
+        "kind": _KINDS.get(config.model_type, f"model {config.model_type!r}")
+    }
     if isinstance(config, RagConfig):
-        told |= _rag(place, config)
+        summary |= _rag(place, config)
         parts = {"question_encoder": config.question_encoder, "generator": config.generator}
     else:
         parts = {"network": config}
         if sentence := sentence_settings(place):
-            told |= {"kind": "sentence encoder", "sentence": vars(sentence)}
-    told |= _weights(place, config, parts)
-    return told | {"tokenizers": _tokenizers(place), "licence": _licence(place)} | _size(place)
+            summary |= {"kind": "sentence encoder", "sentence": vars(sentence)}
+    summary |= _weights(place, config, parts)
+    return summary | {"tokenizers": _tokenizers(place), "licence": _licence(place)} | _size(place)
 
 
 def _rag(place: Path, config: RagConfig) -> dict[str, Any]:
@@ -125,13 +127,13 @@ def _weights(
     """
     from rag_core.checkpoint import check_sizes, fitted_weights, read_weights, weight_files
 
-    told: dict[str, Any] = {name: _shape(config) for name, config in parts.items()}
+    networks: dict[str, Any] = {name: _shape(config) for name, config in parts.items()}
     try:
         files = weight_files(place)
     except OSError:
         if any(place.glob("*.index.json")):  # a shard is missing
             raise
-        return {"parts": told, "weights": None}
+        return {"parts": networks, "weights": None}
     weights = read_weights(place)
     check_sizes(config, weights, str(place))
     fault = None
@@ -139,17 +141,17 @@ def _weights(
         fitted_weights(config, weights, "it")
     except ValueError as error:
         fault = " ".join(str(error).split())
-    if "network" in told:
-        told["network"] |= _numbers(weights)
+    if "network" in networks:
+        networks["network"] |= _numbers(weights)
     else:
         names_of = defaultdict(list)
         for weight in weights:
             names_of[_part(weight)].append(weight)
         for name, own in names_of.items():
             if name:
-                told[name] = told.get(name, {}) | _numbers(weights, own)
+                networks[name] = networks.get(name, {}) | _numbers(weights, own)
     names = [file.name for file in files]
-    return {"parts": told, "weights": {"files": names, **_numbers(weights), "fault": fault}}
+    return {"parts": networks, "weights": {"files": names, **_numbers(weights), "fault": fault}}
 
 
 def _part(weight: str) -> str | None:
@@ -184,26 +186,26 @@ def _shape(config: PretrainedConfig) -> dict[str, Any]:
         "width": ("hidden_size", "d_model"),
         "vocabulary": ("vocab_size",),
     }
-    told: dict[str, Any] = {"model_type": config.model_type}
+    sizes: dict[str, Any] = {"model_type": config.model_type}
     for title, fields in names.items():
         values = (
             getattr(config, name) for name in fields if name in type(config).__dataclass_fields__
         )
-        told[title] = next(values, None)
-    return told
+        sizes[title] = next(values, None)
+    return sizes
 
 
 def _tokenizers(place: Path) -> dict[str, Any]:
     from rag_core.tokenization import GENERATOR_FOLDER, QUESTION_FOLDER, Tokenizer
 
     files = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-    told = {}
+    tokenizers = {}
     for folder in (place, place / QUESTION_FOLDER, place / GENERATOR_FOLDER):
         if any((folder / name).is_file() for name in files):
             tokenizer = Tokenizer.from_pretrained(folder)
             name = str(folder.relative_to(place))
-            told[name] = {"class": type(tokenizer).__name__, "tokens": len(tokenizer)}
-    return told
+            tokenizers[name] = {"class": type(tokenizer).__name__, "tokens": len(tokenizer)}
+    return tokenizers
 
 
 def _licence(place: Path) -> dict[str, str]:
@@ -213,7 +215,7 @@ def _licence(place: Path) -> dict[str, str]:
 
     from rag_core.demo import SHIPPED, is_demo_model
 
-    told = {}
+    licences = {}
     cards = {"README.md": place / "README.md"}
     if is_demo_model(place):
         cards["the demo's card"] = SHIPPED / "README.md"
@@ -223,12 +225,12 @@ def _licence(place: Path) -> dict[str, str]:
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if field:
-            told[name] = str(field)
+            licences[name] = str(field)
     for path in sorted(place.iterdir()):
         if re.match(r"(licen[cs]e|copying)", path.name, re.IGNORECASE) and path.is_file():
             lines = path.read_text("utf-8", "replace").split("\n")
-            told[path.name] = next((line.strip() for line in lines if line.strip()), "empty")
-    return told
+            licences[path.name] = next((line.strip() for line in lines if line.strip()), "empty")
+    return licences
 
 
 def _evaluation(place: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rag_core.display import byte_size, how_many, shortened
 
 VALUES_SHOWN = 3
 KEYS_SHOWN = 12
+_UNITS = {"width": "wide", "vocabulary": "tokens"}
 
 
 @clean
@@ -35,9 +36,9 @@ def inspect(
     from rag_core.cli.contents import contents
     from rag_core.hub import local_name
 
-    found = contents(Path(local_name(place)))
+    summary = contents(Path(local_name(place)))
     if as_json:
-        print(json_line(found))
+        print(json_line(summary))
         return
     from rich.table import Table
     from rich.text import Text
@@ -46,60 +47,57 @@ def inspect(
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
-    for name, text in _lines(found).items():
+    for name, text in _lines(summary).items():
         if text:
             table.add_row(name, Text(printable(text, console.encoding)))
     console.print(table)
 
 
-def _lines(found: Mapping[str, Any]) -> dict[str, str]:
+def _lines(summary: Mapping[str, Any]) -> dict[str, str]:
     """Names and texts of what is shown; empty where it is unknown."""
-    if found["kind"] == "knowledge base":
-        return _knowledge_base(found)
-    lines = {found["kind"]: found["path"]}
-    if "head" in found:
-        lines["head"] = f"RAG-{found['head'].title()}, {found['n_docs']} passages a question"
-    for name, part in found.get("parts", {}).items():
+    if summary["kind"] == "knowledge base":
+        return _knowledge_base(summary)
+    lines = {summary["kind"]: summary["path"]}
+    if "head" in summary:
+        lines["head"] = f"RAG-{summary['head'].title()}, {summary['n_docs']} passages a question"
+    for name, part in summary.get("parts", {}).items():
         lines[name.replace("_", " ")] = _network(part)
-    if sentence := found.get("sentence"):
+    if sentence := summary.get("sentence"):
         lines["pooling"] = ", ".join(f"{name} {value}" for name, value in sentence.items() if value)
-    if weights := found.get("weights"):
+    if weights := summary.get("weights"):
         files = ", ".join(weights.get("files", [])[:VALUES_SHOWN])
         lines["weights"] = ", ".join(filter(None, [files, _stored(weights)]))
         lines["fault"] = shortened(weights.get("fault") or "")
-    elif "weights" in found:
+    elif "weights" in summary:
         lines["weights"] = "none here"
     lines["tokenizers"] = "; ".join(
         f"{each['class']}, {each['tokens']:,} tokens"
-        for each in found.get("tokenizers", {}).values()
+        for each in summary.get("tokenizers", {}).values()
     )
-    if "head" in found:
-        lines["index"] = _own_index(found["index"])
-    if base := found.get("knowledge_base"):
+    if "head" in summary:
+        lines["index"] = _own_index(summary["index"])
+    if base := summary.get("knowledge_base"):
         lines["knowledge base"] = base["path"]
         if not base["is_here"]:
             lines["knowledge base"] += ", which is not there"
-    lines |= _others(found)
+    lines |= _others(summary)
     lines["licence"] = ", ".join(
-        f"{licence} ({file})" for file, licence in found.get("licence", {}).items()
+        f"{licence} ({file})" for file, licence in summary.get("licence", {}).items()
     )
-    if "bytes" in found:
-        lines["size"] = f"{byte_size(found['bytes'])} in {counted(found['files'], 'file')}"
+    if "bytes" in summary:
+        lines["size"] = f"{byte_size(summary['bytes'])} in {counted(summary['files'], 'file')}"
     return lines
 
 
 def _network(part: Mapping[str, Any]) -> str:
     layers = " + ".join(str(part[name]) for name in ("layers", "decoder_layers") if part.get(name))
-    words = []
-    if part.get("model_type"):
-        words = [
-            f"{part['model_type']}: {layers} layers",
-            f"{part['width']:,} wide",
-            f"{part['vocabulary']:,} tokens",
-        ]
+    words = [part.get("model_type", "")]
+    if layers:
+        words = [f"{words[0]}: {layers} layers"]
+    words += [f"{part[name]:,} {unit}" for name, unit in _UNITS.items() if part.get(name)]
     if "numbers" in part:
         words.append(_stored(part))
-    return ", ".join(words)
+    return ", ".join(filter(None, words))
 
 
 def _stored(weights: Mapping[str, Any]) -> str:
@@ -118,66 +116,66 @@ def _own_index(index: Mapping[str, Any]) -> str:
     return " and ".join(files) or "none of its own: it is asked with a knowledge base"
 
 
-def _others(found: Mapping[str, Any]) -> dict[str, str]:
+def _others(summary: Mapping[str, Any]) -> dict[str, str]:
     """Lines of what is neither a model nor a knowledge base."""
-    if found["kind"] == "faiss index":
+    if summary["kind"] == "faiss index":
         return {
-            "index": f"{found['index']}, {found['rows']:,} vectors of {found['dimension']:,} "
-            f"numbers, {found['metric']}"
+            "index": f"{summary['index']}, {summary['rows']:,} vectors of {summary['dimension']:,} "
+            f"numbers, {summary['metric']}"
         }
-    if found["kind"] == "passages":
-        columns = ", ".join(f"{name} ({kind})" for name, kind in found["columns"].items())
-        return {"passages": f"{found['passages']:,}", "columns": columns}
-    if found["kind"] == "questions":
+    if summary["kind"] == "passages":
+        columns = ", ".join(f"{name} ({kind})" for name, kind in summary["columns"].items())
+        return {"passages": f"{summary['passages']:,}", "columns": columns}
+    if summary["kind"] == "questions":
         return {
-            "questions": f"{found['questions']:,}",
-            "with answers": f"{found['with_answers']:,}",
-            "with gold documents": f"{found['with_gold']:,}",
-            "with passages": f"{found['with_contexts']:,}",
-            "first": found["first"],
+            "questions": f"{summary['questions']:,}",
+            "with answers": f"{summary['with_answers']:,}",
+            "with gold documents": f"{summary['with_gold']:,}",
+            "with passages": f"{summary['with_contexts']:,}",
+            "first": summary["first"],
         }
-    if found["kind"] == "evaluation":
+    if summary["kind"] == "evaluation":
         return {
-            "questions": f"{found['asked']:,}",
-            "model": found["model"] or "",
-            "passages of": found["passages_of"] or "",
+            "questions": f"{summary['asked']:,}",
+            "model": summary["model"] or "",
+            "passages of": summary["passages_of"] or "",
             "exact match": ", ".join(
-                f"{name} {value:.1%}" for name, value in found["exact_match"].items()
+                f"{name} {value:.1%}" for name, value in summary["exact_match"].items()
             ),
         }
     return {}
 
 
-def _knowledge_base(found: Mapping[str, Any]) -> dict[str, str]:
+def _knowledge_base(summary: Mapping[str, Any]) -> dict[str, str]:
     from rag_core.knowledge import index_text
 
     words = "documents whole"
-    if found["words"]:
-        words = f"of about {found['words']:,} words"
+    if summary["words"]:
+        words = f"of about {summary['words']:,} words"
     return {
-        "knowledge base": found["path"],
-        "passages": f"{found['passages']:,}, {words}",
-        "files": _files(found),
-        "indexed": ", ".join(found["roots"]),
-        "encoder": f"{found['encoder']}, {found['dimension']:,} numbers a vector",
-        "encoder at": found["encoder_at"]
+        "knowledge base": summary["path"],
+        "passages": f"{summary['passages']:,}, {words}",
+        "files": _files(summary),
+        "indexed": ", ".join(summary["roots"]),
+        "encoder": f"{summary['encoder']}, {summary['dimension']:,} numbers a vector",
+        "encoder at": summary["encoder_at"]
         or "not on this machine: it is fetched where it is needed",
-        "backends": ", ".join(found["backends"]) or "none installed",
-        "index": index_text(found["index"]),
-        "conditions on": _keys(found["metadata"]),
-        "size": byte_size(found["bytes"]),
-        "written": found["written"].replace("T", " ").replace("+00:00", " UTC"),
-        "with": ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
-        "credit": found["credit"] or "",
+        "backends": ", ".join(summary["backends"]) or "none installed",
+        "index": index_text(summary["index"]),
+        "conditions on": _keys(summary["metadata"]),
+        "size": byte_size(summary["bytes"]),
+        "written": summary["written"].replace("T", " ").replace("+00:00", " UTC"),
+        "with": ", ".join(f"{name} {version}" for name, version in summary["libraries"].items()),
+        "credit": summary["credit"] or "",
     }
 
 
-def _files(found: Mapping[str, Any]) -> str:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found["kinds"].items())
-    names = ", ".join(found["first_files"])
-    if found["files"] > len(found["first_files"]):
+def _files(summary: Mapping[str, Any]) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["kinds"].items())
+    names = ", ".join(summary["first_files"])
+    if summary["files"] > len(summary["first_files"]):
         names += ", ..."
-    return f"{found['files']:,} ({kinds}): {names}"
+    return f"{summary['files']:,} ({kinds}): {names}"
 
 
 def _keys(metadata: Mapping[str, list[str]]) -> str:

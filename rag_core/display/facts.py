@@ -41,7 +41,7 @@ def byte_size(count: int) -> str:
             return f"{count / size:,.1f} {unit}"
     if count >= 1000:
         return f"{count / 1000:,.0f} kB"
-    return f"{count} bytes"
+    return f"{count} B"
 
 
 def how_many(count: int) -> str:

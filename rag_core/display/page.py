@@ -56,8 +56,8 @@ def fragment(answers: Sequence[Mapping[str, Any]], credit: str) -> str:
 
 def _answer(answer: Mapping[str, Any]) -> str:
     # places in the page are called so that several answers in one notebook have their own
-    told = f"{answer['question']}\0{answer['text']}"
-    name = f"dualrag-{zlib.crc32(told.encode('utf-8', 'replace')):08x}"
+    identity = f"{answer['question']}\0{answer['text']}"
+    name = f"dualrag-{zlib.crc32(identity.encode('utf-8', 'replace')):08x}"
     passages = answer["passages"]
     likely = percent(math.exp(min(0.0, answer["log_probability"])))
     parts = [
@@ -96,10 +96,10 @@ def _said(answer: Mapping[str, Any], name: str) -> str:
     for citation in sorted(answer.get("citations", ()), key=lambda citation: citation["end"]):
         place = citation["passage"]
         share = percent(citation["probability"])
-        says = f"“{citation['text']}”: {share} from {called(answer, place)}"
+        tooltip = f"“{citation['text']}”: {share} from {called(answer, place)}"
         parts.append(escaped(text[done : citation["end"]]))
         parts.append(
-            f'<sup><a href="#{name}-{place + 1}" title="{escaped(says)}">[{place + 1}]</a></sup>'
+            f'<sup><a href="#{name}-{place + 1}" title="{escaped(tooltip)}">[{place + 1}]</a></sup>'
         )
         done = citation["end"]
     return "".join(parts) + escaped(text[done:])
@@ -146,8 +146,8 @@ def _heat_map(answer: Mapping[str, Any], name: str) -> str:
 
 def _cell(share: float, label: str, title: str) -> str:
     level = round(_LEVELS * share)
-    says = escaped(f"“{label}”: {percent(share)} from ")
-    return f'<td class="c{level}" title="{says}{title}">{100 * share:.0f}</td>'
+    tooltip = escaped(f"“{label}”: {percent(share)} from ")
+    return f'<td class="c{level}" title="{tooltip}{title}">{100 * share:.0f}</td>'
 
 
 def _passage(name: str, place: int, answer: Mapping[str, Any]) -> str:

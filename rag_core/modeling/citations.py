@@ -31,12 +31,12 @@ def citations_of(answer: Answer, threshold: float) -> list[Citation]:
     else:
         units = _words(answer.text, answer.token_spans)
         shares = np.array(answer.token_posteriors)  # (T, N)
-    found = []
+    cited = []
     for place, passage in enumerate(answer.passages):
         of_tokens = shares[:, place]
         is_carried = [of_tokens[u.first : u.last].mean() >= threshold for u in units]
         for run in _runs(units, is_carried):
-            found.append(
+            cited.append(
                 Citation(
                     passage=place,
                     id=passage.id,
@@ -46,7 +46,7 @@ def citations_of(answer: Answer, threshold: float) -> list[Citation]:
                     text=answer.text[run.start : run.end],
                 )
             )
-    return sorted(found, key=lambda citation: (citation.start, -citation.probability))
+    return sorted(cited, key=lambda citation: (citation.start, -citation.probability))
 
 
 def token_spans(

@@ -116,6 +116,15 @@ def test_weights_that_do_not_fit_the_config_are_told(tmp_path):
     assert found(CHECKPOINTS / "token_bart")["weights"]["fault"] is None
 
 
+def test_a_network_of_somebody_elses_has_what_its_config_says(tmp_path):
+    shutil.copytree(CHECKPOINTS / "token_bart", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text("utf-8"))
+    config["generator"] = {"model_type": "other", "vocab_size": 96}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert "generator         other, " in inspect(tmp_path / "copy")
+    assert "model_type must be" in found(tmp_path / "copy")["weights"]["fault"]
+
+
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path):
     (tmp_path / "notes.md").write_text("# Notes")
     assert "no model and no knowledge base here; it holds notes.md. Name" in inspect(tmp_path, rc=2)
