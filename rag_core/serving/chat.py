@@ -100,7 +100,7 @@ def _in_their_words(error: ApiError) -> ApiError:
     )
 
 
-router = APIRouter(prefix="/v1", route_class=_Route)
+router = APIRouter(prefix="/v1", route_class=_Route, tags=["OpenAI"])
 
 
 class ChatRequest(BaseModel):

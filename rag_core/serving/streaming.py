@@ -27,7 +27,7 @@ Event = tuple[str, Any]
 
 _LOG = logging.getLogger(__name__)
 
-router = APIRouter()
+router = APIRouter(tags=["dualrag"])
 
 
 class QuestionRequest(BaseModel):
