@@ -114,6 +114,7 @@ def _rag(place: Path, config: RagConfig) -> dict[str, Any]:
         "kind": "RAG model",
         "head": config.saved_head,
         "n_docs": config.n_docs,
+        "calibrated": sorted(config.answer_calibration or {}),
         "index": index,
         "knowledge_base": remembered,
     }

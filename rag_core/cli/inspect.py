@@ -76,6 +76,9 @@ def _lines(summary: Mapping[str, Any]) -> dict[str, str]:
     )
     if "head" in summary:
         lines["index"] = _own_index(summary["index"])
+        lines["confidence"] = ", ".join(
+            f"calibrated for RAG-{head.title()}" for head in summary["calibrated"]
+        )
     if base := summary.get("knowledge_base"):
         lines["knowledge base"] = base["path"]
         if not base["is_here"]:

@@ -60,10 +60,13 @@ def _answer(answer: Mapping[str, Any]) -> str:
     name = f"dualrag-{zlib.crc32(identity.encode('utf-8', 'replace')):08x}"
     passages = answer["passages"]
     likely = percent(math.exp(min(0.0, answer["log_probability"])))
+    sure = f"probability of this exact wording: {likely}"
+    if answer.get("confidence") is not None:
+        sure = f"probability that it is right: {percent(answer['confidence'])}; {sure}"
     parts = [
         f'<h1 dir="auto">{escaped(answer["question"])}</h1>',
         f'<p class="said" dir="auto">{_said(answer, name)}</p>',
-        f'<p class="dim">probability of this exact wording: {escaped(likely)}</p>',
+        f'<p class="dim">{escaped(sure)}</p>',
     ]
     if answer.get("token_posteriors") and passages:
         parts += ["<h2>Which passage each token comes from</h2>", _heat_map(answer, name)]

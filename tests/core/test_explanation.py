@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,7 +94,9 @@ def test_a_page_shows_what_it_is_given_and_does_nothing():
     told = [(cell["class"], cell["title"]) for cell in shown.cells if "class" in cell]
     assert len(told) == 8 and told[0][0] == "c20" and told[5][0] == "c1"
     assert told[5][1] == '“漢”: 4.0 % from https://example.org/"onload="x'
-    assert "Saffron 漢![1]" in text
+    assert "Saffron 漢![1]" in text and "probability of this exact wording: 90.5 %" in text
+    sure = Page(replace(SEQUENCE, confidence=0.71).explain().html()).text
+    assert "probability that it is right: 71.0 %; probability of this" in sure
 
 
 def test_a_policy_that_names_the_style_allows_all_there_is():
