@@ -23,10 +23,10 @@ from rag_core.generation import (
 )
 from rag_core.hub import atomic_folder, clear
 from rag_tf.engine import ENGINE
-from rag_tf.graph import GraphRules, sequence_graph, token_graph
+from rag_tf.graph import Decoded, GraphRules, sequence_graph, tensorflow_text, token_graph
 from rag_tf.seq2seq import Generator
 
-_Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+_Program = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Decoded]
 # what a `generate` call may be given besides, and a file can't hold
 _PYTHON = (
     "logits_processor",
@@ -58,15 +58,27 @@ def export_saved_model(
     num_return_sequences: int | None = None,
     do_deduplication: bool | None = None,
     generation_config: Any = None,
+    strings: bool = False,
+    n_docs: int | None = None,
+    question_text: bool = False,
     **options: Any,
 ) -> Path:
-    """Write `model.generate`, from contexts on, as a SavedModel.
+    """Write `model.generate`, from contexts on, as a SavedModel; with `strings` all of
+    `model.answer`.
 
     Both signatures, "serving_default" with int64 and "serving_int32" with int32 ids, take
     `context_input_ids` and `context_attention_mask` (B*N, S) and `doc_scores` (B, N), at any B, N
     and S, and return `sequences` (B*n, T) int64 and, for RAG-Sequence or with beams,
     `sequences_scores` (B*n,). The tokens are those of `model.generate`. In Python
     `tf.saved_model.load(folder).generate(ids, mask, scores)` does the same with either type.
+
+    With `strings=True` "serving_default" takes `question` (B,) strings. It holds both tokenizers, the
+    question encoder and the passages of a flat index, and returns, with n answers and N passages a
+    question and T tokens an answer: `answer` and `log_probability` (B, n), `tokens` (B, n, T) with ""
+    behind an answer's end, `passage_id`, `passage_title`, `passage_text`, `passage_source`,
+    `passage_score` and `prior` (B, N), `posterior` (B, n, N) and, for RAG-Token, `token_posterior`
+    (B, n, T, N): what `model.answer` says. Where RAG-Sequence found fewer than n answers, the places
+    left over have log-probability -inf. Who loads it imports tensorflow_text first.
 
     Args:
         model: a RagTokenForGeneration or RagSequenceForGeneration.
@@ -77,6 +89,10 @@ def export_saved_model(
         num_return_sequences: n.
         do_deduplication: RAG-Sequence: whether a candidate found twice counts once.
         generation_config: options, as in `generate`.
+        strings: from question strings to answers with passages.
+        n_docs: with `strings`: N; None = the retriever's.
+        question_text: with `strings`: prompts hold the questions as typed; False = as the question
+            encoder's tokenizer reads them, as in `answer`.
         **options: other options of `GenerationConfig`: lengths, forced, suppressed and repeated
             tokens, penalties.
 
@@ -84,10 +100,12 @@ def export_saved_model(
         The folder.
 
     Raises:
+        ImportError: `strings` without tensorflow-text, or with one for another TensorFlow.
         OSError: the folder holds something or can't be written.
         RuntimeError: within a tf.function.
         TypeError: no head that generates, a generator from elsewhere, or an unknown option.
-        ValueError: an option that can't be exported, or one with a value that doesn't work.
+        ValueError: an option that can't be exported, or one with a value that doesn't work; with
+            `strings` a tokenizer or an index that can't be part of a graph.
     """
     head = getattr(model, "head", None)
     if head not in ("token", "sequence"):
@@ -102,13 +120,20 @@ def export_saved_model(
             f"{type(generator).__name__}, whose decoding runs in Python. Export it with its own "
             "library's tools, or load its weights into rag_tf's network"
         )
+    if strings:
+        tensorflow_text()
+    elif n_docs is not None or question_text:
+        raise ValueError(
+            "n_docs and question_text are options of strings=True: without it contexts are given. "
+            "Leave them out"
+        )
     target = Path(folder)
     clear(target)
     if target.is_dir() and any(target.iterdir()):
         raise FileExistsError(
             f"folder {str(folder)!r} is not empty: remove what is in it, or name another folder"
         )
-    program = _program(
+    program, decoding_options, returned = _program(
         model,
         head,
         num_beams,
@@ -123,7 +148,12 @@ def export_saved_model(
         _without_dropout(generator),
         atomic_folder(target) as draft,
     ):
-        holder, signatures = _traced(generator, program)
+        if strings:
+            holder, signatures = _traced_strings(
+                model, program, decoding_options, returned, n_docs, question_text
+            )
+        else:
+            holder, signatures = _traced(generator, program)
         tf.saved_model.save(holder, str(draft), signatures=signatures)
     return target
 
@@ -137,8 +167,8 @@ def _program(
     do_deduplication: bool | None,
     generation_config: Any,
     keywords: dict[str, Any],
-) -> _Program:
-    """What is written: contexts -> sequences."""
+) -> tuple[_Program, GenerationConfig, int]:
+    """What is written, contexts -> sequences, with its options and how many for each question."""
     if keywords.pop("decoding", "thorough") != "thorough":
         raise ValueError("decoding must be 'thorough' in an export; leave it out")
     for names, why in (
@@ -164,18 +194,20 @@ def _program(
             keywords["num_return_sequences"] = num_return_sequences
         options = token_options(model, generation_config, **keywords)
         _check(model.generator, options)
-        return partial(token_graph, model, options)
+        return partial(token_graph, model, options), options, options.num_return_sequences
     options = sequence_options(model, num_beams, generation_config, **keywords)
     _check(model.generator, options)
     if do_deduplication is None:
         do_deduplication = model.config.do_deduplication
-    return partial(
+    returned = returned_sequences(model, num_return_sequences, generation_config)
+    program = partial(
         sequence_graph,
         model,
         options,
-        num_return_sequences=returned_sequences(model, num_return_sequences, generation_config),
+        num_return_sequences=returned,
         do_deduplication=bool(do_deduplication),
     )
+    return program, options, returned
 
 
 def _check(generator: Generator, options: GenerationConfig) -> None:
@@ -221,7 +253,7 @@ def _traced(generator: Generator, program: _Program) -> tuple[tf.Module, dict[st
             tf.debugging.assert_less_equal(
                 shape[1], limit, f"contexts must have {limit} tokens or fewer"
             )
-        return program(ids, mask != 0, scores)
+        return program(ids, mask != 0, scores).output
 
     @tf.function(autograph=False)
     def generate(
@@ -240,6 +272,23 @@ def _traced(generator: Generator, program: _Program) -> tuple[tf.Module, dict[st
     return holder, {
         name: generate.get_concrete_function(*specs(dtype)) for name, dtype in types.items()
     }
+
+
+def _traced_strings(model: Any, *arguments: Any) -> tuple[tf.Module, dict[str, Any]]:
+    """As `_traced`, from question strings on; `arguments` as of `StringGraph`."""
+    from rag_tf.strings import StringGraph
+
+    graph = StringGraph(model, *arguments)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "question")], autograph=False)
+    def answer(question: tf.Tensor) -> dict[str, tf.Tensor]:
+        return graph(question)
+
+    holder = tf.Module()
+    holder.weights = [*model.generator.parameters(), *model.question_encoder.parameters()]
+    holder.parts = graph.parts
+    holder.answer = answer
+    return holder, {"serving_default": answer}
 
 
 @contextlib.contextmanager

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rag_core.retrieval.passage_metadata import METADATA_COLUMN as METADATA_COLUMN
     from rag_core.retrieval.passage_metadata import decode_metadata as decode_metadata
     from rag_core.retrieval.passage_metadata import encode_metadata as encode_metadata
+    from rag_core.retrieval.prompts import TRUNCATE as TRUNCATE
+    from rag_core.retrieval.prompts import document_cuts as document_cuts
+    from rag_core.retrieval.prompts import document_of as document_of
     from rag_core.retrieval.recall import LOW_RECALL as LOW_RECALL
     from rag_core.retrieval.recall import Blocks as Blocks
     from rag_core.retrieval.recall import gather_rows as gather_rows
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from rag_core.retrieval.retriever import RagRetriever as RagRetriever
     from rag_core.retrieval.retriever import within_table_of as within_table_of
     from rag_core.retrieval.search import read_docs as read_docs
+    from rag_core.retrieval.tables import MOST_PASSAGES as MOST_PASSAGES
+    from rag_core.retrieval.tables import IndexTables as IndexTables
+    from rag_core.retrieval.tables import index_tables as index_tables
     from rag_core.retrieval.where import Where as Where
     from rag_core.retrieval.where import known_keys as known_keys
     from rag_core.retrieval.where import matching_rows as matching_rows
@@ -54,8 +60,10 @@ __getattr__, __dir__, __all__ = lazily(
         "filtered": ["FilteredIndex"],
         "fresh": ["FreshIndex"],
         "index": ["FaissIndex", "Index"],
+        "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],
+        "prompts": ["TRUNCATE", "document_cuts", "document_of"],
         "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],

@@ -21,6 +21,22 @@ def strip_title(title: str) -> str:
     return title.removeprefix('"').removesuffix('"')
 
 
+def document_of(title: str, text: str, title_sep: str) -> str:
+    """A passage as it stands in a prompt."""
+    return f"{strip_title(title)}{title_sep}{text}"
+
+
+def document_cuts(head: str, keep_first: int) -> list[int]:
+    """Where a prompt up to the end of its document may end instead, in characters.
+
+    Args:
+        head: the prompt's beginning, prefix and document.
+        keep_first: characters of it (the prefix) that stay.
+    """
+    ends = [end for _, end, _ in words_of(head, UNCUT) if end > keep_first]
+    return [keep_first, *ends]
+
+
 def contextualize(document: str, question: str, prefix: str, doc_sep: str) -> str:
     """Join one prompt; two blanks become one, once and not recursively (as transformers does)."""
     return f"{prefix}{document}{doc_sep}{question}".replace("  ", " ")
@@ -50,7 +66,7 @@ def build_prompts(
     prompts = []
     for doc, question in zip(docs, questions, strict=True):
         for title, text in zip(doc["title"][:n_docs], doc["text"][:n_docs], strict=True):
-            document = f"{strip_title(title or '')}{title_sep}{text or ''}"
+            document = document_of(title or "", text or "", title_sep)
             prompts.append(contextualize(document, question, prefix, doc_sep))
     return prompts
 
@@ -116,8 +132,7 @@ def shorten_documents(
         if length > max_length:
             prompt = shortened[number]
             head = prompt[: len(prompt) - keep_last[number]]
-            ends = [end for _, end, _ in words_of(head, UNCUT) if end > keep_first]
-            cuts = [keep_first, *ends]
+            cuts = document_cuts(head, keep_first)
             tail = prompt[len(head) :]
             too_long.append(_Search(number, head, tail, cuts, length - max_length, high=len(cuts)))
 

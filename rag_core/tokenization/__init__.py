@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from rag_core.tokenization.rag import TOKENIZER_PATTERNS as TOKENIZER_PATTERNS
     from rag_core.tokenization.rag import AutoTokenizer as AutoTokenizer
     from rag_core.tokenization.rag import RagTokenizer as RagTokenizer
+    from rag_core.tokenization.tables import WHITESPACE as WHITESPACE
+    from rag_core.tokenization.tables import BytePairTable as BytePairTable
+    from rag_core.tokenization.tables import CharacterKinds as CharacterKinds
+    from rag_core.tokenization.tables import CharacterMap as CharacterMap
+    from rag_core.tokenization.tables import TextTables as TextTables
+    from rag_core.tokenization.tables import UnigramTable as UnigramTable
+    from rag_core.tokenization.tables import WordPieceTable as WordPieceTable
+    from rag_core.tokenization.tables import text_tables as text_tables
     from rag_core.tokenization.text_words import LONGEST_WORD as LONGEST_WORD
     from rag_core.tokenization.text_words import Word as Word
     from rag_core.tokenization.text_words import plain_words as plain_words
@@ -49,6 +57,16 @@ __getattr__, __dir__, __all__ = lazily(
             "QUESTION_FOLDER",
             "RagTokenizer",
             "TOKENIZER_PATTERNS",
+        ],
+        "tables": [
+            "BytePairTable",
+            "CharacterKinds",
+            "CharacterMap",
+            "TextTables",
+            "UnigramTable",
+            "WHITESPACE",
+            "WordPieceTable",
+            "text_tables",
         ],
         "text_words": ["LONGEST_WORD", "Word", "plain_words", "words_of"],
         "tokenizer": [

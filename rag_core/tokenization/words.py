@@ -32,7 +32,7 @@ _WORD = re.compile(
 _MOST = 1 << 16
 # bytes that byte-level BPE writes as they are
 _SHOWN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-_HIDDEN = {byte: 0x100 + number for number, byte in enumerate(sorted({*range(0x100)} - _SHOWN))}
+HIDDEN = {byte: 0x100 + number for number, byte in enumerate(sorted({*range(0x100)} - _SHOWN))}
 
 
 class Words:
@@ -67,7 +67,7 @@ class Words:
             split.append(words)
         # All words first, then all rows: looking for new ones in every row takes a quarter longer.
         for word in {word for words in split for word in words or () if word not in ids}:
-            letters = word.encode().decode("latin-1").translate(_HIDDEN)
+            letters = word.encode().decode("latin-1").translate(HIDDEN)
             ids[word] = [token.id for token in model.tokenize(letters)]
         rows: list[list[int] | None] = []
         for words in split:

@@ -9,7 +9,7 @@ handed back for each question, d width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -31,9 +31,23 @@ from rag_tf.step_scores import marginal_scores
 _BLOCK = 2**26
 
 
+class Decoded(NamedTuple):
+    """What was generated, and from what.
+
+    Attributes:
+        output: `sequences` (B*n, T) int64 and perhaps `sequences_scores` (B*n,).
+        hidden: the encoder's states (B*N, S, d), with the mask as given.
+        mask: (B*N, S) bool.
+    """
+
+    output: dict[str, tf.Tensor]
+    hidden: tf.Tensor
+    mask: tf.Tensor
+
+
 def token_graph(
     model: Any, options: GenerationConfig, ids: tf.Tensor, mask: tf.Tensor, scores: tf.Tensor
-) -> dict[str, tf.Tensor]:
+) -> Decoded:
     """RAG-Token generation; to be called within a graph.
 
     Args:
@@ -44,7 +58,7 @@ def token_graph(
         scores: of the documents, (B, N).
 
     Returns:
-        `sequences` (B*n, T) int64 and, with beams, `sequences_scores` (B*n,).
+        Sequences, with scores where there are beams.
     """
     ids, mask = _trimmed(ids, mask)
     hidden = model.generator.encode(ids, mask, False)
@@ -52,7 +66,7 @@ def token_graph(
     output = {"sequences": result.sequences[:, : result.width]}
     if result.scores is not None:
         output["sequences_scores"] = result.scores
-    return output
+    return Decoded(output, hidden, mask)
 
 
 def sequence_graph(
@@ -64,7 +78,7 @@ def sequence_graph(
     *,
     num_return_sequences: int = 1,
     do_deduplication: bool = True,
-) -> dict[str, tf.Tensor]:
+) -> Decoded:
     """RAG-Sequence generation with thorough decoding; to be called within a graph.
 
     Args:
@@ -75,8 +89,7 @@ def sequence_graph(
         do_deduplication: whether a candidate found twice counts once.
 
     Returns:
-        `sequences` (B*n, L) int64 and `sequences_scores` (B*n,), rows left over as in
-        `rag_core.generation.generate_sequence`.
+        Sequences (B*n, L) and scores, rows left over as in `rag_core.generation.generate_sequence`.
     """
     generator = model.generator
     # the searches read their mask off the pad tokens (compatibility Q23)
@@ -108,10 +121,11 @@ def sequence_graph(
     weights = tf.concat([weights, tf.fill([questions, num_return_sequences], lowest)], axis=1)
     best, order = tf.math.top_k(weights, num_return_sequences)  # of equals the earlier one first
     chosen = tf.gather(tokens, order, batch_dims=1)  # (B, n, L)
-    return {
+    output = {
         "sequences": tf.reshape(chosen, [-1, longest]),
         "sequences_scores": tf.reshape(best, [-1]),
     }
+    return Decoded(output, hidden, is_real)
 
 
 def _trimmed(ids: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -238,7 +252,7 @@ def _thorough(
     pad_mask = target == end
     target = tf.where(pad_mask, tf.zeros_like(target), target)
     fed, targets = (tf.repeat(x, docs, axis=0) for x in (tokens, target))  # (B*N, C, L)
-    sums = _scored(model.generator, hidden, mask, fed, targets, epsilon > 0)
+    sums = target_sums(model.generator, hidden, mask, fed, targets, epsilon > 0)
     by_doc = [split_docs(x, docs) for x in sums]  # (B, N, C, L)
     drop_first: Any = False
     bos = config.bos_token_id or config.generator.bos_token_id
@@ -256,7 +270,7 @@ def _thorough(
     return (1.0 - epsilon) * score + epsilon / size * smooth
 
 
-def _scored(
+def target_sums(
     generator: Any,
     hidden: tf.Tensor,
     mask: tf.Tensor,

@@ -1,0 +1,236 @@
+"""Text in a graph is read and written as by our tokenizers, and a SavedModel of strings answers as
+`model.answer` where TensorFlow and TensorFlow Text alone are loaded.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import tensorflow as tf
+from datasets import Dataset
+
+from conformance.seeded import seeded_weights
+from rag_core import BartConfig, BertConfig, DPRConfig, RagConfig, RagRetriever, Tokenizer
+from rag_core.retrieval import FaissIndex, index_tables
+from rag_core.tokenization import text_tables
+from rag_tf import RagSequenceForGeneration, RagTokenForGeneration, export_saved_model
+from rag_tf.graph import TextGraph
+from rag_tf.strings import _Passages
+
+TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
+HARD = [
+    "", "   ", " \n\t x", "don't I'll we've they're I'm he'd 's''s ' s 'S 'LL", "'s's't 'sam", "it''s '''",
+    "Café naïve ÅNGSTRÖM İstanbul ΣΊΣΥΦΟΣ ς", "日本語のテキスト。東京タワー", "한국어 조선", "ไทยภาษา",
+    "a" * 99 + " " + "b" * 100 + " " + "c" * 101 + " " + "é" * 100, "aaaaaaaaaaaaaaaaab banana bananana",
+    "[MASK] x [CLS][SEP] [mask]", "<s> foo <mask>  <mask> </s>bar\u3000<mask><pad><unk>", "e\u0301 a\u0327\u0301",
+    "\u200b\u200d\ufeff zero", "\x00\x01\x1f ctrl\x7f\x85", "a\x00<s>\x00b", "😀👩‍👩‍👧 emoji 🇩🇪", "½ ² Ⅷ ١٢٣ १२ 3.14",
+    "tab\tnew\nline\r\n  end  ", "\u00a0nbsp\u3000ideo\u2028ls", "x\u3000\u3000y \n z", "ﬁ ﬀ \u210c ① Ω Å K \U0001d400",
+    "naïve—dash\u2013x…“q”", "http://example.com/a_b-c?d=e&f=1.2", "\ufffd\ufffe\U0010ffff\U0010fffd\U000e0041",
+    "1234567890 1,5", "  two  spaces   three", "\u0307 \u0345 \u302e\u302f ẞ ß ŉ", "#hash_tag @me", "ꙮ 𐍈 ꧁",
+]  # fmt: skip
+
+
+def drawn(count, seed=0):
+    """Texts of characters where kinds meet."""
+    rng = np.random.default_rng(seed)
+    ranges = ((0, 0x250), (0x250, 0x3000), (0x3000, 0xD800), (0xE000, 0x110000))
+    texts = []
+    for number in range(count):
+        letters = ["abc 'strevldmSTD", "a1. \n\t'\u00a0é", " ' s\n"][number % 3]
+        if number % 2:
+            letters += "".join(chr(rng.integers(*ranges[rng.integers(4)])) for _ in range(20))
+        texts.append("".join(rng.choice([*letters], rng.integers(0, 40))))
+    return texts
+
+
+def tokenizer(name, **settings):
+    return Tokenizer.from_pretrained(TOKENIZERS / name, **settings)
+
+
+@pytest.mark.parametrize(
+    "name, settings, limit",
+    [
+        ("bert", {}, 40),
+        ("bert", {"do_lower_case": False, "truncation_side": "left"}, 9),
+        ("bart", {"add_prefix_space": True, "split_special_tokens": True}, 40),
+        ("bart", {}, 40),
+    ],
+)
+def test_text_in_a_graph_becomes_the_same_ids_and_text_again(name, settings, limit):
+    ours = tokenizer(name, **settings)
+    graph = TextGraph(text_tables(ours, name, len(ours) + 3), limit)
+    texts = HARD + drawn(300)
+    ids, mask = graph.encode(tf.constant(texts))
+    want = ours(texts, padding=True, truncation=True, max_length=limit, return_tensors="np")
+    np.testing.assert_array_equal(ids, want["input_ids"])
+    np.testing.assert_array_equal(mask, want["attention_mask"])
+    # any ids: bytes that are no text, special tokens, and some that no token has
+    drawn_ids = np.random.default_rng(1).integers(0, len(ours) + 3, (200, 12))
+    rows = np.concatenate([np.asarray(want["input_ids"])[:, :12], drawn_ids[:, : ids.shape[1]]])
+    decoded = ours.batch_decode(rows, skip_special_tokens=True)
+    assert [text.decode() for text in graph.decode(tf.constant(rows)).numpy()] == decoded
+    assert [text.decode() for text in graph.decode_alone(tf.constant(rows[0])).numpy()] == [
+        ours.decode([index]) for index in rows[0]
+    ]
+
+
+def test_sentencepiece_in_a_graph_reads_as_ours_but_for_ties():
+    ours = tokenizer("t5")
+    graph = TextGraph(text_tables(ours, "t5", len(ours)), 40)
+    texts = [*HARD, *drawn(300)]
+    ids, _ = graph.encode(tf.constant(texts))
+    want = ours(texts, padding=True, truncation=True, max_length=40, return_tensors="np")
+    found, wanted = ids.numpy(), want["input_ids"]
+    other = np.flatnonzero((found != wanted).any(axis=1))
+    assert len(other) <= 3
+    for row in other:  # pieces of equal probability, in another order
+        assert sorted(found[row]) == sorted(wanted[row])
+    assert [text.decode() for text in graph.decode(ids).numpy()] == ours.batch_decode(
+        found, skip_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2, None])
+def test_equal_scores_come_in_the_order_of_the_index(metric):
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(-1, 2, (200, 3)).astype(np.float32)
+    index = faiss.IndexFlat(3, metric or faiss.METRIC_INNER_PRODUCT)
+    index.add(vectors)
+    index = FaissIndex(passages(vectors), index)
+    if metric is None:
+        index = index.where(lambda passage: passage["title"] != "T7")
+    questions = rng.integers(-1, 2, (40, 3)).astype(np.float32)
+    for n_docs in (1, 4, 17):
+        found = _Passages(index_tables(index), n_docs)
+        rows = found.rows_at(found.search(tf.constant(questions)))
+        np.testing.assert_array_equal(rows, index.get_top_docs(questions, n_docs)[0])
+
+
+WORDS = ["wood", "apple don't", "été", "日本語のテキスト。", "ไทยภาษาไทย", "<mask>", "x" * 120]
+WORDS += ["3,000", "two  blanks", "a-b?"]
+
+
+def passages(vectors):
+    rng = np.random.default_rng(1)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 14))) for _ in vectors]
+    titles = [f'"T{i}"' if i % 3 == 0 else f"T{i}" for i in range(len(vectors))]
+    columns = {"title": titles, "text": texts, "source": [f"f{i % 4}" for i in range(len(vectors))]}
+    return Dataset.from_dict({**columns, "embeddings": vectors.tolist()})
+
+
+def build(kind, encoder, **fields):
+    question, target = tokenizer("bert"), tokenizer("bart")
+    sizes = {
+        "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+        "max_position_embeddings": 48, "vocab_size": len(question),
+    }  # fmt: skip
+    generator = BartConfig(
+        vocab_size=len(target), d_model=8, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    config = RagConfig.from_question_encoder_generator_configs(
+        encoder(**sizes), generator, n_docs=3, max_combined_length=40, index_name="custom", **fields
+    )
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    vectors[1::3] = vectors[::3]  # pairs that no search can tell apart
+    flat = faiss.IndexFlatIP(8)
+    flat.add(vectors)
+    retriever = RagRetriever(config, question, target, index=FaissIndex(passages(vectors), flat))
+    question.model_max_length = 30
+    model = kind(config, retriever=retriever)
+    weights = dict(model.named_parameters())
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name, values in seeded_weights(shapes, 7).items():
+        weights[name].assign(values)
+    return model
+
+
+MODELS = {
+    "token": (RagTokenForGeneration, DPRConfig, {}, {"num_beams": 3, "num_return_sequences": 2}),
+    "sequence": (
+        RagSequenceForGeneration,
+        lambda **sizes: BertConfig(**sizes, pooling="mean", query_prompt="query: "),
+        {"prompt_truncation": "document", "doc_sep": " // "},
+        {"num_beams": 2, "num_return_sequences": 2, "question_text": True},
+    ),
+}
+QUESTIONS = [
+    "Who wrote  the 'Café', and don't you [MASK]  know?",
+    "what is a wood apple",
+    "日本 " * 30,
+    "Is it \x00 so?",
+]
+ALONE = """
+import sys
+import numpy as np, tensorflow as tf, tensorflow_text
+for name in ("token", "sequence"):
+    served = tf.saved_model.load(name).signatures["serving_default"]
+    for number, batch in enumerate((questions[:1], questions)):
+        output = served(question=tf.constant(batch))
+        arrays = {key: value.numpy() for key, value in output.items()}
+        np.savez(f"{name}{number}.npz", **{k: v.astype("S") if v.dtype == object else v for k, v in arrays.items()})
+other = [m for m in sys.modules if m.split(".")[0] in ("rag_tf", "rag_core", "torch", "transformers", "tokenizers")]
+assert not other, other
+"""
+
+
+def alone(folder, code, *arguments):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("strings")
+    models = {}
+    for name, (kind, encoder, fields, options) in MODELS.items():
+        models[name] = build(kind, encoder, **fields)
+        export_saved_model(models[name], folder / name, max_length=9, strings=True, **options)
+    alone(folder, f"questions = {QUESTIONS!r}\n{ALONE}")
+    return folder, models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tensorflow_alone_answers_questions_as_the_model_does(exported, name):
+    folder, models = exported
+    for number, questions in enumerate((QUESTIONS[:1], QUESTIONS)):
+        served = np.load(folder / f"{name}{number}.npz")
+        answers = models[name].answer(questions, max_length=9, **MODELS[name][3])
+        assert len(answers) == int((served["log_probability"] > -np.inf).sum())
+        places = np.argwhere(served["log_probability"] > -np.inf)
+        for (b, i), answer in zip(places, answers, strict=True):
+            texts = {key: served[key][b] for key in served if key.startswith("passage_")}
+            for place, passage in enumerate(answer.passages):
+                assert texts["passage_id"][place] == passage.id
+                assert texts["passage_title"][place].decode() == passage.title
+                assert texts["passage_text"][place].decode() == passage.text
+                assert texts["passage_source"][place].decode() == passage.source
+            assert served["answer"][b, i].decode() == answer.text
+            tokens = [token.decode() for token in served["tokens"][b, i]]
+            assert tokens[: len(answer.tokens)] == [t.rstrip("\0") for t in answer.tokens]
+            for key, of in (("prior", "prior"), ("passage_score", "score")):
+                want = [getattr(passage, of) for passage in answer.passages]
+                np.testing.assert_allclose(served[key][b], want, rtol=1e-5, atol=1e-6)
+            posterior = [passage.posterior for passage in answer.passages]
+            np.testing.assert_allclose(served["posterior"][b, i], posterior, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(
+                served["log_probability"][b, i], answer.log_probability, rtol=1e-4
+            )
+            if answer.token_posteriors is not None:
+                by_token = served["token_posterior"][b, i, : len(answer.tokens)]
+                np.testing.assert_allclose(by_token, answer.token_posteriors, rtol=1e-4, atol=1e-6)
+        assert ("token_posterior" in served) == (name == "token")
