@@ -1,6 +1,8 @@
 """OpenAI's API as its own client speaks it, to a real uvicorn on a real socket."""
 
 import json
+import re
+from pathlib import Path
 
 import openai
 import pytest
@@ -10,6 +12,7 @@ from rag_core.serving.words import WordStreamer
 from tests.support.serving import StandIn, answer_to, running, wait_until
 
 MODEL = StandIn.name
+ROOT = Path(__file__).parents[2]
 
 
 def asked(question="who is it", **more):
@@ -261,6 +264,19 @@ def test_a_real_model_streams_what_it_answers_and_counts_its_tokens(real):
     assert last.choices[0].finish_reason == ("stop" if ended else "length")
     assert [each["text"] for each in last.citations] == [c.text for c in answer.citations()]
     assert sampled[0].choices[0].message.content == sampled[1].choices[0].message.content
+
+
+def test_the_documented_client_gets_its_answer(real, capsys):
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    section = page[page.index("## OpenAI's API") :]
+    (block,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[:1]
+    with running(real) as server:
+        lines = block.replace("http://127.0.0.1:8000", server.url).replace("dualrag/demo", MODEL)
+        assert lines.count(server.url) == lines.count(MODEL) == 1
+        names = {}
+        exec(compile(lines, "docs/serving.md", "exec"), names)
+    assert names["answer"].usage.prompt_tokens > 0
+    assert capsys.readouterr().out.startswith(names["answer"].choices[0].message.content)
 
 
 def test_the_native_stream_sends_passages_words_and_the_answer():

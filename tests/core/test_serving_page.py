@@ -229,7 +229,7 @@ def test_the_policy_lets_no_markup_run_even_if_a_script_of_the_page_wrote_it(tab
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1100, 360])
 def test_nothing_is_in_the_way_of_people_who_read_otherwise(program, server, scheme, width):
-    """WCAG 2.2 AA by axe-core, contrast of 4.5 among it; no page is wider than its window."""
+    """WCAG 2.1 AA by axe-core, contrast of 4.5 among it; no page is wider than its window."""
     look = {"color_scheme": scheme, "reduced_motion": "reduce"}
     look |= {"viewport": {"width": width, "height": 780}, "has_touch": width < 500}
     with tab_of(program, server, **look) as tab:

@@ -39,6 +39,7 @@ NOT_RUN = {
     "dualrag train questions.jsonl --kb kb --out tuned --context-encoder ": "tests/core/test_reindexing.py",
     "dualrag calibrate ": "learns from 20 answers or more, right and wrong: tests/core/test_evaluation_confidence.py",
     "curl ": "a server answers it in tests/core/test_serving.py",
+    "docker ": "there is none: tests/core/test_container.py",
     "dualrag serve": "serves until it is stopped: tests of its own",
     "dualrag --install-completion": "writes into the shell's own files",
     "dualrag --show-completion": "asks which shell it is started by: tests/core/test_cli_help.py",

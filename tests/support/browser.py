@@ -88,7 +88,7 @@ class Tab:
         return self.page.locator(selector).all_text_contents()
 
     def violations(self) -> list[str]:
-        """What axe-core finds against WCAG 2.2 AA and its own good practice."""
+        """What axe-core finds against WCAG 2.1 AA and good practice."""
         from axe_playwright_python.sync_playwright import Axe
 
         found = Axe().run(self.page).response["violations"]
