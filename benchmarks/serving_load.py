@@ -234,7 +234,12 @@ def measured(asked: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
             "wrong": many.wrong,
             "ties": many.ties,
         },
-        "memory_mb": {"early": early, "late": late, "growth": late / early - 1},
+        "memory_mb": {
+            "early": early,
+            "late": late,
+            "growth": late / early - 1,
+            "every_20_s": [round(megabytes) for _, megabytes in server.memory[::20]],
+        },
         "machine": machine.describe(),
     }
 

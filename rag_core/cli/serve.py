@@ -81,9 +81,15 @@ def serve(
     from rag_core.serving import ServedModel, ServerSettings, bind, check_libraries, run_server
 
     check_libraries()
-    is_local = host in _LOOPBACK
+    if head not in (None, "token", "sequence"):
+        raise ValueError(f"--head must be token or sequence, got {head!r}")
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    hosts = None
+    if host in _LOOPBACK:
+        hosts = (*_LOOPBACK, *(name.lower() for name in allow_host or ()))
     settings = ServerSettings(
-        hosts=(*_LOOPBACK, *(allow_host or ())) if is_local else None,
+        hosts=hosts,
         **without_none(
             api_key=api_key,
             rate_limit=rate_limit,
@@ -92,7 +98,7 @@ def serve(
             timeout=timeout,
         ),
     )
-    if not is_local and api_key is None:
+    if hosts is None and api_key is None:
         say(f"note: whoever reaches {host} can ask; --api-key lets in those alone who know it")
     listening = bind(host, port)
 

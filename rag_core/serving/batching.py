@@ -239,11 +239,14 @@ class Batcher:
         fault is not the others'.
         """
         try:
-            return self._run(
+            results = self._run(
                 [job.text for job in batch],
                 batch[0].options,
                 lambda: [job.is_gone for job in batch],
             )
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results of {len(batch)} jobs")
+            return results
         except SearchCancelledError as error:
             return [error] * len(batch)
         except Exception as error:

@@ -243,16 +243,15 @@ def _hits(ids: Sequence[int], docs: Mapping[str, Any], scores: Sequence[float]) 
         docs.get("metadata", unknown),
         strict=True,
     )
-    return [
-        Hit(
-            rank + 1,
-            int(row),
-            float(score),
-            title,
-            text,
-            source if isinstance(source, str) else None,
-            metadata if isinstance(metadata, dict) else {},
-        )
-        for rank, (row, score, title, text, source, metadata) in enumerate(rows)
-        if row >= 0
-    ]
+    hits: list[Hit] = []
+    for row, score, title, text, source, metadata in rows:
+        if row < 0:
+            continue
+        hit = Hit(len(hits) + 1, int(row), float(score), title, text)
+        # an index of somebody's own may have columns that are called so and are something else
+        if isinstance(source, str):
+            hit.source = source
+        if isinstance(metadata, dict):
+            hit.metadata = metadata
+        hits.append(hit)
+    return hits

@@ -64,8 +64,9 @@ def checked_names(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name in OPTIONS:
             continue
-        near = nearest(name, OPTIONS)
-        hint = "/docs lists the options." if near is None else f"Did you mean {near!r}?"
+        hint = "/docs lists the options."
+        if near := nearest(name, OPTIONS):
+            hint = f"Did you mean {near!r}?"
         raise ApiError(422, f"{name[:80]!r} is no option of an answer. {hint}", param=name[:80])
     return {name: value for name, value in options.items() if value is not None}
 

@@ -106,11 +106,14 @@ class Server(uvicorn.Server):
         self._service: Service = app.state.service
         self._say = say
         settings = self._service.settings
+        log_level = "error"
+        if access_log:
+            log_level = "info"
         super().__init__(
             uvicorn.Config(
                 app,
                 access_log=access_log,
-                log_level="info" if access_log else "error",
+                log_level=log_level,
                 http=_protocol(settings.body_seconds),
                 ws="none",
                 lifespan="on",

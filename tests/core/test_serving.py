@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from rag_core.cli import app, process
 from rag_core.serving import Batcher, ServerSettings, bind
 from rag_core.serving.errors import without_paths
 from tests.support.serving import StandIn, answer_to, running, wait_until
@@ -203,7 +205,7 @@ def test_bad_addresses_methods_and_kinds_of_bodies(server):
 
 def talk(server, *parts, half=False, pause=0.0):
     """What a server says to bytes that are sent part by part, until it hangs up."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         for part in parts:
             connection.sendall(part)
             time.sleep(pause)
@@ -226,9 +228,9 @@ BODY = b'{"question": "why"}'
 
 
 def test_clients_that_are_slow_or_speak_no_http_are_hung_up_on():
-    with running(StandIn(), ServerSettings(body_seconds=0.3)) as server:
+    with running(StandIn(), ServerSettings(body_seconds=0.5)) as server:
         assert talk(server) == b""
-        assert talk(server, HEAD[:20], HEAD[20:30], HEAD[30:40], pause=0.2) == b""
+        assert talk(server, HEAD[:20], HEAD[20:30], HEAD[30:40], pause=0.3) == b""
         assert b" 408 " in talk(server, HEAD, BODY[:5])
         said = talk(server, b"nonsense\r\n\r\n")
         assert b" 400 " in said
@@ -270,10 +272,9 @@ def test_a_deadline_ends_the_search_and_a_batch_goes_on_for_the_others():
         assert in_time.result().json["answers"][0]["text"] == "a how"
         assert len(model.batches) == 1
         assert model.stopped == 0
-        began = time.monotonic()
+        model.seconds = 60
         assert server.ask("/answer", {"question": "why", "timeout": 0.4}).status == 504
         wait_until(lambda: model.stopped == 1)
-        assert time.monotonic() - began < 0.9
 
 
 def test_beyond_the_queue_the_answer_is_429():
@@ -304,7 +305,7 @@ def test_fifty_at_once_get_their_own_answers_in_batches():
 
 
 jobs = st.lists(
-    st.tuples(st.text(min_size=1, max_size=200), st.sampled_from("ab"), st.sampled_from("ok!~")),
+    st.tuples(st.text(min_size=1, max_size=200), st.sampled_from("ab"), st.sampled_from("ok!~?")),
     max_size=30,
 )
 
@@ -317,6 +318,8 @@ def test_every_job_gets_its_own_result_or_its_own_error(asked, size):
         assert {options} == {text[0] for text in texts}
         lengths = [max(64, len(text)) for text in texts]
         assert max(lengths) < 2 * min(lengths)
+        if len(texts) > 1 and any(text[1] == "?" for text in texts):
+            return texts[1:]  # a fault of `run` itself: nobody gets another's result
         if any(text[1] == "!" for text in texts):
             raise ValueError("no " + "".join(text for text in texts if text[1] == "!"))
         return [text[::-1] for text in texts]
@@ -468,13 +471,10 @@ def test_until_the_model_is_there_the_server_lives_and_is_not_ready():
 
 
 PROGRAM = """
-import sys
 from rag_core.serving import ServerSettings, bind, run_server
 from tests.support.serving import StandIn
 opened = []
 def open_model():
-    if sys.argv[1:]:
-        raise FileNotFoundError(sys.argv[1])
     opened.append(1)
     model = StandIn(0.5)
     model.name = f"model {len(opened)}"
@@ -488,10 +488,10 @@ run_server(open_model, ServerSettings(shutdown_seconds=5), listening, say=say)
 
 
 @contextmanager
-def process(*words):
-    """A server of its own process; its port and what it says, line by line."""
+def in_a_process():
+    """A server in a process of its own; its port and what it says, line by line."""
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
+        [sys.executable, "-c", PROGRAM],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -505,12 +505,12 @@ def process(*words):
 
 
 def test_signals_reload_and_end_a_server_whose_answers_finish():
-    with process() as program:
+    with in_a_process() as program:
         port = int(program.stdout.readline())
         assert f"model 1 answers at http://127.0.0.1:{port}" in program.stdout.readline()
         program.send_signal(signal.SIGHUP)
         assert "loaded anew" in program.stdout.readline()
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as asker:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as asker:
             asker.sendall(HEAD + BODY)
             time.sleep(0.2)
             program.send_signal(signal.SIGTERM)
@@ -519,16 +519,26 @@ def test_signals_reload_and_end_a_server_whose_answers_finish():
                 said += chunk
         assert b" 200 " in said
         assert b'"text":"a why"' in said
-        assert program.wait(10) == -signal.SIGTERM
+        assert program.wait(30) == -signal.SIGTERM
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server():
-    with process("no such model") as program:
-        _, errors = program.communicate(timeout=20)
-        assert program.returncode == 1
-        assert "FileNotFoundError: no such model" in errors
+def test_a_model_that_cannot_be_loaded_ends_the_command_with_one_sentence(monkeypatch):
+    def load(name):
+        raise ImportError("The torch backend needs torch. Run  pip install 'dualrag[torch]'.")
+
+    monkeypatch.setattr(process, "load_backend_for_command", load)
+    monkeypatch.setattr(process, "give_memory_back", lambda: None)
+    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "dualrag: error: The torch backend needs torch. Run pip install 'dualrag[torch]'.\n"
+    )
+    with bind("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--port", port])
+    assert (result.exit_code, f"got 127.0.0.1 {port}: " in result.stderr) == (2, True)
 
 
 def test_a_port_in_use_is_one_sentence():

@@ -182,7 +182,7 @@ def running(
         running.close()
 
 
-def wait_until(holds: Any, seconds: float = 10.0) -> None:
+def wait_until(holds: Any, seconds: float = 30.0) -> None:
     """Waits for something to hold."""
     until = time.monotonic() + seconds
     while not holds():
