@@ -45,7 +45,7 @@ def create_app(backend=None):
     async def lifespan(app):
         rag = load_backend(backend)
         retriever = RagRetriever.from_pretrained(MODEL)
-        app.state.model = rag.RagTokenForGeneration.from_pretrained(MODEL, retriever=retriever)
+        app.state.model = rag.AutoModel.from_pretrained(MODEL, retriever=retriever)
         yield
 
     app = FastAPI(title="Help desk", lifespan=lifespan)

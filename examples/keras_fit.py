@@ -1,6 +1,6 @@
 """Keras: `compile` and `fit` train a RAG model, with Keras' own optimizer and callbacks.
 
-python examples/keras_fit.py [--epochs 8] [--out keras-reader]
+python examples/keras_fit.py [--epochs 20] [--out keras-reader]
 
 Each step of `fit` searches the knowledge base and minimises the loss of RAG. Some minutes of a CPU on the
 handbook's 40 questions; what is saved loads in rag_torch, too.
@@ -39,7 +39,7 @@ def dataset(tokenizer, examples, batch_size):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--out", default="keras-reader")
     options = parser.parse_args(arguments)
