@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from rag_core.backends import available_backends, load_backend
 
@@ -105,6 +106,12 @@ def test_no_python_is_hidden_from_the_tests_by_its_tag(page):
         re.findall(r"^```(\w*)\n.*?^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     )
     assert tags <= {"python", "bash", "text", "json", "diff"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_code_is_hidden_from_the_tests_by_its_indentation(page):
+    blocks = MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
+    assert [block.content for block in blocks if block.type == "code_block"] == []
 
 
 def anchors(page: Path) -> set[str]:

@@ -93,7 +93,7 @@ def material(demo_cache, tmp_path_factory):
         json.dumps({"question": question, "answer": answer, "positive": {"id": row}})
         for row, (question, answer) in enumerate(pairs)
     ]
-    for name in ("questions.jsonl", "held-out.jsonl", "qa.jsonl"):
+    for name in ("questions.jsonl", "held-out.jsonl", "dev.jsonl", "qa.jsonl"):
         (folder / name).write_text("\n".join(lines))
     (folder / "questions.txt").write_text("\n".join(question for question, _ in pairs))
     for name in ("old-folder", "old-model", "MODEL"):
