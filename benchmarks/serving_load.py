@@ -105,6 +105,7 @@ class Tally:
     Attributes:
         seconds: of each that was answered.
         refused: those answered 429.
+        late: those that were stopped at their deadline.
         wrong: what was not the answer that the question gets alone.
         ties: answers that are another one of the same probability.
         took: seconds of the run.
@@ -112,6 +113,7 @@ class Tally:
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
+    late: int = 0
     wrong: list[str] = field(default_factory=list)
     ties: int = 0
     took: float = 0.0
@@ -130,6 +132,9 @@ def judge(tally: Tally, question: str, status: int, reply: Any, alone: dict[str,
     """Note how an answer compares with the one that was given to its question alone."""
     if status == 429:
         tally.refused += 1
+        return
+    if status == 504:
+        tally.late += 1
         return
     if status != 200:
         tally.wrong.append(f"{status} {reply} for {question!r}")
@@ -231,6 +236,7 @@ def measured(asked: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
             "rate": many.rate,
             **{f"p{share}": many.percentile(share) for share in (50, 95, 99)},
             "refused": many.refused,
+            "late": many.late,
             "wrong": many.wrong,
             "ties": many.ties,
         },
@@ -255,7 +261,7 @@ def line(run: dict[str, Any]) -> str:
         f"{many['rate']:.2f} ({many['rate'] / single['rate']:.2f}x)",
         " / ".join(f"{many[name]:.1f}" for name in ("p50", "p95", "p99")),
         f"{memory['early']:.0f} -> {memory['late']:.0f} ({memory['growth']:+.1%})",
-        f"{len(many['wrong'])} ({many['ties']} ties)",
+        f"{many['refused']} / {many['late']} / {len(many['wrong'])}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -217,6 +217,7 @@ ALONE = {
         ({"passages": [{"id": 4}, {"id": 3}]}, "wrong"),
         ({"status": 503}, "wrong"),
         ({"status": 429}, "refused"),
+        ({"status": 504}, "late"),
     ],
 )
 def test_answers_under_load_are_compared_with_those_of_their_question_alone(fault, noted):
@@ -224,5 +225,10 @@ def test_answers_under_load_are_compared_with_those_of_their_question_alone(faul
     answer = {"question": "why", **ALONE["why"], **fault}
     tally = serving_load.Tally()
     serving_load.judge(tally, "why", status, {"answers": [answer]}, ALONE)
-    found = {"wrong": len(tally.wrong), "tie": tally.ties, "refused": tally.refused}
+    found = {
+        "wrong": len(tally.wrong),
+        "tie": tally.ties,
+        "refused": tally.refused,
+        "late": tally.late,
+    }
     assert found == {name: int(name == noted) for name in found}
