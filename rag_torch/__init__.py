@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from rag_torch.bert import DPRContextEncoder as DPRContextEncoder
     from rag_torch.bert import DPRQuestionEncoder as DPRQuestionEncoder
     from rag_torch.encoders import load_encoder as load_encoder
+    from rag_torch.programs import export_program as export_program
     from rag_torch.quantize import quantized as quantized
     from rag_torch.rag import RagModel as RagModel
     from rag_torch.rag import RagSequenceForGeneration as RagSequenceForGeneration
@@ -72,6 +73,7 @@ _HOMES = {
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
     "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
     "encoders": ["load_encoder"],
+    "programs": ["export_program"],
     "quantize": ["quantized"],
     "training": ["TrainingConfig", "measure_files", "train", "train_files"],
 }

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 # TensorFlow has no int8 products outside its converter for small devices
 TORCH_ONLY = {"quantize.py"}
 TORCH_ONLY |= {"pytree.py"}  # TensorFlow asks the records themselves
+TORCH_ONLY |= {"programs.py"}  # rag_tf has export.py, with all of generation
 TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.
