@@ -20,7 +20,7 @@ class StandIn:
     """Answers "a <question>" from two passages, in so many steps; remembers its batches.
 
     Args:
-        seconds: that a batch takes.
+        seconds: that a batch takes, also one that has begun.
         error: what it raises instead, if the question holds "fail".
     """
 
@@ -45,8 +45,8 @@ class StandIn:
         self.batches.append(list(questions))
         if any("fail" in question for question in questions):
             raise self.error
-        until = time.monotonic() + self.seconds
-        while time.monotonic() < until:
+        began = time.monotonic()
+        while time.monotonic() < began + self.seconds:
             if all(cancelled()):
                 self.stopped += 1
                 raise SearchCancelledError

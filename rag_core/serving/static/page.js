@@ -5,11 +5,12 @@ const $ = (id) => document.getElementById(id);
 const form = $("ask");
 const question = $("question");
 const store = sessionStorage;
-const RETRIES = 3;
+const TRIES = 5;
 
 let asking = null; // the AbortController of the question that is being answered
 let server = {};
 let shown = null; // the answer on the page
+const asked = new URLSearchParams(location.search);
 
 // texts
 
@@ -115,8 +116,8 @@ async function ask(text) {
         await answerOnce(text, mine.signal, started);
         break;
       } catch (error) {
-        if (error.status !== 429 || tries === RETRIES) throw error;
-        await waitForRoom(error.seconds, mine.signal);
+        if (error.status !== 429 || tries === TRIES) throw error;
+        await waitForRoom(error.seconds * tries, mine.signal);
       }
     }
   } catch (error) {
@@ -476,8 +477,13 @@ async function introduce() {
     server = await (await request("info")).json();
   } catch (error) {
     if (error.status === 401) $("key-field").hidden = false;
+    if (error.status === 503) {
+      $("about").textContent = "The model is being loaded…";
+      setTimeout(introduce, 1000 * error.seconds);
+    }
     return;
   }
+  $("key-field").hidden = true;
   const heads = { sequence: "RAG-Sequence", token: "RAG-Token" };
   const parts = [
     server.model?.name,
@@ -487,12 +493,16 @@ async function introduce() {
   $("about").textContent = parts.filter(Boolean).map(visible).join(" · ");
   $("credit").textContent = visible(server.knowledge_base?.credit);
   $("n-docs").placeholder = server.model?.n_docs ?? "";
+  if (!asked.has("passage") && !document.body.classList.contains("asked")) offerExamples();
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
-  if (key) store.setItem("key", key);
+  if (key && key !== store.getItem("key")) {
+    store.setItem("key", key);
+    introduce();
+  }
   if (asking) {
     asking.abort();
     return;
@@ -539,7 +549,6 @@ addEventListener("resize", () => {
   if (shown) for (const item of $("passages").children) offerMore(item);
 });
 
-const asked = new URLSearchParams(location.search);
 await introduce();
 if (asked.has("passage")) {
   showOnePassage(asked.get("passage"));
@@ -547,6 +556,5 @@ if (asked.has("passage")) {
   question.value = asked.get("q");
   ask(question.value);
 } else {
-  offerExamples();
   question.focus({ preventScroll: true });
 }
