@@ -276,7 +276,8 @@ class _Prompts(tf.Module):
         retriever = model.retriever
         config = retriever.config
         tokenizer = retriever.generator_tokenizer
-        text = text_tables(tokenizer, "generator_tokenizer", ENGINE.table_size(model.generator))
+        size = ENGINE.table_size(model.generator) or len(tokenizer)
+        text = text_tables(tokenizer, "generator_tokenizer", size)
         prefix = getattr(model.generator.config, "prefix", None)
         if prefix is None:
             prefix = getattr(config.generator, "prefix", None)

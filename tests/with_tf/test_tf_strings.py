@@ -2,6 +2,7 @@
 `model.answer` where TensorFlow and TensorFlow Text alone are loaded.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -178,6 +179,8 @@ for name in ("token", "sequence"):
 other = [m for m in sys.modules if m.split(".")[0] in ("rag_tf", "rag_core", "torch", "transformers", "tokenizers")]
 assert not other, other
 """
+# what the command `saved_model_cli` runs, once the operations are there
+CLI = "import tensorflow_text; from tensorflow.python.tools.saved_model_cli import main; main()"
 
 
 def alone(folder, code, *arguments):
@@ -234,3 +237,69 @@ def test_tensorflow_alone_answers_questions_as_the_model_does(exported, name):
                 by_token = served["token_posterior"][b, i, : len(answer.tokens)]
                 np.testing.assert_allclose(by_token, answer.token_posteriors, rtol=1e-4, atol=1e-6)
         assert ("token_posterior" in served) == (name == "token")
+
+
+def test_the_command_of_tensorflow_shows_and_runs_it(exported):
+    folder, models = exported
+    of_default = ("--dir", "sequence", "--tag_set", "serve", "--signature_def", "serving_default")
+    shown = alone(folder, CLI, "show", *of_default)
+    assert "inputs['question'] tensor_info:\n      dtype: DT_STRING\n      shape: (-1)" in shown
+    assert (
+        "outputs['posterior'] tensor_info:\n      dtype: DT_FLOAT\n      shape: (-1, 2, 3)" in shown
+    )
+    ran = alone(folder, CLI, "run", *of_default, "--input_exprs", "question=['what is a wood']")
+    answers = models["sequence"].answer(
+        "what is a wood", max_length=9, num_beams=2, num_return_sequences=2, question_text=True
+    )
+    for passage in answers[0].passages:
+        assert str(passage.title.encode())[2:-1] in ran
+
+
+def test_a_question_without_a_word_is_refused(exported):
+    folder, _ = exported
+    served = tf.saved_model.load(str(folder / "token"))
+    for text in ("", "  \n", "[SEP]"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="a word or more"):
+            served.answer(tf.constant(["what is it", text]))
+
+
+def test_what_no_graph_can_hold_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    model = build(*MODELS["token"][:2])
+
+    def refused(says, error=ValueError, **options):
+        with pytest.raises(error, match=says):
+            export_saved_model(model, tmp_path / "out", **{"strings": True, **options})
+        assert list(tmp_path.iterdir()) == []
+
+    refused("options of strings=True", strings=False, n_docs=2)
+    refused("n_docs must be at most the passages of the index, 60, got 61", n_docs=61)
+    retriever, flat = model.retriever, model.retriever.index
+    lists = faiss.index_factory(8, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
+    vectors = flat.vectors_of(np.arange(60))
+    lists.train(vectors)
+    lists.add(vectors)
+    retriever.index = FaissIndex(passages(vectors), lists)
+    refused("index must be flat to be part of a graph, got IndexIVFFlat")
+    retriever.index = flat
+    retriever.generator_tokenizer.padding_side = "left"
+    refused("generator_tokenizer must pad on the right")
+    model.set_retriever(None)
+    refused("model must have a retriever for strings=True")
+    monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+    refused(
+        "needs tensorflow-text for TensorFlow .*pip install 'dualrag\\[tf-text\\]'", ImportError
+    )
+
+
+def test_pipelines_that_tables_cannot_express_are_refused():
+    ours = tokenizer("bart")
+    pipeline = json.loads(ours.backend_tokenizer.to_str())
+    for part, key, value, says in (
+        ("model", "dropout", 0.1, "dropout=0.1"),
+        ("pre_tokenizer", "use_regex", False, "other words than GPT-2's"),
+        ("model", "end_of_word_suffix", "</w>", "end_of_word_suffix"),
+    ):
+        changed = {**pipeline, part: {**pipeline[part], key: value}}
+        ours._files.backend = type(ours.backend_tokenizer).from_str(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"t must be BERT's.*{says}"):
+            text_tables(ours, "t", len(ours))
