@@ -20,6 +20,8 @@ from experiments.results.jobs import ROOT, Starter, minutes, run
 from experiments.results.plan import FULL, QUICK, SYSTEMS, Asked, Plan
 
 WORK = Path("build") / "results"
+# The demo's model before it saw a real question; the shipped one has learned from the dev files.
+START = Path(__file__).parent / "start"
 
 
 def say(text: str) -> None:
@@ -41,7 +43,10 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="few questions and steps: does it run?"
     )
-    parser.add_argument("--model", help="RAG folder to start from; by default the demo's")
+    parser.add_argument(
+        "--model",
+        help="RAG folder to start from; by default the parts in experiments/results/start",
+    )
     parser.add_argument("--kb", type=Path, help="its knowledge base; by default the demo's")
     parser.add_argument("--wheel", type=Path, help="pyserini's; by default pip fetches it")
     parser.add_argument(
@@ -56,13 +61,13 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def asked_for(options: argparse.Namespace) -> Asked:
-    """What is to be made; the demo's model and knowledge base are built if they are not there."""
+    """What is to be made; model and knowledge base are built if they are not there."""
     from rag_core.backends import load_backend
-    from rag_core.demo import demo_knowledge_base, demo_model_folder
+    from rag_core.demo import assemble_model, demo_knowledge_base, encoder_folder, home
 
     model, kb = options.model, options.kb
     if model is None:
-        model = str(demo_model_folder(say))
+        model = str(assemble_model(encoder_folder(say), home() / "results-start", START))
     if kb is None:
         engine = load_backend(options.backend)
         kb = demo_knowledge_base(lambda folder: engine.load_encoder(str(folder)).embed, say).path

