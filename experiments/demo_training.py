@@ -1,32 +1,42 @@
 """Train the demo's model from scratch and measure it.
 
-`python -m experiments.demo_training [--evaluate]`, or `make demo-model`.
+`python -m experiments.demo_training [--start experiments/results/start] [--evaluate]`, or `make
+demo-model`.
 
-Runs of `rag_torch.training.train`, each of which goes on where it was stopped: copying random words
-out of a given passage; telling a passage that answers the clue from a near miss, to which the
-answer is `<mask>` (two rounds); then RAG proper, generator and projection of the question vector
-together through retrieved passages.
+Runs of `rag_torch.training.train`, each of which goes on where it was stopped. On clues: copying
+random words out of a given passage; telling a passage that answers the clue from a near miss, to
+which the answer is `<mask>` (two rounds); then RAG proper, generator and projection of the question
+vector together through retrieved passages. On real questions and clues: finding the article that
+answers (DPR's contrastive loss); telling its passage from the near misses of the encoder that came
+of it. Then how sure an answer is, learned from questions kept apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.about_articles import KEPT_APART, asked_about, short_title
 from experiments.demo_generator import demo_generator, demo_generator_config
+from experiments.results.material import TOPICS, fetched_wheel, unpack
 from rag_core.config import RagConfig
 from rag_core.demo import (
     ENCODER,
     SHIPPED,
     Article,
+    assemble_model,
     corpus_file,
     demo_knowledge_base,
+    description_clue,
     encoder_folder,
     held_out_titles,
     home,
@@ -34,12 +44,13 @@ from rag_core.demo import (
     questions,
     read_articles,
 )
+from rag_core.evaluation import Question, calibrate_model, evaluate, read_questions
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer, Tokenizer
 from rag_core.training import Example, TrainingConfig, batches
 from rag_torch.bert import BertEncoder
 from rag_torch.encoders import load_encoder
-from rag_torch.rag import RagTokenForGeneration
+from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
 from rag_torch.training import train
 
 VOCABULARY = 8000
@@ -82,6 +93,34 @@ JOINT = TrainingConfig(
     question_encoder="projection",
     validation_size=100,
     **_COMMON,
+)
+
+
+ASKING = TrainingConfig(
+    steps=300,
+    batch_size=64,
+    generator="frozen",
+    answer_loss_weight=0.0,
+    retriever_loss="contrastive",
+    hard_negatives=7,
+    mine_to=30,
+    question_encoder="all",
+    question_encoder_learning_rate=5e-5,
+    warmup_steps=30,
+    **_COMMON,
+)
+READING_ON = TrainingConfig(
+    steps=300,
+    batch_size=64,
+    learning_rate=3e-4,
+    warmup_steps=20,
+    question_encoder="frozen",
+    **_COMMON,
+)
+# Rounds of it, and the share of real questions in each; the rest are clues.
+ROUNDS = (
+    ("reading-questions", READING_ON, 2 / 3),
+    ("reading-both", replace(READING_ON, steps=120, learning_rate=2e-4), 2 / 5),
 )
 
 
@@ -153,8 +192,8 @@ def reading_examples(
     texts: dict[str, str],
     seed: int = 0,
 ) -> Iterator[Example]:
-    """Each clue with the article's own text, which answers it, and with a near miss, which does
-    not.
+    """Each question with the article's own text, which answers it, and with a near miss, which
+    does not.
     """
     rng = random.Random(seed)
     for part in batches(asked, 64):
@@ -166,16 +205,25 @@ def reading_examples(
         _, _, docs = retriever.retrieve(vectors, 2 * N_DOCS)
         for example, found in zip(part, docs, strict=True):
             title = example.answers[0]
-            yield Example(example.question, (title,), (title, texts[title]))
-            others = [n for n, name in enumerate(found["title"]) if name != title]
+            passage = example.positive or (title, texts[title])
+            yield Example(example.question, example.answers, passage)
+            own = {title, passage[0]}
+            others = [
+                n
+                for n, name in enumerate(found["title"])
+                if not own.intersection((name, short_title(name)))
+            ]
             # Nearer misses are likelier: they are what the model will meet.
             n = others[min(rng.randrange(len(others)), rng.randrange(len(others)))]
             yield Example(
-                example.question, (title,), (found["title"][n], found["text"][n]), answerable=False
+                example.question,
+                example.answers,
+                (found["title"][n], found["text"][n]),
+                answerable=False,
             )
 
 
-def train_demo(work: Path) -> Path:
+def train_on_clues(work: Path) -> Path:
     """Train from scratch, or go on; returns the folder of the tuned model."""
     encoder = encoder_folder(_say)
     articles = read_articles(corpus_file(_say))
@@ -215,6 +263,104 @@ def train_demo(work: Path) -> Path:
     return work / "joint"
 
 
+def train_on_questions(start: Path, work: Path, questions_of: Path) -> Path:
+    """Go on with packed parts of a model that knows clues, on real questions and clues; returns the
+    folder of new parts.
+
+    Args:
+        start: the parts, as `package_model` writes them.
+        work: folder of the runs.
+        questions_of: folder with the files of questions of pyserini's wheel.
+    """
+    encoder = encoder_folder(_say)
+    articles = read_articles(corpus_file(_say))
+    base = demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
+    held_out = held_out_titles(articles)
+    taught = [article for article in articles if article.title not in held_out]
+    texts = {article.title: article.text for article in taught}
+    real = asked_about(taught, dev_questions(questions_of))
+    clues = [
+        Example(
+            each["question"], (each["answer"],), positive=(each["answer"], texts[each["answer"]])
+        )
+        for each in questions(articles, held_out)
+    ]
+    rng = random.Random(0)
+    rng.shuffle(real)
+    rng.shuffle(clues)
+    real = real[KEPT_APART:]
+
+    first = assemble_model(encoder, work / "first", start)
+    retriever = RagRetriever.from_pretrained(first, index=base.index())
+    model = RagTokenForGeneration.from_pretrained(first, retriever=retriever)
+    if not (work / "asking" / "config.json").is_file():
+        half = _needed(ASKING) // 2
+        examples = [*itertools.islice(itertools.cycle(real), half), *clues[:half]]
+        rng.shuffle(examples)
+        _say(f"asking: {ASKING.steps} steps of {ASKING.batch_size}")
+        train(model, retriever, examples, ASKING, out=work / "asking")
+    package_model(work / "asking", encoder, work / "asking-parts")
+    # what ships is what the generator is to meet
+    second = assemble_model(encoder, work / "second", work / "asking-parts")
+    model = RagTokenForGeneration.from_pretrained(second, retriever=retriever)
+    unread_real, unread_clues = itertools.cycle(real), reversed(clues)
+    for name, config, share in ROUNDS:
+        pairs = _needed(config) // 2  # a question makes two examples
+        of_real = round(share * pairs)
+        asked = [
+            *itertools.islice(unread_real, of_real),
+            *itertools.islice(unread_clues, pairs - of_real),
+        ]
+        if not (work / name / "config.json").is_file():
+            examples = list(reading_examples(model, retriever, asked, texts))
+            rng.shuffle(examples)
+            _say(f"{name}: {config.steps} steps of {config.batch_size}")
+            train(model, retriever, examples, config, out=work / name)
+        model = RagTokenForGeneration.from_pretrained(work / name, retriever=retriever)
+    package_model(work / name, encoder, work / "parts")
+    return work / "parts"
+
+
+def dev_questions(folder: Path) -> list[Question]:
+    """Those of Natural Questions' and TriviaQA's dev files."""
+    names = [name for kind, name in TOPICS.items() if kind.endswith("dev")]
+    return [question for name in names for question in read_questions(folder / name)]
+
+
+def learn_confidence(parts: Path, work: Path, questions_of: Path) -> None:
+    """Write into the parts' config how sure answers are: learned from clues about held-out articles
+    that no figure is of, and from questions of the dev files, about an article and drawn from all.
+    """
+    encoder = encoder_folder(_say)
+    articles = read_articles(corpus_file(_say))
+    base = demo_knowledge_base(lambda folder: load_encoder(folder).embed, _say)
+    held_out = held_out_titles(articles)
+    rng = random.Random(0)
+    dev = dev_questions(questions_of)
+    real = asked_about([article for article in articles if article.title not in held_out], dev)
+    rng.shuffle(real)
+    about = [Question(f"about-{n}", e.question, e.answers) for n, e in enumerate(real[:KEPT_APART])]
+    clues = [
+        Question(f"clue-{article.title}", description_clue(article), (article.title,))
+        for article in articles
+        if article.title in held_out
+    ]
+    any_kind = rng.sample(dev, KEPT_APART)
+    asked = [
+        *clues[-KEPT_APART:],
+        *about,
+        *(replace(q, id=f"any-{q.id}-{n}") for n, q in enumerate(any_kind)),
+    ]
+    folder = assemble_model(encoder, work / "uncalibrated", parts)
+    retriever = RagRetriever.from_pretrained(folder, index=base.index())
+    measured = [
+        evaluate(head.from_pretrained(folder, retriever=retriever), asked, progress=False)
+        for head in (RagTokenForGeneration, RagSequenceForGeneration)
+    ]
+    for evaluation in measured:
+        calibrate_model([evaluation], parts)
+
+
 def _needed(config: TrainingConfig) -> int:
     """Examples that a run sees once each."""
     return (config.steps or 1) * config.batch_size * config.accumulation
@@ -237,14 +383,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=SHIPPED, help="where the shipped parts and figures go"
     )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="parts to go on with, e.g. experiments/results/start; by default clues are learned "
+        "first",
+    )
+    parser.add_argument("--wheel", type=Path, help="pyserini's; by default pip fetches it")
     parser.add_argument("--evaluate", action="store_true", help="only measure the model in --out")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    work = options.work or home() / "demo-training"
+    topics = work / "topics"
+    unpack(options.wheel or fetched_wheel(work), topics)
     if not options.evaluate:
-        package_model(train_demo(options.work or home() / "demo-training"), options.out)
-    evaluate_demo(options.out, _say)
+        start = options.start
+        if start is None:
+            start = work / "clue-parts"
+            package_model(train_on_clues(work), encoder_folder(_say), start)
+        parts = train_on_questions(start, work, topics)
+        learn_confidence(parts, work, topics)
+        shutil.copytree(parts, options.out, dirs_exist_ok=True)
+    evaluate_demo(options.out, topics, _say)
 
 
 if __name__ == "__main__":

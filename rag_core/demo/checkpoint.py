@@ -1,6 +1,5 @@
-"""The demo's checkpoint: shipped are the parts that training changed, in float16.
-
-The stock encoder is added here.
+"""The demo's checkpoint: shipped are the parts that training changed, in float16, and what it
+changed in the stock encoder, matrices as products of thin ones. The stock encoder is added here.
 """
 
 from __future__ import annotations
@@ -23,13 +22,18 @@ CONFIG, WEIGHTS, MARK = "config.json", "model.safetensors", "made_from.txt"
 HEAD = "RagSequenceForGeneration"
 _TRAINED = ("rag.generator.", "rag.question_encoder.encode_proj.")
 _ENCODER = "rag.question_encoder."
+# Changes of the encoder: added to a weight, or the two factors of what is added.
+_ADDED, _LEFT, _RIGHT = "added.", "left.", "right."
+_RANK = 16
 
 
-def package_model(tuned: str | Path, folder: str | Path = SHIPPED) -> None:
-    """Write what ships: config, generator tokenizer, and generator and projection in float16.
+def package_model(tuned: str | Path, encoder: str | Path, folder: str | Path = SHIPPED) -> None:
+    """Write what ships: config, generator tokenizer, generator and projection, and the changes of
+    the question encoder but for its embeddings, which are left as they were.
 
     Args:
-        tuned: RAG-Token folder whose question encoder is the stock encoder with a projection.
+        tuned: RAG-Token folder whose question encoder was the stock encoder with a projection.
+        encoder: folder of the stock encoder.
         folder: where to; other files in it stay.
     """
     from safetensors.numpy import save_file
@@ -40,12 +44,31 @@ def package_model(tuned: str | Path, folder: str | Path = SHIPPED) -> None:
         for name in weights
         if name.startswith(_TRAINED)
     }
+    stock = read_weights(encoder)
+    for name in stock:
+        if name.startswith("encoder."):
+            change = np.asarray(weights[_ENCODER + name]) - np.asarray(stock[name])
+            parts |= _change_parts(name, change)
     with atomic_folder(folder) as draft:
         save_file(parts, draft / WEIGHTS, metadata={"format": "pt"})
         shutil.copy(Path(tuned) / CONFIG, draft / CONFIG)
         Tokenizer.from_pretrained(Path(tuned) / GENERATOR_FOLDER).save_pretrained(
             draft / GENERATOR_FOLDER
         )
+
+
+def _change_parts(name: str, change: np.ndarray) -> dict[str, np.ndarray]:
+    """A change as it ships: of a matrix the largest singular values; nothing where there is none."""
+    if not change.any():
+        return {}
+    if change.ndim < 2:
+        return {_ADDED + name: change.astype(np.float16)}
+    left, sizes, right = np.linalg.svd(change, full_matrices=False)
+    roots = np.sqrt(sizes[:_RANK])
+    return {
+        _LEFT + name: (left[:, :_RANK] * roots).astype(np.float16),
+        _RIGHT + name: (roots[:, None] * right[:_RANK]).astype(np.float16),
+    }
 
 
 def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path = SHIPPED) -> Path:
@@ -71,10 +94,16 @@ def assemble_model(encoder: str | Path, folder: str | Path, shipped: str | Path 
     config = RagConfig.from_pretrained(shipped)
     trained = read_weights(shipped)
     stock = read_weights(encoder)
-    weights = {name: np.asarray(trained[name]).astype(np.float32) for name in trained}
+    parts = {name: np.asarray(trained[name]).astype(np.float32) for name in trained}
+    weights = {name: part for name, part in parts.items() if name.startswith(_TRAINED)}
     for name in stock:
         if name.startswith(("embeddings.", "encoder.")) and not name.endswith("position_ids"):
-            weights[_ENCODER + name] = stock[name]
+            weight = np.asarray(stock[name]).astype(np.float32)
+            if _LEFT + name in parts:
+                weight = weight + parts[_LEFT + name] @ parts[_RIGHT + name]
+            elif _ADDED + name in parts:
+                weight = weight + parts[_ADDED + name]
+            weights[_ENCODER + name] = weight
     with atomic_folder(folder) as draft:
         write_checkpoint(draft, weights, config, architecture=HEAD)
         Tokenizer.from_pretrained(encoder).save_pretrained(draft / QUESTION_FOLDER)

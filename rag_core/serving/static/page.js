@@ -254,7 +254,9 @@ function showAnswer(answer, seconds) {
   $("answer-text").textContent = visible(answer.text) || "No answer.";
   const carriers = answer.passages.filter((passage) => passage.posterior >= 0.25)
     .sort((one, other) => other.posterior - one.posterior);
+  const isCalibrated = answer.confidence !== null;
   $("facts").textContent = [
+    ...(isCalibrated ? [`right with a probability of ${percent(answer.confidence)}`] : []),
     `log-probability ${answer.log_probability.toFixed(2).replace("-", "\u2212")}`,
     `${plural(answer.passages.length, "passage")} weighed`,
     `${seconds.toFixed(2)} s`,
