@@ -21,7 +21,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing PyTorch (its CPU build), TensorFlow and the tools of the tests into $(VENV): 3.3 GB, some minutes."
-	@$(PIP) -e '.[torch,tf,t5,dev]'
+	@$(PIP) -e '.[torch,tf,tf-text,t5,dev]'
 	@touch $@
 
 install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv

@@ -89,6 +89,7 @@ class Head(torch.nn.Module):
         }
         self.config = SimpleNamespace(generator=self.generator.config, **{**defaults, **config})
         self.config.to_dict = lambda: {"generator": self.generator.config.to_dict()}
+        self.config.confidence = lambda head, log_probability, doc_score: None
 
     def _contexts(self, ids, mask, context_ids, context_mask, scores, n_docs, question_text=None):
         return Contexts(
