@@ -195,6 +195,7 @@ def test_large_stages_are_sampled_at_the_same_places_and_located_in_the_whole(tm
     assert found.first[0].place == tuple(map(int, place)) and found.first[0].absolute == 9.0
 
 
+@pytest.mark.backend("torch", "tf")
 def test_the_example_for_a_pipeline_runs(demo_cache, monkeypatch, offline):
     """Its test, in this process, and its commands, which the parser knows."""
     monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
