@@ -67,7 +67,7 @@ def main() -> int:
 def at_home(html: str, page: Path, site: Path) -> str:
     """A page that can be read anywhere, from a disk, too: it knows no address and fetches nothing from elsewhere."""
     here = os.path.relpath(site / "website" / SHIM, page.parent).replace(os.sep, "/")
-    html = html.replace("https://unpkg.com/iframe-worker/shim", here)
+    html = re.sub(r"https://[\w./-]+/iframe-worker/shim", here, html)
     return re.sub(r'<link rel="?canonical"?[^>]*>', "", html)
 
 
