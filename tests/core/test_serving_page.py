@@ -90,6 +90,7 @@ def server():
 @contextmanager
 def tab_of(program, server, **look):
     page = program.new_page(**({"viewport": {"width": 1100, "height": 820}} | look))
+    page.set_default_timeout(180_000)  # ms; other tests may keep the machine busy
     tab = Tab(page, server.url)
     try:
         yield tab
