@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from experiments.about_articles import questions_about, short_title
 from experiments.results.answering import RightAnswer, right_answer, swapped
 from rag_core.backends import load_backend
 from rag_core.demo import corpus_file, description_clue, held_out_titles, read_articles
-from rag_core.evaluation import AnswerFinder, Evaluation, Question, read_questions
+from rag_core.evaluation import AnswerFinder, Evaluation, Question, evaluate, read_questions
 from rag_core.evaluation.survey import scan_passages
 from rag_core.hub import atomic_write
 from rag_core.knowledge import KnowledgeBase, build_knowledge_base, describe
@@ -38,6 +39,7 @@ TOPICS = {
     "trivia-test": "topics.dpr.trivia.test.txt",
 }
 SEED = 0
+N_DOCS = 5
 Row = dict[str, Any]
 
 
@@ -139,35 +141,60 @@ def as_row(question: Question, id: str | None = None) -> Row:
 
 
 def write_training(options: argparse.Namespace) -> None:
-    """train.jsonl, the same without passages in closed.jsonl, and dev.jsonl.
+    """train.jsonl; of it found.jsonl, whose passage is among the `N_DOCS` that the model finds as it
+    starts; those without passages in closed.jsonl; and dev.jsonl.
 
     Of the questions that an article answers; learned is the article's title, to be found is its
     passage. dev.jsonl is drawn first.
     """
     texts = {row["title"]: row["text"] for row in passages_of(KnowledgeBase.open(options.kb))}
     rng = random.Random(SEED)
-    training: list[Row] = []
+    asked: list[Question] = []
     dev: list[Row] = []
     for file in options.questions:
-        questions = read_questions(file)
+        questions = [
+            replace(question, id=f"{file.stem}-{question.id}") for question in read_questions(file)
+        ]
         rng.shuffle(questions)
         share = options.dev // len(options.questions)
-        dev += [as_row(question, f"{file.stem}-{question.id}") for question in questions[:share]]
-        for question in questions[share:][: options.train // len(options.questions)]:
-            title = question.gold_titles[0]
-            training.append(
-                {
-                    "question": question.question,
-                    "answers": [short_title(title)],
-                    "positive": {"title": title, "text": texts[title]},
-                }
-            )
-    rng.shuffle(training)
+        dev += [as_row(question) for question in questions[:share]]
+        asked += questions[share:][: options.train // len(options.questions)]
+    rng.shuffle(asked)
+    found = found_by(options.model, options.kb, options.backend, asked)
+    training = [
+        {
+            "id": question.id,
+            "question": question.question,
+            "answers": [short_title(question.gold_titles[0])],
+            "positive": {
+                "title": question.gold_titles[0],
+                "text": texts[question.gold_titles[0]],
+            },
+        }
+        for question in asked
+    ]
+    read = [row for row in training if row["id"] in found]
     empty = {"title": "", "text": ""}
-    closed = ({**row, "positive": None, "passage": empty} for row in training)
+    closed = ({**row, "positive": None, "passage": empty} for row in read)
     write_rows(options.out / "train.jsonl", training)
+    write_rows(options.out / "found.jsonl", read)
     write_rows(options.out / "closed.jsonl", closed)
     write_rows(options.out / "dev.jsonl", dev)
+
+
+def found_by(model: str, kb: Path, backend: str, questions: Sequence[Question]) -> set[str]:
+    """Ids of questions whose passage is among the `N_DOCS` that a model finds."""
+    from rag_core.cli.models import open_model
+
+    opened, _ = open_model(load_backend(backend), kb, model, None, _say)
+    run = evaluate(opened, questions, n_docs=N_DOCS, retrieval_only=True, progress=False)
+    titles = {passage["id"]: passage["title"] for passage in run.passages}
+    gold = {question.id: question.gold_titles[0] for question in questions}
+    return {
+        row["id"]
+        for row in run.retrieved
+        if gold[row["id"]] in [titles[passage["id"]] for passage in row["passages"]]
+    }
 
 
 def write_heads(options: argparse.Namespace) -> None:
@@ -309,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             command.add_argument("--train", type=int, default=1200, help="questions")
             command.add_argument("--dev", type=int, default=200, help="questions")
-        if name == "heads":
+        if name in ("train", "heads"):
             command.add_argument("--model", required=True, help="folder of a RAG model")
         if name == "index":
             command.add_argument("--index", required=True, help="flat, hnsw or ivfpq")

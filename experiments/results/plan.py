@@ -39,8 +39,8 @@ class Sizes:
     batch_size: int = 16
     train: int = 3200
     dev: int = 200
-    nq: int = 200
-    trivia: int = 200
+    nq: int = 300
+    trivia: int = 300
     clues: int = 100
     sweep: int = 100
     every: int = 200
@@ -76,9 +76,9 @@ class System:
     closed_book: bool = False
 
 
-# Small for the generator: this loss calls for the title even where no retrieved passage holds it.
-_RATE = {"learning_rate": 1e-5, "warmup_steps": 10}
-_JOINT = {**_RATE, "question_encoder": "all", "question_encoder_learning_rate": 5e-5}
+# Tried on 700 questions of the dev files that were not trained on; docs/results.md says what came.
+_RATE = {"learning_rate": 5e-5, "warmup_steps": 10}
+_JOINT = {**_RATE, "question_encoder": "all", "question_encoder_learning_rate": 7e-5}
 _LOSS = {**_JOINT, "retriever_loss_weight": 1.0}
 SYSTEMS = (
     System("start", "RAG-Token, as it starts"),
@@ -109,6 +109,7 @@ SYSTEMS = (
         "RAG-Token, retriever alone, contrastive",
         {
             **_JOINT,
+            "question_encoder_learning_rate": 5e-5,
             "generator": "frozen",
             "answer_loss_weight": 0.0,
             "retriever_loss": "contrastive",
@@ -220,7 +221,8 @@ class Plan:
         yield self._material(
             "train", self.runs / "train", "--kb", kb,
             "--questions", *(self.questions / name for name in DEV),
-            "--train", sizes.train, "--dev", sizes.dev, needs=("questions",),
+            "--train", sizes.train, "--dev", sizes.dev, "--model", self._start("token"),
+            needs=("questions", "heads"), seconds=40,
         )  # fmt: skip
 
     def _start(self, head: str) -> Path:
@@ -250,8 +252,10 @@ class Plan:
 
     def _training(self, made: str, system: System, seed: int) -> Job:
         sizes = self.asked.sizes
-        file = "train.jsonl"
+        file = "found.jsonl"
         passages = N_DOCS
+        if system.name == "retriever":
+            file = "train.jsonl"  # nothing need be found to learn from
         if system.closed_book:
             file = "closed.jsonl"
             passages = 1

@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 from experiments.results import collect, errors, jobs, material, plan, report, systems
 from experiments.results.answering import RightAnswer, extracted, right_answer, swapped
 from experiments.results.jobs import Job
+from rag_core.backends import load_backend
 from rag_core.cli import app
+from rag_core.cli.models import open_model
 from rag_core.demo import Article
-from rag_core.evaluation import Evaluation
+from rag_core.evaluation import Evaluation, Question, evaluate
+from rag_core.knowledge import KnowledgeBase
 from rag_core.retrieval import RagRetriever
 from rag_core.training import TrainingConfig
 from tests.support.evaluations import Countable, small_model
@@ -162,12 +165,23 @@ def test_training_sees_what_its_retriever_finds_and_closed_book_sees_nothing(
     asked, figures
 ) -> None:
     folder = Path("work/torch/train")
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text("utf-8").splitlines()]
+    rows, read, closed = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        for name in ("train", "found", "closed")
+    )
     assert rows and all(row["answers"][0] in WORDS for row in rows)
-    closed = [
-        json.loads(line) for line in (folder / "closed.jsonl").read_text("utf-8").splitlines()
+    asked_of = [Question(row["id"], row["question"], tuple(row["answers"])) for row in rows]
+    model, _ = open_model(load_backend("torch"), asked.kb, asked.model, None, print)
+    titles = list(KnowledgeBase.open(asked.kb).dataset()["title"])
+    near = evaluate(model, asked_of, n_docs=5, retrieval_only=True, progress=False).retrieved
+    assert read == [
+        row
+        for row, found in zip(rows, near, strict=True)
+        if row["positive"]["title"] in [titles[passage["id"]] for passage in found["passages"]]
     ]
-    assert [row["passage"] for row in closed] == [{"title": "", "text": ""}] * len(rows)
+    assert 0 < len(read) < len(rows)
+    empty = {"title": "", "text": ""}
+    assert closed == [{**row, "positive": None, "passage": empty} for row in read]
     run = Evaluation.open("work/torch/closed-book-0-nq")
     assert {row["text"] for row in run.passages} == {""}
     assert run.retrieval()["answer_recall@1"]["mean"] == 0
