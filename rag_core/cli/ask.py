@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rag_core.cli.common import (
+    DTYPES,
+    HEADS,
     Backend,
     Device,
     Dtype,
+    Full,
+    Head,
+    Int8,
     KnowledgeBaseFolder,
     ModelName,
     QuestionsFile,
     Where,
-    choice,
+    check_choice,
     clean,
     is_quiet,
     say,
@@ -129,8 +134,6 @@ class Answerer:
         """
         from rag_core.cli.process import load_backend_for_command
 
-        if head not in (None, "token", "sequence"):
-            raise ValueError(f"--head must be token or sequence, got {head!r}")
         engine = load_backend_for_command(backend)
         from rag_core.cli.models import open_model
 
@@ -215,9 +218,7 @@ def open_answerer(
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
     where: Where = None,
-    head: Annotated[
-        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
-    ] = None,
+    head: Head = None,
     num_beams: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Most tokens of an answer, with the start token.")
@@ -245,9 +246,7 @@ def open_answerer(
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
-    ] = False,
+    int8: Int8 = False,
     backend: Backend = None,
 ) -> Answerer:
     """A model with its knowledge base, by the options that `ask` and `explain` share.
@@ -262,8 +261,8 @@ def open_answerer(
 
     if n_docs is not None and n_docs < 1:
         raise ValueError(f"--n-docs must be at least 1, got {n_docs}")
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    check_choice("--head", head, *HEADS)
+    check_choice("--dtype", dtype, *DTYPES)
     options = generation_options(
         option or [],
         {
@@ -305,9 +304,7 @@ def ask(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object an answer, on stdout.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Whole passages, with their line breaks.")
-    ] = False,
+    full: Full = False,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Questions the model sees at once; 8 of a file, 1 of a pipe."),

@@ -41,6 +41,19 @@ def choice(flag: str, *names: str, help: str, panel: str | None = None) -> Any:
     )
 
 
+def check_choice(flag: str, value: str | None, *names: str) -> None:
+    """See that what an option of `choice` was given is one of its names, or nothing.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if value is not None and value not in names:
+        raise ValueError(f"{flag} must be {', '.join(names[:-1])} or {names[-1]}, got {value!r}")
+
+
+HEADS = ("token", "sequence")
+DTYPES = ("float32", "float16", "bfloat16")
+
 Backend = Annotated[
     str | None,
     choice("--backend", "torch", "tf", help="By default the one installed, torch first."),
@@ -76,10 +89,10 @@ QuestionsFile = Annotated[
     Path | None,
     typer.Option(help='Text with a question a line, or jsonl with {"question": ...} lines.'),
 ]
-Dtype = Annotated[
-    str | None,
-    choice("--dtype", "float32", "float16", "bfloat16", help="Of weights; by default float32."),
-]
+Dtype = Annotated[str | None, choice("--dtype", *DTYPES, help="Of weights; by default float32.")]
+Head = Annotated[str | None, choice("--head", *HEADS, help="By default the model's own.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")]
+Full = Annotated[bool, typer.Option("--full", help="Whole passages, with their line breaks.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's own.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import choice, clean, is_quiet, say
+from rag_core.cli.common import DTYPES, choice, clean, is_quiet, say
 
 
 @clean
@@ -20,9 +20,7 @@ def convert(
     max_shard_size: Annotated[
         str, typer.Option(help="Larger checkpoints are split; e.g. 500MB.")
     ] = "5GB",
-    dtype: Annotated[
-        str, choice("--dtype", "keep", "float32", "float16", "bfloat16", help="Of the weights.")
-    ] = "keep",
+    dtype: Annotated[str, choice("--dtype", "keep", *DTYPES, help="Of the weights.")] = "keep",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Write a model of any readable layout (tf_model.h5, pytorch_model.bin, safetensors) as

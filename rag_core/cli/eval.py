@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rag_core.cli.common import (
+    DTYPES,
     Backend,
     Device,
     Dtype,
     KnowledgeBaseFolder,
     ModelName,
+    check_choice,
     clean,
     is_quiet,
     pasteable,
@@ -83,6 +85,7 @@ def eval(
         return
     if questions is None:
         raise ValueError("QUESTIONS must be given (or --compare with two runs)")
+    check_choice("--dtype", dtype, *DTYPES)
     options: dict[str, Any] = {
         "n_docs": _numbers("--n-docs", n_docs),
         "head": _names(head),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, choice, clean
+from rag_core.cli.common import Backend, Head, choice, clean
 
 
 @clean
@@ -33,9 +33,7 @@ def parity(
     dtype: Annotated[
         str, choice("--dtype", "float64", "float32", help="float64 decides.")
     ] = "float64",
-    head: Annotated[
-        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
-    ] = None,
+    head: Head = None,
     n_docs: Annotated[
         int | None, typer.Option(help="Passages a question; by default the model's, at most 5.")
     ] = None,

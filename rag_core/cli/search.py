@@ -9,7 +9,7 @@ import typer
 
 from rag_core.cli.ask import Answerer, Page, converse
 from rag_core.cli.changes import Base
-from rag_core.cli.common import Backend, QuestionsFile, Where, clean, say
+from rag_core.cli.common import Backend, Full, QuestionsFile, Where, clean, say
 
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
@@ -75,9 +75,7 @@ def search(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a question, on stdout.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Whole passages, with their line breaks.")
-    ] = False,
+    full: Full = False,
     encoder: Annotated[
         str | None,
         typer.Option(help="Folder or name of the encoder of questions; by default KB's own."),

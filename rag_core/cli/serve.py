@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from rag_core.cli.common import (
+    DTYPES,
+    HEADS,
     Backend,
     Device,
     Dtype,
+    Head,
+    Int8,
     KnowledgeBaseFolder,
     ModelName,
     Where,
-    choice,
+    check_choice,
     clean,
     say,
     without_none,
@@ -63,14 +67,10 @@ def serve(
         bool, typer.Option("--access-log", help="A line a request, on stderr.")
     ] = False,
     where: Where = None,
-    head: Annotated[
-        str | None, choice("--head", "token", "sequence", help="By default the model's own.")
-    ] = None,
+    head: Head = None,
     dtype: Dtype = None,
     device: Device = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Linear maps in int8: torch, on a CPU.")
-    ] = False,
+    int8: Int8 = False,
     backend: Backend = None,
 ) -> None:
     """Answer questions over HTTP: an API, OpenAI's, and a page at /."""
@@ -81,10 +81,8 @@ def serve(
     from rag_core.serving import ServedModel, ServerSettings, bind, check_libraries, run_server
 
     check_libraries()
-    if head not in (None, "token", "sequence"):
-        raise ValueError(f"--head must be token or sequence, got {head!r}")
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype!r}")
+    check_choice("--head", head, *HEADS)
+    check_choice("--dtype", dtype, *DTYPES)
     hosts = None
     if host in _LOOPBACK:
         hosts = (*_LOOPBACK, *(name.lower() for name in allow_host or ()))

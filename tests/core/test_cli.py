@@ -520,6 +520,7 @@ def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
             ["ask", "Who?", "--dtype", "int8"],
             "--dtype must be float32, float16 or bfloat16, got 'int8'",
         ),
+        (["eval", "notes.tsv", "--dtype", "int8"], "--dtype must be float32, float16 or bfloat16"),
     ],
 )
 def test_faults_are_one_line_and_code_2(dualrag, words: list[str], says: str) -> None:
