@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 CONFORMANCE = build/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check conformance bench bench-quick results docs demo-model clean
+.PHONY: help install demo test beyond check conformance bench bench-quick results docs demo-model clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -30,6 +30,7 @@ install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv
 SIZE_torch = PyTorch (its CPU build) and what dualrag needs, 1.2 GB; a minute or two
 SIZE_tf = TensorFlow and what dualrag needs, 2.4 GB; some minutes
 SIZE_bench = matplotlib, for the charts, 40 MB; seconds
+SIZE_beyond = Ray and what else tests that run apart need, 0.3 GB; a minute
 SIZE_docs = Zensical, mkdocstrings and what dualrag needs without a framework, 0.5 GB; a minute
 SIZE_results = bm25s, matplotlib and the libraries of ROUGE-L and BLEU, 60 MB; seconds
 
@@ -45,6 +46,9 @@ demo: $(VENV)/.installed-$(BACKEND)  ## build the demo knowledge base, answer a 
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
+
+beyond: $(INSTALLED) $(VENV)/.installed-beyond  ## run the tests that `make test` leaves out: clusters, stores, other libraries
+	$(BIN)/python -m pytest -m beyond
 
 check: $(INSTALLED)  ## linters, format and types
 	$(BIN)/ruff check .

@@ -32,6 +32,11 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "backend(name): needs torch or tf, and is left out where it is not installed"
     )
+    config.addinivalue_line(
+        "markers",
+        "beyond: run by `make beyond` alone, as it needs a library of the extra `beyond` (imported "
+        "within the test), a server or a second process",
+    )
 
 
 def pytest_report_header(config):
