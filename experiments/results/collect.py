@@ -160,18 +160,26 @@ def _means(tables: Sequence[Sequence[Figures]], name: str) -> list[float]:
 
 
 def _differences(runs: Runs, systems: Figures) -> Figures:
-    """Exact match of one system less that of another, on all real questions together."""
-    found = {}
-    for first, second in PAIRS:
-        values = []
-        for name in (first, second):
-            count = systems.get(name, {}).get("seeds", 0)
-            names = [[f"{name}-{seed}-{each}" for seed in range(count)] for each in REAL]
-            if count and runs.has(*names[0], *names[1]):
-                tables = [[runs.rows(one) for one in of_set] for of_set in names]
-                values.append([v for each in tables for v in _means(each, "exact_match")])
-        if len(values) == 2:
-            found[f"{first} against {second}"] = paired("exact_match", values[0], values[1], SEED)
+    """Exact match and recall of one system less those of another, on all real questions together."""
+    found: Figures = {}
+    for pair in PAIRS:
+        names = [
+            [f"{name}-{seed}-{each}" for seed in range(systems.get(name, {}).get("seeds", 0))]
+            for name in pair
+            for each in REAL
+        ]
+        if not all(runs.has(*of_set) and of_set for of_set in names):
+            continue
+        tables = [[runs.rows(one) for one in of_set] for of_set in names]
+        differences = {}
+        for key in ("exact_match", RECALL):
+            if not all(key in of_set[0][0] for of_set in tables):
+                continue  # closed book reads no five passages
+            means = [_means(of_set, key) for of_set in tables]
+            first = [value for of_set in means[: len(REAL)] for value in of_set]
+            second = [value for of_set in means[len(REAL) :] for value in of_set]
+            differences[key] = paired(key, first, second, SEED)
+        found[" against ".join(pair)] = differences
     return found
 
 

@@ -141,12 +141,17 @@ def _cells(figures: Figures | None) -> list[str]:
 
 
 def _differences(found: dict[str, Figures]) -> list[str]:
-    rows = [
-        [pair, backend, _signed(figures), f"{figures['p']:.3f}"]
-        for backend, pairs in _each(found, "differences")
-        for pair, figures in pairs.items()
-    ]
-    head = ["exact match on NQ and TriviaQA", "backend", "difference", "p"]
+    rows = []
+    for backend, pairs in _each(found, "differences"):
+        for pair, figures in pairs.items():
+            row = [pair, backend]
+            for key in ("exact_match", RECALL):
+                cells = ["-", "-"]
+                if key in figures:
+                    cells = [_signed(figures[key]), f"{figures[key]['p']:.3f}"]
+                row += cells
+            rows.append(row)
+    head = ["on NQ and TriviaQA", "backend", "exact match", "p", "recall@5", "p"]
     return _section("One system against another", rows, head)
 
 
@@ -330,7 +335,8 @@ def goals(figures: Figures) -> Iterator[tuple[str, str, bool]]:
         yield "exact match at least five times closed book", said, joint >= 5 * closed and joint > 0
     for pair in ("joint against frozen", "context against joint"):
         if pair in differences:
-            yield f"{pair}: higher", _signed(differences[pair]), differences[pair]["low"] > 0
+            found = differences[pair]["exact_match"]
+            yield f"{pair}: exact match is higher", _signed(found), found["low"] > 0
     for system, trusted in figures.get("calibration", {}).items():
         error = trusted["expected_calibration_error"]
         yield f"{system}: calibration error below 10", percent(error), error["mean"] < 0.1

@@ -244,7 +244,9 @@ def test_goals_are_met_or_missed() -> None:
         return {
             "systems": {"joint": system("joint", exact, 0.5, [exact, exact + 0.02]),
                         "closed-book": system("closed-book", 0.02, 0.0, [0.02, 0.02])},
-            "differences": {"joint against frozen": {"difference": 0.1, "low": low, "high": 0.2}},
+            "differences": {"joint against frozen": {
+                "exact_match": {"difference": 0.1, "low": low, "high": 0.2},
+            }},
             "calibration": {"joint": {"expected_calibration_error": {"mean": 0.2, "low": 0.1, "high": 0.3}}},
         }  # fmt: skip
 
