@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rag_core.training.losses import ForwardPass as ForwardPass
     from rag_core.training.losses import retriever_losses as retriever_losses
     from rag_core.training.parameters import parameter_groups as parameter_groups
+    from rag_core.training.processes import ALONE as ALONE
+    from rag_core.training.processes import Processes as Processes
+    from rag_core.training.processes import ProcessLost as ProcessLost
+    from rag_core.training.processes import started_processes as started_processes
     from rag_core.training.report import TrainingReport as TrainingReport
     from rag_core.training.run import TrainingRun as TrainingRun
     from rag_core.training.state import REINDEXING as REINDEXING
@@ -39,6 +43,7 @@ __getattr__, __dir__, __all__ = lazily(
         "data": ["Example", "batches", "read_examples"],
         "losses": ["ForwardPass", "retriever_losses"],
         "parameters": ["parameter_groups"],
+        "processes": ["ALONE", "ProcessLost", "Processes", "started_processes"],
         "report": ["TrainingReport"],
         "run": ["TrainingRun"],
         "state": ["REINDEXING"],

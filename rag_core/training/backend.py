@@ -12,6 +12,7 @@ import numpy as np
 from rag_core.backends import to_tensor
 from rag_core.training.batch import Batch
 from rag_core.training.losses import ForwardPass
+from rag_core.training.processes import ALONE, Processes
 
 
 class TrainingBackend(ABC):
@@ -20,6 +21,7 @@ class TrainingBackend(ABC):
 
     Attributes:
         model: the head that learns.
+        processes: those that make the run together.
         parameters: the trained parameters by name.
         optimizer: has `param_groups`, whose `lr` is set before each step.
         scaler: the loss scale, with `state_dict` and `load_state_dict`.
@@ -31,9 +33,19 @@ class TrainingBackend(ABC):
     contexts_class: ClassVar[Callable[..., Any]]
 
     model: Any
+    processes: Processes
     parameters: dict[str, Any]
     optimizer: Any
     scaler: Any
+
+    @classmethod
+    def joined(cls) -> AbstractContextManager[Processes]:
+        """Within it the processes that a launcher has started are connected.
+
+        Raises:
+            ProcessLost: they can't be.
+        """
+        return nullcontext(ALONE)
 
     def tensor(self, array: np.ndarray) -> Any:
         """An array as a tensor where the model is."""
@@ -94,19 +106,22 @@ class TrainingBackend(ABC):
     @abstractmethod
     def learn(self, batch: Batch, tokens: int, seed: tuple[int, ...]) -> ForwardPass:
         """Run `forward` in the run's precision, and add the gradient of its loss / `tokens` to the
-        step's.
+        step's; after the batch that `ends_step` this is the sum of all processes' gradients, not
+        their mean.
 
         Args:
-            batch: what is read.
-            tokens: how many tokens the whole step predicts.
+            batch: what is read, this process' part of a forward pass.
+            tokens: how many tokens the whole step predicts, in all processes.
             seed: for dropout, where random numbers have no state that a checkpoint keeps.
         """
 
-    def gather(self, vectors: Any) -> tuple[Any, int]:
-        """The vectors (n, D) of the passages of all processes, and where this one's begin among
-        them. A process by itself has no others; a backend for several overrides it.
+    def gather(self, vectors: Any) -> Any:
+        """The vectors (W*n, D) of all W processes by their rank, with gradients to each.
+
+        Args:
+            vectors: (n, D), of this process; n is the same in all.
         """
-        return vectors, 0
+        return vectors
 
     @abstractmethod
     def end_step(self) -> bool:

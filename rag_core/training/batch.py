@@ -31,6 +31,9 @@ class Batch:
         tokens: how many tokens are predicted.
         tokens_a_question: the same of the whole step that it is a part of, for each of its
             questions.
+        of_all: the questions of the forward pass, of all processes; `examples` without others.
+        first: which of them is the first of `examples`.
+        ends_step: whether it is the last forward pass of its step.
     """
 
     examples: Sequence[Example]
@@ -40,6 +43,9 @@ class Batch:
     target: np.ndarray
     tokens: int
     tokens_a_question: float = 1.0
+    of_all: Sequence[Example] = ()
+    first: int = 0
+    ends_step: bool = True
 
 
 def make_batch(

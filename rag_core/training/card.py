@@ -72,8 +72,9 @@ def tuned_card(
         origin, license_id = "the dualrag demo model", _DEMO_LICENSE
         licence = "Model: the demo's was trained on text under CC BY-SA 4.0."
     encoder = base.manifest.encoder.get("name") or "an unnamed encoder"
+    seen = config.questions_a_step(report.run.get("processes", 1))
     learned = (
-        f"{report.steps:,} steps of {config.batch_size * config.accumulation} questions in "
+        f"{report.steps:,} steps of {seen} questions in "
         f"{report.seconds / 60:.1f} minutes, learning rate {config.learning_rate:g}, generator: "
         f"{config.generator}, question encoder: {config.question_encoder}, context encoder: "
         f"{config.context_encoder}, seed {config.seed}."

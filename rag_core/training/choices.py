@@ -25,7 +25,9 @@ _LINES, _VALIDATIONS, _CHECKPOINTS, _REINDEXINGS = 8, 4, 4, 4
 OVERRETRIEVE = 2
 
 
-def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) -> TrainingConfig:
+def chosen_config(
+    questions: int, model: RagConfig, given: Mapping[str, Any], processes: int = 1
+) -> TrainingConfig:
     """The settings that are given, and for all others what suits so many questions and the model.
 
     Steps are the passes of `TrainingConfig` over the questions, but `LEAST_STEPS` at least. A
@@ -37,13 +39,14 @@ def chosen_config(questions: int, model: RagConfig, given: Mapping[str, Any]) ->
         questions: how many are trained on.
         model: the configuration of the model to start from.
         given: settings of `TrainingConfig` by name.
+        processes: how many learn together.
 
     Raises:
         TypeError, ValueError: a setting is unknown or has no such value.
     """
     settings = dict(given)
     wanted = TrainingConfig(**settings)
-    total = wanted.total_steps(questions)
+    total = wanted.total_steps(questions, processes)
     if settings.get("steps") is None and settings.get("epochs") is None:
         total = max(LEAST_STEPS, total)
         settings["steps"] = total

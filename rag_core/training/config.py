@@ -25,7 +25,7 @@ class TrainingConfig:
     Attributes:
         steps: optimizer steps; None means `epochs` over the examples.
         epochs: passes over the examples where `steps` is None.
-        batch_size: questions a forward pass.
+        batch_size: questions a forward pass, of each process.
         accumulation: forward passes an optimizer step.
         learning_rate: peak, for the generator.
         question_encoder_learning_rate: peak, for the question encoder; None = `learning_rate`.
@@ -206,10 +206,14 @@ class TrainingConfig:
 
         return cls(**settings_from_arguments(arguments))
 
-    def total_steps(self, examples: int) -> int:
+    def questions_a_step(self, processes: int = 1) -> int:
+        """Questions that an optimizer step sees, of all processes."""
+        return self.batch_size * self.accumulation * processes
+
+    def total_steps(self, examples: int, processes: int = 1) -> int:
         """Optimizer steps of the whole run over so many examples."""
         return self.steps or max(
-            1, round(self.epochs * examples / (self.batch_size * self.accumulation))
+            1, round(self.epochs * examples / self.questions_a_step(processes))
         )
 
     def warmup(self, total_steps: int) -> int:

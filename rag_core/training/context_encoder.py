@@ -105,6 +105,7 @@ class LiveEncoder:
                 backend=run.backend,
                 device=run.encoder_device,
                 say=run.say,
+                processes=run.processes,
             )
         elif run.config.reindex_every:
             raise ValueError(
@@ -131,7 +132,8 @@ class LiveEncoder:
             return
         self._search(self.reindexing.after(step))
         self._count_waiting()
-        if not self._run.config.save_every:  # no checkpoint needs anything
+        # without checkpoints nothing needs what is older
+        if not self._run.config.save_every and self._run.processes.is_first:
             self.reindexing.keep(step)
 
     def keep(self, step: int) -> None:
@@ -166,15 +168,19 @@ class LiveEncoder:
         if self.reindexing is None:
             return None
         base = self.reindexing.place_into(draft)
+        self._weigh_by(base)
+        return base
+
+    def _weigh_by(self, base: KnowledgeBase) -> None:
         model = self._run.model
         model.rag.context_encoder_training = False
         model.config.context_encoder = base.manifest.encoder["name"]
-        return base
 
     def search_finished(self) -> None:
         """Search the knowledge base in the folder of the finished model."""
         run = self._run
         if self.reindexing is not None and run.out is not None:
+            self._weigh_by(self.reindexing.base)
             run.retriever.index = KnowledgeBase.open(run.out / BASE).index()
             run.retriever.set_ctx_encoder_tokenizer(None)
 

@@ -1,7 +1,7 @@
 """Contrastive training of a run: its passages, and their vectors in every forward pass.
 
-Letters: B questions, C passages of a batch, P passages of a run, N documents a question, D vector
-size.
+Letters: B questions, C passages of a batch in all processes, P passages of a run, N documents a
+question, D vector size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Contrast:
         index = run.retriever.index
         run.retriever.init_retrieval()
         with run.answering():
-            self.lessons = Lessons(run.examples, run.config, index, self._search)
+            at_once = run.config.batch_size * run.processes.count
+            self.lessons = Lessons(run.examples, run.config, index, self._search, at_once)
             self._vectors: np.ndarray | None = None
             if run.config.context_encoder == "frozen":
                 self._vectors = self.lessons.vectors(index, self._embed)
@@ -61,18 +62,18 @@ class Contrast:
         return f"{words}."
 
     def add_to(self, forward: ForwardPass, batch: Batch) -> None:
-        """Put the batch's questions and passages into its forward pass.
+        """Put the batch's questions and the passages of all processes into its forward pass. Each
+        process encodes some of the passages.
 
         Raises:
             ValueError: no question has a passage to be told from its own.
         """
         run = self._run
-        compared = self.lessons.compare(batch.examples)
-        vectors, start = run.gather(self._passage_vectors(compared.passages))
-        others = vectors.shape[0] - start - len(compared.passages)
-        forward.passage_vectors = vectors
-        forward.positive = run.tensor(compared.positive + start)
-        forward.masked = run.tensor(np.pad(compared.masked, ((0, 0), (start, others))))
+        compared = self.lessons.compare(batch.of_all)
+        own = slice(batch.first, batch.first + len(batch.examples))
+        forward.passage_vectors = self._passage_vectors(compared.passages)
+        forward.positive = run.tensor(compared.positive[own])
+        forward.masked = run.tensor(compared.masked[own])
         if forward.contexts is not None:
             forward.question_vectors = forward.contexts.question_hidden_states
         if forward.question_vectors is None:
@@ -82,7 +83,9 @@ class Contrast:
         """(C, D): by the encoder as it is, or as they were at the start of the run."""
         if self._vectors is not None:
             return self._run.tensor(self._vectors[list(passages)])
-        return self._encoded(*self.lessons.texts(passages), learns=True)
+        mine = self._run.processes.equally(passages)
+        vectors = self._run.gather(self._encoded(*self.lessons.texts(mine), learns=True))
+        return vectors[: len(passages)]
 
     def _encoded(self, titles: list[str], texts: list[str], learns: bool) -> Any:
         """Vectors (C, D) by the model's context encoder."""

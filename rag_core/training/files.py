@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rag_core.backends import to_numpy
 from rag_core.checkpoint import CHECKPOINT_PATTERNS
@@ -55,10 +57,11 @@ def read_checkpoint(run: TrainingRun) -> None:
     """
     if run.out is None:
         return
-    clear(run.out)
-    path = run.out / CHECKPOINT
-    if not path.exists():
-        run.best.resume(None)
+    out, processes = run.out, run.processes
+    path = out / CHECKPOINT
+    processes.lead(lambda: clear(out))
+    if not processes.lead(path.exists):
+        processes.lead(lambda: run.best.resume(None))
         return
     shapes = {name: tuple(value.shape) for name, value in run.parameters.items()}
     here = {name: to_numpy(state) for name, state in run.random_states().items()}
@@ -74,18 +77,39 @@ def read_checkpoint(run: TrainingRun) -> None:
     for name in run.parameters:
         kinds = ("model", "exp_avg", "exp_avg_sq", "step")
         run.set_parameter_state(name, {kind: arrays[f"{kind}.{name}"] for kind in kinds})
-    run.set_random_states(arrays)
+    own = {name: arrays[_of_process(name, processes.rank)] for name in here}
+    run.set_random_states({**arrays, **own})
     run.scaler.load_state_dict(notes["scaler"] or {})
-    run.best.resume(report.best_step)
+    processes.lead(lambda: run.best.resume(report.best_step))
     run.report = report
     run.window = window
 
 
 def write_checkpoint(run: TrainingRun) -> None:
-    """Write a checkpoint."""
+    """Write a checkpoint, with the random states of all processes."""
     if run.out is None:
         return
-    arrays = {name: to_numpy(state) for name, state in run.random_states().items()}
+    path = run.out / CHECKPOINT
+    states = {name: to_numpy(state).tolist() for name, state in run.random_states().items()}
+    everyone = run.processes.exchange(states)
+    run.processes.lead(lambda: _write_checkpoint(run, path, everyone))
+
+
+def _of_process(name: str, rank: int) -> str:
+    """The name in a checkpoint of a random state of one of its processes."""
+    if rank == 0:
+        return name
+    return f"{name}.{rank}"
+
+
+def _write_checkpoint(
+    run: TrainingRun, path: Path, random_states: Sequence[Mapping[str, list[int]]]
+) -> None:
+    arrays = {
+        _of_process(name, rank): np.asarray(state, np.uint8)
+        for rank, states in enumerate(random_states)
+        for name, state in states.items()
+    }
     for name in run.parameters:
         for kind, tensor in run.parameter_state(name).items():
             arrays[f"{kind}.{name}"] = to_numpy(tensor)
@@ -95,7 +119,7 @@ def write_checkpoint(run: TrainingRun) -> None:
         "sums": run.window.sums(),
         "scaler": run.scaler.state_dict(),
     }
-    save_state(run.out / CHECKPOINT, run.backend, arrays, notes)
+    save_state(path, run.backend, arrays, notes)
     run.best.resume(run.report.best_step)
 
 
@@ -107,9 +131,16 @@ def write_model(run: TrainingRun) -> None:
     if run.out is None:
         return
     run.report.run = run_of(run.fingerprint, run.validation)
+    out = run.out
+    run.processes.lead(lambda: _write_model(run, out))
+    if run.live is not None:
+        run.live.search_finished()
+
+
+def _write_model(run: TrainingRun, out: Path) -> None:
     stale = [CHECKPOINT, BEST_PATTERN, f"{REINDEXING}/**/*"]
     stale += [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS]
-    with atomic_folder(run.out, stale=stale) as draft:
+    with atomic_folder(out, stale=stale) as draft:
         base = None
         if run.origin is not None:
             base = run.origin.base
@@ -119,12 +150,10 @@ def write_model(run: TrainingRun) -> None:
         run.tokenizer.save_pretrained(draft)
         run.report.write(draft / REPORT)
         if base is not None:
-            remember_base(draft / REMEMBERED, run.out, base)
-            if run.origin is not None and not (run.out / CARD).exists():  # else somebody's own
-                _write_card(run, draft, run.origin, base, run.out.resolve().name)
-    shutil.rmtree(run.out / REINDEXING, ignore_errors=True)  # empty folders
-    if run.live is not None:
-        run.live.search_finished()
+            remember_base(draft / REMEMBERED, out, base)
+            if run.origin is not None and not (out / CARD).exists():  # else somebody's own
+                _write_card(run, draft, run.origin, base, out.resolve().name)
+    shutil.rmtree(out / REINDEXING, ignore_errors=True)  # empty folders
 
 
 def _write_card(

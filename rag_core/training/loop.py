@@ -11,6 +11,7 @@ from rag_core.training.callbacks import call_back
 from rag_core.training.config import TrainingConfig, learning_rate_factor
 from rag_core.training.data import DataOrder, Example
 from rag_core.training.faults import MOST_SKIPPED_IN_A_ROW, NotFinite, advice, describe_fault
+from rag_core.training.processes import Processes, ProcessLost
 from rag_core.training.report import TrainingReport
 from rag_core.training.state import CHECKPOINT
 from rag_core.training.window import CollapseWatch, MetricsWindow
@@ -29,6 +30,7 @@ class Run(Protocol):
 
     Attributes:
         measured: the questions that exact match is measured on.
+        processes: those that make the run together; each runs this loop.
         total: optimizer steps of the whole run.
         callbacks: called after steps, validations and saves.
         window: sums since the last log line.
@@ -40,6 +42,7 @@ class Run(Protocol):
     examples: list[Example]
     measured: list[Example]
     callbacks: list[Any]
+    processes: Processes
     model: Any
     window: MetricsWindow
     optimizer: Any
@@ -50,7 +53,7 @@ class Run(Protocol):
         """One optimizer step.
 
         Args:
-            examples: as many as a step sees.
+            examples: as many as a step of all processes sees.
             logs: whether a log line follows, for which more is measured.
 
         Raises:
@@ -110,7 +113,7 @@ class _Loop:
         self.seconds = seconds
         self.config = run.config
         self.report = run.report
-        self.questions = self.config.batch_size * self.config.accumulation
+        self.questions = self.config.questions_a_step(run.processes.count)
         self.order = DataOrder(len(run.examples), self.config.seed)
         self.watch = CollapseWatch(self.report)
         self.learning_rate = 0.0
@@ -264,7 +267,11 @@ class _Loop:
             return
         place = report.steps, run.total, run.model
         try:
-            reason = call_back(run.callbacks, event, *place, metrics, path, logged)
+            reason = run.processes.lead(
+                lambda: call_back(run.callbacks, event, *place, metrics, path, logged)
+            )
+        except ProcessLost:
+            raise
         except Exception:
             if run.out is not None and event != "save":
                 self._write_checkpoint()

@@ -6,6 +6,7 @@ size.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,7 @@ class Lessons:
         index: an `Index`.
         search: examples and N -> ids (B, N), documents and vectors (B, N, D), by the model as it
             is.
+        at_once: questions of a forward pass, of all processes; None = the config's `batch_size`.
 
     Attributes:
         examples: those that are left.
@@ -104,9 +106,15 @@ class Lessons:
     """
 
     def __init__(
-        self, examples: Sequence[Example], config: TrainingConfig, index: Any, search: Search
+        self,
+        examples: Sequence[Example],
+        config: TrainingConfig,
+        index: Any,
+        search: Search,
+        at_once: int | None = None,
     ) -> None:
         self.pool = Pool()
+        self._at_once = at_once or config.batch_size
         self.mined = 0
         self._config = config
         named = _named_passages(examples, index, self.pool)
@@ -174,7 +182,7 @@ class Lessons:
                 "search deeper (mine_to)"
             )
         lonely = [example for example in self.examples if not self._of[example].negatives]
-        if config.batch_size == 1 and lonely:
+        if self._at_once == 1 and lonely:
             raise ValueError(
                 "batch_size must be at least 2 where examples have no hard negatives, got 1 with "
                 f"{len(lonely)} such examples, the first {lonely[0].question!r:.{_SNIPPET}}. The "
@@ -205,6 +213,15 @@ class Lessons:
         )
         positive = np.array([columns[lesson.positive] for lesson in lessons])
         return Comparison(list(columns), positive, masked)
+
+    def facts(self) -> dict[str, Any]:
+        """What tells them from others: their number and a digest."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr(self._of[example]).encode())
+        for passage in zip(self.pool.titles, self.pool.texts, strict=True):
+            digest.update(repr(passage).encode())
+        return {"passages": len(self.pool.texts), "passages_sha256": digest.hexdigest()}
 
     def texts(self, passages: Iterable[int]) -> tuple[list[str], list[str]]:
         """Titles and texts of passages by their numbers."""

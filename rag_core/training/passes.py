@@ -139,13 +139,17 @@ class ForwardPasses(TrainingBackend):
         """What the run minimises, of the validation questions, in nats a token."""
         if not self.validation or self.contrast is not None:
             return None  # passages that a question is told apart by are sought for training alone
-        nats = 0.0
-        tokens = 0
-        for part in batches(self.validation, self.config.batch_size):
+        parts = list(batches(self.validation, self.config.batch_size))
+        sums = []
+        for part in self.processes.dealt(parts):
             batch = self.batch(part)
             batch.tokens_a_question = batch.tokens / len(part)
-            nats += float(to_numpy(self.forward(batch, learns=False).loss))
-            tokens += batch.tokens
+            loss = self.forward(batch, learns=False).loss
+            sums.append((float(to_numpy(loss)), batch.tokens))
+        nats, tokens = 0.0, 0
+        for loss, count in self.processes.collect(sums):
+            nats += loss
+            tokens += count
         return nats / max(1, tokens)
 
     def say_wrong_answers(self) -> None:
@@ -155,9 +159,10 @@ class ForwardPasses(TrainingBackend):
             self.say(wrong)
 
     def answers(self, examples: Sequence[Example]) -> list[str]:
-        """Greedy answers."""
-        texts: list[str] = []
-        for part in batches(examples, self.config.batch_size):
+        """Greedy answers; each process gives some of them."""
+        parts = list(batches(examples, self.config.batch_size))
+        texts: list[list[str]] = []
+        for part in self.processes.dealt(parts):
             contexts = self.contexts(self.batch(part), learns=False)
             tokens = self.model.generate(
                 context_input_ids=contexts.context_input_ids,
@@ -168,5 +173,5 @@ class ForwardPasses(TrainingBackend):
                 num_return_sequences=1,
                 max_length=self.config.max_target_length,
             )
-            texts += self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
+            texts.append(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
+        return [text for part in self.processes.collect(texts) for text in part]

@@ -28,6 +28,7 @@ from rag_core.hub import atomic_write, read_json
 from rag_core.knowledge import FILE as MANIFEST
 from rag_core.knowledge import KnowledgeBase, PassageEncoderBase, describe
 from rag_core.retrieval import Index
+from rag_core.training.processes import ALONE, Processes
 from rag_core.training.schedule import in_the_making, in_use
 from rag_core.training.state import REINDEXING, check_same_base
 
@@ -87,6 +88,8 @@ class Reindexing:
         backend: whose encoder it is.
         device: where to compute; None leaves it to the backend.
         say: told what a person should know.
+        processes: those that make the run together. The first one embeds; the others see in `out`
+            what it made, and no collective operation is open meanwhile: they ask it time and again.
 
     Attributes:
         base: the one in use.
@@ -105,6 +108,7 @@ class Reindexing:
         backend: str,
         device: str | None = None,
         say: Callable[[str], None],
+        processes: Processes = ALONE,
     ) -> None:
         self.base = base
         self.made_at = 0
@@ -116,6 +120,9 @@ class Reindexing:
         self._every, self._total = every, total
         self._backend, self._device = backend, device
         self._say = say
+        self._processes = processes
+        # the step whose index is in the making, and the first process' task that makes it
+        self._making: int | None = None
         self._task: _Task | None = None
 
     def resume(self, step: int) -> Index | None:
@@ -131,7 +138,7 @@ class Reindexing:
         if start is not None:
             if not (self._folder(start) / _REQUEST).is_file():
                 raise self._lost(start)
-            self._task = self._embedding(start)
+            self._begin(start, self._embed)
         made_at = in_use(step, self._every, self._total)
         if not made_at:
             return None
@@ -152,20 +159,18 @@ class Reindexing:
         """
         if step == self._total:
             return self.made_now(step)
-        if self._task is not None and not self._is_due(step):
-            self._task.is_done()
+        if self._making is not None and not self._is_due(step):
+            self._processes.lead(self._is_made)
         if not self._is_due(step):
             return None
         fresh = None
-        if self._task is not None:
-            self._wait(self._task)
-            fresh = self._use(self._task.step)
+        if self._making is not None:
+            fresh = self._made(self._making)
             self._say(
                 f"Step {step:,}: the index of the weights after step {self.made_at:,} is in use."
             )
-            self._task = None
         if in_the_making(step, self._every, self._total) == step:
-            self._task = self._started(step)
+            self._begin(step, self._embed_with_weights_of_now)
         return fresh
 
     def made_now(self, step: int) -> Index | None:
@@ -176,9 +181,8 @@ class Reindexing:
         """
         self.close()
         self._say(f"Embedding {len(self._origin):,} passages with the weights after step {step:,}.")
-        task = self._started(step)
-        self._wait(task)
-        return self._use(step)
+        self._begin(step, self._embed_with_weights_of_now)
+        return self._made(step)
 
     def age(self, step: int) -> int:
         """How many steps ago the weights were those that made the index in use."""
@@ -200,6 +204,7 @@ class Reindexing:
         if self._task is not None:
             self._task.stop()
             self._task = None
+        self._making = None
 
     def place_into(self, draft: Path) -> KnowledgeBase:
         """Put the knowledge base in use and its encoder into a draft of the finished folder.
@@ -229,13 +234,17 @@ class Reindexing:
         self.made_at = step
         return self.base.index()
 
-    def _started(self, step: int) -> _Task:
+    def _begin(self, step: int, embed: Callable[[int], None]) -> None:
+        self._processes.lead(lambda: embed(step))
+        self._making = step
+
+    def _embed_with_weights_of_now(self, step: int) -> None:
         check_same_base(self._origin.path, self._origin_sha256)
         self._encoder.save_pretrained(self._folder(step) / _SNAPSHOT)
-        return self._embedding(step)
+        self._embed(step)
 
-    def _embedding(self, step: int) -> _Task:
-        """The embedding with a snapshot; of what was made with another one nothing is left."""
+    def _embed(self, step: int) -> None:
+        """Begin embedding with a snapshot; of what was made with another one nothing is left."""
         folder = self._folder(step)
         sums = [describe(file)["sha256"] for file in weight_files(folder / _SNAPSHOT)]
         request = {
@@ -255,17 +264,23 @@ class Reindexing:
             shutil.rmtree(folder / BASE, ignore_errors=True)
             with atomic_write(place) as draft:
                 draft.write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
-        return _Task(folder, step)
+        self._task = _Task(folder, step)
 
-    def _wait(self, task: _Task) -> None:
+    def _is_made(self) -> bool:
+        return self._task is not None and self._task.is_done()
+
+    def _made(self, step: int) -> Index:
+        """Wait for the index of the weights after a step, and take it into use."""
         start = time.monotonic()
         try:
-            while not task.is_done():
+            while not self._processes.lead(self._is_made):
                 time.sleep(_LOOK)
         except BaseException:
-            task.stop()
+            self.close()
             raise
         self.waited += time.monotonic() - start
+        self._making = self._task = None
+        return self._use(step)
 
 
 class _Task:

@@ -16,7 +16,7 @@ from rag_core.knowledge import KnowledgeBase, PassageEncoderBase
 from rag_core.metrics import mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer
-from rag_core.training.batch import check_answers
+from rag_core.training.batch import Batch, check_answers
 from rag_core.training.best import BestWeights, check_measured
 from rag_core.training.callbacks import AnyCallback, call_back, checked_callbacks
 from rag_core.training.choices import chosen_config
@@ -30,6 +30,7 @@ from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass
 from rag_core.training.parameters import learning_parameters
 from rag_core.training.passes import ForwardPasses
+from rag_core.training.processes import ALONE, Processes
 from rag_core.training.report import TrainingReport
 from rag_core.training.state import fingerprint, finished_before, source_fingerprint
 from rag_core.training.tensorboard import FOLDER as TENSORBOARD
@@ -60,6 +61,8 @@ class TrainingRun(ForwardPasses):
         passage_encoder: what embedded the passages, where it learns along.
         base: the knowledge base that is embedded anew then.
         callbacks: called while it runs.
+        processes: those that make the run together. Each has the same arguments; the first one
+            speaks and calls back.
 
     Attributes:
         live: what is done for an encoder of passages that learns along; None where none does.
@@ -84,8 +87,10 @@ class TrainingRun(ForwardPasses):
         passage_encoder: PassageEncoderBase | None = None,
         base: KnowledgeBase | None = None,
         callbacks: Sequence[AnyCallback] = (),
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
+        self.processes = processes
         self.retriever = retriever
         self.config = config
         if not examples:
@@ -119,10 +124,12 @@ class TrainingRun(ForwardPasses):
         self.out = None if out is None else Path(out)
         self.origin = origin
         self.say = say
-        self.fingerprint = fingerprint(examples, config, self.measured)
+        if not processes.is_first:
+            self.say = _nobody
+        self.fingerprint = fingerprint(examples, config, self.measured, processes.count)
         if origin is not None:
             self.fingerprint.update(origin.fingerprints)
-        self.total = config.total_steps(len(examples))
+        self.total = config.total_steps(len(examples), processes.count)
         self.pad = model.config.generator.pad_token_id
         # It was learned from the answers of the weights of today.
         model.config.answer_calibration = None
@@ -191,21 +198,24 @@ class TrainingRun(ForwardPasses):
                 of another run.
             FloatingPointError: a loss or gradient became infinite or NaN; see
                 `TrainingConfig.on_nan`.
+            ProcessLost: another process of the run has ended.
         """
         config = config or TrainingConfig()
-        run = cls(
-            model,
-            retriever,
-            list(examples),
-            config,
-            list(validation),
-            out,
-            say=say,
-            passage_encoder=passage_encoder,
-            base=kb,
-            callbacks=callbacks,
-        )
-        return run.go(progress)
+        with cls.joined() as processes:
+            run = cls(
+                model,
+                retriever,
+                list(examples),
+                config,
+                list(validation),
+                out,
+                say=say,
+                passage_encoder=passage_encoder,
+                base=kb,
+                callbacks=callbacks,
+                processes=processes,
+            )
+            return run.go(progress)
 
     @classmethod
     def train_files(
@@ -248,6 +258,38 @@ class TrainingRun(ForwardPasses):
             OSError: something is missing, or `out` holds another model already.
             ValueError: bad lines, or a knowledge base that does not fit the model.
         """
+        with cls.joined() as processes:
+            return cls._train_files(
+                processes,
+                questions,
+                model,
+                kb,
+                out,
+                config,
+                validation,
+                context_encoder_model,
+                device,
+                progress,
+                say,
+                callbacks,
+            )
+
+    @classmethod
+    def _train_files(
+        cls,
+        processes: Processes,
+        questions: str | Path,
+        model: str | Path,
+        kb: str | Path,
+        out: str | Path,
+        config: TrainingConfig | Mapping[str, Any] | None,
+        validation: str | Path | None,
+        context_encoder_model: str | Path | None,
+        device: str | None,
+        progress: bool,
+        say: Say,
+        callbacks: Sequence[AnyCallback],
+    ) -> TrainingReport:
         examples = read_examples(questions)
         held_out = [] if validation is None else read_examples(validation)
         base = KnowledgeBase.open(kb)
@@ -256,14 +298,15 @@ class TrainingRun(ForwardPasses):
         if config is None:
             config = TrainingConfig()
         elif not isinstance(config, TrainingConfig):
-            config = chosen_config(len(examples), stored, config)
+            config = chosen_config(len(examples), stored, config, processes.count)
         encoder = None
         if config.context_encoder != "frozen":
             encoder = encoder_source(base, context_encoder_model)
         origin = Origin(model, base, source_fingerprint(model, base.path, encoder))
-        report = finished_before(out, examples, config, held_out, origin.fingerprints)
-        if report is not None:
-            return report
+        asked = out, examples, config, held_out, origin.fingerprints, processes.count
+        done = processes.lead(lambda: finished_before(*asked))
+        if done is not None:
+            return TrainingReport.from_dict(done)
         network, retriever = cls._open(model, base, device)
         learning = None
         if encoder is not None:
@@ -272,7 +315,8 @@ class TrainingRun(ForwardPasses):
                 load_backend(cls.backend), base, encoder, config.context_encoder, place
             )
         files = out, origin, say
-        run = cls(network, retriever, examples, config, held_out, *files, learning, base, callbacks)
+        parts = network, retriever, examples, config, held_out
+        run = cls(*parts, *files, learning, base, callbacks, processes)
         return run.go(progress)
 
     @classmethod
@@ -303,10 +347,12 @@ class TrainingRun(ForwardPasses):
         examples = read_examples(questions)
         base = KnowledgeBase.open(kb)
         base.check_model(RagConfig.from_pretrained(model))
-        network, retriever = cls._open(model, base, device)
         config = TrainingConfig(n_docs=n_docs, validation_size=len(examples))
-        run = cls(network, retriever, examples, config, examples, None, say=say)
-        measured = run.validate()["exact_match"]
+        with cls.joined() as processes:
+            network, retriever = cls._open(model, base, device)
+            asked = examples, config, examples, None
+            run = cls(network, retriever, *asked, say=say, processes=processes)
+            measured = run.validate()["exact_match"]
         network.eval()
         run.say_wrong_answers()
         return measured
@@ -334,6 +380,10 @@ class TrainingRun(ForwardPasses):
         if self.live is not None:
             self.live.attach()
         self.parameters = learning_parameters(self.named_parameters(), self.config)
+        told = {name: value for name, value in self.fingerprint.items() if name != "processes"}
+        self.processes.check_alike(
+            {**told, "callbacks": len(self.callbacks), "out": self.out is None}
+        )
         if self.config.retriever_loss == "contrastive":
             self._compare()
         self.say(self._beginning())
@@ -352,7 +402,8 @@ class TrainingRun(ForwardPasses):
                 total=self.total,
                 initial=self.report.steps,
                 bar_format=BAR,
-                disable=not progress or None,  # None: at a terminal alone
+                # None: at a terminal alone
+                disable=not (progress and self.processes.is_first) or None,
             )
             try:
                 with bar:
@@ -367,18 +418,18 @@ class TrainingRun(ForwardPasses):
             self.report.seconds = time.monotonic() - start
         write_model(self)
         if self.out is not None:
-            call_back(
-                self.callbacks, "save", self.report.steps, self.total, self.model, path=self.out
-            )
+            place = self.report.steps, self.total, self.model
+            self.processes.lead(lambda: call_back(self.callbacks, "save", *place, path=self.out))
         self.say_wrong_answers()
         return self.report
 
     def _compare(self) -> None:
         """Find the passages that questions are to be told apart by."""
         self.contrast = Contrast(self)
+        self.processes.check_alike(self.contrast.lessons.facts())
         self.say(self.contrast.summary())
         self.examples = self.contrast.lessons.examples
-        self.total = self.config.total_steps(len(self.examples))
+        self.total = self.config.total_steps(len(self.examples), self.processes.count)
         self.report.left_out = self.contrast.lessons.left_out
 
     def _tensorboard(self) -> TensorBoard:
@@ -410,7 +461,13 @@ class TrainingRun(ForwardPasses):
         if self.on_gpu:
             place = f"{self.backend} and a GPU"
         return beginning(
-            self.config, self.total, len(self.examples), passages, self.parameters, place
+            self.config,
+            self.total,
+            len(self.examples),
+            passages,
+            self.parameters,
+            place,
+            self.processes.count,
         )
 
     def tell(self, text: str) -> None:
@@ -427,7 +484,7 @@ class TrainingRun(ForwardPasses):
     def step(self, examples: list[Example], logs: bool) -> None:
         """One optimizer step over `accumulation` forward passes.
 
-        The loss is a mean over all their tokens.
+        The loss is a mean over all their tokens, in all processes.
 
         Raises:
             NotFinite: a loss or gradient is no number. All is as it was before the step.
@@ -442,24 +499,22 @@ class TrainingRun(ForwardPasses):
             raise
 
     def _step(self, examples: list[Example], logs: bool) -> None:
-        size = self.config.batch_size
-        parts = [self.batch(part) for part in batches(examples, size)]
-        tokens = sum(part.tokens for part in parts)
+        processes = self.processes
+        at_once = self.config.batch_size * processes.count
+        parts = [self._part(questions) for questions in batches(examples, at_once)]
+        tokens = sum(processes.exchange(sum(part.tokens for part in parts)))
         self.window.tokens += tokens
         self.start_step()
+        passes = []
         for number, part in enumerate(parts):
-            seed = (self.config.seed, self.report.steps, number)
+            seed: tuple[int, ...] = (self.config.seed, self.report.steps, number)
+            if not processes.is_first:
+                seed += (processes.rank,)
             part.tokens_a_question = tokens / len(examples)
+            part.ends_step = part is parts[-1]
             forward = self.learn(part, max(1, tokens), seed)
-            try:
-                self._measure(forward)
-            except NotFinite as fault:
-                fault.part = slice(number * size, (number + 1) * size)
-                raise
-            if logs and forward.logits is not None:
-                # The logits are gone through once more for this, so not in every step.
-                entropy = mean_posterior_entropy(self.joint_log_probs(forward))
-                self.window.posteriors.append(entropy)
+            passes.append(self._measure(forward, logs))
+        self._count(passes)
         # A loss scale that is below 1 by now did not help.
         if not self.end_step() and self.scaler.state_dict().get("scale", 0.0) < 1.0:
             raise NotFinite("a gradient became infinite or NaN")
@@ -469,25 +524,64 @@ class TrainingRun(ForwardPasses):
         states = map(self.parameter_state, self.parameters)
         return all(np.isfinite(to_numpy(state["model"])).all() for state in states)
 
-    def _measure(self, forward: ForwardPass) -> None:
-        """Count a forward pass in the window."""
+    def _part(self, questions: Sequence[Example]) -> Batch:
+        """This process' part of the questions of a forward pass."""
+        own = self.processes.own(questions)
+        batch = self.batch(own)
+        batch.of_all = questions
+        batch.first = self.processes.rank * len(own)
+        return batch
+
+    def _count(self, passes: Sequence[MetricsWindow]) -> None:
+        """Count the step's forward passes, by what every process measured of them.
+
+        Raises:
+            NotFinite: a loss is no number. No process knew before: all have come as far.
+        """
+        size = self.config.batch_size
+        shares = self.processes.exchange([part.sums() for part in passes])
+        for number, everyone in enumerate(zip(*shares, strict=True)):
+            try:
+                self.window.join([MetricsWindow.from_sums(sums) for sums in everyone])
+            except NotFinite as fault:
+                start = number * len(everyone)
+                first, after, _ = fault.part.indices(len(everyone))
+                fault.part = slice((start + first) * size, (start + after) * size)
+                raise
+
+    def _measure(self, forward: ForwardPass, logs: bool) -> MetricsWindow:
+        """What this process counts of a forward pass; its loss alone where that is no number."""
+        counted = MetricsWindow()
+        loss = float(to_numpy(forward.loss))
         scores = ids = None
         if forward.contexts is not None:
             scores = to_numpy(forward.contexts.doc_scores)
             if forward.contexts.retrieved is not None:
                 ids = to_numpy(forward.contexts.retrieved["doc_ids"])
-        self.window.add(float(to_numpy(forward.loss)), scores, ids)
+        try:
+            counted.add(loss, scores, ids)
+        except NotFinite:
+            counted.nll = loss
+            return counted
         if forward.retriever_losses is not None:
-            self.window.add_retriever(to_numpy(forward.retriever_losses))
+            counted.add_retriever(to_numpy(forward.retriever_losses))
         if forward.passage_scores is not None:
             compared = (forward.passage_scores, forward.positive, forward.masked)
-            self.window.add_comparison(*map(to_numpy, compared))
+            counted.add_comparison(*map(to_numpy, compared))
+        if logs and forward.logits is not None:
+            # The logits are gone through once more for this, so not in every step.
+            entropy = mean_posterior_entropy(self.joint_log_probs(forward))
+            counted.posteriors.append(entropy)
+        return counted
 
     def keep_best(self) -> None:
         """Keep the weights as they are now as the best so far."""
         states = {name: self.parameter_state(name) for name in self.parameters}
         weights = {name: to_numpy(state["model"]) for name, state in states.items()}
-        self.best.keep(self.report.steps, weights)
+        if self.out is None:
+            self.best.keep(self.report.steps, weights)
+        else:
+            self.processes.lead(lambda: self.best.keep(self.report.steps, weights))
 
     def _go_back_to_the_best(self) -> None:
         """Make the model, and what the report says of it, those of the best step."""
@@ -505,7 +599,7 @@ class TrainingRun(ForwardPasses):
     def save(self) -> None:
         """Write a checkpoint."""
         write_checkpoint(self)
-        if self.live is not None:
+        if self.live is not None and self.processes.is_first:
             self.live.keep(self.report.steps)
 
     def refresh(self) -> None:

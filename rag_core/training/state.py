@@ -190,18 +190,26 @@ def _checked_notes(notes: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def fingerprint(
-    examples: Sequence[Example], config: TrainingConfig, measured: Sequence[Example] = ()
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    measured: Sequence[Example] = (),
+    processes: int = 1,
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued.
 
-    The settings that shape the run, and the examples; where the best model is looked for, also when
-    it is and on which questions.
+    The settings that shape the run, how many processes make it, and the examples; where the best
+    model is looked for, also when it is and on which questions.
     """
     settings = _settings(config)
     if config.best_metric is not None:
         settings["evaluate_every"] = config.evaluate_every
         settings["measured_sha256"] = _digest(measured)
-    return {**settings, "examples": len(examples), "examples_sha256": _digest(examples)}
+    return {
+        **settings,
+        "processes": processes,
+        "examples": len(examples),
+        "examples_sha256": _digest(examples),
+    }
 
 
 def _digest(examples: Sequence[Example]) -> str:
@@ -222,7 +230,7 @@ def _as_of_today(run: Mapping[str, Any]) -> dict[str, Any]:
     """A stored fingerprint; settings that came after it have their defaults, as nothing else was
     done then.
     """
-    return {**_settings(TrainingConfig()), **run}
+    return {**_settings(TrainingConfig()), "processes": 1, **run}
 
 
 def source_fingerprint(
@@ -306,9 +314,10 @@ def finished_before(
     config: TrainingConfig,
     validation: Sequence[Example],
     source: Mapping[str, Any],
-) -> TrainingReport | None:
-    """The report of the same run where `out` holds its model already; None where there is something
-    left to do.
+    processes: int = 1,
+) -> dict[str, Any] | None:
+    """The report of the same run, as a dictionary, where `out` holds its model already; None where
+    there is something left to do.
 
     Raises:
         FileExistsError: `out` is a file, a knowledge base or holds another model.
@@ -328,10 +337,10 @@ def finished_before(
     except (OSError, TypeError, ValueError):
         report = TrainingReport()
     measured = measured_questions(examples, validation, config.validation_size, config.sample_size)
-    this_run = {**fingerprint(examples, config, measured), **source}
+    this_run = {**fingerprint(examples, config, measured, processes), **source}
     if _as_of_today(report.run or {}) != run_of(this_run, validation[: config.validation_size]):
         raise FileExistsError(
             f"{out} holds a model already: choose another folder for the tuned one"
         )
     shutil.rmtree(out / REINDEXING, ignore_errors=True)  # left by one that was killed at its end
-    return report
+    return asdict(report)

@@ -25,6 +25,8 @@ _SHARE_LEFT = 0.5
 _FEW = 0.25
 # Sums that came later than checkpoints that may still be gone on from.
 _LATER = {"retriever_nats", "questions", "found", "compared", "since"}
+# Sums of a forward pass beside its loss.
+_COUNTED = ("retriever_nats", "questions", "found", "compared")
 
 
 class MetricsWindow:
@@ -90,6 +92,34 @@ class MetricsWindow:
         best = np.where(masked, -np.inf, scores).argmax(1)
         self.found += int((best == positive).sum())
         self.compared += len(positive)
+
+    def join(self, parts: Sequence[MetricsWindow]) -> None:
+        """Count a forward pass.
+
+        Args:
+            parts: what each process counted of it, of equally many questions.
+
+        Raises:
+            NotFinite: the loss is no number; its `part` are the places among `parts` where it
+                happened.
+        """
+        nll = sum(part.nll for part in parts)
+        if not math.isfinite(nll):
+            bad = [place for place, part in enumerate(parts) if not math.isfinite(part.nll)]
+            fault = NotFinite(f"the loss became {nll}")
+            if bad:
+                fault.part = slice(bad[0], bad[-1] + 1)
+            raise fault
+        self.nll += nll
+        for name in _COUNTED:
+            setattr(self, name, getattr(self, name) + sum(getattr(part, name) for part in parts))
+        for name in ("prior", "posteriors"):
+            means = [mean for part in parts for mean in getattr(part, name)]
+            if means:
+                getattr(self, name).append(_mean(means))
+        ids = [rows for part in parts for rows in part.ids]
+        if ids:
+            self.ids.append(np.concatenate(ids))
 
     def line(self) -> dict[str, float]:
         """The means; nothing where nothing was added."""

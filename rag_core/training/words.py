@@ -46,6 +46,7 @@ def beginning(
     passages: int | None,
     parameters: Mapping[str, Any],
     place: str,
+    processes: int = 1,
 ) -> str:
     """What a run is about to do.
 
@@ -56,8 +57,11 @@ def beginning(
         passages: how many there are to retrieve; None if it is not known.
         parameters: what learns, by name.
         place: backend and device.
+        processes: how many learn together.
     """
-    seen = config.batch_size * config.accumulation
+    seen = config.questions_a_step(processes)
+    if processes > 1:
+        place = f"{processes} processes with {place}"
     of = ""
     if passages is not None:
         of = f" about {passages:,} passages"

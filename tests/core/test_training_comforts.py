@@ -13,6 +13,7 @@ from rag_core.training.best import BestWeights
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example
 from rag_core.training.loop import run_steps
+from rag_core.training.processes import ALONE
 from rag_core.training.report import TrainingReport
 from rag_core.training.tensorboard import TensorBoard
 from rag_core.training.window import MetricsWindow
@@ -35,6 +36,7 @@ class Run:
         self.window = MetricsWindow()
         self.best = BestWeights(None)
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
+        self.processes = ALONE
         self.events = []
         self.said = []
         self.tell = self.said.append

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example
 from rag_core.training.loop import RetrievalCollapse, run_steps
+from rag_core.training.processes import ALONE
 from rag_core.training.report import TrainingReport
 from rag_core.training.window import CollapseWatch, MetricsWindow
 
@@ -33,6 +34,7 @@ class Run:
         self.window = MetricsWindow()
         self.rates = []
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
+        self.processes = ALONE
         self.times = []
         self.tell_time = self.times.append
         self.said = []
