@@ -20,6 +20,7 @@ from rag_core.cli.eval import eval as evaluate
 from rag_core.cli.explain import explain
 from rag_core.cli.index import index
 from rag_core.cli.inspect import inspect
+from rag_core.cli.mcp import mcp
 from rag_core.cli.panels import PanelledCommand
 from rag_core.cli.parity import parity
 from rag_core.cli.search import search
@@ -116,6 +117,12 @@ _add(
     "dualrag serve",
     "dualrag serve --model tuned --kb kb --port 8080",
     "dualrag serve --host 0.0.0.0 --api-key KEY",
+)
+_add(
+    mcp,
+    "Answer questions of assistants (Model Context Protocol).",
+    "dualrag mcp",
+    "dualrag mcp --model tuned --kb kb",
 )
 _add(
     explain,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,46 @@ from rag_core.cli.common import (
 )
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def served_model(
+    *,
+    model: ModelName = None,
+    kb: KnowledgeBaseFolder = None,
+    where: Where = None,
+    head: Head = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    int8: Int8 = False,
+    backend: Backend = None,
+) -> Callable[[], Any]:
+    """What opens a model and its knowledge base for a server, by the options that servers share.
+
+    They are checked before anything is loaded.
+
+    Args:
+        **options: as their help says.
+    """
+    from rag_core.cli.demo import DEMO_QUESTIONS
+    from rag_core.cli.models import open_model
+    from rag_core.cli.process import load_backend_for_command
+    from rag_core.hub import DEMO
+    from rag_core.serving import ServedModel
+
+    check_choice("--head", head, *HEADS)
+    check_choice("--dtype", dtype, *DTYPES)
+
+    def opened() -> ServedModel:
+        engine = load_backend_for_command(backend)
+        network, base = open_model(
+            engine, kb, model, head, say, int8, where=where, dtype=dtype, device=device
+        )
+        # else the model before, which `open_model` has exempted from the search for garbage, stays
+        gc.unfreeze()
+        examples = DEMO_QUESTIONS if model is None and kb is None else ()
+        return ServedModel(network, base, model or DEMO, examples)
+
+    return opened
 
 
 @clean
@@ -74,15 +115,20 @@ def serve(
     backend: Backend = None,
 ) -> None:
     """Answer questions over HTTP: an API, OpenAI's, and a page at /."""
-    from rag_core.cli.demo import DEMO_QUESTIONS
-    from rag_core.cli.models import open_model
-    from rag_core.cli.process import give_memory_back, load_backend_for_command
-    from rag_core.hub import DEMO
-    from rag_core.serving import ServedModel, ServerSettings, bind, check_libraries, run_server
+    from rag_core.cli.process import give_memory_back
+    from rag_core.serving import ServerSettings, bind, check_libraries, run_server
 
     check_libraries()
-    check_choice("--head", head, *HEADS)
-    check_choice("--dtype", dtype, *DTYPES)
+    opened = served_model(
+        model=model,
+        kb=kb,
+        where=where,
+        head=head,
+        dtype=dtype,
+        device=device,
+        int8=int8,
+        backend=backend,
+    )
     hosts = None
     if host in _LOOPBACK:
         hosts = (*_LOOPBACK, *(name.lower() for name in allow_host or ()))
@@ -99,16 +145,5 @@ def serve(
     if hosts is None and api_key is None:
         say(f"note: whoever reaches {host} can ask; --api-key lets in those alone who know it")
     listening = bind(host, port)
-
-    def opened() -> ServedModel:
-        engine = load_backend_for_command(backend)
-        network, base = open_model(
-            engine, kb, model, head, say, int8, where=where, dtype=dtype, device=device
-        )
-        # else the model before, which `open_model` has exempted from the search for garbage, stays
-        gc.unfreeze()
-        examples = DEMO_QUESTIONS if model is None and kb is None else ()
-        return ServedModel(network, base, model or DEMO, examples)
-
     give_memory_back()
     run_server(opened, settings, listening, say=say, access_log=access_log)

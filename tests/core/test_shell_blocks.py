@@ -41,6 +41,7 @@ NOT_RUN = {
     "curl ": "a server answers it in tests/core/test_serving.py",
     "docker ": "there is none: tests/core/test_container.py",
     "dualrag serve": "serves until it is stopped: tests of its own",
+    "dualrag mcp": "serves until its stdin ends: tests/core/test_integrations_mcp.py",
     "dualrag --install-completion": "writes into the shell's own files",
     "dualrag --show-completion": "asks which shell it is started by: tests/core/test_cli_help.py",
     "python -m conformance": "minutes: tests/with_both runs its cases, and recording needs transformers 4.37.2",
