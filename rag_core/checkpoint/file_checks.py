@@ -29,6 +29,7 @@ MEMORY = 4 << 30
 SECONDS = 120
 
 _READY = "ready"
+_ARROW_FILE = b"ARROW1"  # how files that are no streams begin
 _AT_ONCE = 1000  # command lines have an end
 
 _vouched: set[tuple[Any, ...]] = set()
@@ -76,10 +77,15 @@ def check_arrow(paths: Iterable[str | Path], *, full: bool | None = None) -> Non
 
 
 def open_arrow(path: str | Path) -> Any:
-    """The `pyarrow.Table` of a memory-mapped Arrow stream, the format of `datasets`."""
+    """The `pyarrow.Table` of a memory-mapped Arrow stream, the format of `datasets`, or file."""
     import pyarrow as pa
 
-    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    source = pa.memory_map(str(path))
+    opened = pa.ipc.open_stream
+    if source.read(len(_ARROW_FILE)) == _ARROW_FILE:
+        opened = pa.ipc.open_file
+    source.seek(0)
+    return opened(source).read_all()
 
 
 def h5_structure(path: str | Path) -> dict[str, tuple[int, tuple[int, ...], str]]:

@@ -30,7 +30,7 @@ def index(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders, or files: txt, md, csv, tsv, jsonl, parquet, ipynb; with "
+            help="Folders, or files: txt, md, csv, tsv, jsonl, parquet, arrow, ipynb; with "
             "'dualrag[files]' pdf, docx, pptx, html, epub, rst, eml."
         ),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from rag_core.retrieval import INDEX_KINDS, MIN_PQ_ROWS, RERANK
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from rag_core.knowledge.frames import Frame
     from rag_core.retrieval import Blocks
 
 # Up to here exact search answers within milliseconds.
@@ -92,13 +93,13 @@ def workplace(out: Path) -> Iterator[Path]:
 
 
 def embed(
-    files: list[tuple[Path, str]],
+    files: Sequence[tuple[Path | Frame, str]],
     work: Path,
     encode: Encode,
     plan: Manifest,
     progress: bool = True,
 ) -> list[Path]:
-    """Embeds the passages of `files`, as `find_files` gives them, into shards in `work`, keeping
+    """Embeds the passages of `files`, as `find_files` gives them or a table in memory, into shards in `work`, keeping
     those of an earlier run of the same plan.
     """
     from tqdm.auto import tqdm
@@ -144,7 +145,7 @@ def embed(
     return shards
 
 
-def passages_of(files: list[tuple[Path, str]], plan: Manifest) -> Iterator[PassageRow]:
+def passages_of(files: Sequence[tuple[Path | Frame, str]], plan: Manifest) -> Iterator[PassageRow]:
     """The passages of files, read as the request says."""
     return stream_passages(files, plan.words, ReadingOptions.of(plan.request))
 
@@ -188,7 +189,9 @@ def _earlier_plan(note: Path) -> dict[str, Any]:
     return plan
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path | Frame) -> tuple[int, int]:
+    if not isinstance(path, Path):
+        return path.describe()["bytes"], 0
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 

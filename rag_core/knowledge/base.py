@@ -77,7 +77,7 @@ class _Loaded:
 
 
 def build_knowledge_base(
-    paths: Paths,
+    paths: Paths | Any,
     out: str | Path,
     encode: Encode,
     *,
@@ -89,6 +89,7 @@ def build_knowledge_base(
     tsv_quotes: bool = True,
     text_column: str | None = None,
     title_column: str | None = None,
+    embeddings: str | None = None,
     exclude: str | Iterable[str] = (),
     skip_bad: bool = False,
     batch_size: int = 32,
@@ -101,7 +102,9 @@ def build_knowledge_base(
     it goes on.
 
     Args:
-        paths: files of the kinds that `rag_core.knowledge.read_documents` reads, or folders.
+        paths: files of the kinds that `rag_core.knowledge.read_documents` reads, or folders. Or one
+            table in memory, whose rows are read like a file's: a pandas or polars DataFrame, an
+            Arrow table, a `datasets.Dataset`.
         out: folder to create.
         encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
         encoder_name: name or folder of the encoder, kept in the manifest.
@@ -116,6 +119,8 @@ def build_knowledge_base(
         tsv_quotes: whether double quotes in .tsv files enclose fields; False: they are letters.
         text_column: the column of text of tables without a column `text`.
         title_column: the column of titles of tables without a column `title`.
+        embeddings: of a table in memory: the column of vectors that `encode` made of its rows,
+            which are taken as they are, a passage a row, whatever `words` says.
         exclude: patterns as in a .gitignore file, of what folders hold and is not read.
         skip_bad: whether files that cannot be read are passed by, with a `PassedByWarning` that
             names them, instead of being an error.
@@ -126,15 +131,21 @@ def build_knowledge_base(
         progress: draws progress bars on stderr.
 
     Raises:
+        TypeError: neither paths nor a table that can be read.
         FileNotFoundError, ValueError: bad input, see `read_documents`; an encoder that returns
-            wrong shapes or NaN.
+            wrong shapes or NaN; vectors of another one.
         FileExistsError: `out` holds something else already.
         OSError: another build of `out` is running, or the disk is full; nothing is left at `out`.
     """
     from rag_core.knowledge.documents import ReadingOptions, readable
     from rag_core.knowledge.files import find_files, find_roots
+    from rag_core.knowledge.frames import as_frame
 
     out = _named(out)
+    frame = as_frame(paths)
+    if embeddings is not None:
+        _check_embeddings(frame, embeddings)
+        words = None
     exclude = _patterns(exclude)
     options = ReadingOptions(tsv_quotes, text_column, title_column)
     _check_kind(index)
@@ -142,7 +153,13 @@ def build_knowledge_base(
     shard_rows = whole(1)("shard_rows", shard_rows)
     words = WORDS("words", words, WORDS_HINT)
     clear(out)
-    files = find_files(paths, exclude=exclude)
+    files: list[tuple[Any, str]]
+    if frame is None:
+        files = find_files(paths, exclude=exclude)
+        roots = layout.root_entries(find_roots(paths), out)
+    else:
+        files = [(frame, frame.name)]
+        roots = []
     request: dict[str, Any] = {
         "index": index or "auto",
         "batch_size": batch_size,
@@ -151,6 +168,8 @@ def build_knowledge_base(
     }
     # Only where something is asked for: bases built before there were these are found done.
     request |= options.asked()
+    if embeddings is not None:
+        request["embeddings"] = embeddings
     if exclude:
         request["exclude"] = exclude
     if skip_bad:
@@ -171,7 +190,7 @@ def build_knowledge_base(
         words,
         {},
         layout.described_files(files),
-        layout.root_entries(find_roots(paths), out),
+        roots,
         credit=credit,
         request=request,
     )
@@ -180,8 +199,11 @@ def build_knowledge_base(
         if existing:
             return existing
     with workplace(out) as work:
-        shards = embed(files, work, encode, plan, progress)
-        assemble(work, out, read_batches(shards), plan)
+        if frame is not None and embeddings is not None:
+            batches = frame.passages_with(embeddings, encode, options)
+        else:
+            batches = read_batches(embed(files, work, encode, plan, progress))
+        assemble(work, out, batches, plan)
     return KnowledgeBase.open(out)
 
 
@@ -255,6 +277,61 @@ class KnowledgeBase:
         from rag_core.retrieval import read_passages
 
         return read_passages(self.path / layout.PASSAGES)
+
+    def to_dataset(self, *, embeddings: bool = True) -> Dataset:
+        """The passages as a `datasets.Dataset` for other libraries; row i is passage i.
+
+        Columns: id (the passage's own, where its table had a column `id`, which several passages of
+        one row share, else its row number; a text), title, text, source, metadata (all else that
+        is known of it, a JSON object as text), embeddings. Title, text, source and embeddings stay
+        on disk; `from_dataset` builds the same passages of it.
+
+        Args:
+            embeddings: whether the vectors are among the columns.
+        """
+        from rag_core.knowledge.exchange import as_dataset
+
+        return as_dataset(self.dataset(), embeddings)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        out: str | Path,
+        encode: Encode,
+        *,
+        embeddings: str | None = "embeddings",
+        words: int | None = None,
+        **options: Any,
+    ) -> KnowledgeBase:
+        """Builds a knowledge base of a data set (or another table in memory), a passage a row.
+
+        Args:
+            dataset: with a column `text`, and optionally `title`, `id`, `source`, `metadata` (an
+                object or the JSON of one) and `embeddings`; all further ones are metadata.
+            out: folder to create.
+            encode: the encoder of the passages.
+            embeddings: the column of vectors that `encode` made; where there is none by this name,
+                or with None, the passages are embedded.
+            words: words a passage, where rows are to be cut into passages; that embeds them.
+            **options: as of `build_knowledge_base`.
+
+        Raises:
+            TypeError, ValueError, FileExistsError, OSError: as `build_knowledge_base`.
+        """
+        from rag_core.knowledge.frames import as_frame
+
+        frame = as_frame(dataset)
+        if frame is None:
+            raise TypeError(
+                f"dataset must be a table in memory, got {type(dataset).__name__}. Files and "
+                "folders go to build_knowledge_base."
+            )
+        if words is not None or embeddings not in frame.columns:
+            embeddings = None
+        return build_knowledge_base(
+            dataset, out, encode, words=words, embeddings=embeddings, **options
+        )
 
     def info(self) -> dict[str, Any]:
         """What the knowledge base holds and what made it, in plain values for JSON.
@@ -418,7 +495,7 @@ class KnowledgeBase:
 
     def add(
         self,
-        paths: Paths,
+        paths: Paths | Any,
         encode: Encode | None = None,
         *,
         words: int | None = -1,
@@ -435,7 +512,7 @@ class KnowledgeBase:
         Asked again after a kill, it adds nothing twice.
 
         Args:
-            paths: files or folders.
+            paths: files or folders, or one table in memory, as of `build_knowledge_base`.
             encode: the encoder that embedded the others; None loads it by the manifest's name.
             words: words a passage; by default as the knowledge base was built.
             text_column, title_column, exclude, skip_bad: as in `build_knowledge_base`; they add to
@@ -452,12 +529,14 @@ class KnowledgeBase:
         """
         from rag_core.knowledge.documents import ReadingOptions, readable
         from rag_core.knowledge.files import find_files, find_roots
+        from rag_core.knowledge.frames import as_frame
         from rag_core.knowledge.update import listed, names_inside
         from rag_core.retrieval import read_faiss
 
         self._check_columns()
         old = self.manifest
-        paths = listed(paths)
+        frame = as_frame(paths)
+        paths = listed(paths) if frame is None else []
         inside = names_inside(paths, old.root_paths(self.path))
         known = {**old.root_paths(self.path), **inside}
         reading = _reading(
@@ -469,7 +548,11 @@ class KnowledgeBase:
         )
         inherited = old.request.get("exclude", ())
         exclude = reading.get("exclude", ())
-        files = find_files(paths, known, exclude=exclude, inherited=inherited)
+        files: list[tuple[Any, str]]
+        if frame is None:
+            files = find_files(paths, known, exclude=exclude, inherited=inherited)
+        else:
+            files = [(frame, frame.name)]
         if reading.get("skip_bad"):
             files = readable(files, ReadingOptions.of(reading))
         sources = layout.described_files(files)
@@ -743,8 +826,8 @@ class KnowledgeBase:
         """Refuses files that are in the knowledge base already."""
         known = {entry.get("path") for entry in self.manifest.sources}
         names = [entry["path"] for entry in sources if entry["path"] in known]
-        # Bases of before have files of several folders under one name.
-        if names and self.manifest.roots:
+        # Bases of before have files of several folders under one name; tables have one of their own.
+        if names and (self.manifest.roots or all("." not in name for name in names)):
             raise ValueError(
                 f"paths must be new to {self.path}, got {numbered(names)}, which it holds already. "
                 f"Bring it up to its files:  dualrag update {self.path}  (KnowledgeBase.update)"
@@ -776,6 +859,19 @@ def _named(path: str | Path) -> Path:
     if path.name in ("", ".."):
         return path.resolve()
     return path
+
+
+def _check_embeddings(frame: Any, column: str) -> None:
+    if frame is None:
+        raise ValueError(
+            f"embeddings must name a column of a table in memory, got {column!r} with files. Leave "
+            "it out, or read the file into a frame."
+        )
+    if column not in frame.columns:
+        raise ValueError(
+            f"embeddings must be one of the table's columns, {frame.columns!r:.200}, got "
+            f"{column!r}. Name another one, or leave it out: passages are embedded then."
+        )
 
 
 def _comparable(selection: Any) -> Any:

@@ -8,13 +8,15 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
-from rag_core.hub import text_fault
+from rag_core.hub import bounded_json, text_fault
 
+# Where a passage stands in its source.
+POSITIONS = ("line", "end_line", "page", "end_page", "row", "headings", "slide", "cell")
 # A passage has these of its own.
-TAKEN = (
-    *("title", "text", "source", "file"),
-    *("line", "end_line", "page", "end_page", "row", "headings", "slide", "cell"),
-)
+TAKEN = ("title", "text", "source", "file", *POSITIONS)
+# Holds an object, or its JSON, whose entries are metadata each: what `KnowledgeBase.to_dataset`
+# writes.
+OBJECT = "metadata"
 # What is longer is no label of a text but another text, and each of its passages would hold it.
 CELL_CHARS = 1_000
 MOST_COLUMNS = 64
@@ -24,7 +26,8 @@ MOST_DIGITS = 38
 class Columns:
     """The columns of a table beside title and text.
 
-    `source`, or else `url`, says where a row comes from; all others are metadata.
+    `source`, or else `url`, says where a row comes from; all others are metadata, and so are the
+    entries of an object in the column `metadata`.
 
     Args:
         names: of all columns, in order.
@@ -62,9 +65,12 @@ class Columns:
             cells: of all columns.
         """
         source = None
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for number, name in self._names.items():
             value = cells[number]
+            if name.lower() == OBJECT and (entries := _object(value)) is not None:
+                metadata |= self._entries(entries)
+                continue
             try:
                 value = as_json(value)
             except ValueError as error:
@@ -77,6 +83,53 @@ class Columns:
             elif value is not None:
                 metadata[name] = value
         return source, metadata
+
+    def _entries(self, entries: dict[Any, Any]) -> dict[str, Any]:
+        """Metadata of an object; of Arrow's, entries that a row does not have are null."""
+        metadata: dict[str, Any] = {}
+        for name, value in entries.items():
+            key = str(name)
+            # the file is told by who reads it
+            if value is None or key == "file":
+                continue
+            if len(metadata) == MOST_COLUMNS or len(key) > CELL_CHARS or text_fault(key):
+                self._left_out.setdefault(f"{OBJECT}: {key[:40]!a}", "a name of no use")
+                continue
+            try:
+                value = as_json(value)
+            except ValueError as error:
+                self._left_out.setdefault(f"{OBJECT}: {key}", str(error))
+                continue
+            if key in TAKEN and not _is_position(key, value):
+                key = f"column_{key}"
+            metadata[key] = value
+        return metadata
+
+
+def _object(value: Any) -> dict[Any, Any] | None:
+    """A cell as an object: of Arrow's structs, or of JSON; None where it is none."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = bounded_json(value)
+        except ValueError:
+            return None
+    if isinstance(value, dict | None):
+        return value or {}
+    return None
+
+
+def _is_position(name: str, value: Any) -> bool:
+    """Whether an entry says, as a reader of files would, where a passage stands."""
+    if name == "headings":
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return name in POSITIONS and type(value) is int
+
+
+def placed(metadata: dict[str, Any], position: dict[str, int]) -> dict[str, Any]:
+    """Metadata of a row with its place in the table, unless it says where its text stands."""
+    if metadata.keys() & POSITIONS:
+        return metadata
+    return metadata | position
 
 
 def as_json(value: Any) -> Any:
@@ -124,8 +177,22 @@ def is_label(kind: Any) -> bool:
     if is_list and types.is_floating(kind):
         return False
     fits = (
-        *(types.is_string, types.is_large_string, types.is_boolean, types.is_integer),
+        *(*text_types(), types.is_boolean, types.is_integer, types.is_null),
         *(types.is_floating, types.is_decimal, types.is_date, types.is_timestamp, types.is_time),
-        types.is_null,
     )
     return any(fit(kind) for fit in fits)
+
+
+def text_types() -> list[Any]:
+    """The predicates of Arrow's types of texts; older releases have fewer."""
+    import pyarrow.types as types
+
+    names = ("is_string", "is_large_string", "is_string_view")
+    return [getattr(types, name) for name in names if hasattr(types, name)]
+
+
+def is_object(column: Any) -> bool:
+    """Whether a field of an Arrow schema holds objects whose entries are metadata."""
+    import pyarrow.types as types
+
+    return column.name.strip().lower() == OBJECT and types.is_struct(column.type)

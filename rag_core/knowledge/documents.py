@@ -7,13 +7,16 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag_core.checks import warn
 from rag_core.hub import read_lines
 from rag_core.knowledge.files import BadFilesError, PassedByWarning, find_files, told_by_kind
 from rag_core.knowledge.kinds import TABLES, reader
 from rag_core.knowledge.outline import BLOCK_CHARS, LeftOut, Section
+
+if TYPE_CHECKING:
+    from rag_core.knowledge.frames import Frame
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def read_documents(
     txt: the file is one document, titled by its name. md, html, docx, epub, rst, ipynb: a document
     a section, titled `Doc — Section`, where Doc is the document's own title or the file's name.
     pdf: one document with its pages; pptx: one a slide; eml: one, titled by its subject. csv, tsv,
-    jsonl, parquet: a document a row, from a column `text` and optionally `title` (DPR's `id, text,
-    title` files fit). Plain text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. What is
+    jsonl, parquet, arrow, feather: a document a row, from a column `text` and optionally `title`
+    (DPR's `id, text, title` files fit). Plain text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. What is
     passed by (rows and files without text, attachments) is told at the end, by a
     `PassedByWarning`.
 
@@ -111,12 +114,12 @@ def read_documents(
 
 
 def read_files(
-    files: Sequence[tuple[Path, str]], options: ReadingOptions = DEFAULTS
+    files: Sequence[tuple[Path | Frame, str]], options: ReadingOptions = DEFAULTS
 ) -> Iterator[Document]:
     """Documents of what `find_files` found, as `read_documents` gives them.
 
     Args:
-        files: (file, its name as a source) pairs.
+        files: (file or table in memory, its name as a source) pairs.
         options: how they are read.
 
     Raises:
@@ -135,15 +138,20 @@ def read_files(
 
 
 def read_file(
-    path: Path, name: str, options: ReadingOptions, passed_by: PassedBy
+    path: Path | Frame,
+    name: str,
+    options: ReadingOptions,
+    passed_by: PassedBy,
+    blank: bool = False,
 ) -> Iterator[Document]:
     """Documents of a file.
 
     Args:
-        path: the file.
+        path: the file, or a table in memory.
         name: as a source.
         options: how it is read.
         passed_by: takes what is left out of it.
+        blank: whether documents without text count, too.
 
     Raises:
         ValueError: it cannot be read, or holds no text.
@@ -153,7 +161,7 @@ def read_file(
     for document in _documents(path, options):
         if isinstance(document, LeftOut):
             passed_by.add(document.kind, f"{name}: {document.name}")
-        elif document.text.strip():
+        elif blank or document.text.strip():
             has_text = True
             yield _with_source(document, name)
         elif path.suffix.lower() in TABLES:
@@ -177,8 +185,8 @@ class PassedBy:
 
 
 def find_faults(
-    files: Iterable[tuple[Path, str]], options: ReadingOptions
-) -> list[tuple[tuple[Path, str], str]]:
+    files: Iterable[tuple[Path | Frame, str]], options: ReadingOptions
+) -> list[tuple[tuple[Path | Frame, str], str]]:
     """The files that cannot be read, each with what is wrong; all are read to their ends."""
     faults = []
     for path, name in files:
@@ -222,7 +230,10 @@ def _with_source(document: Document, file: str) -> Document:
     return replace(document, metadata={**document.metadata, "file": file})
 
 
-def _documents(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
+def _documents(path: Path | Frame, options: ReadingOptions) -> Iterator[Document | LeftOut]:
+    if not isinstance(path, Path):
+        yield from path.documents(options)
+        return
     read = reader(path.suffix)
     if not read.__module__.startswith("rag_core.knowledge.readers."):
         yield from read(path, options)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rag_core.checks import warn
 from rag_core.hub import numbered
-from rag_core.knowledge.kinds import KINDS, advice, is_read
+from rag_core.knowledge.kinds import KINDS, advice, is_read, is_walked
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -86,6 +86,7 @@ def find_files(
         paths: files or folders. What a folder holds beside files of the kinds that are read (other
             kinds, empty and hidden files, links to nothing) is passed by, and counted in one
             `PassedByWarning`. A file that is reached twice, by a link or by its name, is read once.
+            A folder that `Dataset.save_to_disk` wrote is the table in it.
         known: as in `find_roots`.
         exclude: patterns as in a .gitignore file ("drafts/", "*.tmp", "!keep.tmp"), matched against
             paths below each folder and names of files that are given by themselves.
@@ -103,7 +104,10 @@ def find_files(
     faults: list[ValueError | OSError] = []
     for path, name in find_roots(paths, known):
         try:
-            if path.is_dir():
+            if is_saved_dataset(path):
+                for file in _arrow_files(path):
+                    collection.add(file, f"{name}/{file.name}")
+            elif path.is_dir():
                 _walk(path, name, collection)
             elif collection.exclusion.matches(path.name):
                 collection.passed_by[EXCLUDED].append(name)
@@ -231,6 +235,24 @@ def _real(path: Path) -> Path:
     return in_full(path)
 
 
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `Dataset.save_to_disk` wrote a folder."""
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    """The files of a saved data set, in the order of its rows."""
+    from rag_core.retrieval import passage_parts
+
+    files, is_shuffled = passage_parts(folder)
+    if is_shuffled:
+        raise ValueError(
+            f"{folder}: a saved data set must hold its rows in order, got one that a list of row "
+            "numbers lies over. Save it anew:  dataset.flatten_indices().save_to_disk(PATH)"
+        )
+    return [in_full(file) for file in files]
+
+
 def _walk(path: Path, name: str, collection: _Collection) -> None:
     root = path.resolve()
     passed_by = collection.passed_by
@@ -270,10 +292,10 @@ def _walk(path: Path, name: str, collection: _Collection) -> None:
             passed_by[EXCLUDED].append(shown(file))
         else:
             collection.add(file, shown(file))
-    if not any(is_read(file.suffix) and not file.name.startswith(".") for file in inside):
+    if not any(is_walked(file.suffix) and not file.name.startswith(".") for file in inside):
         kinds = sorted({file.suffix.lower() for file in inside})
         raise ValueError(
-            f"{path}: the folder holds none of {', '.join(filter(is_read, KINDS))}. "
+            f"{path}: the folder holds none of {', '.join(filter(is_walked, KINDS))}. "
             f"{advice(kinds) or 'Name another folder.'}"
         )
 
@@ -286,7 +308,7 @@ def _not_read(path: Path) -> str | None:
         return "links to nothing"
     if not path.is_file():
         return "special"
-    if not is_read(path.suffix):
+    if not is_walked(path.suffix):
         return path.suffix.lower() or "without suffix"
     if path.stat().st_size == 0:
         return "empty"

@@ -17,11 +17,13 @@ class Kind(NamedTuple):
         module: of rag_core.knowledge.
         function: of it.
         library: module that is needed besides, of the extra `files`.
+        walked: whether they are read in folders, too, or only where they are named themselves.
     """
 
     module: str
     function: str = "read"
     library: str = ""
+    walked: bool = True
 
 
 KINDS: dict[str, Kind] = {
@@ -32,6 +34,9 @@ KINDS: dict[str, Kind] = {
     ".tsv": Kind("tables", "read_tsv"),
     ".jsonl": Kind("tables", "read_jsonl"),
     ".parquet": Kind("tables", "read_parquet"),
+    # Knowledge bases, caches and half-done work are made of such files.
+    ".arrow": Kind("tables", "read_arrow", walked=False),
+    ".feather": Kind("tables", "read_arrow", walked=False),
     ".pdf": Kind("readers.pdf", library="pypdf"),
     ".docx": Kind("readers.docx", library="docx"),
     ".pptx": Kind("readers.pptx", library="pptx"),
@@ -44,7 +49,7 @@ KINDS: dict[str, Kind] = {
     # The text of many an e-mail is HTML alone.
     ".eml": Kind("readers.eml", library="lxml"),
 }
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".feather")
 _ADVICE = {
     ".doc": "save it as .docx",
     ".odt": "save it as .docx",
@@ -75,6 +80,11 @@ def is_read(suffix: str) -> bool:
     """Whether files of a suffix are read here."""
     kind = KINDS.get(suffix.lower())
     return kind is not None and (not kind.library or find_spec(kind.library) is not None)
+
+
+def is_walked(suffix: str) -> bool:
+    """Whether files of a suffix are read here where a folder holds them."""
+    return is_read(suffix) and KINDS[suffix.lower()].walked
 
 
 def reader(suffix: str) -> Any:

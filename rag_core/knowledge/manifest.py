@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from rag_core.checkpoint import vouch
 from rag_core.hub import DamagedFileError, bounded_json
 from rag_core.knowledge.files import in_full
 from rag_core.retrieval import notes_fault
+
+if TYPE_CHECKING:
+    from rag_core.knowledge.frames import Frame
 
 VERSION = 1
 FILE = "manifest.json"
@@ -284,13 +287,15 @@ def root_entries(roots: Iterable[tuple[Path, str]], folder: Path) -> list[dict[s
     return entries
 
 
-def described_files(files: Iterable[tuple[Path, str]]) -> list[dict[str, Any]]:
-    """What `Manifest.sources` holds of files that `find_files` found."""
+def described_files(files: Iterable[tuple[Path | Frame, str]]) -> list[dict[str, Any]]:
+    """What `Manifest.sources` holds of files that `find_files` found, or of a table in memory."""
     return [{"path": Path(name).as_posix(), **describe(path)} for path, name in files]
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file."""
+def describe(path: Path | Frame) -> dict[str, Any]:
+    """Size and sha256 of a file, or of a table in memory."""
+    if not isinstance(path, Path):
+        return path.describe()
     with path.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rag_core import checks
 from rag_core.knowledge.columns import CELL_CHARS
@@ -32,6 +32,9 @@ from rag_core.knowledge.documents import (
 )
 from rag_core.retrieval import encode_metadata
 from rag_core.tokenization import LONGEST_WORD, Word, plain_words, words_of
+
+if TYPE_CHECKING:
+    from rag_core.knowledge.frames import Frame
 
 __all__ = [
     "Document",
@@ -114,7 +117,7 @@ def _shortened(value: Any) -> Any:
 
 
 def stream_passages(
-    files: Sequence[tuple[Path, str]],
+    files: Sequence[tuple[Path | Frame, str]],
     words: int | None = 100,
     options: ReadingOptions = DEFAULTS,
 ) -> Iterator[PassageRow]:

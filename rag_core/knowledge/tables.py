@@ -1,21 +1,24 @@
-"""Tables -> documents: a row each, of csv, tsv, jsonl and parquet files."""
+"""Tables -> documents: a row each, of csv, tsv, jsonl, parquet and Arrow files."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag_core.checks import warn
 from rag_core.hub import check_text, parse_object, read_lines
-from rag_core.knowledge.columns import Columns, is_label
+from rag_core.knowledge.columns import Columns, is_label, is_object, placed, text_types
 from rag_core.knowledge.documents import Document, ReadingOptions, title_of
 from rag_core.knowledge.outline import LeftOut
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # Python's own limit, 128 KB, is less than some articles have.
 FIELD_LIMIT = 1 << 30
-# Of parquet files at a time: cells that are left out are read, too.
+# Of parquet and Arrow files at a time: cells that are left out are read, too.
 BATCH_ROWS = 256
 # Of jsonl files whose lines have different keys; more are looked at again.
 MOST_LAYOUTS = 100
@@ -41,7 +44,7 @@ def _csv_delimiter(path: Path, options: ReadingOptions) -> str:
     return ","
 
 
-def _columns(path: Path, names: list[str], options: ReadingOptions) -> tuple[int, int | None]:
+def _columns(path: Path | str, names: list[str], options: ReadingOptions) -> tuple[int, int | None]:
     """Which columns hold texts and titles."""
     lowered = [name.strip().lower() for name in names]
     has_text = "text" in lowered
@@ -51,6 +54,11 @@ def _columns(path: Path, names: list[str], options: ReadingOptions) -> tuple[int
         hint = f"its columns are {names!r:.200}"
         if len(names) == 1:
             hint = f"it has one column, {names[0]!r:.60}"
+        if isinstance(path, str):
+            raise ValueError(
+                f"{path}: a table needs a column 'text' and optionally 'title'; {hint}. Rename "
+                "one, or say which column is the text (text_column=, --text-column)."
+            )
         raise ValueError(
             f"{path}: a table needs a first line naming a column 'text' and optionally 'title'; "
             f"{hint}. Add that line, say which column is the text (text_column=, --text-column), or "
@@ -141,10 +149,10 @@ def _read_separated(
         number += 1
         heading = title_of(path) if title is None else row[title]
         source, metadata = further.read(row)
-        metadata |= {"row": number, "line": begin}
+        position = {"row": number, "line": begin}
         if rows.line_num > begin:
-            metadata["end_line"] = rows.line_num
-        yield Document(heading, row[text], f"{path}:{begin}", source, metadata)
+            position["end_line"] = rows.line_num
+        yield Document(heading, row[text], f"{path}:{begin}", source, placed(metadata, position))
     yield from _left_out(left_out)
 
 
@@ -232,8 +240,8 @@ def read_jsonl(path: Path, options: ReadingOptions) -> Iterator[Document | LeftO
                 layouts.clear()
             layouts[keys] = Columns(keys, used, left_out)
         source, metadata = layouts[keys].read(list(row.values()))
-        metadata |= {"row": number, "line": number}
-        yield Document(title, text, place, source, metadata)
+        position = {"row": number, "line": number}
+        yield Document(title, text, place, source, placed(metadata, position))
     yield from _left_out(left_out)
 
 
@@ -243,40 +251,12 @@ def read_parquet(path: Path, options: ReadingOptions) -> Iterator[Document | Lef
 
     try:
         file = pq.ParquetFile(path)
-        text, title = _columns(path, file.schema_arrow.names, options)
-        fields = [file.schema_arrow.field(text)]
-        if title is not None:
-            fields.append(file.schema_arrow.field(title))
-        for column in fields:
-            if not _holds_strings(column.type):
-                raise ValueError(
-                    f"{path}: column {column.name!r} must hold strings, got {column.type}. "
-                    "Convert it."
-                )
-        left_out = {
-            column.name: str(column.type)
-            for column in file.schema_arrow
-            if column not in fields and not is_label(column.type)
-        }
-        names = [name for name in file.schema_arrow.names if name not in left_out]
+        names = _names_read(str(path), file.schema_arrow, options)
         # A name with a dot may bring a field of another column along.
-        columns_read = file.read_row_groups([], columns=names).schema.names
-        text, title = _columns(path, columns_read, options)
-        further = Columns(columns_read, (text, title), left_out)
-        number = 0
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
-            columns = [_cells(column, path, number) for column in batch.columns]
-            for row in zip(*columns, strict=True):
-                place = f"{path} row {number}"
-                heading = title_of(path)
-                if title is not None:
-                    heading = check_text(row[title] or "", place, "'title'")
-                number += 1
-                body = check_text(row[text] or "", place, "'text'")
-                source, metadata = further.read(row)
-                metadata["row"] = number
-                yield Document(heading, body, place, source, metadata)
-        yield from _left_out(left_out)
+        read = file.read_row_groups([], columns=names).schema
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=names)
+        left_out = _no_labels(file.schema_arrow, names)
+        yield from _rows(str(path), title_of(path), read, batches, options, left_out)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -284,15 +264,96 @@ def read_parquet(path: Path, options: ReadingOptions) -> Iterator[Document | Lef
         ) from None
 
 
+def read_arrow(path: Path, options: ReadingOptions) -> Iterator[Document | LeftOut]:
+    """A document a row of an Arrow file: a stream, as `datasets` writes, or a file (Feather)."""
+    from rag_core.checkpoint import check_arrow, open_arrow
+
+    check_arrow([path])
+    table = open_arrow(path)
+    batches = table.to_batches(max_chunksize=BATCH_ROWS)
+    yield from arrow_documents(str(path), title_of(path), table.schema, batches, options)
+
+
+def arrow_documents(
+    place: str,
+    title: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    options: ReadingOptions,
+) -> Iterator[Document | LeftOut]:
+    """A document a row of an Arrow table.
+
+    Args:
+        place: what the table is called, for errors.
+        title: of rows where no column holds one.
+        schema: of the batches.
+        batches: the rows.
+        options: how they are read.
+    """
+    import pyarrow as pa
+
+    names = _names_read(place, schema, options)
+    numbers = [schema.get_field_index(name) for name in names]
+    read = pa.schema([schema.field(number) for number in numbers])
+    chosen = (batch.select(numbers) for batch in batches)
+    yield from _rows(place, title, read, chosen, options, _no_labels(schema, names))
+
+
+def _names_read(place: str, schema: pa.Schema, options: ReadingOptions) -> list[str]:
+    """The columns that are read: text, title, and what can be metadata."""
+    text, title = _columns(place, schema.names, options)
+    fields = [schema.field(number) for number in (text, title) if number is not None]
+    for column in fields:
+        if not _holds_strings(column.type):
+            raise ValueError(
+                f"{place}: column {column.name!r} must hold strings, got {column.type}. Convert it."
+            )
+    return [column.name for column in schema if column in fields or _is_metadata(column)]
+
+
+def _is_metadata(column: pa.Field) -> bool:
+    return is_label(column.type) or is_object(column)
+
+
+def _no_labels(schema: pa.Schema, names: list[str]) -> dict[str, str]:
+    """The columns that are not read, each with its type."""
+    return {column.name: str(column.type) for column in schema if column.name not in names}
+
+
+def _rows(
+    place: str,
+    default: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    options: ReadingOptions,
+    left_out: dict[str, str],
+) -> Iterator[Document | LeftOut]:
+    text, title = _columns(place, schema.names, options)
+    further = Columns(schema.names, (text, title), left_out)
+    number = 0
+    for batch in batches:
+        columns = [_cells(column, place, number) for column in batch.columns]
+        for row in zip(*columns, strict=True):
+            where = f"{place} row {number}"
+            heading = default
+            if title is not None:
+                heading = check_text(row[title] or "", where, "'title'")
+            number += 1
+            body = check_text(row[text] or "", where, "'text'")
+            source, metadata = further.read(row)
+            yield Document(heading, body, where, source, placed(metadata, {"row": number}))
+    yield from _left_out(left_out)
+
+
 def _holds_strings(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return any(fits(kind) for fits in text_types())
 
 
-def _cells(column: Any, path: Path, start: int) -> list[str | None]:
+def _cells(column: Any, path: str, start: int) -> list[str | None]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

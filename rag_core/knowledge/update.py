@@ -91,8 +91,9 @@ class UpdatePlan:
     def __init__(self, manifest: Manifest, folder: Path, paths: Paths | None) -> None:
         if not manifest.roots:
             raise ValueError(
-                f"{folder} does not know where the files of its passages lie: it was built by an "
-                "earlier release, or the entries of 'roots' were taken out of its manifest. Build "
+                f"{folder} does not know where the files of its passages lie: it was built of a "
+                "table in memory (KnowledgeBase.add adds another one), it was built by an earlier "
+                "release, or the entries of 'roots' were taken out of its manifest. Build "
                 f"it anew:  dualrag index PATHS --out {folder} --overwrite"
             )
         before = _sums(manifest.sources)
