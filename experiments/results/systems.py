@@ -17,59 +17,9 @@ from rag_core.backends import load_backend
 from rag_core.evaluation import Evaluation, Question, evaluate, read_questions
 from rag_core.evaluation.report import figures_of
 from rag_core.evaluation.scores import mistakes, text_scores
-from rag_core.evaluation.survey import scan_passages
-from rag_core.retrieval import RagRetriever
+from rag_core.retrieval import Bm25Index, RagRetriever
 
 VARIANT = "extractive"
-
-
-class Bm25Retriever(RagRetriever):
-    """A retriever that finds passages by their words.
-
-    As in section 4.5 of the paper the scores of BM25 are the logits of p(z|x): each vector points
-    where the question's does, as long as makes the inner product the score.
-
-    Args:
-        dense: the retriever whose place it takes; its index holds the passages.
-    """
-
-    def __init__(self, dense: RagRetriever) -> None:
-        try:
-            import bm25s
-        except ImportError:
-            raise ImportError(
-                "BM25 needs the library bm25s:  pip install 'dualrag[results]'"
-            ) from None
-        super().__init__(
-            dense.config,
-            dense.question_encoder_tokenizer,
-            dense.generator_tokenizer,
-            index=dense.index,
-        )
-        self._library = bm25s
-        texts = [f"{title} {text}" for title, text, _ in scan_passages(dense.index)]
-        self._bm25 = bm25s.BM25()
-        self._bm25.index(self._words(texts), show_progress=False)
-        self._asked: list[str] = []
-
-    def _words(self, texts: list[str]) -> Any:
-        return self._library.tokenize(texts, stopwords="en", show_progress=False)
-
-    def __call__(
-        self, question_input_ids: Any, question_hidden_states: Any, *args: Any, **options: Any
-    ) -> Any:
-        """As `RagRetriever`; the search is by the questions' text."""
-        self._asked = self._questions(question_input_ids, options.get("question_text"))
-        return super().__call__(question_input_ids, question_hidden_states, *args, **options)
-
-    def _main_retrieve(
-        self, question_hidden_states: Any, n_docs: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        found = self._bm25.retrieve(self._words(self._asked), k=n_docs, show_progress=False)
-        ids, scores = (np.asarray(each) for each in found)  # (B, N) each
-        queries = np.asarray(question_hidden_states, np.float32)
-        unit = queries / np.square(queries).sum(axis=1, keepdims=True)
-        return ids.astype(np.int64), scores[..., None].astype(np.float32) * unit[:, None]
 
 
 class NoPassages:
@@ -124,7 +74,15 @@ def closed_book(dense: RagRetriever) -> RagRetriever:
     return dense
 
 
-RETRIEVERS = {"bm25": Bm25Retriever, "closed-book": closed_book}
+def by_words(dense: RagRetriever) -> RagRetriever:
+    """A retriever that finds passages by BM25, its scores the logits of p(z|x) (paper, section
+    4.5).
+    """
+    dense.index = Bm25Index(dense.index)
+    return dense
+
+
+RETRIEVERS = {"bm25": by_words, "closed-book": closed_book}
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -39,7 +39,16 @@ def index(
         str, typer.Option(help="Folder or hub name of the encoder of passages.")
     ] = MINILM,
     kind: Annotated[
-        str, choice("--index", "flat", "hnsw", "ivfpq", "auto", help="flat is exact.")
+        str,
+        choice(
+            "--index",
+            "flat",
+            "hnsw",
+            "ivfpq",
+            "auto",
+            "bm25",
+            help="flat is exact; bm25 finds words.",
+        ),
     ] = "auto",
     nlist: Annotated[
         int | None, typer.Option(help="ivfpq: inverted lists; by default by number of passages.")
@@ -106,7 +115,7 @@ def index(
     manifest = kb.manifest
     say(
         f"{out}: {len(kb):,} passages of {len(manifest.sources)} file(s), {manifest.dimension} "
-        f"numbers each, {manifest.index['kind']} index, recall@5 "
+        f"numbers each, {manifest.index.get('search') or manifest.index['kind']} index, recall@5 "
         f"{manifest.index['recall_at_5']:.3f}.\n"
         f'Search it:  {pasteable("search", out)} "..."\n'
         f'Ask it:     {pasteable("ask", "--kb", out)} "..."'

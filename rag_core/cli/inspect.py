@@ -113,7 +113,7 @@ def _stored(weights: Mapping[str, Any]) -> str:
 
 def _own_index(index: Mapping[str, Any]) -> str:
     """The index that a RAG model's config names."""
-    if index["index_name"] != "custom":
+    if index["index_name"] not in ("custom", "bm25"):
         return f"{index['index_name']} of {index['dataset']}"
     files = [index[name] for name in ("passages_path", "index_path") if index[name]]
     return " and ".join(files) or "none of its own: it is asked with a knowledge base"

@@ -84,7 +84,8 @@ def search(
 ) -> None:
     """Find the passages nearest to a question, with where they come from; no model answers.
 
-    Scores are inner products of the vectors of question and passage.
+    Scores are inner products of the vectors of question and passage, or BM25 where KB is searched
+    by words.
     """
     from rag_core.cli import questions as source
     from rag_core.cli.models import fetch_encoder
@@ -103,8 +104,9 @@ def search(
     base = KnowledgeBase.open(kb)
     if where:
         base.matching(where)  # a wrong condition should not wait for an encoder to load
-    load_backend_for_command(backend)
-    fetch_encoder(encoder or base.manifest.encoder["name"], say)
+    if base.manifest.search != "bm25":
+        load_backend_for_command(backend)
+        fetch_encoder(encoder or base.manifest.encoder["name"], say)
     page = HitsPage(as_json, full)
     if base.manifest.credit:
         page.notes.append(base.manifest.credit)

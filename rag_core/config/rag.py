@@ -47,10 +47,10 @@ class RagConfig(PretrainedConfig):
         dataset: dataset of passages; "wiki_dpr" means `facebook/wiki_dpr`.
         dataset_split: split of `dataset`.
         dataset_revision: revision of `dataset` on the hub; None for the newest.
-        index_name: "exact", "compressed", "custom" or "legacy" (refused by the retriever: its files
+        index_name: "exact", "compressed", "custom", "bm25" or "legacy" (refused by the retriever: its files
             are pickles).
-        index_path: faiss file, for "custom".
-        passages_path: folder of passages, for "custom".
+        index_path: faiss file, for "custom"; folder, for "bm25".
+        passages_path: folder of passages, for both.
         use_dummy_dataset: take the small stand-in of `dataset`.
         reduce_loss: sum the loss over the batch.
         label_smoothing: epsilon of label smoothing, within [0, 1].

@@ -370,8 +370,11 @@ def _details(report: Mapping[str, Any]) -> list[str]:
         values = report.get(part) or {}
         name = values.get("name") or values.get("path") or "in memory"
         lines.append(f"- {part.replace('_', ' ')}: {name}, sha256 {values.get('sha256')}")
-    recall = (report.get("knowledge_base") or {}).get("index", {}).get("recall_at_5")
-    if recall is not None:
+    index = (report.get("knowledge_base") or {}).get("index", {})
+    recall = index.get("recall_at_5")
+    if "search" in index:
+        lines.append(f"- index: {index['search']}")
+    elif recall is not None:
         lines.append(f"- index: recall@5 against exact search {recall:.3f}")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines.append(f"- versions: {versions}")

@@ -27,10 +27,11 @@ from rag_core.knowledge.embedding import (
     read_batches,
     same_probe,
     text_row,
+    text_rows,
 )
 from rag_core.knowledge.manifest import FILE, INDEX_FILE, PASSAGES, Manifest, describe
 from rag_core.knowledge.passages import PassageRow, stream_passages
-from rag_core.retrieval import INDEX_KINDS, MIN_PQ_ROWS, RERANK
+from rag_core.retrieval import BM25_FOLDER, INDEX_KINDS, MIN_PQ_ROWS, RERANK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +47,8 @@ HNSW_ROWS = 500_000
 FILE_BYTES = 500 << 20
 # Of an Arrow record batch: each one costs a question pages of its own.
 BATCH_BYTES = 64 << 20
+# Ways to search that are no kind of faiss index: one of vectors is made beside them.
+WAYS = ("bm25",)
 SETTINGS = {"hnsw": ("efSearch",), "ivfpq": ("nlist", "nprobe", "m", "rerank")}
 
 
@@ -248,7 +251,15 @@ def assemble(
     Returns:
         The manifest as written.
     """
-    from rag_core.retrieval import LOW_RECALL, default_nlist, low_recall, tune_recall, write_faiss
+    from rag_core.retrieval import (
+        LOW_RECALL,
+        build_bm25,
+        default_nlist,
+        low_recall,
+        tune_recall,
+        write_bm25,
+        write_faiss,
+    )
 
     final = work / "final"
     shutil.rmtree(final, ignore_errors=True)
@@ -275,7 +286,14 @@ def assemble(
     if recall < LOW_RECALL:
         warn(low_recall(kind, recall, settings))
     write_faiss(index, final / INDEX_FILE)
-    described = {"kind": kind, "settings": settings, "recall_at_5": round(recall, 4)}
+    described: dict[str, Any] = {
+        "kind": kind,
+        "settings": settings,
+        "recall_at_5": round(recall, 4),
+    }
+    if plan.request.get("index") in WAYS:
+        described["search"] = plan.request["index"]
+        write_bm25(build_bm25(_texts(files)), final / BM25_FOLDER)
     manifest = replace(plan, rows=rows, index=described)
     manifest.write(final)
     if request is not None:
@@ -288,7 +306,7 @@ def assemble(
         }
         with atomic_write(note_path(out)) as draft:
             draft.write_text(json.dumps(result), encoding="utf-8")
-    install(final, out, stale=(INDEX_FILE, f"{PASSAGES}/*"))
+    install(final, out, stale=(INDEX_FILE, f"{PASSAGES}/*", f"{BM25_FOLDER}/*"))
     return manifest
 
 
@@ -345,6 +363,14 @@ def _kind(asked: str, rows: int) -> str:
     if rows <= HNSW_ROWS:
         return "hnsw"
     return "ivfpq"
+
+
+def _texts(files: list[Path]) -> Iterator[str]:
+    """What BM25 reads of the passages in Arrow files."""
+    from rag_core.retrieval import passage_text
+
+    for title, text, *_ in text_rows(read_batches(files)):
+        yield passage_text(title, text)
 
 
 def _grow(index: Any, blocks: Blocks) -> None:

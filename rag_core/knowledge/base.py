@@ -4,6 +4,7 @@ kill loses little.
     kb/passages/      a `datasets` folder: title, text, source, metadata_json, embeddings (D
                       float32)
     kb/index.faiss    row i is passage i; scores are inner products
+    kb/bm25/          the words of passages, where they are searched by these
     kb/manifest.json  see `rag_core.knowledge.manifest`
 
 The first two are transformers' custom index (`passages_path`, `index_path`). While it is built,
@@ -30,6 +31,7 @@ from rag_core.hub import clear, local_knowledge, numbered, recover
 from rag_core.knowledge import manifest as layout
 from rag_core.knowledge.assembly import (
     INDEX_KINDS,
+    WAYS,
     assemble,
     check_settings,
     discard_work,
@@ -49,7 +51,7 @@ from rag_core.knowledge.embedding import (
 from rag_core.knowledge.files import Paths
 from rag_core.knowledge.manifest import Manifest, index_text
 from rag_core.knowledge.passages import WORDS, WORDS_HINT
-from rag_core.retrieval import matching_rows, passage_parts
+from rag_core.retrieval import matching_rows, needs_vectors, passage_parts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge.encoders import PassageEncoderBase
     from rag_core.knowledge.update import Update
     from rag_core.outputs import Hit
-    from rag_core.retrieval import FaissIndex, FilteredIndex, Where
+    from rag_core.retrieval import Where
 
     Encoder = str | Path | PassageEncoderBase | Callable[[list[str]], Any]
 
@@ -69,9 +71,9 @@ class _Loaded:
     """
 
     manifest: Manifest | None = None
-    index: FaissIndex | None = None
+    index: Any = None
     where: Where | None = None
-    filtered: FilteredIndex | None = None
+    filtered: Any = None
     key: tuple[Any, ...] = ()
     embed: Callable[[list[str]], Any] | None = None
 
@@ -111,7 +113,8 @@ def build_knowledge_base(
         encoder_fingerprint: e.g. the sha256 of its weights.
         index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw
             up to 500,000, then ivfpq. An ivfpq index finds candidates by compressed vectors and
-            ranks them by the stored ones.
+            ranks them by the stored ones. "bm25" finds passages by words (see
+            `rag_core.retrieval.Bm25Index`), and keeps their vectors and an index of these, too.
         settings: of the index, instead of chosen by the number of passages and tuned: "nlist",
             "nprobe", "m" (bytes a vector) and "rerank" (candidates a passage) of ivfpq, "efSearch"
             of hnsw.
@@ -343,16 +346,31 @@ class KnowledgeBase:
 
         return base_info(self)
 
-    def index(self, *, memory_map: bool | None = None) -> FaissIndex:
+    def index(self, *, memory_map: bool | None = None, search: str | None = None) -> Any:
         """The index for a `RagRetriever`; a knowledge base changed later gives a new one, this one
         stays as it is.
 
         Args:
             memory_map: maps the faiss file instead of reading it into memory; None maps more than 1
                 GB.
-        """
-        from rag_core.retrieval import FaissIndex
+            search: "vectors" (a `FaissIndex`) or "bm25" (a `Bm25Index`, memory-mapped); None as it
+                was built.
 
+        Raises:
+            ValueError: it was not built to be searched like that.
+        """
+        from rag_core.retrieval import BM25_FOLDER, Bm25Index, FaissIndex
+
+        search = search or self.manifest.search
+        if search not in ("vectors", *WAYS):
+            raise ValueError(f"search must be one of vectors, {', '.join(WAYS)}, got {search!r}")
+        if search == "bm25":
+            if self.manifest.search == "vectors":
+                raise ValueError(
+                    f"search must be 'vectors' for {self.path}, got {search!r}: it was built "
+                    "without an index of words. Build it with  --index bm25"
+                )
+            return Bm25Index.from_files(self.path / layout.PASSAGES, self.path / BM25_FOLDER)
         index = FaissIndex.from_files(
             self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map
         )
@@ -428,7 +446,7 @@ class KnowledgeBase:
                 loaded.where, loaded.filtered = where, index.where(where)
             index = loaded.filtered
         key = (encoder, backend)
-        if loaded.key != key or loaded.embed is None:
+        if needs_vectors(index) and (loaded.key != key or loaded.embed is None):
             loaded.embed = question_encoder(self, encoder, backend)
             loaded.key = key
         found = search_index(index, loaded.embed, texts, k)
@@ -473,8 +491,11 @@ class KnowledgeBase:
                 (name of the encoder that its passages are embedded with), that is compared, too.
 
         Raises:
-            ValueError: another vector size or encoder; names both sides.
+            ValueError: another vector size or encoder; names both sides. Any model fits passages
+                that are searched by words.
         """
+        if self.manifest.search == "bm25":
+            return
         encoder = getattr(config, "question_encoder", None) or config
         size = getattr(encoder, "projection_dim", 0) or getattr(encoder, "hidden_size", None)
         if size is not None and size != self.manifest.dimension:
@@ -920,8 +941,13 @@ def _patterns(exclude: str | Iterable[str]) -> list[str]:
 
 
 def _check_kind(kind: str | None) -> None:
-    if kind not in (None, "auto", *INDEX_KINDS):
-        raise ValueError(f"index must be one of {', '.join(INDEX_KINDS)} or auto, got {kind!r}")
+    kinds = (*INDEX_KINDS, *WAYS)
+    if kind not in (None, "auto", *kinds):
+        raise ValueError(f"index must be one of {', '.join(kinds)} or auto, got {kind!r}")
+    if kind in WAYS:
+        from rag_core.retrieval import bm25_library
+
+        bm25_library()  # now rather than after hours of embedding
 
 
 def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | None:

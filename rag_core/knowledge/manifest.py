@@ -37,6 +37,8 @@ HASHED_BYTES = 256 << 20
 def index_text(index: Mapping[str, Any]) -> str:
     """What a manifest says of the index, for people: kind, settings, recall against exact search."""
     text = str(index.get("kind"))
+    if index.get("search"):
+        text = f"{index['search']}, and of vectors {text}"
     if settings := index.get("settings"):
         text += f" ({', '.join(f'{name} {value}' for name, value in settings.items())})"
     if index.get("recall_at_5") is not None:
@@ -57,7 +59,7 @@ class Manifest:
         metric: always inner product (paper, section 2.2).
         words: passage length asked for; None where documents were kept whole.
         index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured
-            on.
+            on; "search" where it is searched otherwise than by vectors ("bm25").
         sources: "path", "bytes", "sha256" of each file read; the path is the file's name as a
             source of passages.
         roots: "path" and "name" of each folder or file that was asked for: relative to the folder
@@ -83,9 +85,14 @@ class Manifest:
     format: str = "dualrag knowledge base"
     version: int = VERSION
 
+    @property
+    def search(self) -> str:
+        """How passages are searched: "vectors" or "bm25"."""
+        return self.index.get("search", "vectors")
+
     def summary(self) -> str:
         """Passages, vector size, index and encoder, in one line."""
-        kind = self.index.get("kind", "unknown")
+        kind = self.index.get("search") or self.index.get("kind", "unknown")
         return (
             f"{self.rows:,} passages, D={self.dimension}, {kind} index, encoder "
             f"{self.encoder.get('name')!r}"
@@ -185,6 +192,8 @@ class Manifest:
                 raise TypeError(f"roots: path must be relative, got {root['path']!r:.60}")
         if fault := notes_fault(self.index):
             raise TypeError(f"index: {fault}")
+        if not isinstance(self.index.get("search", ""), str):
+            raise TypeError(f"index: search must be a text, got {self.index['search']!r:.60}")
 
     def root_paths(self, folder: Path) -> dict[Path, str]:
         """The folders and files that were asked for, with the names of `roots`.

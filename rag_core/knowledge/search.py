@@ -16,7 +16,7 @@ from rag_core import backends
 from rag_core.arguments import checked_questions
 from rag_core.checks import whole
 from rag_core.outputs import Hit
-from rag_core.retrieval import Index, read_docs
+from rag_core.retrieval import Index, needs_vectors, read_docs, top_docs
 
 if TYPE_CHECKING:
     from rag_core.knowledge.base import KnowledgeBase
@@ -27,9 +27,16 @@ BATCH = 64
 
 
 def search_index(
-    index: Index, embed: EmbedQuestions, questions: list[str], k: int
+    index: Index, embed: EmbedQuestions | None, questions: list[str], k: int
 ) -> list[list[Hit]]:
-    """The k passages of an index that are nearest to each question, best first."""
+    """The k passages of an index that are nearest to each question, best first.
+
+    Args:
+        index: of any kind.
+        embed: the encoder of questions; None for an index that searches by words alone.
+        questions: B texts.
+        k: passages a question.
+    """
     return [
         hits
         for start in range(0, len(questions), BATCH)
@@ -37,9 +44,14 @@ def search_index(
     ]
 
 
-def _searched(index: Index, embed: EmbedQuestions, questions: list[str], k: int) -> list[list[Hit]]:
-    queries = checked_vectors(embed(questions), len(questions))
-    ids, vectors = index.get_top_docs(queries, k)  # (B, k), (B, k, D)
+def _searched(
+    index: Index, embed: EmbedQuestions | None, questions: list[str], k: int
+) -> list[list[Hit]]:
+    if embed is None or not needs_vectors(index):
+        queries = np.ones((len(questions), 1), np.float32)  # to carry scores: 1 is exact
+    else:
+        queries = checked_vectors(embed(questions), len(questions))
+    ids, vectors = top_docs(index, queries, k, questions)  # (B, k), (B, k, D)
     scores = np.einsum("bkd,bd->bk", vectors, queries, dtype=np.float64)
     found = []
     for number, doc in enumerate(read_docs(index, ids, vectors)):

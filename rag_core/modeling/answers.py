@@ -32,7 +32,7 @@ from rag_core.generation import (
 )
 from rag_core.modeling.citations import token_spans
 from rag_core.outputs import Answer, Passage
-from rag_core.retrieval import read_docs
+from rag_core.retrieval import needs_text, read_docs
 from rag_core.tokenization import RagTokenizer
 
 _HOOKS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "seed")
@@ -282,7 +282,12 @@ def find_passages(
         encoded = _encoded_questions(engine, model, tokenizer, questions)
         vectors = to_numpy(model.rag._encode({}, model.question_encoder, *encoded)[0])  # (B, D)
     vectors = vectors.astype(np.float32)
-    embeds, ids, docs = model.retriever.retrieve(vectors, n_docs)
+    options = {}
+    if needs_text(getattr(model.retriever, "index", None)):
+        # As `answer` finds them: by what the prompt holds.
+        rows = to_numpy(encoded[0]).tolist()
+        options["question_text"] = model.retriever.decode_questions(rows)
+    embeds, ids, docs = model.retriever.retrieve(vectors, n_docs, **options)
     return Found(ids, docs, np.einsum("bd,bnd->bn", vectors, embeds))
 
 

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
+    from rag_core.retrieval.bm25 import Bm25Index as Bm25Index
+    from rag_core.retrieval.bm25 import bm25_library as bm25_library
+    from rag_core.retrieval.bm25 import build_bm25 as build_bm25
+    from rag_core.retrieval.bm25 import passage_text as passage_text
+    from rag_core.retrieval.bm25 import write_bm25 as write_bm25
     from rag_core.retrieval.faiss_files import INDEX_KINDS as INDEX_KINDS
     from rag_core.retrieval.faiss_files import MIN_PQ_ROWS as MIN_PQ_ROWS
     from rag_core.retrieval.faiss_files import build_faiss as build_faiss
@@ -16,8 +21,13 @@ if TYPE_CHECKING:
     from rag_core.retrieval.faiss_files import write_faiss as write_faiss
     from rag_core.retrieval.filtered import FilteredIndex as FilteredIndex
     from rag_core.retrieval.fresh import FreshIndex as FreshIndex
+    from rag_core.retrieval.index import BM25_FOLDER as BM25_FOLDER
     from rag_core.retrieval.index import FaissIndex as FaissIndex
     from rag_core.retrieval.index import Index as Index
+    from rag_core.retrieval.own_scores import has_own_scores as has_own_scores
+    from rag_core.retrieval.own_scores import needs_text as needs_text
+    from rag_core.retrieval.own_scores import needs_vectors as needs_vectors
+    from rag_core.retrieval.own_scores import top_docs as top_docs
     from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
     from rag_core.retrieval.passage_files import passage_parts as passage_parts
     from rag_core.retrieval.passage_files import read_passages as read_passages
@@ -59,7 +69,9 @@ __getattr__, __dir__, __all__ = lazily(
         ],
         "filtered": ["FilteredIndex"],
         "fresh": ["FreshIndex"],
-        "index": ["FaissIndex", "Index"],
+        "bm25": ["Bm25Index", "bm25_library", "build_bm25", "passage_text", "write_bm25"],
+        "index": ["BM25_FOLDER", "FaissIndex", "Index"],
+        "own_scores": ["has_own_scores", "needs_text", "needs_vectors", "top_docs"],
         "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],

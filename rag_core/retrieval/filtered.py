@@ -83,14 +83,17 @@ class _Best:
             # Those before come first, so that a stable sort leaves equal scores in row order.
             known_scores = np.concatenate([self.scores[number], of_question])  # (N + r,)
             known_rows = np.concatenate([self.rows[number], rows])  # (N + r,)
-            places = self._best_places(known_scores)
+            places = best_places(known_scores, self.scores.shape[1])
             self.scores[number] = known_scores[places]
             self.rows[number] = known_rows[places]
 
-    def _best_places(self, scores: np.ndarray) -> np.ndarray:
-        """Where the N best scores stand, best first; of equal ones the first."""
-        n_docs = self.scores.shape[1]
-        least = np.partition(scores, -n_docs)[-n_docs]
-        candidates = np.flatnonzero(scores >= least)
-        order = np.argsort(-scores[candidates], kind="stable")
-        return candidates[order[:n_docs]]
+
+def best_places(scores: np.ndarray, n_docs: int) -> np.ndarray:
+    """Where the N best of scores (M,) stand, best first, of equal ones the first; all where there
+    are fewer.
+    """
+    n_docs = min(n_docs, len(scores))
+    least = np.partition(scores, -n_docs)[-n_docs]
+    candidates = np.flatnonzero(scores >= least)
+    order = np.argsort(-scores[candidates], kind="stable")
+    return candidates[order[:n_docs]]

@@ -43,9 +43,15 @@ Parts = tuple[Any, Any, str | VectorSource | None]  # passages, faiss index, vec
 
 INDEX_FILE = "hf_dataset_index.faiss"
 PASSAGES_FOLDER = "hf_dataset"
+BM25_FOLDER = "bm25"
 # What an earlier index leaves in a folder: rows of one and passages of another would be answers
 # without sense.
-INDEX_PATTERNS = (INDEX_FILE, str(notes_path(INDEX_FILE)), f"{PASSAGES_FOLDER}/*")
+INDEX_PATTERNS = (
+    INDEX_FILE,
+    str(notes_path(INDEX_FILE)),
+    f"{PASSAGES_FOLDER}/*",
+    f"{BM25_FOLDER}/*",
+)
 
 
 @runtime_checkable
@@ -401,10 +407,15 @@ class FaissIndex:
             TypeError, ValueError: no condition, a key that no passage has, or nothing matches.
         """
         from rag_core.retrieval.filtered import FilteredIndex
+
+        return FilteredIndex(self, self.matching(where))
+
+    def matching(self, where: Where) -> np.ndarray:
+        """The sorted row numbers of the passages that conditions hold for; see `where`."""
         from rag_core.retrieval.where import matching_rows
 
         self.init_index()
-        return FilteredIndex(self, matching_rows(self._dataset, where, self._column))
+        return matching_rows(self._dataset, where, self._column)
 
     def _search(self, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self._vectors, FaissVectors):
@@ -429,15 +440,8 @@ class FaissIndex:
         say where each passage comes from: "source" (a file or an address, None where unknown) and
         "metadata" (dictionaries, see `rag_core.outputs.Passage`).
         """
-        doc_ids = np.asarray(doc_ids)
         self.init_index()
-        columns = self._texts.read(doc_ids.reshape(-1))
-        n_docs = doc_ids.shape[1]
-        docs = []
-        for row in range(len(doc_ids)):
-            start, stop = row * n_docs, (row + 1) * n_docs
-            docs.append({name: values[start:stop] for name, values in columns.items()})
-        return docs
+        return self._texts.get_doc_dicts(doc_ids)
 
     def save(self, folder: str | Path) -> dict[str, str]:
         """Write passages and faiss file, as transformers' custom index is laid out, all or nothing.

@@ -7,13 +7,17 @@ few rows of a search.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rag_core.hub import reading
 from rag_core.retrieval.passage_metadata import METADATA_COLUMN, decode_metadata
+from rag_core.retrieval.passage_table import PassageTable
 from rag_core.retrieval.vectors import filled_chunks, is_list, is_text, shuffled_rows
+
+if TYPE_CHECKING:
+    from rag_core.retrieval.where import Where
 
 
 class PassageTexts:
@@ -27,6 +31,8 @@ class PassageTexts:
     """
 
     def __init__(self, dataset: Any, leave_out: str) -> None:
+        self._dataset = dataset
+        self._leave_out = leave_out
         self._rows = shuffled_rows(dataset)
         self._place = getattr(dataset, "path", "the passages")
         self._length = len(dataset)
@@ -46,6 +52,35 @@ class PassageTexts:
             and "metadata" not in names
             and is_text(table.schema.field(METADATA_COLUMN).type)
         )
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def dataset(self) -> Any:
+        """The `datasets.Dataset`."""
+        if isinstance(self._dataset, PassageTable):
+            return self._dataset.dataset()
+        return self._dataset
+
+    def matching(self, where: Where) -> np.ndarray:
+        """The sorted row numbers of the passages that conditions hold for; see
+        `FaissIndex.where`.
+        """
+        from rag_core.retrieval.where import matching_rows
+
+        return matching_rows(self._dataset, where, self._leave_out)
+
+    def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict[str, Any]]:
+        """Return B dictionaries of lists of the rows (B, N)."""
+        doc_ids = np.asarray(doc_ids)
+        columns = self.read(doc_ids.reshape(-1))
+        n_docs = doc_ids.shape[1]
+        docs = []
+        for row in range(len(doc_ids)):
+            start, stop = row * n_docs, (row + 1) * n_docs
+            docs.append({name: values[start:stop] for name, values in columns.items()})
+        return docs
 
     def read(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """Return for each column a list of the values of `rows`, (n,) int64.

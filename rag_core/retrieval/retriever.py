@@ -19,6 +19,7 @@ from rag_core.backends import to_numpy, to_tensor
 from rag_core.checks import warn
 from rag_core.hub import Pushable
 from rag_core.retrieval.index import Index
+from rag_core.retrieval.own_scores import needs_text
 from rag_core.retrieval.prompts import TRUNCATE, build_prompts, shorten_documents
 from rag_core.retrieval.search import read_docs, search
 from rag_core.tokenization import Tokenizer, encoded_within
@@ -206,13 +207,17 @@ class RagRetriever(Pushable):
         self.return_tokenized_docs = ctx_encoder_tokenizer is not None
 
     def retrieve(
-        self, question_hidden_states: Any, n_docs: int | None = None
+        self,
+        question_hidden_states: Any,
+        n_docs: int | None = None,
+        question_text: Sequence[str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Find documents.
 
         Args:
             question_hidden_states: (B, D) array or tensor.
             n_docs: N, by default the configuration's.
+            question_text: B questions, for an index that reads them (BM25).
 
         Returns:
             ``retrieved_doc_embeds`` (B, N, D) float32, ``doc_ids`` (B, N) int64 row numbers of the
@@ -222,23 +227,33 @@ class RagRetriever(Pushable):
             ``doc_mask = doc_ids >= 0``.
 
         Raises:
-            ValueError: wrong shape, a vector size that is not the index's, or a question without
-                any hit.
+            ValueError: wrong shape, a vector size that is not the index's, a question without any
+                hit, or an index that reads questions and no `question_text`.
         """
         n_docs = checked_n_docs(n_docs, self.n_docs)
         self.init_retrieval()
-        doc_ids, vectors = self._main_retrieve(question_hidden_states, n_docs)
+        texts = self._for_search(question_text)
+        doc_ids, vectors = self._main_retrieve(question_hidden_states, n_docs, **texts)
         return vectors, doc_ids, read_docs(self.index, doc_ids, vectors)
+
+    def _for_search(self, question_text: Sequence[str] | None) -> dict[str, Any]:
+        """What a search is told besides vectors: methods of somebody's own need not know of it."""
+        if needs_text(self.index):
+            return {"question_text": question_text}
+        return {}
 
     # What transformers' retrievers for several processes (its research projects) call of their base
     # class.
 
     def _main_retrieve(
-        self, question_hidden_states: Any, n_docs: int
+        self,
+        question_hidden_states: Any,
+        n_docs: int,
+        question_text: Sequence[str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search in this process: doc_ids (B, N) and vectors (B, N, D)."""
         queries = np.asarray(to_numpy(question_hidden_states))
-        return search(self.index, queries, n_docs, self.batch_size)
+        return search(self.index, queries, n_docs, self.batch_size, question_text)
 
     def _chunk_tensor(self, t: Any, chunk_size: int) -> list[Any]:
         """Consecutive slices of `chunk_size` rows; the last may be shorter."""
@@ -386,7 +401,8 @@ class RagRetriever(Pushable):
             )
         if prefix is None:
             prefix = getattr(self.config.generator, "prefix", None)
-        vectors, doc_ids, docs = self.retrieve(question_hidden_states, n_docs)
+        texts = self._for_search(questions)
+        vectors, doc_ids, docs = self.retrieve(question_hidden_states, n_docs, **texts)
         ids, mask = self.postprocess_docs(docs, questions, prefix, n_docs, return_tensors, truncate)
         output = {
             "context_input_ids": ids,

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rag_core.hub import list_commit, local_knowledge, resolve_file
 from rag_core.retrieval.faiss_files import PICKLE_HELP, refuse_pickle
-from rag_core.retrieval.index import INDEX_FILE, INDEX_PATTERNS, PASSAGES_FOLDER, FaissIndex, Index
+from rag_core.retrieval.index import (
+    BM25_FOLDER,
+    INDEX_FILE,
+    INDEX_PATTERNS,
+    PASSAGES_FOLDER,
+    FaissIndex,
+    Index,
+)
 from rag_core.retrieval.rerank import notes_path
 
 if TYPE_CHECKING:
@@ -38,8 +45,8 @@ def open_index(
     """Return the index that a configuration describes, not loaded yet.
 
     Args:
-        config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`; other
-            names mean a build of `dataset` (see `rag_core.retrieval.wiki_dpr`).
+        config: a `RagConfig`. ``index_name="custom"`` opens `index_path` and `passages_path`, "bm25"
+            likewise a folder of BM25; other names mean a build of `dataset` (see `rag_core.retrieval.wiki_dpr`).
         base: the folder or repository that relative paths start from; by default where `config` was
             read.
         memory_map: map the faiss file instead of reading it; None if it has more than 1 GB.
@@ -54,7 +61,7 @@ def open_index(
     if config.index_name == "legacy":
         raise ValueError(f"index_name='legacy' is not supported. {PICKLE_HELP}")
     base = base or getattr(config, "name_or_path", None) or None
-    if config.index_name == "custom":
+    if config.index_name in ("custom", "bm25"):
         knowledge = None
         if base is not None and not (config.passages_path or config.index_path):
             knowledge = local_knowledge(base)
@@ -65,15 +72,19 @@ def open_index(
         missing = [name for name in ("passages_path", "index_path") if not getattr(config, name)]
         if missing:
             raise ValueError(
-                f"index_name='custom' needs {' and '.join(missing)}: passages_path is a folder "
-                "saved by dataset.save_to_disk, index_path a faiss file. Or give indexed_dataset= "
-                "or index=."
+                f"index_name={config.index_name!r} needs {' and '.join(missing)}: passages_path is "
+                "a folder saved by dataset.save_to_disk, index_path a faiss file (or a folder of "
+                "BM25). Or give indexed_dataset= or index=."
             )
         # One listing for both: passages and faiss file are of one build, so of one commit of a
         # repository.
         listing = cache(lambda: list_commit(str(base), **hub))
         passages = _located(config.passages_path, base, hub, listing)
         index_file = _located(config.index_path, base, hub, listing)
+        if config.index_name == "bm25":
+            from rag_core.retrieval.bm25 import Bm25Index
+
+            return Bm25Index.from_files(passages, index_file)
         rerank = getattr(config, "index_rerank", None)
         return FaissIndex.from_files(passages, index_file, memory_map=memory_map, rerank=rerank)
     from rag_core.retrieval.wiki_dpr import WikiDprIndex
@@ -96,7 +107,7 @@ def _located(
         places = [folder / path, Path(path)]
         # transformers writes paths as it was given them; a folder that was moved since still holds
         # its own files.
-        if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER):
+        if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER, BM25_FOLDER):
             places.append(folder / Path(path).name)
         return next((place for place in places if place.exists()), places[0])
     if base is None or Path(path).exists() or Path(base).suffix == ".json":
@@ -150,10 +161,12 @@ def load_parts(
     folder = Path(name_or_path) / (hub.get("subfolder") or "")
     # The model, saved after the retriever into one folder, writes its own config.json without the
     # paths.
-    if not names_index and overrides.keys().isdisjoint(INDEX_FIELDS) and _ships_index(folder):
-        config.index_name = "custom"
-        config.index_path = INDEX_FILE
-        config.passages_path = PASSAGES_FOLDER
+    if not names_index and overrides.keys().isdisjoint(INDEX_FIELDS):
+        for name, file in (("custom", INDEX_FILE), ("bm25", BM25_FOLDER)):
+            if (folder / PASSAGES_FOLDER).is_dir() and (folder / file).exists():
+                config.index_name = name
+                config.index_path = file
+                config.passages_path = PASSAGES_FOLDER
     if None in tokenizers:
         saved = RagTokenizer.from_pretrained(name_or_path, **hub)
         tokenizers = (tokenizers[0] or saved.question_encoder, tokenizers[1] or saved.generator)
@@ -173,10 +186,6 @@ def _overridden(config: Any, overrides: dict[str, Any]) -> Any:
         setattr(config, name, value)
     config.validate()
     return config
-
-
-def _ships_index(folder: Path) -> bool:
-    return (folder / PASSAGES_FOLDER).is_dir() and (folder / INDEX_FILE).is_file()
 
 
 def _not_rag(name: str | Path, kind: Any) -> str:

@@ -12,12 +12,17 @@ import numpy as np
 
 from rag_core.backends import to_numpy
 from rag_core.retrieval.index import Index
+from rag_core.retrieval.own_scores import checked_texts, needs_text, top_docs
 
 _BLANKS = {"title": "", "text": ""}  # of missing hits; other columns have None there
 
 
 def search(
-    index: Index, queries: np.ndarray, n_docs: int, batch_size: int
+    index: Index,
+    queries: np.ndarray,
+    n_docs: int,
+    batch_size: int,
+    question_text: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search in chunks; the result does not depend on their size.
 
@@ -26,6 +31,7 @@ def search(
         queries: (B, D) numbers.
         n_docs: N.
         batch_size: questions a chunk.
+        question_text: B questions, for an index that reads them.
 
     Returns:
         doc_ids (B, N) int64, missing hits -1, and vectors (B, N, D) float32, zero for missing hits.
@@ -54,10 +60,13 @@ def search(
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if not len(queries):
         return np.zeros((0, n_docs), np.int64), np.zeros((0, n_docs, queries.shape[1]), np.float32)
-    chunks = [
-        _chunk(index, queries[start : start + batch_size], n_docs)
-        for start in range(0, len(queries), batch_size)
-    ]
+    if needs_text(index):
+        question_text = checked_texts(question_text, len(queries))
+    chunks = []
+    for start in range(0, len(queries), batch_size):
+        part = slice(start, start + batch_size)
+        texts = None if question_text is None else question_text[part]
+        chunks.append(_chunk(index, queries[part], n_docs, texts))
     doc_ids = np.concatenate([ids for ids, _ in chunks])  # (B, N)
     vectors = np.concatenate([vectors for _, vectors in chunks])  # (B, N, D)
     without_hit = np.flatnonzero((doc_ids < 0).all(axis=1)).tolist()
@@ -72,10 +81,12 @@ def search(
     return doc_ids, vectors
 
 
-def _chunk(index: Index, queries: np.ndarray, n_docs: int) -> tuple[np.ndarray, np.ndarray]:
+def _chunk(
+    index: Index, queries: np.ndarray, n_docs: int, texts: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
     rows, width = queries.shape
     must = f"{type(index).__name__}.get_top_docs must return"
-    answer = index.get_top_docs(queries, n_docs)
+    answer = top_docs(index, queries, n_docs, texts)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise ValueError(f"{must} doc_ids and vectors, got {_kind(answer)}.")
     ids = _numbers(answer[0], f"{must} doc_ids of integers", "iu").astype(np.int64)

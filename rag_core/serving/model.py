@@ -221,7 +221,7 @@ class ServedModel:
                 "name": self.base.path.name,
                 "passages": len(self.base),
                 "encoder": manifest.encoder["name"],
-                "index": manifest.index.get("kind"),
+                "index": manifest.index.get("search") or manifest.index.get("kind"),
                 "recall_at_5": manifest.index.get("recall_at_5"),
                 "credit": manifest.credit,
             }

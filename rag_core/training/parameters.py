@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from rag_core.retrieval import has_own_scores
 from rag_core.training.config import TrainingConfig
 
 Parameter = TypeVar("Parameter")
@@ -52,6 +53,22 @@ def learning_parameters(
             "dtype="
         )
     return chosen
+
+
+def check_index(index: Any, config: TrainingConfig) -> None:
+    """Refuse to teach encoders by an index that does not find documents by their vectors.
+
+    Raises:
+        ValueError: an encoder learns.
+    """
+    for name in ("question_encoder", "context_encoder"):
+        part = getattr(config, name)
+        if part != "frozen" and has_own_scores(index):
+            raise ValueError(
+                f"{name} must be 'frozen' with {type(index).__name__}, got {part!r}. Its scores "
+                "are no inner products of vectors, so it would learn nothing: let the generator "
+                "learn alone, or take an index of vectors"
+            )
 
 
 def parameter_groups(parameters: Mapping[str, Any], config: TrainingConfig) -> list[dict[str, Any]]:

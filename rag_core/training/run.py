@@ -28,7 +28,7 @@ from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass
-from rag_core.training.parameters import learning_parameters
+from rag_core.training.parameters import check_index, learning_parameters
 from rag_core.training.passes import ForwardPasses
 from rag_core.training.processes import ALONE, Processes
 from rag_core.training.report import TrainingReport
@@ -377,6 +377,8 @@ class TrainingRun(ForwardPasses):
         """Run to the end, from the start or from a checkpoint."""
         from tqdm import tqdm
 
+        if self.examples[0].passage is None or self.config.retriever_loss is not None:
+            check_index(getattr(self.retriever, "index", None), self.config)
         if self.live is not None:
             self.live.attach()
         self.parameters = learning_parameters(self.named_parameters(), self.config)

@@ -305,7 +305,7 @@ def test_bm25_finds_by_words_and_its_scores_are_the_logits(tmp_path) -> None:
     tokenizers = small_tokenizers(tmp_path)
     index = Countable(["A", "B", "C"], ["river city", "king war", "king fish moon"], VECTORS[:3])
     dense = RagRetriever(small_config(tokenizers), *tokenizers, index=index)
-    found = systems.Bm25Retriever(dense)
+    found = systems.by_words(dense)
     queries = np.array([[3.0] + [0.0] * 15, [0.0] * 15 + [2.0]], np.float32)
     contexts = found(None, queries, n_docs=2, question_text=["which fish ?", "river"])
     assert contexts["doc_ids"][:, 0].tolist() == [2, 0]
@@ -315,5 +315,8 @@ def test_bm25_finds_by_words_and_its_scores_are_the_logits(tmp_path) -> None:
 
 def test_without_bm25s_an_error_has_the_line_that_installs_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ImportError, match=r"pip install 'dualrag\[results\]'"):
-        systems.Bm25Retriever(None)
+    tokenizers = small_tokenizers(tmp_path)
+    index = Countable(["A"], ["river city"], VECTORS[:1])
+    dense = RagRetriever(small_config(tokenizers), *tokenizers, index=index)
+    with pytest.raises(ImportError, match=r"pip install 'dualrag\[bm25\]'"):
+        systems.by_words(dense)

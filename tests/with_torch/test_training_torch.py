@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from rag_core.modeling.answers import find_passages
+from rag_core.retrieval.bm25 import Bm25Index
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example
 from rag_torch.rag import RagSequenceForGeneration, RagTokenForGeneration
@@ -55,6 +57,28 @@ def test_only_the_chosen_part_of_the_question_encoder_moves(tokenizers, part):
     }
     assert question == (projection if part == "projection" else set())
     assert any("generator" in name for name in moved)
+
+
+def test_words_teach_no_question_encoder_but_a_frozen_one_reads_what_they_find(tokenizers):
+    model, retriever = build(tokenizers, dropout=0.0)
+    retriever.index = Bm25Index(retriever.index)
+    for part in ("all", "projection"):
+        config = TrainingConfig(steps=2, question_encoder=part, **SETTINGS)
+        with pytest.raises(ValueError, match=r"question_encoder must be 'frozen' with Bm25Index"):
+            train(model, retriever, EXAMPLES, config, progress=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = TrainingConfig(steps=2, question_encoder="frozen", **SETTINGS)
+    train(model, retriever, EXAMPLES, config, progress=False)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) or "question_encoder" not in name
+    (answer,) = model.answer("fish moon ?", n_docs=3)
+    scores = [
+        passage.score for passage in answer.passages
+    ]  # whose texts are "moon moon", "fish fish"
+    assert [passage.title for passage in answer.passages][:2] == ["river", "city"]
+    assert scores[0] == pytest.approx(scores[1]) and scores[1] > scores[2] > 0
+    found = find_passages(model._engine, model, "fish moon ?", 3)
+    assert found.ids.tolist() == [[passage.id for passage in answer.passages]]
 
 
 def test_given_passages_are_read_instead_of_retrieved_ones(tokenizers, monkeypatch):
