@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import math
 import time
+from collections import OrderedDict
 from typing import Any
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_core.serving.errors import ApiError
 from rag_core.serving.handlers import error_response
 from rag_core.serving.service import Service
-from rag_core.serving.settings import ServerSettings
 
 # They show nothing of the model, and a browser or a probe has no key to bring.
 OPEN_TO_ALL = {"/", "/docs", "/openapi.json", "/health", "/ready"}
@@ -27,6 +25,9 @@ _CLOSE = {"Connection": "close"}
 # Of a body that is too large, so much is read on, for the client to come to read the refusal.
 _READ_ON = 32_000_000
 _READ_ON_SECONDS = 2.0
+_MINUTE = 60.0
+# Who has an IPv6 address has all that begin with the same 64 bits.
+_OF_ONE_CLIENT = 64
 
 
 class Guard:
@@ -41,7 +42,7 @@ class Guard:
         self._app = app
         self._service = service
         self._settings = service.settings
-        self._rate = _Rate(service.settings)
+        self._rate = Rate(service.settings.rate_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,9 +68,9 @@ class Guard:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), scope["path"]
         self._check_host(headers)
-        self._check_key(path, headers)
         if path not in _PROBES:
-            self._rate.check(scope["client"])
+            self._rate.check(scope["client"])  # guesses of a key count, too
+        self._check_key(path, headers)
         body = await self._body(headers, receive)
         if body is None:
             return  # the client went away
@@ -134,14 +135,21 @@ class Guard:
         raise ApiError(413, f"A request must have at most {most:,} bytes.", headers=_CLOSE)
 
 
-class _Rate:
-    """How many requests came from whom in the last minute."""
+class Rate:
+    """When whom a request of was let through, in the last minute; all else is forgotten.
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self._limit = None
-        if settings.rate_limit is not None:
-            self._limit = RateLimitItemPerMinute(settings.rate_limit)
-            self._window = MovingWindowRateLimiter(MemoryStorage())
+    Args:
+        most: requests a minute from one client; None is any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        # seconds of each client, who came last at the end
+        self._times: OrderedDict[str, list[float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Clients that are remembered."""
+        return len(self._times)
 
     def check(self, client: tuple[str, int] | None) -> None:
         """Count a request.
@@ -149,20 +157,39 @@ class _Rate:
         Raises:
             ApiError: it is one too many.
         """
-        if self._limit is None:
+        if self._most is None:
             return
-        address = "unknown" if client is None else client[0]
-        if self._window.hit(self._limit, address):
+        now = time.monotonic()
+        while self._times and next(iter(self._times.values()))[-1] <= now - _MINUTE:
+            self._times.popitem(last=False)
+        name = _name_of(client)
+        times = self._times.setdefault(name, [])
+        while times and times[0] <= now - _MINUTE:
+            times.pop(0)
+        if len(times) < self._most:
+            times.append(now)
+            self._times.move_to_end(name)
             return
-        until = self._window.get_window_stats(self._limit, address).reset_time
-        seconds = max(1, math.ceil(until - time.time()))
+        seconds = max(1, math.ceil(times[0] + _MINUTE - now))
         raise ApiError(
             429,
-            f"At most {self._limit.amount} requests a minute are answered. Try again in "
-            f"{seconds} s.",
+            f"At most {self._most} requests a minute are answered. Try again in {seconds} s.",
             code="rate_limit",
             headers={"Retry-After": str(seconds)},
         )
+
+
+def _name_of(client: tuple[str, int] | None) -> str:
+    """What one client is known by, whichever of its addresses it takes."""
+    try:
+        address = ipaddress.ip_address(client[0] if client else "")
+    except ValueError:  # of a proxy's header, or none at a socket of Unix
+        return "unknown"
+    if address.version == 4:
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, _OF_ONE_CLIENT), strict=False))
 
 
 def brings_key(headers: Headers, key: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-_LIBRARIES = ("fastapi", "fastapi_swagger", "limits", "prometheus_client", "uvicorn")
+_LIBRARIES = ("fastapi", "fastapi_swagger", "prometheus_client", "uvicorn")
 
 
 def check_libraries() -> None:

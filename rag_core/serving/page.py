@@ -20,6 +20,7 @@ _KINDS = {
     ".svg": "image/svg+xml",
 }
 _METHODS = ["GET", "HEAD"]
+_NAMES = {path.name for path in _FOLDER.iterdir() if path.suffix in _KINDS}
 
 
 @cache
@@ -29,9 +30,9 @@ def _file(name: str) -> tuple[bytes, dict[str, str]]:
     Raises:
         ApiError: there is none of that name.
     """
-    path = _FOLDER / name
-    if path.parent != _FOLDER or path.suffix not in _KINDS or not path.is_file():
+    if name not in _NAMES:
         raise ApiError(404, "There is no such file.")
+    path = _FOLDER / name
     body = path.read_bytes()
     tag = hashlib.sha256(body).hexdigest()[:20]
     return body, {

@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
                 app,
                 access_log=access_log,
                 log_level=log_level,
-                http=_protocol(settings.body_seconds),
+                http=_protocol(settings.body_seconds, settings.timeout),
                 ws="none",
                 lifespan="on",
                 backlog=_BACKLOG,
@@ -149,14 +149,16 @@ class Server(uvicorn.Server):
             self._say("note: model and knowledge base were loaded anew")
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, with so many seconds for the lines before a body.
+def _protocol(seconds: float, reading_seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, with so many seconds for the lines before a body, and for a client to
+    read what it was sent.
 
-    uvicorn waits for them for as long as a client likes.
+    uvicorn waits for both for as long as a client likes.
     """
 
     class Protocol(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -169,6 +171,20 @@ def _protocol(seconds: float) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._unwatch()
+            self._has_read()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reading = self.loop.call_later(reading_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._has_read()
+
+        def _has_read(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
 
         def send_400_response(self, msg: str) -> None:
             """As uvicorn's, in the form of all errors."""

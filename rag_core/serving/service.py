@@ -212,11 +212,12 @@ class Service:
         settings = self.settings
         if not questions:
             raise ApiError(422, f"There must be one {noun} or more, got none.")
-        if len(questions) > settings.max_questions:
+        most = min(settings.max_questions, settings.queue)  # more never find room
+        if len(questions) > most:
             raise ApiError(
                 422,
-                f"A request must hold at most {settings.max_questions} texts, got "
-                f"{len(questions)}. Send several requests.",
+                f"A request must hold at most {most} texts, got {len(questions)}. Send several "
+                "requests.",
             )
         for text in questions:
             if not isinstance(text, str):

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rag_core.cli import app, process
-from rag_core.serving import Batcher, ServerSettings, bind
+from rag_core.serving import ApiError, Batcher, ServerSettings, bind
 from rag_core.serving.errors import without_paths
+from rag_core.serving.guard import Rate
 from tests.support.serving import StandIn, answer_to, running, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +201,7 @@ def test_bad_addresses_methods_and_kinds_of_bodies(server):
     assert server.ask("/passages/x").status == 422
     assert server.ask("/retrieve", {"queries": ["x"], "topk": 0}).status == 422
     assert server.ask("/retrieve", {"queries": ["x"], "k": 1}).status == 422
+    assert server.ask(f"/static/{'x' * 300}.js").status == 404  # longer than a file's name may be
     large = server.ask("/answer", b"x" * 10_000_000)
     assert (large.status, large.error) == (413, "A request must have at most 100,000 bytes.")
 
@@ -244,6 +247,16 @@ def test_clients_that_are_slow_or_speak_no_http_are_hung_up_on():
         assert waited.startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_client_that_does_not_read_is_hung_up_on():
+    with running(StandIn(), ServerSettings(timeout=0.5)) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 9)
+        state = server.server.server_state
+        wait_until(lambda: state.total_requests > 0 and not state.connections)
+        assert server.ask("/answer", {"question": "why"}).status == 200
+
+
 @pytest.mark.parametrize("leave", ["hang up", "half"])
 def test_the_search_ends_when_the_client_goes_away(leave):
     model = StandIn(seconds=20)
@@ -287,7 +300,7 @@ def test_beyond_the_queue_the_answer_is_429():
         assert {reply.status for reply in replies} == {200, 429}
         assert len(refused) >= 3
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-        assert server.ask("/answer", {"questions": ["x"] * 4}).status == 429
+        assert server.ask("/answer", {"questions": ["x"] * 4}).status == 422  # there never is room
         assert server.ask("/answer", {"questions": ["x"] * 3}).status == 200
         assert all(len(batch) <= 2 for batch in model.batches)
 
@@ -389,6 +402,40 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back():
         assert 1 <= int(replies[-1].headers["retry-after"]) <= 60
         assert "At most 3 requests a minute" in replies[-1].error
         assert server.ask("/health").status == 200
+
+
+def test_guesses_of_a_key_count_as_requests():
+    with running(StandIn(), ServerSettings(rate_limit=2, api_key="right")) as server:
+        asked = [server.ask("/info", Authorization=f"Bearer {n}").status for n in range(3)]
+        assert asked == [401, 401, 429]
+
+
+def test_a_client_is_known_by_its_network_and_forgotten_after_a_minute(monkeypatch):
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("rag_core.serving.guard.time", clock)
+    rate = Rate(2)
+
+    def passes(address):
+        try:
+            rate.check((address, 1))
+        except ApiError:
+            return False
+        return True
+
+    same = ["2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:0:9::3"]  # all of one /64
+    assert [passes(address) for address in same] == [True, True, False]
+    assert passes("2001:db8:0:1::1")
+    mapped = ["10.0.0.1", "::ffff:10.0.0.1", "::ffff:10.0.0.1"]
+    assert [passes(address) for address in mapped] == [True, True, False]
+    assert passes("::ffff:10.0.0.2")
+    assert [passes(name) for name in ("x\x1b[2J", "y" * 9999, "z")] == [True, True, False]
+    assert sum(passes(f"10.1.{n // 256}.{n % 256}") for n in range(3000)) == 3000
+    now = 59.0
+    assert passes("10.0.0.2")
+    now = 61.0
+    assert passes("10.0.0.1")
+    assert len(rate) == 2  # those of the last minute
 
 
 @pytest.mark.parametrize(
