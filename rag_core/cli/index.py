@@ -47,7 +47,8 @@ def index(
             "ivfpq",
             "auto",
             "bm25",
-            help="flat is exact; bm25 finds words.",
+            "hybrid",
+            help="flat is exact; bm25 finds words, hybrid both.",
         ),
     ] = "auto",
     nlist: Annotated[

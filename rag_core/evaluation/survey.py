@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from rag_core.evaluation.matching import AnswerFinder
 from rag_core.evaluation.questions import Question
+from rag_core.retrieval import length_of
 
 _ROWS = 256
 # Columns that are a passage's id, or its document's.
@@ -49,7 +50,7 @@ def survey(index: Any, questions: Sequence[Question], progress: bool) -> Survey:
 
     wanted_ids = {key for question in questions for key in question.gold_ids}
     wanted_titles = {key.strip() for question in questions for key in question.gold_titles}
-    if not isinstance(index, Sized):
+    if length_of(index) is None:
         return unsurveyed(questions)
     finder = AnswerFinder(questions)
     digest = hashlib.sha256()

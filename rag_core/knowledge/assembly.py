@@ -48,7 +48,7 @@ FILE_BYTES = 500 << 20
 # Of an Arrow record batch: each one costs a question pages of its own.
 BATCH_BYTES = 64 << 20
 # Ways to search that are no kind of faiss index: one of vectors is made beside them.
-WAYS = ("bm25",)
+WAYS = ("bm25", "hybrid")
 SETTINGS = {"hnsw": ("efSearch",), "ivfpq": ("nlist", "nprobe", "m", "rerank")}
 
 

@@ -114,7 +114,8 @@ def build_knowledge_base(
         index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw
             up to 500,000, then ivfpq. An ivfpq index finds candidates by compressed vectors and
             ranks them by the stored ones. "bm25" finds passages by words (see
-            `rag_core.retrieval.Bm25Index`), and keeps their vectors and an index of these, too.
+            `rag_core.retrieval.Bm25Index`), and keeps their vectors and an index of these, too;
+            "hybrid" finds them by both (`rag_core.retrieval.HybridIndex`).
         settings: of the index, instead of chosen by the number of passages and tuned: "nlist",
             "nprobe", "m" (bytes a vector) and "rerank" (candidates a passage) of ivfpq, "efSearch"
             of hnsw.
@@ -353,28 +354,34 @@ class KnowledgeBase:
         Args:
             memory_map: maps the faiss file instead of reading it into memory; None maps more than 1
                 GB.
-            search: "vectors" (a `FaissIndex`) or "bm25" (a `Bm25Index`, memory-mapped); None as it
-                was built.
+            search: "vectors" (a `FaissIndex`), "bm25" (a `Bm25Index`, memory-mapped) or "hybrid" (a
+                `HybridIndex` of both); None as it was built. A base built for one of the latter two
+                has all three.
 
         Raises:
             ValueError: it was not built to be searched like that.
         """
-        from rag_core.retrieval import BM25_FOLDER, Bm25Index, FaissIndex
+        from rag_core.retrieval import BM25_FOLDER, Bm25Index, FaissIndex, HybridIndex
 
         search = search or self.manifest.search
         if search not in ("vectors", *WAYS):
             raise ValueError(f"search must be one of vectors, {', '.join(WAYS)}, got {search!r}")
+        if search != "vectors" and self.manifest.search == "vectors":
+            raise ValueError(
+                f"search must be 'vectors' for {self.path}, got {search!r}: it was built without an "
+                "index of words. Build it with  --index bm25  or  --index hybrid"
+            )
+        words = None
+        if search != "vectors":
+            words = Bm25Index.from_files(self.path / layout.PASSAGES, self.path / BM25_FOLDER)
         if search == "bm25":
-            if self.manifest.search == "vectors":
-                raise ValueError(
-                    f"search must be 'vectors' for {self.path}, got {search!r}: it was built "
-                    "without an index of words. Build it with  --index bm25"
-                )
-            return Bm25Index.from_files(self.path / layout.PASSAGES, self.path / BM25_FOLDER)
+            return words
         index = FaissIndex.from_files(
             self.path / layout.PASSAGES, self.path / layout.INDEX_FILE, memory_map=memory_map
         )
         index.init_index()
+        if search == "hybrid":
+            return HybridIndex(index, words)
         return index
 
     @overload

@@ -59,7 +59,8 @@ class Manifest:
         metric: always inner product (paper, section 2.2).
         words: passage length asked for; None where documents were kept whole.
         index: "kind", "settings", "recall_at_5" against exact search and "queries" it was measured
-            on; "search" where it is searched otherwise than by vectors ("bm25").
+            on; "search" where it is searched otherwise than by vectors ("bm25",
+            "hybrid").
         sources: "path", "bytes", "sha256" of each file read; the path is the file's name as a
             source of passages.
         roots: "path" and "name" of each folder or file that was asked for: relative to the folder
@@ -87,7 +88,7 @@ class Manifest:
 
     @property
     def search(self) -> str:
-        """How passages are searched: "vectors" or "bm25"."""
+        """How passages are searched: "vectors", "bm25" or "hybrid"."""
         return self.index.get("search", "vectors")
 
     def summary(self) -> str:

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from rag_core.retrieval.faiss_files import write_faiss as write_faiss
     from rag_core.retrieval.filtered import FilteredIndex as FilteredIndex
     from rag_core.retrieval.fresh import FreshIndex as FreshIndex
+    from rag_core.retrieval.hybrid import HybridIndex as HybridIndex
     from rag_core.retrieval.index import BM25_FOLDER as BM25_FOLDER
     from rag_core.retrieval.index import FaissIndex as FaissIndex
     from rag_core.retrieval.index import Index as Index
     from rag_core.retrieval.own_scores import has_own_scores as has_own_scores
+    from rag_core.retrieval.own_scores import length_of as length_of
     from rag_core.retrieval.own_scores import needs_text as needs_text
     from rag_core.retrieval.own_scores import needs_vectors as needs_vectors
     from rag_core.retrieval.own_scores import top_docs as top_docs
@@ -70,8 +72,9 @@ __getattr__, __dir__, __all__ = lazily(
         "filtered": ["FilteredIndex"],
         "fresh": ["FreshIndex"],
         "bm25": ["Bm25Index", "bm25_library", "build_bm25", "passage_text", "write_bm25"],
+        "hybrid": ["HybridIndex"],
         "index": ["BM25_FOLDER", "FaissIndex", "Index"],
-        "own_scores": ["has_own_scores", "needs_text", "needs_vectors", "top_docs"],
+        "own_scores": ["has_own_scores", "length_of", "needs_text", "needs_vectors", "top_docs"],
         "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],

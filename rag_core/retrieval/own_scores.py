@@ -52,6 +52,14 @@ def has_own_scores(index: Any) -> bool:
     return bool(getattr(index, "own_scores", False))
 
 
+def length_of(index: Any) -> int | None:
+    """How many passages an index holds; None where it does not say."""
+    try:
+        return len(index)
+    except TypeError:
+        return None
+
+
 def top_docs(
     index: Any, queries: np.ndarray, n_docs: int, question_text: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rag_core.backends import to_numpy
 from rag_core.retrieval.index import Index
-from rag_core.retrieval.own_scores import checked_texts, needs_text, top_docs
+from rag_core.retrieval.own_scores import checked_texts, length_of, needs_text, top_docs
 
 _BLANKS = {"title": "", "text": ""}  # of missing hits; other columns have None there
 
@@ -71,9 +71,9 @@ def search(
     vectors = np.concatenate([vectors for _, vectors in chunks])  # (B, N, D)
     without_hit = np.flatnonzero((doc_ids < 0).all(axis=1)).tolist()
     if without_hit:
-        documents: int | str = "an unknown number of"
-        if isinstance(index, Sized):
-            documents = len(index)
+        documents: int | str | None = length_of(index)
+        if documents is None:
+            documents = "an unknown number of"
         raise ValueError(
             f"the index ({documents} documents) has no hit for question rows {without_hit}; "
             "add documents, or search wider (nprobe, efSearch)."
@@ -103,9 +103,10 @@ def _chunk(
             f"question vectors of size {width}; expected {(*ids.shape, width)}: do the index and "
             "the question encoder belong together?"
         )
-    if isinstance(index, Sized) and ids.size and ids.max() >= len(index):
+    length = length_of(index)
+    if length is not None and ids.size and ids.max() >= length:
         raise ValueError(
-            f"{must} row numbers below its len(), {len(index)}, or -1 for no hit, got "
+            f"{must} row numbers below its len(), {length}, or -1 for no hit, got "
             f"{ids.max()}. Ids of another kind (IndexIDMap, add_with_ids) are to be turned into "
             "row numbers."
         )
