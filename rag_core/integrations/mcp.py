@@ -164,7 +164,7 @@ def _tools(settings: ServerSettings) -> list[Any]:
     reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
     count = {"type": "integer", "minimum": 1, "maximum": settings.max_docs}
     text = {"type": "string", "maxLength": settings.max_question_chars}
-    place = {
+    place: dict[str, Any] = {
         "id": "integer",
         "title": "string",
         "text": "string",

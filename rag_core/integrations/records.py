@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
-from rag_core.outputs import Answer
+from rag_core.outputs import Answer, Hit, Passage
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
@@ -25,3 +26,18 @@ def answer_record(answer: Answer) -> dict[str, Any]:
         "passages": values["passages"],
         "citations": values["citations"],
     }
+
+
+def passage_metadata(passage: Passage | Hit) -> dict[str, Any]:
+    """All that is known of a passage but its text and id, side by side, as documents of other
+    libraries keep it.
+
+    Returns:
+        "title", "source", "origin", "score", of a `Hit` "rank", of a `Passage` "prior" and
+        "posterior", and where it stands in its source; of further columns of a table those that
+        are called otherwise.
+    """
+    values = asdict(passage)
+    place = values.pop("metadata")
+    del values["text"], values["id"]
+    return {**place, **values, "origin": passage.origin}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge.remembered import RememberedBase as RememberedBase
     from rag_core.knowledge.remembered import remember_base as remember_base
     from rag_core.knowledge.remembered import remembered_base as remembered_base
+    from rag_core.knowledge.search import search_index as search_index
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -36,5 +37,6 @@ __getattr__, __dir__, __all__ = lazily(
         "files": ["BadFilesError", "PassedByWarning", "find_files"],
         "manifest": ["FILE", "describe", "index_text", "spots"],
         "remembered": ["REMEMBERED", "RememberedBase", "remember_base", "remembered_base"],
+        "search": ["search_index"],
     },
 )

@@ -66,13 +66,13 @@ def run_blocks(page, names, without="", only=""):
                 raise
 
 
-# Run where transformers is installed: tests/with_torch/test_ecosystem_torch.py.
-WITH_TRANSFORMERS = "moving-from-transformers.md"
+# Run where their libraries are installed: tests/with_torch/test_ecosystem_torch.py, tests/core/test_integrations.py.
+WITH_OTHER_LIBRARIES = ("integrations.md", "moving-from-transformers.md")
 
 
 def pages_with_python():
     for page in PAGES:
-        if BLOCK.search(page.read_text("utf-8")) and page.name != WITH_TRANSFORMERS:
+        if BLOCK.search(page.read_text("utf-8")) and page.name not in WITH_OTHER_LIBRARIES:
             framework = "torch"
             if page.name == "tensorflow.md":
                 framework = "tf"

@@ -15,6 +15,7 @@ from rag_core.backends import load_backend
 from rag_core.cli import app
 from rag_core.integrations import answer_record, create_mcp_server
 from rag_core.serving import ServedModel, ServerSettings, Service
+from tests.support.records import same
 from tests.support.serving import StandIn, answer_to
 
 ROOT = Path(__file__).parents[2]
@@ -91,17 +92,6 @@ def test_a_process_answers_the_sdk_s_client(demo_cache, offline, mode):
     assert json.loads(answered.content[0].text) == record
     assert same(found.structured_content["passages"], [hit.to_dict() for hit in hits])
     assert said(refused) == "A query must have at least one word, got an empty text."
-
-
-def same(record, other):
-    """Whether two records agree: numbers to what two processes may differ by."""
-    if isinstance(record, dict):
-        return record.keys() == other.keys() and all(same(record[k], other[k]) for k in record)
-    if isinstance(record, list):
-        return len(record) == len(other) and all(map(same, record, other))
-    if isinstance(record, float):
-        return record == pytest.approx(other, rel=1e-4, abs=1e-6)
-    return record == other
 
 
 def test_a_difference_of_records_is_noticed():
