@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from rag_tf.bert import BertEncoder as BertEncoder
     from rag_tf.bert import DPRContextEncoder as DPRContextEncoder
     from rag_tf.bert import DPRQuestionEncoder as DPRQuestionEncoder
+    from rag_tf.encoders import load_cross_encoder as load_cross_encoder
     from rag_tf.encoders import load_encoder as load_encoder
     from rag_tf.export import export_saved_model as export_saved_model
     from rag_tf.graph import clear_graphs as clear_graphs
@@ -93,7 +94,7 @@ _HOMES = {
     "t5": ["T5ForConditionalGeneration"],
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
     "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
-    "encoders": ["load_encoder"],
+    "encoders": ["load_cross_encoder", "load_encoder"],
     "export": ["export_saved_model"],
     "graph": ["clear_graphs", "graph_memory", "once", "set_graph_memory"],
     "keras_callbacks": ["ReindexCallback"],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rag_core.knowledge import PassageEncoderBase
+from rag_core.knowledge import CrossEncoderBase, PassageEncoderBase
 from rag_tf.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 
 
@@ -22,4 +22,9 @@ class PassageEncoder(PassageEncoderBase):
         return tf.cast(self.model(**inputs)[0], tf.float32).numpy()
 
 
+class CrossEncoder(CrossEncoderBase):
+    encoder_class = PassageEncoder
+
+
 load_encoder = PassageEncoder.from_pretrained
+load_cross_encoder = CrossEncoder.from_pretrained

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from rag_torch.bert import BertEncoder as BertEncoder
     from rag_torch.bert import DPRContextEncoder as DPRContextEncoder
     from rag_torch.bert import DPRQuestionEncoder as DPRQuestionEncoder
+    from rag_torch.encoders import load_cross_encoder as load_cross_encoder
     from rag_torch.encoders import load_encoder as load_encoder
     from rag_torch.programs import export_program as export_program
     from rag_torch.quantize import quantized as quantized
@@ -72,7 +73,7 @@ _HOMES = {
     "t5": ["T5ForConditionalGeneration"],
     "bert": ["BertEncoder", "DPRContextEncoder", "DPRQuestionEncoder"],
     "auto": ["AutoModel", "AutoModelForSeq2SeqLM"],
-    "encoders": ["load_encoder"],
+    "encoders": ["load_cross_encoder", "load_encoder"],
     "programs": ["export_program"],
     "quantize": ["quantized"],
     "training": ["TrainingConfig", "measure_files", "train", "train_files"],

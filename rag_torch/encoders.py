@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rag_core.knowledge import PassageEncoderBase
+from rag_core.knowledge import CrossEncoderBase, PassageEncoderBase
 from rag_torch.bert import BertEncoder, DPRContextEncoder, DPRQuestionEncoder
 
 
@@ -24,4 +24,9 @@ class PassageEncoder(PassageEncoderBase):
         return self.model(**placed)[0].float().cpu().numpy()
 
 
+class CrossEncoder(CrossEncoderBase):
+    encoder_class = PassageEncoder
+
+
 load_encoder = PassageEncoder.from_pretrained
+load_cross_encoder = CrossEncoder.from_pretrained

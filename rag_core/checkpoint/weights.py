@@ -53,6 +53,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     ("", "ctx_encoder.bert_model."),
     ("", "question_encoder."),  # its projection
     ("", "ctx_encoder."),
+    ("encode_proj.", "classifier."),  # a cross-encoder's score as a projection
     ("model.", ""),  # BartModel, saved without its language-model head
 )
 

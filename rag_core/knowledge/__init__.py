@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge.assembly import check_settings as check_settings
     from rag_core.knowledge.base import KnowledgeBase as KnowledgeBase
     from rag_core.knowledge.base import build_knowledge_base as build_knowledge_base
+    from rag_core.knowledge.cross_encoder import CrossEncoderBase as CrossEncoderBase
     from rag_core.knowledge.documents import read_documents as read_documents
     from rag_core.knowledge.embedding import Encode as Encode
     from rag_core.knowledge.encoders import PassageEncoderBase as PassageEncoderBase
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = lazily(
         "base": ["KnowledgeBase", "build_knowledge_base"],
         "documents": ["read_documents"],
         "embedding": ["Encode"],
+        "cross_encoder": ["CrossEncoderBase"],
         "encoders": ["PassageEncoderBase"],
         "files": ["BadFilesError", "PassedByWarning", "find_files"],
         "manifest": ["FILE", "describe", "index_text", "spots"],

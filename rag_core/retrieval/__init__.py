@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.recall import tune_recall as tune_recall
     from rag_core.retrieval.rerank import RERANK as RERANK
     from rag_core.retrieval.rerank import notes_fault as notes_fault
+    from rag_core.retrieval.reranked import RerankedIndex as RerankedIndex
     from rag_core.retrieval.retriever import RagRetriever as RagRetriever
     from rag_core.retrieval.retriever import within_table_of as within_table_of
     from rag_core.retrieval.search import read_docs as read_docs
@@ -80,6 +81,7 @@ __getattr__, __dir__, __all__ = lazily(
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],
         "prompts": ["TRUNCATE", "document_cuts", "document_of"],
         "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
+        "reranked": ["RerankedIndex"],
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],
         "search": ["read_docs"],
