@@ -10,6 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
+# MPNet (arXiv 2004.09297) has T5's buckets, and this fixed distance.
+MPNET_DISTANCE = 128
+
 
 @lru_cache(maxsize=64)
 def t5_distance_buckets(

@@ -26,7 +26,7 @@ from rag_core.outputs import EncoderOutput, PooledEncoderOutput
 from rag_tf.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_tf.call_arguments import Called
 from rag_tf.contexts import CHECKS, checked_ids, checked_tensor
-from rag_tf.layers import init_normal
+from rag_tf.layers import activation, init_normal
 from rag_tf.modules import Linear, Module, widen
 from rag_tf.pretrained import PretrainedModel
 
@@ -172,22 +172,21 @@ class BertEncoder(BertBase[Tensor], PooledEncoder):
             self.pooler = BertPooler(config)
         if config.projection_dim > 0:
             self.encode_proj = Linear(config.hidden_size, config.projection_dim)
+        self.projection_activation = activation(config.projection_activation or "linear")
         self.post_init()
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.config.pooling == "pooler":
+        pooling = self.config.pooling
+        if pooling == "pooler":
             vector = self.pooler(x)
-        elif self.config.pooling == "cls":
+        elif pooling == "cls":
             vector = x[:, 0]
-        elif mask is None:
+        elif pooling == "mean" and mask is None:
             vector = tf.reduce_mean(x, 1)
         else:
-            real = tf.cast(mask, x.dtype)[:, :, None]  # (B, S, 1)
-            total = tf.reduce_sum(x * real, 1)
-            count = tf.maximum(tf.reduce_sum(real, 1), 1)  # a text of pads alone has the vector 0
-            vector = total / count
+            vector = _pooled(x, mask, pooling)
         if self.config.projection_dim > 0:
-            vector = self.encode_proj(vector)
+            vector = self.projection_activation(self.encode_proj(vector))
         if self.config.normalize:
             wide = widen(vector)
             # The floor stands under the root: there a zero vector has a gradient, and it is zero.
@@ -195,3 +194,24 @@ class BertEncoder(BertBase[Tensor], PooledEncoder):
             length = tf.sqrt(tf.maximum(square, 1e-24))
             vector = tf.cast(wide / length, vector.dtype)
         return vector * self.config.scale
+
+
+def _pooled(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """(B, S, d) and mask (B, S) -> (B, d), by a kind that looks at all real tokens."""
+    real = tf.ones(tf.shape(x)[:2], x.dtype)
+    if mask is not None:
+        real = tf.cast(mask, x.dtype)  # (B, S)
+    if pooling == "max":
+        return tf.reduce_max(tf.where(real[:, :, None] > 0, x, x.dtype.min), 1)
+    if pooling == "lasttoken":
+        places = tf.range(tf.shape(x)[1])
+        last = tf.argmax(tf.cast(real, tf.int32) * places, 1)  # (B,)
+        return tf.gather(x, last, batch_dims=1) * tf.reduce_max(real, 1)[:, None]
+    if pooling == "weightedmean":
+        real *= tf.cast(tf.range(1, tf.shape(x)[1] + 1), x.dtype)
+    total = tf.reduce_sum(x * real[:, :, None], 1)
+    # a text of pads alone has the vector 0
+    count = tf.maximum(tf.reduce_sum(real, 1, keepdims=True), 1)
+    if pooling == "mean_sqrt_len_tokens":
+        count = tf.sqrt(count)
+    return total / count

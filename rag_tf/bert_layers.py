@@ -14,6 +14,7 @@ from tensorflow import Tensor
 
 from rag_core.modeling import traced_output
 from rag_core.outputs import EncoderOutput
+from rag_core.positions import MPNET_DISTANCE, t5_distance_buckets
 from rag_tf.attention import AttentionMask, key_mask, merge_heads, split_heads
 from rag_tf.layers import Trace, activation, checkpointed
 from rag_tf.modules import (
@@ -147,6 +148,21 @@ class BertStack(Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer = [BertLayer(config) for _ in range(config.num_hidden_layers)]
+        buckets = getattr(config, "relative_attention_num_buckets", 0)
+        self._buckets = None
+        if buckets:
+            self.relative_attention_bias = Embedding(buckets, config.num_attention_heads)
+            self._buckets = t5_distance_buckets(MPNET_DISTANCE + 1, buckets, MPNET_DISTANCE, True)
+
+    def position_bias(self, length: Any) -> Tensor | None:
+        """What MPNet adds to every layer's scores, (1, H, S, S); None of a BERT."""
+        if self._buckets is None:
+            return None
+        distance = tf.range(length) - tf.range(length)[:, None]  # (S, S)
+        distance = tf.clip_by_value(distance, -MPNET_DISTANCE, MPNET_DISTANCE)
+        buckets = tf.gather(tf.constant(self._buckets), distance + MPNET_DISTANCE)
+        bias = self.relative_attention_bias(buckets)  # (S, S, H)
+        return tf.transpose(bias, (2, 0, 1))[None]
 
     def __call__(
         self,
@@ -157,7 +173,7 @@ class BertStack(Module):
         training: bool,
     ) -> EncoderOutput:
         """(B, S, d) and mask (B, S) -> `EncoderOutput` with `last_hidden_state` (B, S, d)."""
-        attention_mask = key_mask(mask)
+        attention_mask = key_mask(mask, self.position_bias(dim(x, 1)))
         trace = Trace(output_hidden_states, output_attentions)
         options = None
         if training:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from rag_core.modeling import (
 from rag_core.outputs import EncoderOutput
 from rag_torch.bert_layers import BertBody, BertEmbeddings, BertPooler, BertStack
 from rag_torch.contexts import CHECKS, used_length
-from rag_torch.layers import init_normal
+from rag_torch.layers import activation, init_normal
 from rag_torch.pretrained import PretrainedModel
 
 
@@ -92,6 +93,7 @@ class BertEncoder(BertBase[Tensor], PooledEncoder):
             self.pooler = BertPooler(config)
         if config.projection_dim > 0:
             self.encode_proj = nn.Linear(config.hidden_size, config.projection_dim)
+        self.projection_activation = activation(config.projection_activation or "linear")
         self.post_init()
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -100,13 +102,33 @@ class BertEncoder(BertBase[Tensor], PooledEncoder):
             vector = self.pooler(x)
         elif pooling == "cls":
             vector = x[:, 0]
-        elif mask is None:
+        elif pooling == "mean" and mask is None:
             vector = x.mean(1)
         else:
-            real = mask.to(x.dtype)[:, :, None]  # (B, S, 1)
-            vector = (x * real).sum(1) / real.sum(1).clamp(min=1)
+            vector = _pooled(x, mask, pooling)
         if self.config.projection_dim > 0:
-            vector = self.encode_proj(vector)
+            vector = self.projection_activation(self.encode_proj(vector))
         if self.config.normalize:
             vector = F.normalize(vector, dim=-1)
         return vector * self.config.scale
+
+
+def _pooled(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """(B, S, d) and mask (B, S) -> (B, d), by a kind that looks at all real tokens."""
+    real = x.new_ones(x.shape[:2])
+    if mask is not None:
+        real = mask.to(x.dtype)  # (B, S)
+    if pooling == "max":
+        low = torch.finfo(x.dtype).min
+        return x.masked_fill(real[:, :, None] == 0, low).amax(1)
+    if pooling == "lasttoken":
+        places = torch.arange(x.shape[1], device=x.device)
+        last = (real.long() * places).argmax(1)  # (B,)
+        return x[torch.arange(len(x), device=x.device), last] * real.amax(1)[:, None]
+    if pooling == "weightedmean":
+        real = real * torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)
+    total = (x * real[:, :, None]).sum(1)
+    count = real.sum(1, keepdim=True).clamp(min=1)
+    if pooling == "mean_sqrt_len_tokens":
+        count = count.sqrt()
+    return total / count

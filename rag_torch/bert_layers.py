@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rag_core.modeling import traced_output
 from rag_core.outputs import EncoderOutput
+from rag_core.positions import MPNET_DISTANCE, t5_buckets
 from rag_torch.attention import AttentionMask, key_mask, merge_heads, split_heads
-from rag_torch.layers import Trace, activation, checkpointed
+from rag_torch.layers import Trace, activation, checkpointed, outside_graph
 from rag_torch.packing import Packing
 
 
@@ -141,6 +142,17 @@ class BertStack(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.buckets = getattr(config, "relative_attention_num_buckets", 0)
+        if self.buckets:
+            self.relative_attention_bias = nn.Embedding(self.buckets, config.num_attention_heads)
+
+    def position_bias(self, length: int) -> Tensor | None:
+        """What MPNet adds to every layer's scores, (1, H, S, S); None of a BERT."""
+        if not self.buckets:
+            return None
+        table = self.relative_attention_bias
+        buckets = outside_graph(_mpnet_buckets, length, self.buckets)  # (S, S)
+        return table(buckets.to(table.weight.device)).permute(2, 0, 1)[None]
 
     def forward(
         self, x: Tensor, mask: Tensor | None, output_attentions: bool, output_hidden_states: bool
@@ -152,11 +164,12 @@ class BertStack(nn.Module):
         packing = None
         if not (output_attentions or output_hidden_states):
             packing = Packing.of(mask, x.shape[2])
+        bias = self.position_bias(x.shape[1])
         attention_mask: AttentionMask
         if packing is None:
-            attention_mask = key_mask(mask)
+            attention_mask = key_mask(mask, bias)
         else:
-            attention_mask = packing.mask()
+            attention_mask = packing.mask(bias)
             x = packing.pack(x)
         trace = Trace(output_hidden_states, output_attentions)
         options = None
@@ -171,6 +184,10 @@ class BertStack(nn.Module):
             x = packing.padded(x)
         trace.hidden(x)
         return traced_output(x, trace)
+
+
+def _mpnet_buckets(length: int, buckets: int) -> Tensor:
+    return torch.from_numpy(t5_buckets(length, length, buckets, MPNET_DISTANCE, True))
 
 
 class BertPooler(nn.Module):

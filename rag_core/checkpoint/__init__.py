@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rag_core.checkpoint.h5 import H5File as H5File
     from rag_core.checkpoint.lazy import LazyWeights as LazyWeights
     from rag_core.checkpoint.lazy import given_weights as given_weights
+    from rag_core.checkpoint.other_berts import with_projection as with_projection
     from rag_core.checkpoint.shapes import RAG_HEADS as RAG_HEADS
     from rag_core.checkpoint.weights import check_sizes as check_sizes
     from rag_core.checkpoint.weights import check_weights as check_weights
@@ -37,6 +38,7 @@ __getattr__, __dir__, __all__ = lazily(
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],
         "lazy": ["LazyWeights", "given_weights"],
+        "other_berts": ["with_projection"],
         "shapes": ["RAG_HEADS"],
         "weights": [
             "check_sizes",

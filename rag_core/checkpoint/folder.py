@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.checkpoint.lazy import LazyWeights
+from rag_core.checkpoint.lazy import LazyWeights, dtype_of, shape_of
 from rag_core.checkpoint.safetensors_files import SafetensorsFile, write_safetensors
 from rag_core.checkpoint.tf_names import torch_layout, torch_name
 from rag_core.checkpoint.weights import (
     FLOATS,
-    dtype_of,
     needs_float32,
-    shape_of,
     tied_names,
 )
 from rag_core.config import PretrainedConfig

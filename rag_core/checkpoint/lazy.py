@@ -96,3 +96,19 @@ def same_numbers(
         if free is not None:
             free()
     return True
+
+
+def shape_of(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """A shape without reading the array, where the mapping knows it."""
+    shapes = getattr(weights, "shapes", None)
+    if shapes is None:
+        return tuple(np.shape(weights[name]))
+    return tuple(shapes[name])
+
+
+def dtype_of(weights: Mapping[str, Any], name: str) -> np.dtype:
+    """A dtype without reading the array, where the mapping knows it."""
+    dtypes = getattr(weights, "dtypes", None)
+    if dtypes is None:
+        return np.asarray(weights[name]).dtype
+    return dtypes[name]

@@ -66,6 +66,9 @@ def expected_shapes(
         shapes = _bert(config)
         if config.pooling == "pooler":
             shapes |= _linear("pooler.dense", d, d)
+        if buckets := config.relative_attention_num_buckets:
+            heads = config.num_attention_heads
+            shapes["encoder.relative_attention_bias.weight"] = (buckets, heads)
         return shapes | _linear("encode_proj", config.projection_dim, d)
     if isinstance(config, BartConfig):
         return _bart(config)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.checkpoint.lazy import LazyWeights, same_numbers
+from rag_core.checkpoint.lazy import LazyWeights, dtype_of, same_numbers, shape_of
+from rag_core.checkpoint.other_berts import under_bert_names
 from rag_core.checkpoint.shapes import DPR_HEADS, RAG_HEADS, Shapes, expected_shapes, tied_names
 from rag_core.checkpoint.tf_names import under_needed_names
 from rag_core.config import BartConfig, BertConfig, DPRConfig, PretrainedConfig, RagConfig, T5Config
@@ -208,6 +209,8 @@ def fit_weights(
             differ.
     """
     expected = expected_shapes(config, head, context_encoder=context_encoder)
+    if isinstance(config, BertConfig):
+        weights = under_bert_names(config, weights)
     if isinstance(weights, LazyWeights) and weights.scoped:
         weights = under_needed_names(weights, expected, source)
     fitted = fit_names(weights, expected)
@@ -306,22 +309,6 @@ def needs_float32(name: str) -> bool:
 
 def _unused(name: str) -> bool:
     return any(re.search(pattern, name) for pattern in UNUSED)
-
-
-def shape_of(weights: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """A shape without reading the array, where the mapping knows it."""
-    shapes = getattr(weights, "shapes", None)
-    if shapes is None:
-        return tuple(np.shape(weights[name]))
-    return tuple(shapes[name])
-
-
-def dtype_of(weights: Mapping[str, Any], name: str) -> np.dtype:
-    """A dtype without reading the array, where the mapping knows it."""
-    dtypes = getattr(weights, "dtypes", None)
-    if dtypes is None:
-        return np.asarray(weights[name]).dtype
-    return dtypes[name]
 
 
 def _check_equal(weights: Mapping[str, Any], copies: Mapping[str, str], source: str) -> None:

@@ -61,7 +61,7 @@ class LateEncoder:
 
         engine = load_backend_for_command(self.backend)
         try:
-            return open_encoder(engine, self.name, say)[0]
+            return open_encoder(engine, self.name, say, **self.kb.encoder_options)[0]
         except OSError as error:
             raise OSError(
                 f"{self.kb.path} was embedded by {self.kb.manifest.encoder['name']!r}, and "

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None]:
+def open_encoder(
+    engine: Any, name: str, say: Say, **options: Any
+) -> tuple[Any, str, str | None]:
     """An encoder of passages, the name a knowledge base keeps of it, and the sum of its weights
     where they are local.
 
@@ -23,6 +25,7 @@ def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None
         engine: the backend's package.
         name: folder or hub name; the demo's encoder comes from its cache.
         say: told what is fetched.
+        **options: of `load_encoder`.
     """
     from rag_core.demo import ENCODER, ENCODER_FINGERPRINT, encoder_folder
     from rag_core.knowledge import describe
@@ -38,7 +41,7 @@ def open_encoder(engine: Any, name: str, say: Say) -> tuple[Any, str, str | None
         fingerprint = f"sha256:{describe(weights)['sha256']}"
     if fingerprint == ENCODER_FINGERPRINT:  # whatever the folder of this copy is called
         name = ENCODER
-    return engine.load_encoder(str(folder)), name, fingerprint
+    return engine.load_encoder(str(folder), **options), name, fingerprint
 
 
 def open_model(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rag_core.config.models import BertConfig as BertConfig
     from rag_core.config.models import DPRConfig as DPRConfig
     from rag_core.config.models import T5Config as T5Config
+    from rag_core.config.other_encoders import OTHER_ENCODERS as OTHER_ENCODERS
     from rag_core.config.rag import AutoConfig as AutoConfig
     from rag_core.config.rag import RagConfig as RagConfig
     from rag_core.config.rag import config_from_dict as config_from_dict
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazily(
         "auto": ["AutoClass"],
         "base": ["MOST", "PretrainedConfig", "read_config"],
         "models": ["BartConfig", "BertConfig", "DPRConfig", "T5Config"],
+        "other_encoders": ["OTHER_ENCODERS"],
         "rag": ["AutoConfig", "RagConfig", "config_from_dict"],
         "sentence_transformers": ["SentenceSettings", "prepared_texts", "sentence_settings"],
     },

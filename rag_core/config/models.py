@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rag_core.config.base import PretrainedConfig
+from rag_core.config.base import KNOWN, PretrainedConfig
+from rag_core.config.other_encoders import OTHER_ENCODERS, as_bert
 
 MOST_LAYERS = 10_000
 _SIZES: Mapping[str, float] = {"vocab_size": 1, "max_position_embeddings": 1}
@@ -75,10 +76,18 @@ class BertConfig(_BertBase):
     times `scale`. These four and what a question's text goes through before it (`query_...`, done
     by `RagTokenizer`) are this library's own; transformers carries them as foreign keys.
 
+    A config.json of RoBERTa, XLM-R, CamemBERT, DistilBERT or MPNet is read as the BERT that
+    computes the same.
+
     Attributes:
-        pooling: "cls" (first state), "mean" (over unmasked tokens) or "pooler" (BERT's tanh
-            pooler).
+        pooling: "cls" (first state), "mean" (over unmasked tokens), "pooler" (BERT's tanh pooler),
+            or as sentence-transformers has them "max", "mean_sqrt_len_tokens" (the sum over the
+            root of their number), "weightedmean" (the n-th token weighs n) and "lasttoken".
         projection_dim: width of a linear layer after pooling, 0 for none.
+        projection_activation: an activation after that layer, as "tanh".
+        relative_attention_num_buckets: MPNet's buckets of distances, whose learned bias is added
+            to the scores of all layers; 0 for none.
+        converted_from: the `model_type` that the config was read from, where it was another.
         normalize: divide the vector by its L2 norm.
         scale: factor on the vector; sets how sharply documents differ when vectors are normalised.
         query_prompt: text that the encoder was trained to see in front of a question.
@@ -89,14 +98,24 @@ class BertConfig(_BertBase):
     model_type: ClassVar[str] = "bert"
     readable: ClassVar[tuple[str, ...]] = ("dpr",)
     own: ClassVar[tuple[str, ...]] = tuple(
-        "projection_dim pooling normalize scale query_prompt query_lower_case query_max_length".split()
+        "projection_dim pooling normalize scale query_prompt query_lower_case query_max_length "
+        "projection_activation relative_attention_num_buckets converted_from".split()
     )
     positional: ClassVar[tuple[str, ...]] = (
         *_BertBase.positional,
         "use_cache",
         "classifier_dropout",
     )
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"pooling": ("cls", "mean", "pooler")}
+    minimum: ClassVar[Mapping[str, float]] = {
+        **_BertBase.minimum,
+        "relative_attention_num_buckets": 0,
+    }
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "pooling": (
+            *("cls", "mean", "pooler"),
+            *("max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"),
+        )
+    }
 
     use_cache: bool = True
     classifier_dropout: float | None = None
@@ -106,6 +125,22 @@ class BertConfig(_BertBase):
     query_prompt: str = ""
     query_lower_case: bool = False
     query_max_length: int | None = None
+    projection_activation: str | None = None
+    relative_attention_num_buckets: int = 0
+    converted_from: str | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Any:
+        """A configuration out of the contents of a `config.json`, perhaps of another encoder.
+
+        See `PretrainedConfig.from_dict`.
+        """
+        if isinstance(config_dict, Mapping) and config_dict.get("model_type") in OTHER_ENCODERS:
+            config_dict = as_bert(config_dict)
+        return super().from_dict(config_dict, **overrides)
+
+
+KNOWN.update(dict.fromkeys(OTHER_ENCODERS, BertConfig))
 
 
 @dataclass(init=False, repr=False, eq=False)

@@ -15,12 +15,37 @@ from typing import Any
 from rag_core.checks import warn
 from rag_core.hub import read_json, resolve_file
 
-_POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+# As each kind is called where every one has a key, and as ours are.
+_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 _PACKAGE = "sentence_transformers."
-_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+_TORCH_ACTIVATIONS = {
+    "Identity": None,
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "Sigmoid": "sigmoid",
+    "SiLU": "silu",
+}
 # Prompts of passages go by several names; sentence-transformers takes the first of these.
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _INNER_PRODUCT = ("dot", "dot_product")
+_ORDERS = [
+    ["Transformer", "Pooling", *dense, *normalize]
+    for dense in ([], ["Dense"])
+    for normalize in ([], ["Normalize"])
+]
+_DENSE_DEFAULTS = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+}
 
 # Keys of each file that leave the vectors alone, whatever they hold.
 _TRANSFORMER_IDLE = {"unpad_inputs", "transformer_task", "module_output_name"}
@@ -40,7 +65,10 @@ class SentenceSettings:
     """What a sentence encoder does with a text before and after its BERT.
 
     Attributes:
-        pooling: "cls" or "mean", a field of `BertConfig`.
+        pooling: a field of `BertConfig`.
+        projection_dim: width of a Dense module after pooling, 0 for none; a field of `BertConfig`.
+        projection_activation: its activation, a field of `BertConfig`.
+        projection: the folder of its weights, in that of the encoder.
         normalize: whether vectors are divided by their L2 norm, a field of `BertConfig`.
         max_seq_length: tokens a text is cut to; None if unsaid.
         do_lower_case: whether texts are lower-cased, whatever the tokenizer does.
@@ -49,6 +77,9 @@ class SentenceSettings:
     """
 
     pooling: str = "mean"
+    projection_dim: int = 0
+    projection_activation: str | None = None
+    projection: str = ""
     normalize: bool = False
     max_seq_length: int | None = None
     do_lower_case: bool = False
@@ -57,13 +88,17 @@ class SentenceSettings:
 
     def config_fields(self) -> dict[str, Any]:
         """The fields of a `BertConfig` that asks questions like this encoder."""
-        return {
+        fields: dict[str, Any] = {
             "pooling": self.pooling,
             "normalize": self.normalize,
             "query_prompt": self.query_prompt,
             "query_lower_case": self.do_lower_case,
             "query_max_length": self.max_seq_length,
         }
+        if self.projection_dim:
+            fields["projection_dim"] = self.projection_dim
+            fields["projection_activation"] = self.projection_activation
+        return fields
 
 
 def prepared_texts(texts: Iterable[str], prompt: str, lower: bool) -> list[str]:
@@ -126,8 +161,8 @@ def _modules(
         if not known or (kind == "Transformer" and place):
             raise ValueError(
                 f"{name_or_path} is a sentence encoder with a module {full_name!r} in {place!r}; "
-                "only a Transformer at the top of the folder, then Pooling, Normalize and Dropout "
-                "of sentence-transformers are known. Name another encoder."
+                "only a Transformer at the top of the folder, then Pooling, Dense, Normalize and "
+                "Dropout of sentence-transformers are known. Name another encoder."
             )
         if Path(place).is_absolute() or ".." in Path(place).parts or "\0" in place:
             raise ValueError(
@@ -139,15 +174,48 @@ def _modules(
             values = read_json(file)
             settings = replace(settings, pooling=_pooling(values, file))
             include_prompt = values.get("include_prompt", True) is not False
+        elif kind == "Dense":
+            file = resolve_file(name_or_path, f"{place}/config.json", **hub)
+            settings = _with_projection(settings, read_json(file), file, place)
         kinds.append(kind)
     # dropout changes nothing outside of training
     order = [kind for kind in kinds if kind != "Dropout"]
-    if order not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    if order not in _ORDERS:
         raise ValueError(
-            f"{name_or_path}/modules.json must name a Transformer, one Pooling and possibly "
-            f"Normalize, in this order, got {', '.join(kinds) or 'nothing'}. Name another encoder."
+            f"{name_or_path}/modules.json must name a Transformer, one Pooling and possibly one "
+            f"Dense and Normalize, in this order, got {', '.join(kinds) or 'nothing'}. Name "
+            "another encoder."
         )
     return replace(settings, normalize="Normalize" in order), include_prompt
+
+
+def _with_projection(
+    settings: SentenceSettings, values: dict[str, Any], file: Path, place: str
+) -> SentenceSettings:
+    """The settings with those of a Dense module."""
+    known = {"in_features", "out_features", "bias", "activation_function", *_DENSE_DEFAULTS}
+    _warn_of_unknown(values, known, file)
+    for name, usual in _DENSE_DEFAULTS.items():
+        if values.get(name) not in (None, usual):
+            _refuse(values, name, file)
+    size = values.get("out_features")
+    if type(size) is not int or size < 1:
+        raise ValueError(
+            f"{file}: out_features must be a positive whole number, got {size!r}. Mend it."
+        )
+    # named by its class: torch.nn.modules.activation.Tanh
+    activation = str(values.get("activation_function") or "Tanh").rpartition(".")[2]
+    if activation not in _TORCH_ACTIVATIONS:
+        raise ValueError(
+            f"{file}: activation_function must be one of {', '.join(_TORCH_ACTIVATIONS)}, got "
+            f"{values['activation_function']!r:.80}. Name another encoder."
+        )
+    return replace(
+        settings,
+        projection_dim=size,
+        projection_activation=_TORCH_ACTIVATIONS[activation],
+        projection=place,
+    )
 
 
 def _pooling(values: dict[str, Any], place: Path) -> str:
@@ -163,10 +231,10 @@ def _pooling(values: dict[str, Any], place: Path) -> str:
         modes = [str(named)]
     known = {*_POOLING_IDLE, "include_prompt", "pooling_mode"}
     _warn_of_unknown(values, known, place, ignored=("pooling_mode_",))
-    if len(modes) == 1 and modes[0] in ("cls", "mean"):
+    if len(modes) == 1 and modes[0] in _POOLING.values():
         return modes[0]
     raise ValueError(
-        f"{place}: pooling must be 'cls' or 'mean' alone, got "
+        f"{place}: pooling must be {', '.join(_POOLING.values())} alone, got "
         f"{', '.join(map(str, modes)) or 'none'}. Name another encoder."
     )
 

@@ -85,6 +85,7 @@ def build_knowledge_base(
     *,
     encoder_name: str = "unnamed",
     encoder_fingerprint: str | None = None,
+    encoder_prompts: Mapping[str, str] | None = None,
     index: str | None = None,
     settings: Mapping[str, int] | None = None,
     words: int | None = 100,
@@ -111,6 +112,8 @@ def build_knowledge_base(
         encode: called with lists of titles and texts of equal length n, returns (n, D) float32.
         encoder_name: name or folder of the encoder, kept in the manifest.
         encoder_fingerprint: e.g. the sha256 of its weights.
+        encoder_prompts: texts that it has in front of a "query" and a "passage" (the `prompts` of
+            an encoder), kept in the manifest: whoever loads it by its name loads it with these.
         index: "flat" (exact), "hnsw", "ivfpq", or None / "auto": flat up to 50,000 passages, hnsw
             up to 500,000, then ivfpq. An ivfpq index finds candidates by compressed vectors and
             ranks them by the stored ones. "bm25" finds passages by words (see
@@ -182,11 +185,13 @@ def build_knowledge_base(
     if settings := check_settings(index, settings):
         request["settings"] = settings
     probe = probe_vector(encode)
-    encoder = {
+    encoder: dict[str, Any] = {
         "name": encoder_name,
         "fingerprint": encoder_fingerprint,
         "probe": layout.probe_entry(probe),
     }
+    if encoder_prompts:
+        encoder["prompts"] = dict(encoder_prompts)
     plan = Manifest(
         encoder,
         len(probe),
@@ -460,6 +465,16 @@ class KnowledgeBase:
         if isinstance(questions, str):
             return found[0]
         return found
+
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """What the passages' encoder is loaded with beside its name: its prompts, where the
+        manifest has some.
+        """
+        prompts = self.manifest.encoder.get("prompts")
+        if not prompts:
+            return {}
+        return {"prompts": prompts}
 
     @property
     def encoder_source(self) -> str:
@@ -970,7 +985,10 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
     existing = KnowledgeBase.open(out)
     old = existing.manifest
     has_same_sources = _same_sources(old, plan)
-    is_same_encoder = old.encoder["name"] == plan.encoder["name"]
+    # bases of before have the folder's own prompts, and do not say so
+    prompts = [each.encoder.get("prompts") for each in (old, plan)]
+    has_same_prompts = None in prompts or prompts[0] == prompts[1]
+    is_same_encoder = old.encoder["name"] == plan.encoder["name"] and has_same_prompts
     if (
         has_same_sources
         and old.request == plan.request

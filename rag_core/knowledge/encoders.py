@@ -91,6 +91,13 @@ class PassageEncoderBase(ABC):
         """D, the size of the vectors."""
         return self.model.dimension
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What stands in front of a "query" and a "passage"; {} where nothing does."""
+        if not self.query_prompt and not self.prompt:
+            return {}
+        return {"query": self.query_prompt, "passage": self.prompt}
+
     def embed(
         self,
         titles: Sequence[str],
@@ -227,16 +234,20 @@ class PassageEncoderBase(ABC):
         name_or_path: str | Path,
         *,
         for_questions: bool = False,
+        prompts: Mapping[str, str] | None = None,
         dtype: Any = None,
         device: Any = None,
         **hub: Any,
     ) -> Encoder:
         """The document encoder of a folder or repository: DPR's context encoder, a sentence
-        encoder, or a BERT.
+        encoder of sentence-transformers (BERT, RoBERTa, XLM-R, CamemBERT, DistilBERT, MPNet), or
+        such a network by itself.
 
         Args:
             name_or_path: folder or repository id.
             for_questions: take DPR's question encoder, too, whose `embed_questions` alone works.
+            prompts: texts in front of a "query" and a "passage", in place of those that the folder
+                names.
             dtype: of the weights; None is float32.
             device: where to compute; None leaves it to the backend.
             **hub: hub options (`cache_dir`, `token`, `revision`, `local_files_only`,
@@ -266,6 +277,7 @@ class PassageEncoderBase(ABC):
             network = cls.dpr_class
         model = network.from_pretrained(name_or_path, dtype=dtype, device=device, **hub)
         settings = sentence_settings(name_or_path, **hub) or _settings_of(model.config)
+        prompt, query_prompt = _prompts(prompts, settings)
         tokenizer = Tokenizer.from_pretrained(str(name_or_path), **hub)
         # Sentence-transformers, too, takes the tokenizer's limit where the folder names none
         longest = settings.max_seq_length or tokenizer.model_max_length
@@ -275,9 +287,9 @@ class PassageEncoderBase(ABC):
             str(name_or_path),
             max_length=min(longest, model.config.max_position_embeddings),
             pairs=is_dpr and not only_questions,
-            prompt=settings.passage_prompt,
+            prompt=prompt,
             lower_case=settings.do_lower_case,
-            query_prompt=settings.query_prompt,
+            query_prompt=query_prompt,
             only_questions=only_questions,
         )
 
@@ -337,6 +349,17 @@ def _settings_of(config: Any) -> SentenceSettings:
         do_lower_case=getattr(config, "query_lower_case", False),
         query_prompt=getattr(config, "query_prompt", ""),
         passage_prompt=getattr(config, "passage_prompt", ""),
+    )
+
+
+def _prompts(given: Mapping[str, str] | None, settings: SentenceSettings) -> tuple[str, str]:
+    """The prompts of passages and questions: those given, else the folder's."""
+    given = given or {}
+    if unknown := sorted(given.keys() - {"query", "passage"}):
+        raise ValueError(f"prompts must be of 'query' and 'passage', got {unknown}. Rename them.")
+    return (
+        given.get("passage", settings.passage_prompt),
+        given.get("query", settings.query_prompt),
     )
 
 

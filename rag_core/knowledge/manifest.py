@@ -52,7 +52,8 @@ class Manifest:
 
     Attributes:
         encoder: "name", "fingerprint" (of its weights, where known) and "probe", the beginning of
-            its vector of a fixed sentence, by which a different encoder is noticed; "path" where it
+            its vector of a fixed sentence, by which a different encoder is noticed; "prompts" of
+            "query" and "passage", where it has some; "path" where it
             lies beside the knowledge base, relative to that.
         dimension: D, the size of a vector.
         rows: number of passages.
@@ -174,6 +175,12 @@ class Manifest:
             raise TypeError(f"encoder must have a name and a probe, got {self.encoder!r:.60}")
         if not all(type(value) in (int, float) and math.isfinite(value) for value in probe):
             raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
+        prompts = self.encoder.get("prompts", {})
+        if not isinstance(prompts, dict) or not all(
+            name in ("query", "passage") and isinstance(text, str)
+            for name, text in prompts.items()
+        ):
+            raise TypeError(f"encoder: prompts must be of query and passage, got {prompts!r:.60}")
         place = self.encoder.get("path", "")
         # a knowledge base from elsewhere must not make a program open what lies anywhere
         if not isinstance(place, str) or Path(place).is_absolute() or "\0" in place:

@@ -118,10 +118,13 @@ def load_encoder(
 ) -> Any:
     """An encoder by its name; for arguments and errors see `question_encoder`."""
     engine = backends.load_backend(backend or _backend_in_use())
-    options = {"for_questions": True} if for_questions else {}
+    options: dict[str, Any] = {}
+    if for_questions:
+        options["for_questions"] = True
     source = name
     if name == kb.manifest.encoder["name"]:
         source = kb.encoder_source
+        options |= kb.encoder_options
     try:
         return engine.load_encoder(source, **options)
     except OSError as error:

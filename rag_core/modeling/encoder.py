@@ -227,7 +227,7 @@ class BertBase(PooledEncoderBase[Tensor]):
     `normalize`) -> times `scale`.
 
     Args:
-        config: a `BertConfig` with `pooling` "cls", "mean" or "pooler".
+        config: a `BertConfig`.
     """
 
     config: BertConfig
@@ -244,3 +244,24 @@ class BertBase(PooledEncoderBase[Tensor]):
         if settings is not None:
             overrides = {**settings.config_fields(), **overrides}
         return super().read_config(name_or_path, hub, overrides)
+
+    def _load(
+        self,
+        name_or_path: str | Path | None,
+        hub: dict[str, Any],
+        dtype: Any,
+        device: Any,
+        weights: Any,
+        source: str,
+    ) -> None:
+        settings = None
+        if name_or_path is not None and self.config.projection_dim:
+            settings = sentence_settings(name_or_path, **hub)
+        if settings is not None and settings.projection:
+            from rag_core.checkpoint import read_weights, with_projection
+
+            inside = {**hub, "subfolder": f"{hub.get('subfolder') or ''}/{settings.projection}"}
+            inside["subfolder"] = inside["subfolder"].strip("/")
+            projection = read_weights(name_or_path, **inside)
+            weights = with_projection(weights, projection, f"{source}/{settings.projection}")
+        super()._load(name_or_path, hub, dtype, device, weights, source)

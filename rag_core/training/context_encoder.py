@@ -55,7 +55,10 @@ def open_passage_encoder(
     Raises:
         ValueError: it is of a kind that does not learn here, or gives other vectors.
     """
-    encoder = engine.load_encoder(source, device=device)
+    options = {}
+    if str(source) in (base.encoder_source, base.manifest.encoder["name"]):
+        options = base.encoder_options
+    encoder = engine.load_encoder(source, device=device, **options)
     base.check_encoder(encoder.embed, str(source))
     config = encoder.model.config
     if part == "projection" and isinstance(config, BertConfig) and not config.projection_dim:

@@ -121,7 +121,9 @@ class Contrast:
                     "retriever: retriever.set_ctx_encoder_tokenizer(tokenizer)"
                 )
             base = run.origin.base
-            encoder = load_backend(run.backend).load_encoder(base.encoder_source)
+            encoder = load_backend(run.backend).load_encoder(
+                base.encoder_source, **base.encoder_options
+            )
             base.check_encoder(encoder.embed)
             vectors: np.ndarray = encoder.embed(titles, texts)
             return vectors

@@ -228,10 +228,10 @@ def test_which_prompt_counts(tmp_path, values, query, passage):
         ("transformer", {"model_args": {"attn": 1}}, "model_args"),
         ("transformer", {"query_length": 32}, "query_length"),
         ("transformer", {"modality_config": {"image": {}}}, "modality_config"),
-        ("pooling", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ("pooling", {"pooling_mode_median_tokens": True}, "pooling_mode_median_tokens"),
         ("pooling", {"pooling_mode": ["mean", "cls"]}, "mean, cls"),
-        ("pooling", {"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
-        ("modules", (*KINDS, ("2_Dense", "Dense")), "Dense"),
+        ("pooling", {"pooling_mode_max_tokens": True, "pooling_mode": "mean"}, "max, mean"),
+        ("modules", (*KINDS, ("2_LSTM", "LSTM")), "LSTM"),
         (
             "modules",
             (("", "Transformer"), ("2_Normalize", "Normalize"), ("1_Pooling", "Pooling")),
