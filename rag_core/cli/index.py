@@ -38,6 +38,11 @@ def index(
     encoder: Annotated[
         str, typer.Option(help="Folder or hub name of the encoder of passages.")
     ] = MINILM,
+    query_prompt: Annotated[
+        str | None,
+        typer.Option(help='What the encoder reads in front of questions, "query: "; else its own.'),
+    ] = None,
+    passage_prompt: Annotated[str | None, typer.Option(help="The same of passages.")] = None,
     kind: Annotated[
         str,
         choice(
@@ -94,13 +99,15 @@ def index(
     from rag_core.knowledge import build_knowledge_base, check_settings
 
     settings = check_settings(kind, without_none(nlist=nlist, nprobe=nprobe, m=m, rerank=rerank))
-    loaded, name, fingerprint = open_encoder(engine, encoder, say)
+    prompts = without_none(query=query_prompt, passage=passage_prompt)
+    loaded, name, fingerprint = open_encoder(engine, encoder, say, prompts=prompts)
     kb = build_knowledge_base(
         paths,
         out,
         functools.partial(loaded.embed, batch_size=batch_size),
         encoder_name=name,
         encoder_fingerprint=fingerprint,
+        encoder_prompts=loaded.prompts,
         index=kind,
         settings=settings,
         words=words or None,

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def open_encoder(
-    engine: Any, name: str, say: Say, **options: Any
-) -> tuple[Any, str, str | None]:
+def open_encoder(engine: Any, name: str, say: Say, **options: Any) -> tuple[Any, str, str | None]:
     """An encoder of passages, the name a knowledge base keeps of it, and the sum of its weights
     where they are local.
 

@@ -94,7 +94,7 @@ class PassageEncoderBase(ABC):
     @property
     def prompts(self) -> dict[str, str]:
         """What stands in front of a "query" and a "passage"; {} where nothing does."""
-        if not self.query_prompt and not self.prompt:
+        if self.pairs or not (self.query_prompt or self.prompt):
             return {}
         return {"query": self.query_prompt, "passage": self.prompt}
 

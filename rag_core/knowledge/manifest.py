@@ -177,8 +177,7 @@ class Manifest:
             raise TypeError(f"encoder: probe must hold numbers, got {probe!r:.60}")
         prompts = self.encoder.get("prompts", {})
         if not isinstance(prompts, dict) or not all(
-            name in ("query", "passage") and isinstance(text, str)
-            for name, text in prompts.items()
+            name in ("query", "passage") and isinstance(text, str) for name, text in prompts.items()
         ):
             raise TypeError(f"encoder: prompts must be of query and passage, got {prompts!r:.60}")
         place = self.encoder.get("path", "")

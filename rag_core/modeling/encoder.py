@@ -254,14 +254,18 @@ class BertBase(PooledEncoderBase[Tensor]):
         weights: Any,
         source: str,
     ) -> None:
-        settings = None
         if name_or_path is not None and self.config.projection_dim:
-            settings = sentence_settings(name_or_path, **hub)
-        if settings is not None and settings.projection:
-            from rag_core.checkpoint import read_weights, with_projection
-
-            inside = {**hub, "subfolder": f"{hub.get('subfolder') or ''}/{settings.projection}"}
-            inside["subfolder"] = inside["subfolder"].strip("/")
-            projection = read_weights(name_or_path, **inside)
-            weights = with_projection(weights, projection, f"{source}/{settings.projection}")
+            weights = _with_dense(name_or_path, hub, weights, source)
         super()._load(name_or_path, hub, dtype, device, weights, source)
+
+
+def _with_dense(name_or_path: str | Path, hub: dict[str, Any], weights: Any, source: str) -> Any:
+    """The weights with those of the Dense module that a folder of sentence-transformers has."""
+    settings = sentence_settings(name_or_path, **hub)
+    if settings is None or not settings.projection:
+        return weights
+    from rag_core.checkpoint import read_weights, with_projection
+
+    place = f"{hub.get('subfolder') or ''}/{settings.projection}".strip("/")
+    projection = read_weights(name_or_path, **{**hub, "subfolder": place})
+    return with_projection(weights, projection, f"{source}/{settings.projection}")

@@ -152,3 +152,18 @@ def test_arrow_files_are_read_where_they_are_named(tmp_path) -> None:
     with pytest.warns(PassedByWarning, match=r"\.arrow"):
         names = [document.source for document in read_documents(tmp_path)]
     assert names == [f"{tmp_path.name}/notes.txt"]
+
+
+@pytest.mark.beyond
+def test_a_polars_frame_is_read_like_a_file(tmp_path) -> None:
+    import polars as pl
+
+    frame = pl.DataFrame(pa.Table.from_pandas(FRAME.assign(year=FRAME["year"].astype(str))))
+    want = build(FRAME, tmp_path / "kb").dataset().remove_columns("source")[:]
+    for name, table in {"plain": frame, "enum": frame.cast({"year": pl.Categorical})}.items():
+        got = build(table, tmp_path / name).dataset().remove_columns("source")[:]
+        assert got == want, name
+    with pytest.raises(TypeError, match=r"got LazyFrame. Call its collect"):
+        build(frame.lazy(), tmp_path / "lazy")
+    back = KnowledgeBase.open(tmp_path / "plain").to_dataset().to_polars()
+    assert back["id"].to_list() == ["a", "b", "c"]

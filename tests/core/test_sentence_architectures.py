@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rag_core import AutoConfig
+from rag_core import AutoConfig, KnowledgeBase, build_knowledge_base
 from rag_core.backends import load_backend
 from tests.support.frameworks import INSTALLED
 
@@ -80,6 +80,29 @@ def test_a_fault_is_found(rag, kind):
     encoder.model = network.eval()
     wrong = np.abs(encoder.embed_texts(TEXTS) - RECORDED[f"{kind}/passages"]).max()
     assert wrong > 1e-3
+
+
+def test_a_knowledge_base_remembers_prompts(rag, tmp_path):
+    prompts = {"query": "query : ", "passage": "who "}
+    encoder = rag.load_encoder(FOLDER / "roberta", prompts=prompts)
+    (tmp_path / "text.txt").write_text(TEXTS[1])
+    kb = build_knowledge_base(
+        tmp_path / "text.txt",
+        tmp_path / "kb",
+        encoder.embed,
+        encoder_name=str(FOLDER / "roberta"),
+        encoder_prompts=encoder.prompts,
+        progress=False,
+    )
+    assert kb.manifest.encoder["prompts"] == prompts
+    # loaded anew by the name in the manifest, it is the same one
+    [hit] = KnowledgeBase.open(kb.path).search(
+        TEXTS[0], k=1, backend=rag.__name__.removeprefix("rag_")
+    )
+    [question] = encoder.embed_questions([TEXTS[0]])
+    assert hit.score == pytest.approx(float(question @ kb.dataset()[0]["embeddings"]), rel=1e-4)
+    with pytest.raises(ValueError, match=r"prompts must be of 'query' and 'passage', got \['q'\]"):
+        rag.load_encoder(FOLDER / "roberta", prompts={"q": ""})
 
 
 @pytest.mark.parametrize("kind", ("albert", "deberta-v2"))

@@ -230,7 +230,11 @@ def test_which_prompt_counts(tmp_path, values, query, passage):
         ("transformer", {"modality_config": {"image": {}}}, "modality_config"),
         ("pooling", {"pooling_mode_median_tokens": True}, "pooling_mode_median_tokens"),
         ("pooling", {"pooling_mode": ["mean", "cls"]}, "mean, cls"),
-        ("pooling", {"pooling_mode_max_tokens": True, "pooling_mode": "mean"}, "max, mean"),
+        (
+            "pooling",
+            {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
+            "max, mean",
+        ),
         ("modules", (*KINDS, ("2_LSTM", "LSTM")), "LSTM"),
         (
             "modules",
