@@ -111,6 +111,7 @@ def material(demo_cache, tmp_path_factory):
             done(line)
     for copy, of in {
         "my-kb": "kb",
+        "kb-words": "kb",
         "reader": "tuned",
         "my-model": "tuned",
         "other-report": "report",
