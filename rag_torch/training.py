@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rag_core.backends import to_tensor
 from rag_core.training import (
     Batch,
     ForwardPass,
+    Processes,
     TrainingConfig,
     TrainingRun,
     parameter_groups,
 )
 from rag_torch.contexts import Contexts, table_size
+from rag_torch.processes import Gathered, Group, joined
 
 # Devices whose kernels torch 2.4 has.
 _FUSED = ("cpu", "cuda")
@@ -32,12 +36,20 @@ class _Run(TrainingRun):
     contexts_class = Contexts
     table_size = staticmethod(table_size)
     optimizer: torch.optim.AdamW
+    # the forward pass under DistributedDataParallel, with other processes
+    _shared: DistributedDataParallel | None = None
+
+    @classmethod
+    def joined(cls) -> contextlib.AbstractContextManager[Processes]:
+        return joined()
 
     @staticmethod
     def default_device() -> str:
-        if torch.cuda.is_available():
-            return "cuda"
-        return "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        if "LOCAL_RANK" in os.environ:  # a launcher's: a GPU for each process
+            return f"cuda:{os.environ['LOCAL_RANK']}"
+        return "cuda"
 
     @property
     def on_gpu(self) -> bool:
@@ -55,12 +67,15 @@ class _Run(TrainingRun):
         if self.on_gpu:
             devices.append(self.model.device)
         with torch.random.fork_rng(devices=devices), _learning(self.model, self.parameters):
-            torch.manual_seed(self.config.seed)
+            torch.manual_seed(self.processes.seed(self.config.seed))
             self.optimizer = make_optimizer(self.parameters, self.config)
             in_fp16 = self.config.mixed_precision == "fp16"
             self.scaler = torch.amp.GradScaler("cuda", enabled=in_fp16)
             self._dropout_on()
+            if self.processes.count > 1:
+                self._shared = _shared(self)
             yield
+        self._shared = None
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -95,10 +110,31 @@ class _Run(TrainingRun):
         self.optimizer.zero_grad(set_to_none=True)
 
     def learn(self, batch: Batch, tokens: int, seed: tuple[int, ...]) -> ForwardPass:
-        with self._precision():
-            forward = self.forward(batch)
-        self.scaler.scale(forward.loss / tokens).backward()
-        return forward
+        if self._shared is None:
+            with self._precision():
+                forward = self.forward(batch)
+            self.scaler.scale(forward.loss / tokens).backward()
+            return forward
+        with self._reachable(), contextlib.ExitStack() as stack:
+            if not batch.ends_step:
+                stack.enter_context(self._shared.no_sync())
+            with self._precision():
+                loss = self._shared(batch)
+            # The mean of all processes' gradients is taken; the step's gradient is their sum.
+            share = loss * (self.processes.count / tokens)
+            self.scaler.scale(share).backward()
+        return self._shared.module.made
+
+    def _reachable(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.processes, Group):
+            return self.processes.reachable()
+        return contextlib.nullcontext()
+
+    def gather(self, vectors: Tensor) -> Tensor:
+        if self.processes.count == 1:
+            return vectors
+        gathered: Tensor = Gathered.apply(vectors)
+        return gathered
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.mixed_precision is None:
@@ -175,6 +211,33 @@ def make_optimizer(
     fused = all(parameter.device.type in _FUSED for parameter in parameters.values())
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=fused
+    )
+
+
+class _Pass(nn.Module):
+    """A run's forward pass as a module, which is what DistributedDataParallel takes."""
+
+    made: ForwardPass
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self.model = run.model
+        self._forward = run.forward
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.made = self._forward(batch)
+        return self.made.loss
+
+
+def _shared(run: _Run) -> DistributedDataParallel:
+    """All processes begin with the first one's weights; some of which, such as those of a pooling
+    that nobody asks for, have no part in the loss.
+    """
+    return DistributedDataParallel(
+        _Pass(run),
+        find_unused_parameters=True,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
     )
 
 

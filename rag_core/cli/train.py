@@ -72,7 +72,7 @@ def train(
         float | None, typer.Option(help="Passes over the questions; by default 3, but 200 steps.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions a forward pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Questions a forward pass, of each process.")] = 8,
     accumulation: Annotated[int, typer.Option(help="Forward passes an optimizer step.")] = 1,
     warmup_steps: Annotated[
         int | None,
@@ -304,7 +304,9 @@ def train(
     from rag_core.cli.reader_notes import unfamiliar
     from rag_core.hub import DEMO
     from rag_core.knowledge import KnowledgeBase
+    from rag_core.training import started_processes
 
+    is_first = started_processes()[0] == 0
     if questions is None and validation is None:
         raise ValueError("QUESTIONS must be given, or --validation to measure a model as it is")
     if questions is not None and out is None:
@@ -356,7 +358,7 @@ def train(
         model = str(demo_model_folder(say))
     kb = kb or _own_base(model)
     base = KnowledgeBase.open(kb)
-    if note := unfamiliar(model, base):
+    if is_first and (note := unfamiliar(model, base)):
         say(f"note: {note}")
     if context_encoder not in (None, "frozen"):
         fetch_encoder(context_encoder_model or base.encoder_source, say)
@@ -364,7 +366,8 @@ def train(
         measured = engine.measure_files(
             validation, model, kb, n_docs=n_docs, device=device, say=say
         )
-        print(f"exact match {measured:.3f}")
+        if is_first:
+            print(f"exact match {measured:.3f}")
         return
     report = engine.train_files(
         questions,
@@ -378,6 +381,8 @@ def train(
         progress=not is_quiet(),
         say=say,
     )
+    if not is_first:  # of several processes the first one speaks
+        return
     for note in report.notes():
         say(f"note: {note}")
     say(report.table())

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 TORCH_ONLY = {"quantize.py"}
 TORCH_ONLY |= {"pytree.py"}  # TensorFlow asks the records themselves
 TORCH_ONLY |= {"programs.py"}  # rag_tf has export.py, with all of generation
+TORCH_ONLY |= {"processes.py"}  # rag_tf has replicas.py, over tf.distribute
+TORCH_ONLY |= {"train.py"}  # for torchrun and accelerate, which start PyTorch's processes
 TORCH_ONLY |= {"trainer.py"}  # transformers has a Trainer for PyTorch alone
 ROOMS = sorted({path.name for path in (ROOT / "rag_torch").glob("*.py")} - TORCH_ONLY)
 # What only one framework has: file -> names.

@@ -1,0 +1,16 @@
+"""`torchrun --nproc-per-node 2 -m rag_torch.train QUESTIONS --out FOLDER ...`: `dualrag train` in
+PyTorch, by a name that launchers take.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    from rag_core.cli import main
+
+    sys.argv[1:1] = ["train", "--backend", "torch"]
+    main()
+else:
+    from rag_torch import training
+
+    # whoever imports this file still finds the function under its name
+    sys.modules[__name__] = training.train  # type: ignore[assignment]
