@@ -39,6 +39,8 @@ NOT_RUN = {
     "dualrag parity ": "a dozen seconds each: tests/with_both/test_parity_command.py",
     "dualrag train questions.jsonl --kb kb --out tuned --context-encoder ": "tests/core/test_reindexing.py",
     "dualrag calibrate ": "learns from 20 answers or more, right and wrong: tests/core/test_evaluation_confidence.py",
+    "torchrun ": "starts processes: tests/with_torch/test_processes_torch.py",
+    "accelerate ": "starts processes: tests/with_torch/test_processes_torch.py",
     "curl ": "a server answers it in tests/core/test_serving.py",
     "docker ": "there is none: tests/core/test_container.py",
     "dualrag serve": "serves until it is stopped: tests of its own",

@@ -4,6 +4,7 @@ with a launcher's environment.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from rag_core.tokenization.rag import RagTokenizer
+from rag_torch import BertEncoder, TrainingConfig, train, train_files
+from rag_torch.training import _Run
+from tests.support import golden_torch
 from tests.support.training_models import EXAMPLES, SETTINGS, Fresh, small_tokenizers, weights
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +38,6 @@ CASES = {
 
 def models(folder, dropout=0.0):
     """Two models that start anew each time, the second with a context encoder, in float64."""
-    from rag_torch import BertEncoder
-    from tests.support import golden_torch
-
     folder.mkdir(exist_ok=True)
     tokenizers = small_tokenizers(folder)
     plain, twin = (Fresh(golden_torch, tokenizers, dropout, "float64") for _ in range(2))
@@ -47,9 +50,6 @@ def models(folder, dropout=0.0):
 
 def made(case, fresh, batch_size, **options):
     """Gradients of the first step, and the log and weights of a run of three."""
-    from rag_torch import TrainingConfig
-    from rag_torch.training import _Run
-
     head, _, settings = CASES[case]
     config = TrainingConfig(
         steps=3,
@@ -90,8 +90,6 @@ def job_same(folder, rank):
 
 def job_anew(folder, rank):
     """A run that embeds passages anew; which files of its folder each process opened to write."""
-    from rag_torch import TrainingConfig, train_files
-
     written = []
 
     def hook(event, arguments):
@@ -107,16 +105,53 @@ def job_anew(folder, rank):
     config = TrainingConfig(steps=8, context_encoder="projection", reindex_every=2, overretrieve=2,
                             best_metric="exact_match", evaluate_every=4, tensorboard=True,
                             **SETTINGS)  # fmt: skip
-    report = train_files(
-        folder / "qa.jsonl",
-        folder / "model",
-        folder / "kb",
-        folder / "tuned",
-        config,
-        progress=False,
-    )
+    files = [folder / name for name in ("qa.jsonl", "model", "kb", "tuned")]
+    report = train_files(*files, config, validation=files[0], progress=False)
     ages = [line["index_age"] for line in report.history]
     (folder / f"{rank}.json").write_text(json.dumps({"ages": ages, "written": written}))
+
+
+def asked(examples, tokenizers):
+    """Questions and answers as a model's inputs."""
+    return RagTokenizer(*tokenizers)(
+        [example.question for example in examples],
+        text_target=[example.answers[0] for example in examples],
+        padding=True,
+        return_tensors="pt",
+    )
+
+
+def job_loop(folder, rank):
+    """Two steps of a loop as accelerate's pages show it, each process with half of the questions."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    plain, _ = models(folder / str(rank))
+    fitted = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[fitted])
+    optimizer = torch.optim.SGD(plain().parameters(), lr=0.1)
+    model, optimizer = accelerator.prepare(plain.model, optimizer)
+    assert type(model).__name__ == "DistributedDataParallel"
+    parts = plain.retriever.question_encoder_tokenizer, plain.retriever.generator_tokenizer
+    inputs = asked(EXAMPLES[5 * rank : 5 * rank + 5], parts)
+    for _ in range(2):
+        accelerator.backward(model(**inputs, reduce_loss=True).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    np.savez(folder / f"{rank}.npz", **weights(accelerator.unwrap_model(model)))
+    accelerator.end_training()
+
+
+def job_end(folder, rank):
+    """A run of which one process is killed at its third step: the first one where there are two."""
+    plain, _ = models(folder / str(rank))
+    plain()
+
+    def end(progress):
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = TrainingConfig(steps=1000, **SETTINGS)
+    train(plain.model, plain.retriever, EXAMPLES, config, callbacks=[end], progress=False)
 
 
 @contextmanager
@@ -144,7 +179,7 @@ def started(job, folder, count=2):
 def ends(job, folder, count=2):
     """Exit status and stderr of each process of a job."""
     with started(job, folder, count) as processes:
-        texts = [process.communicate(timeout=300)[1] for process in processes]
+        texts = [process.communicate(timeout=900)[1] for process in processes]
         return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
 
 

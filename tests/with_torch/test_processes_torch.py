@@ -10,12 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
 import rag_torch
 from rag_core import KnowledgeBase
+from rag_core.cli import app
 from rag_core.training.state import CHECKPOINT
-from tests.support.torch_processes import CASES, ROOT, ends, made, models
-from tests.support.training_models import Fresh, live_files, small_tokenizers, train_command
+from tests.support.torch_processes import CASES, ROOT, asked, ends, made, models
+from tests.support.training_models import (
+    EXAMPLES,
+    Fresh,
+    live_files,
+    small_tokenizers,
+    train_command,
+    weights,
+)
 
 pytestmark = pytest.mark.beyond
 
@@ -61,6 +71,34 @@ def test_gradients_losses_and_weights_are_those_of_one_process_with_the_same_bat
             assert line == pytest.approx(wanted, rel=1e-6)
 
 
+def test_the_comparison_notices_half_of_the_questions(two, fresh):
+    _, gradients, _ = made("token", fresh[0], 2)
+    ratios = [
+        np.abs(two[0][0][f"token/gradient/{name}"] - value).max() / np.abs(value).max()
+        for name, value in gradients.items()
+        if np.abs(value).max() > 1e-6
+    ]
+    assert min(ratios) > 1e-3
+
+
+def test_a_loop_with_accelerate_learns_what_one_process_does(fresh, tmp_path):
+    for status, text in ends("loop", tmp_path):
+        assert status == 0, text
+    plain = fresh[0]
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parts = plain.retriever.question_encoder_tokenizer, plain.retriever.generator_tokenizer
+    for _ in range(2):
+        halves = (asked(EXAMPLES[start : start + 5], parts) for start in (0, 5))
+        sum(model(**half, reduce_loss=True).loss / 2 for half in halves).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for rank in range(2):
+        with np.load(tmp_path / f"{rank}.npz") as arrays:
+            for name, value in weights(model).items():
+                np.testing.assert_allclose(arrays[name], value, rtol=1e-6, atol=1e-10, err_msg=name)
+
+
 def test_the_first_process_writes_and_embeds_anew_and_all_search_what_it_made(tmp_path):
     tokenizers = small_tokenizers(tmp_path)
     live_files(tmp_path, rag_torch, tokenizers)
@@ -90,10 +128,14 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
 
 
+def into(out, words):
+    """The words of a command that writes to another folder."""
+    return [str(out) if word.endswith("/tuned") else word for word in words]
+
+
 def launched(launcher, words, out):
     """A launcher's process that trains into `out`."""
-    words = [str(out) if word.endswith("/tuned") else word for word in words]
-    command = [*launcher, "-m", "rag_torch.train", *words]
+    command = [*launcher, "-m", "rag_torch.train", *into(out, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -131,40 +173,38 @@ def whole(words, tmp_path_factory):
     """The folder of the run that nobody ends, by accelerate's launcher."""
     out = tmp_path_factory.mktemp("accelerate") / "out"
     launcher = launched(ACCELERATE, words, out)
-    text = "".join(launcher.communicate(timeout=300))
+    text = "".join(launcher.communicate(timeout=900))
     assert launcher.returncode == 0, text
     assert text.count("Ask it:") == 1  # one of the two speaks
     assert "40 steps of 4 questions" in text and "on 2 processes with torch and the CPU" in text
     return out
 
 
+def test_a_process_whose_other_was_killed_says_so(tmp_path):
+    (first, _), (second, text) = ends("end", tmp_path)
+    assert first == -signal.SIGKILL and second == 1
+    assert "ProcessLost: process 1 of 2 can't reach another one, which has ended or hangs" in text
+    assert "the same command goes on from the last checkpoint" in text
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(
-    words, whole, rank, tmp_path
-):
+def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(words, whole, tmp_path):
     out = tmp_path / "out"
     launcher = launched(TORCHRUN, words, out)
     while not (out / CHECKPOINT).exists():
         assert launcher.poll() is None, launcher.communicate()
         time.sleep(0.02)
-    os.kill(worker(launcher, rank), signal.SIGKILL)
-    start = time.monotonic()
-    text = "".join(launcher.communicate(timeout=120))
-    assert launcher.returncode == 1 and time.monotonic() - start < 60
+    os.kill(worker(launcher, 1), signal.SIGKILL)
+    text = "".join(launcher.communicate(timeout=900))
+    assert launcher.returncode == 1
     assert "Signal 9 (SIGKILL)" in text
-    other = f"process {1 - rank} of 2 can't reach another one, which has ended or hangs"
-    # torchrun may have been first to end it
-    assert other in text or "Sending process" in text, text
+    # torchrun may have been first to end the other
+    assert "process 0 of 2 can't reach another one" in text or "SIGTERM" in text, text
     assert (out / CHECKPOINT).is_file() and not (out / "config.json").exists()
-    alone = subprocess.run(
-        [sys.executable, "-m", "rag_torch.train",
-         *[str(out) if word.endswith("/tuned") else word for word in words]],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert alone.returncode == 2 and "processes: 2 there, 1 now" in alone.stderr
+    alone = CliRunner().invoke(app, ["train", "--backend", "torch", *into(out, words)])
+    assert alone.exit_code == 2 and "processes: 2 there, 1 now" in alone.output
     again = launched(TORCHRUN, words, out)
-    text = "".join(again.communicate(timeout=300))
+    text = "".join(again.communicate(timeout=900))
     assert again.returncode == 0, text
     assert "Goes on from step" in text
     for name in ("model.safetensors", "config.json"):
