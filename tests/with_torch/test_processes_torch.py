@@ -87,6 +87,7 @@ def test_a_loop_with_accelerate_learns_what_one_process_does(fresh, tmp_path):
     plain = fresh[0]
     model = plain()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.zero_grad()  # of the runs before
     parts = plain.retriever.question_encoder_tokenizer, plain.retriever.generator_tokenizer
     for _ in range(2):
         halves = (asked(EXAMPLES[start : start + 5], parts) for start in (0, 5))
