@@ -1,8 +1,8 @@
 # `dualrag serve` on PyTorch's CPU build, as a user without rights. docs/serving.md says how it is run.
 #
 #     docker build -t dualrag .
-#     docker run -p 127.0.0.1:8000:8000 -v dualrag:/data dualrag                            # the demo
-#     docker run -p 127.0.0.1:8000:8000 -v "$PWD/tuned:/model:ro" dualrag --model /model    # a model of yours
+#     docker run --init -p 127.0.0.1:8000:8000 -v dualrag:/data dualrag     # the demo
+#     docker run --init -p 127.0.0.1:8000:8000 -v "$PWD/tuned:/model:ro" dualrag --model /model
 
 ARG PYTHON=3.11
 

@@ -152,7 +152,7 @@ def _others(summary: Mapping[str, Any]) -> dict[str, str]:
 def _knowledge_base(summary: Mapping[str, Any]) -> dict[str, str]:
     from rag_core.knowledge import index_text
 
-    words = "documents whole"
+    words = "whole documents"
     if summary["words"]:
         words = f"of about {summary['words']:,} words"
     return {

@@ -23,7 +23,7 @@ def facts_html(title: str, facts: Mapping[str, Any], details: str = "") -> str:
         facts: by name; those that are None or empty are left out.
         details: a long text, shown to whom asks for it.
     """
-    left = 'style="text-align: left"'
+    left = 'style="text-align: left; padding-right: 1em"'
     rows = "".join(
         f"<tr><th {left}>{escaped(name)}</th><td {left}>{escaped(text)}</td></tr>"
         for name, text in _known(facts)
@@ -60,5 +60,16 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
 
 
 def _known(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    texts = {name: str(value) for name, value in facts.items() if value is not None}
+    texts = {name: _text_of(value) for name, value in facts.items() if value is not None}
     return [(name, shortened(text)) for name, text in texts.items() if text]
+
+
+def _text_of(value: Any) -> str:
+    """A value without the signs of Python."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text_of, value))
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_text_of(each)}" for name, each in value.items())
+    return str(value)

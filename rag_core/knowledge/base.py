@@ -266,7 +266,7 @@ class KnowledgeBase:
         from rag_core.display import facts_html
 
         manifest = self.manifest
-        words = "documents whole"
+        words = "whole documents"
         if manifest.words:
             words = f"of about {manifest.words:,} words"
         facts = {

@@ -91,8 +91,11 @@ def _in_their_words(error: ApiError) -> ApiError:
     message = error.message
     for ours, theirs in _THEIR_NAMES.items():
         message = re.sub(rf"\b{ours}\b", theirs, message)
+    status = error.status
+    if status == 422:
+        status = 400
     return ApiError(
-        400 if error.status == 422 else error.status,
+        status,
         message,
         param=_THEIR_NAMES.get(error.param or "", error.param),
         code=error.code,
@@ -170,7 +173,8 @@ class ChatRequest(BaseModel):
             # As OpenAI's: from the whole distribution, one token after another.
             options = {"top_k": 0, "num_beams": 1} | options
             options |= {"do_sample": True, "temperature": self.temperature or 1.0}
-            options |= {"top_p": self.top_p} if narrows else {}
+            if narrows:
+                options["top_p"] = self.top_p
         elif self.temperature == 0:
             options["do_sample"] = False
         # Without a draw any seed gives the same answer.
@@ -210,7 +214,11 @@ class ChatRequest(BaseModel):
         Raises:
             ApiError: too many, or an empty one.
         """
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        stops = []
+        if isinstance(self.stop, str):
+            stops = [self.stop]
+        elif self.stop is not None:
+            stops = self.stop
         if len(stops) > _MOST_STOPS or not all(stops):
             raise ApiError(
                 400, f"stop must be at most {_MOST_STOPS} texts, none of them empty.", param="stop"
@@ -260,7 +268,9 @@ def _text(content: Any, name: str) -> str:
         )
     texts = []
     for place, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = None
+        if isinstance(part, dict):
+            kind = part.get("type")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise ApiError(
                 400,
@@ -401,12 +411,10 @@ class _Completion:
         return chunks
 
     def _chunk(self, choice: dict[str, Any] | None = None, **fields: Any) -> str:
-        chunk = {
-            **self._head,
-            "object": "chat.completion.chunk",
-            "choices": [] if choice is None else [choice],
-            **fields,
-        }
+        choices = []
+        if choice is not None:
+            choices.append(choice)
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices, **fields}
         if self._reports_usage:
             chunk.setdefault("usage", None)
         if "citations" in fields and (warnings := self._body.unread()):
@@ -430,6 +438,9 @@ class _Completion:
         if text == answer.text and self._model.is_cut(answer, self._options):
             reason = "length"
         cited = _cited(answer, len(text))
+        log_probs = None
+        if self._body.logprobs:
+            log_probs = _log_probs(answer, len(text))
         return {
             "index": place,
             "message": {
@@ -439,7 +450,7 @@ class _Completion:
                 "annotations": _annotations(answer, cited),
                 "citations": [_citation(answer, each) for each in cited],
             },
-            "logprobs": _log_probs(answer, len(text)) if self._body.logprobs else None,
+            "logprobs": log_probs,
             "finish_reason": reason,
         }
 
@@ -471,13 +482,12 @@ def _delta(place: int, log_probs: Any = None, **delta: Any) -> dict[str, Any]:
 
 def _cited(answer: Answer, length: int) -> list[Citation]:
     """The citations of the first so many characters."""
-    return [
-        replace(
-            each, end=min(each.end, length), text=answer.text[each.start : min(each.end, length)]
-        )
-        for each in answer.citations()
-        if each.start < length
-    ]
+    cited = []
+    for citation in answer.citations():
+        if citation.start < length:
+            end = min(citation.end, length)
+            cited.append(replace(citation, end=end, text=answer.text[citation.start : end]))
+    return cited
 
 
 def _citation(answer: Answer, citation: Citation) -> dict[str, Any]:
@@ -512,16 +522,13 @@ def _annotations(answer: Answer, cited: Sequence[Citation]) -> list[dict[str, An
 
 def _log_probs(answer: Answer, length: int) -> dict[str, Any]:
     """log p of those tokens that wrote some of the first so many characters."""
+    content: list[dict[str, Any]] = []
     rows = zip(answer.tokens, answer.token_log_probs, answer.token_spans, strict=True)
-    content = [
-        {
-            "token": token,
-            "logprob": log_prob,
-            # of a token that ends within a character, they are not known
-            "bytes": None if "\ufffd" in token else list(token.encode()),
-            "top_logprobs": [],
-        }
-        for token, log_prob, (start, end) in rows
-        if start < end and start < length
-    ]
+    for token, log_prob, (start, end) in rows:
+        if start == end or start >= length:
+            continue
+        row = {"token": token, "logprob": log_prob, "bytes": None, "top_logprobs": []}
+        if "\ufffd" not in token:  # else it ends within a character
+            row["bytes"] = list(token.encode())
+        content.append(row)
     return {"content": content, "refusal": None}

@@ -123,10 +123,7 @@ class ServedModel:
     def prompt_tokens(self, answer: Answer) -> int:
         """Tokens that the generator read for an answer: each passage with the question."""
         retriever = self.network.retriever
-        tokenizer = RagTokenizer(
-            retriever.question_encoder_tokenizer, retriever.generator_tokenizer, self.network.config
-        )
-        ids = tokenizer.encode_questions([answer.question], truncation=True)["input_ids"]
+        ids = self._tokenizer.encode_questions([answer.question], truncation=True)["input_ids"]
         passages = answer.passages
         docs = {"title": [p.title for p in passages], "text": [p.text for p in passages]}
         prefix = getattr(self.network.generator.config, "prefix", None)
@@ -136,7 +133,9 @@ class ServedModel:
         return int(mask.sum())
 
     def _is_sequence(self, options: Mapping[str, Any]) -> bool:
-        return self.in_sequence if "head" not in options else options["head"] == "sequence"
+        if "head" in options:
+            return bool(options["head"] == "sequence")
+        return self.in_sequence
 
     def _resolved(self, options: Mapping[str, Any]) -> GenerationConfig:
         of_generate = {k: v for k, v in options.items() if k not in _NOT_OF_GENERATE}
@@ -199,17 +198,19 @@ class ServedModel:
     def info(self) -> dict[str, Any]:
         """What it is: "model", "knowledge_base", "versions" and "examples"."""
         config = self.network.config
-        backend = next(
-            (name for name, (package, *_) in BACKENDS.items() if package == self._package()), None
-        )
+        package = type(self._engine).__module__.partition(".")[0]
+        backends = [name for name, (its_package, *_) in BACKENDS.items() if its_package == package]
+        head = "token"
+        if self.in_sequence:
+            head = "sequence"
         info: dict[str, Any] = {
             "model": {
                 "name": self.name,
-                "head": "sequence" if self.in_sequence else "token",
+                "head": head,
                 "generator": config.generator.model_type,
                 "question_encoder": config.question_encoder.model_type,
                 "n_docs": self.n_docs,
-                "backend": backend,
+                "backend": backends[0] if backends else None,
             },
             "knowledge_base": None,
             "versions": {"dualrag": __version__},
@@ -226,9 +227,6 @@ class ServedModel:
                 "credit": manifest.credit,
             }
         return info
-
-    def _package(self) -> str:
-        return type(self._engine).__module__.partition(".")[0]
 
 
 def _hits(ids: Sequence[int], docs: Mapping[str, Any], scores: Sequence[float]) -> list[Hit]:

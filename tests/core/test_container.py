@@ -71,4 +71,5 @@ def test_its_health_check_tells_a_server_that_answers(is_ready):
 def test_compose_opens_it_to_this_machine_alone():
     (service,) = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"].values()
     assert service["ports"] == ["127.0.0.1:8000:8000"] and service["read_only"]
+    assert service["init"], "the first process would not end while it loads"
     assert [volume.split(":")[1] for volume in service["volumes"]] == instructions("VOLUME")

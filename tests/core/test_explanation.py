@@ -199,6 +199,7 @@ def test_a_notebook_shows_configs_knowledge_bases_and_retrievers():
     for thing, facts in (
         (config, ["n_docs3", "title_sep<b>", "model_type dpr, hidden_size 36", '"n_docs": 3']),
         (GenerationConfig(num_beams=3), ["num_beams3"]),
+        (GenerationConfig(suppress_tokens=[4, 5], repetition_penalty=1.25), ["4, 5", "1.25"]),
         (KnowledgeBase(Path("kb"), manifest), ["10,033, of about 100 words", "recall@5 0.900"]),
         (retriever, ["documents a question3", "LazyIndex(passages_path="]),
     ):
