@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from rag_core.retrieval.retriever import RagRetriever as RagRetriever
     from rag_core.retrieval.retriever import within_table_of as within_table_of
     from rag_core.retrieval.search import read_docs as read_docs
+    from rag_core.retrieval.stores import LanceIndex as LanceIndex
+    from rag_core.retrieval.stores import QdrantIndex as QdrantIndex
+    from rag_core.retrieval.stores import StoreIndex as StoreIndex
     from rag_core.retrieval.tables import MOST_PASSAGES as MOST_PASSAGES
     from rag_core.retrieval.tables import IndexTables as IndexTables
     from rag_core.retrieval.tables import index_tables as index_tables
@@ -76,6 +79,7 @@ __getattr__, __dir__, __all__ = lazily(
         "hybrid": ["HybridIndex"],
         "index": ["BM25_FOLDER", "FaissIndex", "Index"],
         "own_scores": ["has_own_scores", "length_of", "needs_text", "needs_vectors", "top_docs"],
+        "stores": ["LanceIndex", "QdrantIndex", "StoreIndex"],
         "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],

@@ -1,0 +1,112 @@
+"""LanceDB and Qdrant as an index: what they find and give back is what the faiss index does."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rag_core.retrieval import stores
+from rag_core.retrieval.retriever import RagRetriever
+from rag_core.retrieval.stores import LanceIndex, QdrantIndex
+from tests.support.knowledge_bases import build
+from tests.support.training_models import small_config, small_tokenizers
+
+pytestmark = pytest.mark.beyond
+
+
+def lance(index, folder):
+    import lancedb
+
+    LanceIndex.create(index, lancedb.connect(folder))
+    return LanceIndex(lancedb.connect(folder).open_table("passages"))
+
+
+def qdrant(index, folder):
+    from qdrant_client import QdrantClient
+
+    with_folder = QdrantClient(path=str(folder))
+    QdrantIndex.create(index, with_folder, "passages")
+    with_folder.close()
+    return QdrantIndex(QdrantClient(path=str(folder)), "passages")
+
+
+@pytest.fixture(scope="module")
+def kb(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("base"), rows=150, shard_rows=256, batch_size=64)
+
+
+@pytest.fixture(params=[lance, qdrant])
+def pair(request, kb, tmp_path, monkeypatch):
+    """A faiss index, and the store of its passages, written in blocks, closed and opened again."""
+    monkeypatch.setattr(stores, "_BLOCK", 64)
+    index = kb.index()
+    return index, request.param(index, tmp_path / "store")
+
+
+def test_passages_vectors_and_texts_are_those_of_the_faiss_index(pair) -> None:
+    index, store = pair
+    assert len(store) == len(index) == 150 and store.vector_size == index.vector_size
+    queries = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
+    ids, vectors = index.get_top_docs(queries, 10)
+    found, of_store = store.get_top_docs(queries, 10)
+    stored = index.vectors_of(np.arange(len(index)))
+    assert (of_store == stored[found]).all() and of_store.dtype == np.float32  # to the last bit
+    scores = np.einsum("bnd,bd->bn", vectors, queries)
+    of_found = np.einsum("bnd,bd->bn", of_store, queries)
+    np.testing.assert_allclose(of_found, scores, atol=1e-5)
+    assert (found == ids).mean() > 0.95  # equal vectors may stand in another order
+    assert store.get_doc_dicts(found) == [
+        {name: doc[name] for name in ("title", "text", "source", "metadata")}
+        for doc in index.get_doc_dicts(found)
+    ]
+    few, blank = store.get_top_docs(queries[:1], 160)
+    assert (few[0, 150:] == -1).all() and not blank[0, 150:].any()
+    assert sorted(few[0, :150].tolist()) == list(range(150))
+    with pytest.raises(LookupError, match=r"has no rows \[150\]"):
+        store.get_doc_dicts(np.array([[3, 150]]))
+
+
+def test_a_retriever_works_through_it(pair, tmp_path) -> None:
+    index, store = pair
+    tokenizers = small_tokenizers(tmp_path)
+    config = small_config(tokenizers)
+    queries = index.vectors_of(np.array([5, 130]))  # their own passages are best
+    answers = [
+        RagRetriever(config, *tokenizers, index=one)(
+            None, queries, n_docs=3, question_text=["a", "b"]
+        )
+        for one in (index, store)
+    ]
+    first, second = (answer["doc_ids"] for answer in answers)
+    np.testing.assert_array_equal(first[:, 0], second[:, 0])
+    np.testing.assert_array_equal(
+        answers[0]["retrieved_doc_embeds"][:, 0], answers[1]["retrieved_doc_embeds"][:, 0]
+    )
+
+
+def test_the_lines_of_the_page_run(kb, tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "stores.md").read_text("utf-8")
+    (block,) = re.findall(r"^```text\n(import lancedb\n.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    retriever = SimpleNamespace()
+    lines = {"kb": kb, "retriever": retriever}
+    exec(block, lines)
+    assert len(retriever.index) == 150 and isinstance(retriever.index, QdrantIndex)
+    lines["client"].close()
+
+
+def test_a_collection_that_changes_vectors_and_a_table_of_others_are_refused(tmp_path) -> None:
+    import lancedb
+    from qdrant_client import QdrantClient, models
+
+    client = QdrantClient(":memory:")
+    for name, distance in (("cosine", models.Distance.COSINE), ("dot", models.Distance.DOT)):
+        client.create_collection(name, models.VectorParams(size=4, distance=distance))
+    with pytest.raises(ValueError, match=r"must have one float32 vector .* distance Dot"):
+        QdrantIndex(client, "cosine")
+    assert len(QdrantIndex(client, "dot")) == 0
+    table = lancedb.connect(tmp_path).create_table("t", [{"vector": [1.0, 2.0], "title": "a"}])
+    with pytest.raises(ValueError, match=r"'row', 'text', .* are missing"):
+        LanceIndex(table)
