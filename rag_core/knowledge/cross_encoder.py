@@ -87,7 +87,7 @@ class CrossEncoderBase:
         names = [str(name) for name in config.architectures or []]
         is_classifier = any("ForSequenceClassification" in name for name in names)
         if not isinstance(config, BertConfig) or not is_classifier:
-            kind = names or repr(config.model_type)
+            kind = names or repr(getattr(config, "converted_from", None) or config.model_type)
             raise ValueError(
                 f"{name_or_path} must be a BERT for sequence classification, got {kind}. Give "
                 "RerankedIndex a function (questions, passages) -> scores of another library"

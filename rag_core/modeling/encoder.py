@@ -261,6 +261,8 @@ class BertBase(PooledEncoderBase[Tensor]):
 
 def _with_dense(name_or_path: str | Path, hub: dict[str, Any], weights: Any, source: str) -> Any:
     """The weights with those of the Dense module that a folder of sentence-transformers has."""
+    if "classifier.weight" in weights:  # a cross-encoder, whose projection that is
+        return weights
     settings = sentence_settings(name_or_path, **hub)
     if settings is None or not settings.projection:
         return weights
