@@ -121,10 +121,12 @@ def index(
         progress=not is_quiet(),
     )
     manifest = kb.manifest
+    kind = f"{manifest.index['kind']} index"
+    if manifest.search != "vectors":
+        kind = f"searched by {manifest.search}; for vectors a {kind}"
     say(
         f"{out}: {len(kb):,} passages of {len(manifest.sources)} file(s), {manifest.dimension} "
-        f"numbers each, {manifest.index.get('search') or manifest.index['kind']} index, recall@5 "
-        f"{manifest.index['recall_at_5']:.3f}.\n"
+        f"numbers each, {kind}, recall@5 {manifest.index['recall_at_5']:.3f}.\n"
         f'Search it:  {pasteable("search", out)} "..."\n'
         f'Ask it:     {pasteable("ask", "--kb", out)} "..."'
     )
