@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 CONFORMANCE = build/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test beyond check conformance bench bench-quick results docs demo-model clean
+.PHONY: help install demo test beyond check conformance bench bench-quick results docs demo-model dist compat clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -85,6 +85,21 @@ docs: $(VENV)/.installed-docs  ## the documentation as a site, in site/: needs P
 
 demo-model: $(VENV)/.installed-torch  ## retrain the shipped demo model from scratch and measure it
 	$(BIN)/python -m experiments.demo_training
+
+# hatchling writes its own version into the wheel, and the time of the commit into both archives
+dist: | $(BIN)/python  ## wheel and sdist, in dist/: built twice to the same bytes, and checked
+	@$(PIP) build twine
+	rm -rf dist build/dist
+	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) PIP_CONSTRAINT=$(CURDIR)/constraints.txt; \
+		for folder in dist build/dist; do $(BIN)/python -m build --outdir $$folder . || exit; done
+	diff -r dist build/dist
+	$(BIN)/twine check --strict dist/*
+
+# e.g.  make compat COMPAT='3.13 torch'
+COMPAT ?=
+
+compat:  ## both ends of the supported versions, as far as they can be had here: gigabytes, and an hour
+	$(PYTHON) .ci/compat.py $(if $(COMPAT),--only '$(COMPAT)')
 
 clean:  ## remove the environment and what was built; the demo's cache (~/.cache/dualrag) stays
 	rm -rf $(VENV) site build dist *.egg-info
