@@ -240,3 +240,21 @@ def test_log_probs_in_pieces_have_the_gradients_of_the_plain_formula(dtype, monk
         torch.testing.assert_close(gradient, gradients[0], **tolerance)
     if dtype == torch.float64:
         assert torch.autograd.gradgradcheck(lambda x: marginal.target_log_probs(x, target), logits)
+
+
+def test_what_hardly_anything_is_learned_of_has_no_gradient() -> None:
+    """A CPU is many times slower over numbers below the normal range."""
+    far = torch.tensor([0.0, -1.0, -40.0, -80.0], dtype=torch.float64)
+    logits = torch.stack([far, far.roll(1)]).reshape(1, 2, 1, -1)  # (B, N, T, V)
+    weights = torch.tensor([[[1.0], [1e-25]]], dtype=torch.float64)  # posteriors
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        given = logits.to(dtype).requires_grad_()
+        log_probs = marginal.target_log_probs(given, torch.tensor([[1]]))
+        (log_probs * weights.to(dtype)).sum().backward()
+        return given.grad
+
+    single = gradient(torch.float32)
+    size = single[single != 0].abs()
+    assert len(size) == 3 and size.min() > 1e-19
+    torch.testing.assert_close(single.double(), gradient(torch.float64), rtol=1e-6, atol=1e-19)
