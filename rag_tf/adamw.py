@@ -105,7 +105,9 @@ class AdamW:
             scalars, zero, beta1, beta2 = shared[parameter.dtype]
             kept, pace, epsilon, factor = scalars[4 * row : 4 * row + 4]
             if name in self._decaying:
-                parameter.assign(tf.raw_ops.Mul(x=parameter.read_value(), y=kept))
+                # By its handle, as all below: a replica's own, whatever strategy it belongs to.
+                decayed = tf.raw_ops.Mul(x=parameter.read_value(), y=kept)
+                tf.raw_ops.AssignVariableOp(resource=parameter.handle, value=decayed)
             # One pass over the four arrays; operation by operation it would be a dozen.
             tf.raw_ops.ResourceApplyAdam(
                 var=parameter.handle,

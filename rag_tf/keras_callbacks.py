@@ -104,6 +104,12 @@ class ReindexCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Attach the encoder to the model, and its tokenizer to the retriever."""
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                "ReindexCallback must be used on one device, got a strategy with "
+                f"{self.model.distribute_strategy.num_replicas_in_sync} replicas. Leave it out: "
+                "the vectors of passages then stay as they are"
+            )
         if self.params.get("steps"):
             self.total = self.params["steps"] * self.params["epochs"]
         self._step = 0

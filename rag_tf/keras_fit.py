@@ -2,14 +2,18 @@
 
 A step is Python around graphs (question encoder, then the search, then generator, loss and
 optimizer), for a search cannot be compiled. The losses are those of `rag_tf.training`, with the same
-names and weights. Letters: B questions, N documents a question, P passages a question, Q question
-length, L passage length, C passages of a batch, T target length.
+names and weights. Under a strategy of tf.distribute every replica makes such a step with its share of
+the batch, and together they minimise what one device would.
+
+Letters: B questions, N documents a question, P passages a question, Q question length, L passage
+length, C passages of a batch (of all replicas), T target length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +22,14 @@ import tensorflow as tf
 
 from rag_core.backends import to_numpy
 from rag_core.checks import warn
-from rag_core.training import ForwardPass, TrainingConfig, passage_rows, retriever_losses
+from rag_core.training import (
+    ForwardPass,
+    PassageRows,
+    TrainingConfig,
+    passage_rows,
+    retriever_losses,
+)
+from rag_tf import replicas
 from rag_tf.call_arguments import spread
 from rag_tf.contexts import to_device
 from rag_tf.marginalize import shift_left
@@ -28,12 +39,14 @@ _PASSAGES = ("passage_input_ids", "passage_attention_mask")
 
 @dataclass
 class StepLosses:
-    """The losses of a batch; scalars.
+    """The losses of a batch, or a replica's share of them, of which they are the sum; scalars.
 
     Attributes:
         loss: what is minimised.
-        count: what the answers' loss is a mean over, scored tokens; where there is none, questions.
-        questions: what the others are means over, weighted as the caller says.
+        count: what the answers' loss is a mean over, scored tokens of the whole batch; where there
+            is none, questions.
+        questions: what the others are means over, those of the whole batch, weighted as the caller
+            says.
         retriever_loss: without its weight, in nats a question; None without one.
         in_batch_accuracy: share of questions that scored their own passage highest; None without
             passages.
@@ -57,6 +70,7 @@ class KerasFit:
     """
 
     optimizer: Any
+    distribute_strategy: Any
     steps_per_execution: int
     _loss_tracker: Any
     _settings = TrainingConfig()
@@ -115,9 +129,11 @@ class KerasFit:
             names.append("in_batch_accuracy")
         # Past Keras' trackers, which would keep those of an earlier `compile`, too.
         object.__setattr__(self, "_settings", settings)
-        means = tuple(keras.metrics.Mean(name=name) for name in names)
-        object.__setattr__(self, "_retriever_metrics", means)
-        super().compile(optimizer=optimizer, **kwargs)  # type: ignore[misc]
+        with replicas.scope(self.distribute_strategy):
+            means = tuple(keras.metrics.Mean(name=name) for name in names)
+            object.__setattr__(self, "_retriever_metrics", means)
+            super().compile(optimizer=optimizer, **kwargs)  # type: ignore[misc]
+        self._check_optimizer()
 
     @property
     def metrics(self) -> list[Any]:
@@ -132,16 +148,30 @@ class KerasFit:
             "retriever_loss" and "in_batch_accuracy".
         """
         variables = self.trainable_variables  # type: ignore[attr-defined]
+        if not variables:
+            warn("The model has no trainable weights: set model.trainable = True")
+        strategy = self.distribute_strategy
+        logs, gradients = replicas.on_replicas(strategy, self._gradients, data, variables)
+        if gradients:
+            self._learn(variables, gradients)
+        return replicas.of_first(strategy, logs)
+
+    def _gradients(
+        self, data: Any, variables: list[Any]
+    ) -> tuple[dict[str, Any], dict[int, tf.Tensor]]:
+        """A replica's share of a step: the means so far, and gradients by the place of variables."""
         # Told which weights learn, a tape keeps nothing of networks without any.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             losses = self._step_losses(data, training=True)
             scaled = self.optimizer.scale_loss(losses.loss)
-        if variables:
-            self._learn(variables, tape.gradient(scaled, variables))
-        else:
-            warn("The model has no trainable weights: set model.trainable = True")
-        return self._measured(losses)
+        gradients = {}
+        for place, gradient in enumerate(tape.gradient(scaled, variables)):
+            if gradient is None:  # the variable had no part in the loss
+                continue
+            # A sparse gradient's number of rows would be another graph each time.
+            gradients[place] = tf.convert_to_tensor(gradient)
+        return self._measured(losses), gradients
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """The losses of a batch, without dropout.
@@ -149,14 +179,23 @@ class KerasFit:
         Returns:
             As of `train_step`, the means so far.
         """
+        strategy = self.distribute_strategy
+        logs = replicas.on_replicas(strategy, self._tested, data)
+        return replicas.of_first(strategy, logs)
+
+    def _tested(self, data: Any) -> dict[str, Any]:
         return self._measured(self._step_losses(data, training=False))
 
     def _measured(self, losses: StepLosses) -> dict[str, Any]:
         """The means so far, with those of a batch."""
-        self._loss_tracker.update_state(losses.loss, sample_weight=losses.count)
+        names = ["loss", *(metric.name for metric in self._retriever_metrics)]
+        values = replicas.summed({name: getattr(losses, name) for name in names})
+        # Keras adds up what the replicas measure: each has its part of the weight.
+        several = replicas.count()
+        self._loss_tracker.update_state(values["loss"], sample_weight=losses.count / several)
         for metric in self._retriever_metrics:
-            value = getattr(losses, metric.name)
-            metric.update_state(value, sample_weight=losses.questions)
+            weight = losses.questions / several
+            metric.update_state(values[metric.name], sample_weight=weight)
         return self.get_metrics_result()  # type: ignore[attr-defined]
 
     def predict_step(self, data: Any) -> dict[str, Any]:
@@ -185,18 +224,23 @@ class KerasFit:
         inputs = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
         if labels is None:
             labels = inputs.pop("labels", None)
-        passages, passage_mask = (inputs.pop(name, None) for name in _PASSAGES)
+        ids, mask = (inputs.pop(name, None) for name in _PASSAGES)
         if not hasattr(self, "get_nll"):
             raise TypeError(
                 f"{type(self).__name__} has no loss: train RagTokenForGeneration or "
                 "RagSequenceForGeneration"
             )
+        passages = None
+        if settings.retriever_loss == "contrastive":
+            passages = self._passages(inputs, ids, mask)
+        if replicas.count() > 1 and not len(next(iter(inputs.values()))):
+            inputs, labels, weights = _one_that_counts_nothing(inputs, labels)
         forward = ForwardPass(self)
         nll = None
         if settings.reads_documents:
             nll = self._answered(forward, inputs, labels, training)  # (B,)
-        if settings.retriever_loss == "contrastive":
-            self._compared(forward, inputs, passages, passage_mask, training)
+        if passages is not None:
+            self._compared(forward, inputs, passages, training)
         rows = None
         if settings.retriever_loss is not None:
             rows = retriever_losses(forward, settings)  # (B,)
@@ -218,38 +262,56 @@ class KerasFit:
         forward.question_vectors = outputs.question_encoder_last_hidden_state
         return outputs.loss
 
-    def _compared(
-        self, forward: ForwardPass, inputs: dict[str, Any], ids: Any, mask: Any, training: bool
-    ) -> None:
-        """Encode the passages of a batch, each once, and its questions where that is not done."""
-        rag = self.rag  # type: ignore[attr-defined]
+    def _passages(self, inputs: dict[str, Any], ids: Any, mask: Any) -> PassageRows:
+        """The passages of the batch, those of all replicas, and what each question of this one is
+        to find among them.
+        """
         if ids is None or "input_ids" not in inputs:
             raise ValueError(
                 "input_ids and passage_input_ids must be given with retriever_loss='contrastive': "
                 "of each question first the passage that answers it, then others, (questions, "
                 "passages, tokens)"
             )
-        if rag.ctx_encoder is None:
+        if self.rag.ctx_encoder is None:  # type: ignore[attr-defined]
             raise ValueError(
                 "retriever_loss='contrastive' needs a context encoder, which encodes the passages: "
                 "model.set_context_encoder_for_training(encoder). With encoder.trainable = False "
                 "it does not learn"
             )
-        if mask is not None:
-            mask = to_numpy(mask)
-        rows = passage_rows(to_numpy(inputs["input_ids"]), to_numpy(ids), mask)
-        tokens = {"tokenized_doc_ids": rows.ids, "tokenized_doc_attention_mask": rows.mask}
+        if mask is None:
+            mask = tf.ones_like(ids)
+        questions = to_numpy(inputs["input_ids"])
+        every, start = replicas.gathered_tokens(questions)
+        tokens = [replicas.gathered_tokens(to_numpy(part))[0] for part in (ids, mask)]
+        rows = passage_rows(every, *tokens)
+        own = slice(start, start + len(questions))
+        if not len(questions):
+            own = slice(0, 1)  # see `_one_that_counts_nothing`
+        return replace(rows, positive=rows.positive[own], masked=rows.masked[own])
+
+    def _compared(
+        self, forward: ForwardPass, inputs: dict[str, Any], rows: PassageRows, training: bool
+    ) -> None:
+        """Encode the passages of a batch, each once, and its questions where that is not done."""
+        rag = self.rag  # type: ignore[attr-defined]
+
+        def encoded(part: slice) -> tf.Tensor:
+            tokens = {
+                "tokenized_doc_ids": rows.ids[part],
+                "tokenized_doc_attention_mask": rows.mask[part],
+            }
+            return rag.document_vectors(tokens, training=training)
+
         with self.precision():  # type: ignore[attr-defined]
-            forward.passage_vectors = rag.document_vectors(tokens, training=training)  # (C, D)
+            forward.passage_vectors = replicas.gathered_shares(len(rows.ids), encoded)  # (C, D)
             if forward.question_vectors is None:
                 questions = to_device(inputs["input_ids"])
                 question_mask = inputs.get("attention_mask")
                 if question_mask is not None:
                     question_mask = to_device(question_mask)
-                encoded = rag._encode(
+                forward.question_vectors = rag._encode(
                     {"training": training}, rag.question_encoder, questions, question_mask
-                )
-                forward.question_vectors = encoded[0]  # (B, D)
+                )[0]  # (B, D)
         forward.positive, forward.masked = tf.constant(rows.positive), tf.constant(rows.masked)
 
     def _weighed(
@@ -261,15 +323,17 @@ class KerasFit:
         if nll is None:
             like = retriever_rows
         if weights is None:
-            weights = tf.ones_like(like)
+            # Of a shape alone: what is made of `like` is on the tape, and so its sums over
+            # replicas would be.
+            weights = tf.ones(tf.shape(like))
         weights = tf.cast(to_device(weights), like.dtype)
-        questions = tf.reduce_sum(weights)
+        questions = replicas.summed(tf.reduce_sum(weights))
         total, count = tf.zeros((), like.dtype), questions
         if nll is not None and settings.answer_loss_weight:
             pad = self._pad_token_id  # type: ignore[attr-defined]
             is_scored = shift_left(forward.target, pad) != pad
             tokens = tf.reduce_sum(tf.cast(is_scored, nll.dtype), 1)  # (B,)
-            count = tf.reduce_sum(tokens * weights)
+            count = replicas.summed(tf.reduce_sum(tokens * weights))
             mean = tf.math.divide_no_nan(tf.reduce_sum(nll * weights), count)
             total += settings.answer_loss_weight * mean
         losses = StepLosses(total, count, questions)
@@ -287,31 +351,70 @@ class KerasFit:
             )
         return losses
 
-    def _learn(self, variables: list[Any], gradients: list[Any]) -> None:
-        # A variable that had no part in the loss has no gradient.
-        learning = [place for place, gradient in enumerate(gradients) if gradient is not None]
-        # A sparse gradient's number of rows would be another graph each time.
-        dense = [tf.convert_to_tensor(gradients[place]) for place in learning]
-        self._apply(variables)(tuple(learning), dense)
+    def _learn(self, variables: list[Any], gradients: dict[int, Any]) -> None:
+        self._apply(variables)(tuple(gradients), list(gradients.values()))
 
     def _apply(self, variables: list[Any]) -> Callable[..., Any]:
         """The optimizer's step as a graph, made anew for another optimizer or other variables."""
         key = (id(self.optimizer), tuple(map(id, variables)))
         if self.__dict__.get("_apply_key") != key:
-            optimizer = self.optimizer
+            optimizer, strategy = self.optimizer, self.distribute_strategy
             if not optimizer.built:
-                optimizer.build(variables)
+                with replicas.scope(strategy):
+                    optimizer.build(variables)
 
             def apply(places: tuple[int, ...], gradients: list[tf.Tensor]) -> None:
+                if tf.distribute.has_strategy():
+                    # An argument of a graph has no device, where TensorFlow would add them up.
+                    gradients = [tf.identity(gradient) for gradient in gradients]
+                if replicas.count() > 1 and _clips(optimizer):
+                    # Keras clips the gradients of each replica, and adds them up then.
+                    whole = optimizer._clip_gradients(replicas.summed(gradients))
+                    gradients = [gradient / replicas.count() for gradient in whole]
                 optimizer.apply(gradients, [variables[place] for place in places])
 
+            def apply_on_all(places: tuple[int, ...], gradients: list[Any]) -> None:
+                replicas.on_replicas(strategy, partial(apply, places), gradients)
+
             # Past Keras' trackers, which would make a layer's attribute of it.
-            object.__setattr__(self, "_apply_graph", tf.function(apply, autograph=False))
+            object.__setattr__(self, "_apply_graph", tf.function(apply_on_all, autograph=False))
             object.__setattr__(self, "_apply_key", key)
         return self.__dict__["_apply_graph"]
 
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that does not know of the replicas.
+
+        Raises:
+            ValueError: it was made outside of the strategy's scope, accumulates gradients or scales
+                the loss.
+        """
+        strategy, optimizer = self.distribute_strategy, self.optimizer
+        if optimizer is None:
+            return
+        replicas.check_strategy(strategy, [optimizer.variables[0].value])
+        if strategy.num_replicas_in_sync == 1:
+            return
+        if getattr(optimizer, "gradient_accumulation_steps", None):
+            raise ValueError(
+                "optimizer must not accumulate gradients on several replicas, got "
+                f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. Make "
+                "batches larger, or use rag_tf.train"
+            )
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "optimizer must not scale the loss on several replicas, got LossScaleOptimizer. "
+                "The policy 'mixed_bfloat16' needs no loss scale"
+            )
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing is left to be built: Keras would look at a batch of all replicas for it, and
+        cannot where there are several processes.
+        """
+
     def make_train_function(self, force: bool = False) -> Any:
         """A step as Keras' loop calls it: in Python, as a search is part of it."""
+        variables = self.variables  # type: ignore[attr-defined]
+        replicas.check_strategy(self.distribute_strategy, variables)
         self.train_function = self._looped(self.train_step)
         return self.train_function
 
@@ -332,3 +435,21 @@ class KerasFit:
             return logs
 
         return function
+
+
+def _one_that_counts_nothing(
+    inputs: dict[str, Any], labels: Any
+) -> tuple[dict[str, Any], Any, tf.Tensor]:
+    """Inputs, labels and weights of a question for a replica that has got none of a batch: it is
+    encoded as others are, as all replicas have to make the same sums.
+    """
+    row = {name: tf.ones((1, *value.shape[1:]), value.dtype) for name, value in inputs.items()}
+    if labels is not None:
+        labels = tf.ones((1, *labels.shape[1:]), labels.dtype)
+    return row, labels, tf.zeros(1)
+
+
+def _clips(optimizer: Any) -> bool:
+    """Whether an optimizer of Keras clips gradients."""
+    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
+    return any(limit is not None for limit in limits)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rag_tf import weight_files
+from rag_tf import replicas, weight_files
 from rag_tf.call_arguments import spread
 from rag_tf.keras_fit import KerasFit
 from rag_tf.modules import Module, compute_dtype, computing_in, variable_id
@@ -217,7 +217,7 @@ class KerasModel(KerasFit, keras.Model):
         self, filepath: str | Path, overwrite: bool = True, max_shard_size: Any = None
     ) -> None:
         """Write all weights to one file under Hugging Face's names; see `save_pretrained` for a
-        folder with the config.
+        folder with the config. Of several processes the first one writes.
 
         Args:
             filepath: ends with ".safetensors", ".weights.h5" or ".h5".
@@ -233,7 +233,8 @@ class KerasModel(KerasFit, keras.Model):
                 "max_shard_size: save_weights writes one file; save_pretrained(folder) writes "
                 "shards"
             )
-        weight_files.write(filepath, dict(self._named()), overwrite)
+        if replicas.writes(self.distribute_strategy):
+            weight_files.write(filepath, dict(self._named()), overwrite)
 
     def load_weights(
         self, filepath: str | Path, skip_mismatch: bool = False, **kwargs: Any

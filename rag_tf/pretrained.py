@@ -11,6 +11,7 @@ import tensorflow as tf
 from rag_core.checks import warn
 from rag_core.display import facts_line
 from rag_core.modeling import PretrainedBase
+from rag_tf import replicas
 from rag_tf import weights as tensors
 from rag_tf.holder import WeightHolder, resolve_dtype
 from rag_tf.modules import placeholders
@@ -159,9 +160,10 @@ class PretrainedModel(WeightHolder, PretrainedBase[tf.Tensor]):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
+        strategy = getattr(self, "distribute_strategy", None) or tf.distribute.get_strategy()
         super().save_pretrained(
             save_directory,
-            is_main_process,
+            is_main_process and replicas.writes(strategy),
             state_dict,
             save_function,
             push_to_hub,

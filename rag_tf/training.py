@@ -2,24 +2,44 @@
 
 Random numbers have no state here that a checkpoint would keep: those of a forward pass are a
 function of the settings and the step's number.
+
+Under a strategy of tf.distribute the whole run is made by each replica, in the strategy's `run`: the
+replicas are the processes of `rag_core.training.Processes`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from rag_core.training import Batch, ForwardPass, TrainingConfig, TrainingRun, parameter_groups
+from rag_core.training import (
+    ALONE,
+    Batch,
+    ForwardPass,
+    Processes,
+    TrainingConfig,
+    TrainingReport,
+    TrainingRun,
+    parameter_groups,
+    started_processes,
+)
+from rag_tf import replicas
 from rag_tf.adamw import AdamW, LossScale
 from rag_tf.contexts import Contexts, table_size
 from rag_tf.modules import computing_in, seeded_by
 from rag_tf.weights import named_tensors
 
 _HALF = {None: None, "bf16": tf.bfloat16, "fp16": tf.float16}
+
+
+def _as_documented(method: Any) -> Callable[[Any], Any]:
+    """A decorator: signature and words of a class method."""
+    return functools.wraps(method.__func__)
 
 
 class _Run(TrainingRun):
@@ -30,6 +50,53 @@ class _Run(TrainingRun):
     optimizer: AdamW
     scaler: LossScale
     _tape: tf.GradientTape | None = None  # while it records a forward pass
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.live is not None and self.processes.count > 1:
+            raise ValueError(
+                "context_encoder must be 'frozen' on several replicas, got "
+                f"{self.config.context_encoder!r} with a passage_encoder. Train it on one device, "
+                "or in several processes with rag_torch"
+            )
+
+    @classmethod
+    @_as_documented(TrainingRun.train)
+    def train(cls, model: Any, *args: Any, **kwargs: Any) -> TrainingReport:
+        strategy = model.distribute_strategy
+        replicas.check_strategy(strategy, model.variables)
+        make = functools.partial(super().train, model, *args, **kwargs)
+        report: TrainingReport = _by_all(strategy, make)
+        return report
+
+    @classmethod
+    @_as_documented(TrainingRun.train_files)
+    def train_files(cls, *args: Any, **kwargs: Any) -> TrainingReport:
+        make = functools.partial(super().train_files, *args, **kwargs)
+        report: TrainingReport = _by_all(_started_strategy(), make)
+        return report
+
+    @classmethod
+    @_as_documented(TrainingRun.measure_files)
+    def measure_files(cls, *args: Any, **kwargs: Any) -> float:
+        make = functools.partial(super().measure_files, *args, **kwargs)
+        measured: float = _by_all(_started_strategy(), make)
+        return measured
+
+    @classmethod
+    @contextlib.contextmanager
+    def joined(cls) -> Iterator[Processes]:
+        if replicas.count() > 1:
+            yield replicas.Replicas()
+            return
+        _, several = started_processes()
+        if several > 1:
+            raise ValueError(
+                "the model must be made within the scope of a MultiWorkerMirroredStrategy where "
+                f"{several} processes were started, got one made outside. TensorFlow's processes "
+                "are named by TF_CONFIG, see docs/training.md"
+            )
+        yield ALONE
 
     @staticmethod
     def default_device() -> None:
@@ -84,7 +151,12 @@ class _Run(TrainingRun):
             if name in self.gradients:
                 dense = self.gradients[name] + dense
             self.gradients[name] = dense
+        if batch.ends_step:
+            self.gradients = replicas.summed(self.gradients)
         return forward
+
+    def gather(self, vectors: tf.Tensor) -> tf.Tensor:
+        return replicas.gathered(vectors)
 
     def end_step(self) -> bool:
         factor = self.optimizer.clip_factor(
@@ -104,9 +176,9 @@ class _Run(TrainingRun):
         }
 
     def set_parameter_state(self, name: str, state: dict[str, np.ndarray]) -> None:
-        self.parameters[name].assign(state["model"])
-        self.optimizer.exp_avg[name].assign(state["exp_avg"])
-        self.optimizer.exp_avg_sq[name].assign(state["exp_avg_sq"])
+        replicas.assign(self.parameters[name], state["model"])
+        replicas.assign(self.optimizer.exp_avg[name], state["exp_avg"])
+        replicas.assign(self.optimizer.exp_avg_sq[name], state["exp_avg_sq"])
         self.optimizer.steps[name] = int(state["step"])
 
     def random_states(self) -> dict[str, Any]:
@@ -119,6 +191,20 @@ class _Run(TrainingRun):
 train = _Run.train
 train_files = _Run.train_files
 measure_files = _Run.measure_files
+
+
+def _started_strategy() -> Any:
+    """The strategy whose scope this is; without one that of the processes named by TF_CONFIG."""
+    if not tf.distribute.has_strategy() and started_processes()[1] > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _by_all(strategy: Any, make: Callable[[], Any]) -> Any:
+    """What a run returns that every replica of this process makes."""
+    returned = []
+    replicas.on_replicas(strategy, lambda: returned.append(make()))
+    return returned[0]
 
 
 def make_optimizer(parameters: dict[str, tf.Variable], config: TrainingConfig) -> AdamW:

@@ -8,6 +8,7 @@ from rag_core.lazy import lazily
 
 if TYPE_CHECKING:
     from rag_core.training.batch import Batch as Batch
+    from rag_core.training.batch_passages import PassageRows as PassageRows
     from rag_core.training.batch_passages import passage_rows as passage_rows
     from rag_core.training.callbacks import Callback as Callback
     from rag_core.training.callbacks import TrainingProgress as TrainingProgress
@@ -35,7 +36,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "batch": ["Batch"],
-        "batch_passages": ["passage_rows"],
+        "batch_passages": ["PassageRows", "passage_rows"],
         "callbacks": ["Callback", "TrainingProgress"],
         "choices": ["chosen_config"],
         "config": ["TrainingConfig"],

@@ -69,7 +69,7 @@ class Contrast:
             ValueError: no question has a passage to be told from its own.
         """
         run = self._run
-        compared = self.lessons.compare(batch.of_all)
+        compared = self.lessons.compare(batch.of_all or batch.examples)
         own = slice(batch.first, batch.first + len(batch.examples))
         forward.passage_vectors = self._passage_vectors(compared.passages)
         forward.positive = run.tensor(compared.positive[own])

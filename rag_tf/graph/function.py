@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from rag_core.checks import plain
+from rag_tf import replicas
 from rag_tf.modules import Stream, compute_dtype, fresh_seed, streaming
 
 _NO_SEED = np.zeros(2, np.int32)
@@ -192,7 +193,8 @@ class Graph:
         if not tf.executing_eagerly():
             return self.function(*args)
         leaves: list[Any] = []
-        key: list[Any] = [compute_dtype()]
+        # Each replica has weights of its own.
+        key: list[Any] = [compute_dtype(), replicas.number()]
         _flatten(args, leaves, key)
         tensors = []
         for leaf in leaves:

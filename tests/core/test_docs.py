@@ -45,18 +45,18 @@ def reader(demo_cache, world, tmp_path, monkeypatch, offline):
 ELSEWHERE = "rag_tf.ReindexCallback("
 
 
-def run_blocks(page, names, without="", only=""):
+def run_blocks(page, names, without=(), only=""):
     """A page's Python, pasted block by block into one interpreter.
 
     Args:
         names: the interpreter's, changed in place.
-        without: a heading whose section is left out.
+        without: headings whose sections are left out.
         only: a heading whose section alone is run.
     """
     text = (ROOT / page).read_text("utf-8")
     for block in BLOCK.finditer(text):
         heading = re.findall(r"^## (.+)$", text[: block.start()], re.MULTILINE)[-1:]
-        if heading == [without] or (only and heading != [only]) or ELSEWHERE in block[1]:
+        if {*heading} & {*without} or (only and heading != [only]) or ELSEWHERE in block[1]:
             continue
         line = text.count("\n", 0, block.start(1))
         try:
@@ -68,6 +68,8 @@ def run_blocks(page, names, without="", only=""):
 
 # Run where their libraries are installed: tests/with_torch/test_ecosystem_torch.py, tests/core/test_integrations.py.
 WITH_OTHER_LIBRARIES = ("integrations.md", "moving-from-transformers.md")
+# Run by a test of its own, as TensorFlow loads the model once more.
+ON_STRATEGIES = "Several devices and processes"
 
 
 def pages_with_python():
@@ -87,9 +89,9 @@ def test_python_blocks_run_in_order(page, reader, capsys):
         run_blocks(page, names, only="Keras")
         names["held_out"] = names["data"]
         run_blocks("docs/training.md", names, only="Keras")
-    elsewhere = "Keras"
+    elsewhere = ["Keras", ON_STRATEGIES]
     if page == "docs/serving.md":
-        elsewhere = "OpenAI's API"  # tests/core/test_serving_chat.py has a server for it
+        elsewhere = ["OpenAI's API"]  # tests/core/test_serving_chat.py has a server for it
     run_blocks(page, names, without=elsewhere)
     if page == "docs/quickstart.md":
         printed = capsys.readouterr().out
@@ -98,6 +100,13 @@ def test_python_blocks_run_in_order(page, reader, capsys):
             reader / "kb" / "manifest.json"
         ).exists()
         assert names["again"].config.n_docs == names["new"].config.n_docs == 5
+
+
+@pytest.mark.beyond
+@pytest.mark.backend("tf")
+def test_python_blocks_on_strategies_run(reader):
+    run_blocks("docs/tensorflow.md", {}, only=ON_STRATEGIES)
+    assert (reader / "shared-tf" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
