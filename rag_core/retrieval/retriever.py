@@ -401,8 +401,8 @@ class RagRetriever(Pushable):
             )
         if prefix is None:
             prefix = getattr(self.config.generator, "prefix", None)
-        texts = self._for_search(questions)
-        vectors, doc_ids, docs = self.retrieve(question_hidden_states, n_docs, **texts)
+        asked = self._for_search(questions)
+        vectors, doc_ids, docs = self.retrieve(question_hidden_states, n_docs, **asked)
         ids, mask = self.postprocess_docs(docs, questions, prefix, n_docs, return_tensors, truncate)
         output = {
             "context_input_ids": ids,

@@ -219,7 +219,7 @@ class QdrantIndex(StoreIndex):
     def _search(self, queries: np.ndarray, n_docs: int) -> list[tuple[list[int], Any]]:
         from qdrant_client import models
 
-        options = {}
+        options: dict[str, Any] = {}
         if self.exact is not None:
             options["params"] = models.SearchParams(exact=self.exact)
         requests = [
@@ -233,12 +233,12 @@ class QdrantIndex(StoreIndex):
         return answers
 
     def _read(self, rows: list[int]) -> dict[int, dict[str, Any]]:
-        blank = {"title": "", "text": "", "source": None, "metadata": {}}
+        blank: dict[str, Any] = {"title": "", "text": "", "source": None, "metadata": {}}
         points = self.client.retrieve(self.collection, ids=rows, with_payload=True)
         return {point.id: {**blank, **(point.payload or {})} for point in points}
 
 
-def _blocks(index: Any) -> Iterator[tuple[list[int], list[dict[str, Any]], np.ndarray]]:
+def _blocks(index: Any) -> Iterator[tuple[list[Any], list[dict[str, Any]], np.ndarray]]:
     """Rows, their passages (values of `_TEXTS`) and vectors (n, D), block by block."""
     for start in range(0, len(index), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, len(index)))
