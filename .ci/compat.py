@@ -68,8 +68,8 @@ def tried(pair: Pair, wheel: Path, place: Path) -> str:
     subprocess.run([python, "-m", "venv", place], check=True)
     inside = str(place / "bin" / "python")
     install = [inside, "-m", "pip", "install", "--quiet", "--no-compile"]
-    extra = "" if pair.backend == "core" else f"[{pair.backend}]"
-    wanted = [f"{wheel}{extra}", "pytest>=8", "pytest-xdist", "hypothesis", *pair.pins]
+    extras = {"core": "t5"}.get(pair.backend, f"{pair.backend},t5")
+    wanted = [f"{wheel}[{extras}]", "pytest>=8", "pytest-xdist", "hypothesis", *pair.pins]
     done = subprocess.run([*install, *wanted], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
