@@ -17,6 +17,7 @@ from rag_core.cli.common import (
     DTYPES,
     HEADS,
     Backend,
+    ClusterIndex,
     Device,
     Dtype,
     Full,
@@ -122,6 +123,7 @@ class Answerer:
         backend: str | None = None,
         int8: bool = False,
         where: list[str] | None = None,
+        index: str | None = None,
         **placing: str | None,
     ) -> Answerer:
         """Loads a model and its knowledge base.
@@ -129,7 +131,7 @@ class Answerer:
         Args:
             page: for its answers.
             options: of its method `answer`.
-            kb, model, head, int8, where, **placing: see `rag_core.cli.models.open_model`.
+            kb, model, head, int8, where, index, **placing: see `rag_core.cli.models.open_model`.
             backend: the framework's short name.
         """
         from rag_core.cli.process import load_backend_for_command
@@ -137,10 +139,12 @@ class Answerer:
         engine = load_backend_for_command(backend)
         from rag_core.cli.models import open_model
 
-        network, base = open_model(engine, kb, model, head, say, int8, where=where, **placing)
+        network, base = open_model(
+            engine, kb, model, head, say, int8, where=where, index=index, **placing
+        )
         if base is not None and base.manifest.credit:
             page.notes.append(base.manifest.credit)
-        if base is not None and kb is None and model is None:
+        if base is not None and kb is None and model is None and index is None:
             page.renewal = f" Remove {base.path} to have the demo's cite their pages."
         return cls(engine, network, page, options)
 
@@ -218,6 +222,7 @@ def open_answerer(
         int | None, typer.Option(help="Passages a question; by default the model's.")
     ] = None,
     where: Where = None,
+    index: ClusterIndex = None,
     head: Head = None,
     num_beams: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.")] = None,
     max_length: Annotated[
@@ -288,6 +293,7 @@ def open_answerer(
         backend=backend,
         int8=int8,
         where=where,
+        index=index,
         dtype=dtype,
         device=device,
     )

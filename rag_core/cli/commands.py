@@ -25,6 +25,7 @@ from rag_core.cli.panels import PanelledCommand
 from rag_core.cli.parity import parity
 from rag_core.cli.search import search
 from rag_core.cli.serve import serve
+from rag_core.cli.shards import shards
 from rag_core.cli.train import flag_of, train
 
 _WIDEST = 110  # columns of help: longer lines are hard to read
@@ -190,6 +191,14 @@ _add(
     "Learn from an evaluation how sure a model's answers are.",
     "dualrag eval dev.jsonl --model tuned --kb kb --out dev-report",
     "dualrag calibrate dev-report",
+)
+_add(
+    shards,
+    "Cut a knowledge base into shards, and hold them on a Ray cluster.",
+    "dualrag shards kb --out kb-shards --n 4",
+    "dualrag shards kb-shards --name wiki --ray 10.0.0.1:6379",
+    'dualrag ask "Who is the fire warden?" --index ray://auto/wiki --model tuned',
+    "dualrag shards --name wiki --stop",
 )
 _add(
     convert,

@@ -85,6 +85,13 @@ ModelName = Annotated[
 KnowledgeBaseFolder = Annotated[
     Path | None, typer.Option(help="Knowledge base; by default the model's own or the demo's.")
 ]
+ClusterIndex = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray://ADDRESS/NAME",
+        help="Search shards on a Ray cluster (dualrag shards) in the knowledge base's place.",
+    ),
+]
 QuestionsFile = Annotated[
     Path | None,
     typer.Option(help='Text with a question a line, or jsonl with {"question": ...} lines.'),

@@ -12,6 +12,7 @@ import typer
 from rag_core.cli.common import (
     DTYPES,
     Backend,
+    ClusterIndex,
     Device,
     Dtype,
     KnowledgeBaseFolder,
@@ -38,6 +39,7 @@ def eval(
     ] = None,
     model: ModelName = None,
     kb: KnowledgeBaseFolder = None,
+    index: ClusterIndex = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the report to create; by default it is shown only."),
@@ -107,10 +109,13 @@ def eval(
     engine = load_backend_for_command(backend)
     from rag_core.cli.models import open_model
 
-    network, base = open_model(engine, kb, model, None, say, dtype=dtype, device=device)
+    network, base = open_model(
+        engine, kb, model, None, say, index=index, dtype=dtype, device=device
+    )
     given = {
         "--model": model,
         "--kb": kb,
+        "--index": index,
         "--n-docs": n_docs,
         "--head": head,
         "--decoding": decoding,

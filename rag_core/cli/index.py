@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,6 +84,17 @@ def index(
             "--tsv-quotes/--no-tsv-quotes", help="Quotes in .tsv enclose fields, or are letters."
         ),
     ] = True,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Embed on a Ray cluster: its address, auto for this machine's, local for one of "
+            "this command's own.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that embed, a GPU each if there are; 2.")
+    ] = None,
     backend: Backend = None,
 ) -> None:
     """Split text into passages, embed and index them.
@@ -101,25 +113,26 @@ def index(
     settings = check_settings(kind, without_none(nlist=nlist, nprobe=nprobe, m=m, rerank=rerank))
     prompts = without_none(query=query_prompt, passage=passage_prompt)
     loaded, name, fingerprint = open_encoder(engine, encoder, say, prompts=prompts)
-    kb = build_knowledge_base(
-        paths,
-        out,
-        functools.partial(loaded.embed, batch_size=batch_size),
-        encoder_name=name,
-        encoder_fingerprint=fingerprint,
-        encoder_prompts=loaded.prompts,
-        index=kind,
-        settings=settings,
-        words=words or None,
-        tsv_quotes=tsv_quotes,
-        text_column=text_column,
-        title_column=title_column,
-        exclude=exclude or (),
-        skip_bad=skip_bad,
-        batch_size=batch_size,
-        overwrite=overwrite,
-        progress=not is_quiet(),
-    )
+    with _embedding(engine, loaded, batch_size, prompts, ray, workers) as encode:
+        kb = build_knowledge_base(
+            paths,
+            out,
+            encode,
+            encoder_name=name,
+            encoder_fingerprint=fingerprint,
+            encoder_prompts=loaded.prompts,
+            index=kind,
+            settings=settings,
+            words=words or None,
+            tsv_quotes=tsv_quotes,
+            text_column=text_column,
+            title_column=title_column,
+            exclude=exclude or (),
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            progress=not is_quiet(),
+        )
     manifest = kb.manifest
     kind = f"{manifest.index['kind']} index"
     if manifest.search != "vectors":
@@ -130,3 +143,23 @@ def index(
         f'Search it:  {pasteable("search", out)} "..."\n'
         f'Ask it:     {pasteable("ask", "--kb", out)} "..."'
     )
+
+
+def _embedding(
+    engine: Any,
+    encoder: Any,
+    batch_size: int,
+    prompts: dict[str, str],
+    ray: str | None,
+    workers: int | None,
+) -> AbstractContextManager[Any]:
+    """What embeds passages: this process' encoder, or the same one in processes of a cluster."""
+    if ray is None and workers is None:
+        return nullcontext(functools.partial(encoder.embed, batch_size=batch_size))
+    from rag_core.cluster import RayEncoder, load_embed
+
+    backend = engine.__name__.removeprefix("rag_")
+    load = functools.partial(load_embed, backend, encoder.name, batch_size, prompts)
+    if workers is None:
+        workers = 2
+    return RayEncoder(load, workers, ray or "local")

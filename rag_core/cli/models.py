@@ -50,6 +50,7 @@ def open_model(
     say: Say,
     int8: bool = False,
     where: list[str] | None = None,
+    index: str | None = None,
     **placing: str | None,
 ) -> tuple[Any, KnowledgeBase | None]:
     """A RAG model with a retriever, and the knowledge base if it is one.
@@ -62,6 +63,8 @@ def open_model(
         say: told what is fetched.
         int8: round linear maps to int8.
         where: conditions on the passages that are searched; None or none searches all.
+        index: "ray://ADDRESS/NAME" of shards to search in the place of the knowledge base's own
+            index; of `kb`, where that is given, too.
         **placing: `dtype` and `device`; None leaves them to `from_pretrained`.
     """
     if int8 and not hasattr(engine, "quantized"):
@@ -81,14 +84,20 @@ def open_model(
         from rag_core.demo import check_shipped, demo_model_folder
 
         check_shipped()
-        base = _open_base(engine, kb, model, say)
         folder = str(demo_model_folder(say))
-        config = RagConfig.from_pretrained(folder)
     else:
         folder = model
-        config = RagConfig.from_pretrained(folder)
+    config = RagConfig.from_pretrained(folder)
+    base = None
+    if index is None or kb is not None:
         base = _open_base(engine, kb, model, say)
-    if base is None:
+    if index is not None:
+        tokenizer = RagTokenizer.from_pretrained(folder)
+        shards = _held_shards(index, base, config, say)
+        retriever = RagRetriever(
+            config, tokenizer.question_encoder, tokenizer.generator, index=shards
+        )
+    elif base is None:
         if config.index_name == "custom" and not (config.passages_path and config.index_path):
             raise ValueError(
                 f"--kb must be given for {folder!r}, which has no index of its own. "
@@ -115,6 +124,18 @@ def open_model(
     if int8:
         network = engine.quantized(network)
     return network, base
+
+
+def _held_shards(place: str, base: KnowledgeBase | None, config: Any, say: Say) -> Any:
+    """The index of shards on a cluster, which must be those of a model and a knowledge base."""
+    from rag_core.knowledge import base_of_manifest, held_index
+
+    index = held_index(place, base)
+    held = base_of_manifest(place, index.manifest)
+    held.check_model(config)
+    if base is None and held.manifest.credit:
+        say(held.manifest.credit)
+    return index
 
 
 def _filtered(index: Any, where: list[str]) -> Any:

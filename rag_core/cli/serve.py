@@ -12,6 +12,7 @@ from rag_core.cli.common import (
     DTYPES,
     HEADS,
     Backend,
+    ClusterIndex,
     Device,
     Dtype,
     Head,
@@ -33,6 +34,7 @@ def served_model(
     model: ModelName = None,
     kb: KnowledgeBaseFolder = None,
     where: Where = None,
+    index: ClusterIndex = None,
     head: Head = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -58,11 +60,20 @@ def served_model(
     def opened() -> ServedModel:
         engine = load_backend_for_command(backend)
         network, base = open_model(
-            engine, kb, model, head, say, int8, where=where, dtype=dtype, device=device
+            engine,
+            kb,
+            model,
+            head,
+            say,
+            int8,
+            where=where,
+            index=index,
+            dtype=dtype,
+            device=device,
         )
         # else the model before, which `open_model` has exempted from the search for garbage, stays
         gc.unfreeze()
-        examples = DEMO_QUESTIONS if model is None and kb is None else ()
+        examples = DEMO_QUESTIONS if model is None and kb is None and index is None else ()
         return ServedModel(network, base, model or DEMO, examples)
 
     return opened
@@ -108,6 +119,7 @@ def serve(
         bool, typer.Option("--access-log", help="A line a request, on stderr.")
     ] = False,
     where: Where = None,
+    index: ClusterIndex = None,
     head: Head = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -123,6 +135,7 @@ def serve(
         model=model,
         kb=kb,
         where=where,
+        index=index,
         head=head,
         dtype=dtype,
         device=device,

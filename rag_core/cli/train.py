@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rag_core.cli.common import Backend, choice, clean, is_quiet, pasteable, say, without_none
+from rag_core.cli.common import (
+    Backend,
+    ClusterIndex,
+    choice,
+    clean,
+    is_quiet,
+    pasteable,
+    say,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from rag_core.training import TrainingReport
@@ -68,6 +77,7 @@ def train(
             help="jsonl of questions to measure exact match on; by default 40 of QUESTIONS."
         ),
     ] = None,
+    index: ClusterIndex = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the questions; by default 3, but 200 steps.")
     ] = None,
@@ -377,6 +387,7 @@ def train(
         settings,
         validation=validation,
         context_encoder_model=context_encoder_model,
+        index=index,
         device=device,
         progress=not is_quiet(),
         say=say,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,10 +23,42 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Encode = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, D) float32
+Advance = Callable[[int, bool], None]  # (passages done, whether they were found done)
 TextRow = tuple[str | None, ...]  # values of TEXT_COLUMNS
 TEXT_COLUMNS = ("title", "text", "source", METADATA_COLUMN)
 # Never to be changed: knowledge bases hold its vector.
 PROBE = ("Probe", "A fixed sentence by whose vector an encoder is recognised.")
+
+
+class Block(NamedTuple):
+    """The passages of a shard that is to be made.
+
+    Attributes:
+        path: of its file.
+        rows: n rows of text.
+        titles: their titles, "" where there is none.
+        texts: their texts, likewise.
+    """
+
+    path: Path
+    rows: list[TextRow]
+    titles: list[str]
+    texts: list[str]
+
+
+@runtime_checkable
+class BlockEncoder(Protocol):
+    """An encoder that embeds several shards at a time, with the batches of `block_vectors`."""
+
+    def __call__(self, titles: list[str], texts: list[str]) -> np.ndarray:
+        """As any encoder."""
+        ...
+
+    def embed_blocks(
+        self, blocks: Iterable[Block], batch_size: int, dimension: int, advance: Advance
+    ) -> Iterator[tuple[Block, np.ndarray]]:
+        """Each block with its vectors (n, D), as they are ready."""
+        ...
 
 
 def call_encoder(
@@ -86,14 +118,15 @@ def embed_shards(
     batch_size: int,
     shard_rows: int,
     dimension: int,
-    advance: Callable[[int, bool], None],
+    advance: Advance,
 ) -> list[Path]:
     """Embeds `rows` into numbered shard files; vectors of shards with the same texts are kept.
 
     Args:
         rows: streamed (see `text_row`).
         folder: where the shards go.
-        encode: called with `batch_size` passages of like length.
+        encode: called with `batch_size` passages of like length; a `BlockEncoder` with all shards
+            that are missing.
         batch_size: passages a call.
         shard_rows: passages a shard.
         dimension: D.
@@ -104,29 +137,55 @@ def embed_shards(
     """
     stream = iter(rows)
     shards: list[Path] = []
-    while block := list(islice(stream, shard_rows)):
-        path = folder / f"shard-{len(shards):06d}.arrow"
-        shards.append(path)
-        earlier = _earlier_shard(path)
-        # What is embedded is title and text, so a file may have got another name meanwhile.
-        if [row[:2] for row in earlier.rows] == [row[:2] for row in block]:
-            if earlier.rows != block:
-                _write_shard(path, block, earlier.vectors)
-            advance(len(block), True)
-            continue
-        vectors = np.empty((len(block), dimension), np.float32)
-        titles = [row[0] or "" for row in block]
-        texts = [row[1] or "" for row in block]
-        # Passages of like length together, so that little of a batch is padding.
-        lengths = [len(title) + len(text) for title, text in zip(titles, texts, strict=True)]
-        order = sorted(range(len(block)), key=lengths.__getitem__)
-        for start in range(0, len(order), batch_size):
-            ids = order[start : start + batch_size]
-            parts = [titles[i] for i in ids], [texts[i] for i in ids]
-            vectors[ids] = call_encoder(encode, *parts, dimension)
-            advance(len(ids), False)
-        _write_shard(path, block, vectors)
+
+    def missing() -> Iterator[Block]:
+        while block := list(islice(stream, shard_rows)):
+            path = folder / f"shard-{len(shards):06d}.arrow"
+            shards.append(path)
+            earlier = _earlier_shard(path)
+            # What is embedded is title and text, so a file may have got another name meanwhile.
+            if [row[:2] for row in earlier.rows] == [row[:2] for row in block]:
+                if earlier.rows != block:
+                    _write_shard(path, block, earlier.vectors)
+                advance(len(block), True)
+                continue
+            titles = [row[0] or "" for row in block]
+            texts = [row[1] or "" for row in block]
+            yield Block(path, block, titles, texts)
+
+    def one_by_one(blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
+        for block in blocks:
+            texts = block.titles, block.texts
+            yield block, block_vectors(encode, *texts, batch_size, dimension, advance)
+
+    embedded = one_by_one(missing())
+    if isinstance(encode, BlockEncoder):
+        embedded = encode.embed_blocks(missing(), batch_size, dimension, advance)
+    for block, vectors in embedded:
+        _write_shard(block.path, block.rows, vectors)
     return shards
+
+
+def block_vectors(
+    encode: Encode,
+    titles: list[str],
+    texts: list[str],
+    batch_size: int,
+    dimension: int,
+    advance: Advance = lambda count, found: None,
+) -> np.ndarray:
+    """The vectors (n, D) of the passages of a shard, in batches of like length, so that little of a
+    batch is padding.
+    """
+    vectors = np.empty((len(texts), dimension), np.float32)
+    lengths = [len(title) + len(text) for title, text in zip(titles, texts, strict=True)]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        ids = order[start : start + batch_size]
+        parts = [titles[i] for i in ids], [texts[i] for i in ids]
+        vectors[ids] = call_encoder(encode, *parts, dimension)
+        advance(len(ids), False)
+    return vectors
 
 
 def passage_schema() -> pa.Schema:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rag_core.retrieval.index import BM25_FOLDER as BM25_FOLDER
     from rag_core.retrieval.index import FaissIndex as FaissIndex
     from rag_core.retrieval.index import Index as Index
+    from rag_core.retrieval.merging import ShardHits as ShardHits
+    from rag_core.retrieval.merging import flat_candidates as flat_candidates
     from rag_core.retrieval.own_scores import has_own_scores as has_own_scores
     from rag_core.retrieval.own_scores import length_of as length_of
     from rag_core.retrieval.own_scores import needs_text as needs_text
@@ -39,6 +41,16 @@ if TYPE_CHECKING:
     from rag_core.retrieval.prompts import TRUNCATE as TRUNCATE
     from rag_core.retrieval.prompts import document_cuts as document_cuts
     from rag_core.retrieval.prompts import document_of as document_of
+    from rag_core.retrieval.ray_cluster import NAMESPACE as NAMESPACE
+    from rag_core.retrieval.ray_cluster import actors_of as actors_of
+    from rag_core.retrieval.ray_cluster import checked_name as checked_name
+    from rag_core.retrieval.ray_cluster import join as join
+    from rag_core.retrieval.ray_cluster import named_actor as named_actor
+    from rag_core.retrieval.ray_cluster import newest_serial as newest_serial
+    from rag_core.retrieval.ray_cluster import table_name as table_name
+    from rag_core.retrieval.ray_index import WHEN_LOST as WHEN_LOST
+    from rag_core.retrieval.ray_index import RayIndex as RayIndex
+    from rag_core.retrieval.ray_index import ShardLostError as ShardLostError
     from rag_core.retrieval.recall import LOW_RECALL as LOW_RECALL
     from rag_core.retrieval.recall import Blocks as Blocks
     from rag_core.retrieval.recall import gather_rows as gather_rows
@@ -81,9 +93,20 @@ __getattr__, __dir__, __all__ = lazily(
         "own_scores": ["has_own_scores", "length_of", "needs_text", "needs_vectors", "top_docs"],
         "stores": ["LanceIndex", "QdrantIndex", "StoreIndex"],
         "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
+        "merging": ["ShardHits", "flat_candidates"],
         "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],
         "prompts": ["TRUNCATE", "document_cuts", "document_of"],
+        "ray_cluster": [
+            "NAMESPACE",
+            "actors_of",
+            "checked_name",
+            "join",
+            "named_actor",
+            "newest_serial",
+            "table_name",
+        ],
+        "ray_index": ["RayIndex", "ShardLostError", "WHEN_LOST"],
         "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
         "reranked": ["RerankedIndex"],
         "rerank": ["RERANK", "notes_fault"],

@@ -41,7 +41,8 @@ class RagRetriever(Pushable):
         question_encoder_tokenizer: turns question ids back into text for the prompt; ours or
             transformers'.
         generator_tokenizer: encodes prompts; ours or transformers'.
-        index: any `Index`; by default the one `config` describes.
+        index: any `Index`, or "ray://ADDRESS/NAME" for shards on a cluster (`RayIndex`); by default
+            the one `config` describes.
         init_retrieval: load the index now; False leaves it to the first search.
 
     Raises:
@@ -54,7 +55,7 @@ class RagRetriever(Pushable):
         config: Any,
         question_encoder_tokenizer: Any,
         generator_tokenizer: Any,
-        index: Index | None = None,
+        index: Index | str | None = None,
         init_retrieval: bool = True,
     ) -> None:
         from rag_core.retrieval.retriever_files import open_index
@@ -106,7 +107,11 @@ class RagRetriever(Pushable):
         return self._index
 
     @index.setter
-    def index(self, index: Index) -> None:
+    def index(self, index: Index | str) -> None:
+        if isinstance(index, str):
+            from rag_core.retrieval.ray_index import RayIndex
+
+            index = RayIndex(index)
         needed = ("get_top_docs", "get_doc_dicts", "is_initialized", "init_index")
         missing = [name for name in needed if not callable(getattr(index, name, None))]
         if missing:
@@ -123,7 +128,7 @@ class RagRetriever(Pushable):
         retriever_name_or_path: str | Path,
         indexed_dataset: Any = None,
         *,
-        index: Index | None = None,
+        index: Index | str | None = None,
         config: Any = None,
         question_encoder_tokenizer: Any = None,
         generator_tokenizer: Any = None,
@@ -137,7 +142,8 @@ class RagRetriever(Pushable):
             retriever_name_or_path: folder or repository with a RAG config.json and both tokenizers.
             indexed_dataset: a `datasets.Dataset` with columns title, text, embeddings and a faiss
                 index on embeddings.
-            index: any `Index`, instead of the one the configuration describes.
+            index: any `Index` or "ray://ADDRESS/NAME", instead of the one the configuration
+                describes.
             config: a `RagConfig` to use instead of the saved one, or the folder or repository of
                 one.
             question_encoder_tokenizer: instead of the saved one.

@@ -132,11 +132,11 @@ def load_parts(
     *,
     config: Any,
     indexed_dataset: Any,
-    index: Index | None,
+    index: Index | str | None,
     tokenizers: tuple[Any, Any],
     memory_map: bool | None,
     kwargs: dict[str, Any],
-) -> tuple[Any, tuple[Any, Any], Index]:
+) -> tuple[Any, tuple[Any, Any], Index | str]:
     """Load config, tokenizers and index for `RagRetriever.from_pretrained`.
 
     See there for arguments and errors.

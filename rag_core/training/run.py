@@ -12,7 +12,7 @@ import numpy as np
 
 from rag_core.backends import load_backend, to_numpy
 from rag_core.config import RagConfig
-from rag_core.knowledge import KnowledgeBase, PassageEncoderBase
+from rag_core.knowledge import KnowledgeBase, PassageEncoderBase, held_index
 from rag_core.metrics import mean_posterior_entropy
 from rag_core.retrieval import RagRetriever
 from rag_core.tokenization import RagTokenizer
@@ -232,6 +232,7 @@ class TrainingRun(ForwardPasses):
         progress: bool = True,
         say: Say = _nobody,
         callbacks: Sequence[AnyCallback] = (),
+        index: str | None = None,
     ) -> TrainingReport:
         """`dualrag train`: fine-tune a saved RAG model, with the head it was saved with, on
         questions and a knowledge base.
@@ -253,6 +254,8 @@ class TrainingRun(ForwardPasses):
                 too.
             callbacks: functions or objects called while it runs, see
                 `rag_core.training.Callback`.
+            index: "ray://ADDRESS/NAME" of the knowledge base's shards on a cluster, searched in the
+                place of its own index; not with `reindex_every`.
 
         Raises:
             OSError: something is missing, or `out` holds another model already.
@@ -272,6 +275,7 @@ class TrainingRun(ForwardPasses):
                 progress,
                 say,
                 callbacks,
+                index,
             )
 
     @classmethod
@@ -289,6 +293,7 @@ class TrainingRun(ForwardPasses):
         progress: bool,
         say: Say,
         callbacks: Sequence[AnyCallback],
+        index: str | None,
     ) -> TrainingReport:
         examples = read_examples(questions)
         held_out = [] if validation is None else read_examples(validation)
@@ -299,6 +304,12 @@ class TrainingRun(ForwardPasses):
             config = TrainingConfig()
         elif not isinstance(config, TrainingConfig):
             config = chosen_config(len(examples), stored, config, processes.count)
+        if index is not None and config.reindex_every:
+            raise ValueError(
+                f"reindex_every must be 0 with shards on a cluster (index={index!r}), got "
+                f"{config.reindex_every}: passages that are embedded anew are searched here. Leave "
+                "one of them out."
+            )
         encoder = None
         if config.context_encoder != "frozen":
             encoder = encoder_source(base, context_encoder_model)
@@ -307,7 +318,7 @@ class TrainingRun(ForwardPasses):
         done = processes.lead(lambda: finished_before(*asked))
         if done is not None:
             return TrainingReport.from_dict(done)
-        network, retriever = cls._open(model, base, device)
+        network, retriever = cls._open(model, base, device, index)
         learning = None
         if encoder is not None:
             place = device or cls.default_device()
@@ -358,7 +369,9 @@ class TrainingRun(ForwardPasses):
         return measured
 
     @classmethod
-    def _open(cls, model: str | Path, base: KnowledgeBase, device: str | None) -> tuple[Any, Any]:
+    def _open(
+        cls, model: str | Path, base: KnowledgeBase, device: str | None, index: str | None = None
+    ) -> tuple[Any, Any]:
         """A saved model with the head it was saved with, and its retriever over a knowledge base."""
         stored = RagConfig.from_pretrained(model)
         head = "RagTokenForGeneration"
@@ -367,7 +380,8 @@ class TrainingRun(ForwardPasses):
         network = getattr(load_backend(cls.backend), head).from_pretrained(
             model, device=device or cls.default_device()
         )
-        retriever = RagRetriever.from_pretrained(model, config=network.config, index=base.index())
+        searched = base.index() if index is None else held_index(index, base)
+        retriever = RagRetriever.from_pretrained(model, config=network.config, index=searched)
         network.set_retriever(retriever)
         return network, retriever
 

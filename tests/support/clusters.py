@@ -1,5 +1,6 @@
 """A Ray of this machine's own, small: what tests of clusters run in."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,17 +8,18 @@ OBJECT_STORE = 100 << 20  # bytes
 
 
 @contextmanager
-def small_cluster(**options) -> Iterator[None]:
-    """Two processors, little memory; gone afterwards."""
+def small_cluster() -> Iterator[None]:
+    """Two processors, little memory; gone afterwards. `DUALRAG_RAY` names one that runs already."""
     import ray
 
-    ray.init(
-        num_cpus=2,
-        object_store_memory=OBJECT_STORE,
-        include_dashboard=False,
-        log_to_driver=False,
-        **options,
-    )
+    options = {
+        "num_cpus": 2,
+        "object_store_memory": OBJECT_STORE,
+        "include_dashboard": False,
+    }
+    if address := os.environ.get("DUALRAG_RAY"):
+        options = {"address": address}
+    ray.init(log_to_driver=False, **options)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import json
 import random
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,17 @@ def write_corpus(path: Path, rows: int = 60, seed: int = 0) -> Path:
     return path
 
 
-def build(tmp_path: Path, rows: int = 60, **options) -> KnowledgeBase:
+def load_hashed(delay: float = 0.0):
+    """`hashed`, as a process of its own loads an encoder."""
+    return partial(hashed, delay=delay)
+
+
+def load_broken():
+    """An encoder that works for the fixed sentence alone."""
+    return lambda titles, texts: hashed(titles, texts) * (np.nan if len(texts) > 1 else 1)
+
+
+def build(tmp_path: Path, rows: int = 60, encode=hashed, **options) -> KnowledgeBase:
     corpus = write_corpus(tmp_path / "corpus.jsonl", rows)
     options = {
         "encoder_name": "hashed",
@@ -43,4 +54,4 @@ def build(tmp_path: Path, rows: int = 60, **options) -> KnowledgeBase:
         "shard_rows": 16,
         "batch_size": 4,
     } | options
-    return build_knowledge_base(corpus, tmp_path / "kb", hashed, **options)
+    return build_knowledge_base(corpus, tmp_path / "kb", encode, **options)
