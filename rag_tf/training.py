@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -37,9 +37,16 @@ from rag_tf.weights import named_tensors
 _HALF = {None: None, "bf16": tf.bfloat16, "fp16": tf.float16}
 
 
-def _as_documented(method: Any) -> Callable[[Any], Any]:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _as_documented(
+    method: Callable[P, T],
+) -> Callable[[Callable[..., Any]], Callable[Concatenate[Any, P], T]]:
     """A decorator: signature and words of a class method."""
-    return functools.wraps(method.__func__)
+    wrapper: Any = functools.wraps(method.__func__)  # type: ignore[attr-defined]
+    return wrapper
 
 
 class _Run(TrainingRun):
