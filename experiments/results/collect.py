@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.results.jobs import ROOT, Job
 from experiments.results.plan import INDEXES, N_DOCS, REAL, SETS, Plan, System
+from rag_core.demo import home
 from rag_core.evaluation import Evaluation
 from rag_core.evaluation.calibration import calibration, probability
 from rag_core.evaluation.intervals import figure, paired
@@ -329,6 +330,7 @@ def _calibration(runs: Runs) -> Figures:
 
 
 def write(figures: Figures, path: Path) -> None:
-    """Keep the figures of a backend."""
+    """Keep the figures of a backend, with commands that read the cache where it is by default."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(figures, indent=1).replace(str(home()), "~/.cache/dualrag")
+    path.write_text(f"{text}\n", encoding="utf-8")
