@@ -36,6 +36,7 @@ PAGE = Path("docs") / "scaling.md"
 N_DOCS = 5
 # Of the paper's knowledge base: its passages, and the size of DPR's vectors.
 WIKIPEDIA_ROWS, WIKIPEDIA_SIZE = 21_015_300, 768
+SHARDS = 4
 
 
 def embedding(
@@ -201,6 +202,7 @@ def plan(results: dict[str, Any]) -> dict[str, float]:
         "vectors_gb": vectors / 1e9,
         "texts_gb": texts / 1e9,
         "disk_gb": (2 * vectors + texts) / 1e9,
+        "gb_a_shard": (vectors + texts) / SHARDS / 1e9,
     }
 
 
@@ -242,8 +244,25 @@ def table(results: dict[str, Any]) -> str:
         f"{lost['kills']} kills of shards under load: {lost['answers']:,} answers, {lost['wrong']} of "
         f"them wrong, {lost['errors']} errors, {lost['hung']} hung; the longest call took "
         f"{duration(lost['longest'])}.",
+        "",
+        *_planned(results["plan"]),
     ]
     return "\n".join(rows)
+
+
+def _planned(wiki: dict[str, float]) -> list[str]:
+    """What the paper's knowledge base would take."""
+    return [
+        f"By these figures the paper's {WIKIPEDIA_ROWS:,} passages, of D={WIKIPEDIA_SIZE}, would take:",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| workers' hours, with the encoder above | {wiki['worker_hours']:,.0f} |",
+        f"| moved | {wiki['moved_gb']:,.0f} GB |",
+        f"| vectors; texts | {wiki['vectors_gb']:,.0f} GB; {wiki['texts_gb']:,.0f} GB |",
+        f"| disk, while it is built | {wiki['disk_gb']:,.0f} GB |",
+        f"| memory for each of {SHARDS} shards, all of it in use | {wiki['gb_a_shard']:,.0f} GB |",
+    ]
 
 
 def main() -> None:
