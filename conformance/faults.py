@@ -86,7 +86,7 @@ def _shifted_bucket(tracer: Any, room: Room, patch: Patch) -> None:
 
 def _dropped_cross_mask(tracer: Any, room: Room, patch: Patch) -> None:
     mask = room("seq2seq").key_mask
-    patch(room("seq2seq"), "key_mask", lambda attention_mask: mask(None))
+    patch(room("seq2seq"), "key_mask", lambda attention_mask, *bias: mask(None, *bias))
 
 
 def _dropped_encoder_mask(tracer: Any, room: Room, patch: Patch) -> None:
@@ -96,7 +96,7 @@ def _dropped_encoder_mask(tracer: Any, room: Room, patch: Patch) -> None:
 
 def _dropped_question_mask(tracer: Any, room: Room, patch: Patch) -> None:
     mask = room("bert_layers").key_mask
-    patch(room("bert_layers"), "key_mask", lambda attention_mask: mask(None))
+    patch(room("bert_layers"), "key_mask", lambda attention_mask, *bias: mask(None, *bias))
 
 
 def _bos_scored(tracer: Any, room: Room, patch: Patch) -> None:

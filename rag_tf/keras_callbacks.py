@@ -15,6 +15,7 @@ from rag_core.backends import load_backend
 from rag_core.hub import atomic_folder
 from rag_core.knowledge import KnowledgeBase
 from rag_core.training import (
+    ALONE,
     REINDEXING,
     LiveEncoder,
     TrainingConfig,
@@ -55,6 +56,7 @@ class ReindexCallback(keras.callbacks.Callback):
 
     backend = "tf"
     encoder_device = None
+    processes = ALONE
 
     def __init__(
         self,

@@ -78,7 +78,9 @@ class Model:
 def dualrag(monkeypatch, tmp_path):
     """Runs the command in `tmp_path` with a backend that needs no framework."""
     fake = SimpleNamespace(
-        load_encoder=lambda folder: SimpleNamespace(embed=embed, dimension=8, name=folder),
+        load_encoder=lambda folder, prompts=None: SimpleNamespace(
+            embed=embed, dimension=8, name=folder, prompts={}
+        ),
         RagTokenForGeneration=Model,
         RagSequenceForGeneration=Model,
     )

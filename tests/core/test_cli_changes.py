@@ -20,7 +20,7 @@ def dualrag(monkeypatch, tmp_path):
     """
     loaded: list[str] = []
 
-    def load_encoder(name, for_questions=False):
+    def load_encoder(name, for_questions=False, prompts=None):
         loaded.append(name)
         if name == "gone":
             raise OSError("no such folder")
@@ -28,6 +28,7 @@ def dualrag(monkeypatch, tmp_path):
             embed=lambda titles, texts, **_: hashed(titles, texts),
             embed_questions=lambda texts: hashed([""] * len(texts), texts),
             name=name,
+            prompts={},
         )
 
     engine = SimpleNamespace(load_encoder=load_encoder)

@@ -68,7 +68,7 @@ def test_a_trace_is_compared_with_one_of_today(backend, tmp_path):
 
 def with_new_settings(stored, run):
     """A stored run as one of today: what it lacks has its default."""
-    defaults = asdict(TrainingConfig())
+    defaults = asdict(TrainingConfig()) | {"processes": 1}
     return stored | {name: defaults[name] for name in run if name not in stored}
 
 
