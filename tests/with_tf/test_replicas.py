@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.training_models import small_config, small_tokenizers, train_command
+
 pytestmark = pytest.mark.beyond
 ROOT = Path(__file__).parents[2]
 # Of losses and weights in float64.
@@ -99,3 +101,15 @@ def test_what_cannot_be_is_refused(found):
     for process in processes:
         assert scope in process["refused optimizer"] and scope in process["refused model"]
         assert "must not accumulate gradients" in process["refused accumulation"]
+
+
+def test_dualrag_train_makes_a_run_of_two_processes(tmp_path):
+    import rag_tf
+
+    tokenizers = small_tokenizers(tmp_path)
+    model = rag_tf.RagTokenForGeneration(small_config(tokenizers))
+    words = train_command(tmp_path, model, tokenizers)
+    together("rag_core.cli", *words, "--backend", "tf", "--batch-size", "2")
+    tuned = tmp_path / "tuned"
+    assert (tuned / "model.safetensors").is_file() and not (tuned / "checkpoint").exists()
+    assert json.loads((tuned / "training.json").read_text())["run"]["processes"] == 2
