@@ -54,6 +54,7 @@ NOT_RUN = {
     "dualrag --install-completion": "writes into the shell's own files",
     "dualrag --show-completion": "asks which shell it is started by: tests/core/test_cli_help.py",
     "python -m conformance": "minutes: tests/with_both runs its cases, and recording needs transformers 4.37.2",
+    "python -m benchmarks.": "minutes, on a machine without other work",
     "python -m experiments.": "half an hour: tests/core/test_results.py runs it at small sizes",
     "python examples/": "tests/core/test_examples.py",
 }
