@@ -14,7 +14,7 @@ import numpy as np
 from rag_core.hub import reading
 from rag_core.retrieval.passage_metadata import METADATA_COLUMN, decode_metadata
 from rag_core.retrieval.passage_table import PassageTable
-from rag_core.retrieval.vectors import filled_chunks, is_list, is_text, shuffled_rows
+from rag_core.retrieval.vectors import filled_chunks, is_plain, is_text, shuffled_rows
 
 if TYPE_CHECKING:
     from rag_core.retrieval.where import Where
@@ -117,15 +117,3 @@ def _value(chunk: Any, row: int) -> Any:
     value = chunk.slice(row, 1)
     value.validate(full=True)
     return value[0].as_py()
-
-
-def is_plain(kind: Any) -> bool:
-    """Whether Python's value of an Arrow type is what `datasets` gives.
-
-    No structs, no extension types inside.
-    """
-    import pyarrow as pa
-
-    if is_list(kind):
-        return is_plain(kind.value_type)
-    return is_text(kind) or bool(pa.types.is_primitive(kind))

@@ -135,6 +135,18 @@ def is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
+def is_plain(kind: Any) -> bool:
+    """Whether Python's value of an Arrow type is what `datasets` gives.
+
+    No structs, no extension types inside.
+    """
+    import pyarrow.types as types
+
+    if is_list(kind):
+        return is_plain(kind.value_type)
+    return is_text(kind) or bool(types.is_primitive(kind))
+
+
 class FaissVectors:
     """Vectors given back by a faiss index (decoded, so approximate for quantised kinds).
 

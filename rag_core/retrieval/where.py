@@ -20,8 +20,7 @@ import numpy as np
 
 from rag_core.hub import DamagedFileError, reading
 from rag_core.retrieval.passage_metadata import METADATA_CHARS, METADATA_COLUMN
-from rag_core.retrieval.passage_texts import is_plain
-from rag_core.retrieval.vectors import shuffled_rows
+from rag_core.retrieval.vectors import is_plain, shuffled_rows
 
 Where = str | Sequence[str] | Callable[[dict[str, Any]], Any]
 
