@@ -64,19 +64,24 @@ def test_a_base_is_built_whatever_distribution_faiss_comes_from(tmp_path, monkey
 
 CHILD = """
 import sys
-from tests.support import knowledge_bases
-from tests.support.knowledge_bases import build, hashed
-knowledge_bases.hashed = lambda titles, texts: hashed(titles, texts, delay=0.004)
 from pathlib import Path
-print("go", flush=True)
-build(Path(sys.argv[1]))
+from tests.support.knowledge_bases import build, hashed
+
+encoded = []
+
+def slow(titles, texts):
+    encoded.extend(texts)
+    # the probe and two shards at most, however late the kill comes
+    return hashed(titles, texts, delay=0.004 if len(encoded) <= 1 + 2 * 16 else 60)
+
+build(Path(sys.argv[1]), rows=100, encode=slow)
 """
 
 
 def test_a_build_killed_at_random_moments_resumes_to_the_same_vectors(tmp_path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    whole = build(tmp_path / "whole")
+    whole = build(tmp_path / "whole", rows=100)
     command = [
         sys.executable,
         "-c",
@@ -87,10 +92,10 @@ def test_a_build_killed_at_random_moments_resumes_to_the_same_vectors(tmp_path) 
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
     }
-    write_corpus(tmp_path / "killed" / "corpus.jsonl")
+    write_corpus(tmp_path / "killed" / "corpus.jsonl", rows=100)
     work = tmp_path / "killed" / "kb.work"
     for round_ in range(2):
-        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        child = subprocess.Popen(command, env=environment)
         end = time.monotonic() + 30
         while len(list(work.glob("shard-*.arrow"))) < round_ + 1 and time.monotonic() < end:
             time.sleep(0.002)
@@ -115,7 +120,7 @@ def test_a_build_killed_at_random_moments_resumes_to_the_same_vectors(tmp_path) 
         batch_size=4,
     )
     # the probe, and what was not yet done
-    assert len(done) >= 2 and len(encoded) == 1 + 60 - 16 * len(done)
+    assert len(done) >= 2 and len(encoded) == 1 + 100 - 16 * len(done)
     assert not work.exists()
     for column in ("title", "text", "embeddings"):
         assert list(kb.dataset()[column]) == list(whole.dataset()[column])
