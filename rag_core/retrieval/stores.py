@@ -93,17 +93,25 @@ class LanceIndex(StoreIndex):
         exact: False lets the table's own index of vectors search, which may miss passages.
 
     Raises:
-        ValueError: columns are missing.
+        ValueError: columns are missing, or vectors are of less than float32.
     """
 
     def __init__(self, table: Any, *, exact: bool = True) -> None:
+        import pyarrow as pa
+
         missing = [name for name in ("row", "vector", *_TEXTS) if name not in table.schema.names]
         if missing:
             raise ValueError(
                 f"table must have the columns that LanceIndex.create writes, {missing} are "
                 "missing. Write the passages anew."
             )
-        super().__init__(table.count_rows(), table.schema.field("vector").type.list_size)
+        kind = table.schema.field("vector").type
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+            raise ValueError(
+                "table must hold float32 vectors of one size, as LanceIndex.create writes them, got "
+                f"{kind}. Write the passages anew."
+            )
+        super().__init__(table.count_rows(), kind.list_size)
         self.table = table
         self.exact = exact
 
@@ -204,13 +212,17 @@ class QdrantIndex(StoreIndex):
 
         parameters = models.VectorParams(size=index.vector_size, distance=models.Distance.DOT)
         client.create_collection(collection, vectors_config=parameters)
-        for rows, passages, vectors in _blocks(index):
-            payloads = []
-            for passage in passages:
-                metadata = decode_metadata(passage.pop(METADATA_COLUMN), collection)
-                payloads.append({**passage, "metadata": metadata})
-            points = models.Batch(ids=rows, vectors=vectors.tolist(), payloads=payloads)
-            client.upsert(collection, points=points, wait=True)
+        try:
+            for rows, passages, vectors in _blocks(index):
+                payloads = []
+                for passage in passages:
+                    metadata = decode_metadata(passage.pop(METADATA_COLUMN), collection)
+                    payloads.append({**passage, "metadata": metadata})
+                points = models.Batch(ids=rows, vectors=vectors.tolist(), payloads=payloads)
+                client.upsert(collection, points=points, wait=True)
+        except BaseException:
+            client.delete_collection(collection)  # nothing would tell the part from the whole
+            raise
         return cls(client, collection, exact=exact)
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rag_core.retrieval import stores
@@ -13,6 +14,7 @@ from rag_core.retrieval.stores import LanceIndex, QdrantIndex
 from tests.support.knowledge_bases import build
 from tests.support.training_models import small_config, small_tokenizers
 
+HALF = ("vector", pa.list_(pa.float16(), 4))
 pytestmark = pytest.mark.beyond
 
 
@@ -97,6 +99,18 @@ def test_the_lines_of_the_page_run(kb, tmp_path, monkeypatch) -> None:
     lines["client"].close()
 
 
+def test_of_a_copy_that_fails_no_collection_is_left(kb, monkeypatch) -> None:
+    from qdrant_client import QdrantClient
+
+    monkeypatch.setattr(stores, "_BLOCK", 64)
+    index, client = kb.index(), QdrantClient(":memory:")
+    first = index.vectors_of(np.arange(64))
+    monkeypatch.setattr(index, "vectors_of", lambda rows: {0: first}[rows[0]])
+    with pytest.raises(KeyError):
+        QdrantIndex.create(index, client, "passages")
+    assert not client.get_collections().collections
+
+
 def test_a_collection_that_changes_vectors_and_a_table_of_others_are_refused(tmp_path) -> None:
     import lancedb
     from qdrant_client import QdrantClient, models
@@ -107,6 +121,9 @@ def test_a_collection_that_changes_vectors_and_a_table_of_others_are_refused(tmp
     with pytest.raises(ValueError, match=r"must have one float32 vector .* distance Dot"):
         QdrantIndex(client, "cosine")
     assert len(QdrantIndex(client, "dot")) == 0
+    half = pa.schema([*[(name, pa.string()) for name in ("row", *stores._TEXTS)], HALF])
+    with pytest.raises(ValueError, match=r"must hold float32 vectors of one size"):
+        LanceIndex(lancedb.connect(tmp_path).create_table("half", schema=half))
     table = lancedb.connect(tmp_path).create_table("t", [{"vector": [1.0, 2.0], "title": "a"}])
     with pytest.raises(ValueError, match=r"'row', 'text', .* are missing"):
         LanceIndex(table)
