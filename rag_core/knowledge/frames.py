@@ -125,6 +125,12 @@ class Frame:
         for batch in self.batches():
             vectors = self._vectors(batch.column(column), column)  # (B, D)
             rows = [next(read) for _ in range(len(batch))]
+            if not np.isfinite(vectors).all():
+                row = int(np.argwhere(~np.isfinite(vectors))[0, 0])
+                raise ValueError(
+                    f"{rows[row].place}: {column} must hold finite numbers, got NaN, null or "
+                    "infinity. Mend the table, or leave the column out: it is embedded then."
+                )
             if dimension is None:
                 dimension = _checked_size(rows[0], vectors[0], encode, column)
             if vectors.shape[1] != dimension:

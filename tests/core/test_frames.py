@@ -32,6 +32,10 @@ def encode(titles: list[str], texts: list[str]) -> np.ndarray:
     return np.stack([each.standard_normal(DIMENSION) for each in generators]).astype(np.float32)
 
 
+def ones(titles: list[str], texts: list[str]) -> np.ndarray:
+    return np.ones((len(texts), DIMENSION), np.float32)
+
+
 def build(table, out: Path, **options) -> KnowledgeBase:
     return build_knowledge_base(table, out, encode, progress=False, **options)
 
@@ -118,6 +122,11 @@ def test_a_knowledge_base_goes_out_and_comes_back(tmp_path) -> None:
     for table, encoder in ((rolled, encode), (dataset, lambda *texts: -encode(*texts))):
         with pytest.raises(ValueError, match="row 0: embeddings must hold vectors of the encoder"):
             KnowledgeBase.from_dataset(table, tmp_path / "no", encoder, progress=False)
+    for hole in (None, float("nan")):
+        vectors = [[1.0] * DIMENSION, [hole] * DIMENSION]
+        table = pd.DataFrame({"text": ["a", "b"], "embeddings": vectors})
+        with pytest.raises(ValueError, match=r"row 1: embeddings must hold finite numbers"):
+            build_knowledge_base(table, tmp_path / "hole", ones, embeddings="embeddings")
     with pytest.raises(ValueError, match="embeddings must be one of the table's columns"):
         build(FRAME, tmp_path / "no", embeddings="vectors")
 
