@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from rag_core.checks import whole
 from rag_core.config import AutoConfig, BertConfig
 from rag_core.hub import read_json, resolve_file
 from rag_core.knowledge.encoders import PassageEncoderBase
@@ -79,9 +80,12 @@ class CrossEncoderBase:
 
         Raises:
             OSError: files are missing.
-            ValueError: another network, or other than one label.
+            ValueError: another network, other than one label, or no such length.
         """
         from rag_core.tokenization import Tokenizer
+
+        if max_length is not None:
+            max_length = whole(1)("max_length", max_length)
 
         config = AutoConfig.from_pretrained(name_or_path, **hub)
         names = [str(name) for name in config.architectures or []]

@@ -148,6 +148,11 @@ class Bm25Index:
         """The passages (`datasets.Dataset`)."""
         return self.passages.dataset
 
+    @property
+    def rows(self) -> np.ndarray | None:
+        """The rows (M,) that are searched, in order; None where all are."""
+        return self._rows
+
     def is_initialized(self) -> bool:
         """True: the files are open."""
         return True
@@ -220,7 +225,15 @@ class Bm25Index:
         Returns:
             The config entries that open them again, relative to `folder`: index_name, index_path
             and passages_path.
+
+        Raises:
+            ValueError: it is a part that `where` gave: the folder would come back as the whole.
         """
+        if self._rows is not None:
+            raise ValueError(
+                "index must be whole to be saved, got the part that conditions hold for. Save the "
+                "whole one, and call where(...) again once it is opened."
+            )
         with atomic_folder(folder, stale=INDEX_PATTERNS) as draft:
             write_passages(self.dataset, draft / PASSAGES_FOLDER)
             write_bm25(self._bm25, draft / BM25_FOLDER)
@@ -232,7 +245,7 @@ class Bm25Index:
 
 
 def passage_text(title: str | None, text: str | None) -> str:
-    """What BM25 reads of a passage."""
+    """A passage as one text."""
     return f"{title or ''} {text or ''}"
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from rag_core.arguments import checked_n_docs
 from rag_core.checks import number, whole
+from rag_core.retrieval.bm25 import Bm25Index
 from rag_core.retrieval.own_scores import (
     carrying,
-    has_own_scores,
     length_of,
     needs_text,
     needs_vectors,
@@ -78,6 +78,12 @@ class HybridIndex:
         """D; None where neither says."""
         sizes = (getattr(index, "vector_size", None) for index in self.indexes)
         return next((size for size in sizes if size is not None), None)
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        """The rows (M,) that are searched, in order; None where all are."""
+        rows: np.ndarray | None = getattr(self.indexes[0], "rows", None)
+        return rows
 
     def __len__(self) -> int:
         lengths = (length_of(index) for index in self.indexes)
@@ -150,6 +156,6 @@ def _ranked(
     """The rows of an index's candidates, best first, of each question."""
     ids, vectors = top_docs(index, queries, depth, question_text)  # (B, C), (B, C, D)
     is_hit = ids >= 0
-    if has_own_scores(index):
+    if isinstance(index, Bm25Index):
         is_hit &= np.asarray(vectors).any(axis=-1)  # a score of 0: nothing is shared
     return [rows[hits].tolist() for rows, hits in zip(ids, is_hit, strict=True)]

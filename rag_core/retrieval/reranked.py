@@ -13,6 +13,7 @@ import numpy as np
 from rag_core.arguments import checked_n_docs
 from rag_core.backends import to_numpy
 from rag_core.checks import whole
+from rag_core.retrieval.bm25 import passage_text
 from rag_core.retrieval.own_scores import carrying, checked_texts, needs_vectors, top_docs
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class RerankedIndex:
         self.factor = whole(1)("factor", factor)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("index", "__setstate__"):  # not there yet while a copy is made
+        # No index is there yet while a copy is made; and a folder that the index wrote would come
+        # back as that index alone.
+        if name in ("index", "__setstate__", "save"):
             raise AttributeError(name)
         return getattr(self.index, name)
 
@@ -120,8 +123,7 @@ class RerankedIndex:
             if not hits.any():
                 continue
             (doc,) = self.index.get_doc_dicts(rows[hits][None])
-            pairs = zip(doc["title"], doc["text"], strict=True)
-            passages += [f"{title} {body}".strip() for title, body in pairs]
+            passages += map(str.strip, map(passage_text, doc["title"], doc["text"]))
             questions += [text] * int(hits.sum())
         scores = np.asarray(to_numpy(self.score(questions, passages)), np.float64).reshape(-1)
         if scores.shape != (len(passages),) or not np.isfinite(scores).all():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rag_core.retrieval.bm25 import Bm25Index
 from rag_core.retrieval.hybrid import HybridIndex
+from rag_core.retrieval.reranked import RerankedIndex
 from rag_core.retrieval.search import search
 from tests.support.evaluations import Countable
 from tests.support.knowledge_bases import build, hashed
@@ -74,6 +75,15 @@ def test_vectors_and_words_of_a_knowledge_base(tmp_path) -> None:
     assert 7 not in found
     unknown, _ = search(index, queries, 2, 8, ["nothing known"])  # BM25 has no rank for any
     assert unknown.tolist() == search(kb.index(search="vectors"), queries, 2, 8)[0].tolist()
+
+
+def test_a_score_of_zero_is_a_rank_where_it_does_not_mean_that_no_word_is_shared() -> None:
+    dense = Countable(["ab", "cd"], ["ef", "gh"], np.eye(2, dtype=np.float32))
+    distances = RerankedIndex(
+        dense, lambda _, passages: [-float("ab" in text) for text in passages]
+    )
+    both = HybridIndex(distances, Bm25Index(dense))
+    assert search(both, np.ones((1, 2)), 2, 8, ["nothing"])[0].tolist() == [[1, 0]]
 
 
 def test_what_cannot_be_joined_is_told() -> None:

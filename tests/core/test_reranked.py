@@ -61,6 +61,8 @@ def test_it_wraps_any_index_and_says_what_score_must_be() -> None:
         RerankedIndex(index(), "cross-encoder/ms-marco-MiniLM-L6-v2")
     with pytest.raises(ValueError, match=r"question_text must be 2 texts"):
         search(reranked, QUERIES, 1, 8)
+    # its folder would come back as BM25 alone
+    assert not hasattr(RerankedIndex(Bm25Index(index()), letters), "save")
 
 
 @pytest.fixture(params=sorted(INSTALLED))
@@ -135,3 +137,5 @@ def test_what_is_no_cross_encoder_is_told(rag, tmp_path) -> None:
     write_cross_encoder(rag, tmp_path, architectures=["BertModel"])
     with pytest.raises(ValueError, match=r"must be a BERT for sequence classification"):
         rag.load_cross_encoder(tmp_path)
+    with pytest.raises(ValueError, match=r"max_length must be a whole number of at least 1, got 0"):
+        rag.load_cross_encoder(tmp_path, max_length=0)
