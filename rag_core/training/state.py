@@ -39,8 +39,6 @@ from rag_core.training.report import REPORT, TrainingReport, is_report
 CHECKPOINT = "checkpoint"
 # The folder of encoders and indexes that a run makes on its way, see `reindexing`.
 REINDEXING = "reindexing"
-# The folder of encoders and indexes that a run makes on its way, see `reindexing`.
-REINDEXING = "reindexing"
 # What a checkpoint holds of each parameter, in its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANDOM = "rng."
