@@ -255,7 +255,7 @@ class PassageEncoderBase(ABC):
 
         Raises:
             OSError: files are missing.
-            ValueError: not an encoder of documents.
+            ValueError: not an encoder of documents, or prompts for DPR's.
         """
         from rag_core.tokenization import Tokenizer
 
@@ -270,6 +270,11 @@ class PassageEncoderBase(ABC):
         only_questions = is_dpr and any("QuestionEncoder" in str(name) for name in names)
         if only_questions and not for_questions:
             raise ValueError(_not_for_passages(name_or_path))
+        if is_dpr and not only_questions and any((prompts or {}).values()):
+            raise ValueError(
+                f"prompts must be left out for {name_or_path}, DPR's encoder of passages, which "
+                f"reads none, got {prompts!r:.80}."
+            )
         network = cls.bert_class
         if only_questions:
             network = cls.question_class

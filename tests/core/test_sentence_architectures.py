@@ -103,6 +103,9 @@ def test_a_knowledge_base_remembers_prompts(rag, tmp_path):
     assert hit.score == pytest.approx(float(question @ kb.dataset()[0]["embeddings"]), rel=1e-4)
     with pytest.raises(ValueError, match=r"prompts must be of 'query' and 'passage', got \['q'\]"):
         rag.load_encoder(FOLDER / "roberta", prompts={"q": ""})
+    (tmp_path / "config.json").write_text('{"model_type": "dpr"}')
+    with pytest.raises(ValueError, match=r"prompts must be left out .* DPR's encoder of passages"):
+        rag.load_encoder(tmp_path, prompts=prompts)
 
 
 @pytest.mark.parametrize("kind", ("albert", "deberta-v2"))
