@@ -374,7 +374,7 @@ def train(
         fetch_encoder(context_encoder_model or base.encoder_source, say)
     if questions is None:
         measured = engine.measure_files(
-            validation, model, kb, n_docs=n_docs, device=device, say=say
+            validation, model, kb, n_docs=n_docs, device=device, say=say, index=index
         )
         if is_first:
             print(f"exact match {measured:.3f}")

@@ -340,6 +340,7 @@ class TrainingRun(ForwardPasses):
         n_docs: int | None = None,
         device: str | None = None,
         say: Say = _nobody,
+        index: str | None = None,
     ) -> float:
         """Exact match of a saved RAG model's greedy answers, as `train_files` measures it.
 
@@ -350,6 +351,7 @@ class TrainingRun(ForwardPasses):
             n_docs: documents a question; None = the model's.
             device: None = a GPU if there is one.
             say: told a few of the answers that are not right.
+            index: as of `train_files`.
 
         Raises:
             OSError: something is missing.
@@ -360,7 +362,7 @@ class TrainingRun(ForwardPasses):
         base.check_model(RagConfig.from_pretrained(model))
         config = TrainingConfig(n_docs=n_docs, validation_size=len(examples))
         with cls.joined() as processes:
-            network, retriever = cls._open(model, base, device)
+            network, retriever = cls._open(model, base, device, index)
             asked = examples, config, examples, None
             run = cls(network, retriever, *asked, say=say, processes=processes)
             measured = run.validate()["exact_match"]

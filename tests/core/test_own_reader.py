@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rag_core.cli import app, process, reader_notes
 from rag_core.cli.reader_notes import unfamiliar, way_to_a_reader
 from rag_core.config import BartConfig, BertConfig, RagConfig
 from rag_core.demo.checkpoint import MARK
@@ -142,3 +145,14 @@ def test_a_sample_is_spread_and_a_few_wrong_answers_are_shown():
     said = wrong_answers(examples, ["b"] * 10, [1.0] * 5 + [0.0] * 5)
     assert said.splitlines()[:2] == ["Not right yet, 3 of 5:", "  q5 -> b (wanted: a)"]
     assert wrong_answers(examples, ["a"] * 10, [1.0] * 10) == ""
+
+
+def test_a_model_is_measured_through_the_index_that_is_named(tmp_path, monkeypatch):
+    kb, told = stored_base(tmp_path / "kb"), {}
+    engine = SimpleNamespace(measure_files=lambda *files, **options: told.update(options) or 0.5)
+    monkeypatch.setattr(process, "load_backend_for_command", lambda name: engine)
+    monkeypatch.setattr(reader_notes, "unfamiliar", lambda model, base: None)
+    words = ["train", "--validation", "qa.jsonl", "--model", "m", "--kb", str(kb.path)]
+    said = CliRunner().invoke(app, [*words, "--index", "ray://here/kb"])
+    assert said.stdout == "exact match 0.500\n", said.output
+    assert told["index"] == "ray://here/kb"
