@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag_core.arguments import checked_questions
 from rag_core.backends import load_backend
+from rag_core.checks import whole
 from rag_core.config import RagConfig
 from rag_core.knowledge import KnowledgeBase, remembered_base, search_index
 from rag_core.outputs import Answer, Hit
@@ -60,6 +62,12 @@ class PassageSearch:
                 "encoder must be given with a RagRetriever, which embeds no questions. Pass "
                 "load_encoder(...), or the model in its place"
             )
+        embed = getattr(encoder, "embed_questions", encoder)
+        if is_retriever and not callable(embed) and encoder is not None:
+            raise TypeError(
+                "encoder must be a function of texts or what load_encoder gave with a "
+                f"RagRetriever, got {encoder!r:.80}. Pass load_encoder(...)"
+            )
         self.source = source
         self.where = where
         self.encoder = encoder
@@ -84,6 +92,8 @@ class PassageSearch:
         Raises:
             TypeError, ValueError: no question, no such number, or conditions that match nothing.
         """
+        questions = checked_questions(questions)
+        k = whole(1)("k", k)
         if where is None:
             where = self.where
         if self._served is not None:
@@ -100,13 +110,22 @@ class PassageSearch:
         with self._one_at_a_time:
             if isinstance(self.source, KnowledgeBase):
                 return self.source.search(
-                    list(questions), k, where, encoder=self.encoder, backend=self.backend
+                    questions, k, where, encoder=self.encoder, backend=self.backend
                 )
             index: Any = self.source.index
             if where is not None:
-                index = index.where(where)
+                index = _narrowed(index, where)
             embed = getattr(self.encoder, "embed_questions", self.encoder)
-            return search_index(index, embed, list(questions), k)
+            return search_index(index, embed, questions, k)
+
+
+def _narrowed(index: Any, where: Where) -> Any:
+    if not hasattr(index, "where"):
+        raise ValueError(
+            f"where must go with an index that has a method where, got {type(index).__name__}. "
+            "Leave it out"
+        )
+    return index.where(where)
 
 
 class QuestionAnswering:
@@ -157,6 +176,7 @@ class QuestionAnswering:
         Raises:
             TypeError, ValueError: an empty question, or options that the model cannot have.
         """
+        questions = checked_questions(questions)
         options = {**self.options, **options}
         answers: list[Answer] = []
         for start in range(0, len(questions), _ANSWERED_AT_ONCE):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rag_core.knowledge.remembered import RememberedBase as RememberedBase
     from rag_core.knowledge.remembered import remember_base as remember_base
     from rag_core.knowledge.remembered import remembered_base as remembered_base
+    from rag_core.knowledge.search import hits_of as hits_of
     from rag_core.knowledge.search import search_index as search_index
     from rag_core.knowledge.shards import ShardSet as ShardSet
     from rag_core.knowledge.shards import base_of_manifest as base_of_manifest
@@ -45,7 +46,7 @@ __getattr__, __dir__, __all__ = lazily(
         "files": ["BadFilesError", "PassedByWarning", "find_files"],
         "manifest": ["FILE", "describe", "index_text", "spots"],
         "remembered": ["REMEMBERED", "RememberedBase", "remember_base", "remembered_base"],
-        "search": ["search_index"],
+        "search": ["hits_of", "search_index"],
         "shards": ["ShardSet", "base_of_manifest", "cut_shards", "held_index"],
     },
 )

@@ -6,7 +6,7 @@ Letters: B questions, k passages a question, D vector size.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from rag_core import backends
 from rag_core.arguments import checked_questions
 from rag_core.checks import whole
 from rag_core.outputs import Hit
-from rag_core.retrieval import Index, needs_vectors, read_docs, top_docs
+from rag_core.retrieval import Index, needs_vectors, search_and_read
 
 if TYPE_CHECKING:
     from rag_core.knowledge.base import KnowledgeBase
@@ -36,6 +36,9 @@ def search_index(
         embed: the encoder of questions; None for an index that searches by words alone.
         questions: B texts.
         k: passages a question.
+
+    Raises:
+        ValueError: an index that returns anything else than `Index` says, or finds nothing.
     """
     return [
         hits
@@ -51,21 +54,41 @@ def _searched(
         queries = np.ones((len(questions), 1), np.float32)  # to carry scores: 1 is exact
     else:
         queries = checked_vectors(embed(questions), len(questions))
-    ids, vectors = top_docs(index, queries, k, questions)  # (B, k), (B, k, D)
+    ids, vectors, docs = search_and_read(index, queries, k, questions)  # (B, k), (B, k, D)
     scores = np.einsum("bkd,bd->bk", vectors, queries, dtype=np.float64)
-    found = []
-    for number, doc in enumerate(read_docs(index, ids, vectors)):
-        columns = [
-            ids[number].tolist(),
-            scores[number].tolist(),
-            doc["title"],
-            doc["text"],
-            doc.get("source", [None] * k),
-            doc.get("metadata", [{}] * k),
-        ]
-        rows = [row for row in zip(*columns, strict=True) if row[0] >= 0]
-        found.append([Hit(rank, *row) for rank, row in enumerate(rows, 1)])
-    return found
+    return [hits_of(*columns) for columns in zip(ids, docs, scores, strict=True)]
+
+
+def hits_of(ids: Sequence[int], doc: Mapping[str, Any], scores: Sequence[float]) -> list[Hit]:
+    """Passages of one question, best first; ids of -1 are missing ones.
+
+    Args:
+        ids: k row numbers.
+        doc: lists of k entries, as an index's `get_doc_dicts` gives them.
+        scores: k numbers.
+    """
+    unknown = [None] * len(ids)
+    rows = zip(
+        ids,
+        scores,
+        doc["title"],
+        doc["text"],
+        doc.get("source", unknown),
+        doc.get("metadata", unknown),
+        strict=True,
+    )
+    hits: list[Hit] = []
+    for row, score, title, text, source, metadata in rows:
+        if row < 0:
+            continue
+        hit = Hit(len(hits) + 1, int(row), float(score), title, text)
+        # an index of somebody's own may have columns that are called so and are something else
+        if isinstance(source, str):
+            hit.source = source
+        if isinstance(metadata, dict):
+            hit.metadata = metadata
+        hits.append(hit)
+    return hits
 
 
 def checked_vectors(vectors: Any, count: int) -> np.ndarray:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rag_core.retrieval.own_scores import length_of as length_of
     from rag_core.retrieval.own_scores import needs_text as needs_text
     from rag_core.retrieval.own_scores import needs_vectors as needs_vectors
-    from rag_core.retrieval.own_scores import top_docs as top_docs
     from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
     from rag_core.retrieval.passage_files import passage_parts as passage_parts
     from rag_core.retrieval.passage_files import read_passages as read_passages
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.retriever import RagRetriever as RagRetriever
     from rag_core.retrieval.retriever import within_table_of as within_table_of
     from rag_core.retrieval.search import read_docs as read_docs
+    from rag_core.retrieval.search import search_and_read as search_and_read
     from rag_core.retrieval.stores import LanceIndex as LanceIndex
     from rag_core.retrieval.stores import QdrantIndex as QdrantIndex
     from rag_core.retrieval.stores import StoreIndex as StoreIndex
@@ -90,7 +90,7 @@ __getattr__, __dir__, __all__ = lazily(
         "bm25": ["Bm25Index", "bm25_library", "build_bm25", "passage_text", "write_bm25"],
         "hybrid": ["HybridIndex"],
         "index": ["BM25_FOLDER", "FaissIndex", "Index"],
-        "own_scores": ["has_own_scores", "length_of", "needs_text", "needs_vectors", "top_docs"],
+        "own_scores": ["has_own_scores", "length_of", "needs_text", "needs_vectors"],
         "stores": ["LanceIndex", "QdrantIndex", "StoreIndex"],
         "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
         "merging": ["ShardHits", "flat_candidates"],
@@ -111,7 +111,7 @@ __getattr__, __dir__, __all__ = lazily(
         "reranked": ["RerankedIndex"],
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],
-        "search": ["read_docs"],
+        "search": ["read_docs", "search_and_read"],
         "where": ["Where", "known_keys", "matching_rows"],
         "wiki_dpr": ["WikiDprIndex"],
     },

@@ -161,9 +161,20 @@ class Bm25Index:
         """Nothing is left to open."""
 
     def where(self, where: Where) -> Bm25Index:
-        """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`."""
+        """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`.
+
+        Of a part those that its own conditions hold for, too.
+        """
+        rows = self.passages.matching(where)
+        if self._rows is not None:
+            rows = np.intersect1d(rows, self._rows)
+            if not len(rows):
+                raise ValueError(
+                    f"where must hold for a passage of this part, got {where!r:.80}, which holds "
+                    "for others alone. Start from the whole index."
+                )
         part = copy.copy(self)
-        part._rows = self.passages.matching(where)
+        part._rows = rows
         return part
 
     def get_top_docs(

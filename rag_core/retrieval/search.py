@@ -81,6 +81,26 @@ def search(
     return doc_ids, vectors
 
 
+def search_and_read(
+    index: Index,
+    queries: np.ndarray,
+    n_docs: int,
+    question_text: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """`search` of all questions at once, and `read_docs` of what was found.
+
+    Args, Raises:
+        As `search`; the index may still have to be loaded.
+
+    Returns:
+        doc_ids (B, N), vectors (B, N, D) and B dictionaries.
+    """
+    if not index.is_initialized():
+        index.init_index()
+    ids, vectors = search(index, queries, n_docs, max(1, len(queries)), question_text)
+    return ids, vectors, read_docs(index, ids, vectors)
+
+
 def _chunk(
     index: Index, queries: np.ndarray, n_docs: int, texts: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:

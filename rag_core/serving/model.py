@@ -11,6 +11,7 @@ import numpy as np
 from rag_core import __version__
 from rag_core.backends import BACKENDS
 from rag_core.generation import GenerationConfig, sequence_options, token_options
+from rag_core.knowledge import hits_of
 from rag_core.modeling import Reading, find_passages
 from rag_core.outputs import Answer, Hit
 from rag_core.serving.options import check_of_the_call, check_sampling
@@ -175,23 +176,29 @@ class ServedModel:
         """For each question the k nearest passages, nearest first."""
         found = find_passages(self._engine, self.network, list(questions), k)
         return [
-            _hits(ids, docs, scores)
+            hits_of(ids, docs, scores)
             for ids, docs, scores in zip(found.ids, found.docs, found.scores, strict=True)
         ]
 
     def passage(self, row: int) -> dict[str, Any] | None:
         """One passage: "id", "title", "text", "source", "metadata", "origin"; None where there is
-        no such row.
+        no such row among those that are searched.
         """
         index = self.network.retriever.index
+        searched = getattr(index, "rows", None)
+        if isinstance(searched, np.ndarray) and row not in searched:
+            return None
         try:
             size = len(index)
         except TypeError:  # an index of somebody's own
             size = row + 1
         if not 0 <= row < size:
             return None
-        docs = index.get_doc_dicts(np.array([[row]]))
-        (hit,) = _hits([row], docs[0], [0.0])
+        try:
+            docs = index.get_doc_dicts(np.array([[row]]))
+        except LookupError:
+            return None
+        (hit,) = hits_of([row], docs[0], [0.0])
         values = hit.to_dict()
         return {name: value for name, value in values.items() if name not in ("rank", "score")}
 
@@ -227,29 +234,3 @@ class ServedModel:
                 "credit": manifest.credit,
             }
         return info
-
-
-def _hits(ids: Sequence[int], docs: Mapping[str, Any], scores: Sequence[float]) -> list[Hit]:
-    """Passages of one question; ids of -1 are missing ones."""
-    unknown = [None] * len(ids)
-    rows = zip(
-        ids,
-        scores,
-        docs["title"],
-        docs["text"],
-        docs.get("source", unknown),
-        docs.get("metadata", unknown),
-        strict=True,
-    )
-    hits: list[Hit] = []
-    for row, score, title, text, source, metadata in rows:
-        if row < 0:
-            continue
-        hit = Hit(len(hits) + 1, int(row), float(score), title, text)
-        # an index of somebody's own may have columns that are called so and are something else
-        if isinstance(source, str):
-            hit.source = source
-        if isinstance(metadata, dict):
-            hit.metadata = metadata
-        hits.append(hit)
-    return hits

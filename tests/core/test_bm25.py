@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rag_core.cli import app
 from rag_core.hub import DamagedFileError
 from rag_core.retrieval.bm25 import Bm25Index
 from rag_core.retrieval.retriever import RagRetriever
+from rag_core.serving import ServedModel
 from tests.support.evaluations import Countable
 from tests.support.knowledge_bases import build, hashed
 from tests.support.training_models import VECTORS, small_config, small_tokenizers
@@ -114,6 +116,13 @@ def test_a_base_without_words_and_damaged_files_are_told_in_words(tmp_path) -> N
     with pytest.raises(ValueError, match=r"search must be one of vectors, bm25"):
         kb.index(search="words")
     index = Bm25Index(kb.index())
+    titles = kb.dataset()["title"]
+    part = index.where(f"title!={titles[0]}").where(f"title!={titles[1]}")
+    assert not {titles[0], titles[1]} & {titles[row] for row in part.rows}
+    with pytest.raises(ValueError, match=r"where must hold for a passage of this part"):
+        part.where(f"title={titles[0]}")
+    with pytest.raises(ValueError, match=r"index must be whole to be saved"):
+        part.save(tmp_path / "part")
     index.save(tmp_path / "saved")
     place = tmp_path / "saved" / "bm25" / "indices.csc.index.npy"
     whole = place.read_bytes()
@@ -125,3 +134,16 @@ def test_a_base_without_words_and_damaged_files_are_told_in_words(tmp_path) -> N
     broken = Bm25Index.from_files(tmp_path / "saved" / "hf_dataset", tmp_path / "saved" / "bm25")
     with pytest.raises(DamagedFileError, match=r"index of BM25 is damaged"):
         broken.get_top_docs(np.ones((1, 4)), 2, question_text=["w1 w2 w3 w4 w5"])
+
+
+@pytest.mark.parametrize("way", ["vectors", "bm25", "hybrid"])
+def test_a_server_shows_no_passage_that_conditions_leave_out(tmp_path, way) -> None:
+    kb = build(tmp_path, rows=9, index="bm25")
+    title = kb.dataset()[4]["title"]
+    retriever = SimpleNamespace(index=kb.index(search=way).where(f"title={title}"))
+    model = SimpleNamespace(network=SimpleNamespace(retriever=retriever))
+    assert ServedModel.passage(model, 4)["title"] == title
+    for row in (3, 9, -1, 10**40):
+        assert ServedModel.passage(model, row) is None
+    retriever.index = kb.index(search=way)
+    assert ServedModel.passage(model, 3) and ServedModel.passage(model, 9) is None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rag_core import RagRetriever
@@ -15,6 +16,7 @@ from rag_core.backends import load_backend
 from rag_core.integrations import PassageSearch, QuestionAnswering
 from tests.support.records import same
 from tests.support.serving_models import QUESTIONS, opened, write_model
+from tests.support.training_models import small_config, small_tokenizers
 
 ROOT = Path(__file__).parents[2]
 QUESTION = QUESTIONS[0]
@@ -89,6 +91,41 @@ def test_whatever_is_searched_finds_what_it_finds_by_itself(base, model, home):
         PassageSearch(model, where=only)([QUESTION], 3)
 
 
+class Own:
+    """An index with four methods and nothing else; it finds fewer than are wanted."""
+
+    vectors = None
+
+    def is_initialized(self):
+        return self.vectors is not None
+
+    def init_index(self):
+        self.vectors = np.eye(3, dtype=np.float32)
+
+    def get_top_docs(self, question_hidden_states, n_docs=5):
+        rows = np.argsort(-question_hidden_states @ self.vectors, axis=1)[:, :n_docs]
+        return rows, self.vectors[rows]
+
+    def get_doc_dicts(self, doc_ids):
+        return [{"title": [""] * len(rows), "text": [*map(str, rows)]} for rows in doc_ids]
+
+
+def test_an_index_of_one_s_own_is_opened_and_what_it_lacks_is_told(tmp_path):
+    tokenizers = small_tokenizers(tmp_path)
+    retriever = RagRetriever(
+        small_config(tokenizers), *tokenizers, index=Own(), init_retrieval=False
+    )
+    search = PassageSearch(retriever, encoder=lambda texts: np.array([[0, 2, 1]] * len(texts)))
+    [hits] = search("a question is one question", 5)
+    assert [(hit.text, hit.score) for hit in hits] == [("1", 2.0), ("2", 1.0), ("0", 0.0)]
+    with pytest.raises(ValueError, match="where must go with an index that has a method where"):
+        search(["river"], 2, "title=x")
+    with pytest.raises(ValueError, match="k must be a whole number"):
+        search(["river"], 0)
+    with pytest.raises(TypeError, match=r"encoder must be a function of texts .*got 'a-name'"):
+        PassageSearch(retriever, encoder="a-name")
+
+
 def test_a_named_model_answers_as_the_loaded_one(base, model, home):
     own = QuestionAnswering(model, **OPTIONS)
     named = QuestionAnswering(str(home / "demo-model"), base.path, **OPTIONS)
@@ -108,6 +145,7 @@ def test_a_refused_question_leaves_the_others_their_answers(model):
     first, second, third = answering.answered_or_not([QUESTION, " ", QUESTIONS[1]])
     assert (first.question, third.question) == (QUESTION, QUESTIONS[1])
     assert isinstance(second, ValueError)
+    assert [answer.question for answer in answering(QUESTION)] == [QUESTION]  # not its letters
 
 
 @pytest.mark.beyond

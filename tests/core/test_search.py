@@ -103,7 +103,7 @@ def test_an_encoder_is_a_function_a_loaded_one_or_a_name(tmp_path, loaded) -> No
         ({"questions": 3}, "questions must be a string or a list of strings"),
         ({"k": 0}, "k must be a whole number of at least 1, got 0"),
         ({"encoder": lambda texts: np.ones(16)}, r"one vector a question, \(1, D\), got shape"),
-        ({"encoder": lambda texts: np.ones((1, 3))}, "must have shape"),
+        ({"encoder": lambda texts: np.ones((1, 3))}, "question vectors have size 3"),
         ({"encoder": lambda texts: np.full((1, 16), np.nan)}, "NaN or infinity"),
         ({"encoder": "gone"}, "no such folder"),
     ],
