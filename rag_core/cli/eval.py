@@ -135,7 +135,7 @@ def eval(
         "command": pasteable("eval", questions, *words),
         "questions": _questions_entry(questions),
         "model": {"name": model or "dualrag/demo"},
-        "knowledge_base": _base_entry(base),
+        "knowledge_base": _base_entry(base, network.retriever.index),
     }
     evaluation = evaluate(network, asked, out=out, about=about, progress=not is_quiet(), **options)
     if as_json:
@@ -187,15 +187,20 @@ def _questions_entry(path: Path) -> dict[str, Any]:
     return entry
 
 
-def _base_entry(base: KnowledgeBase | None) -> dict[str, Any]:
-    """What a report says of a knowledge base."""
+def _base_entry(base: KnowledgeBase | None, index: Any) -> dict[str, Any]:
+    """What a report says of a knowledge base, or of its shards on a cluster."""
     if base is None:
         return {}
     from rag_core.knowledge import FILE, describe
+    from rag_core.retrieval import RayIndex
 
+    if isinstance(index, RayIndex):
+        path, sha256 = index.place, index.manifest["sha256"]
+    else:
+        path, sha256 = str(base.path), describe(base.path / FILE)["sha256"]
     return {
-        "path": str(base.path),
-        "sha256": describe(base.path / FILE)["sha256"],
+        "path": path,
+        "sha256": sha256,
         "passages": len(base),
         "encoder": base.manifest.encoder["name"],
         "index": base.manifest.index,

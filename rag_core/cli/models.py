@@ -11,6 +11,7 @@ from rag_core.cli.common import pasteable
 
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
+    from rag_core.retrieval import RayIndex
 
 Say = Callable[[str], None]
 
@@ -53,7 +54,8 @@ def open_model(
     index: str | None = None,
     **placing: str | None,
 ) -> tuple[Any, KnowledgeBase | None]:
-    """A RAG model with a retriever, and the knowledge base if it is one.
+    """A RAG model with a retriever, and the knowledge base if it is one; of shards without `kb` one
+    that has a manifest alone.
 
     Args:
         engine: the backend's package.
@@ -93,7 +95,7 @@ def open_model(
         base = _open_base(engine, kb, model, say)
     if index is not None:
         tokenizer = RagTokenizer.from_pretrained(folder)
-        shards = _held_shards(index, base, config, say)
+        shards, base = _held_shards(index, base, config)
         retriever = RagRetriever(
             config, tokenizer.question_encoder, tokenizer.generator, index=shards
         )
@@ -126,16 +128,19 @@ def open_model(
     return network, base
 
 
-def _held_shards(place: str, base: KnowledgeBase | None, config: Any, say: Say) -> Any:
-    """The index of shards on a cluster, which must be those of a model and a knowledge base."""
+def _held_shards(
+    place: str, base: KnowledgeBase | None, config: Any
+) -> tuple[RayIndex, KnowledgeBase]:
+    """The index of shards on a cluster, which must be those of a model and a knowledge base, and
+    that knowledge base.
+    """
     from rag_core.knowledge import base_of_manifest, held_index
 
     index = held_index(place, base)
-    held = base_of_manifest(place, index.manifest)
-    held.check_model(config)
-    if base is None and held.manifest.credit:
-        say(held.manifest.credit)
-    return index
+    if base is None:
+        base = base_of_manifest(place, index.manifest)
+    base.check_model(config)
+    return index, base
 
 
 def _filtered(index: Any, where: list[str]) -> Any:

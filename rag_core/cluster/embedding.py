@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag_core.checks import whole
+from rag_core.checks import warn, whole
 from rag_core.knowledge import Block, Encode, block_vectors
 from rag_core.retrieval import join
 
 if TYPE_CHECKING:
     from typing import Self
+
+# Times that a shard is embedded again whose worker was lost: on the next one it is the shard's fault.
+RETRIES = 3
+# Seconds without an answer after which a person is told what is waited for.
+PATIENCE = 300.0
 
 
 def load_embed(
@@ -87,7 +92,7 @@ class RayEncoder:
         self._ray = join(address, **options)
         gpus = int(self._ray.cluster_resources().get("GPU", 0) >= workers)
         worker = self._ray.remote(PassageWorker).options(
-            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
+            num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES
         )
         self._workers = [worker.remote(load) for _ in range(workers)]
 
@@ -98,8 +103,10 @@ class RayEncoder:
         self.close()
 
     def __call__(self, titles: list[str], texts: list[str]) -> np.ndarray:
-        """The vectors (n, D) of passages, by one of the actors."""
-        return self._got(self._workers[0].embed.remote(titles, texts))
+        """The vectors (n, D) of passages, by the first of the actors that is there."""
+        starting = self._starting()
+        worker = starting[self._ready([*starting])]
+        return self._got(worker.embed.remote(titles, texts))
 
     def embed_blocks(
         self,
@@ -109,25 +116,32 @@ class RayEncoder:
         advance: Callable[[int, bool], None],
     ) -> Iterator[tuple[Block, np.ndarray]]:
         """Each block with its vectors (n, D), in the order in which they are ready."""
-        idle = [*self._workers]
+        # A worker gets blocks once it is there: the cluster may have no room for all of them.
+        starting = self._starting()
         running: dict[Any, tuple[Any, Block]] = {}
+        idle: list[Any] = []
 
-        def next_done() -> tuple[Block, np.ndarray]:
-            ready, _ = self._ray.wait([*running])
-            worker, block = running.pop(ready[0])
-            vectors = self._got(ready[0])
+        def next_done() -> Iterator[tuple[Block, np.ndarray]]:
+            """Wait until a worker is idle; what it has made, if it has."""
+            ready = self._ready([*running, *starting])
+            if ready in starting:
+                self._got(ready)
+                idle.append(starting.pop(ready))
+                return
+            worker, block = running.pop(ready)
+            vectors = self._got(ready)
             idle.append(worker)
             advance(len(block.rows), False)
-            return block, vectors
+            yield block, vectors
 
         for block in blocks:
-            if not idle:
-                yield next_done()
+            while not idle:
+                yield from next_done()
             worker = idle.pop()
             request = worker.embed_block.remote(block.titles, block.texts, batch_size, dimension)
             running[request] = worker, block
         while running:
-            yield next_done()
+            yield from next_done()
 
     def pids(self) -> list[int]:
         """The processes of the actors."""
@@ -138,6 +152,21 @@ class RayEncoder:
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []
+
+    def _starting(self) -> dict[Any, Any]:
+        """Worker by what is ready as soon as it is there."""
+        return {worker.pid.remote(): worker for worker in self._workers}
+
+    def _ready(self, references: list[Any]) -> Any:
+        """The first that is."""
+        ready, _ = self._ray.wait(references, timeout=PATIENCE)
+        if not ready:
+            warn(
+                f"no worker has answered for {PATIENCE:g} s: it loads the encoder or embeds a long "
+                "shard, or the cluster has no processor free for one. This waits on."
+            )
+            ready, _ = self._ray.wait(references)
+        return ready[0]
 
     def _got(self, reference: Any) -> np.ndarray:
         """What an actor answers; its error as it was raised there."""

@@ -61,7 +61,7 @@ def start_shards(
     shards = ShardSet.open(Path(folder).resolve())
     ray = join(address)
     old_actors = actors_of(ray, name)
-    serial = newest_serial(ray, name) + 1
+    serial = newest_serial(old_actors) + 1
     actors = _started(ray, shards, f"{name}/{secrets.token_hex(4)}")
     try:
         _check_ready(ray, shards, actors)
@@ -70,8 +70,10 @@ def start_shards(
         _remove(ray, [*actors])
         raise
     if old_actors:
-        time.sleep(grace)
-        _remove(ray, old_actors)
+        try:
+            time.sleep(grace)
+        finally:
+            _remove(ray, old_actors)
     return serial
 
 
@@ -86,8 +88,7 @@ def stop_shards(name: str, address: str = "auto") -> int:
     """
     ray = join(address)
     names = actors_of(ray, checked_name(name))
-    # Tables first: without one nobody begins to search.
-    _remove(ray, sorted(names, key=lambda each: "#" not in each))
+    _remove(ray, names)
     return len(names)
 
 
@@ -158,7 +159,8 @@ def _publish(ray: Any, shards: ShardSet, actors: list[str], name: str, serial: i
 
 
 def _remove(ray: Any, names: list[str]) -> None:
-    for name in names:
+    """End actors; tables first, as without one nobody begins to search."""
+    for name in sorted(names, key=lambda each: "#" not in each):
         actor = named_actor(ray, name)
         if actor is not None:
             with suppress(ray.exceptions.RayError):

@@ -7,8 +7,12 @@ there; so an exchange happens at once for everybody, and nobody has to be told.
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import re
+import socket
+from contextlib import suppress
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any, NamedTuple
@@ -70,6 +74,8 @@ def load_ray() -> Any:
     """
     if find_spec("ray") is None:
         raise ImportError("A cluster needs ray. Run  pip install 'dualrag[ray]'.")
+    # Ray's handler of SIGTERM aborts a process after 3 s: a server has answers to finish.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     import ray
 
     return ray
@@ -84,23 +90,47 @@ def join(address: str = "auto", **options: Any) -> Any:
 
     Raises:
         ImportError: Ray isn't installed.
-        OSError: there is no cluster at that address.
+        OSError: there is no cluster at that address, or this process is in another one.
     """
     ray = load_ray()
     with _JOINING:
         if ray.is_initialized():
+            here = ray.get_runtime_context().gcs_address
+            if address not in ("auto", "local", here) and not _is_same(ray, address, here):
+                raise OSError(
+                    f"address must be that of the cluster which this process has joined, {here}, "
+                    f"got {address!r}. Ray joins one a process: ask others in processes of their own."
+                )
             return ray
         if address == "local":
             own = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
             options = own | options
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # what times out there is nothing more special
+            if address == "local":
+                raise OSError(f"Ray could not start on this machine ({error!s:.160})") from error
             raise OSError(
                 f"address must be that of a Ray cluster, got {address!r} ({error!s:.160}). Start "
                 "one: ray start --head. If it asks for a token, set RAY_AUTH_MODE=token."
             ) from error
     return ray
+
+
+@functools.lru_cache
+def _is_same(ray: Any, one: str, other: str) -> bool:
+    """Whether two addresses, HOST:PORT, are one, by name or number."""
+
+    def numbers(address: str) -> tuple[str, str]:
+        host, _, port = address.rpartition(":")
+        with suppress(OSError):
+            host = socket.gethostbyname(host)
+        # Ray calls this machine by the address that others see.
+        if host.startswith("127."):
+            host = ray.util.get_node_ip_address()
+        return host, port
+
+    return numbers(one) == numbers(other)
 
 
 def table_name(name: str, serial: int) -> str:
@@ -115,11 +145,9 @@ def actors_of(ray: Any, name: str) -> list[str]:
     return [each for each in names if each.startswith((f"{name}#", f"{name}/"))]
 
 
-def newest_serial(ray: Any, name: str) -> int:
-    """The number of the latest table, 0 where there is none."""
-    start = f"{name}#"
-    names = actors_of(ray, name)
-    return max((int(each[len(start) :]) for each in names if each.startswith(start)), default=0)
+def newest_serial(names: list[str]) -> int:
+    """The number of the latest table among the actors of a set of shards, 0 where there is none."""
+    return max((int(each.rpartition("#")[2]) for each in names if "#" in each), default=0)
 
 
 def named_actor(ray: Any, name: str) -> Any:

@@ -18,6 +18,7 @@ from rag_core.checks import warn
 from rag_core.retrieval.merging import merged
 from rag_core.retrieval.ray_cluster import (
     RayPlace,
+    actors_of,
     join,
     named_actor,
     newest_serial,
@@ -56,13 +57,18 @@ class _Build:
 
     def __init__(self, ray: Any, name: str, serial: int, timeout: float) -> None:
         self.serial = serial
-        table = _present(ray, table_name(name, serial))
-        self.content: dict[str, Any] = ray.get(table.content.remote(), timeout=timeout)
+        self.table = _present(ray, table_name(name, serial))
+        self.content: dict[str, Any] = ray.get(self.table.content.remote(), timeout=timeout)
         shards = self.content["shards"]
         self.starts = np.array([shard["start"] for shard in shards])
         self.handles = [_present(ray, shard["actor"]) for shard in shards]
         self.texts: dict[int, dict[str, Any]] = {}
         self.missing: tuple[int, ...] = ()
+
+    def by_shard(self, rows: np.ndarray) -> dict[int, np.ndarray]:
+        """Rows (n,) by the shard that holds them."""
+        shard_of = np.searchsorted(self.starts, rows, side="right") - 1
+        return {int(shard): rows[shard_of == shard] for shard in np.unique(shard_of)}
 
     def remember(self, rows: np.ndarray, columns: dict[str, list[Any]]) -> None:
         """Keep the texts of rows (n,)."""
@@ -133,6 +139,11 @@ class RayIndex:
             f"{len(shards)} shards)"
         )
 
+    @property
+    def place(self) -> str:
+        """Where the shards are: "ray://ADDRESS/NAME"."""
+        return str(self._place)
+
     def __len__(self) -> int:
         return int(self._build.content["rows"])
 
@@ -182,7 +193,8 @@ class RayIndex:
         if build is None:
             return False
         ray = join(self._place.address)
-        return named_actor(ray, table_name(self._place.name, build.serial + 1)) is None
+        own, later = (table_name(self._place.name, build.serial + more) for more in (0, 1))
+        return named_actor(ray, later) is None and named_actor(ray, own) == build.table
 
     def init_index(self) -> None:
         """Take the latest build for this thread's searches.
@@ -193,7 +205,7 @@ class RayIndex:
         ray = join(self._place.address)
         until = time.monotonic() + self._timeout
         while True:
-            serial = newest_serial(ray, self._place.name)
+            serial = newest_serial(actors_of(ray, self._place.name))
             if not serial:
                 raise OSError(
                     f"{self._place}: there are no shards of this name on the cluster. Bring some: "
@@ -204,7 +216,7 @@ class RayIndex:
                 return
             # LookupError: an exchange took it away between the list and the look
             except (ray.exceptions.RayError, LookupError) as error:
-                self._pause(until, "the table of shards", error)
+                self._pause(until, "the table or a shard", error)
 
     def get_top_docs(
         self, question_hidden_states: np.ndarray, n_docs: int = 5
@@ -233,18 +245,19 @@ class RayIndex:
         thread searched last.
 
         Raises:
+            IndexError: a row that is not there.
             ShardLostError: as `get_top_docs`; with "partial", too, where it is the shard that holds
                 a passage.
         """
         doc_ids = np.asarray(doc_ids)
         build = self._build
         rows = np.unique(doc_ids)
+        self._check_rows(rows)
         texts = {row: build.texts[row] for row in rows.tolist() if row in build.texts}
         unknown = np.array([row for row in rows.tolist() if row not in texts], np.int64)
         if unknown.size:
-            shard_of = np.searchsorted(build.starts, unknown, side="right") - 1
-            parts = {int(shard): unknown[shard_of == shard] for shard in np.unique(shard_of)}
-            found = self._read(build, parts)
+            parts = build.by_shard(unknown)
+            found = self._read(build, parts, lambda handle, rows: handle.read.remote(rows))
             for shard, columns in found.items():
                 build.remember(parts[shard], columns)
                 for place, row in enumerate(parts[shard].tolist()):
@@ -256,10 +269,36 @@ class RayIndex:
             docs.append({name: [passage[name] for passage in passages] for name in names})
         return docs
 
-    def _read(self, build: _Build, parts: dict[int, np.ndarray]) -> dict[int, dict[str, Any]]:
-        """Columns of rows by shard."""
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors (n, D) of rows (n,), of the same build.
+
+        Raises:
+            IndexError, ShardLostError: as `get_doc_dicts`.
+        """
+        rows = np.asarray(rows)
+        build = self._build
+        self._check_rows(rows)
+        vectors = np.empty((len(rows), self.vector_size), np.float32)
+        parts = build.by_shard(np.unique(rows))
+        found = self._read(build, parts, lambda handle, rows: handle.vectors.remote(rows))
+        for shard, part in parts.items():
+            here = np.isin(rows, part)
+            vectors[here] = found[shard][np.searchsorted(part, rows[here])]
+        return vectors
+
+    def _check_rows(self, rows: np.ndarray) -> None:
+        """Refuses rows that are not there; to a shard they would be others."""
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(
+                f"rows must be 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}."
+            )
+
+    def _read(
+        self, build: _Build, parts: dict[int, np.ndarray], ask: Callable[[Any, Any], Any]
+    ) -> dict[int, Any]:
+        """What shards hold of rows, by shard."""
         try:
-            found = self._asked(build, parts, lambda handle, rows: handle.read.remote(rows))
+            found = self._asked(build, parts, ask)
         except _Replaced as error:
             raise ShardLostError(
                 f"{self._place}: the passages of build {build.serial} are gone, as a newer one has "
@@ -351,7 +390,10 @@ class RayIndex:
         return found
 
     def _is_replaced(self, ray: Any, build: _Build) -> bool:
-        return newest_serial(ray, self._place.name) != build.serial
+        name = self._place.name
+        serial = newest_serial(actors_of(ray, name))
+        # Of shards that were stopped, and others started, the number may be the same.
+        return serial != build.serial or named_actor(ray, table_name(name, serial)) != build.table
 
     def _pause(self, until: float, what: str, error: Exception) -> None:
         """Wait a little for what Ray restarts.

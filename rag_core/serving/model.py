@@ -185,6 +185,9 @@ class ServedModel:
         no such row among those that are searched.
         """
         index = self.network.retriever.index
+        # Each thread's view of a cluster is its own.
+        if not index.is_initialized():
+            index.init_index()
         searched = getattr(index, "rows", None)
         if isinstance(searched, np.ndarray) and row not in searched:
             return None
@@ -232,5 +235,6 @@ class ServedModel:
                 "index": manifest.index.get("search") or manifest.index.get("kind"),
                 "recall_at_5": manifest.index.get("recall_at_5"),
                 "credit": manifest.credit,
+                "cluster": getattr(self.network.retriever.index, "place", None),
             }
         return info

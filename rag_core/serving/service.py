@@ -12,6 +12,7 @@ from typing import Any
 
 from rag_core.generation import SearchCancelledError
 from rag_core.outputs import Answer, Hit
+from rag_core.retrieval import ShardLostError
 from rag_core.serving.batching import Batcher, Cancelled, QueueFullError
 from rag_core.serving.errors import ApiError, without_paths
 from rag_core.serving.metrics import Metrics
@@ -192,8 +193,8 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(None, self.model.passage, row)
-        except OSError:
-            raise _unreadable() from None
+        except OSError as error:
+            raise _unreadable(error) from None
         if found is None:
             raise ApiError(404, f"There is no passage {row}.")
         return found
@@ -278,8 +279,8 @@ class Service:
             ) from None
         except (ValueError, TypeError) as error:
             raise ApiError(422, _sentence(error)) from None
-        except OSError:
-            raise _unreadable() from None
+        except OSError as error:
+            raise _unreadable(error) from None
         finally:
             for task in tasks:
                 task.cancel()
@@ -295,7 +296,15 @@ class Service:
         return self.model.retrieve(questions, k)
 
 
-def _unreadable() -> ApiError:
+def _unreadable(error: OSError) -> ApiError:
+    if isinstance(error, ShardLostError):
+        _LOG.error("%s", error)
+        return ApiError(
+            503,
+            "A part of the knowledge base can't be reached now. Try again in a while.",
+            code="shard_lost",
+            headers=_in_seconds(10),
+        )
     _LOG.exception("a file could not be read")
     return ApiError(
         503,

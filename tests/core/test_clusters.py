@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rag_core.cli import app
 from rag_core.knowledge import build_knowledge_base, cut_shards
-from rag_core.retrieval import RagRetriever, RayIndex, ShardLostError
+from rag_core.retrieval import RagRetriever, RayIndex, ShardLostError, join
 from tests.support.clusters import small_cluster
 from tests.support.golden_prompts import config
 from tests.support.knowledge_bases import SIZE, build, hashed, load_broken, load_hashed
@@ -70,8 +70,25 @@ def test_what_is_found_is_what_the_whole_index_finds(base, place):
     assert len(index) == len(local) and index.vector_size == SIZE
     rows = np.array([[149, 0], [75, 74]])
     assert RayIndex(place).get_doc_dicts(rows) == local.get_doc_dicts(rows)
+    rows = np.array([149, 0, 75, 74, 0])
+    assert (index.vectors_of(rows) == local.vectors_of(rows)).all()
+    for row in (-1, 150):
+        with pytest.raises(IndexError, match=f"rows must be 0 to 149, got {row}"):
+            index.get_doc_dicts(np.array([[row]]))
     with pytest.raises(ValueError, match="question encoder and the encoder of the index"):
         index.get_top_docs(np.zeros((1, 3)))
+
+
+def test_an_address_is_that_of_the_cluster_which_the_process_has_joined():
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    port = here.rpartition(":")[2]
+    for address in ("auto", "local", here, f"localhost:{port}"):
+        assert join(address) is ray
+    for other in ("localhost:1", f"192.0.2.77:{port}"):
+        with pytest.raises(OSError, match=f"which this process has joined, {here}, got '{other}'"):
+            join(other)
 
 
 def test_conditions_are_searched_in_every_shard(base, place):
@@ -173,6 +190,18 @@ def test_an_exchange_under_load_mixes_no_two_builds(base, folder, tmp_path, toke
     stop_shards("news")
 
 
+def test_shards_that_are_stopped_and_started_anew_are_found(base, folder):
+    from rag_core.cluster import start_shards, stop_shards
+
+    index = RayIndex("ray://auto/again")
+    for _ in range(2):
+        start_shards(folder, "again")
+        ids, _ = index.get_top_docs(queries(2), 5)
+        assert ids.tolist() == base.index().get_top_docs(queries(2), 5)[0].tolist()
+        assert index.is_initialized() and index.serial == 1
+        assert stop_shards("again") == 3
+
+
 def files_of(base):
     """Name -> bytes of what searches read."""
     names = [*base.path.glob("passages/*"), base.path / "index.faiss"]
@@ -182,7 +211,8 @@ def files_of(base):
 def test_a_build_on_a_cluster_is_the_build_without(base, tmp_path):
     from rag_core.cluster import RayEncoder
 
-    with RayEncoder(load_hashed, 2, "auto") as encode:
+    # one more than there are processors: it never begins
+    with RayEncoder(load_hashed, 3, "auto") as encode:
         done = build(tmp_path, 150, encode=encode)
     assert files_of(done) == files_of(base)
     assert done.manifest.request == base.manifest.request
@@ -276,28 +306,82 @@ def done(*words):
     return result.stdout
 
 
-def test_commands_search_a_cluster_in_the_knowledge_bases_place(
-    demo_cache, tmp_path, monkeypatch, offline
-):
+@pytest.fixture(scope="module")
+def demo(demo_cache, tmp_path_factory):
+    """Where the shards of the demo's knowledge base are."""
+    place = tmp_path_factory.mktemp("demo") / "parts"
+    done("shards", str(demo_cache / "demo-kb"), "--out", str(place), "--n", "2", "--name", "demo")
+    yield "ray://auto/demo"
+    done("shards", "--name", "demo", "--stop")
+
+
+@pytest.fixture
+def kb(demo_cache, tmp_path, monkeypatch, offline):
+    """The demo's knowledge base, beside a file of questions."""
     monkeypatch.setenv("DUALRAG_HOME", str(demo_cache))
     monkeypatch.chdir(tmp_path)
-    question = "Who wrote War and Peace?"
-    kb = str(demo_cache / "demo-kb")
-    place = "ray://auto/demo"
-    Path("qa.jsonl").write_text(json.dumps({"question": question, "answer": "Tolstoy"}) + "\n")
+    lines = [{"question": QUESTION, "answer": "Tolstoy"}, {"question": "Saturn?", "answer": "ice"}]
+    Path("qa.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(demo_cache / "demo-kb")
 
-    done("shards", kb, "--out", "parts", "--n", "2", "--name", "demo")
-    answer = json.loads(done("ask", question, "--kb", kb, "--json"))
+
+QUESTION = "Who wrote War and Peace?"
+
+
+def test_commands_search_a_cluster_in_the_knowledge_bases_place(kb, demo, tmp_path):
+    answer = json.loads(done("ask", QUESTION, "--kb", kb, "--json"))
     for base in (["--kb", kb], []):
-        assert json.loads(done("ask", question, "--index", place, "--json", *base)) == answer
+        assert json.loads(done("ask", QUESTION, "--index", demo, "--json", *base)) == answer
     local, of_cluster = (
-        json.loads(done("eval", "qa.jsonl", "--kb", kb, "--json", *index))["retrieval"]
-        for index in ([], ["--index", place])
+        json.loads(done("eval", "qa.jsonl", "--json", *words))
+        for words in (["--kb", kb], ["--index", demo])
     )
-    del local["seconds"], of_cluster["seconds"]
-    assert of_cluster == local
+    del local["retrieval"]["seconds"], of_cluster["retrieval"]["seconds"]
+    assert of_cluster["retrieval"] == local["retrieval"]
+    assert of_cluster["knowledge_base"] == local["knowledge_base"] | {"path": demo}
+    pages = {}
+    for name, words in {"local": ["--kb", kb], "cluster": ["--index", demo]}.items():
+        done("explain", QUESTION, "--out", f"{name}.json", *words)
+        pages[name] = Path(f"{name}.json").read_text()
+    assert pages["cluster"] == pages["local"]
     (tmp_path / "other").mkdir()
     other = build(tmp_path / "other", 20)
-    refused = CliRunner().invoke(app, ["ask", question, "--kb", str(other.path), "--index", place])
+    refused = CliRunner().invoke(app, ["ask", QUESTION, "--kb", str(other.path), "--index", demo])
     assert refused.exit_code == 2
-    done("shards", "--name", "demo", "--stop")
+
+
+def test_a_server_answers_from_a_cluster(kb, demo):
+    """What `dualrag serve` and `dualrag mcp` open."""
+    from rag_core.cli.serve import served_model
+    from tests.support.serving import running
+
+    answers = []
+    for options in ({"kb": Path(kb)}, {"index": demo}):
+        with running(served_model(**options)) as server:
+            answers.append(
+                [
+                    server.ask("/answer", {"question": QUESTION}).json,
+                    server.ask("/retrieve", {"queries": [QUESTION], "topk": 4}).json,
+                    [server.ask(f"/passages/{row}").json for row in range(5)],
+                    server.ask("/passages/99").status,
+                ]
+            )
+            told = server.ask("/info").json["knowledge_base"]
+    assert answers[0] == answers[1]
+    assert told["name"] == "demo" and told["cluster"] == demo and told["passages"] > 5
+
+
+def test_training_searches_a_cluster_as_the_knowledge_base_itself(kb, demo, demo_cache):
+    words = ["--kb", kb, "--model", str(demo_cache / "demo-model")]
+    trained = [*words, "--steps", "3", "--log-every", "1", "--question-encoder", "all"]
+    logs = {}
+    for name, index in {"local": [], "cluster": ["--index", demo]}.items():
+        done("train", "qa.jsonl", "--out", name, *trained, *index)
+        logs[name] = json.loads(Path(name, "training.json").read_text())["history"]
+        for line in logs[name]:
+            del line["tokens_per_second"]
+    assert len(logs["cluster"]) == 3 and logs["cluster"] == logs["local"]
+    missing = ["--index", "ray://auto/none"]
+    for asked in (["qa.jsonl", "--out", "none", *trained], ["--validation", "qa.jsonl", *words]):
+        refused = CliRunner().invoke(app, ["train", *asked, *missing])
+        assert refused.exit_code == 2 and "no shards of this name" in refused.output

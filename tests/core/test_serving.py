@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rag_core.cli import app, process
+from rag_core.retrieval import ShardLostError
 from rag_core.serving import ApiError, Batcher, ServerSettings, bind
 from rag_core.serving.errors import without_paths
 from rag_core.serving.guard import Rate
@@ -440,7 +441,11 @@ def test_a_client_is_known_by_its_network_and_forgotten_after_a_minute(monkeypat
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(FileNotFoundError("/secret/kb/passages"), 503), (RuntimeError("/secret/x.py"), 500)],
+    [
+        (FileNotFoundError("/secret/kb/passages"), 503),
+        (ShardLostError("ray://secret/kb: shard 0 is lost"), 503),
+        (RuntimeError("/secret/x.py"), 500),
+    ],
 )
 def test_what_fails_inside_is_told_without_paths_and_tracebacks(error, status, caplog, capfd):
     with running(StandIn(error=error)) as server:
