@@ -94,6 +94,8 @@ SYSTEMS = (
             # At the end only: embedding all passages takes longer than so few steps.
             "reindex_every": 0,
             "overretrieve": 2,
+            # The same numbers; of 16 questions TensorFlow would keep 18 GB of activations.
+            "gradient_checkpointing": True,
         },
     ),
     System("sequence", "RAG-Sequence, joint", _JOINT, head="sequence"),
@@ -276,7 +278,7 @@ class Plan:
             seconds = TRACE_SECONDS
         if self.base(system) is None:
             seconds, learned = seconds + EMBED_SECONDS, 3 * learned
-        words = [word for name, value in options.items() for word in (_flag(name), value)]
+        words = [word for name, value in options.items() for word in _words(name, value)]
         return self._python(
             made, DUALRAG, "train", self.runs / "train" / file, "--model", self._start(system.head),
             "--kb", self.asked.kb, "--out", self.model(system, seed), *words,
@@ -414,5 +416,9 @@ def _few(count: int) -> tuple[Any, ...]:
     return ("--answerable-only", "--limit", count)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _words(name: str, value: Any) -> tuple[Any, ...]:
+    """An option of the command line, as settings have it."""
+    flag = "--" + name.replace("_", "-")
+    if value is True:
+        return (flag,)
+    return (flag, value)
