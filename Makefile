@@ -30,7 +30,7 @@ install: $(INSTALLED)  ## both frameworks and the tools of the tests, into .venv
 SIZE_torch = PyTorch (its CPU build) and what dualrag needs, 1.2 GB; a minute or two
 SIZE_tf = TensorFlow and what dualrag needs, 2.4 GB; some minutes
 SIZE_bench = matplotlib, for the charts, 40 MB; seconds
-SIZE_beyond = Ray and what else tests that run apart need, 0.45 GB; a minute
+SIZE_beyond = Ray and what else tests that run apart need, 0.46 GB; a minute
 SIZE_docs = Zensical, mkdocstrings and what dualrag needs without a framework, 0.5 GB; a minute
 SIZE_results = bm25s, matplotlib and the libraries of ROUGE-L and BLEU, 60 MB; seconds
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -25,20 +26,30 @@ _DEVICE = re.compile(
 def named_variables(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(name, variable) of a part of a model.
 
-    Ours, or another library's tf.Module or Keras model.
+    Ours, or another library's tf.Module or Keras model, in which several may have one name: from
+    the second on they get a number.
     """
     if part is None:
         return
     if hasattr(part, "named_parameters"):
         yield from part.named_parameters(prefix)
-    elif hasattr(part, "weights"):  # Keras: its own kind of variable around TensorFlow's
+        return
+    used: set[str] = set()
+    for name, variable in _of_another_library(part):
+        if name in used:
+            name = next(new for i in count(1) if (new := f"{name}_{i}") not in used)
+        used.add(name)
+        yield f"{prefix}{name}", variable
+
+
+def _of_another_library(part: Any) -> Iterator[tuple[str, Any]]:
+    if hasattr(part, "weights"):  # Keras: its own kind of variable around TensorFlow's
         for weight in part.weights:
-            name = getattr(weight, "path", weight.name)
-            yield f"{prefix}{name}", getattr(weight, "value", weight)
+            yield getattr(weight, "path", weight.name), getattr(weight, "value", weight)
     elif hasattr(part, "variables"):
         for variable in part.variables:
             name, _, _ = variable.name.partition(":")
-            yield f"{prefix}{name}", variable
+            yield name, variable
 
 
 def named_tensors(model: Any) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rag_core.checkpoint.folder import weight_files as weight_files
     from rag_core.checkpoint.folder import write_checkpoint as write_checkpoint
     from rag_core.checkpoint.h5 import H5File as H5File
+    from rag_core.checkpoint.keras_hub import bart_from_keras_hub as bart_from_keras_hub
     from rag_core.checkpoint.lazy import LazyWeights as LazyWeights
     from rag_core.checkpoint.lazy import given_weights as given_weights
     from rag_core.checkpoint.other_berts import with_projection as with_projection
@@ -37,6 +38,7 @@ __getattr__, __dir__, __all__ = lazily(
         "file_checks": ["check_arrow", "open_arrow", "vouch"],
         "folder": ["CHECKPOINT_PATTERNS", "read_weights", "weight_files", "write_checkpoint"],
         "h5": ["H5File"],
+        "keras_hub": ["bart_from_keras_hub"],
         "lazy": ["LazyWeights", "given_weights"],
         "other_berts": ["with_projection"],
         "shapes": ["RAG_HEADS"],

@@ -359,7 +359,7 @@ class Engine(Protocol):
             pad_mask: (B, C, L) bool, True = not scored.
             drop_first: (B, 1, 1) bool, where the first token is left out; None = nowhere.
             epsilon: the weight of label smoothing.
-            vocab_size: what the smoothing is spread over.
+            vocab_size: what the smoothing is spread over; without any it is not asked for.
 
         Returns:
             An array (B, C).

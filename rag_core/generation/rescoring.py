@@ -72,6 +72,9 @@ def thorough_scores(
     not_scored = engine.tensor(pad_mask, like=hidden)
     docs = int(log_priors.shape[1])
     smooth = config.label_smoothing > 0
+    vocab_size = 0
+    if smooth:  # a generator of another library need not tell it otherwise
+        vocab_size = config.generator.vocab_size
     each, total = target_scores(
         engine, generator, hidden, mask, tokens, targets, pad_mask, docs, smooth, state
     )
@@ -82,7 +85,7 @@ def thorough_scores(
         not_scored,
         drop_first,
         config.label_smoothing,
-        config.generator.vocab_size,
+        vocab_size,
     )
 
 

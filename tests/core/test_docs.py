@@ -89,7 +89,7 @@ def test_python_blocks_run_in_order(page, reader, capsys):
         run_blocks(page, names, only="Keras")
         names["held_out"] = names["data"]
         run_blocks("docs/training.md", names, only="Keras")
-    elsewhere = ["Keras", ON_STRATEGIES]
+    elsewhere = ["Keras", ON_STRATEGIES, "KerasHub"]  # tests/with_tf/test_keras_hub.py
     if page == "docs/serving.md":
         elsewhere = ["OpenAI's API"]  # tests/core/test_serving_chat.py has a server for it
     run_blocks(page, names, without=elsewhere)

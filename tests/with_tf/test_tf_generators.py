@@ -16,6 +16,7 @@ from conformance import record_generators as recorded
 from conformance.cases import integers
 from rag_core.generation.config import resolve_options
 from rag_tf.layers import checkpointed
+from rag_tf.weights import named_variables
 from tests.support.golden_tf import build, tensors
 
 GOLDEN = json.loads(
@@ -196,6 +197,15 @@ def test_keras_loops_and_lists_of_arguments():
     ids, mask = tf.constant([[5, 6, 7], [8, 9, 0]]), tf.constant([[1, 1, 1], [1, 0, 0]])
     np.testing.assert_array_equal(encoder([ids, mask])[0], encoder(ids, mask)[0])
     np.testing.assert_array_equal(encoder([ids])[0], encoder(ids)[0])
+
+
+def test_weights_of_one_name_are_all_kept():
+    module = tf.Module()
+    module.tables = [tf.Variable([0.0], name="table"), tf.Variable([1.0], name="table")]
+    module.other = tf.Variable([2.0], name="table_1")
+    named = dict(named_variables(module, "generator."))
+    assert [*named] == ["generator.table_1", "generator.table", "generator.table_2"]
+    assert sorted(float(each[0]) for each in named.values()) == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("function", [checkpointed, resolve_options])
