@@ -21,6 +21,9 @@ from rag_core.backends import to_numpy
 from rag_core.modeling import ContextsBase, InputChecks
 from rag_tf.marginalize import masked_fill, widen
 
+# Columns within which rows are of like length: few enough kinds, and little padding.
+_LIKE = 32
+
 
 def used_length(mask: tf.Tensor) -> tf.Tensor:
     """How many columns of a mask (R, S) are left without those on the right that are padding in
@@ -29,6 +32,14 @@ def used_length(mask: tf.Tensor) -> tf.Tensor:
     used = tf.reduce_any(tf.cast(mask, tf.bool), 0)  # (S,)
     ends = tf.range(1, tf.shape(used)[0] + 1)
     return tf.maximum(1, tf.reduce_max(tf.where(used, ends, 1)))
+
+
+def rows_of_like_length(mask: np.ndarray) -> list[np.ndarray]:
+    """Numbers of rows of a mask (R, S), those together that end within the same 32 columns."""
+    columns = np.arange(1, mask.shape[1] + 1)
+    lengths = np.max(mask.astype(bool) * columns, axis=1)  # (R,)
+    kinds = -(-lengths // _LIKE)
+    return [np.flatnonzero(kinds == kind).astype(np.int32) for kind in np.unique(kinds)]
 
 
 def shape_of(value: Any) -> tuple[int | None, ...] | None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from rag_core.backends import to_numpy
 from rag_core.config import RagConfig
 from rag_core.modeling import RagModelBase, accepted
 from rag_core.outputs import RetrievAugLMOutput
 from rag_tf.call_arguments import Called
 from rag_tf.components import RagPretrained
-from rag_tf.contexts import search_in_graph, to_device
+from rag_tf.contexts import rows_of_like_length, search_in_graph, to_device, used_length
 from rag_tf.foreign import as_generator, encode_questions
 from rag_tf.keras_model import KerasModel
 from rag_tf.pretrained import PretrainedModel, warn_of_prefix
@@ -26,6 +27,12 @@ from rag_tf.pretrained import PretrainedModel, warn_of_prefix
 if TYPE_CHECKING:
     from rag_tf.bert import PooledEncoder
     from rag_tf.seq2seq import Generator
+
+_TOKENIZED_DOCUMENTS = (
+    "tokenized_doc_ids",
+    "tokenized_doc_attention_mask",
+    "tokenized_doc_token_type_ids",
+)
 
 
 class RagModel(
@@ -113,6 +120,29 @@ class RagModel(
         self, question_hidden_states: tf.Tensor, retrieved: Any, training: bool | None = None
     ) -> tf.Tensor:
         return self._scores(question_hidden_states, retrieved, training=training)
+
+    def document_vectors(
+        self, tokenized: Any, like: tf.Tensor | None = None, **mode: Any
+    ) -> tf.Tensor:
+        """See `RagModelBase.document_vectors`; outside of graphs, documents of like length are
+        computed together, as attention to padding would take most of the time and the memory.
+        """
+        encode = super().document_vectors
+        if not tf.executing_eagerly():
+            return encode(tokenized, like, **mode)
+        arrays = {
+            name: to_numpy(tokenized[name]) for name in _TOKENIZED_DOCUMENTS if name in tokenized
+        }
+        mask = arrays["tokenized_doc_attention_mask"]
+        parts = rows_of_like_length(mask)
+        if len(parts) < 2:
+            return encode(tokenized, like, **mode)
+        vectors = []
+        for rows in parts:
+            length = int(used_length(mask[rows]))
+            part = {name: array[rows, :length] for name, array in arrays.items()}
+            vectors.append(encode(part, like, **mode))
+        return tf.dynamic_stitch(parts, vectors)  # (R, D)
 
     def _mode(self, part: Any, training: bool | None) -> bool | None:
         """A call's `training` for one network: ours resolve None themselves."""

@@ -94,7 +94,7 @@ SYSTEMS = (
             # At the end only: embedding all passages takes longer than so few steps.
             "reindex_every": 0,
             "overretrieve": 2,
-            # The same numbers; of 16 questions TensorFlow would keep 18 GB of activations.
+            # Of 16 questions TensorFlow would keep 11 GB.
             "gradient_checkpointing": True,
         },
     ),

@@ -1,4 +1,4 @@
-"""Without padding a generator gives what it gives with it.
+"""Without padding a generator, or an encoder of documents, gives what it gives with it.
 
 Losses, states of real tokens, every gradient.
 """
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rag_core.config.rag import BartConfig, T5Config
-from rag_tf import packing
+from rag_core.config.rag import BartConfig, BertConfig, RagConfig, T5Config
+from rag_core.modeling import RagModelBase
+from rag_tf import RagModel, packing
 from rag_tf.bart import BartForConditionalGeneration
+from rag_tf.bert import BertEncoder
 from rag_tf.t5 import T5ForConditionalGeneration
 
 BART = BartConfig(
@@ -84,3 +86,46 @@ def test_graphs_of_the_callers_are_never_packed(case):
     model, ids, mask, targets, _ = case
     traced = tf.function(lambda ids, mask: model(ids, mask, targets, use_cache=False).logits)
     np.testing.assert_allclose(traced(ids, mask), run(case)[0], rtol=0, atol=1e-12)
+
+
+def test_documents_of_like_length_together_have_the_vectors_of_all_in_one(monkeypatch):
+    """The live encoder's vectors and gradients, wherever a document stands."""
+    tf.random.set_seed(5)
+    rng = np.random.default_rng(6)
+    lengths = np.array([70, 3, 33, 96, 32, 5])
+    mask = (np.arange(96) < lengths[:, None]).astype(np.int64)
+    mask[0, 40] = 0  # a hole
+    tokens = {
+        "tokenized_doc_ids": rng.integers(4, 40, mask.shape) * mask,
+        "tokenized_doc_attention_mask": mask,
+        "tokenized_doc_token_type_ids": rng.integers(0, 2, mask.shape) * mask,
+    }
+    bert = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
+    encoder = BertEncoder(bert)
+    model = RagModel(RagConfig(question_encoder=bert.to_dict(), generator=BART.to_dict()))
+    model.set_context_encoder_for_training(encoder)
+    model.to("float64")
+    shapes = []
+    run_encoder = RagModel._encode
+
+    def noted(self, mode, part, ids, *inputs):
+        shapes.append(tuple(ids.shape))
+        return run_encoder(self, mode, part, ids, *inputs)
+
+    monkeypatch.setattr(RagModel, "_encode", noted)
+    found = []
+    for vectors_of in (RagModel.document_vectors, RagModelBase.document_vectors):
+        with tf.GradientTape() as tape:
+            vectors = vectors_of(model, tokens, training=False)
+            total = tf.reduce_sum(vectors**2 * np.arange(1.0, 7.0)[:, None])
+        gradients = tape.gradient(total, encoder.trainable_variables)
+        found.append([vectors, *map(tf.convert_to_tensor, gradients)])
+    assert shapes == [(3, 32), (1, 33), (2, 96), (6, 96)]
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
