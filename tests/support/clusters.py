@@ -13,6 +13,7 @@ def small_cluster() -> Iterator[None]:
     import ray
 
     options = {
+        "address": "local",  # never one that somebody else has started, or left a trace of
         "num_cpus": 2,
         "object_store_memory": OBJECT_STORE,
         "include_dashboard": False,
