@@ -72,7 +72,9 @@ def embedding(
         if reference is None:
             reference = vectors
         found["workers"][workers]["equal"] = bool((vectors == reference).all())
-    there = pickle.dumps((data["title"], data["text"]))
+    there = pickle.dumps(
+        (list(data["title"]), list(data["text"]))
+    )  # not as columns that lie on a disk
     back = pickle.dumps(reference)
     found["bytes_per_passage"] = (len(there) + len(back)) / len(data)
     found["text_bytes_per_passage"] = len(there) / len(data)
