@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-# A framework's oldest release needs the NumPy of its time; datasets' newer releases need another pyarrow than that.
-OLD_TF = ("numpy<2", "pyarrow<22")
+# A framework's oldest release needs the NumPy of its time, and its protobuf a sentencepiece; datasets' newer releases
+# need another pyarrow.
+OLD_TF = ("numpy<2", "pyarrow<22", "sentencepiece<0.2.1")
 OLD_LIBRARIES = (
     *("datasets==3.0.*", "faiss-cpu==1.8.*", "h5py==3.10.*", "huggingface_hub==0.25.*"),
     *("numpy==1.26.*", "safetensors==0.4.3", "tokenizers==0.20.*", "typer==0.15.*"),

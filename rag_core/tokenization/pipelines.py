@@ -132,7 +132,8 @@ def build_unigram(files: Mapping[str, bytes], config: Mapping[str, Any]) -> toke
     except ImportError as error:
         raise ImportError(
             "Reading spiece.model (a T5 tokenizer without tokenizer.json) needs sentencepiece and "
-            "protobuf. Run  pip install 'dualrag[t5]'"
+            f"protobuf, of releases that go together ({error}). Run  pip install 'dualrag[t5]', or, "
+            "where another library holds protobuf below 5,  pip install 'sentencepiece<0.2.1'"
         ) from error
     proto = getattr(schema, "ModelProto")()  # noqa: B009 - made at run time, so unknown to type checkers
     try:
