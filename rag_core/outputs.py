@@ -55,7 +55,7 @@ class ModelOutput(OrderedDict[str, Any]):
         late = name not in self
         if value is None:
             if not late:
-                OrderedDict.pop(self, name)
+                OrderedDict.__delitem__(self, name)  # pop of Python 3.10 comes back here
             return
         OrderedDict.__setitem__(self, name, value)
         if late:
