@@ -125,7 +125,7 @@ class RagModel(
         self, tokenized: Any, like: tf.Tensor | None = None, **mode: Any
     ) -> tf.Tensor:
         """See `RagModelBase.document_vectors`; outside of graphs, documents of like length are
-        computed together, as attention to padding would take most of the time and the memory.
+        computed together: padded to the longest of all, attention would be several times as large.
         """
         encode = super().document_vectors
         if not tf.executing_eagerly():
