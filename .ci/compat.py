@@ -24,10 +24,15 @@ OLD_LIBRARIES = (
     *("datasets==3.0.*", "faiss-cpu==1.8.*", "h5py==3.10.*", "huggingface_hub==0.25.*"),
     *("numpy==1.26.*", "safetensors==0.4.3", "tokenizers==0.20.*", "typer==0.15.*"),
 )
+BOTH = ["tests/with_both/test_outputs.py"]
 TESTS = {
     "core": [],
-    "torch": ["tests/with_torch/test_torch_models.py", "tests/with_torch/test_checkpoint.py"],
-    "tf": ["tests/with_tf/test_tf_generators.py", "tests/with_tf/test_tf_packing.py"],
+    "torch": [
+        *BOTH,
+        "tests/with_torch/test_torch_models.py",
+        "tests/with_torch/test_checkpoint.py",
+    ],
+    "tf": [*BOTH, "tests/with_tf/test_tf_generators.py", "tests/with_tf/test_tf_packing.py"],
 }
 CORE = [
     "tests/core/test_frames.py",

@@ -86,7 +86,6 @@ class CrossEncoderBase:
 
         if max_length is not None:
             max_length = whole(1)("max_length", max_length)
-
         config = AutoConfig.from_pretrained(name_or_path, **hub)
         names = [str(name) for name in config.architectures or []]
         is_classifier = any("ForSequenceClassification" in name for name in names)
