@@ -110,7 +110,15 @@ def eval(
     from rag_core.cli.models import open_model
 
     network, base = open_model(
-        engine, kb, model, None, say, index=index, dtype=dtype, device=device
+        engine,
+        kb,
+        model,
+        None,
+        say,
+        index=index,
+        when_exchanged="fail",
+        dtype=dtype,
+        device=device,
     )
     given = {
         "--model": model,

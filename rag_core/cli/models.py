@@ -52,6 +52,7 @@ def open_model(
     int8: bool = False,
     where: list[str] | None = None,
     index: str | None = None,
+    when_exchanged: str | None = None,
     **placing: str | None,
 ) -> tuple[Any, KnowledgeBase | None]:
     """A RAG model with a retriever, and the knowledge base if it is one; of shards without `kb` one
@@ -67,6 +68,7 @@ def open_model(
         where: conditions on the passages that are searched; None or none searches all.
         index: "ray://ADDRESS/NAME" of shards to search in the place of the knowledge base's own
             index; of `kb`, where that is given, too.
+        when_exchanged: see `RayIndex`.
         **placing: `dtype` and `device`; None leaves them to `from_pretrained`.
     """
     if int8 and not hasattr(engine, "quantized"):
@@ -95,7 +97,7 @@ def open_model(
         base = _open_base(engine, kb, model, say)
     if index is not None:
         tokenizer = RagTokenizer.from_pretrained(folder)
-        shards, base = _held_shards(index, base, config)
+        shards, base = _held_shards(index, base, config, when_exchanged)
         retriever = RagRetriever(
             config, tokenizer.question_encoder, tokenizer.generator, index=shards
         )
@@ -129,14 +131,14 @@ def open_model(
 
 
 def _held_shards(
-    place: str, base: KnowledgeBase | None, config: Any
+    place: str, base: KnowledgeBase | None, config: Any, when_exchanged: str | None
 ) -> tuple[RayIndex, KnowledgeBase]:
     """The index of shards on a cluster, which must be those of a model and a knowledge base, and
     that knowledge base.
     """
     from rag_core.knowledge import base_of_manifest, held_index
 
-    index = held_index(place, base)
+    index = held_index(place, base, when_exchanged=when_exchanged)
     if base is None:
         base = base_of_manifest(place, index.manifest)
     base.check_model(config)

@@ -81,6 +81,14 @@ class ShardHolder:
         """Titles, texts and other columns of rows (n,) of the whole."""
         return self._texts(rows - self._start)
 
+    def matching(self, where: Any) -> np.ndarray:
+        """The rows (M,) of the whole that are here and that conditions hold for, in order."""
+        try:
+            rows: np.ndarray = self._searched(where).rows
+        except ValueError:  # none, or none here has what is asked for
+            return np.empty(0, np.int64)
+        return rows + self._start
+
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """The vectors (n, D) of rows (n,) of the whole."""
         return self._index.vectors_of(rows - self._start)

@@ -106,12 +106,15 @@ def base_of_manifest(place: str, values: Mapping[str, Any]) -> KnowledgeBase:
     return KnowledgeBase(Path(place), manifest)
 
 
-def held_index(place: str, base: KnowledgeBase | None = None) -> RayIndex:
+def held_index(
+    place: str, base: KnowledgeBase | None = None, *, when_exchanged: str | None = None
+) -> RayIndex:
     """The index of shards on a cluster.
 
     Args:
         place: "ray://ADDRESS/NAME".
         base: the whole that they must have been cut from; None takes any.
+        when_exchanged: see `RayIndex`.
 
     Raises:
         OSError: there are none.
@@ -119,7 +122,7 @@ def held_index(place: str, base: KnowledgeBase | None = None) -> RayIndex:
     """
     from rag_core.retrieval import RayIndex
 
-    index = RayIndex(place)
+    index = RayIndex(place, when_exchanged=when_exchanged)
     index.init_index()
     if base is not None and describe(base.path / FILE)["sha256"] != index.manifest["sha256"]:
         raise ValueError(

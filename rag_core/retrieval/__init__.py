@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.ray_index import WHEN_LOST as WHEN_LOST
     from rag_core.retrieval.ray_index import RayIndex as RayIndex
     from rag_core.retrieval.ray_index import ShardLostError as ShardLostError
+    from rag_core.retrieval.ray_index import ShardsExchangedError as ShardsExchangedError
     from rag_core.retrieval.recall import LOW_RECALL as LOW_RECALL
     from rag_core.retrieval.recall import Blocks as Blocks
     from rag_core.retrieval.recall import gather_rows as gather_rows
@@ -106,7 +107,7 @@ __getattr__, __dir__, __all__ = lazily(
             "newest_serial",
             "table_name",
         ],
-        "ray_index": ["RayIndex", "ShardLostError", "WHEN_LOST"],
+        "ray_index": ["RayIndex", "ShardLostError", "ShardsExchangedError", "WHEN_LOST"],
         "recall": ["Blocks", "LOW_RECALL", "gather_rows", "low_recall", "tune_recall"],
         "reranked": ["RerankedIndex"],
         "rerank": ["RERANK", "notes_fault"],

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.arguments import checked_n_docs
-from rag_core.checks import warn
+from rag_core.checks import one_of, warn
 from rag_core.retrieval.merging import merged
 from rag_core.retrieval.ray_cluster import (
     RayPlace,
@@ -27,6 +27,7 @@ from rag_core.retrieval.ray_cluster import (
 )
 
 WHEN_LOST = ("wait", "fail", "partial")
+WHEN_EXCHANGED = ("follow", "fail")
 TIMEOUT = 60.0
 # Passages a thread remembers of its searches; read again, they need no call.
 REMEMBERED = 4096
@@ -36,6 +37,10 @@ PAUSE = 0.1
 
 class ShardLostError(OSError):
     """A shard does not answer, and the others alone may not."""
+
+
+class ShardsExchangedError(OSError):
+    """Another build has taken the shards' place, and a search may not go on with that."""
 
 
 class _Replaced(Exception):
@@ -64,6 +69,7 @@ class _Build:
         self.handles = [_present(ray, shard["actor"]) for shard in shards]
         self.texts: dict[int, dict[str, Any]] = {}
         self.missing: tuple[int, ...] = ()
+        self.rows: np.ndarray | None = None
 
     def by_shard(self, rows: np.ndarray) -> dict[int, np.ndarray]:
         """Rows (n,) by the shard that holds them."""
@@ -87,12 +93,15 @@ class RayIndex:
     the next call of a retriever, never within one.
 
     Args:
-        place: "ray://ADDRESS/NAME"; `when_lost` and `timeout` may stand in it, too, as in
-            "ray://auto/wiki?when_lost=partial&timeout=5".
+        place: "ray://ADDRESS/NAME"; `when_lost`, `when_exchanged` and `timeout` may stand in it,
+            too, as in "ray://auto/wiki?when_lost=partial&timeout=5".
         when_lost: what becomes of a search while a shard is lost, until Ray has restarted it: "wait"
             for it (the default), "fail" with a `ShardLostError`, or answer "partial"ly, from the
             others, with a warning that says how many passages are missing; `missing_shards` lists
             them.
+        when_exchanged: whether a search goes on with another build that has taken the shards'
+            place: "follow" (the default), or "fail" with a `ShardsExchangedError`, for what must
+            see the same passages from its start to its end.
         timeout: seconds after which a search that waits fails, too; 60.
         where: conditions on passages, as `FaissIndex.where` takes them.
 
@@ -107,27 +116,31 @@ class RayIndex:
         place: str,
         *,
         when_lost: str | None = None,
+        when_exchanged: str | None = None,
         timeout: float | None = None,
         where: Any = None,
     ) -> None:
         self._place: RayPlace = ray_place(str(place))
-        options: dict[str, Any] = {"when_lost": "wait", "timeout": TIMEOUT, **self._place.options}
-        if when_lost is not None:
-            options["when_lost"] = when_lost
-        if timeout is not None:
-            options["timeout"] = timeout
-        if further := sorted({*options} - {"when_lost", "timeout"}):
-            raise ValueError(f"index may name when_lost and timeout, got {further} in {place!r}")
-        self._when_lost: str = options["when_lost"]
-        if self._when_lost not in WHEN_LOST:
-            raise ValueError(f"when_lost must be one of {WHEN_LOST}, got {self._when_lost!r}")
+        options: dict[str, Any] = {
+            "when_lost": "wait",
+            "when_exchanged": "follow",
+            "timeout": TIMEOUT,
+        }
+        if further := sorted({*self._place.options} - {*options}):
+            raise ValueError(f"index may name {[*options]}, got {further} in {place!r}")
+        options.update(self._place.options)
+        asked = {"when_lost": when_lost, "when_exchanged": when_exchanged, "timeout": timeout}
+        options.update((name, value) for name, value in asked.items() if value is not None)
+        self._when_lost = one_of(WHEN_LOST)("when_lost", options["when_lost"])
+        self._when_exchanged = one_of(WHEN_EXCHANGED)("when_exchanged", options["when_exchanged"])
         self._timeout = _seconds(options["timeout"])
         self._where = where
+        # of the manifest of the build that was searched first; all threads' where one must do
+        self._sha256: str | None = None
         self._own = threading.local()
 
     def __reduce__(self) -> Any:
-        options = self._when_lost, self._timeout, self._where
-        return _reopened, (str(self._place), *options)
+        return _reopened, self._parts(self._where)
 
     def __repr__(self) -> str:
         build = getattr(self._own, "build", None)
@@ -163,6 +176,22 @@ class RayIndex:
         return self._build.serial
 
     @property
+    def rows(self) -> np.ndarray | None:
+        """The rows (M,) that conditions leave, in order; None where all are searched.
+
+        Raises:
+            ShardLostError: as `get_doc_dicts`.
+        """
+        if self._where is None:
+            return None
+        build = self._build
+        if build.rows is None:
+            everyone = dict.fromkeys(range(len(build.handles)), self._where)
+            found = self._read(build, everyone, lambda handle, where: handle.matching.remote(where))
+            build.rows = np.concatenate([found[shard] for shard in sorted(found)])
+        return build.rows
+
+    @property
     def missing_shards(self) -> tuple[int, ...]:
         """Which shards had no part in this thread's latest search."""
         return self._build.missing
@@ -185,7 +214,7 @@ class RayIndex:
             )
         if not isinstance(where, str):
             where = list(where)
-        return _reopened(str(self._place), self._when_lost, self._timeout, where)
+        return _reopened(*self._parts(where))
 
     def is_initialized(self) -> bool:
         """Whether this thread searches the latest build."""
@@ -201,6 +230,7 @@ class RayIndex:
 
         Raises:
             OSError: there is none.
+            ShardsExchangedError: it is another than before, and `when_exchanged` is "fail".
         """
         ray = join(self._place.address)
         until = time.monotonic() + self._timeout
@@ -212,11 +242,13 @@ class RayIndex:
                     f"dualrag shards FOLDER --name {self._place.name} --ray {self._place.address}"
                 )
             try:
-                self._own.build = _Build(ray, self._place.name, serial, self._timeout)
-                return
+                build = _Build(ray, self._place.name, serial, self._timeout)
+                break
             # LookupError: an exchange took it away between the list and the look
             except (ray.exceptions.RayError, LookupError) as error:
                 self._pause(until, "the table or a shard", error)
+        self._check_build(build)
+        self._own.build = build
 
     def get_top_docs(
         self, question_hidden_states: np.ndarray, n_docs: int = 5
@@ -286,6 +318,22 @@ class RayIndex:
             vectors[here] = found[shard][np.searchsorted(part, rows[here])]
         return vectors
 
+    def _parts(self, where: Any) -> tuple[Any, ...]:
+        """What `_reopened` makes an index of, of the same build but for conditions."""
+        options = self._when_lost, self._when_exchanged, self._timeout
+        return str(self._place), *options, self._sha256, where
+
+    def _check_build(self, build: _Build) -> None:
+        sha256 = build.content["manifest"]["sha256"]
+        if self._when_exchanged == "follow" or self._sha256 in (None, sha256):
+            self._sha256 = sha256
+            return
+        raise ShardsExchangedError(
+            f"{self._place}: another build, number {build.serial}, has taken the place of the shards "
+            "that this was begun with; its rows are other passages. Bring the build from before back "
+            "and start again, or begin anew with this one."
+        )
+
     def _check_rows(self, rows: np.ndarray) -> None:
         """Refuses rows that are not there; to a shard they would be others."""
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
@@ -294,9 +342,9 @@ class RayIndex:
             )
 
     def _read(
-        self, build: _Build, parts: dict[int, np.ndarray], ask: Callable[[Any, Any], Any]
+        self, build: _Build, parts: dict[int, Any], ask: Callable[[Any, Any], Any]
     ) -> dict[int, Any]:
-        """What shards hold of rows, by shard."""
+        """What shards hold, by shard."""
         try:
             found = self._asked(build, parts, ask)
         except _Replaced as error:
@@ -438,5 +486,11 @@ def _present(ray: Any, name: str) -> Any:
     return actor
 
 
-def _reopened(place: str, when_lost: str, timeout: float, where: Any) -> RayIndex:
-    return RayIndex(place, when_lost=when_lost, timeout=timeout, where=where)
+def _reopened(
+    place: str, when_lost: str, when_exchanged: str, timeout: float, sha256: str | None, where: Any
+) -> RayIndex:
+    index = RayIndex(
+        place, when_lost=when_lost, when_exchanged=when_exchanged, timeout=timeout, where=where
+    )
+    index._sha256 = sha256
+    return index

@@ -262,73 +262,40 @@ class TrainingRun(ForwardPasses):
             ValueError: bad lines, or a knowledge base that does not fit the model.
         """
         with cls.joined() as processes:
-            return cls._train_files(
-                processes,
-                questions,
-                model,
-                kb,
-                out,
-                config,
-                validation,
-                context_encoder_model,
-                device,
-                progress,
-                say,
-                callbacks,
-                index,
-            )
-
-    @classmethod
-    def _train_files(
-        cls,
-        processes: Processes,
-        questions: str | Path,
-        model: str | Path,
-        kb: str | Path,
-        out: str | Path,
-        config: TrainingConfig | Mapping[str, Any] | None,
-        validation: str | Path | None,
-        context_encoder_model: str | Path | None,
-        device: str | None,
-        progress: bool,
-        say: Say,
-        callbacks: Sequence[AnyCallback],
-        index: str | None,
-    ) -> TrainingReport:
-        examples = read_examples(questions)
-        held_out = [] if validation is None else read_examples(validation)
-        base = KnowledgeBase.open(kb)
-        stored = RagConfig.from_pretrained(model)
-        base.check_model(stored)
-        if config is None:
-            config = TrainingConfig()
-        elif not isinstance(config, TrainingConfig):
-            config = chosen_config(len(examples), stored, config, processes.count)
-        if index is not None and config.reindex_every:
-            raise ValueError(
-                f"reindex_every must be 0 with shards on a cluster (index={index!r}), got "
-                f"{config.reindex_every}: passages that are embedded anew are searched here. Leave "
-                "one of them out."
-            )
-        encoder = None
-        if config.context_encoder != "frozen":
-            encoder = encoder_source(base, context_encoder_model)
-        origin = Origin(model, base, source_fingerprint(model, base.path, encoder))
-        asked = out, examples, config, held_out, origin.fingerprints, processes.count
-        done = processes.lead(lambda: finished_before(*asked))
-        if done is not None:
-            return TrainingReport.from_dict(done)
-        network, retriever = cls._open(model, base, device, index)
-        learning = None
-        if encoder is not None:
-            place = device or cls.default_device()
-            learning = open_passage_encoder(
-                load_backend(cls.backend), base, encoder, config.context_encoder, place
-            )
-        files = out, origin, say
-        parts = network, retriever, examples, config, held_out
-        run = cls(*parts, *files, learning, base, callbacks, processes)
-        return run.go(progress)
+            examples = read_examples(questions)
+            held_out = [] if validation is None else read_examples(validation)
+            base = KnowledgeBase.open(kb)
+            stored = RagConfig.from_pretrained(model)
+            base.check_model(stored)
+            if config is None:
+                config = TrainingConfig()
+            elif not isinstance(config, TrainingConfig):
+                config = chosen_config(len(examples), stored, config, processes.count)
+            if index is not None and config.reindex_every:
+                raise ValueError(
+                    f"reindex_every must be 0 with shards on a cluster (index={index!r}), got "
+                    f"{config.reindex_every}: passages that are embedded anew are searched here. "
+                    "Leave one of them out."
+                )
+            encoder = None
+            if config.context_encoder != "frozen":
+                encoder = encoder_source(base, context_encoder_model)
+            origin = Origin(model, base, source_fingerprint(model, base.path, encoder))
+            asked = out, examples, config, held_out, origin.fingerprints, processes.count
+            done = processes.lead(lambda: finished_before(*asked))
+            if done is not None:
+                return TrainingReport.from_dict(done)
+            network, retriever = cls._open(model, base, device, index)
+            learning = None
+            if encoder is not None:
+                place = device or cls.default_device()
+                learning = open_passage_encoder(
+                    load_backend(cls.backend), base, encoder, config.context_encoder, place
+                )
+            files = out, origin, say
+            parts = network, retriever, examples, config, held_out
+            run = cls(*parts, *files, learning, base, callbacks, processes)
+            return run.go(progress)
 
     @classmethod
     def measure_files(
@@ -382,7 +349,7 @@ class TrainingRun(ForwardPasses):
         network = getattr(load_backend(cls.backend), head).from_pretrained(
             model, device=device or cls.default_device()
         )
-        searched = base.index() if index is None else held_index(index, base)
+        searched = base.index() if index is None else held_index(index, base, when_exchanged="fail")
         retriever = RagRetriever.from_pretrained(model, config=network.config, index=searched)
         network.set_retriever(retriever)
         return network, retriever

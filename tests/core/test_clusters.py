@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rag_core.cli import app
 from rag_core.knowledge import build_knowledge_base, cut_shards
-from rag_core.retrieval import RagRetriever, RayIndex, ShardLostError, join
+from rag_core.retrieval import RagRetriever, RayIndex, ShardLostError, ShardsExchangedError, join
 from tests.support.clusters import small_cluster
 from tests.support.golden_prompts import config
 from tests.support.knowledge_bases import SIZE, build, hashed, load_broken, load_hashed
@@ -96,6 +96,7 @@ def test_conditions_are_searched_in_every_shard(base, place):
     ids, vectors = index.get_top_docs(queries(4), 20)
     expected_ids, expected_vectors = local.get_top_docs(queries(4), 20)
     assert ids.tolist() == expected_ids.tolist() and (vectors == expected_vectors).all()
+    assert index.rows.tolist() == local.rows.tolist() and RayIndex(place).rows is None
     with pytest.raises(ValueError, match="match"):
         RayIndex(place).where("title=nothing").get_top_docs(queries(1))
     with pytest.raises(TypeError, match="got a function"):
@@ -200,6 +201,24 @@ def test_shards_that_are_stopped_and_started_anew_are_found(base, folder):
         assert ids.tolist() == base.index().get_top_docs(queries(2), 5)[0].tolist()
         assert index.is_initialized() and index.serial == 1
         assert stop_shards("again") == 3
+
+
+def test_what_must_see_one_build_stops_at_another(base, folder, tmp_path):
+    from rag_core.cluster import start_shards, stop_shards
+
+    index = RayIndex("ray://auto/fixed?when_exchanged=fail")
+    for _ in range(2):
+        start_shards(folder, "fixed", grace=0)
+        ids, _ = index.get_top_docs(queries(2), 5)
+        assert ids.tolist() == base.index().get_top_docs(queries(2), 5)[0].tolist()
+    other = cut_shards(rename_titles(base, tmp_path), tmp_path / "other", 2).folder
+    start_shards(other, "fixed", grace=0)
+    RayIndex("ray://auto/fixed").get_top_docs(queries(2), 5)
+    for stopped in (index, index.where("title=*"), pickle.loads(pickle.dumps(index))):
+        assert not stopped.is_initialized()
+        with pytest.raises(ShardsExchangedError, match="another build, number 3, has taken"):
+            stopped.get_top_docs(queries(2), 5)
+    stop_shards("fixed")
 
 
 def files_of(base):
