@@ -18,9 +18,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from rag_core.knowledge.encoders import PassageEncoderBase
+    from rag_core.knowledge.search import EmbedQuestions
     from rag_core.knowledge.update import Update
     from rag_core.outputs import Hit
     from rag_core.retrieval import Where
@@ -70,12 +72,16 @@ class _Loaded:
     conditions, and what embeds questions.
     """
 
+    lock: Lock = field(default_factory=Lock)
     manifest: Manifest | None = None
     index: Any = None
     where: Where | None = None
     filtered: Any = None
     key: tuple[Any, ...] = ()
-    embed: Callable[[list[str]], Any] | None = None
+    embed: EmbedQuestions | None = None
+
+    def __reduce__(self) -> Any:
+        return _Loaded, ()
 
 
 def build_knowledge_base(
@@ -422,7 +428,8 @@ class KnowledgeBase:
     ) -> list[Hit] | list[list[Hit]]:
         """The passages nearest to a question, or to each of several: text in, passages out.
 
-        Index and encoder are loaded at the first search and kept.
+        Index and encoder are loaded at the first search and kept. Several threads may search at
+        once.
 
         Args:
             questions: one question, or a list of them.
@@ -443,9 +450,24 @@ class KnowledgeBase:
                 conditions that cannot be read or match nothing.
             OSError, ImportError: the encoder or the backend cannot be loaded.
         """
-        from rag_core.knowledge.search import checked_request, question_encoder, search_index
+        from rag_core.knowledge.search import checked_request, search_index
 
         texts, k = checked_request(questions, k)
+        with self._loaded.lock:  # else a thread could search what another's conditions leave
+            index, embed = self._load(where, encoder, backend)
+        found = search_index(index, embed, texts, k)
+        if isinstance(questions, str):
+            return found[0]
+        return found
+
+    def _load(
+        self, where: Where | None, encoder: Encoder | None, backend: str | None
+    ) -> tuple[Any, EmbedQuestions | None]:
+        """What a search needs: the index, or what conditions leave of it, and what embeds
+        questions.
+        """
+        from rag_core.knowledge.search import question_encoder
+
         loaded = self._loaded
         if loaded.manifest is not self.manifest:
             loaded.manifest, loaded.index = self.manifest, self.index()
@@ -461,10 +483,7 @@ class KnowledgeBase:
         if needs_vectors(index) and (loaded.key != key or loaded.embed is None):
             loaded.embed = question_encoder(self, encoder, backend)
             loaded.key = key
-        found = search_index(index, loaded.embed, texts, k)
-        if isinstance(questions, str):
-            return found[0]
-        return found
+        return index, loaded.embed
 
     @property
     def encoder_options(self) -> dict[str, Any]:

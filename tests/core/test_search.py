@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,6 +80,26 @@ def test_a_filter_narrows_the_search_and_a_change_renews_it(tmp_path, loaded) ->
     assert kb.search("w1 w2", k=1, where="row=5")[0].id == 3
     kb.add(write_corpus(tmp_path / "more.jsonl", 5, seed=1), hashed, progress=False)
     assert {hit.id for hit in kb.search("w1", k=9, where="file=more.*")} == {59, 60, 61, 62, 63}
+
+
+def test_a_search_is_not_narrowed_by_the_conditions_of_another_thread(tmp_path, loaded) -> None:
+    kb = build(tmp_path)
+    found: list = []
+    other = Thread(target=lambda: found.extend(kb.search("w1", where="row=2")))
+
+    class Meddled(type(kb._loaded)):
+        """Another thread searches when this one has just found the rows that it may."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "filtered" and value is not None and other.ident is None:
+                other.start()
+                other.join(0.3)
+
+    kb._loaded = Meddled()
+    assert [hit.id for hit in kb.search("w1", where="row=1")] == [0]
+    other.join()
+    assert [hit.id for hit in found] == [1]
 
 
 def test_an_encoder_is_a_function_a_loaded_one_or_a_name(tmp_path, loaded) -> None:
