@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+# torch.optim.AdamW's.
 _EPSILON = 1e-8
 # As torch's GradScaler: where it starts, and how many good steps it waits before it doubles.
 _FIRST_SCALE = 65536.0

@@ -14,6 +14,7 @@ import numpy as np
 from rag_core.checkpoint.mapped_file import MappedFile
 from rag_core.hub import DamagedFileError
 
+# Far beyond any model's file: one that was made to have no end is refused.
 _MAX_OBJECTS = 1_000_000
 _MAX_DEPTH = 64
 # What h5py raises on the way through a damaged file.

@@ -23,6 +23,7 @@ from rag_core.checkpoint.mapped_file import free_pages
 from rag_core.checkpoint.unpickler import Refused, Storage, Tensor, run
 from rag_core.hub import DamagedFileError
 
+# What torch.save began a file with before its zip files, and its version.
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 

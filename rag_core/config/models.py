@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from rag_core.config.base import KNOWN, PretrainedConfig
 from rag_core.config.other_encoders import OTHER_ENCODERS, as_bert
 
+# Beyond any model: a number that is wrong by accident would fill the memory with layers.
 MOST_LAYERS = 10_000
 _SIZES: Mapping[str, float] = {"vocab_size": 1, "max_position_embeddings": 1}
 

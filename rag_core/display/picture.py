@@ -22,6 +22,7 @@ _SETTINGS: Any = {
 _TITLE = 34  # characters of a passage's title
 _QUESTION = 90  # characters of a line of the question
 _TOKEN = 0.42  # inches of a column
+# Sharp on paper; a picture that would be too large for matplotlib gets less.
 _DPI = 150
 _PIXELS = 60_000  # of a side; matplotlib can do 65,536
 

@@ -22,6 +22,7 @@ from rag_core.config import RagConfig
 from rag_core.evaluation.report import Evaluation
 from rag_core.hub import atomic_write, read_json
 
+# Three numbers are fitted; with fewer answers they say nothing about others.
 LEAST = 20
 _STEPS = 100
 _TINY = 1e-9

@@ -13,6 +13,7 @@ from rag_core.evaluation.scores import corpus_bleu
 
 RESAMPLES = 1000
 LEVEL = 0.95
+# Of numbers drawn at once: 32 MB, however many questions there are.
 _CHUNK = 1 << 22
 
 

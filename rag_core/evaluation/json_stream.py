@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from rag_core.hub import DamagedFileError
 
+# Files of passages are gigabytes: they are read piece by piece.
 _CHUNK = 1 << 20
 # Of one element: far above any article with its questions.
 _MOST = 1 << 28

@@ -20,6 +20,7 @@ from rag_core.hub import check_text, parse_object, read_lines
 
 Placed = Iterator[tuple[str, Question]]
 
+# The beginning of a file, which tells its format.
 _HEAD = 1 << 16
 _SNIPPET = 80
 # How many lines are looked at for regular expressions.

@@ -13,6 +13,7 @@ from rag_core.evaluation.matching import AnswerFinder
 from rag_core.evaluation.questions import Question
 from rag_core.retrieval import length_of
 
+# Texts of passages that are in memory at a time.
 _ROWS = 256
 # Columns that are a passage's id, or its document's.
 _ID_NAMES = ("id", "_id", "docid", "passage_id", "psg_id", "document_id", "wikipedia_id")

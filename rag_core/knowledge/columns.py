@@ -20,6 +20,7 @@ OBJECT = "metadata"
 # What is longer is no label of a text but another text, and each of its passages would hold it.
 CELL_CHARS = 1_000
 MOST_COLUMNS = 64
+# What a decimal number of Arrow holds.
 MOST_DIGITS = 38
 
 

@@ -13,6 +13,7 @@ from rag_core.hub import atomic_folder
 from rag_core.parity.compare import MAX_FLIPPED, Comparison
 
 AGREE, DIFFER, REFUSED = 0, 1, 2
+# One cause shows in hundreds of cases; the first ones say which.
 _SHOWN = 20
 # of these stages the numbers that differ are counted
 _EXACT = ("tokens", "doc_ids", "context_ids", "context_mask")

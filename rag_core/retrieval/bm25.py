@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.where import Where
 
 EXTRA = "BM25 needs the library bm25s:  pip install 'dualrag[bm25]'"
+# Texts of passages that are in memory at a time, beside their words.
 _ROWS = 1024
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+# A faster search that loses more than one neighbour in twenty changes answers.
 LOW_RECALL = 0.95
 # With five hits each they tell recall to a hundredth or so.
 QUERIES = 200

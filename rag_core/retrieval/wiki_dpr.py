@@ -25,6 +25,7 @@ REPOSITORY = "facebook/wiki_dpr"
 INDEX_NAMES = ("exact", "compressed")
 EMBEDDINGS_NAMES = ("nq", "multiset")
 NO_EMBEDDINGS = "no_embeddings"
+# The rows of 4.37.2's dummy dataset.
 DUMMY_ROWS = 10_000
 # The names that `datasets` and the hub's converter give: the older ones end in a hash.
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")

@@ -60,6 +60,7 @@ _WITHOUT_EFFECT = (
     "user",
 )
 _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+# As the API of OpenAI has it.
 _MOST_STOPS = 4
 _STARTED = int(time.time())
 # Ours -> theirs, in errors.

@@ -24,6 +24,7 @@ _PROBES = {"/health", "/ready"}
 _CLOSE = {"Connection": "close"}
 # Of a body that is too large, so much is read on, for the client to come to read the refusal.
 _READ_ON = 32_000_000
+# A client that sends slowly does not hold a connection for the sake of a refusal.
 _READ_ON_SECONDS = 2.0
 _MINUTE = 60.0
 # Who has an IPv6 address has all that begin with the same 64 bits.

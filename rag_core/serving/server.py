@@ -19,6 +19,7 @@ from rag_core.serving.model import OpenModel
 from rag_core.serving.service import Service
 from rag_core.serving.settings import ServerSettings
 
+# Connections of a burst wait; refused ones would be errors of the clients.
 _BACKLOG = 1024
 # Beyond the time that answers in flight get: what is stopped then has to be said, too.
 _LAST_SECONDS = 2

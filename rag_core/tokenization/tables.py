@@ -28,6 +28,7 @@ SPACE, LETTER, DIGIT, OTHER = range(4)
 # Python's str.isspace(), for what is taken off the ends of an answer
 WHITESPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
+# Unicode ends there.
 _LAST = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
 

@@ -15,6 +15,7 @@ from rag_core.tokenization import RagTokenizer
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example, batches
 
+# Ids of so many answers are in memory at a time.
 _CHECKED_AT_ONCE = 1024
 
 

@@ -15,6 +15,7 @@ from rag_core.training.config import TrainingConfig
 # Fewer questions do not teach a question encoder anything that it does not pay for elsewhere.
 FEW_QUESTIONS = 500
 LEAST_STEPS = 200
+# The demo's generator and its like, which start from little; a pretrained BART is wider.
 NARROW = 512
 NARROW_RATE = 5e-4
 ENCODER_SHARE = 0.1

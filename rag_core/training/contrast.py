@@ -20,6 +20,7 @@ from rag_core.training.passages import Lessons
 if TYPE_CHECKING:
     from rag_core.training.run import TrainingRun
 
+# Passages in memory at a time, as padded ids and layers' values.
 _EMBEDDED_AT_ONCE = 32
 
 

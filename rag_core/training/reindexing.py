@@ -37,6 +37,7 @@ BASE, ENCODER = "knowledge_base", "context_encoder"
 _SNAPSHOT, _REQUEST = "encoder", "request.json"
 # A process that something killed is started again so often; its shards are there.
 _STARTS = 3
+# Seconds between looks at the other process's file: no time beside a step's.
 _LOOK = 0.05
 
 

@@ -21,6 +21,7 @@ from rag_core.training.report import TrainingReport
 _GROUP = 8
 # One group may ask alike by chance.
 _IN_A_ROW = 3
+# Collapsed: few documents for all questions, and much fewer than at the start.
 _SHARE_LEFT = 0.5
 _FEW = 0.25
 # Sums that came later than checkpoints that may still be gone on from.

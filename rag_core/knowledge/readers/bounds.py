@@ -9,6 +9,7 @@ from zipfile import BadZipFile, ZipFile
 MAX_MARKUP = 64 << 20
 # Pictures and fonts of an office file are read whole by the libraries.
 MAX_UNPACKED = 1 << 30
+# A book of thousands of pages has fewer; an archive that was made to do harm has millions.
 MAX_PARTS = 50_000
 _MARKUP = (".xml", ".rels", ".html", ".xhtml", ".htm", ".opf", ".ncx")
 _PASSWORD_MARK = b"\xd0\xcf\x11\xe0"  # an OLE file: what Office makes of a file with a password

@@ -37,6 +37,7 @@ _DECLARED = re.compile(
     rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)|<\?xml[^>]+encoding\s*=\s*[\"']([\w.:-]+)",
     re.IGNORECASE,
 )
+# The standard asks for the declaration within 1,024 bytes; there are pages that have it later.
 _DECLARED_WITHIN = 4096
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

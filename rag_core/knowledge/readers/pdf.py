@@ -16,6 +16,7 @@ from typing import Any
 from rag_core.knowledge.outline import BLOCK_CHARS, LeftOut, Section
 from rag_core.knowledge.readers.bounds import FileFault, check_size, tidy
 
+# Beyond any book; memory and time grow with each of the three.
 MAX_BYTES = 1 << 30
 MAX_PAGES = 20_000
 MAX_CHARS = 100_000_000

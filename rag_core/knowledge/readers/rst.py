@@ -26,6 +26,7 @@ MAX_LINE = 1 << 20
 # Docutils' time for faulty text grows with its square. Roles of Sphinx are two faults each, a
 # thousand a second.
 MAX_FAULTS = 20_000
+# For what faults don't count: some files are slow without any.
 MAX_SECONDS = 60
 # Unknown directives within unknown directives.
 _DEPTH = 4
