@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-# Answers are shown as they come: more at a time are little faster, and are waited for longer.
+# Answers are shown as they come: of a larger batch the first one would be waited for longer.
 _FILE_BATCH = 8
 DEMO_ANSWERS = (
     "The demo's model names Wikipedia articles: describe a person, work, place or thing, and ask "

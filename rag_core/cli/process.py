@@ -18,7 +18,7 @@ from rag_core import backends
 _THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 # Load a processor, over the last minute, from which on a machine is busy.
 _BUSY = 0.5
-# Trimming costs milliseconds; what was freed meanwhile is all that a server grows by.
+# What was freed meanwhile is all that a server grows by.
 _SECONDS_OF_FREED_MEMORY = 1.0
 logger = logging.getLogger(__name__)
 

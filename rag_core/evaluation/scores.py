@@ -12,7 +12,7 @@ from rag_core import metrics
 from rag_core.evaluation.matching import pattern_found
 from rag_core.evaluation.questions import Gold, Question
 
-# Those of DPR's tables, and BEIR's 10.
+# From the one passage that an answer is read from to the hundred of DPR's tables.
 DEPTHS = (1, 5, 10, 20, 50, 100)
 EXTRA = "ROUGE-L and BLEU need  pip install 'dualrag[eval]'"
 
