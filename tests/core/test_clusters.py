@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from rag_core.backends import load_backend
 from rag_core.cli import app
-from rag_core.knowledge import build_knowledge_base, cut_shards
+from rag_core.knowledge import KnowledgeBase, build_knowledge_base, cut_shards
 from rag_core.retrieval import RagRetriever, RayIndex, ShardLostError, ShardsExchangedError, join
 from tests.support.clusters import small_cluster
 from tests.support.golden_prompts import config
@@ -404,3 +405,22 @@ def test_training_searches_a_cluster_as_the_knowledge_base_itself(kb, demo, demo
     for asked in (["qa.jsonl", "--out", "none", *trained], ["--validation", "qa.jsonl", *words]):
         refused = CliRunner().invoke(app, ["train", *asked, *missing])
         assert refused.exit_code == 2 and "no shards of this name" in refused.output
+
+
+def test_training_stops_where_another_build_takes_the_shards_place(kb, folder, demo_cache):
+    from rag_core.cluster import start_shards, stop_shards
+
+    own = cut_shards(KnowledgeBase.open(kb), "parts", 2).folder
+    start_shards(own, "moved")
+
+    def exchange(progress):
+        if progress.event == "step":
+            start_shards(folder, "moved", grace=0)
+
+    files = "qa.jsonl", demo_cache / "demo-model", kb, "tuned", {"steps": 2}
+    options = {"index": "ray://auto/moved", "progress": False}
+    with pytest.raises(ShardsExchangedError, match="another build, number 2, has taken"):
+        load_backend().train_files(*files, **options, callbacks=[exchange])
+    start_shards(own, "moved", grace=0)
+    assert load_backend().train_files(*files, **options).steps == 2
+    stop_shards("moved")
