@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rag_core.checks import warn
 from rag_core.cli.common import (
     Backend,
     Exclude,
@@ -61,12 +62,20 @@ class LateEncoder:
 
         engine = load_backend_for_command(self.backend)
         try:
-            return open_encoder(engine, self.name, say, **self.kb.encoder_options)[0]
+            encoder, _, found = open_encoder(engine, self.name, say, **self.kb.encoder_options)
         except OSError as error:
             raise OSError(
                 f"{self.kb.path} was embedded by {self.kb.manifest.encoder['name']!r}, and "
                 f"{self.name!r} cannot be loaded ({error}). Say where it is with --encoder."
             ) from error
+        before = self.kb.manifest.encoder.get("fingerprint")
+        if None not in (before, found) and found != before:
+            warn(
+                f"{self.name!r} holds other weights than those that embedded {self.kb.path}: its "
+                "new passages are embedded otherwise than the rest. If the encoder was trained "
+                f"further, build anew:  dualrag index PATHS --out {self.kb.path} --overwrite"
+            )
+        return encoder
 
 
 @clean

@@ -86,13 +86,14 @@ def workplace(out: Path) -> Iterator[Path]:
                 if isinstance(error, OSError):
                     name_full_disk(error, out)
                 raise
+            # Under the lock: whoever takes it next may have shards there.
+            shutil.rmtree(work, ignore_errors=True)
+            # Last of all: a kill before leaves the note, and after it nothing.
+            note_path(out).unlink(missing_ok=True)
     except Timeout:
         raise OSError(
             f"{out} is being written by another process ({work} is locked). Wait for it to end."
         ) from None
-    shutil.rmtree(work, ignore_errors=True)
-    # Last of all: a kill before leaves the note, and after it nothing.
-    note_path(out).unlink(missing_ok=True)
 
 
 def embed(
@@ -159,6 +160,7 @@ def keep_shards_of(plan: Manifest, work: Path) -> None:
     probe = plan.encoder["probe"]
     keys = {
         "name": plan.encoder["name"],
+        "fingerprint": plan.encoder.get("fingerprint"),
         "dimension": plan.dimension,
         **plan.request,
         "words": plan.words,
@@ -294,8 +296,8 @@ def assemble(
     if plan.request.get("index") in WAYS:
         described["search"] = plan.request["index"]
         write_bm25(build_bm25(_texts(files)), final / BM25_FOLDER)
-    manifest = replace(plan, rows=rows, index=described)
-    manifest.write(final)
+    replace(plan, rows=rows, index=described).write(final)
+    manifest = Manifest.read(final)
     if request is not None:
         if outcome is None:
             outcome = abs(rows - plan.rows)

@@ -209,11 +209,14 @@ def build_knowledge_base(
         credit=credit,
         request=request,
     )
-    if out.exists():
+    existing = _existing(out, plan, overwrite)
+    if existing:
+        return existing
+    with workplace(out) as work:
+        # Another process may have built it meanwhile.
         existing = _existing(out, plan, overwrite)
         if existing:
             return existing
-    with workplace(out) as work:
         if frame is not None and embeddings is not None:
             batches = frame.passages_with(embeddings, encode, options)
         else:
@@ -592,15 +595,17 @@ class KnowledgeBase:
         from rag_core.knowledge.documents import ReadingOptions, readable
         from rag_core.knowledge.files import find_files, find_roots
         from rag_core.knowledge.frames import as_frame
-        from rag_core.knowledge.update import listed, names_inside
+        from rag_core.knowledge.update import listed, places_inside
         from rag_core.retrieval import read_faiss
 
         self._check_columns()
         old = self.manifest
         frame = as_frame(paths)
         paths = listed(paths) if frame is None else []
-        inside = names_inside(paths, old.root_paths(self.path))
-        known = {**old.root_paths(self.path), **inside}
+        old_roots = old.root_paths(self.path)
+        inside = places_inside(paths, old_roots)
+        names_inside = {path: place.name for path, place in inside.items()}
+        known = {**old_roots, **names_inside}
         reading = _reading(
             old.request,
             text_column=text_column,
@@ -612,14 +617,15 @@ class KnowledgeBase:
         exclude = reading.get("exclude", ())
         files: list[tuple[Any, str]]
         if frame is None:
-            files = find_files(paths, known, exclude=exclude, inherited=inherited)
+            below = {path: place.below for path, place in inside.items()}
+            files = find_files(paths, known, exclude=exclude, inherited=inherited, below=below)
         else:
             files = [(frame, frame.name)]
         if reading.get("skip_bad"):
             files = readable(files, ReadingOptions.of(reading))
         sources = layout.described_files(files)
         found = find_roots(paths, known)
-        outside = [root for root in found if root[1] not in inside.values()]
+        outside = [root for root in found if root[1] not in names_inside.values()]
         roots = [*old.roots, *layout.root_entries(outside, self.path)]
         if words == -1:
             words = old.words
@@ -635,6 +641,7 @@ class KnowledgeBase:
             added = done_before(self.path, request)
             if type(added) is int:
                 return added
+            self._check_current()
             shards = embed(files, work, encode, plan, progress)
             kept = read_faiss(self.path / layout.INDEX_FILE)
             batches = chain(read_batches(self._arrow_files()), read_batches(shards))
@@ -696,6 +703,7 @@ class KnowledgeBase:
         with workplace(self.path) as work:
             if done is not None:
                 return done
+            self._check_current()
             shards = []
             if encode is not None and plan.files:
                 shards = embed(plan.files, work, encode, plan.manifest, progress)
@@ -827,6 +835,7 @@ class KnowledgeBase:
                 is_function and self._selected(rows, title, where).any()
             ):
                 return removed
+            self._check_current()
             drop = self._to_remove(rows, title, where)
             arrow_files = self._arrow_files()
             names = np.array([*files_of(read_batches(arrow_files))], object)
@@ -884,12 +893,22 @@ class KnowledgeBase:
         self.check_encoder(encode)
         return encode
 
+    def _check_current(self) -> None:
+        """Refuses to change what another process has changed since it was opened."""
+        if Manifest.read(self.path) != self.manifest:
+            raise OSError(
+                f"{self.path} has been changed since it was opened, by another process or another "
+                "KnowledgeBase. Open it again, and repeat the change."
+            )
+
     def _check_new(self, sources: list[dict[str, Any]]) -> None:
         """Refuses files that are in the knowledge base already."""
+        from rag_core.knowledge.update import is_table
+
         known = {entry.get("path") for entry in self.manifest.sources}
         names = [entry["path"] for entry in sources if entry["path"] in known]
         # Bases of before have files of several folders under one name; tables have one of their own.
-        if names and (self.manifest.roots or all("." not in name for name in names)):
+        if names and (self.manifest.roots or all(map(is_table, names))):
             raise ValueError(
                 f"paths must be new to {self.path}, got {numbered(names)}, which it holds already. "
                 f"Bring it up to its files:  dualrag update {self.path}  (KnowledgeBase.update)"
@@ -992,6 +1011,9 @@ def _check_kind(kind: str | None) -> None:
 
 
 def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | None:
+    """The knowledge base that a build of `plan` would make, if it is there already."""
+    if not out.exists():
+        return None
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
         return None
@@ -1007,7 +1029,11 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
     # bases of before have the folder's own prompts, and do not say so
     prompts = [each.encoder.get("prompts") for each in (old, plan)]
     has_same_prompts = None in prompts or prompts[0] == prompts[1]
-    is_same_encoder = old.encoder["name"] == plan.encoder["name"] and has_same_prompts
+    prints = [each.encoder.get("fingerprint") for each in (old, plan)]
+    has_same_weights = None in prints or prints[0] == prints[1]
+    is_same_encoder = (
+        old.encoder["name"] == plan.encoder["name"] and has_same_prompts and has_same_weights
+    )
     if (
         has_same_sources
         and old.request == plan.request
@@ -1017,6 +1043,8 @@ def _existing(out: Path, plan: Manifest, overwrite: bool) -> KnowledgeBase | Non
         discard_work(out)
         return existing
     differences = _differences(old.request, plan.request, has_same_sources)
+    if not has_same_weights:
+        differences += "; the encoder's weights are others"
     raise FileExistsError(
         f"{out} holds another knowledge base ({old.rows} passages by {old.encoder['name']!r})"
         f"{differences}. Choose another folder, replace it (overwrite=True, --overwrite), bring it "

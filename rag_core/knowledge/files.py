@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ Paths = str | Path | Iterable[str | Path]
 # More than fit a screen help nobody.
 FAULTS_TOLD = 20
 EXCLUDED = "excluded"
+EMPTY = "empty"
 HIDDEN = "hidden"
 
 
@@ -66,9 +67,14 @@ def find_roots(
     taken = [name for real, name in named.items() if real not in roots]
     longest = max((len(real.parts) for real in roots), default=0)
     for length in range(2, longest + 1):
-        times = Counter([*names.values(), *taken])
+        all_names = [*names.values(), *taken]
+        times = Counter(all_names)
+        # A file's name begins with that of its root: so none may lie in another.
+        above = {parent for name in times for parent in map(str, PurePosixPath(name).parents)}
         for real in roots.keys() - named.keys():
-            if times[names[real]] > 1:
+            name = names[real]
+            is_inside = any(str(parent) in times for parent in PurePosixPath(name).parents)
+            if times[name] > 1 or name in above or is_inside:
                 names[real] = _as_text("/".join(real.parts[-length:]).strip("/"))
     return [(path, names[real]) for real, path in roots.items()]
 
@@ -79,6 +85,8 @@ def find_files(
     *,
     exclude: str | Iterable[str] = (),
     inherited: Container[str] = (),
+    below: Mapping[Path, str] = MappingProxyType({}),
+    may_be_empty: bool = False,
 ) -> list[tuple[Path, str]]:
     """The files behind `paths`, folders walked recursively in sorted order, linked ones entered.
 
@@ -91,6 +99,9 @@ def find_files(
         exclude: patterns as in a .gitignore file ("drafts/", "*.tmp", "!keep.tmp"), matched against
             paths below each folder and names of files that are given by themselves.
         inherited: those of them that an earlier call was given: no warning where they match nothing.
+        below: of paths (as `in_full` has them) that lie in a folder which was walked before, where
+            below it they lie: what is left out there is left out now.
+        may_be_empty: whether folders that hold nothing to read, and empty files, are passed by.
 
     Returns:
         (file, name as `find_roots` begins it) pairs, without repeats.
@@ -100,17 +111,22 @@ def find_files(
         ValueError: a file of another kind or an empty one was named, or nothing was found.
         OSError: a folder cannot be opened.
     """
-    collection = _Collection(_Exclusion.of(exclude))
+    collection = _Collection(_Exclusion.of(exclude), may_be_empty)
     faults: list[ValueError | OSError] = []
     for path, name in find_roots(paths, known):
+        place = PurePosixPath(below.get(in_full(path), "."))
         try:
-            if is_saved_dataset(path):
+            if kind := collection.left_out(place, path.is_dir()):
+                collection.passed_by[kind].append(name)
+            elif is_saved_dataset(path):
                 for file in _arrow_files(path):
                     collection.add(file, f"{name}/{file.name}")
             elif path.is_dir():
-                _walk(path, name, collection)
-            elif collection.exclusion.matches(path.name):
+                _walk(path, name, place, collection)
+            elif not place.parts and collection.exclusion.matches(path.name):
                 collection.passed_by[EXCLUDED].append(name)
+            elif may_be_empty and _not_read(path) == EMPTY:
+                collection.passed_by[EMPTY].append(name)
             else:
                 _check_named(path)
                 collection.add(in_full(path), name)
@@ -125,7 +141,7 @@ def find_files(
     unused = [one for one in collection.exclusion.unused() if one not in inherited]
     if unused:
         warn(f"exclude: nothing matches {', '.join(map(repr, unused))}.", PassedByWarning)
-    if not collection.files:
+    if not collection.files and not may_be_empty:
         raise ValueError(
             "paths: there is nothing to read, every file is empty or excluded, or no path was "
             "given."
@@ -195,15 +211,29 @@ class _Seen:
 class _Collection(_Seen):
     """Files to read, each once, and the names of what was passed by, by kind."""
 
-    def __init__(self, exclusion: _Exclusion) -> None:
+    def __init__(self, exclusion: _Exclusion, may_be_empty: bool) -> None:
         super().__init__()
         self.exclusion = exclusion
+        self.may_be_empty = may_be_empty
         self.files: list[tuple[Path, str]] = []
         self.passed_by: dict[str, list[str]] = defaultdict(list)
 
     def add(self, path: Path, name: str) -> None:
         if self.first_time(path):
             self.files.append((path, _as_text(name)))
+
+    def left_out(self, place: PurePosixPath, is_folder: bool) -> str | None:
+        """Why a walk from the folder that `place` is relative to would not have come there."""
+        if any(part.startswith(".") for part in place.parts):
+            return HIDDEN
+        folders = [*place.parents][-2::-1]  # less the one that is walked
+        if is_folder and place.parts:
+            folders.append(place)
+        if any(self.exclusion.matches(f"{folder}/") for folder in folders):
+            return EXCLUDED
+        if place.parts and not is_folder and self.exclusion.matches(str(place)):
+            return EXCLUDED
+        return None
 
     def summary(self) -> str:
         told = f"passed by: {told_by_kind(self.passed_by)}."
@@ -253,7 +283,8 @@ def _arrow_files(folder: Path) -> list[Path]:
     return [in_full(file) for file in files]
 
 
-def _walk(path: Path, name: str, collection: _Collection) -> None:
+def _walk(path: Path, name: str, place: PurePosixPath, collection: _Collection) -> None:
+    """Collects what a folder holds; `place` is where it lies below the one that patterns are of."""
     root = path.resolve()
     passed_by = collection.passed_by
     # Folders of this one: a link back into it is not followed for ever.
@@ -270,7 +301,8 @@ def _walk(path: Path, name: str, collection: _Collection) -> None:
         return str(Path(name) / path.relative_to(root))
 
     def is_excluded(path: Path, end: str = "") -> bool:
-        return collection.exclusion.matches(path.relative_to(root).as_posix() + end)
+        relative = place / path.relative_to(root).as_posix()
+        return collection.exclusion.matches(f"{relative}{end}")
 
     inside: list[Path] = []
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
@@ -292,7 +324,8 @@ def _walk(path: Path, name: str, collection: _Collection) -> None:
             passed_by[EXCLUDED].append(shown(file))
         else:
             collection.add(file, shown(file))
-    if not any(is_walked(file.suffix) and not file.name.startswith(".") for file in inside):
+    is_read_here = any(is_walked(file.suffix) and not file.name.startswith(".") for file in inside)
+    if not is_read_here and not collection.may_be_empty:
         kinds = sorted({file.suffix.lower() for file in inside})
         raise ValueError(
             f"{path}: the folder holds none of {', '.join(filter(is_walked, KINDS))}. "
@@ -311,7 +344,7 @@ def _not_read(path: Path) -> str | None:
     if not is_walked(path.suffix):
         return path.suffix.lower() or "without suffix"
     if path.stat().st_size == 0:
-        return "empty"
+        return EMPTY
     return None
 
 

@@ -34,9 +34,10 @@ def reembed(
         return
     request = plan.request
     with workplace(out) as work:
-        # two steps of a training differ by less than a probe tells
-        weights = {"weights": plan.encoder["fingerprint"]}
-        keep_shards_of(replace(plan, request={**request, **weights}), work)
+        # Another process may have made it meanwhile.
+        if _is_done(out, plan):
+            return
+        keep_shards_of(plan, work)
         hide = not progress or None  # None: at a terminal alone
         with tqdm(desc="embedding", unit=" passages", disable=hide) as bar:
             shards = embed_shards(

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -102,7 +102,14 @@ class UpdatePlan:
         found = []
         if scopes.present:
             exclude = manifest.request.get("exclude", ())
-            found = find_files(scopes.present, scopes.present, exclude=exclude, inherited=exclude)
+            found = find_files(
+                scopes.present,
+                scopes.present,
+                exclude=exclude,
+                inherited=exclude,
+                below=scopes.below,
+                may_be_empty=True,
+            )
         entries = described_files(found)
         if manifest.request.get("skip_bad"):
             pairs = zip(found, entries, strict=True)
@@ -147,11 +154,13 @@ class _Scopes:
         present: paths to search, with the names that their files have in front.
         names: what the names of files that are compared begin with.
         roots: the paths that the knowledge base has from now on, with their names.
+        below: where those of `present` that lie in a root lie below it.
     """
 
     present: dict[Path, str]
     names: set[str]
     roots: dict[Path, str]
+    below: dict[Path, str] = field(default_factory=dict)
 
 
 def _scopes(roots: Mapping[Path, str], before: Mapping[str, Any], paths: Paths | None) -> _Scopes:
@@ -179,10 +188,11 @@ def _scopes_given(
     """Of paths that lie in roots, are roots that were moved, or are new."""
     missing = {name: path for path, name in roots.items() if path not in present}
     scopes = _Scopes({}, set(), dict(roots))
-    inside = names_inside(paths, roots)
+    inside = places_inside(paths, roots)
     for path in map(in_full, paths):
         if path in inside:
-            name = inside[path]
+            name = inside[path].name
+            scopes.below[path] = inside[path].below
         elif path.name in missing:  # it lies elsewhere now
             name = path.name
             del scopes.roots[missing.pop(name)]
@@ -209,15 +219,56 @@ def listed(paths: Paths) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def names_inside(paths: Iterable[Path], roots: Mapping[Path, str]) -> dict[Path, str]:
-    """The names of those paths that are roots of a knowledge base, or lie in one."""
-    names = {}
-    for path in map(in_full, paths):
-        for root, name in roots.items():
-            if path.is_relative_to(root):
-                names[path] = (Path(name) / path.relative_to(root)).as_posix()
+class Inside(NamedTuple):
+    """Where a path lies in a root of a knowledge base.
+
+    Attributes:
+        root: the root's name.
+        below: the way from there, "." for the root itself.
+    """
+
+    root: str
+    below: str
+
+    @property
+    def name(self) -> str:
+        """As a source of passages."""
+        return (Path(self.root) / self.below).as_posix()
+
+
+def places_inside(paths: Iterable[Path], roots: Mapping[Path, str]) -> dict[Path, Inside]:
+    """Those paths that are roots of a knowledge base or lie in one, by whatever links."""
+    names: dict[Path, str] = {}
+    for root, name in roots.items():
+        names.setdefault(root, name)
+        names.setdefault(root.resolve(), name)
+    places = {}
+    for path in paths:
+        for spelling in _spellings(path):
+            if found := _inside(spelling, names):
+                places[in_full(path)] = found
                 break
-    return names
+    return places
+
+
+def _spellings(path: Path) -> Iterator[Path]:
+    """A path with the links that it was given with, with its last name alone, and without."""
+    if ".." not in path.parts:  # which leads out of where a link leads to
+        yield Path.cwd() / path
+    yield in_full(path)
+    yield path.resolve()
+
+
+def _inside(path: Path, names: Mapping[Path, str]) -> Inside | None:
+    above: dict[Path, Path] = {}
+    for folder in (path, *path.parents):
+        above.setdefault(folder, folder)
+        above.setdefault(folder.resolve(), folder)
+    # The first root in which it lies has read it.
+    for root, name in names.items():
+        if root in above:
+            return Inside(name, path.relative_to(above[root]).as_posix())
+    return None
 
 
 def place_of(name: str, roots: Mapping[Path, str]) -> Path | None:
@@ -229,15 +280,21 @@ def place_of(name: str, roots: Mapping[Path, str]) -> Path | None:
 
 
 def without_lost(manifest: Manifest, folder: Path, names_left: set[str]) -> Manifest:
-    """A manifest less the files that no passage is left of and that are not on disk any more.
+    """A manifest less the files that no passage is left of and that are not on disk any more, and
+    the tables in memory that none is left of.
 
     Of other files whose passages were removed it is remembered that they are not to be added.
     """
     roots = manifest.root_paths(folder)
     sources = []
     for entry in manifest.sources:
-        place = place_of(str(entry.get("path")), roots)
-        if entry.get("path") in names_left or place is None or place.exists():
+        name = str(entry.get("path"))
+        place = place_of(name, roots)
+        if place is not None:
+            is_there = place.exists()
+        else:
+            is_there = not is_table(name)  # nobody knows where files of earlier releases lie
+        if name in names_left or is_there:
             sources.append(entry)
     names = [str(entry.get("path")) for entry in sources]
     is_here = {name: path.exists() for path, name in roots.items()}
@@ -246,6 +303,11 @@ def without_lost(manifest: Manifest, folder: Path, names_left: set[str]) -> Mani
         if is_here.get(root["name"]) or any(_is_within(name, {root["name"]}) for name in names):
             kept.append(root)
     return replace(manifest, sources=sources, roots=kept)
+
+
+def is_table(name: str) -> bool:
+    """Whether a source is a table in memory: files have suffixes."""
+    return "." not in name
 
 
 def _is_within(name: str, scopes: Iterable[str]) -> bool:

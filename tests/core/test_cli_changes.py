@@ -51,6 +51,23 @@ def dualrag(monkeypatch, tmp_path):
     return run
 
 
+def test_an_encoder_of_other_weights_is_told(dualrag) -> None:
+    Path("encoder").mkdir()
+    weights = Path("encoder/model.safetensors")
+    weights.write_bytes(b"first")
+    build = ("index", "docs", "--out", "kb", "--encoder", "encoder")
+    dualrag(*build, "--overwrite")
+    dualrag(*build)  # found done
+    Path("more.txt").write_text("Dogs bark.")
+    assert "other weights" not in dualrag("add", "kb", "more.txt", "--encoder", "encoder").stderr
+    weights.write_bytes(b"trained further")
+    again = dualrag(*build, rc=2).stderr
+    assert "holds another knowledge base" in again and "the encoder's weights are others" in again
+    Path("more.txt").write_text("Dogs bark aloud.")
+    said = dualrag("update", "kb", "--encoder", "encoder").stderr
+    assert "'encoder' holds other weights than those that embedded kb" in said
+
+
 def test_update_says_what_it_does_and_loads_an_encoder_only_to_embed(dualrag) -> None:
     dualrag.loaded.clear()
     assert "nothing to do, all files are as they were (3)" in dualrag("update", "kb").stderr

@@ -13,6 +13,7 @@ import pytest
 
 from rag_core import KnowledgeBase, build_knowledge_base
 from rag_core.knowledge import PassedByWarning, read_documents
+from rag_core.knowledge.frames import as_frame
 
 DIMENSION = 8
 FRAME = pd.DataFrame(
@@ -120,12 +121,12 @@ def test_a_knowledge_base_goes_out_and_comes_back(tmp_path) -> None:
     rolled = dataset.select([1, 0, 2, 3]).remove_columns("embeddings")
     rolled = rolled.add_column("embeddings", dataset["embeddings"][:])
     for table, encoder in ((rolled, encode), (dataset, lambda *texts: -encode(*texts))):
-        with pytest.raises(ValueError, match="row 0: embeddings must hold vectors of the encoder"):
+        with pytest.raises(ValueError, match="row 1: embeddings must hold vectors of the encoder"):
             KnowledgeBase.from_dataset(table, tmp_path / "no", encoder, progress=False)
     for hole in (None, float("nan")):
         vectors = [[1.0] * DIMENSION, [hole] * DIMENSION]
         table = pd.DataFrame({"text": ["a", "b"], "embeddings": vectors})
-        with pytest.raises(ValueError, match=r"row 1: embeddings must hold finite numbers"):
+        with pytest.raises(ValueError, match=r"row 2: embeddings must hold finite numbers"):
             build_knowledge_base(table, tmp_path / "hole", ones, embeddings="embeddings")
     with pytest.raises(ValueError, match="embeddings must be one of the table's columns"):
         build(FRAME, tmp_path / "no", embeddings="vectors")
@@ -144,6 +145,10 @@ def test_a_base_of_a_table_says_what_can_be_done(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("Another one.")
     assert kb.update(encode=encode, progress=False).changed == ["notes.txt"]
     assert len(kb) == 7
+    # what was removed of a table may be added again, there is no update for it
+    kb.remove(where=f"file={as_frame(FRAME).name}")
+    assert kb.add(FRAME, encode, progress=False) == 3
+    assert kb.update(encode=encode, progress=False).unchanged == 3
 
 
 def test_arrow_files_are_read_where_they_are_named(tmp_path) -> None:

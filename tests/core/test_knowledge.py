@@ -127,6 +127,30 @@ def test_a_build_killed_at_random_moments_resumes_to_the_same_vectors(tmp_path) 
     assert (kb.path / "index.faiss").read_bytes() == (whole.path / "index.faiss").read_bytes()
 
 
+def test_a_killed_build_goes_on_with_the_same_weights_only(tmp_path) -> None:
+    calls = []
+
+    def dying(titles, texts):
+        calls.append(len(texts))
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+        return hashed(titles, texts)
+
+    def near(titles, texts):  # whose probe is the same
+        vectors = hashed(titles, texts)
+        return vectors + 0.01 * vectors[:, ::-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, encode=dying, encoder_fingerprint="sha256:1")
+    assert list((tmp_path / "kb.work").glob("shard-*.arrow"))
+    kb = build(tmp_path, encode=near, encoder_fingerprint="sha256:2")
+    passages = kb.dataset()
+    expected = near(list(passages["title"]), list(passages["text"]))
+    np.testing.assert_array_equal(np.array(passages["embeddings"], np.float32), expected)
+    with pytest.raises(FileExistsError, match="the encoder's weights are others"):
+        build(tmp_path, encode=near, encoder_fingerprint="sha256:3")
+
+
 def test_asking_again_is_done_at_once_and_anything_else_is_refused(tmp_path) -> None:
     first = build(tmp_path)
     stamp = (first.path / "index.faiss").stat().st_mtime_ns

@@ -94,6 +94,9 @@ def test_sources_tell_files_of_several_folders_apart(tmp_path, monkeypatch) -> N
         (Path(), "docs"),
         (Path("x.txt"), "x.txt"),
     ]
+    write(tmp_path, "q/a/docs/x.txt")
+    named = find_files([tmp_path / name for name in ("a/docs", "b/docs", "q/a")])
+    assert len({name for _, name in named}) == len(named) == 3
     known = {tmp_path / "a" / "docs": "docs"}
     assert find_roots([".", "../../b/docs"], known) == [
         (Path(), "docs"),

@@ -221,9 +221,81 @@ def test_updates_that_cannot_be_made_change_nothing(home, tmp_path) -> None:
     (home / "handbook" / "zoo.txt").unlink()
     shutil.rmtree(home / "handbook")
     (home / "handbook").mkdir()
-    with pytest.raises(ValueError, match="handbook"):
+    with pytest.raises(ValueError, match="of its 5 files none is left"):
         kb.update(encode=hashed, progress=False)
     assert contents(home / "kb") == before
+
+
+def test_what_the_build_left_out_stays_out_when_a_part_is_compared(tmp_path) -> None:
+    files = {
+        "docs/a.txt": "An apple.",
+        "docs/team/b.txt": "A boat.",
+        "docs/team/private/s.txt": "A secret.",
+        "docs/.git/c.txt": "A commit.",
+    }
+    write(tmp_path, files)
+    exclude = ["team/private/", "*.tmp.txt"]
+    kb = build_knowledge_base(
+        tmp_path / "docs", tmp_path / "kb", hashed, exclude=exclude, **OPTIONS
+    )
+    write(tmp_path, {"docs/team/d.txt": "A door.", "docs/team/x.tmp.txt": "A draft."})
+    for part in ("docs/team/private", "docs/team/private/s.txt", "docs/.git", "docs/.git/c.txt"):
+        with pytest.warns(PassedByWarning, match=f"excluded|hidden.*{part}"):
+            assert not kb.update(tmp_path / part, hashed, progress=False)
+        with pytest.raises(ValueError, match="nothing to read"):
+            kb.add(tmp_path / part, hashed, progress=False)
+    assert kb.update(tmp_path / "docs/team", hashed, progress=False).new == ["docs/team/d.txt"]
+    assert not kb.update(encode=hashed, progress=False)
+
+
+def test_files_are_the_same_by_whatever_links_they_are_reached(tmp_path, monkeypatch) -> None:
+    write(tmp_path, {"real/sub/b.txt": "A boat.", "else/c.txt": "A cat."})
+    (tmp_path / "docs").symlink_to("real")
+    (tmp_path / "real" / "ln").symlink_to(tmp_path / "else")
+    (tmp_path / "alias").symlink_to("real/sub")
+    kb = build_knowledge_base(tmp_path / "docs", tmp_path / "kb", hashed, **OPTIONS)
+    monkeypatch.chdir(tmp_path)
+    for number, part in enumerate(("docs/sub", "real/sub", "alias", "alias/b.txt", "else/../real")):
+        write(tmp_path, {"real/sub/b.txt": f"Boat {number}."})
+        assert kb.update(part, hashed, progress=False).changed == ["real/sub/b.txt"], part
+        with pytest.raises(ValueError, match="holds already"):
+            kb.add(part, hashed, progress=False)
+    for number, part in enumerate(("docs/ln/c.txt", "docs/ln", "real/ln/c.txt")):
+        write(tmp_path, {"else/c.txt": f"Cat {number}."})
+        assert kb.update(part, hashed, progress=False).changed == ["real/ln/c.txt"], part
+    assert len(kb) == 2 and len(kb.manifest.roots) == 1
+
+
+def test_a_folder_or_file_that_was_emptied_holds_up_no_others(tmp_path) -> None:
+    write(tmp_path, {"docs/a.txt": "An apple.", "notes/b.txt": "A boat.", "one.txt": "A house."})
+    roots = [tmp_path / name for name in ("docs", "notes", "one.txt")]
+    kb = build_knowledge_base(roots, tmp_path / "kb", hashed, **OPTIONS)
+    write(tmp_path, {"docs/a.txt": "An ape.", "one.txt": "", "notes/picture.png": "no text"})
+    (tmp_path / "notes" / "b.txt").unlink()
+    done = kb.update(encode=hashed, progress=False)
+    assert (done.changed, done.gone) == (["docs/a.txt"], ["notes/b.txt", "one.txt"])
+    write(tmp_path, {"one.txt": "A house again.", "notes/c.txt": "A cat."})
+    done = kb.update(encode=hashed, progress=False)
+    assert done.new == ["notes/c.txt", "one.txt"] and len(kb) == 3
+
+
+def test_a_change_of_what_another_has_changed_is_refused(home) -> None:
+    kb = KnowledgeBase.open(home / "kb")
+    other = KnowledgeBase.open(home / "kb")
+    for name in "xyz":
+        write(home / name, {f"{name}.txt": "New."})
+    other.add(home / "x", hashed, progress=False)
+    other.add(home / "y", hashed, progress=False)  # its own change is no other's
+    before = contents(home / "kb")
+    for change in (
+        lambda: kb.add(home / "z", hashed, progress=False),
+        lambda: kb.update(home / "z", hashed, progress=False),
+        lambda: kb.remove([0]),
+    ):
+        with pytest.raises(OSError, match=r"changed since it was opened.*Open it again"):
+            change()
+    assert contents(home / "kb") == before
+    assert KnowledgeBase.open(home / "kb").add(home / "z", hashed, progress=False) == 1
 
 
 def test_a_base_of_an_earlier_release_says_how_to_go_on(tmp_path) -> None:
