@@ -278,10 +278,11 @@ def _index(place: Path) -> dict[str, Any]:
 
 def _questions(place: Path) -> dict[str, Any]:
     from rag_core.evaluation import Question, scan_questions
+    from rag_core.hub import read_lines
 
     read = scan_questions(place)
     if place.suffix == ".txt":
-        lines = [line.strip() for line in place.read_text("utf-8").split("\n") if line.strip()]
+        lines = [text.strip() for _, text in read_lines(place) if text.strip()]
         if not any("\t" in line for line in lines):  # as `dualrag ask` takes them
             read = (Question(str(number), line) for number, line in enumerate(lines))
     counts: Counter[str] = Counter()

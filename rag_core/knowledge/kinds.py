@@ -16,15 +16,17 @@ class Kind(NamedTuple):
     Attributes:
         module: of rag_core.knowledge.
         function: of it.
-        library: module that is needed besides, of the extra `files`.
+        libraries: modules that are needed besides, of the extra `files`.
         walked: whether they are read in folders, too, or only where they are named themselves.
     """
 
     module: str
     function: str = "read"
-    library: str = ""
+    libraries: tuple[str, ...] = ()
     walked: bool = True
 
+
+_HTML = ("lxml", "webencodings")
 
 KINDS: dict[str, Kind] = {
     ".txt": Kind("documents", "read_plain"),
@@ -37,17 +39,17 @@ KINDS: dict[str, Kind] = {
     # Knowledge bases, caches and half-done work are made of such files.
     ".arrow": Kind("tables", "read_arrow", walked=False),
     ".feather": Kind("tables", "read_arrow", walked=False),
-    ".pdf": Kind("readers.pdf", library="pypdf"),
-    ".docx": Kind("readers.docx", library="docx"),
-    ".pptx": Kind("readers.pptx", library="pptx"),
-    ".html": Kind("readers.html", library="lxml"),
-    ".htm": Kind("readers.html", library="lxml"),
-    ".xhtml": Kind("readers.html", library="lxml"),
-    ".epub": Kind("readers.epub", library="lxml"),
-    ".rst": Kind("readers.rst", library="docutils"),
+    ".pdf": Kind("readers.pdf", libraries=("pypdf",)),
+    ".docx": Kind("readers.docx", libraries=("docx",)),
+    ".pptx": Kind("readers.pptx", libraries=("pptx",)),
+    ".html": Kind("readers.html", libraries=_HTML),
+    ".htm": Kind("readers.html", libraries=_HTML),
+    ".xhtml": Kind("readers.html", libraries=_HTML),
+    ".epub": Kind("readers.epub", libraries=_HTML),
+    ".rst": Kind("readers.rst", libraries=("docutils",)),
     ".ipynb": Kind("readers.ipynb"),
     # The text of many an e-mail is HTML alone.
-    ".eml": Kind("readers.eml", library="lxml"),
+    ".eml": Kind("readers.eml", libraries=_HTML),
 }
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".feather")
 _ADVICE = {
@@ -79,7 +81,7 @@ def is_known(suffix: str) -> bool:
 def is_read(suffix: str) -> bool:
     """Whether files of a suffix are read here."""
     kind = KINDS.get(suffix.lower())
-    return kind is not None and (not kind.library or find_spec(kind.library) is not None)
+    return kind is not None and all(find_spec(name) is not None for name in kind.libraries)
 
 
 def is_walked(suffix: str) -> bool:

@@ -38,7 +38,11 @@ def _csv_delimiter(path: Path, options: ReadingOptions) -> str:
     """The separator with which the first line names the column of texts; a comma if none does."""
     head = next((line for _, line in read_lines(path) if line.strip()), "")
     for delimiter in ",;":
-        lowered = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter))]
+        try:
+            names = next(csv.reader([head], delimiter=delimiter))
+        except csv.Error:  # which is told where the table is read
+            continue
+        lowered = [name.strip().lower() for name in names]
         if _wanted("text", lowered, options.text_column) in lowered:
             return delimiter
     return ","
@@ -334,11 +338,11 @@ def _rows(
     for batch in batches:
         columns = [_cells(column, place, number) for column in batch.columns]
         for row in zip(*columns, strict=True):
+            number += 1
             where = f"{place} row {number}"
             heading = default
             if title is not None:
                 heading = check_text(row[title] or "", where, "'title'")
-            number += 1
             body = check_text(row[text] or "", where, "'text'")
             source, metadata = further.read(row)
             yield Document(heading, body, where, source, placed(metadata, {"row": number}))
@@ -353,16 +357,24 @@ def _holds_strings(kind: Any) -> bool:
     return any(fits(kind) for fits in text_types())
 
 
-def _cells(column: Any, path: str, start: int) -> list[str | None]:
+def _cells(column: Any, path: str, start: int) -> list[Any]:
+    """The values of a column; `start` rows are before them."""
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:
-        # Pyarrow does not look at the bytes when it reads or writes them, nor say which were bad.
-        for offset in range(len(column)):
+    except (ValueError, OverflowError):
+        # Pyarrow says neither which value has no Python form (dates beyond the year 9999, bytes that
+        # are no UTF-8, which it does not look at) nor in which row.
+        for row, cell in enumerate(column, start + 1):
             try:
-                column[offset].as_py()
+                cell.as_py()
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path} row {start + offset}: text must be UTF-8 ({error.reason}). Mend it."
+                    f"{path} row {row}: text must be UTF-8 ({error.reason}). Mend it."
+                ) from None
+            except (ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"{path} row {row}: must hold values that Python has, got one of type "
+                    f"{column.type} that it has not ({error!s:.80}). Mend it, or make the column "
+                    "text."
                 ) from None
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,14 +112,25 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def _as_number(value: Any) -> float | None:
-    """A number, also one that a table holds as text; None for anything else."""
+def _as_number(value: Any) -> float | int | None:
+    """A number, also one that a table holds as text; None for anything else.
+
+    Whole ones stay whole: as floats, the ids of many services would not differ.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            try:
+                value = float(value)
+            except ValueError:
+                return None
+    # "inf" and "nan" are words of a text.
+    if isinstance(value, float) and not math.isfinite(value):
         return None
+    return value
 
 
 def matching_rows(passages: Any, where: Where, vectors: str = "embeddings") -> np.ndarray:

@@ -139,5 +139,20 @@ def test_every_further_column_has_a_name_of_its_own(names, data) -> None:
     assert decode_metadata(encode_metadata(again, "x"), "x") == again
 
 
+def test_tables_that_python_cannot_hold_are_bad_files(tmp_path) -> None:
+    days = pa.array([0, 10**7, 0], pa.int32()).cast(pa.date32())
+    table = pa.table({"text": ["a", "b", "c"], "day": days})
+    pq.write_table(table, tmp_path / "days.parquet")
+    (tmp_path / "long.csv").write_text('text,"' + "x" * 200_000 + '"\na,b\n')
+    (tmp_path / "broken.csv").write_text('text,"' + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"days\.parquet row 2: must hold values that Python has"):
+        list(read_documents(tmp_path / "days.parquet"))
+    with pytest.raises(ValueError, match=r"broken\.csv:1: unexpected end of data"):
+        list(read_documents(tmp_path / "broken.csv"))
+    with pytest.warns(PassedByWarning, match=r"(?s)broken\.csv.*days\.parquet"):
+        found = list(read_documents(tmp_path, skip_bad=True))
+    assert [document.text for document in found] == ["a"]
+
+
 def test_numbers_that_are_none_are_null() -> None:
     assert [as_json(float(name)) for name in ("nan", "inf", "-inf")] == [None] * 3

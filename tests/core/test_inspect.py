@@ -75,8 +75,9 @@ def test_what_is_no_model(tmp_path):
     asked = found(ROOT / "examples" / "held-out.jsonl")
     assert (asked["questions"], asked["with_answers"]) == (10, 10)
     plain = tmp_path / "questions.txt"
-    plain.write_text("Who?\n\nWhat?\n")
-    assert (found(plain)["questions"], found(plain)["first"]) == (2, "Who?")
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        plain.write_text("Who?\n\nWhat?\n", encoding)
+        assert (found(plain)["questions"], found(plain)["first"]) == (2, "Who?")
     assert "with gold documents" in inspect(plain)
     assert inspect(STORED / "knowledge").startswith("knowledge base  ")
     assert "IndexIVFPQ, 256 vectors of 16 numbers, inner product" in inspect(

@@ -2,6 +2,7 @@
 refused by name.
 """
 
+import base64
 import io
 import json
 import zipfile
@@ -72,6 +73,33 @@ def test_pdf_knows_its_pages_and_loses_what_stands_on_every_one(tmp_path) -> Non
     starts = [(document.text[start : start + 14], page) for start, page in document.marks]
     assert starts[0] == ("ACME Handbook\n", {"page": 1})
     assert starts[2] == ("A gamma.\nMuch ", {"page": 3})
+
+
+@pytest.mark.parametrize(
+    ("edge", "left"),
+    [
+        ("Step {}", 4),
+        ("Chapter {}:", 4),
+        ("{}", 0),
+        ("- {} -", 0),
+        ("Page {} of 4", 0),
+        ("Seite {} von 4", 0),
+        ("ACME Handbook {}", 0),
+    ],
+)
+def test_a_pages_number_goes_and_a_numbered_heading_stays(tmp_path, edge, left) -> None:
+    words = ["alpha", "beta", "gamma", "delta"]
+    lines = [
+        [edge.format(n), f"About {word} only.", f"And {word}s."] for n, word in enumerate(words, 1)
+    ]
+    write_pdf(tmp_path / "a.pdf", lines)
+    [document] = read_documents(tmp_path / "a.pdf")
+    found = [line for line in document.text.splitlines() if line in {page[0] for page in lines}]
+    assert len(found) == left
+    # of two pages only a number by itself goes
+    write_pdf(tmp_path / "a.pdf", lines[:2])
+    [document] = read_documents(tmp_path / "a.pdf")
+    assert ("ACME Handbook 2" in document.text) == (edge == "ACME Handbook {}")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +228,11 @@ def test_html_is_what_a_browser_shows(tmp_path) -> None:
     ]
     found = list(read_documents(tmp_path / "a.html"))
     assert kept(found[1]) + kept(found[2]) == ["A | B\n1 | 2 3", "def f():\n    return 1"]
+    (tmp_path / "a.html").write_text(
+        "<table><caption hidden>no</caption><caption>Cap</caption><tr><td>a<td hidden>no<td>b<tr style='display:none'>"
+        "<td>no<tbody hidden><tr><td>no</table><pre>x<script>no</script>y<br>z</pre>"
+    )
+    assert told(tmp_path / "a.html") == [("a", ["Cap", "a | b", "xy", "z"], None)]
     (tmp_path / "a.html").write_text("side<main><p>mine</main>foot")
     assert told(tmp_path / "a.html") == [("a", ["mine"], None)]
 
@@ -218,6 +251,16 @@ def test_html_is_what_a_browser_shows(tmp_path) -> None:
         ("\ufeff<p>caf\u00e9".encode("utf-16"), "café"),
         ("\ufeff<p>caf\u00e9".encode(), "café"),
         (b"<p>a\0b", "a\ufffdb"),
+        ("<meta charset=gb2312><p>\u6731\u9555\u57fa".encode("gb18030"), "朱镕基"),
+        ("<meta charset=x-sjis><p>\u2460\u3231".encode("cp932"), "①㈱"),
+        ("<meta charset=euc-kr><p>\ub620\ubc29".encode("cp949"), "똠방"),
+        ("<meta charset=big5><p>\u556b".encode("big5hkscs"), "啫"),
+        ("<meta charset=iso-8859-9><p>\u201c\u015f".encode("cp1254"), "“ş"),
+        ("<meta charset=tis-620><p>\u0e01\u2026".encode("cp874"), "ก…"),
+        ("<meta charset=iso-8859-8-i><p>\u05e9".encode("iso-8859-8"), "ש"),
+        ("<meta charset=x-user-defined><p>\u201c".encode("cp1252"), "“"),
+        ("<meta charset=cp437><p>\u00e9".encode("cp437"), "é"),
+        ("<meta charset=zip><p>caf\u00e9".encode(), "café"),
     ],
 )
 def test_letters_of_html_are_read_as_browsers_do(tmp_path, data, text) -> None:
@@ -381,6 +424,40 @@ def test_an_email_is_titled_by_its_subject_and_its_attachments_are_told(tmp_path
     message.set_content("<p>Only <b>html</b></p>", subtype="html")
     (tmp_path / "a.eml").write_bytes(bytes(message))
     assert [d.text for d in read_documents(tmp_path / "a.eml")] == ["Only html"]
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [
+        ("gb2312", "gb18030", "朱镕基"),
+        ("ks_c_5601-1987", "cp949", "똠방각하"),
+        ("iso-8859-8-i", "iso-8859-8", "שלום"),
+        ("windows-874", "cp874", "กขค"),
+        ("cp-850", "utf-8", "café"),
+        ("x-unknown", "windows-1252", "café"),
+        ("us-ascii", "utf-8", "café"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["plain", "html"])
+def test_letters_of_an_email_are_those_of_its_label(tmp_path, label, codec, text, kind) -> None:
+    word = base64.b64encode(text.encode(codec)).decode()
+    head = (
+        f"Subject: Re: =?{label}?B?{word}?= end\nFrom: =?{label}?B?{word}?= <a@x.org>\n"
+        f"Content-Type: text/{kind}; charset={label}\nContent-Transfer-Encoding: base64\n\n"
+    )
+    (tmp_path / "a.eml").write_text(head + word)
+    [document] = read_documents(tmp_path / "a.eml")
+    assert document.text == text
+    assert (document.title, document.metadata["from"]) == (f"Re: {text} end", f"{text} <a@x.org>")
+
+
+def test_an_email_whose_plain_part_is_blank_is_its_html(tmp_path) -> None:
+    message = EmailMessage()
+    message["Subject"] = "S"
+    message.set_content(" \n")
+    message.add_alternative("<p>Only <b>html</b></p>", subtype="html")
+    (tmp_path / "a.eml").write_bytes(bytes(message))
+    assert [document.text for document in read_documents(tmp_path / "a.eml")] == ["Only html"]
 
 
 def bomb():

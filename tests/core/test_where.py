@@ -77,6 +77,19 @@ def test_a_condition_holds_for_what_it_says(index, where, titles) -> None:
     assert [PASSAGES[row]["title"] for row in rows] == titles.split()
 
 
+def test_whole_numbers_beyond_those_of_floats_differ() -> None:
+    ids = [2**60 + offset for offset in range(3)]
+    rows = [{"title": str(one), "id": one, "text_id": str(one)} for one in ids]
+    rows.append({"title": "no number", "id": None, "text_id": "inf"})
+    index = an_index(rows, np.eye(4, dtype=np.float32))
+    for key in ("id", "text_id"):
+        assert list(index.where(f"{key}>={ids[2]}").rows) == [2]
+        assert list(index.where(f"{key}<{ids[1]}").rows) == [0]
+        assert list(index.where(f"{key}>0.5").rows) == [0, 1, 2]
+    with pytest.raises(ValueError, match="must compare with a number, got 'inf'"):
+        index.where("id<inf")
+
+
 @pytest.mark.parametrize(
     ("where", "says"),
     [

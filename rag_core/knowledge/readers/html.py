@@ -44,9 +44,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Browsers take these names for the larger set of letters, and a page without a name for it, too.
-_LATIN = ("iso-8859-1", "latin-1", "latin1", "ascii", "us-ascii")
-_LATIN_READ = "windows-1252"
+# What browsers read a page as that says nothing.
+_LATIN = "windows-1252"
 
 
 def read(path: Path, name: str) -> Iterator[Section]:
@@ -102,9 +101,12 @@ def decode(data: bytes) -> str:
             return data.decode(name, "replace").lstrip("\ufeff")
     found = _DECLARED.search(data[:_DECLARED_WITHIN])
     names = ["utf-8"]
-    last = _LATIN_READ
+    last = _LATIN
     if found is not None:
-        last = _known((found[1] or found[2]).decode("ascii", "replace"))
+        last = codec((found[1] or found[2]).decode("ascii", "replace")) or "utf-8"
+        # What declares itself in ASCII letters is no UTF-16, whatever it says.
+        if last.startswith(("utf-16", "utf-32")):
+            last = "utf-8"
         names.insert(0, last)
     for name in names:
         with suppress(UnicodeDecodeError):
@@ -112,18 +114,25 @@ def decode(data: bytes) -> str:
     return data.decode(last, "replace")
 
 
-def _known(name: str) -> str:
-    name = name.lower()
-    if name in _LATIN:
-        return _LATIN_READ
-    # What declares itself in ASCII letters is no UTF-16, whatever it says.
-    if name.startswith(("utf-16", "utf-32", "utf16", "utf32")):
-        return "utf-8"
-    try:
-        b"x".decode(name)
-    except (LookupError, UnicodeError):
-        return "utf-8"
-    return name
+def codec(label: str) -> str | None:
+    """Python's name of the letters that browsers take a label for, often a larger set than it says;
+    None for a label that nobody knows.
+    """
+    import webencodings
+
+    found = webencodings.lookup(label)
+    if found is not None and found.name == "x-user-defined":
+        return _LATIN
+    if found is not None and found.name == "gbk":
+        return "gb18030"  # which the standard decodes it by
+    names = [label]
+    if found is not None:
+        names.insert(0, found.codec_info.name)
+    for name in names:
+        with suppress(LookupError, ValueError):
+            b"x".decode(name)
+            return codecs.lookup(name).name
+    return None
 
 
 def _main(page: Any) -> Any:
@@ -209,7 +218,7 @@ class _Walk:
         if tag in _HEADINGS:
             return [Block(self.heading(element), int(tag[1]) + 1)]
         if tag in _CODE:
-            code = "".join(element.itertext()).strip("\n").rstrip()
+            code = _shown_text(element).strip("\n").rstrip()
             return [Block(code, is_kept=True)] if code else []
         if tag == "table" and element not in self.layout_tables:
             return self.table(element)
@@ -229,14 +238,45 @@ class _Walk:
         return " ".join(block.text for block in _Walk(self.layout_tables).blocks(element))
 
     def table(self, element: Any) -> list[Block]:
-        blocks = [Block(self.line(caption)) for caption in element.iter("caption")]
+        blocks = [Block(self.line(caption)) for caption in _shown(element, "caption")]
         lines = []
-        for row in element.iter("tr"):
-            cells = [self.line(cell) for cell in row.iter("td", "th")]
+        for row in _shown(element, "tr"):
+            cells = [self.line(cell) for cell in _shown(row, "td", "th")]
             if any(cells):
                 lines.append(" | ".join(cells))
         blocks.append(Block("\n".join(lines), is_kept=True))
         return [block for block in blocks if block.text]
+
+
+def _shown(element: Any, *tags: str) -> Iterator[Any]:
+    """The elements of these tags within another that are not hidden."""
+    from lxml import etree
+
+    walk = etree.iterwalk(element, events=("start",))
+    for _, found in walk:
+        if found is element:
+            continue
+        if _is_hidden(found):
+            walk.skip_subtree()
+        elif found.tag in tags:
+            yield found
+
+
+def _shown_text(element: Any) -> str:
+    """The text of an element but for what is hidden in it."""
+    from lxml import etree
+
+    texts = []
+    walk = etree.iterwalk(element, events=("start", "end"))
+    for event, found in walk:
+        if event == "end":
+            if found is not element:
+                texts.append(found.tail or "")
+        elif found is not element and _is_hidden(found):
+            walk.skip_subtree()
+        else:
+            texts.append(_own_text(found))
+    return "".join(texts)
 
 
 def _is_of_site(element: Any) -> bool:

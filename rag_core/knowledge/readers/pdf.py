@@ -31,6 +31,12 @@ _MOST_SHIFT = 60
 # Stands for a page's own number.
 _PAGE = "\uffff"
 _WORD = re.compile(r"[^\W\d_]+")
+_HEADING = re.compile(rf"[^\W\d_]+\W*{_PAGE}\W*")
+# What stands beside a page's number and says no more than that it is one: "page 3 of 10".
+_PAGE_WORDS = frozenset(
+    "page pages pg p of seite s von página pagina pág pag de di sur side sida sivu strana str stránka "
+    "страница стр из oldal sayfa bladzijde pagină".split()
+)
 _LEADERS = re.compile(r"(?:\s?\.){5,}\s?")
 _BROKEN = re.compile(r"([^\W\d_]+)-\n([^\W\d_]+)")
 _LIGATURES = re.compile("[\ufb00-\ufb06]")
@@ -145,9 +151,10 @@ def _drop_edges(pages: list[list[str]]) -> None:
             counts = Counter(edges)
             removed = False
             for page, edge in zip(pages, edges, strict=True):
-                is_numbered = _PAGE in edge
-                least = _NUMBERED_PAGES if is_numbered else many
-                if edge and counts[edge] >= least and (is_numbered or edge in seen):
+                least = many
+                if _is_page_number(edge):
+                    least = _NUMBERED_PAGES
+                if edge and counts[edge] >= least and (_PAGE in edge or edge in seen):
                     page.pop(side)
                     removed = True
                 seen.add(edge)
@@ -172,9 +179,18 @@ def _edge(line: str, page: int) -> str:
     """A line of the edge but for the page's number in it; "" for what may be a cell of a table."""
     line = " ".join(line.lower().split())
     edge = re.sub(rf"\b0*{page}\b", _PAGE, line, count=1)
-    if _PAGE in edge or len(line) >= _EDGE_CHARS:
+    if _PAGE in edge:
+        # "Step 3" on the third page is a heading.
+        if _HEADING.fullmatch(edge) and not _is_page_number(edge):
+            return ""
+        return edge
+    if len(line) >= _EDGE_CHARS:
         return edge
     return ""
+
+
+def _is_page_number(edge: str) -> bool:
+    return _PAGE in edge and all(word in _PAGE_WORDS for word in _WORD.findall(edge))
 
 
 def _joined(pages: list[str], title: str) -> Iterator[Section]:
