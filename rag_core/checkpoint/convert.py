@@ -9,7 +9,9 @@ it is whole.
 from __future__ import annotations
 
 import filecmp
+import json
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -36,6 +38,7 @@ from rag_core.hub import (
     list_commit,
     list_files,
     numbered,
+    read_json,
     resolve_file,
     split_hub_kwargs,
 )
@@ -75,7 +78,11 @@ _ALONG = (
     "1_Pooling/config.json",
     "hf_dataset/*",
     "hf_dataset_index.faiss",
+    "hf_dataset_index.faiss.json",
+    "bm25/*",
 )
+# Says where a tuned model's knowledge base lies, from the model's own folder.
+_REMEMBERED = "knowledge_base.json"
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,8 @@ def convert_checkpoint(
         for name in along:
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(resolve_file(source, name, **hub), draft / name)
+        if _remember(source, Path(target), draft):
+            along.append(_REMEMBERED)
         files = sorted(path.name for path in draft.glob("*.safetensors"))
         # A run that was killed at its very end leaves what it was asked for: asked again, it finds
         # it done.
@@ -192,6 +201,21 @@ def convert_checkpoint(
             raise _holds_model(target, model_files)
     dtypes = sorted({dtype.name for dtype in weights.dtypes.values()})
     return Converted(len(weights), size, files, dtypes, list(fitted.left_out), along)
+
+
+def _remember(source: str | Path, target: Path, draft: Path) -> bool:
+    """Whether the source is a folder that remembers a knowledge base; the target will, too."""
+    file = Path(source).expanduser() / _REMEMBERED
+    if not is_local(source) or not file.is_file():
+        return False
+    notes = read_json(file)
+    path = notes.get("path")
+    if isinstance(path, str) and not Path(path).is_absolute():
+        place = os.path.relpath(file.parent.resolve() / path, target.expanduser().resolve())
+        notes["path"] = Path(place).as_posix()
+    text = json.dumps(notes, indent=2, ensure_ascii=False) + "\n"
+    (draft / _REMEMBERED).write_text(text, encoding="utf-8")
+    return True
 
 
 def fitted_weights(config: PretrainedConfig, stored: LazyWeights, source: str) -> LazyWeights:

@@ -101,7 +101,9 @@ def _model(place: Path) -> dict[str, Any]:
 
 def _rag(place: Path, config: RagConfig) -> dict[str, Any]:
     from rag_core.knowledge import remembered_base
+    from rag_core.retrieval import find_own_index
 
+    find_own_index(config, place)
     base = remembered_base(place)
     remembered = None
     if base is not None and base.path is not None:

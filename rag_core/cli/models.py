@@ -79,7 +79,7 @@ def open_model(
     from rag_core.cli.reader_notes import unfamiliar, way_to_a_reader
     from rag_core.config import RagConfig
     from rag_core.hub import DEMO
-    from rag_core.retrieval import RagRetriever
+    from rag_core.retrieval import RagRetriever, find_own_index
     from rag_core.tokenization import RagTokenizer
 
     if model == DEMO and not Path(DEMO).exists():
@@ -102,6 +102,7 @@ def open_model(
             config, tokenizer.question_encoder, tokenizer.generator, index=shards
         )
     elif base is None:
+        find_own_index(config, folder)
         if config.index_name == "custom" and not (config.passages_path and config.index_path):
             raise ValueError(
                 f"--kb must be given for {folder!r}, which has no index of its own. "

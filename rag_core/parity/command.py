@@ -115,6 +115,11 @@ def check_parity(
     RagConfig.from_pretrained(request.model)  # a wrong name should not wait for a framework to load
     if request.questions is not None:
         read_questions(request.questions)
+    if against is not None and keep is not None and Path(keep).resolve() == Path(against).resolve():
+        raise ValueError(
+            f"--record must name another file than --against, got {str(keep)!r} for both: the trace "
+            "there would be overwritten by the one that it is compared with."
+        )
     for place in (keep, out):
         if place is not None:
             check_writable(place)

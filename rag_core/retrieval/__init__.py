@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.reranked import RerankedIndex as RerankedIndex
     from rag_core.retrieval.retriever import RagRetriever as RagRetriever
     from rag_core.retrieval.retriever import within_table_of as within_table_of
+    from rag_core.retrieval.retriever_files import find_own_index as find_own_index
     from rag_core.retrieval.search import read_docs as read_docs
     from rag_core.retrieval.search import search_and_read as search_and_read
     from rag_core.retrieval.stores import LanceIndex as LanceIndex
@@ -112,6 +113,7 @@ __getattr__, __dir__, __all__ = lazily(
         "reranked": ["RerankedIndex"],
         "rerank": ["RERANK", "notes_fault"],
         "retriever": ["RagRetriever", "within_table_of"],
+        "retriever_files": ["find_own_index"],
         "search": ["read_docs", "search_and_read"],
         "where": ["Where", "known_keys", "matching_rows"],
         "wiki_dpr": ["WikiDprIndex"],

@@ -90,6 +90,8 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
         if fault := _inconsistency(index, links=not memory_map):
             raise RuntimeError(fault)
         inverted = faiss.try_extract_index_ivf(index)
+        if place := _lists_elsewhere(inverted):
+            raise RuntimeError(f"its inverted lists are in another file, {place!r:.100}")
         if isinstance(inverted, faiss.IndexIVFPQ) and inverted.metric_type == faiss.METRIC_L2:
             inverted.precompute_table()
         return index
@@ -99,6 +101,20 @@ def read_faiss(path: str | Path, *, memory_map: bool | None = False) -> Any:
             "truncated, corrupted or another kind of file. Build or download it again. (faiss: "
             f"{last_line(error)})"
         ) from error
+
+
+def _lists_elsewhere(inverted: Any) -> str:
+    """The file that an index says its inverted lists are in, "" where they are in its own: a file
+    from elsewhere must not make a program open what lies anywhere.
+    """
+    import faiss
+
+    if inverted is None:
+        return ""
+    lists = faiss.downcast_InvertedLists(inverted.invlists)
+    if isinstance(lists, faiss.OnDiskInvertedLists):
+        return lists.filename
+    return ""
 
 
 def _inconsistency(index: Any, links: bool) -> str:
@@ -391,11 +407,40 @@ def write_faiss(faiss_index: Any, path: str | Path) -> None:
 
     with atomic_write(path) as draft:
         try:
-            faiss.write_index(faiss_index, str(draft))
+            with _lists_in_memory(faiss_index):
+                faiss.write_index(faiss_index, str(draft))
         except RuntimeError as error:
             raise OSError(
                 f"the faiss index can't be written to {str(path)!r}: {last_line(error)}"
             ) from error
+
+
+@contextmanager
+def _lists_in_memory(faiss_index: Any) -> Iterator[None]:
+    """Within it the inverted lists of a mapped file are a copy: faiss would write their place
+    instead of them.
+    """
+    import faiss
+
+    inverted: Any = faiss.try_extract_index_ivf(faiss_index)
+    mapped: Any = None
+    if inverted is not None:
+        mapped = faiss.downcast_InvertedLists(inverted.invlists)
+    if not isinstance(mapped, faiss.OnDiskInvertedLists):
+        yield
+        return
+    held = faiss.ArrayInvertedLists(mapped.nlist, mapped.code_size)
+    for number in range(mapped.nlist):
+        size = mapped.list_size(number)
+        if size:
+            held.add_entries(number, size, mapped.get_ids(number), mapped.get_codes(number))
+    is_owner = inverted.own_invlists
+    inverted.own_invlists = False  # else the next line would free what is put back
+    inverted.replace_invlists(held, False)
+    try:
+        yield
+    finally:
+        inverted.replace_invlists(mapped, is_owner)
 
 
 def build_faiss(

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag_core.hub import list_commit, local_knowledge, resolve_file
+from rag_core.hub import is_local, list_commit, list_files, local_knowledge, resolve_file
 from rag_core.retrieval.faiss_files import PICKLE_HELP, refuse_pickle
 from rag_core.retrieval.index import (
     BM25_FOLDER,
@@ -102,24 +102,25 @@ def _located(
 
     Absolute, or relative to the config's folder or repository or the working folder.
     """
-    if base is not None and Path(base).is_dir():
-        folder = Path(base) / (hub.get("subfolder") or "")
+    if base is not None and is_local(base) and Path(base).expanduser().is_dir():
+        folder = Path(base).expanduser() / (hub.get("subfolder") or "")
         places = [folder / path, Path(path)]
         # transformers writes paths as it was given them; a folder that was moved since still holds
         # its own files.
         if Path(path).name in (INDEX_FILE, PASSAGES_FOLDER, BM25_FOLDER):
             places.append(folder / Path(path).name)
         return next((place for place in places if place.exists()), places[0])
-    if base is None or Path(path).exists() or Path(base).suffix == ".json":
+    if base is None or Path(path).is_absolute() or Path(base).suffix == ".json":
         return Path(path)
+    # The repository's own first: a file of that name in the working folder is another one.
     commit, listed = listing()
     hub = hub | {"revision": commit}
     names = [name for name in listed if name == path or name.startswith(f"{path}/")]
     if not names:
         return Path(path)
     # How the index was built, where that was kept.
-    if Path(path).suffix == ".faiss":
-        resolve_file(base, str(notes_path(path)), required=False, **hub)
+    if (notes := notes_path(path).as_posix()) in listed:
+        resolve_file(base, notes, **hub)
     files = [resolve_file(base, name, **hub) for name in names]
     if names == [path]:
         return files[0]
@@ -157,16 +158,8 @@ def load_parts(
         config = RagConfig.from_pretrained(config, **hub, **overrides)
     else:
         config = _overridden(copy.deepcopy(config), overrides)
-    names_index = config.index_path or config.passages_path
-    folder = Path(name_or_path) / (hub.get("subfolder") or "")
-    # The model, saved after the retriever into one folder, writes its own config.json without the
-    # paths.
-    if not names_index and overrides.keys().isdisjoint(INDEX_FIELDS):
-        for name, file in (("custom", INDEX_FILE), ("bm25", BM25_FOLDER)):
-            if (folder / PASSAGES_FOLDER).is_dir() and (folder / file).exists():
-                config.index_name = name
-                config.index_path = file
-                config.passages_path = PASSAGES_FOLDER
+    if overrides.keys().isdisjoint(INDEX_FIELDS):
+        find_own_index(config, name_or_path, **hub)
     if None in tokenizers:
         saved = RagTokenizer.from_pretrained(name_or_path, **hub)
         tokenizers = (tokenizers[0] or saved.question_encoder, tokenizers[1] or saved.generator)
@@ -177,6 +170,32 @@ def load_parts(
     elif index is None:
         index = open_index(config, name_or_path, memory_map=memory_map, **hub)
     return config, tokenizers, index
+
+
+def find_own_index(config: Any, name_or_path: str | Path, **hub: Any) -> None:
+    """Names in a configuration the index that lies beside it.
+
+    A model, saved after its retriever into one folder, writes a config.json without the paths.
+
+    Args:
+        config: a `RagConfig`; one that names paths is left as it is.
+        name_or_path: its folder or repository.
+        **hub: hub options.
+    """
+    if config.index_path or config.passages_path:
+        return
+    try:
+        files = list_files(name_or_path, **hub)
+    except OSError:  # a config.json by itself, or no network
+        return
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    if PASSAGES_FOLDER not in folders:
+        return
+    for name, file in (("custom", INDEX_FILE), ("bm25", BM25_FOLDER)):
+        if file in folders or file in files:
+            config.index_name = name
+            config.index_path = file
+            config.passages_path = PASSAGES_FOLDER
 
 
 def _overridden(config: Any, overrides: dict[str, Any]) -> Any:
@@ -205,17 +224,29 @@ def save_parts(retriever: RagRetriever, folder: Path) -> None:
 
     config = copy.deepcopy(retriever.config)
     save = getattr(retriever.index, "save", None)
+    kind = type(retriever.index).__name__
+    if not callable(save) and (there := _index_files(folder)):
+        raise ValueError(
+            f"save_directory must hold no index where the retriever's own, a {kind}, has no "
+            f"save(folder), got {str(folder)!r} with {', '.join(there)}. Name another folder."
+        )
+    entries: dict[str, Any] = {"index_name": "custom", "index_path": None, "passages_path": None}
     with atomic_folder(folder, stale=(*TOKENIZER_PATTERNS, *INDEX_PATTERNS)) as draft:
         if callable(save):
-            entries = {"index_name": "custom", "index_path": None, "passages_path": None}
             entries.update(save(draft) or {})
-            for name, value in entries.items():
-                setattr(config, name, value)
         else:
             logger.warning(
                 "%s has no save(folder); the folder will hold no index: pass index= to "
                 "RagRetriever.from_pretrained.",
-                type(retriever.index).__name__,
+                kind,
             )
+        for name, value in entries.items():
+            setattr(config, name, value)
         config.save_pretrained(draft)
         retriever.tokenizer.save_pretrained(draft)
+
+
+def _index_files(folder: Path) -> list[str]:
+    """The files and folders of a saved index that are there."""
+    names = dict.fromkeys(pattern.removesuffix("/*") for pattern in INDEX_PATTERNS)
+    return [name for name in names if (Path(folder) / name).exists()]

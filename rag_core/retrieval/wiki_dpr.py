@@ -138,8 +138,14 @@ class WikiDprIndex(LazyIndex):
         """Copy nothing: the config entries name the index."""
         return {
             "index_name": self.index_name,
+            "embeddings_name": self.embeddings_name,
             "dataset": self.source,
+            "dataset_split": self._split,
+            "dataset_revision": self._revision,
             "use_dummy_dataset": self.use_dummy_dataset,
+            "index_path": self._index_path,
+            "doc_vectors": self._doc_vectors,
+            "index_rerank": self._rerank,
         }
 
     def _open(self) -> Parts:

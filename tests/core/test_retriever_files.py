@@ -3,6 +3,7 @@
 Passages and vectors on disk.
 """
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -12,12 +13,16 @@ import faiss
 import numpy as np
 import pytest
 
+from rag_core.cli.contents import contents as summary_of
 from rag_core.config.rag import DPRConfig
-from rag_core.retrieval.faiss_files import read_faiss
+from rag_core.retrieval.faiss_files import build_faiss, read_faiss
+from rag_core.retrieval.index import FaissIndex
 from rag_core.retrieval.passage_files import read_passages, write_passages
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.retrieval.vectors import ArrowVectors
+from rag_core.retrieval.wiki_dpr import WikiDprIndex
 from tests.support.golden_prompts import GOLDEN, QUERIES, VECTORS, OwnIndex, config
+from tests.support.killing import contents
 
 
 def test_saving_twice_and_moving(retriever, tmp_path, monkeypatch):
@@ -50,6 +55,109 @@ def test_saving_twice_and_moving(retriever, tmp_path, monkeypatch):
         json.dumps(written | {"index_path": "/gone/hf_dataset_index.faiss"})
     )
     assert len(RagRetriever.from_pretrained(second).index) == 12
+
+
+def of_lists(passages) -> FaissIndex:
+    size = VECTORS.shape[1]
+    lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, 1, faiss.METRIC_INNER_PRODUCT)
+    lists.train(VECTORS)
+    lists.add(VECTORS)
+    return FaissIndex(passages, lists)
+
+
+def test_the_lists_of_a_mapped_file_are_saved_with_it(retriever, passages, tmp_path):
+    own = copy.copy(retriever)
+    own.index = of_lists(passages)
+    own.save_pretrained(tmp_path / "own")
+    written = (tmp_path / "own" / "hf_dataset_index.faiss").read_bytes()
+    mapped = RagRetriever.from_pretrained(tmp_path / "own", memory_map=True)
+    expected = mapped.retrieve(QUERIES)
+    for folder in ("copy", "own"):
+        mapped.save_pretrained(tmp_path / folder)
+        assert (tmp_path / folder / "hf_dataset_index.faiss").read_bytes() == written
+        again = RagRetriever.from_pretrained(tmp_path / folder)
+        for searched in (mapped, again):
+            np.testing.assert_array_equal(searched.retrieve(QUERIES)[1], expected[1])
+
+
+def test_lists_in_another_file_are_refused(passages, tmp_path):
+    index = of_lists(passages).faiss_index
+    lists = faiss.OnDiskInvertedLists(1, index.code_size, str(tmp_path / "elsewhere"))
+    lists.merge_from(faiss.extract_index_ivf(index).invlists, 0)
+    index.replace_invlists(lists)
+    faiss.write_index(index, str(tmp_path / "a.faiss"))
+    with pytest.raises(OSError, match=r"lists are in another file, '.*elsewhere'"):
+        read_faiss(tmp_path / "a.faiss")
+
+
+def test_an_index_without_save_takes_no_other_ones_place(retriever, tmp_path, caplog):
+    retriever.save_pretrained(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    narrowed = RagRetriever.from_pretrained(tmp_path / "s")
+    title = narrowed.index.dataset["title"][0]
+    narrowed.index = narrowed.index.where(f"title!={title}")
+    with pytest.raises(
+        ValueError, match=r"FilteredIndex, has no save.*with hf_dataset_index\.faiss"
+    ):
+        narrowed.save_pretrained(tmp_path / "s")
+    assert contents(tmp_path / "s") == before
+    narrowed.save_pretrained(tmp_path / "other")
+    assert "pass index=" in caplog.text
+    written = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert (written["index_path"], written["passages_path"]) == (None, None)
+
+
+@pytest.fixture
+def repository(retriever, tmp_path, monkeypatch):
+    """The options that read "me/x" from a hub's cache: a model saved over its retriever."""
+    root = tmp_path / "cache" / "models--me--x"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    retriever.save_pretrained(root / "snapshots" / ("0" * 40))
+    monkeypatch.chdir(tmp_path)
+    return {"cache_dir": tmp_path / "cache", "local_files_only": True}
+
+
+def test_a_repositorys_index_is_its_own_wherever_it_is_opened(
+    retriever, repository, passages, tmp_path, monkeypatch
+):
+    other = copy.copy(retriever)
+    other.index = FaissIndex(passages.select(range(3)), build_faiss([VECTORS[:3]], 3, 8))
+    other.save_pretrained(tmp_path / "local")
+    monkeypatch.chdir(tmp_path / "local")
+    assert len(RagRetriever.from_pretrained("me/x", **repository).index) == 12
+
+
+def test_a_model_saved_over_its_retriever_keeps_the_index(
+    retriever, repository, tmp_path, monkeypatch
+):
+    folder = tmp_path / "home" / "model"
+    retriever.save_pretrained(folder)
+    for place in (folder, *(tmp_path / "cache").glob("*/snapshots/*")):
+        config(index_name="compressed").save_pretrained(place)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for name, hub in ((str(folder), {}), ("~/model", {}), ("me/x", repository)):
+        assert len(RagRetriever.from_pretrained(name, **hub).index) == 12
+    index = summary_of(folder)["index"]
+    assert index["index_path"] == "hf_dataset_index.faiss"
+
+
+def test_a_wiki_dpr_index_is_named_as_it_is(retriever, tmp_path):
+    wiki = WikiDprIndex(
+        index_name="psgs_w100.multiset.exact",
+        split="test",
+        revision="abc",
+        vectors="stored",
+        rerank=4,
+        index_path="/data/own.faiss",
+    )
+    named = copy.copy(retriever)
+    named.index = wiki
+    named.save_pretrained(tmp_path)
+    again = RagRetriever.from_pretrained(tmp_path, init_retrieval=False).index
+    for name in ("index_name", "embeddings_name", "source", "_split", "_revision", "_rerank"):
+        assert getattr(again, name) == getattr(wiki, name), name
+    assert (again._doc_vectors, again._index_path) == ("stored", "/data/own.faiss")
 
 
 def test_a_failed_save_leaves_nothing(retriever, tmp_path, monkeypatch):

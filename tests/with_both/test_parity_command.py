@@ -142,6 +142,14 @@ def test_another_checkpoint_ends_with_status_2(recorded, tmp_path):
     assert status == 2 and "other weights in case" in said
 
 
+def test_a_trace_is_not_compared_with_itself(recorded, model, tmp_path):
+    shutil.copy(recorded / "trace.npz", tmp_path / "trace.npz")
+    same = tmp_path / "." / "trace.npz"
+    status, said = dualrag("--model", model, "--against", tmp_path / "trace.npz", "--record", same)
+    assert status == 2 and "--record must name another file than --against" in said
+    assert (tmp_path / "trace.npz").read_bytes() == (recorded / "trace.npz").read_bytes()
+
+
 @pytest.mark.parametrize(
     "arguments", [["--dtype", "float16"], ["--head", "model"], ["--n-docs", "0"]]
 )

@@ -24,6 +24,8 @@ from rag_core.checkpoint.folder import read_weights, write_checkpoint
 from rag_core.checkpoint.weights import fit_weights
 from rag_core.cli.commands import app
 from rag_core.config.rag import AutoConfig, BertConfig
+from rag_core.knowledge.remembered import REMEMBERED, remembered_base
+from rag_core.retrieval.index import INDEX_PATTERNS
 from rag_torch import RagSequenceForGeneration, RagTokenForGeneration
 from tests.support.small_weights import BART, BERT, DPR, T5_GATED, rag, same, some_weights
 
@@ -94,6 +96,24 @@ def test_half_precision_survives_and_can_be_asked_for(dtype, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "kept/model.safetensors"
     ).read_bytes()
+
+
+def test_an_index_and_what_is_known_of_it_come_along(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    config = rag(T5_GATED)
+    config.architectures = ["RagSequenceForGeneration"]
+    write_checkpoint(source, some_weights(config, "sequence"), config)
+    names = [pattern.replace("*", "part") for pattern in INDEX_PATTERNS]
+    for name in names:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
+    notes = {"path": "../kb", "manifest_sha256": "0" * 64, "encoder": None}
+    (source / REMEMBERED).write_text(json.dumps(notes))
+    done = convert_checkpoint(source, target)
+    assert {*names, REMEMBERED} <= {*done.copied}
+    assert all((target / name).read_text() == name for name in names)
+    assert remembered_base(target) == remembered_base(source)
+    assert remembered_base(target).path == tmp_path / "kb"
 
 
 def test_numbers_too_large_for_half_precision_are_refused(tmp_path):
