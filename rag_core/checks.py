@@ -19,6 +19,11 @@ from typing import Any
 
 # Whose frames a warning is not about: this library's, and what wraps its methods.
 _OURS = ("rag_core", "rag_torch", "rag_tf", "torch", "tensorflow", "keras")
+# From here on no framework takes a whole number for a factor.
+_WHOLE_END = 2**63
+# Ids and counts of tokens are 32 bits wide in places.
+MOST_TOKENS = 2**31 - 1
+_TOKEN_ID = f"a token id (a whole number from 0 to {MOST_TOKENS})"
 
 
 def plain(value: Any) -> Any:
@@ -137,6 +142,8 @@ def number(
             raise ValueError
         if (above and value == low) or (below and value == high):
             raise ValueError
+        if abs(value) >= _WHOLE_END:
+            value = float(value)
         return value
 
     kind = "a number"
@@ -178,7 +185,7 @@ def one_of(choices: Iterable[str | None]) -> Rule:
 def _id(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError
-    if value < 0:
+    if not 0 <= value <= MOST_TOKENS:
         raise ValueError
     return value
 
@@ -191,7 +198,7 @@ def _ids(value: Any) -> list[int]:
 
 def token_id(optional: bool = True) -> Rule:
     """One token id."""
-    return Rule("a token id (a whole number of at least 0)", _id, optional)
+    return Rule(_TOKEN_ID, _id, optional)
 
 
 def token_ids(optional: bool = True) -> Rule:
@@ -202,8 +209,7 @@ def token_ids(optional: bool = True) -> Rule:
             return _ids(value)
         return _id(value)
 
-    what = "a token id (a whole number of at least 0) or a list of token ids"
-    return Rule(what, convert, optional)
+    return Rule(f"{_TOKEN_ID} or a list of token ids", convert, optional)
 
 
 def id_list(optional: bool = True) -> Rule:

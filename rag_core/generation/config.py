@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +36,10 @@ _NESTED = ("decoder", "generator", "text_config")
 _SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 # Room for as many is made beforehand.
 _MOST = {"max_length": 2**16, "num_beams": 2**16, "num_return_sequences": 2**16}
+# Factors beyond it make scores in float32 infinite, which are no order of tokens any more.
+MOST_FACTOR = 1e30
+# With powers of a length beyond it a score may be no float any more, or be divided by 0.
+_MOST_POWER = 32
 # What a call takes beside its options.
 _OF_THE_CALL = frozenset(
     "logits_processor stopping_criteria prefix_allowed_tokens_fn streamer assistant_model "
@@ -495,13 +499,13 @@ def _decay(value: Any) -> tuple[int, float]:
     if not isinstance(value, list | tuple):
         raise TypeError
     start, factor = value
-    return checks.whole(0).convert(start), checks.number(0, above=True).convert(factor)
+    return _COUNT.convert(start), _FACTOR.convert(factor)
 
 
 def _forced(value: Any) -> Any:
     if not isinstance(value, Mapping | list | tuple):
         raise TypeError
-    place, token = checks.whole(0), checks.token_id()
+    place, token = _COUNT, checks.token_id()
     pairs = []
     for at, id_ in _pairs(value):
         # None forces nothing, and is kept.
@@ -511,33 +515,35 @@ def _forced(value: Any) -> Any:
 
 _ANYTHING = checks.Rule("", copy.deepcopy, optional=True)
 _ON = checks.switch()
+_COUNT = checks.whole(0, checks.MOST_TOKENS)
+_FACTOR = checks.number(0, MOST_FACTOR, above=True)
 _RULES: dict[str, checks.Rule] = {
     "max_length": checks.whole(1),
     "max_new_tokens": checks.whole(1, optional=True),
-    "min_length": checks.whole(0),
-    "min_new_tokens": checks.whole(0, optional=True),
+    "min_length": _COUNT,
+    "min_new_tokens": replace(_COUNT, optional=True),
     "early_stopping": checks.switch("never"),
     "max_time": checks.number(optional=True),
     "num_beams": checks.whole(1),
     "num_beam_groups": checks.whole(1),
     "penalty_alpha": checks.number(optional=True),
-    "temperature": checks.number(0, above=True),
-    "top_k": checks.whole(0),
+    "temperature": _FACTOR,
+    "top_k": _COUNT,
     "top_p": checks.number(0, 1),
     "typical_p": checks.number(0, 1),
     "epsilon_cutoff": checks.number(0, 1, below=True),
     "eta_cutoff": checks.number(0, 1, below=True),
     "diversity_penalty": checks.number(),
-    "repetition_penalty": checks.number(0, above=True),
-    "encoder_repetition_penalty": checks.number(0, above=True),
-    "length_penalty": checks.number(),
-    "no_repeat_ngram_size": checks.whole(0),
-    "encoder_no_repeat_ngram_size": checks.whole(0),
+    "repetition_penalty": _FACTOR,
+    "encoder_repetition_penalty": _FACTOR,
+    "length_penalty": checks.number(-_MOST_POWER, _MOST_POWER),
+    "no_repeat_ngram_size": _COUNT,
+    "encoder_no_repeat_ngram_size": _COUNT,
     "bad_words_ids": checks.sequences(),
     "forced_bos_token_id": checks.token_id(),
     "forced_eos_token_id": checks.token_ids(),
     "exponential_decay_length_penalty": checks.Rule(
-        "a pair (start, factor) of a whole number of at least 0 and a number above 0",
+        f"a pair (start, factor) of {_COUNT.what} and {_FACTOR.what}",
         _decay,
         optional=True,
     ),
@@ -552,7 +558,7 @@ _RULES: dict[str, checks.Rule] = {
         True,
         "hold ",
     ),
-    "guidance_scale": checks.number(0, above=True, optional=True),
+    "guidance_scale": replace(_FACTOR, optional=True),
     "num_return_sequences": checks.whole(1),
     **{name: checks.token_id() for name in _SPECIAL_TOKENS if name != "eos_token_id"},
     "eos_token_id": checks.token_ids(),

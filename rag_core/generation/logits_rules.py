@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from rag_core.generation.config import GenerationConfig, as_ids
+from rag_core.generation.config import MOST_FACTOR, GenerationConfig, as_ids
 
 PrefixFunction = Callable[[int, np.ndarray], Iterable[int]]
 
@@ -223,11 +223,8 @@ class StepRules:
         if options.remove_invalid_values:
             processors.append(LogitsProcessor("finite", _ids([])))
         if options.exponential_decay_length_penalty is not None and len(self.eos):
-            start, factor = options.exponential_decay_length_penalty
-            if new > start:
-                processors.append(
-                    LogitsProcessor("decay", self.eos, value=factor ** (new - start) - 1)
-                )
+            if growth := self.growth_of_the_end(new):
+                processors.append(LogitsProcessor("decay", self.eos, value=growth))
         if options.suppress_tokens:
             processors.append(LogitsProcessor("ban", _ids(options.suppress_tokens)))
         if options.begin_suppress_tokens and t == self.begin_index:
@@ -235,6 +232,17 @@ class StepRules:
         if t in self.forced:
             processors.append(LogitsProcessor("force", _ids([self.forced[t]])))
         return processors
+
+    def growth_of_the_end(self, new: int) -> float:
+        """By how much of itself `exponential_decay_length_penalty` raises an end token's score after
+        so many new tokens; 0 before it begins.
+        """
+        start, factor = self.options.exponential_decay_length_penalty or (new, 1.0)
+        try:
+            growth = float(factor) ** max(new - start, 0) - 1
+        except OverflowError:
+            return MOST_FACTOR
+        return min(growth, MOST_FACTOR)
 
     def _spread(self, per_search: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of each search for all its rows, as pairs (rows[i], ids[i])."""

@@ -100,7 +100,8 @@ class GraphRules:
             finite = tf.clip_by_value(scores, scores.dtype.min, scores.dtype.max)
             scores = tf.where(tf.math.is_nan(scores), tf.zeros_like(scores), finite)
         if options.exponential_decay_length_penalty is not None and len(rules.eos):
-            scores = self._decayed(scores, generated, *options.exponential_decay_length_penalty)
+            start, _ = options.exponential_decay_length_penalty
+            scores = self._decayed(scores, generated, start)
         if options.suppress_tokens:
             scores = _ban(scores, self._at(options.suppress_tokens))
         if options.begin_suppress_tokens:
@@ -131,13 +132,11 @@ class GraphRules:
         worse = tf.where(scores < 0, scores * penalty, scores / penalty)
         return tf.where(self._marked(tokens, is_written), worse, scores)
 
-    def _decayed(
-        self, scores: tf.Tensor, generated: tf.Tensor, start: int, factor: float
-    ) -> tf.Tensor:
+    def _decayed(self, scores: tf.Tensor, generated: tf.Tensor, start: int) -> tf.Tensor:
         """End tokens are worth more and more, once `start` tokens are generated."""
         # a table, so that the powers are Python's
         lengths = range(self.options.max_length + 1)
-        growth = [factor ** max(i - start, 0) - 1 for i in lengths]
+        growth = [self.rules.growth_of_the_end(i) for i in lengths]
         share = tf.gather(tf.constant(growth, scores.dtype), generated)
         raised = tf.where(tf.math.is_inf(scores), scores, scores + tf.abs(scores) * share)
         return tf.where(self._at(self.rules.eos) & (generated > start), raised, scores)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_core.generation.beam import BeamSearch, RowSearch, SearchResult, order_candidates
+from rag_core.generation.beam import (
+    BeamSearch,
+    RowSearch,
+    SearchResult,
+    _BeamHypotheses,
+    order_candidates,
+)
 from rag_core.generation.candidates import collect_candidates
 
 # Random score tables and what transformers 4.37.2's BeamSearchScorer made of them.
@@ -134,6 +140,15 @@ def test_what_holds_of_every_search(seed, searches, beams, eos, early_stopping):
         # with several end tokens 4.37.2 writes the first, whichever it was
         if score > -1e8 and len(eos) < 2:
             np.testing.assert_allclose(sum(at) / (length - 1), score, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [32, -32, 32.0, -32.0])
+def test_the_longest_sequence_and_the_furthest_length_penalty_make_a_number(length_penalty):
+    # a prompt may make a sequence longer than `max_length` can be asked to be
+    search = _BeamHypotheses(2, length_penalty, lambda better, worse: None)
+    search.add(np.zeros(3), -1e4, np.zeros(3), 2**17)
+    (best,) = search.best(1)
+    assert np.isfinite(best.score) and best.score < 0
 
 
 def test_of_equals_the_lowest_index_goes_first():

@@ -207,7 +207,22 @@ def test_none_is_the_default_and_arrays_are_plain_wherever_they_come_from(said, 
         (
             {"length_penalty": float("nan")},
             ValueError,
-            "length_penalty must be a finite number, got nan",
+            "length_penalty must be a number from -32 to 32, got nan",
+        ),
+        ({"length_penalty": 10**9}, ValueError, "length_penalty must be a number from -32 to 32"),
+        ({"length_penalty": -1000.0}, ValueError, "length_penalty must be a number from -32"),
+        (
+            {"repetition_penalty": 10**300},
+            ValueError,
+            r"repetition_penalty must be a number above 0 and at most 1e\+30, got 1000",
+        ),
+        ({"encoder_repetition_penalty": 10**400}, ValueError, "encoder_repetition_penalty must be"),
+        ({"guidance_scale": 10**300}, ValueError, "guidance_scale must be a number above 0 and"),
+        ({"temperature": 1e300}, ValueError, "temperature must be a number above 0 and at most"),
+        (
+            {"exponential_decay_length_penalty": [0, 1e300]},
+            ValueError,
+            r"exponential_decay_length_penalty must be a pair .* at most 1e\+30, got \[0, 1e\+300\]",
         ),
         ({"num_beams": 1.5}, ValueError, "num_beams must be a whole number of at least 1, got 1.5"),
         (
@@ -220,7 +235,18 @@ def test_none_is_the_default_and_arrays_are_plain_wherever_they_come_from(said, 
             ValueError,
             "max_length must be a whole number of at least 1, got inf",
         ),
-        ({"top_k": -1}, ValueError, "top_k must be a whole number of at least 0, got -1"),
+        ({"top_k": -1}, ValueError, "top_k must be a whole number from 0 to 2147483647, got -1"),
+        (
+            {"min_length": 2**31},
+            ValueError,
+            "min_length must be a whole number from 0 to 2147483647",
+        ),
+        (
+            {"eos_token_id": [2, 10**20]},
+            ValueError,
+            "eos_token_id must be a token id .*, got .2, 100",
+        ),
+        ({"forced_decoder_ids": [[10**20, 4]]}, ValueError, "forced_decoder_ids must hold pairs"),
         (
             {"epsilon_cutoff": 1},
             ValueError,
@@ -257,6 +283,12 @@ def test_a_config_is_refused_where_it_is_made(said, error, words):
         GenerationConfig(**said)
     with pytest.raises(error, match=words):
         resolve_options(GenerationConfig(eos_token_id=2, decoder_start_token_id=0), said)
+
+
+def test_numbers_are_kept_as_they_are_written_unless_no_framework_takes_them():
+    config = GenerationConfig(length_penalty=1, repetition_penalty=2**63)
+    assert json.loads(config.to_json_string(use_diff=False))["length_penalty"] == 1
+    assert type(config.length_penalty) is int and type(config.repetition_penalty) is float
 
 
 def test_files_keep_what_looks_misspelt_and_later_options_are_refused_by_generate(tmp_path):
@@ -367,6 +399,13 @@ def test_lengths_and_forced_tokens():
     np.testing.assert_allclose(
         edited([[0, 5, 5, 5]], exponential_decay_length_penalty=(1, 1.5))[0, 2], 0.5
     )
+
+
+def test_an_end_that_grows_likelier_stays_in_the_range_of_float32():
+    rules = StepRules(options(exponential_decay_length_penalty=(2, 3)), beams=1, vocab_size=V)
+    assert [rules.growth_of_the_end(new) for new in range(6)] == [0, 0, 0, 2, 8, 26]
+    # as a whole number it has 1,000 digits and is no factor of a framework, as a float none at all
+    assert rules.growth_of_the_end(2000) == rules.growth_of_the_end(102) == np.float32(1e30)
 
 
 def test_repetition():

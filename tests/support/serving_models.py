@@ -84,6 +84,8 @@ WRONG = {
     (("decoding", "fast"), ("head", "token")): "decoding must go with the head 'sequence'",
     (("num_beams", "two"),): "num_beams must be a whole number",
     (("head", "both"),): "head must be",
+    (("length_penalty", 10**9), ("num_beams", 2), ("head", "token")): "length_penalty must be",
+    (("length_penalty", -1000), ("num_beams", 2), ("head", "sequence")): "length_penalty must be",
     (("do_sample", "maybe"),): "do_sample must be",
 }
 
