@@ -25,6 +25,7 @@ from rag_core.retrieval.ray_cluster import (
     ray_place,
     table_name,
 )
+from rag_core.retrieval.where import parse_conditions
 
 WHEN_LOST = ("wait", "fail", "partial")
 WHEN_EXCHANGED = ("follow", "fail")
@@ -103,10 +104,10 @@ class RayIndex:
             place: "follow" (the default), or "fail" with a `ShardsExchangedError`, for what must
             see the same passages from its start to its end.
         timeout: seconds after which a search that waits fails, too; 60.
-        where: conditions on passages, as `FaissIndex.where` takes them.
+        where: conditions on passages, as the method `where` takes them.
 
     Raises:
-        ValueError: an option that is none.
+        TypeError, ValueError: an option or a condition that is none.
         ImportError: Ray isn't installed.
         OSError: no such cluster, or no shards of that name.
     """
@@ -134,7 +135,9 @@ class RayIndex:
         self._when_lost = one_of(WHEN_LOST)("when_lost", options["when_lost"])
         self._when_exchanged = one_of(WHEN_EXCHANGED)("when_exchanged", options["when_exchanged"])
         self._timeout = _seconds(options["timeout"])
-        self._where = where
+        self._where: list[str] | None = None
+        if where is not None:
+            self._where = _conditions(where)
         # of the manifest of the build that was searched first; all threads' where one must do
         self._sha256: str | None = None
         self._own = threading.local()
@@ -199,22 +202,16 @@ class RayIndex:
     def where(self, where: Any) -> RayIndex:
         """The passages that conditions hold for, as an index of its own.
 
-        Each shard searches those it has exactly.
+        Each shard searches those it has exactly. Of a part those that its own conditions hold for,
+        too.
 
         Args:
             where: as of `FaissIndex.where`, but no function: nobody's code is sent to a cluster.
 
         Raises:
-            TypeError: a function.
+            TypeError, ValueError: a function, or no condition.
         """
-        if callable(where):
-            raise TypeError(
-                "where must be conditions in text for shards on a cluster, got a function. Write "
-                "'key=glob', or filter what comes back."
-            )
-        if not isinstance(where, str):
-            where = list(where)
-        return _reopened(*self._parts(where))
+        return _reopened(*self._parts([*(self._where or ()), *_conditions(where)]))
 
     def is_initialized(self) -> bool:
         """Whether this thread searches the latest build."""
@@ -467,6 +464,20 @@ class RayIndex:
             f"{self._place}: {len(build.missing)} of {len(shards)} shards are lost; what was found "
             f"is without {rows:,} of {build.content['rows']:,} passages."
         )
+
+
+def _conditions(where: Any) -> list[str]:
+    """Conditions as a list, all of which must hold.
+
+    Raises:
+        TypeError, ValueError: a function, or no condition.
+    """
+    if callable(where):
+        raise TypeError(
+            "where must be conditions in text for shards on a cluster, got a function. Write "
+            "'key=glob', or filter what comes back."
+        )
+    return [condition.text for condition in parse_conditions(where)]
 
 
 def _seconds(timeout: Any) -> float:

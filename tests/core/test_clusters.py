@@ -98,6 +98,12 @@ def test_conditions_are_searched_in_every_shard(base, place):
     expected_ids, expected_vectors = local.get_top_docs(queries(4), 20)
     assert ids.tolist() == expected_ids.tolist() and (vectors == expected_vectors).all()
     assert index.rows.tolist() == local.rows.tolist() and RayIndex(place).rows is None
+    # conditions come one after another, and from pickled parts, and all of them hold
+    both = pickle.loads(pickle.dumps(index)).where("title=T0-70*")
+    narrower = base.index().where(["title=T0-7*", "title=T0-70*"]).rows.tolist()
+    assert both.rows.tolist() == narrower and len(narrower) < len(index.rows)
+    with pytest.raises(ValueError, match="match"):
+        index.where("title!=T0-7*").get_top_docs(queries(1))
     with pytest.raises(ValueError, match="match"):
         RayIndex(place).where("title=nothing").get_top_docs(queries(1))
     with pytest.raises(TypeError, match="got a function"):

@@ -13,6 +13,7 @@ from rag_core.hub import DamagedFileError
 from rag_core.retrieval.faiss_files import build_faiss
 from rag_core.retrieval.filtered import FilteredIndex
 from rag_core.retrieval.index import FaissIndex, Index
+from rag_core.retrieval.ray_index import RayIndex
 
 PASSAGES = [
     {"title": "Fire", "source": "handbook/safety.md", "line": 3, "headings": ["Fire", "Wardens"]},
@@ -239,3 +240,14 @@ def test_a_retriever_takes_it_as_its_index(tmp_path) -> None:
     vectors, ids, docs = retriever.retrieve(np.ones((2, 6)), 3)
     assert ids.tolist() == [[2, -1, -1]] * 2 and docs[0]["title"] == ["Leave", "", ""]
     assert vectors[0].sum(axis=1).tolist() == [1, 0, 0]
+
+
+def test_conditions_on_shards_of_a_cluster_all_hold_and_are_read_before_they_are_sent() -> None:
+    part = RayIndex("ray://auto/wiki", where="source=public/*")
+    assert part.where(("title=A*", "page>=3"))._where == ["source=public/*", "title=A*", "page>=3"]
+    assert part._where == ["source=public/*"]
+    for wrong, says in (([], "must be a condition"), ("title", "a key, a sign and a value")):
+        with pytest.raises((TypeError, ValueError), match=says):
+            part.where(wrong)
+    with pytest.raises(TypeError, match="got a function"):
+        RayIndex("ray://auto/wiki", where=lambda passage: True)
