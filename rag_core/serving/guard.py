@@ -22,7 +22,7 @@ OPEN_TO_ALL = {"/", "/docs", "/openapi.json", "/health", "/ready"}
 OPEN_BELOW = ("/static/", "/docs/")
 _PROBES = {"/health", "/ready"}
 _CLOSE = {"Connection": "close"}
-# Of a body that is too large, so much is read on, for the client to come to read the refusal.
+# Of a body that is refused, so much is read on, for the client to come to read the refusal.
 _READ_ON = 32_000_000
 # A client that sends slowly does not hold a connection for the sake of a refusal.
 _READ_ON_SECONDS = 2.0
@@ -67,11 +67,14 @@ class Guard:
             metrics.request(metrics.route(scope), status, time.monotonic() - began)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
-        self._check_host(headers)
-        if path not in _PROBES:
-            self._rate.check(scope["client"])  # guesses of a key count, too
-        self._check_key(path, headers)
+        headers = Headers(scope=scope)
+        try:
+            self._check(scope, headers)
+        except ApiError as error:
+            # uvicorn waits for the rest of a body for as long as a client likes
+            if not await _read_on(headers, receive):
+                error.headers |= _CLOSE
+            raise
         body = await self._body(headers, receive)
         if body is None:
             return  # the client went away
@@ -84,6 +87,14 @@ class Guard:
             return {"type": "http.request", "body": whole, "more_body": False}
 
         await self._app(scope, received, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Refuse who may not ask, before anything of a body is looked at."""
+        path = scope["path"]
+        self._check_host(headers)
+        if path not in _PROBES:
+            self._rate.check(scope["client"])  # guesses of a key count, too
+        self._check_key(path, headers)
 
     def _check_host(self, headers: Headers) -> None:
         """A page of a stranger, whose name was made to mean this machine, has that name here."""
@@ -131,8 +142,7 @@ class Guard:
             return None
         if not is_large:
             return b"".join(chunks)
-        if headers.get("expect", "").lower() != "100-continue":
-            await _read_on(receive)
+        await _read_on(headers, receive)
         raise ApiError(413, f"A request must have at most {most:,} bytes.", headers=_CLOSE)
 
 
@@ -222,9 +232,12 @@ async def _read(receive: Receive, most: int, chunks: list[bytes] | None) -> bool
             return False
 
 
-async def _read_on(receive: Receive) -> None:
-    """Read what is thrown away."""
+async def _read_on(headers: Headers, receive: Receive) -> bool:
+    """Read what is thrown away; whether that was all."""
+    if headers.get("expect", "").lower() == "100-continue":
+        return False  # the client waits to be asked for it
     try:
-        await asyncio.wait_for(_read(receive, _READ_ON, None), _READ_ON_SECONDS)
+        is_more = await asyncio.wait_for(_read(receive, _READ_ON, None), _READ_ON_SECONDS)
     except (asyncio.TimeoutError, _Gone):
-        return
+        return False
+    return not is_more

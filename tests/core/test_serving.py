@@ -248,6 +248,22 @@ def test_clients_that_are_slow_or_speak_no_http_are_hung_up_on():
         assert waited.startswith(b"HTTP/1.1 413 ")
 
 
+def test_who_is_refused_holds_no_connection_by_a_body_that_does_not_come(monkeypatch):
+    monkeypatch.setattr("rag_core.serving.guard._READ_ON_SECONDS", 0.2)
+    head = HEAD.replace(b"19\r\n", b"900000\r\n")
+    for limits, status in (({"api_key": "k"}, b"401"), ({"hosts": ("other",)}, b"421")):
+        with running(StandIn(), ServerSettings(**limits)) as server:
+            said = talk(server, head, b"x")  # hangs up
+            assert said.startswith(b"HTTP/1.1 " + status) and b"connection: close" in said.lower()
+            waits = talk(server, head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+            assert waits.startswith(b"HTTP/1.1 " + status)
+            # whoever has sent all may go on asking
+            next_one = b"GET /health HTTP/1.0\r\nHost: other\r\n\r\n"
+            assert b" 200 " in talk(server, HEAD, BODY, next_one)
+            large = server.ask("/answer", b"x" * 900_000)
+            assert large.status == int(status) and "connection" not in large.headers
+
+
 def test_a_client_that_does_not_read_is_hung_up_on():
     with running(StandIn(), ServerSettings(timeout=0.5)) as server, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
