@@ -36,6 +36,40 @@ class QueueFullError(Exception):
         self.retry_after = retry_after
 
 
+def as_fault(error: BaseException) -> Exception:
+    """An error of a model's, so that a future takes it and no task ends with it.
+
+    What a library in Rust raises when it panics is no Exception, and StopIteration would end a
+    coroutine.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    fault = RuntimeError(f"{type(error).__name__}: {error}")
+    fault.__cause__ = error
+    return fault
+
+
+async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of work of a model's, done in some thread.
+
+    Raises:
+        Exception: what the work raised, as `as_fault` makes it.
+    """
+
+    def run() -> Any:
+        try:
+            return work(*arguments)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            fault = as_fault(error)
+            if fault is error:
+                raise
+            raise fault from error
+
+    return await asyncio.get_running_loop().run_in_executor(None, run)
+
+
 @dataclass(eq=False)
 class _Job:
     text: str
@@ -214,7 +248,11 @@ class Batcher:
     async def _run_batch(self, batch: list[_Job]) -> None:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
-        outcomes = await loop.run_in_executor(self._thread, self._outcomes, batch)
+        outcomes: Sequence[Any]
+        try:
+            outcomes = await loop.run_in_executor(self._thread, self._outcomes, batch)
+        except Exception as error:  # there is no thread to be had, say
+            outcomes = [error] * len(batch)
         seconds = time.monotonic() - started
         self._count(len(batch), seconds)
         for job, outcome in zip(batch, outcomes, strict=True):
@@ -249,7 +287,7 @@ class Batcher:
             return results
         except SearchCancelledError as error:
             return [error] * len(batch)
-        except Exception as error:
+        except BaseException as error:
             if len(batch) == 1:
-                return [error]
+                return [as_fault(error)]
         return [outcome for job in batch for outcome in self._outcomes([job])]

@@ -13,7 +13,7 @@ from typing import Any
 from rag_core.generation import SearchCancelledError
 from rag_core.outputs import Answer, Hit
 from rag_core.retrieval import ShardLostError
-from rag_core.serving.batching import Batcher, Cancelled, QueueFullError
+from rag_core.serving.batching import Batcher, Cancelled, QueueFullError, in_thread
 from rag_core.serving.errors import ApiError, without_paths
 from rag_core.serving.metrics import Metrics
 from rag_core.serving.model import OpenModel, ServedModel
@@ -121,7 +121,7 @@ class Service:
     async def _load(self) -> None:
         loop = asyncio.get_running_loop()
         async with self._reloading:
-            self._model = await loop.run_in_executor(None, self._open)
+            self._model = await in_thread(self._open)
         await loop.run_in_executor(None, gc.collect)  # the one before is in circles
 
     async def answer(
@@ -190,9 +190,8 @@ class Service:
         Raises:
             ApiError: there is none, or it can't be read.
         """
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(None, self.model.passage, row)
+            found = await in_thread(self.model.passage, row)
         except OSError as error:
             raise _unreadable(error) from None
         if found is None:

@@ -473,6 +473,45 @@ def test_what_fails_inside_is_told_without_paths_and_tracebacks(error, status, c
     assert "secret" in caplog.text + capfd.readouterr().err  # the server's own log has it
 
 
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+@pytest.mark.parametrize("error", [Panic("a tokenizer's"), StopIteration("no more")])
+def test_what_is_no_ordinary_error_is_told_and_the_next_question_is_answered(error):
+    class Model(StandIn):
+        def retrieve(self, questions, k):
+            if "fail" in questions[0]:
+                raise error
+            return super().retrieve(questions, k)
+
+        def passage(self, row):
+            if row == 6:
+                raise error
+            return super().passage(row)
+
+    with running(Model(error=error), ServerSettings(timeout=5)) as server:
+        for path, body in (("/answer", "question"), ("/retrieve", "queries")):
+            texts = {"question": "fail", "queries": ["fail"]}
+            assert server.ask(path, {body: texts[body]}).status == 500
+            texts = {"question": "why", "queries": ["why"]}
+            assert server.ask(path, {body: texts[body]}).status == 200
+        assert server.ask("/passages/6").status == 500
+        assert server.ask("/passages/1").status == 200
+
+
+def test_a_model_whose_loading_panics_is_said_to_be_none():
+    told = []
+
+    def open_model():
+        raise Panic("a tokenizer's")
+
+    with running(open_model, wait=False, on_failed=told.append) as server:
+        wait_until(lambda: told)
+        assert server.ask("/ready").json["error"]["code"] == "not_loaded"
+    assert "Panic: a tokenizer's" in str(told[0])
+
+
 def test_paths_are_taken_out_of_sentences():
     told = (
         "kb must be here, got '/home/me/kb'. Look at ~/x/y.json, C:\\a\\b or a/b, 1/2, http://a.b/c"
