@@ -93,10 +93,12 @@ def create_app(
     )
     app.state.service = service
     add_error_handlers(app)
-    app.add_middleware(Guard, service=service)
+    ours = [import_module(f"rag_core.serving.{module}").router for module in _ROUTES]
+    everyones = [*ours, *routers]
+    app.add_middleware(
+        Guard, service=service, routes=[route for router in everyones for route in router.routes]
+    )
     app.add_middleware(SecurityHeaders)
-    for module in _ROUTES:
-        app.include_router(import_module(f"rag_core.serving.{module}").router)
-    for router in routers:
+    for router in everyones:
         app.include_router(router)
     return app

@@ -8,9 +8,11 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_core.serving.errors import ApiError
@@ -37,10 +39,12 @@ class Guard:
     Args:
         app: what comes behind.
         service: whose settings and metrics count.
+        routes: what there is behind, by whose paths it is counted.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[BaseRoute] = ()) -> None:
         self._app = app
+        self._routes = routes
         self._service = service
         self._settings = service.settings
         self._rate = Rate(service.settings.rate_limit)
@@ -50,7 +54,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        status = 499  # the client went away before an answer began
+        status = None
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -62,9 +66,12 @@ class Guard:
             await self._guarded(scope, receive, sending)
         except ApiError as error:
             await error_response(error)(scope, receive, sending)
+        except Exception:
+            status = status or 500  # which is sent further out
+            raise
         finally:
-            metrics = self._service.metrics
-            metrics.request(metrics.route(scope), status, time.monotonic() - began)
+            status = status or 499  # the client went away before an answer began
+            self._service.metrics.request(self._route(scope), status, time.monotonic() - began)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -87,6 +94,14 @@ class Guard:
             return {"type": "http.request", "body": whole, "more_body": False}
 
         await self._app(scope, received, send)
+
+    def _route(self, scope: Scope) -> str:
+        """The path of a route with names for its parameters, so that there are few."""
+        route = scope.get("route")
+        if route is None:  # the request was refused before it was looked for
+            found = (each for each in self._routes if each.matches(scope)[0] is not Match.NONE)
+            route = next(found, None)
+        return getattr(route, "path", "other")
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Refuse who may not ask, before anything of a body is looked at."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rag_core.serving.batching import Batcher
     from rag_core.serving.service import Service
 
 # From a small model's answer to the longest that a server waits for.
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def _looked(service: Service, queue: str, look: Callable[[Batcher], int]) -> int:
+    return look(getattr(service, queue))
 
 
 class Metrics:
@@ -43,22 +50,25 @@ class Metrics:
         self._batch_seconds = Histogram(
             "dualrag_batch_seconds", "Seconds of a batch.", buckets=_SECONDS, registry=registry
         )
-        looks = {
+        ready = Gauge("dualrag_ready", "1 once the model is loaded.", registry=registry)
+        ready.set_function(lambda: service.is_ready)
+        looks: dict[str, tuple[str, Callable[[Batcher], int]]] = {
             "dualrag_queue_questions": (
-                "Questions that wait for a batch.", lambda: service.answers.waiting
+                "Questions that wait for a batch.", lambda batcher: batcher.waiting
             ),
             "dualrag_cancelled_questions": (
                 "Questions whose asker went away or whose time was over.",
-                lambda: service.answers.counts.cancelled,
+                lambda batcher: batcher.counts.cancelled,
             ),
             "dualrag_refused_questions": (
                 "Questions for which there was no room in the queue.",
-                lambda: service.answers.counts.refused,
+                lambda batcher: batcher.counts.refused,
             ),
-            "dualrag_ready": ("1 once the model is loaded.", lambda: service.is_ready),
         }  # fmt: skip
         for name, (words, look) in looks.items():
-            Gauge(name, words, registry=registry).set_function(look)
+            gauge = Gauge(name, words, ["queue"], registry=registry)
+            for queue in ("answers", "searches"):  # the service has them when it is there itself
+                gauge.labels(queue).set_function(partial(_looked, service, queue, look))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Note an answered request."""
@@ -75,7 +85,3 @@ class Metrics:
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
-
-    def route(self, scope: Any) -> str:
-        """The path of a route with names for its parameters, so that there are few."""
-        return getattr(scope.get("route"), "path", "other")

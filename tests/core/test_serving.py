@@ -136,6 +136,30 @@ def test_what_is_asked_of_the_server_itself(server):
     assert "dualrag_ready 1.0" in page
 
 
+def test_the_metrics_name_faults_refusals_and_both_queues():
+    class Slow(StandIn):
+        def retrieve(self, questions, k):
+            time.sleep(0.3)
+            return super().retrieve(questions, k)
+
+    limits = ServerSettings(api_key="k", queue=1, batch_wait=0)
+    key = {"X-API-Key": "k"}
+    with running(Slow(error=RuntimeError("no")), limits) as server, ThreadPoolExecutor(6) as pool:
+        server.ask("/answer", {"question": "fail"}, **key)
+        server.ask("/answer", {"question": "why"})
+        server.ask("/passages/1")
+        asked = [pool.submit(server.ask, "/retrieve", {"queries": ["x"]}, **key) for _ in range(6)]
+        refused = sum(each.result().status == 429 for each in asked)
+        page = server.ask("/metrics", **key).body.decode()
+    assert 'dualrag_requests_total{route="/answer",status="500"} 1.0' in page
+    assert 'dualrag_requests_total{route="/answer",status="401"} 1.0' in page
+    assert 'dualrag_requests_total{route="/passages/{row}",status="401"} 1.0' in page
+    assert 'status="499"' not in page and 'route="other"' not in page
+    assert refused
+    assert f'dualrag_refused_questions{{queue="searches"}} {refused}.0' in page
+    assert 'dualrag_refused_questions{queue="answers"} 0.0' in page
+
+
 def test_the_documentation_runs_no_script_of_elsewhere_and_none_in_the_page(server):
     page = server.ask("/docs").body.decode()
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL)
