@@ -28,6 +28,8 @@ _CLOSE = {"Connection": "close"}
 _READ_ON = 32_000_000
 # A client that sends slowly does not hold a connection for the sake of a refusal.
 _READ_ON_SECONDS = 2.0
+# What a WebSocket is closed with that breaks a rule.
+_MAY_NOT = 1008
 _MINUTE = 60.0
 # Who has an IPv6 address has all that begin with the same 64 bits.
 _OF_ONE_CLIENT = 64
@@ -50,6 +52,9 @@ class Guard:
         self._rate = Rate(service.settings.rate_limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._of_websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -72,6 +77,16 @@ class Guard:
         finally:
             status = status or 499  # the client went away before an answer began
             self._service.metrics.request(self._route(scope), status, time.monotonic() - began)
+
+    async def _of_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As of requests: who may not ask is answered with 403 before the connection is one."""
+        try:
+            self._check(scope, Headers(scope=scope))
+        except ApiError as error:
+            await receive()  # the wish to connect
+            await send({"type": "websocket.close", "code": _MAY_NOT, "reason": error.message})
+            return
+        await self._app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

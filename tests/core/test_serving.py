@@ -18,13 +18,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi import APIRouter, WebSocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rag_core.cli import app, process
 from rag_core.retrieval import ShardLostError
-from rag_core.serving import ApiError, Batcher, ServerSettings, bind
+from rag_core.serving import ApiError, Batcher, ServerSettings, bind, create_app
 from rag_core.serving.errors import without_paths
 from rag_core.serving.guard import Rate
 from tests.support.serving import StandIn, answer_to, running, wait_until
@@ -434,6 +435,39 @@ def test_a_server_of_this_machine_answers_to_its_own_names_alone(with_key):
     names |= {"evil.example": 421, "localhost.evil.example:80": 421, "": 421}
     for name, status in names.items():
         assert with_key.ask("/health", Host=name).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ({"host": "localhost", "authorization": "Bearer right"}, True),
+        ({"host": "localhost"}, False),
+        ({"host": "evil.example", "authorization": "Bearer right"}, False),
+    ],
+)
+def test_a_websocket_of_one_s_own_is_guarded_as_requests_are(headers, passes):
+    router = APIRouter()
+
+    @router.websocket("/ws")
+    async def talk_on(socket: WebSocket):
+        await socket.accept()
+        await socket.close()
+
+    limits = ServerSettings(api_key="right", hosts=("localhost",))
+    guarded = create_app(StandIn, limits, routers=[router])
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "websocket", "path": "/ws", "headers": lines, "client": ("127.0.0.1", 1)}
+    scope |= {"query_string": b"", "subprotocols": [], "asgi": {"version": "3.0"}}
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    asyncio.run(guarded(scope, receive, send))
+    assert sent == ["websocket.accept"] * passes + ["websocket.close"]
 
 
 def test_a_client_that_asks_too_often_is_told_when_to_come_back():
