@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import ipaddress
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -79,6 +80,23 @@ def served_model(
     return opened
 
 
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+def _hosts(host: str, address: str, allowed: Sequence[str]) -> tuple[str, ...] | None:
+    """The names that requests may call the server by; None is any.
+
+    Args:
+        host: what it was told to listen at.
+        address: what that is in numbers.
+        allowed: names that were given beside it.
+    """
+    if not allowed and not _is_loopback(address):
+        return None
+    return (*_LOOPBACK, host, address, *allowed)
+
+
 @clean
 def serve(
     model: ModelName = None,
@@ -99,7 +117,7 @@ def serve(
         typer.Option(
             metavar="NAME",
             help="Another name that requests may call the server by, such as a proxy's; can be "
-            "repeated. At a loopback address only such names are taken.",
+            "repeated. With it, and at a loopback address, no others are taken.",
         ),
     ] = None,
     rate_limit: Annotated[
@@ -142,11 +160,9 @@ def serve(
         int8=int8,
         backend=backend,
     )
-    hosts = None
-    if host in _LOOPBACK:
-        hosts = (*_LOOPBACK, *(name.lower() for name in allow_host or ()))
+    listening = bind(host, port)
     settings = ServerSettings(
-        hosts=hosts,
+        hosts=_hosts(host, listening.getsockname()[0], allow_host or ()),
         **without_none(
             api_key=api_key,
             rate_limit=rate_limit,
@@ -155,8 +171,7 @@ def serve(
             timeout=timeout,
         ),
     )
-    if hosts is None and api_key is None:
+    if not _is_loopback(listening.getsockname()[0]) and api_key is None:
         say(f"note: whoever reaches {host} can ask; --api-key lets in those alone who know it")
-    listening = bind(host, port)
     give_memory_back()
     run_server(opened, settings, listening, say=say, access_log=access_log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rag_core.checks import number, whole
 
@@ -26,6 +27,19 @@ _RULES = {
 }
 
 
+def _names(hosts: Any) -> tuple[str, ...]:
+    """Names as requests are compared with them.
+
+    Raises:
+        TypeError: one name alone, each letter of which would be one, or something else.
+    """
+    if not isinstance(hosts, list | tuple) or not all(isinstance(name, str) for name in hosts):
+        raise TypeError(
+            f"hosts must be a tuple of names, got {hosts!r:.200}. Write ('example.com',)"
+        )
+    return tuple(name.strip("[]").lower() for name in hosts)
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """Limits of a server; the most common have a flag of `dualrag serve`.
@@ -43,7 +57,7 @@ class ServerSettings:
         max_beams: beams of a search, and answers a question.
         max_docs: passages a question.
         rate_limit: requests a minute and client; None is any number.
-        hosts: names by which requests may call the server; None is any.
+        hosts: names by which requests may call the server, without a port; None is any.
         body_seconds: seconds that a client may take to send a request.
         shutdown_seconds: seconds that answers in flight get to finish.
     """
@@ -67,6 +81,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
             rule(name, getattr(self, name))
+        if self.hosts is not None:
+            object.__setattr__(self, "hosts", _names(self.hosts))
         key = self.api_key
         if key is not None and not (
             key.isascii() and key.isprintable() and key.strip() == key != ""

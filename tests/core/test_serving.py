@@ -706,6 +706,40 @@ def test_a_model_that_cannot_be_loaded_ends_the_command_with_one_sentence(monkey
     assert (result.exit_code, f"got 127.0.0.1 {port}: " in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "taken", "refused"),
+    [
+        ([], {"localhost", "127.0.0.1", "::1"}, {"proxy.example"}),
+        (["--host", "LOCALHOST", "--allow-host", "Proxy.example"], {"proxy.example"}, {"evil"}),
+        (["--host", "127.0.0.2"], {"127.0.0.2", "localhost"}, {"evil"}),
+        (["--host", "0.0.0.0", "--allow-host", "proxy.example"], {"proxy.example"}, {"evil"}),
+        (["--host", "0.0.0.0"], None, set()),
+    ],
+)
+def test_names_are_checked_at_a_loopback_address_and_where_some_are_given(
+    arguments, taken, refused, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(
+        "rag_core.serving.run_server", lambda opened, settings, *_, **__: told.append(settings)
+    )
+    monkeypatch.setattr(process, "give_memory_back", lambda: None)
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
+    assert result.exit_code == 0, result.output
+    (settings,) = told
+    assert settings.hosts is None if taken is None else taken <= {*settings.hosts}
+    assert not refused & {*(settings.hosts or ())}
+    assert ("whoever reaches 0.0.0.0 can ask" in result.stderr) == ("0.0.0.0" in arguments)
+
+
+def test_names_are_compared_as_they_are_sent_and_one_alone_is_no_list():
+    with running(StandIn(), ServerSettings(hosts=["Example.com", "[::1]"])) as server:
+        for name, status in {"example.COM:80": 200, "[::1]:80": 200, "example": 421}.items():
+            assert server.ask("/health", Host=name).status == status
+    with pytest.raises(TypeError, match="hosts must be a tuple of names"):
+        ServerSettings(hosts="example.com")
+
+
 def test_a_port_in_use_is_one_sentence():
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
