@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,21 @@ _BESIDE_LETTERS = 64
 _NOT_OF_GENERATE = ("n_docs", "head", "seed", "do_deduplication", "decoding", "on_text")
 
 
+def _shown(name: str) -> str:
+    """A name; of a folder of this machine without those above it."""
+    path = Path(name)
+    if not path.is_absolute() and not path.is_dir():
+        return name
+    return path.resolve().name or "model"
+
+
 class ServedModel:
     """A RagTokenForGeneration or RagSequenceForGeneration with its retriever.
 
     Args:
         network: the model.
         base: its KnowledgeBase; None where its index is another.
-        name: what people call it.
+        name: what people call it; of a folder only the last part is shown.
         examples: questions that the page offers.
     """
 
@@ -48,7 +57,7 @@ class ServedModel:
             )
         self.network = network
         self.base = base
-        self.name = name
+        self.name = _shown(name)
         self.examples = list(examples)
         self._engine = network._engine
         retriever = network.retriever
@@ -231,7 +240,7 @@ class ServedModel:
             info["knowledge_base"] = {
                 "name": self.base.path.name,
                 "passages": len(self.base),
-                "encoder": manifest.encoder["name"],
+                "encoder": _shown(manifest.encoder["name"]),
                 "index": manifest.index.get("search") or manifest.index.get("kind"),
                 "recall_at_5": manifest.index.get("recall_at_5"),
                 "credit": manifest.credit,

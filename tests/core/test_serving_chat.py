@@ -242,6 +242,16 @@ def real(demo_cache):
     return ServedModel(network, base, MODEL)
 
 
+def test_folders_of_the_server_are_shown_by_their_own_names_alone(real, tmp_path, monkeypatch):
+    monkeypatch.setitem(real.base.manifest.encoder, "name", "/srv/secret/encoder")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tuned").mkdir(parents=True)
+    names = {"runs/tuned": "tuned", "/srv/secret/gone": "gone", "dualrag/demo": "dualrag/demo"}
+    for name, shown in names.items():
+        served = ServedModel(real.network, real.base, name)
+        assert (served.name, served.info()["knowledge_base"]["encoder"]) == (shown, "encoder")
+
+
 def test_a_real_model_streams_what_it_answers_and_counts_its_tokens(real):
     from rag_core.backends import to_numpy
     from rag_core.modeling import Reading
