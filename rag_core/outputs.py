@@ -365,7 +365,7 @@ class Hit:
 
 
 def _beginning(text: str) -> str:
-    return textwrap.shorten(text, 80, placeholder=" …")
+    return shortened(text, 80)
 
 
 def origin_of(source: str | None, metadata: Mapping[str, Any], encoding_ascii: bool = False) -> str:
@@ -558,3 +558,14 @@ class StateRecorder:
         if not self.want_attentions:
             return [hidden, None, None]
         return [hidden, tuple(self._attentions), tuple(self._cross)]
+
+
+def shortened(text: str, most: int) -> str:
+    """A text in one line of at most so many characters: of whole words, unless a text without
+    spaces (a path, or Chinese) would lose most of them.
+    """
+    line = " ".join(text.split())
+    words = textwrap.shorten(line, most, placeholder=" …")
+    if len(words) < min(len(line), most // 2):
+        return line[: most - 2] + " …"
+    return words

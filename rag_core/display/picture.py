@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rag_core.display.page import called, token_labels
+from rag_core.outputs import shortened
 
 _SETTINGS: Any = {
     "text.parse_math": False,  # a "$" is a dollar
@@ -79,7 +80,7 @@ def _draw(part: Any, answer: Mapping[str, Any]) -> None:
     heat.set_yticks(
         range(len(passages)),
         [
-            f"{textwrap.shorten(_shown(called(answer, place)), _TITLE, placeholder=' …')} [{place + 1}]"
+            f"{shortened(_shown(called(answer, place)), _TITLE)} [{place + 1}]"
             for place in range(len(passages))
         ],
     )

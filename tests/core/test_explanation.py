@@ -159,6 +159,21 @@ def test_pictures_hold_their_texts():
     assert SEQUENCE.explain().png().startswith(b"\x89PNG")
 
 
+def test_names_without_spaces_are_cut_and_not_left_out():
+    names = {
+        "/home/somebody/handbook/of/the/office/safety.md": "/home/somebody/handbook/of/the/o …",
+        "東京都の歴史と文化" * 6: ("東京都の歴史と文化" * 6)[:32] + " …",
+        "A history of the city and of its libraries": "A history of the city and of its …",
+        "Saffron": "Saffron",
+    }
+    passages = [replace(PASSAGES[0], title=name) for name in names]
+    answer = replace(SEQUENCE, passages=passages)
+    texts = minidom.parseString(answer.explain().svg()).getElementsByTagName("text")
+    shown = {node.firstChild.data for node in texts}
+    assert {f"{name} [{place}]" for place, name in enumerate(names.values(), 1)} <= shown
+    assert "東京都の歴史" in repr(replace(PASSAGES[1], text="東京都の歴史と文化" * 20))
+
+
 def test_a_file_is_what_its_name_says(tmp_path):
     explanation = SEQUENCE.explain()
     for name, start in (("a.HTML", b"<!DOCTYPE html>"), ("a.json", b"{"), ("new/a.svg", b"<?xml")):
