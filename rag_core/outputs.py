@@ -7,6 +7,7 @@ vector size. The tensors in these fields belong to whichever framework the model
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -569,3 +570,27 @@ def shortened(text: str, most: int) -> str:
     if len(words) < min(len(line), most // 2):
         return line[: most - 2] + " …"
     return words
+
+
+def json_text(values: Any, **style: Any) -> str:
+    """Values as JSON, which has no word for numbers that are not finite: they are null.
+
+    Args:
+        values: dicts, lists, texts, numbers and None.
+        **style: of `json.dumps`.
+    """
+    try:
+        return json.dumps(values, allow_nan=False, **style)
+    except ValueError:
+        return json.dumps(finite(values), allow_nan=False, **style)
+
+
+def finite(values: Any) -> Any:
+    """The same values, with None for numbers that are not finite."""
+    if isinstance(values, dict):
+        return {name: finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    if isinstance(values, float) and not abs(values) < float("inf"):
+        return None
+    return values

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
+
+from rag_core.outputs import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,11 +16,11 @@ _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 def json_line(row: dict[str, Any]) -> str:
     """JSON in the letters it is about; as ASCII escapes where stdout cannot write them."""
-    line = json.dumps(row, ensure_ascii=False)
+    line = json_text(row, ensure_ascii=False)
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        return json.dumps(row)
+        return json_text(row)
     return line
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rag_core.display.page import document, fragment
 from rag_core.display.picture import picture
 from rag_core.hub import atomic_write, check_writable
+from rag_core.outputs import json_text
 
 KINDS = ("html", "svg", "png", "json")
 
@@ -50,7 +50,7 @@ class Explanation:
 
     def json(self) -> str:
         """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+        return json_text(self.to_dict(), ensure_ascii=False, indent=1)
 
     def html(self) -> str:
         """A page that needs nothing beside it: no script, no file, no network.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from rag_core import __version__
 from rag_core.checks import one_of, whole
 from rag_core.integrations.libraries import lacking
 from rag_core.integrations.records import answer_record
+from rag_core.outputs import finite, json_text
 from rag_core.serving import ApiError, ServedModel, ServerSettings, Service
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def create_mcp_server(service: Service, loading: asyncio.Task[None] | None = Non
         except Exception:
             _LOG.exception("a call of %r failed", call.name)
             return CallToolResult(content=[_text(_FAULT)], is_error=True)
-        return CallToolResult(content=[_text(json.dumps(values))], structured_content=values)
+        values = finite(values)
+        return CallToolResult(content=[_text(json_text(values))], structured_content=values)
 
     def _text(text: str) -> Any:
         return TextContent(type="text", text=text)

@@ -24,7 +24,7 @@ from rag_core.outputs import Answer, Citation
 from rag_core.serving.errors import ApiError
 from rag_core.serving.handlers import as_api_error
 from rag_core.serving.model import ServedModel
-from rag_core.serving.native import TheService, while_connected
+from rag_core.serving.native import TheService, json_response, while_connected
 from rag_core.serving.options import OPTIONS
 from rag_core.serving.service import Service
 from rag_core.serving.streaming import Event, event_stream, follow, sent_event
@@ -328,7 +328,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: TheServ
         events = await follow(service, question, options, body.timeout)
         return event_stream(completion.chunks(events))
     answers = await while_connected(request, service.answer(question, options, body.timeout))
-    return JSONResponse(await run_in_threadpool(completion.whole, answers))
+    return json_response(await run_in_threadpool(completion.whole, answers))
 
 
 class _Completion:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rag_core.display import Explanation, style_hash
 from rag_core.generation import GenerationConfig
-from rag_core.outputs import Answer, Hit
+from rag_core.outputs import Answer, Hit, finite
 from rag_core.serving.errors import ApiError
 from rag_core.serving.options import OPTIONS, REFUSED
 from rag_core.serving.service import Service
@@ -125,21 +125,11 @@ async def _left(request: Request) -> None:
 
 
 def json_response(values: Any) -> JSONResponse:
-    """Values as JSON, which has no word for numbers that are not finite: they are null."""
+    """Values as JSON; see `json_text`."""
     try:
         return JSONResponse(values)
     except ValueError:
-        return JSONResponse(_finite(values))
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
-    if isinstance(values, float) and not abs(values) < float("inf"):
-        return None
-    return values
+        return JSONResponse(finite(values))
 
 
 @router.post("/answer", responses=_ERRORS)

@@ -8,7 +8,6 @@ the last: they come in one piece.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
-from rag_core.outputs import Hit
+from rag_core.outputs import Hit, json_text
 from rag_core.serving.errors import ApiError
 from rag_core.serving.native import TheService
 from rag_core.serving.service import Service
@@ -177,5 +176,5 @@ def sent_event(data: Any, name: str = "") -> str:
     """One event as it is sent; of None a comment, which clients pass over."""
     if data is None:
         return ": waiting\n\n"
-    lines = f"data: {json.dumps(data, allow_nan=False)}\n\n"
+    lines = f"data: {json_text(data)}\n\n"
     return f"event: {name}\n{lines}" if name else lines

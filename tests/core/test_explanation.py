@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from rag_core import RagConfig, RagRetriever
 from rag_core.cli import app
 from rag_core.cli.ask import Answerer
+from rag_core.cli.lines import json_line
 from rag_core.display import Explanation, explanation_kind, style_hash
 from rag_core.generation import GenerationConfig
 from rag_core.knowledge import KnowledgeBase
@@ -172,6 +173,12 @@ def test_names_without_spaces_are_cut_and_not_left_out():
     shown = {node.firstChild.data for node in texts}
     assert {f"{name} [{place}]" for place, name in enumerate(names.values(), 1)} <= shown
     assert "東京都の歴史" in repr(replace(PASSAGES[1], text="東京都の歴史と文化" * 20))
+
+
+def test_numbers_that_json_lacks_are_null_in_a_file_and_in_a_line():
+    answer = replace(SEQUENCE, log_probability=float("-inf")).to_dict()
+    for text in (Explanation([answer]).json(), json_line({"answers": [answer]})):
+        assert json.loads(text, parse_constant=pytest.fail)["answers"][0]["log_probability"] is None
 
 
 def test_a_file_is_what_its_name_says(tmp_path):

@@ -143,6 +143,24 @@ def test_what_fails_is_one_sentence(model, question, sentence):
 
 
 @pytest.mark.beyond
+def test_numbers_that_json_lacks_are_null():
+    class Unbounded(StandIn):
+        def answer(self, questions, options, cancelled):
+            groups = super().answer(questions, options, cancelled)
+            groups[0][0].passages[0].metadata["size"] = float("nan")
+            return groups
+
+    async def ask():
+        async with served(Unbounded()) as client:
+            return await client.call_tool("ask", {"question": "who"})
+
+    answered = asyncio.run(ask())
+    (content,) = answered.content
+    assert json.loads(content.text, parse_constant=pytest.fail) == answered.structured_content
+    assert answered.structured_content["passages"][0]["metadata"]["size"] is None
+
+
+@pytest.mark.beyond
 def test_questions_at_once_share_batches_and_keep_their_answers():
     model = StandIn(seconds=0.05)
 

@@ -290,6 +290,48 @@ def test_the_documented_client_gets_its_answer(real, capsys):
     assert capsys.readouterr().out.startswith(names["answer"].choices[0].message.content)
 
 
+class Unbounded(StandIn):
+    """An answer with numbers for which JSON has no word."""
+
+    def answer(self, questions, options, cancelled):
+        groups = super().answer(questions, options, cancelled)
+        for (answer,) in groups:
+            answer.passages[0].metadata["size"] = float("nan")
+            answer.token_log_probs[0] = answer.log_probability = float("-inf")
+            answer.passages[1].posterior = float("nan")
+        return groups
+
+
+def read_strictly(text):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("head", ["token", "sequence"])
+def test_numbers_that_json_lacks_are_null_in_every_kind_of_reply(head):
+    options = {"head": head}
+    with running(Unbounded()) as server, client_of(server) as client:
+        plain = read_strictly(server.ask("/answer", {"question": "why", **options}).body)
+        stream = server.ask("/answer/stream", {"question": "why", **options}).body.decode()
+        whole = client.chat.completions.create(**asked(logprobs=True, extra_body=options))
+        chunks = client.chat.completions.create(
+            **asked(logprobs=True, stream=True, extra_body=options)
+        )
+        said = [
+            each.logprob
+            for chunk in chunks
+            if chunk.choices[0].logprobs
+            for each in chunk.choices[0].logprobs.content
+        ]
+    (answer,) = plain["answers"]
+    assert answer["log_probability"] is None and answer["passages"][0]["metadata"]["size"] is None
+    last = stream.rpartition("data: ")[2]
+    assert read_strictly(last) == plain
+    assert [each.logprob for each in whole.choices[0].logprobs.content] == said == [None, -0.5]
+
+
 def test_the_native_stream_sends_passages_words_and_the_answer():
     with running(StandIn(seconds=0.2)) as server:
         reply = server.ask("/answer/stream", {"question": "who is it", "head": "token"})
