@@ -64,11 +64,9 @@ _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 _MOST_STOPS = 4
 _STARTED = int(time.time())
 # Ours -> theirs, in errors.
-_THEIR_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "num_return_sequences": "n",
-    "do_sample": "temperature",
-}
+_THEIR_NAMES = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}
+# What there is to set for it in theirs.
+_SAMPLING = re.compile(r"\bdo_sample=true\b", re.IGNORECASE)
 
 
 class _Route(APIRoute):
@@ -92,6 +90,7 @@ def _in_their_words(error: ApiError) -> ApiError:
     message = error.message
     for ours, theirs in _THEIR_NAMES.items():
         message = re.sub(rf"\b{ours}\b", theirs, message)
+    message = _SAMPLING.sub("a temperature above 0", message)
     status = error.status
     if status == 422:
         status = 400

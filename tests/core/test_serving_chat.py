@@ -140,6 +140,22 @@ def test_what_cannot_be_honoured_is_refused_by_name(client, wrong, param, words)
         assert set(caught.value.body) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"top_k": 5}, "top_k must go with a temperature above 0, got it alone. Leave it out."),
+        ({"num_return_sequences": 2, "num_beams": 1}, "n=2 needs num_beams>=2 or a temperature"),
+        ({"do_sample": "maybe"}, "do_sample must be True or False, got 'maybe'."),
+    ],
+)
+def test_a_refusal_names_what_a_client_of_theirs_can_set(real, wrong, sentence):
+    wrong |= {"head": "token"}
+    with running(real) as server, client_of(server) as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**asked(extra_body=wrong))
+    assert caught.value.body["message"].startswith(sentence)
+
+
 def test_parameters_that_ask_for_nothing_are_taken(client):
     idle = {
         "tools": [],
