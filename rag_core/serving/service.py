@@ -6,8 +6,8 @@ import asyncio
 import gc
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rag_core.generation import SearchCancelledError
@@ -23,6 +23,23 @@ from rag_core.serving.settings import ServerSettings
 _LOG = logging.getLogger(__name__)
 # Questions that are embedded and searched at once: cheap beside an answer.
 _RETRIEVED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions that can be answered together.
+
+    Attributes:
+        questions: texts.
+        options: of `generate` and of the call.
+        key: what has to be equal of requests that are answered together.
+        seconds: that they may take.
+    """
+
+    questions: Sequence[str]
+    options: Mapping[str, Any]
+    key: Hashable
+    seconds: float
 
 
 class Service:
@@ -156,18 +173,54 @@ class Service:
         on_text: Callable[[str], None] | None = None,
     ) -> list[list[Answer]]:
         """As `answer`, for several questions: all are answered, or one error says why not."""
+        return await self.answers_to(
+            await self.checked(questions, options, timeout, on_text=on_text)
+        )
+
+    async def checked(
+        self,
+        questions: Sequence[Any],
+        options: Mapping[str, Any] | None = None,
+        timeout: Any = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Asked:
+        """What `answers_to` takes, once all is seen to be as it must.
+
+        Args:
+            questions, options, timeout, on_text: as of `answer`.
+
+        Raises:
+            ApiError: what is wrong with the request, or that there is no model yet.
+        """
         self.check_questions(questions, "question")
         options = checked_names(options or {})
         check_limits(options, self.settings)
+        model = self.model
+
+        def check() -> tuple[Hashable, bool]:
+            key = model.check(options)
+            return key, on_text is not None and model.writes_in_order(options)
+
         try:
-            key = self.model.check(options)
+            # in a thread: options may have a million letters, and others are served meanwhile
+            key, is_written_in_order = await in_thread(check)
         except (ValueError, TypeError) as error:
             raise ApiError(422, _sentence(error)) from None
-        if on_text is not None and self.model.writes_in_order(options):
+        if is_written_in_order:
             options["on_text"] = on_text
             key = None
-        seconds = self.seconds(timeout)
-        return await self._all(self.answers, questions, options, key, seconds)
+        return Asked(questions, options, key, self.seconds(timeout))
+
+    async def answers_to(self, asked: Asked) -> list[list[Answer]]:
+        """The answers to what `checked` let pass.
+
+        Raises:
+            ApiError: there is no room or no time for it, or it fails.
+        """
+        return await self._all(
+            self.answers, asked.questions, asked.options, asked.key, asked.seconds
+        )
 
     async def retrieve(
         self, questions: Sequence[Any], k: Any = None, timeout: Any = None

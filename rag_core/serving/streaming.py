@@ -72,7 +72,8 @@ async def follow(
     def on_text(text: str) -> None:
         loop.call_soon_threadsafe(events.put_nowait, ("text", text))
 
-    answering = asyncio.create_task(service.answer(question, options, timeout, on_text=on_text))
+    asked = await service.checked([question], options, timeout, on_text=on_text)
+    answering = asyncio.create_task(service.answers_to(asked))
     answering.add_done_callback(lambda task: events.put_nowait(("answers", task)))
     tasks: list[asyncio.Task[Any]] = [answering]
     if with_passages:
@@ -110,7 +111,7 @@ async def _events(
                     yield name, value.result()[0]
                 continue
             if error is None:
-                yield name, value.result()
+                yield name, value.result()[0]
             elif isinstance(error, ApiError):
                 yield "error", error
             else:

@@ -359,6 +359,21 @@ def test_fifty_at_once_get_their_own_answers_in_batches():
         assert max(map(len, batch)) < 2 * max(64, min(map(len, batch)))
 
 
+def test_options_are_looked_at_while_others_are_served():
+    looked = threading.Event()
+
+    class Careful(StandIn):
+        def check(self, options):
+            assert looked.wait(10)
+            return super().check(options)
+
+    with running(Careful()) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.ask, "/answer", {"question": "why"})
+        assert server.ask("/health").status == 200
+        looked.set()
+        assert asked.result().status == 200
+
+
 jobs = st.lists(
     st.tuples(st.text(min_size=1, max_size=200), st.sampled_from("ab"), st.sampled_from("ok!~?")),
     max_size=30,
