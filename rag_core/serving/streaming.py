@@ -137,7 +137,7 @@ async def answer_stream(body: QuestionRequest, service: TheService) -> Response:
 
     `passages` (`{"passages": [...]}`, with priors; if they are known before the answer), `text`
     (`{"text": ...}`, all words so far; only where the search writes in order), and at the end
-    `answers`, as of `/answer`, or `error`.
+    `answers`, as of `/answer`, or `error`, with the `status` that it would have had.
     """
     options = body.model_extra or {}
     events = await follow(service, body.question, options, body.timeout, with_passages=True)
@@ -156,7 +156,7 @@ async def _named_events(events: AsyncIterator[Event]) -> AsyncIterator[str]:
         if name == "answers":
             data = {"answers": [answer.to_dict() for answer in value]}
         if name == "error":
-            data = value.body()
+            data = {**value.body(), "status": value.status}
         yield sent_event(data, name)
 
 

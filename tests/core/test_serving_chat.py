@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import openai
@@ -304,6 +305,25 @@ def test_the_documented_client_gets_its_answer(real, capsys):
         exec(compile(lines, "docs/serving.md", "exec"), names)
     assert names["answer"].usage.prompt_tokens > 0
     assert capsys.readouterr().out.startswith(names["answer"].choices[0].message.content)
+
+
+class Slow(StandIn):
+    """Takes its time before it refuses."""
+
+    def check(self, options):
+        time.sleep(0.2)
+        raise ValueError("top_k must be a whole number")
+
+
+def test_what_is_refused_late_is_refused_with_its_status_and_what_fails_names_it():
+    with running(Slow()) as server:
+        refused = server.ask("/answer/stream", {"question": "why"})
+        assert (refused.status, refused.error) == (422, "top_k must be a whole number.")
+    with running(StandIn(seconds=30), ServerSettings(timeout=0.3)) as server:
+        reply = server.ask("/answer/stream", {"question": "why"})
+        assert reply.status == 200
+        told = json.loads(reply.body.decode().rpartition("event: error\ndata: ")[2])
+        assert (told["status"], told["error"]["code"]) == (504, "timeout")
 
 
 class Unbounded(StandIn):

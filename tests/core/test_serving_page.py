@@ -297,6 +297,11 @@ def test_a_busy_server_is_asked_again_when_it_says(program):
         tab.open().ask(QUESTION)
         tab.page.wait_for_selector("#problem.calm:visible")
         told = tab.text("#problem-heading"), tab.text("#said")
+        tab.page.keyboard.press("Escape")
+        tab.page.wait_for_selector("#examples:visible")
+        assert tab.text("#said") == "Stopped." and not tab.page.is_visible("#problem")
+        tab.ask(QUESTION)
+        tab.page.wait_for_selector("#problem.calm:visible")
         model.seconds = 0
         assert told[0] == "The server is busy" and re.search(r"again in \d+ seconds?", told[1])
         tab.page.wait_for_selector(".token")
@@ -318,6 +323,16 @@ def test_faults_are_told_in_words_and_can_be_tried_again(program):
         server.close()
         tab.page.click("#again")
         tab.page.wait_for_selector("#problem-heading:has-text('cannot be reached')")
+
+
+@in_browser
+def test_a_fault_on_the_way_of_a_stream_is_called_what_it_is(program):
+    with running(Library(seconds=300), ServerSettings(timeout=0.5)) as server:
+        with tab_of(program, server) as tab:
+            tab.open().ask(QUESTION)
+            tab.page.wait_for_selector("#problem:visible")
+            assert tab.text("#problem-heading") == "This took too long"
+            assert tab.text("#problem-text") == "It took longer than 0.5 s, and was stopped."
 
 
 @in_browser

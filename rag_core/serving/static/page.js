@@ -142,7 +142,7 @@ async function answerOnce(text, signal, started) {
     if (name === "passages") showPassages(data.passages);
     if (name === "text") showPart(data.text);
     if (name === "answers") showAnswer(data.answers[0], seconds());
-    if (name === "error") throw new Refusal(data.error.status, data.error.message, 1);
+    if (name === "error") throw new Refusal(data.status, data.error.message, 1);
   }
   if (!shown) throw new Refusal(0, "The connection ended before the answer was complete.");
 }
@@ -213,6 +213,7 @@ function problem(heading, text, canRetry) {
 function showProblem(error, text) {
   $("result").hidden = true;
   if (error.name === "AbortError") {
+    $("problem").hidden = true;
     announce("Stopped.");
     offerExamples();
     return;
