@@ -26,7 +26,7 @@ from rag_core.retrieval.faiss_files import (
     refuse_pickle,
     write_faiss,
 )
-from rag_core.retrieval.passage_files import write_passages
+from rag_core.retrieval.passage_files import VECTORS_COLUMN, write_passages
 from rag_core.retrieval.passage_table import PassageTable, map_passages
 from rag_core.retrieval.passage_texts import PassageTexts
 from rag_core.retrieval.recall import LOW_RECALL, low_recall
@@ -120,7 +120,7 @@ class FaissIndex:
         faiss_index: Any = None,
         *,
         vectors: str | VectorSource | None = None,
-        column: str = "embeddings",
+        column: str = VECTORS_COLUMN,
         rerank: int = 1,
     ) -> None:
         self._column = column
@@ -209,6 +209,7 @@ class FaissIndex:
         self._dataset = passages
         self._faiss = faiss_index
         self._vectors = source
+        self._is_own_source = not isinstance(vectors, str | None)
         # Now rather than at the first question.
         if len(passages) and isinstance(source, FaissVectors):
             self._check_reconstruction()
@@ -446,6 +447,10 @@ class FaissIndex:
     def save(self, folder: str | Path) -> dict[str, str]:
         """Write passages and faiss file, as transformers' custom index is laid out, all or nothing.
 
+        Opened again, documents have the vectors that they have here. So the column "embeddings" of
+        the folder holds those that `vectors` and `column` name, also of a `VectorSource`; it is left
+        out with ``vectors="index"``, whose vectors the faiss file gives back.
+
         Args:
             folder: made if missing.
 
@@ -454,12 +459,29 @@ class FaissIndex:
             passages_path.
         """
         with atomic_folder(folder, stale=INDEX_PATTERNS) as draft:
-            write_passages(self.dataset, draft / PASSAGES_FOLDER)
+            self._write_passages(draft / PASSAGES_FOLDER)
             write_faiss(self.faiss_index, draft / INDEX_FILE)
             if self._notes or self._rerank > 1:
                 settings = {**self._notes.get("settings", {}), "rerank": self._rerank}
                 write_notes(draft / INDEX_FILE, {**self._notes, "settings": settings})
         return {"index_path": INDEX_FILE, "passages_path": PASSAGES_FOLDER}
+
+    def _write_passages(self, folder: Path) -> None:
+        """Passages, with the vectors of documents where whoever opens the folder looks for them."""
+        dataset = self.dataset
+        vectors = None
+        if self._is_own_source:
+            vectors = self._vectors
+        is_stored = vectors is None and isinstance(self._vectors, ArrowVectors)
+        # Columns by these names would be taken for the vectors, or for a text.
+        left_out = {self._column, VECTORS_COLUMN} & set(dataset.column_names)
+        if is_stored:
+            left_out -= {self._column}
+        if left_out:
+            dataset = dataset.remove_columns(sorted(left_out))
+        if is_stored and self._column != VECTORS_COLUMN:
+            dataset = dataset.rename_column(self._column, VECTORS_COLUMN)
+        write_passages(dataset, folder, vectors=vectors)
 
 
 class LazyIndex(FaissIndex):
@@ -481,7 +503,7 @@ class LazyIndex(FaissIndex):
         notes: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._load: Callable[[], Parts] | None = load
-        self._column = "embeddings"
+        self._column = VECTORS_COLUMN
         self._rerank = checked_factor(rerank)
         self._place = place
         self._notes = notes

@@ -4,18 +4,24 @@ both read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rag_core.checkpoint import check_arrow, vouch
 from rag_core.hub import DamagedFileError, atomic_folder, read_json, recover
+from rag_core.retrieval.vectors import VectorSource
 
 if TYPE_CHECKING:
     from typing import Self
 
+# Of the passages' vectors, where nothing else is said.
+VECTORS_COLUMN = "embeddings"
 # Rows of an Arrow record batch: some 40 MB of passages with vectors of 768 numbers.
 _BATCH_ROWS = 10_000
 
@@ -188,7 +194,13 @@ class PassageWriter:
         return files
 
 
-def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_000_000) -> None:
+def write_passages(
+    dataset: Any,
+    path: str | Path,
+    *,
+    vectors: VectorSource | None = None,
+    max_shard_rows: int = 1_000_000,
+) -> None:
     """Write a data set, all or nothing, as a folder that ``datasets.load_from_disk`` opens, before
     release 4.0 as well.
 
@@ -199,20 +211,30 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
         dataset: a `datasets.Dataset`; ``select``, ``shuffle`` and ``filter`` are applied, its
             indexes are not written.
         path: the folder to create.
+        vectors: one a row, written as a further column "embeddings".
         max_shard_rows: rows a file.
 
     Raises:
         OSError: the folder can't be written.
+        ValueError: `vectors` gives others than it says.
     """
+    import pyarrow as pa
+
     # Format must not hide columns from the writer: with_format("arrow") selects all of them.
     rows = dataset.with_format("arrow")
     schema = dataset.data.schema.remove_metadata()
+    features = dataset.features.to_dict()
+    if vectors is not None:
+        schema = schema.append(pa.field(VECTORS_COLUMN, pa.list_(pa.float32())))
+        number = {"dtype": "float32", "_type": "Value"}
+        features[VECTORS_COLUMN] = {"feature": number, "_type": "Sequence"}
+    content = hashlib.blake2b(dataset._fingerprint.encode(), digest_size=8)
     info = {
         "citation": "",
         "description": "",
         "homepage": "",
         "license": "",
-        "features": _with_sequences(dataset.features.to_dict()),
+        "features": _with_sequences(features),
     }
     with (
         atomic_folder(path, stale=("*.arrow",)) as folder,
@@ -224,8 +246,37 @@ def write_passages(dataset: Any, path: str | Path, *, max_shard_rows: int = 1_00
             stop = min(first + max_shard_rows, len(dataset))
             for start in range(first, stop, _BATCH_ROWS):
                 table = rows[start : min(start + _BATCH_ROWS, stop)]
-                writer.write(table.replace_schema_metadata(None).cast(schema).combine_chunks())
-        vouch(writer.finish(dataset._fingerprint, info))
+                table = table.replace_schema_metadata(None)
+                if vectors is not None:
+                    block = _gathered(vectors, start, len(table))  # (r, D)
+                    content.update(block.data)
+                    table = table.append_column(VECTORS_COLUMN, _lists(block))
+                writer.write(table.cast(schema).combine_chunks())
+        fingerprint = dataset._fingerprint
+        if vectors is not None:
+            fingerprint = content.hexdigest()  # the data set's own says nothing of them
+        vouch(writer.finish(fingerprint, info))
+
+
+def _gathered(vectors: VectorSource, start: int, count: int) -> np.ndarray:
+    """The vectors of `count` rows, (count, D) float32."""
+    block = np.ascontiguousarray(vectors.gather(np.arange(start, start + count)), np.float32)
+    shape = (count, vectors.vector_size)
+    if block.shape != shape:
+        raise ValueError(
+            f"vectors must give an array of shape {shape} for {count} rows, "
+            f"{type(vectors).__name__}.gather gave {block.shape}."
+        )
+    return block
+
+
+def _lists(block: np.ndarray) -> Any:
+    """An Arrow array of a list a row."""
+    import pyarrow as pa
+
+    count, size = block.shape
+    starts = np.arange(count + 1, dtype=np.int32) * size
+    return pa.ListArray.from_arrays(starts, pa.array(block.reshape(-1)))
 
 
 def _with_sequences(node: Any) -> Any:

@@ -249,6 +249,50 @@ def test_a_folder_that_is_not_rag_is_explained(tmp_path):
         RagRetriever.from_pretrained(tmp_path / "nowhere")
 
 
+def test_documents_have_the_same_vectors_once_an_index_is_opened_again(
+    retriever, passages, tmp_path
+):
+    renamed = passages.rename_column("embeddings", "vecs")
+    codes = faiss.index_factory(8, "IVF2,SQ4", faiss.METRIC_INNER_PRODUCT)
+    codes.train(VECTORS)
+    codes.add(VECTORS)
+    moved = (VECTORS + 1).tolist()
+
+    class Doubled(ArrowVectors):
+        def gather(self, rows):
+            return 2 * super().gather(rows)
+
+    indexes = [
+        FaissIndex(renamed, codes, column="vecs", rerank=16),
+        FaissIndex(renamed.add_column("embeddings", moved), codes, column="vecs"),
+        FaissIndex(passages, codes, vectors="index"),
+        FaissIndex(renamed.add_column("embeddings", moved), codes, column="vecs", vectors="index"),
+        FaissIndex(passages, codes, vectors=Doubled(passages)),
+        FaissIndex(passages.shuffle(seed=1), codes, vectors=Doubled(passages), rerank=2),
+    ]
+    fingerprints = set()
+    for number, index in enumerate(indexes):
+        retriever.index = index
+        vectors, ids, docs = retriever.retrieve(QUERIES, 5)
+        retriever.save_pretrained(tmp_path / str(number))
+        again = RagRetriever.from_pretrained(tmp_path / str(number))
+        found = again.retrieve(QUERIES, 5)
+        np.testing.assert_array_equal(found[0], vectors)
+        np.testing.assert_array_equal(found[1], ids)
+        assert [doc["title"] for doc in found[2]] == [doc["title"] for doc in docs]
+        assert list(found[2][0]) == ["title", "text", "embeddings"]
+        kept = {"title", "text"} if number in (2, 3) else {"title", "text", "embeddings"}
+        assert set(again.index.dataset.column_names) == kept
+        assert again.index.rerank == index.rerank
+        fingerprints.add(again.index.dataset._fingerprint)
+    assert len(fingerprints) == 6 and renamed.column_names == ["title", "text", "vecs"]
+    indexes[-1]._vectors.gather = lambda rows: np.ones((len(rows), 3))
+    with pytest.raises(
+        ValueError, match=r"shape \(12, 8\) for 12 rows, Doubled\.gather gave \(12, 3"
+    ):
+        indexes[-1].save(tmp_path / "bad")
+
+
 def test_damaged_files_are_named(retriever, tmp_path):
     retriever.save_pretrained(tmp_path)
     file = tmp_path / "hf_dataset_index.faiss"
