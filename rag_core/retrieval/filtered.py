@@ -78,7 +78,11 @@ class _Best:
         self.rows = np.full((n_questions, n_docs), -1, np.int64)
 
     def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
-        """Take in a block of scores (B, r) of later rows (r,)."""
+        """Take in a block of scores (B, r) of later rows (r,); a row whose score is NaN is left out,
+        as faiss does.
+        """
+        # Of equal scores the first win, and there stand N of -inf that are no row.
+        scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
         for number, of_question in enumerate(scores):
             # Those before come first, so that a stable sort leaves equal scores in row order.
             known_scores = np.concatenate([self.scores[number], of_question])  # (N + r,)

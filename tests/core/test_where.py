@@ -206,6 +206,19 @@ def test_blocks_and_ties_do_not_change_what_is_found(monkeypatch) -> None:
     np.testing.assert_array_equal(whole, rows[np.argsort(-scores, axis=1, kind="stable")[:, :20]])
 
 
+def test_a_row_without_a_number_for_a_vector_is_left_out_as_by_faiss(monkeypatch) -> None:
+    vectors = np.eye(6, dtype=np.float32)
+    vectors[2, 3] = np.nan
+    index = an_index(PASSAGES, vectors)
+    queries = np.ones((2, 6), np.float32)
+    expected, _ = index.get_top_docs(queries, 6)
+    for size in (1 << 20, 4 * 6 * 2):  # all at once, and two rows at a time
+        monkeypatch.setattr("rag_core.retrieval.filtered.BLOCK_BYTES", size)
+        ids, found = index.where(lambda passage: True).get_top_docs(queries, 6)
+        assert ids.tolist() == [[0, 1, 3, 4, 5, -1]] * 2 and not found[:, -1].any()
+        assert sorted(ids[0]) == sorted(expected[0])
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
 def test_every_kind_of_index_is_filtered_exactly(kind) -> None:
     rng = np.random.default_rng(1)
