@@ -16,7 +16,7 @@ from rag_core.arguments import checked_n_docs
 from rag_core.hub import DamagedFileError, atomic_folder, reading
 from rag_core.retrieval.filtered import best_places
 from rag_core.retrieval.index import BM25_FOLDER, INDEX_PATTERNS, PASSAGES_FOLDER
-from rag_core.retrieval.own_scores import carrying, checked_texts
+from rag_core.retrieval.own_scores import carrying, check_whole, checked_texts
 from rag_core.retrieval.passage_files import write_passages
 from rag_core.retrieval.passage_table import map_passages
 from rag_core.retrieval.passage_texts import PassageTexts
@@ -103,7 +103,7 @@ class Bm25Index:
 
     Raises:
         ImportError: bm25s is not installed.
-        ValueError: the two do not fit each other.
+        ValueError: the two do not fit each other, or `passages` have no length.
     """
 
     needs_text = True
@@ -111,6 +111,7 @@ class Bm25Index:
     own_scores = True
 
     def __init__(self, passages: Any, bm25: Any = None) -> None:
+        check_whole("passages", passages)
         if bm25 is None:
             bm25 = build_bm25(_texts(passages))
         if bm25.scores["num_docs"] != len(passages):
@@ -165,7 +166,15 @@ class Bm25Index:
         """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`.
 
         Of a part those that its own conditions hold for, too.
+
+        Raises:
+            TypeError, ValueError: as there, or `passages` is an index that knows no conditions.
         """
+        if not hasattr(self.passages, "matching"):
+            raise ValueError(
+                "where must go with passages of a knowledge base or a data set, got BM25 over "
+                f"{type(self.passages).__name__}, which has no method matching. Leave it out."
+            )
         rows = self.passages.matching(where)
         if self._rows is not None:
             rows = np.intersect1d(rows, self._rows)
@@ -239,8 +248,15 @@ class Bm25Index:
             and passages_path.
 
         Raises:
-            ValueError: it is a part that `where` gave: the folder would come back as the whole.
+            ValueError: it is a part that `where` gave: the folder would come back as the whole; or
+                `passages` is an index that has no data set.
         """
+        if not hasattr(self.passages, "dataset"):
+            raise ValueError(
+                "index must have passages of a knowledge base or a data set to be saved, got BM25 "
+                f"over {type(self.passages).__name__}. Save without it (retriever.index = that "
+                "index), and build BM25 again for the index= of from_pretrained."
+            )
         if self._rows is not None:
             raise ValueError(
                 "index must be whole to be saved, got the part that conditions hold for. Save the "

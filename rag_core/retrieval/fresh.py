@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.retrieval.index import Index
-from rag_core.retrieval.search import read_docs, search
+from rag_core.retrieval.search import checked_top_docs, read_docs, search
 
 Embed = Callable[[list[str], list[str]], np.ndarray]  # (titles, texts) -> (n, D)
 
@@ -58,7 +58,7 @@ class FreshIndex:
         """Row numbers (B, N), best first, and fresh vectors (B, N, D)."""
         queries = question_hidden_states
         if self.factor == 1:
-            return self.index.get_top_docs(queries, n_docs)
+            return checked_top_docs(self.index, queries, n_docs, None)
         ids, stale = search(self.index, queries, n_docs * self.factor, len(queries))  # (B, C)
         vectors = self._embedded(ids, stale)  # (B, C, D)
         scores = np.einsum("bcd,bd->bc", vectors, queries, dtype=np.float64)

@@ -17,10 +17,11 @@ from rag_core.retrieval.bm25 import Bm25Index
 from rag_core.retrieval.own_scores import (
     carrying,
     length_of,
+    narrowed,
     needs_text,
     needs_vectors,
-    top_docs,
 )
+from rag_core.retrieval.search import checked_top_docs
 
 if TYPE_CHECKING:
     from rag_core.retrieval.where import Where
@@ -106,8 +107,12 @@ class HybridIndex:
                 index.init_index()
 
     def where(self, where: Where) -> HybridIndex:
-        """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`."""
-        first, second = (index.where(where) for index in self.indexes)
+        """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`.
+
+        Raises:
+            ValueError: one of the indexes has no `where`.
+        """
+        first, second = (narrowed(index, where) for index in self.indexes)
         return HybridIndex(first, second, k=self.k, depth=self.depth)
 
     def get_top_docs(
@@ -122,20 +127,22 @@ class HybridIndex:
             question_hidden_states: (B, D).
             n_docs: N.
             question_text: B questions, where one of the indexes reads them.
+
+        Raises:
+            ValueError: no texts, or one of the indexes returned anything else than `Index` says.
         """
         n_docs = checked_n_docs(n_docs, 5)
         depth = max(self.depth, n_docs)
-        ranked = [
-            _ranked(index, question_hidden_states, depth, question_text) for index in self.indexes
-        ]
-        rows = np.full((len(question_hidden_states), n_docs), -1, np.int64)
+        queries = np.asarray(question_hidden_states)
+        ranked = [_ranked(index, queries, depth, question_text) for index in self.indexes]
+        rows = np.full((len(queries), n_docs), -1, np.int64)
         scores = np.zeros(rows.shape, np.float32)
         for place, lists in enumerate(zip(*ranked, strict=True)):
             fused = self._fused(lists)
             best = sorted(fused, key=lambda row: (-fused[row], row))[:n_docs]
             rows[place, : len(best)] = best
             scores[place, : len(best)] = np.log([fused[row] for row in best])
-        return rows, carrying(scores, question_hidden_states)  # (B, N), (B, N, D)
+        return rows, carrying(scores, queries)  # (B, N), (B, N, D)
 
     def _fused(self, lists: Sequence[list[int]]) -> dict[int, float]:
         """f of the rows in ranked lists."""
@@ -154,8 +161,8 @@ def _ranked(
     index: Any, queries: np.ndarray, depth: int, question_text: Sequence[str] | None
 ) -> list[list[int]]:
     """The rows of an index's candidates, best first, of each question."""
-    ids, vectors = top_docs(index, queries, depth, question_text)  # (B, C), (B, C, D)
+    ids, vectors = checked_top_docs(index, queries, depth, question_text)  # (B, C), (B, C, D)
     is_hit = ids >= 0
     if isinstance(index, Bm25Index):
-        is_hit &= np.asarray(vectors).any(axis=-1)  # a score of 0: nothing is shared
+        is_hit &= vectors.any(axis=-1)  # a score of 0: nothing is shared
     return [rows[hits].tolist() for rows, hits in zip(ids, is_hit, strict=True)]

@@ -17,9 +17,12 @@ Letters: B questions, N documents a question, D vector size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rag_core.retrieval.where import Where
 
 
 class TextIndex(Protocol):
@@ -58,6 +61,42 @@ def length_of(index: Any) -> int | None:
         return len(index)
     except TypeError:
         return None
+
+
+def check_whole(name: str, index: Any, *needed: str) -> None:
+    """See that an index can be gone through from its first passage to its last.
+
+    Args:
+        name: the argument's.
+        index: an index, or what has passages as one does.
+        needed: attributes that it must have besides a length.
+
+    Raises:
+        ValueError: it has no length, as the part that `where` gives, or lacks one of them.
+    """
+    lacking = [each for each in needed if getattr(index, each, None) is None]
+    if length_of(index) is None:
+        lacking.insert(0, "a length")
+    if lacking:
+        raise ValueError(
+            f"{name} must be a whole index with {' and '.join(('a length', *needed))}, got "
+            f"{type(index).__name__} without {' and '.join(lacking)}. Give that of a knowledge base, "
+            "index(search='vectors'); conditions go into where(...) of what is made of it."
+        )
+
+
+def narrowed(index: Any, where: Where) -> Any:
+    """What `where` of an index gives.
+
+    Raises:
+        ValueError: it has no such method.
+    """
+    if not hasattr(index, "where"):
+        raise ValueError(
+            f"where must go with an index that has a method where, got {type(index).__name__}. "
+            "Leave it out, or give a KnowledgeBase.index()."
+        )
+    return index.where(where)
 
 
 def top_docs(

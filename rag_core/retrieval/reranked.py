@@ -14,7 +14,8 @@ from rag_core.arguments import checked_n_docs
 from rag_core.backends import to_numpy
 from rag_core.checks import whole
 from rag_core.retrieval.bm25 import passage_text
-from rag_core.retrieval.own_scores import carrying, checked_texts, needs_vectors, top_docs
+from rag_core.retrieval.own_scores import carrying, checked_texts, narrowed, needs_vectors
+from rag_core.retrieval.search import checked_docs, checked_top_docs
 
 if TYPE_CHECKING:
     from rag_core.retrieval.where import Where
@@ -80,8 +81,12 @@ class RerankedIndex:
         self.index.init_index()
 
     def where(self, where: Where) -> RerankedIndex:
-        """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`."""
-        return RerankedIndex(self.index.where(where), self.score, factor=self.factor)
+        """The passages that conditions hold for, as an index of its own; see `FaissIndex.where`.
+
+        Raises:
+            ValueError: the index has no `where`.
+        """
+        return RerankedIndex(narrowed(self.index, where), self.score, factor=self.factor)
 
     def get_doc_dicts(self, doc_ids: np.ndarray) -> list[dict[str, Any]]:
         """As the index has them."""
@@ -101,12 +106,13 @@ class RerankedIndex:
             question_text: B questions.
 
         Raises:
-            ValueError: no texts, or `score` returned anything else than finite numbers.
+            ValueError: no texts, the index returned anything else than `Index` says, or `score`
+                than finite numbers.
         """
         n_docs = checked_n_docs(n_docs, 5)
         queries = np.asarray(question_hidden_states, np.float32)
         texts = checked_texts(question_text, len(queries))
-        ids, _ = top_docs(self.index, queries, n_docs * self.factor, texts)  # (B, C)
+        ids, _ = checked_top_docs(self.index, queries, n_docs * self.factor, texts)  # (B, C)
         is_hit = ids >= 0
         scores = np.full(ids.shape, -np.inf)
         scores[is_hit] = self._scores(texts, ids, is_hit)
@@ -122,7 +128,7 @@ class RerankedIndex:
         for text, rows, hits in zip(texts, ids, is_hit, strict=True):
             if not hits.any():
                 continue
-            (doc,) = self.index.get_doc_dicts(rows[hits][None])
+            (doc,) = checked_docs(self.index, rows[hits][None])
             passages += map(str.strip, map(passage_text, doc["title"], doc["text"]))
             questions += [text] * int(hits.sum())
         scores = np.asarray(to_numpy(self.score(questions, passages)), np.float64).reshape(-1)

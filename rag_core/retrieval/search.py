@@ -66,7 +66,7 @@ def search(
     for start in range(0, len(queries), batch_size):
         part = slice(start, start + batch_size)
         texts = None if question_text is None else question_text[part]
-        chunks.append(_chunk(index, queries[part], n_docs, texts))
+        chunks.append(checked_top_docs(index, queries[part], n_docs, texts))
     doc_ids = np.concatenate([ids for ids, _ in chunks])  # (B, N)
     vectors = np.concatenate([vectors for _, vectors in chunks])  # (B, N, D)
     without_hit = np.flatnonzero((doc_ids < 0).all(axis=1)).tolist()
@@ -101,9 +101,23 @@ def search_and_read(
     return ids, vectors, read_docs(index, ids, vectors)
 
 
-def _chunk(
+def checked_top_docs(
     index: Index, queries: np.ndarray, n_docs: int, texts: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """What an index finds, checked; also of an index that another one asks.
+
+    Args:
+        index: an initialised `Index`.
+        queries: (b, D).
+        n_docs: N.
+        texts: b questions, for an index that reads them.
+
+    Returns:
+        doc_ids (b, N) int64, missing hits -1, and vectors (b, N, D) float32, zero for missing hits.
+
+    Raises:
+        ValueError: the index returned anything else than `Index` says.
+    """
     rows, width = queries.shape
     must = f"{type(index).__name__}.get_top_docs must return"
     answer = top_docs(index, queries, n_docs, texts)
@@ -137,7 +151,7 @@ def _chunk(
             f"{np.unique(ids[bad])[:10].tolist()}. Embed these passages again."
         )
     # As nearly always; what follows copies.
-    if ids.shape[1] == n_docs and ids.min() >= 0:
+    if ids.shape[1] == n_docs and (ids >= 0).all():
         return ids, vectors
     missing = n_docs - ids.shape[1]
     ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=-1)  # (b, N)
@@ -182,12 +196,12 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
         return []
     is_hit = doc_ids >= 0
     if is_hit.all():
-        docs = _checked_docs(index, doc_ids)
+        docs = checked_docs(index, doc_ids)
         return [{**doc, "embeddings": vectors[row]} for row, doc in enumerate(docs)]
     # The index is never asked for row -1: its place is taken by the row's first hit, then blanked.
     first_hits = np.take_along_axis(doc_ids, is_hit.argmax(axis=1)[:, None], axis=1)  # (B, 1)
     result = []
-    for row, columns in enumerate(_checked_docs(index, np.where(is_hit, doc_ids, first_hits))):
+    for row, columns in enumerate(checked_docs(index, np.where(is_hit, doc_ids, first_hits))):
         doc: dict[str, Any] = {
             name: values for name, values in columns.items() if name != "embeddings"
         }
@@ -202,7 +216,12 @@ def read_docs(index: Index, doc_ids: np.ndarray, vectors: np.ndarray) -> list[di
     return result
 
 
-def _checked_docs(index: Index, doc_ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+def checked_docs(index: Index, doc_ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+    """What `get_doc_dicts` of an index returns for rows (B, N) that are there.
+
+    Raises:
+        ValueError: it is something else than titles and texts.
+    """
     n_questions, n_docs = doc_ids.shape
     name = f"{type(index).__name__}.get_doc_dicts"
     rule = f"{name} must return {n_questions} dictionaries, one a question"

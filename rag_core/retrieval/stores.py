@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.arguments import checked_n_docs
+from rag_core.retrieval.own_scores import check_whole
 from rag_core.retrieval.passage_metadata import METADATA_COLUMN, decode_metadata
 
 _BLOCK = 1024  # passages written at a time
@@ -124,7 +125,11 @@ class LanceIndex(StoreIndex):
                 `vector_size` and `vectors_of`.
             database: what ``lancedb.connect(folder)`` returned.
             name: of the table; one that exists is an error of LanceDB's.
+
+        Raises:
+            ValueError: an index without one of these.
         """
+        _check_source(index)
         import pyarrow as pa
         from lancedb.index import BTree
 
@@ -207,7 +212,11 @@ class QdrantIndex(StoreIndex):
             client: a `QdrantClient`.
             collection: its name; one that exists is an error of Qdrant's.
             exact: as of the class.
+
+        Raises:
+            ValueError: as of `LanceIndex.create`.
         """
+        _check_source(index)
         from qdrant_client import models
 
         parameters = models.VectorParams(size=index.vector_size, distance=models.Distance.DOT)
@@ -248,6 +257,10 @@ class QdrantIndex(StoreIndex):
         blank: dict[str, Any] = {"title": "", "text": "", "source": None, "metadata": {}}
         points = self.client.retrieve(self.collection, ids=rows, with_payload=True)
         return {point.id: {**blank, **(point.payload or {})} for point in points}
+
+
+def _check_source(index: Any) -> None:
+    check_whole("index", index, "vector_size", "vectors_of")
 
 
 def _blocks(index: Any) -> Iterator[tuple[list[Any], list[dict[str, Any]], np.ndarray]]:

@@ -75,6 +75,16 @@ def test_a_retriever_tells_it_the_questions(index, tmp_path) -> None:
         retriever.retrieve(queries * [[1], [0], [1]], 2, question_text=QUESTIONS[:3])
 
 
+def test_passages_of_ones_own_are_neither_saved_nor_narrowed(index, tmp_path) -> None:
+    tokenizers = small_tokenizers(tmp_path)
+    retriever = RagRetriever(small_config(tokenizers), *tokenizers, index=index)
+    with pytest.raises(ValueError, match=r"to be saved, got BM25 over Countable\. Save without it"):
+        retriever.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(ValueError, match=r"where must go with .*got BM25 over Countable, which"):
+        index.where("title=King")
+
+
 def test_a_knowledge_base_is_built_searched_changed_and_saved_by_words(tmp_path) -> None:
     kb = build(tmp_path, index="bm25")
     assert "bm25 index" in repr(kb) and kb.manifest.search == "bm25"

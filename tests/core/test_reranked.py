@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from rag_core import BertConfig, Tokenizer
 from rag_core.backends import load_backend, to_numpy
 from rag_core.retrieval.bm25 import Bm25Index
+from rag_core.retrieval.fresh import FreshIndex
 from rag_core.retrieval.hybrid import HybridIndex
 from rag_core.retrieval.reranked import RerankedIndex
 from rag_core.retrieval.search import search
@@ -63,6 +64,62 @@ def test_it_wraps_any_index_and_says_what_score_must_be() -> None:
         search(reranked, QUERIES, 1, 8)
     # its folder would come back as BM25 alone
     assert not hasattr(RerankedIndex(Bm25Index(index()), letters), "save")
+
+
+def within(inner):
+    """Indexes that ask an index."""
+    yield RerankedIndex(inner, letters)
+    yield HybridIndex(inner, Bm25Index(index()))
+    yield HybridIndex(Bm25Index(index()), inner)
+    yield FreshIndex(inner, None, 1)
+
+
+def test_an_index_within_another_may_return_what_one_alone_may() -> None:
+    class Lists(Countable):
+        def get_top_docs(self, *asked):
+            return [part.tolist() for part in super().get_top_docs(*asked)]
+
+    expected = list(within(index()))
+    for number, outer in enumerate(within(Lists(TITLES, TEXTS, VECTORS[: len(TITLES)]))):
+        found = search(outer, QUERIES, 2, 8, ["moon", "king"])
+        wanted = search(expected[number], QUERIES, 2, 8, ["moon", "king"])
+        for array, of_arrays in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(array, of_arrays)
+    for outer in expected[:3]:
+        ids, vectors = outer.get_top_docs(QUERIES[:0], 2, question_text=[])
+        assert ids.shape == (0, 2) and vectors.shape == (0, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda ids, vectors: (ids + 9, vectors),
+            r"get_top_docs must return row numbers below its",
+        ),
+        (lambda ids, vectors: (ids, vectors * np.nan), r"get_top_docs must return finite vectors"),
+        (lambda ids, vectors: None, r"get_top_docs must return doc_ids and vectors, got NoneType"),
+    ],
+)
+def test_an_index_within_another_is_checked_and_named(change, says) -> None:
+    class Faulty(Countable):
+        def get_top_docs(self, *asked):
+            return change(*super().get_top_docs(*asked))
+
+    faulty = Faulty(TITLES, TEXTS, VECTORS[: len(TITLES)])
+    for outer in (faulty, *within(faulty)):
+        with pytest.raises(ValueError, match=f"Faulty.{says}"):
+            search(outer, QUERIES, 2, 8, ["moon", "king"])
+
+
+def test_texts_of_an_index_within_another_are_checked() -> None:
+    class Silent(Countable):
+        def get_doc_dicts(self, doc_ids):
+            return []
+
+    silent = RerankedIndex(Silent(TITLES, TEXTS, VECTORS[: len(TITLES)]), letters)
+    with pytest.raises(ValueError, match=r"Silent.get_doc_dicts must return 1 dictionaries"):
+        search(silent, QUERIES[:1], 2, 8, ["moon"])
 
 
 @pytest.fixture(params=sorted(INSTALLED))

@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_core.hub import DamagedFileError
+from rag_core.retrieval.bm25 import Bm25Index
 from rag_core.retrieval.faiss_files import build_faiss
 from rag_core.retrieval.filtered import FilteredIndex
+from rag_core.retrieval.hybrid import HybridIndex
 from rag_core.retrieval.index import FaissIndex, Index
 from rag_core.retrieval.ray_index import RayIndex
+from rag_core.retrieval.reranked import RerankedIndex
+from rag_core.retrieval.stores import LanceIndex, QdrantIndex
 
 PASSAGES = [
     {"title": "Fire", "source": "handbook/safety.md", "line": 3, "headings": ["Fire", "Wardens"]},
@@ -217,6 +221,24 @@ def test_a_row_without_a_number_for_a_vector_is_left_out_as_by_faiss(monkeypatch
         ids, found = index.where(lambda passage: True).get_top_docs(queries, 6)
         assert ids.tolist() == [[0, 1, 3, 4, 5, -1]] * 2 and not found[:, -1].any()
         assert sorted(ids[0]) == sorted(expected[0])
+
+
+def test_a_part_is_told_from_a_whole_index(index) -> None:
+    part = index.where("source=handbook/*")
+    with pytest.raises(ValueError, match=r"passages must be a whole .*FilteredIndex without a len"):
+        Bm25Index(part)
+    for store in (LanceIndex, QdrantIndex):
+        with pytest.raises(
+            ValueError, match=r"FilteredIndex without a length and vectors_of\. Give"
+        ):
+            store.create(part, None, "passages")
+        with pytest.raises(
+            ValueError, match=r"got PassageTexts without vector_size and vectors_of"
+        ):
+            store.create(index._texts, None, "passages")
+    for outer in (HybridIndex(part, index), RerankedIndex(part, len)):
+        with pytest.raises(ValueError, match=r"a method where, got FilteredIndex\. Leave it out"):
+            outer.where("line>2")
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
