@@ -69,7 +69,7 @@ COMMIT = ".dualrag-commit"
 _JOURNAL, _NEW, _OLD = "journal.json", "new", "old"
 _FORMAT = "dualrag commit 1"
 _DRAFT = re.compile(r"\.(.*)\.[0-9a-f]{8}\.dualrag")
-_NAME = 100  # characters of a target's name in its draft's: names have an end
+_NAME = 100  # bytes of a target's name in its draft's: names end at 255 of them
 _DAY = 86400.0
 # Seconds to wait for a folder's lock: exchanges are short, and `flock FOLDER dualrag ...` holds it
 # for good.
@@ -329,7 +329,15 @@ def _draft(where: Path, name: str, inner: str = "") -> Iterator[Path]:
 
 
 def _draft_name(name: str) -> str:
-    return f".{name[:_NAME]}.{os.urandom(4).hex()}.dualrag"
+    return f".{_shortened(name)}.{os.urandom(4).hex()}.dualrag"
+
+
+def _shortened(name: str) -> str:
+    """The characters of a name that fit into `_NAME` bytes."""
+    name = name[:_NAME]
+    while len(os.fsencode(name)) > _NAME:
+        name = name[:-1]
+    return name
 
 
 def _sweep(where: Path, name: str = "") -> None:
@@ -337,10 +345,11 @@ def _sweep(where: Path, name: str = "") -> None:
 
     The folder is locked meanwhile.
     """
+    wanted = _shortened(name)
     with contextlib.suppress(OSError):
         for entry in list(where.iterdir()):
             match = _DRAFT.fullmatch(entry.name)
-            if match is None or (name and match[1] != name[:_NAME]):
+            if match is None or (name and match[1] != wanted):
                 continue
             if _is_dead(entry):
                 shutil.rmtree(entry, ignore_errors=True)

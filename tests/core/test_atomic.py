@@ -169,6 +169,21 @@ def test_drafts_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path) -> No
     assert texts(target) == NEW | {"slow": "1", "slow2": "1"}
 
 
+LONG = {"of 3 bytes": "\u6f22" * 80, "of 2": "a" + "\xe9" * 127, "of 4": "\U0001f525" * 63}
+
+
+@pytest.mark.parametrize("name", LONG.values(), ids=LONG)
+def test_a_name_may_be_as_long_as_names_are(tmp_path, name) -> None:
+    dead = tmp_path / atomic._draft_name(name)
+    dead.mkdir()
+    for _ in range(2):  # a new folder, and one that is there
+        save(tmp_path / name)
+    with atomic_write(tmp_path / name / name) as path:
+        path.write_text("new")
+    assert texts(tmp_path / name) == NEW | {name: "new"} and is_draft(dead.name)
+    assert not dead.exists() and name.startswith(dead.name[1:].split(".")[0])
+
+
 def test_what_is_in_the_way_is_named_and_kept(tmp_path) -> None:
     target, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     lay(elsewhere, {"tokenizer.json": "theirs"})
