@@ -8,7 +8,6 @@ Letters: B questions, N documents a question, R passages, D vector size.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from rag_core.arguments import checked_n_docs
 from rag_core.retrieval.own_scores import check_whole
-from rag_core.retrieval.passage_metadata import METADATA_COLUMN, decode_metadata
+from rag_core.retrieval.passage_metadata import METADATA_COLUMN, decode_metadata, encode_metadata
 
 _BLOCK = 1024  # passages written at a time
 _TEXTS = ("title", "text", "source", METADATA_COLUMN)
@@ -274,7 +273,10 @@ def _blocks(index: Any) -> Iterator[tuple[list[Any], list[dict[str, Any]], np.nd
             doc["title"],
             doc["text"],
             doc.get("source", unknown),
-            [json.dumps(values, ensure_ascii=False) for values in metadata],
+            [
+                encode_metadata(values, f"row {row}")
+                for row, values in zip(rows.tolist(), metadata, strict=True)
+            ],
             strict=True,
         )
         passages = [dict(zip(_TEXTS, values, strict=True)) for values in columns]

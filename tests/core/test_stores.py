@@ -7,8 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 
 from rag_core.retrieval import stores
+from rag_core.retrieval.faiss_files import build_faiss
+from rag_core.retrieval.index import FaissIndex
+from rag_core.retrieval.passage_metadata import encode_metadata
 from rag_core.retrieval.retriever import RagRetriever
 from rag_core.retrieval.stores import LanceIndex, QdrantIndex
 from tests.support.knowledge_bases import build
@@ -68,6 +72,17 @@ def test_passages_vectors_and_texts_are_those_of_the_faiss_index(pair) -> None:
     assert sorted(few[0, :150].tolist()) == list(range(150))
     with pytest.raises(LookupError, match=r"has no rows \[150\]"):
         store.get_doc_dicts(np.array([[3, 150]]))
+
+
+@pytest.mark.parametrize("made", [lance, qdrant])
+def test_metadata_that_a_knowledge_base_may_hold_comes_back(made, tmp_path) -> None:
+    metadata = {"numbers": [1] * 30_000}  # with a blank after each comma it would be too long
+    vectors = np.eye(2, 4, dtype=np.float32)
+    columns = {"title": ["a", "b"], "text": ["c", "d"], "embeddings": list(vectors)}
+    columns["metadata_json"] = [encode_metadata(metadata, "a test"), None]
+    index = FaissIndex(Dataset.from_dict(columns), build_faiss([vectors], *vectors.shape))
+    (doc,) = made(index, tmp_path / "store").get_doc_dicts(np.array([[0, 1]]))
+    assert doc["metadata"] == [metadata, {}]
 
 
 def test_a_retriever_works_through_it(pair, tmp_path) -> None:
