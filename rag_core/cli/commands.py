@@ -4,8 +4,11 @@ one.
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -217,4 +220,17 @@ _add(
 
 def main() -> None:
     """Entry point of the `dualrag` script."""
+    _open_streams()
     app(prog_name="dualrag")
+
+
+def _open_streams() -> None:
+    """Has what is written to a closed stdout or stderr (`2>&-`) go to the null device.
+
+    Python has None there: print() would then write errors among the answers, and progress bars
+    fail. The next file that is opened would get the number, too, and with it what libraries write.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8", errors="replace")
+            setattr(sys, name, nowhere)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from rag_core import backends
 from rag_core.cli import process
-from rag_core.cli.commands import app
+from rag_core.cli.commands import app, main
 from rag_core.demo import material as demo
 from rag_core.knowledge import remember_base
 from rag_core.knowledge.base import KnowledgeBase
@@ -349,6 +349,26 @@ def test_a_closed_pipe_ends_quietly(ask, monkeypatch) -> None:
     monkeypatch.setattr("rag_core.cli.ask.json_line", closed)
     spoken = ask("--json", input="One?\nTwo?\n")
     assert spoken.exit_code == 1 and spoken.stderr == ""
+
+
+def test_closed_streams_hold_nothing_up_and_take_nothing(dualrag, monkeypatch, capsys) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dualrag", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().out
+
+    write_notes()
+    Path("q.txt").write_text("One?\ntoo long?\n")
+    asked = ["--questions", "q.txt", "--batch-size", "1", "--kb", "kb", "--model", "m", "--json"]
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it after 2>&-
+    assert run("index", "notes.tsv", "--out", "kb", "--encoder", "e") == (0, "")
+    monkeypatch.setattr(sys, "stderr", None)
+    code, said = run("ask", *asked)
+    assert code == 2 and json.loads(said)["question"] == "One?"
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run("ask", *asked) == (2, "")
 
 
 def test_the_version_is_told() -> None:
