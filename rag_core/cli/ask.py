@@ -328,7 +328,7 @@ def ask(
         raise ValueError("QUESTION or --questions must be given, got both. Leave one out")
     asked = None
     if question:
-        asked = source.one_argument(question)
+        asked = source.one_argument(question, "ask")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if questions is not None:

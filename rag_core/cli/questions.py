@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 PROMPT = "question> "
 
 
-def one_argument(words: list[str], command: str = "ask") -> str:
+def one_argument(words: list[str], *command: object) -> str:
     """The question of a command line.
 
     Args:
         words: the arguments.
-        command: whose they are.
+        command: whose they are, with its arguments before them.
 
     Raises:
         ValueError: it is empty, no text, or several arguments.
@@ -33,7 +33,7 @@ def one_argument(words: list[str], command: str = "ask") -> str:
 
         raise ValueError(
             f"QUESTION must be one argument, got {len(words)}. Put it in quotes:  "
-            + pasteable(command, " ".join(words))
+            + pasteable(*command, " ".join(words))
         )
     question = words[0]
     if not question.strip():
@@ -64,13 +64,18 @@ def of_file(path: Path) -> Generator[Line, None, None]:
     """The questions of a file, one a line: plain, or in a .jsonl as "question" of an object.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read; told at once, before a first line is asked for.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; name a text of one question a line, or a jsonl with "
             '{"question": ...} lines'
         )
+    with path.open("rb"):
+        return _lines_of(path)
+
+
+def _lines_of(path: Path) -> Generator[Line, None, None]:
     is_jsonl = path.suffix.lower() in (".jsonl", ".ndjson")
     with path.open("rb") as stream, closing(scan_lines(stream, path)) as lines:
         for line in lines:

@@ -96,7 +96,7 @@ def search(
         raise ValueError("QUESTION or --questions must be given, got both. Leave one out")
     asked = None
     if question:
-        asked = source.one_argument(question)
+        asked = source.one_argument(question, "search", kb)
     if k < 1:
         raise ValueError(f"--k must be at least 1, got {k}")
     if questions is not None:

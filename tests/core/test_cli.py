@@ -266,6 +266,7 @@ def test_a_file_of_questions_is_answered_in_batches_in_its_order(ask, monkeypatc
     [
         (["what", "is", "lunch"], "in quotes: dualrag ask 'what is lunch'"),
         (["Who?", "--questions", "q.txt"], "QUESTION or --questions must be given, got both"),
+        (["--questions", "none.txt"], "none.txt: no such file; name a text"),
         (["Who?", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["Who?", "--num-beams", "0"], "num_beams must be a whole number of at least 1, got 0"),
         (["Who?", "--option", "num_beam=3"], "no option 'num_beam': did you mean 'num_beams'?"),
@@ -542,6 +543,8 @@ def test_garbage_is_collected_again_once_a_framework_is_there() -> None:
             ["ask", "Who?", "--dtype", "int8"],
             "--dtype must be float32, float16 or bfloat16, got 'int8'",
         ),
+        (["search", "a kb", "what", "is"], "in quotes: dualrag search 'a kb' 'what is'"),
+        (["search", "absent", "--questions", "none.txt"], "none.txt: no such file; name a text"),
         (["eval", "notes.tsv", "--dtype", "int8"], "--dtype must be float32, float16 or bfloat16"),
     ],
 )
