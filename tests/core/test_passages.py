@@ -341,7 +341,7 @@ def test_tables_of_old_machines_and_null_cells(tmp_path) -> None:
     assert [d.text for d in read_documents(tmp_path / "d.parquet")] == ["x", "x", "y"]
     raw = pa.array([b"ok", b"\xff"], pa.binary())
     pq.write_table(pa.table({"text": raw.view(pa.string())}), tmp_path / "e.parquet")
-    with pytest.raises(ValueError, match=r"e\.parquet row 1: text must be UTF-8"):
+    with pytest.raises(ValueError, match=r"e\.parquet row 2: text must be UTF-8"):
         list(read_documents(tmp_path / "e.parquet"))
 
 
