@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +20,8 @@ PASSAGES = "passages.jsonl"
 FORMAT = "dualrag evaluation 1"
 # What a killed run goes on from.
 UNFINISHED = "unfinished"
+WORK_SETTINGS = "settings.json"
 _PREFIX = "answers-"
-_STALE = (f"{UNFINISHED}/*", f"{_PREFIX}*.jsonl")
 
 Rows = list[dict[str, Any]]
 
@@ -132,15 +134,24 @@ class Evaluation:
         return as_markdown(self.report)
 
     def save(self, folder: str | Path) -> None:
-        """Write report.md, report.json and a jsonl a variant, all or none."""
-        with atomic_folder(folder, stale=_STALE) as draft:
+        """Write report.md, report.json and a jsonl a variant, all or none.
+
+        Raises:
+            FileExistsError: the folder holds other files of these names, of no evaluation.
+        """
+        folder = Path(folder)
+        check_place(folder, self.answers)
+        stale = [_answers_file(name) for name in _held_variants(folder) or ()]
+        if _has_own_work(folder):
+            stale.append(f"{UNFINISHED}/*")
+        with atomic_folder(folder, stale=stale) as draft:
             (draft / TABLE).write_text(self.markdown(), encoding="utf-8")
             text = json.dumps(self.report, indent=1, ensure_ascii=False)
             (draft / REPORT).write_text(text + "\n", encoding="utf-8")
             _write_rows(draft / RETRIEVED, self.retrieved)
             _write_rows(draft / PASSAGES, self.passages)
             for name, rows in self.answers.items():
-                _write_rows(draft / f"{_PREFIX}{name}.jsonl", rows)
+                _write_rows(draft / _answers_file(name), rows)
 
     @classmethod
     def open(cls, folder: str | Path) -> Evaluation:
@@ -152,9 +163,7 @@ class Evaluation:
         """
         folder = Path(folder)
         report = read_report(folder)
-        answers = {
-            name: _read_rows(folder / f"{_PREFIX}{name}.jsonl") for name in report["variants"]
-        }
+        answers = {name: _read_rows(folder / _answers_file(name)) for name in report["variants"]}
         return cls(report, _read_rows(folder / RETRIEVED), answers, _read_rows(folder / PASSAGES))
 
 
@@ -177,6 +186,58 @@ def read_report(folder: Path) -> dict[str, Any]:
     if report.get("format") != FORMAT or wrong:
         raise DamagedFileError(f"{path} is no report of an evaluation. Make it anew.")
     return report
+
+
+def check_place(folder: Path, variants: Iterable[str]) -> None:
+    """Refuse to write an evaluation over files that are none's.
+
+    Args:
+        folder: where it is to be written.
+        variants: the names of its ways of answering.
+
+    Raises:
+        FileExistsError: names these files.
+    """
+    if _held_variants(folder) is not None:
+        return
+    names = [REPORT, TABLE, RETRIEVED, PASSAGES, *map(_answers_file, variants)]
+    if not _has_own_work(folder):
+        names.append(UNFINISHED)
+    held = [name for name in names if os.path.lexists(folder / name)]
+    if held:
+        raise FileExistsError(
+            f"{folder} must be a folder in which an evaluation overwrites nothing, got one that "
+            f"holds {', '.join(held)}, not of an evaluation. Name another folder."
+        )
+
+
+def forget_work(folder: Path) -> None:
+    """Remove what an evaluation that was stopped would go on from, and nothing else."""
+    if _has_own_work(folder):
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
+def _has_own_work(folder: Path) -> bool:
+    """Whether the work folder in a folder is an evaluation's, or holds nothing."""
+    work = folder / UNFINISHED
+    if work.is_dir() and not any(work.iterdir()):
+        return True
+    try:
+        return "questions_sha256" in read_json(work / WORK_SETTINGS)
+    except (OSError, ValueError):
+        return False
+
+
+def _held_variants(folder: Path) -> list[str] | None:
+    """The ways of answering of the finished evaluation in a folder; None where there is none."""
+    try:
+        return list(read_report(folder)["variants"])
+    except (OSError, ValueError):
+        return None
+
+
+def _answers_file(variant: str) -> str:
+    return f"{_PREFIX}{variant}.jsonl"
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

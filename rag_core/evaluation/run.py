@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
 import sys
 import time
 from collections import Counter
@@ -25,8 +24,11 @@ from rag_core.evaluation.report import (
     FORMAT,
     REPORT,
     UNFINISHED,
+    WORK_SETTINGS,
     Evaluation,
+    check_place,
     figures_of,
+    forget_work,
     read_report,
 )
 from rag_core.evaluation.scores import (
@@ -45,7 +47,6 @@ from rag_core.modeling import Found, Reading, find_passages
 
 # Of the answers of a question, so many have their probability computed.
 MOST_ANSWERS = 16
-_SETTINGS = "settings.json"
 _REMOVE = "Remove the folder, or name another."
 
 
@@ -76,7 +77,10 @@ def evaluate(
         TypeError: something else than questions, or an unknown setting.
         ValueError: no question, a bad setting, a model without a retriever, or `out` holds another
             evaluation.
+        FileExistsError: `out` is a file, or holds files of the report's names that are not of an
+            evaluation.
     """
+    asked = Settings(**settings)
     folder = None
     if out is not None:
         folder = Path(out)
@@ -84,14 +88,16 @@ def evaluate(
             raise FileExistsError(f"{folder} is a file: name a folder for the report")
         check_writable(folder)
         clear(folder)
-    run = _Run(model, checked_questions(questions), Settings(**settings), about or {}, progress)
+        clear(folder / UNFINISHED)
+        check_place(folder, [variant.name for variant in asked.variants(model)])
+    run = _Run(model, checked_questions(questions), asked, about or {}, progress)
     if folder is None:
         return run.evaluation(run.parts(None))
     if (folder / REPORT).is_file():
-        check_same(read_report(folder)["run"], run.fingerprint(), folder)
+        check_same(read_report(folder).get("run"), run.fingerprint(), folder)
     else:
         run.evaluation(run.parts(folder)).save(folder)
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    forget_work(folder)
     return Evaluation.open(folder)
 
 
@@ -224,7 +230,7 @@ class _Run:
         return parts
 
     def _begin(self, work: Path) -> None:
-        path = work / _SETTINGS
+        path = work / WORK_SETTINGS
         # As it will be read again: without tuples.
         current = parse_json(json.dumps(self.fingerprint()), path)
         if path.is_file():

@@ -111,6 +111,33 @@ def test_a_run_killed_at_any_write_ends_where_an_undisturbed_one_ends(model) -> 
             assert not [path for path in folder.rglob("*") if is_draft(path.name)]
 
 
+def test_files_of_somebody_elses_are_neither_overwritten_nor_removed(model, tmp_path) -> None:
+    options = {"questions": QUESTIONS[:2], "n_docs": 1, "head": "token"}
+    (tmp_path / "unfinished").mkdir()
+    names = ("passages.jsonl", "report.md", "answers-token-docs1-beams1.jsonl")
+    for name in (*names, "unfinished/novel.txt", "answers-gold.jsonl", "report.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rag_core.evaluation.run.survey", None)  # no work before it is refused
+        for name in (*names, "report.json", "unfinished"):
+            with pytest.raises(FileExistsError, match=rf"overwrites nothing.* {name}.*another"):
+                sweep(model, out=tmp_path, **options)
+            (tmp_path / name).rename(tmp_path / f"my-{name}")
+    first = sweep(model, out=tmp_path, **options)
+    (tmp_path / "my-unfinished").rename(tmp_path / "unfinished")
+    assert sweep(model, out=tmp_path, **options).report == first.report
+    sweep(model, **options | {"n_docs": 2}).save(tmp_path)  # in the place of the first
+    assert {path.name for path in tmp_path.glob("answers-*")} == {
+        "answers-gold.jsonl",
+        "answers-token-docs2-beams1.jsonl",
+    }
+    assert (tmp_path / "unfinished" / "novel.txt").read_text() == "{}"
+    with pytest.raises(FileExistsError, match=r"holds passages\.jsonl, not of an evaluation"):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "passages.jsonl").write_text("my corpus")
+        first.save(tmp_path / "mine")
+
+
 def test_two_runs_are_compared_question_by_question(model, tmp_path) -> None:
     first = sweep(model, n_docs=3, head="token", out=tmp_path / "a")
     second = sweep(model, n_docs=1, head="token", questions=QUESTIONS[2:])
