@@ -239,11 +239,11 @@ def sequences(optional: bool = True) -> Rule:
     return Rule("non-empty sequences of token ids, as in [[4, 5], [6]]", convert, optional, "hold ")
 
 
-def option(rule: Rule, name: str, value: Any, default: Any) -> Any:
-    """An option's value as it is to be kept; None is its default."""
+def option(rule: Rule, name: str, value: Any, default: Any, hint: str = "") -> Any:
+    """An option's value as it is to be kept; None is its default. `hint` as of a rule."""
     if value is None:
         return copy.copy(default)
-    return rule(name, value)
+    return rule(name, value, hint)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

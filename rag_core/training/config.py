@@ -137,9 +137,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = checks.option(
-                _RULES[each.name], each.name, getattr(self, each.name), each.default
-            )
+            given, hint = getattr(self, each.name), _HINTS.get(each.name, "")
+            value = checks.option(_RULES[each.name], each.name, given, each.default, hint)
             object.__setattr__(self, each.name, value)
         self._check_together()
 
@@ -233,8 +232,8 @@ _RULES: dict[str, checks.Rule] = {
     "batch_size": checks.whole(1, _LARGEST),
     "accumulation": checks.whole(1, _LARGEST),
     "learning_rate": checks.number(0, above=True),
-    "question_encoder_learning_rate": checks.number(0, optional=True),
-    "context_encoder_learning_rate": checks.number(0, optional=True),
+    "question_encoder_learning_rate": checks.number(0, above=True, optional=True),
+    "context_encoder_learning_rate": checks.number(0, above=True, optional=True),
     "warmup_steps": checks.whole(0, _STEPS, optional=True),
     "warmup_ratio": checks.number(0, 1, optional=True),
     "weight_decay": checks.number(0),
@@ -270,6 +269,11 @@ _RULES: dict[str, checks.Rule] = {
     "save_every": checks.whole(0),
     "log_every": checks.whole(1),
     "tensorboard": checks.switch(),
+}
+# What to do about a value that is refused.
+_HINTS = {
+    f"{part}_learning_rate": f"With {part}='frozen' it stays as it is"
+    for part in ("question_encoder", "context_encoder")
 }
 
 

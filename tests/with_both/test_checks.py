@@ -47,7 +47,11 @@ def test_none_is_a_settings_default_and_arrays_are_plain():
         ("epochs", math.inf, ValueError, "a number above 0 and at most 100000000, got inf"),
         ("learning_rate", math.nan, ValueError, "a finite number above 0, got nan"),
         ("learning_rate", "fast", TypeError, "a finite number above 0, got 'fast'"),
-        ("question_encoder_learning_rate", -1, ValueError, "a finite number of at least 0, got -1"),
+        *(
+            (f"{part}_learning_rate", bad, ValueError, f"above 0, got {bad}. With {part}='frozen'")
+            for part in ("question_encoder", "context_encoder")
+            for bad in (-1, 0)  # 0 was once the generator's rate
+        ),
         ("warmup_steps", 0.5, ValueError, "a whole number from 0 to 100000000, got 0.5"),
         ("beta2", 1, ValueError, "a number of at least 0 and below 1, got 1"),
         ("label_smoothing", 1.1, ValueError, "a number from 0 to 1, got 1.1"),
