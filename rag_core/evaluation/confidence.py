@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.config import RagConfig
+from rag_core.evaluation.fingerprints import saved_sha256
 from rag_core.evaluation.report import Evaluation
 from rag_core.hub import atomic_write, read_json
 
@@ -90,8 +91,9 @@ def calibrate_model(
 
     Raises:
         FileNotFoundError: `model` is no folder of a RAG model.
-        ValueError: no such variant, or as of `fit_confidence`.
-        OSError: the config can't be written; it is as it was.
+        ValueError: no such variant, evaluations of other weights than those in the folder, or as of
+            `fit_confidence`.
+        OSError: the weights can't be read, or the config can't be written; it is as it was.
     """
     path = Path(model) / "config.json"
     if not path.is_file():
@@ -112,12 +114,34 @@ def calibrate_model(
             [row["scores"]["exact_match"] for row in answers],
         )
     values = read_json(path)
+    for evaluation in evaluations:
+        _check_weights(evaluation.report.get("model") or {}, path.parent, values)
     held = dict(values.get("answer_calibration") or {})
     values["answer_calibration"] = held | {head: list(line) for head, line in fitted.items()}
     RagConfig.from_dict(values)
     with atomic_write(path) as draft:
         draft.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return fitted
+
+
+def _check_weights(measured: Mapping[str, Any], folder: Path, config: dict[str, Any]) -> None:
+    """Refuse to learn from answers of another model than the folder's.
+
+    A calibration is itself an entry of the config, so the weights alone are compared.
+
+    Raises:
+        ValueError: its weights are others.
+    """
+    layout = measured.get("layout_sha256")
+    if layout is None:  # the report is of before, or the sum is somebody's own
+        return
+    found = saved_sha256(folder, RagConfig.from_dict(config), layout)
+    if found not in (None, measured.get("sha256")):
+        raise ValueError(
+            f"evaluations must be of the model in {folder}, got one of other weights (sha256 "
+            f"{measured.get('sha256')!s:.12} there, {found:.12} here). Measure this model, or name "
+            "the folder of the one that was measured."
+        )
 
 
 def _variants(evaluation: Evaluation, name: str | None) -> dict[str, str]:

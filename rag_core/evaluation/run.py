@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.backends import BACKENDS, to_numpy
+from rag_core.backends import BACKENDS
 from rag_core.evaluation.calibration import calibration_of
+from rag_core.evaluation.fingerprints import settings_sums, weights_sums
 from rag_core.evaluation.matching import stands_in
 from rag_core.evaluation.questions import Question, checked_questions
 from rag_core.evaluation.report import (
@@ -48,6 +49,8 @@ from rag_core.modeling import Found, Reading, find_passages
 # Of the answers of a question, so many have their probability computed.
 MOST_ANSWERS = 16
 _REMOVE = "Remove the folder, or name another."
+# What evaluations did not note once: those are compared without.
+_LATER = {"config_sha256", "generation_sha256", "tokenizers_sha256", "answer_calibration"}
 
 
 def evaluate(
@@ -104,12 +107,18 @@ def evaluate(
 def check_same(stored: Any, current: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on with another evaluation.
 
+    Args:
+        stored: what it was, as it stands in the folder.
+        current: what this one is.
+        folder: of both.
+
     Raises:
         ValueError: names what differs.
     """
     if not isinstance(stored, dict):
         stored = {}
-    names = sorted(name for name in {*stored, *current} if stored.get(name) != current.get(name))
+    known = {*stored, *(current.keys() - _LATER)}
+    names = sorted(name for name in known if stored.get(name) != current.get(name))
     if names:
         rows = "; ".join(
             f"{name}: {stored.get(name)!r:.60} there, {current.get(name)!r:.60} now"
@@ -149,7 +158,10 @@ class _Run:
         self.sha256 = hashlib.sha256(
             "".join(json.dumps(question.to_dict()) for question in self.questions).encode()
         ).hexdigest()
-        self.model_sha256 = dict(about.get("model") or {}).get("sha256") or weights_sha256(model)
+        self.model_sha256 = dict(about.get("model") or {}).get("sha256")
+        self.layout_sha256 = None
+        if self.model_sha256 is None:
+            self.model_sha256, self.layout_sha256 = weights_sums(model)
 
     def _survey(self, questions: list[Question]) -> Survey:
         retriever = self.model.retriever
@@ -204,6 +216,7 @@ class _Run:
             "model_sha256": self.model_sha256,
             "knowledge_base_sha256": base.get("sha256") or self.survey.sha256,
             "backend": type(self.model).__module__.partition(".")[0],
+            **settings_sums(self.model),
         }
 
     # -- the work ----------------------------------------------------------------------------------
@@ -391,6 +404,7 @@ class _Run:
             "model": {
                 **dict(about.get("model") or {}),
                 "sha256": self.model_sha256,
+                "layout_sha256": self.layout_sha256,
                 "class": f"{type(self.model).__module__}.{type(self.model).__qualname__}",
             },
             "knowledge_base": base,
@@ -472,17 +486,6 @@ def _drawn(questions: list[Question], settings: Settings) -> list[Question]:
     rng = np.random.default_rng(settings.seed)
     rows = np.sort(rng.choice(len(questions), settings.limit, replace=False))
     return [questions[row] for row in rows]
-
-
-def weights_sha256(model: Any) -> str:
-    """A sum of all weights of a model in memory, by their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        if hasattr(value, "shape"):
-            array = np.ascontiguousarray(to_numpy(value))
-            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

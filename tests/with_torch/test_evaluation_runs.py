@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rag_core.cli import app
-from rag_core.evaluation import Evaluation, Gold, Question, Settings, compare, evaluate
-from rag_core.evaluation.run import weights_sha256
+from rag_core.evaluation import (
+    Evaluation,
+    Gold,
+    Question,
+    Settings,
+    calibrate_model,
+    compare,
+    evaluate,
+)
+from rag_core.evaluation.fingerprints import weights_sums
 from rag_core.hub.atomic import is_draft
 from rag_core.modeling import Reading
 from tests.support.evaluations import QUESTIONS, small_model, sweep
@@ -52,6 +60,15 @@ def contents(folder: Path) -> dict[str, bytes]:
         each["seconds"] = 0
     table = files.pop("report.md").decode()
     return files | {"report": report, "table": table[: table.index("- time")]}
+
+
+# what is changed -> what an evaluation knows it by
+NAMES = {
+    "doc_sep": "config_sha256",
+    "bad_words_ids": "generation_sha256",
+    "answer_calibration": "answer_calibration",
+    "generator_tokenizer": "tokenizers_sha256",
+}
 
 
 class Stop(BaseException):
@@ -91,6 +108,30 @@ def test_a_run_that_is_stopped_goes_on_and_a_finished_one_is_found(model, tmp_pa
         assert again.figures("token-docs1-beams1") and again.answers.keys()
         with pytest.raises(ValueError, match=r"holds another evaluation .*seed: 0 there, 1 now"):
             sweep(model, out=tmp_path / "out", batch_size=3, seed=1)
+
+
+def test_a_model_that_was_changed_is_another_one_and_old_reports_count_as_before(
+    model, tmp_path, monkeypatch
+) -> None:
+    options = {"out": tmp_path, "questions": QUESTIONS[:2], "n_docs": 1, "head": "token"}
+    sweep(model, **options)
+    for target, name, value in (
+        (model.config, "doc_sep", " | "),
+        (model.generation_config, "bad_words_ids", [[7]]),
+        (model.config, "answer_calibration", {"token": [1.0, 0.1, 0.0]}),
+        (model.retriever, "generator_tokenizer", model.retriever.question_encoder_tokenizer),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            with pytest.raises(ValueError, match=NAMES[name]):
+                sweep(model, **options)
+    sweep(model, **options)
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    for name in NAMES.values():
+        del report["run"][name]
+    (tmp_path / "report.json").write_text(json.dumps(report), "utf-8")
+    monkeypatch.setattr(model.config, "doc_sep", " | ")
+    sweep(model, **options)
 
 
 def test_a_run_killed_at_any_write_ends_where_an_undisturbed_one_ends(model) -> None:
@@ -136,6 +177,29 @@ def test_files_of_somebody_elses_are_neither_overwritten_nor_removed(model, tmp_
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "passages.jsonl").write_text("my corpus")
         first.save(tmp_path / "mine")
+
+
+def test_a_calibration_is_written_to_the_model_that_was_measured_alone(
+    model, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("rag_core.evaluation.confidence.LEAST", 2)
+    model.save_pretrained(tmp_path / "model")
+    found = sweep(model, n_docs=2, head="token")
+    [rows] = found.answers.values()
+    middle = np.median([row["log_probability"] for row in rows])
+    for row in rows:
+        row["scores"]["exact_match"] = float(row["log_probability"] > middle)
+    calibrate_model([found], tmp_path / "model")
+    calibrate_model([found], tmp_path / "model")  # its own entry makes it no other model
+    (tmp_path / "tokenizers").mkdir()
+    other = small_model("torch", tmp_path / "tokenizers")
+    other.generator.init_weights()
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"of the model in .*other, got one of other weights"):
+        calibrate_model([found], tmp_path / "other")
+    assert "answer_calibration" not in (tmp_path / "other" / "config.json").read_text()
+    other.bfloat16().save_pretrained(tmp_path / "half")
+    calibrate_model([found], tmp_path / "half")  # of other types nothing can be told
 
 
 def test_two_runs_are_compared_question_by_question(model, tmp_path) -> None:
@@ -219,7 +283,7 @@ def test_without_the_extra_a_note_says_what_is_left_out(model, monkeypatch) -> N
 
 
 def test_weights_have_one_sum(model) -> None:
-    assert weights_sha256(model) == weights_sha256(model) != weights_sha256(model.generator)
+    assert weights_sums(model) == weights_sums(model) != weights_sums(model.generator)
 
 
 @settings(max_examples=50)
