@@ -37,7 +37,8 @@ def chosen_config(
     tenth of the generator's rate.
 
     Args:
-        questions: how many are trained on.
+        questions: how many are trained on. Contrastive training leaves out those without a passage
+            later on: the others are then seen more often, and what is chosen still fits together.
         model: the configuration of the model to start from.
         given: settings of `TrainingConfig` by name.
         processes: how many learn together.

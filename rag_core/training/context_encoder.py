@@ -124,6 +124,11 @@ class LiveEncoder:
         run.retriever.set_ctx_encoder_tokenizer(self.encoder.passage_tokenizer)
         self._search(run.retriever.index)
 
+    def end_at(self, total: int) -> None:
+        """The run has so many steps, as some of its questions were left out."""
+        if self.reindexing is not None:
+            self.reindexing.total = total
+
     def resume(self, step: int) -> None:
         """Come to where a run was after `step` steps."""
         if self.reindexing is not None:

@@ -94,6 +94,7 @@ class Reindexing:
 
     Attributes:
         base: the one in use.
+        total: steps of the run; a run that leaves questions out may come to fewer before its first.
         made_at: the step whose weights made its vectors.
         waited: seconds that the run has waited for an index.
     """
@@ -118,7 +119,7 @@ class Reindexing:
         self._origin_sha256 = describe(base.path / MANIFEST)["sha256"]
         self._encoder = encoder
         self._out = out
-        self._every, self._total = every, total
+        self._every, self.total = every, total
         self._backend, self._device = backend, device
         self._say = say
         self._processes = processes
@@ -135,12 +136,12 @@ class Reindexing:
         Raises:
             OSError: what it needs for that is gone.
         """
-        start = in_the_making(step, self._every, self._total)
+        start = in_the_making(step, self._every, self.total)
         if start is not None:
             if not (self._folder(start) / _REQUEST).is_file():
                 raise self._lost(start)
             self._begin(start, self._embed)
-        made_at = in_use(step, self._every, self._total)
+        made_at = in_use(step, self._every, self.total)
         if not made_at:
             return None
         if not (self._folder(made_at) / BASE / MANIFEST).is_file():
@@ -158,7 +159,7 @@ class Reindexing:
         Raises:
             OSError, ValueError: passages could not be embedded.
         """
-        if step == self._total:
+        if step == self.total:
             return self.made_now(step)
         if self._making is not None and not self._is_due(step):
             self._processes.lead(self._is_made)
@@ -170,7 +171,7 @@ class Reindexing:
             self._say(
                 f"Step {step:,}: the index of the weights after step {self.made_at:,} is in use."
             )
-        if in_the_making(step, self._every, self._total) == step:
+        if in_the_making(step, self._every, self.total) == step:
             self._begin(step, self._embed_with_weights_of_now)
         return fresh
 
@@ -191,8 +192,8 @@ class Reindexing:
 
     def keep(self, step: int) -> None:
         """Remove all that a run that goes on from `step` has no use for."""
-        needed = {in_use(step, self._every, self._total)}
-        start = in_the_making(step, self._every, self._total)
+        needed = {in_use(step, self._every, self.total)}
+        start = in_the_making(step, self._every, self.total)
         if start is not None:
             needed.add(start)
         names = {self._folder(number).name for number in needed}

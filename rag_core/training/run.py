@@ -415,6 +415,8 @@ class TrainingRun(ForwardPasses):
         self.say(self.contrast.summary())
         self.examples = self.contrast.lessons.examples
         self.total = self.config.total_steps(len(self.examples), self.processes.count)
+        if self.live is not None:
+            self.live.end_at(self.total)
         self.report.left_out = self.contrast.lessons.left_out
 
     def _tensorboard(self) -> TensorBoard:

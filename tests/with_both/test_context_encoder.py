@@ -17,6 +17,7 @@ from rag_core.retrieval.retriever import RagRetriever
 from rag_core.training import reindexing
 from rag_core.training.config import TrainingConfig
 from rag_core.training.context_encoder import LiveEncoder, open_passage_encoder
+from rag_core.training.data import Example
 from rag_core.training.state import REINDEXING
 from tests.support.killing import contents
 from tests.support.reindexing import Inline
@@ -87,7 +88,7 @@ class World:
         kind = kinds[self.rag.__name__]
         network.load_state_dict({name: to_tensor(value, kind) for name, value in arrays.items()})
 
-    def train(self, out, config, **options):
+    def train(self, out, config, examples=EXAMPLES, **options):
         self.model.rag.ctx_encoder = None
         for network, start in zip((self.model, self.encoder.model), self.starts, strict=True):
             self.fill(network, start)
@@ -95,7 +96,7 @@ class World:
         retriever = RagRetriever.from_pretrained(self.files[1], index=base.index())
         self.model.set_retriever(retriever)
         options = {"out": out, "passage_encoder": self.encoder, "kb": base, "progress": False}
-        return self.rag.train(self.model, retriever, EXAMPLES, config, **options)
+        return self.rag.train(self.model, retriever, examples, config, **options)
 
 
 def test_a_run_with_new_indexes_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
@@ -145,6 +146,21 @@ def test_a_run_with_new_indexes_that_was_killed_ends_bit_for_bit_as_one_that_was
     base.check_model(config)
     with pytest.raises(ValueError, match="expects passages embedded by 'tuned-context-encoder-"):
         KnowledgeBase.open(files[2]).check_model(config)
+
+
+def test_the_last_index_is_of_the_last_weights_also_where_questions_are_left_out(
+    rag, files, tmp_path, monkeypatch
+):
+    world = World(rag, files)
+    monkeypatch.setattr(reindexing, "start_process", Inline)
+    monkeypatch.setattr(rag, "load_encoder", world.load_encoder)
+    unanswerable = [Example(f"{word} ?", ("xyzzy",)) for word in WORDS[:4]]
+    config = TrainingConfig(
+        epochs=0.5, retriever_loss="contrastive", answer_loss_weight=0, **SETTINGS
+    )
+    report = world.train(tmp_path / "tuned", config, [*unanswerable, *EXAMPLES])
+    assert (report.left_out, report.steps) == (4, 2)
+    assert [line["index_age"] for line in report.history] == [1, 0]
 
 
 def test_a_run_that_goes_back_to_its_best_step_has_the_vectors_of_that_step(
