@@ -188,8 +188,9 @@ class LiveEncoder:
         """Search the knowledge base in the folder of the finished model."""
         run = self._run
         if self.reindexing is not None and run.out is not None:
-            self._weigh_by(self.reindexing.base)
-            run.retriever.index = KnowledgeBase.open(run.out / BASE).index()
+            base = KnowledgeBase.open(run.out / BASE)
+            self._weigh_by(base)
+            run.retriever.index = base.index()
             run.retriever.set_ctx_encoder_tokenizer(None)
 
     def _count_waiting(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from rag_core.training.report import REPORT, TrainingReport
 from rag_core.training.state import (
     CHECKPOINT,
     REINDEXING,
+    STEP_FOLDERS,
     check_fingerprint,
+    forget_reindexing,
     load_state,
     run_of,
     save_state,
@@ -130,7 +131,7 @@ def write_model(run: TrainingRun) -> None:
     """
     if run.out is None:
         return
-    run.report.run = run_of(run.fingerprint, run.validation)
+    run.report.run = run_of(run.fingerprint, run.validation, run.start)
     out = run.out
     run.processes.lead(lambda: _write_model(run, out))
     if run.live is not None:
@@ -138,7 +139,7 @@ def write_model(run: TrainingRun) -> None:
 
 
 def _write_model(run: TrainingRun, out: Path) -> None:
-    stale = [CHECKPOINT, BEST_PATTERN, f"{REINDEXING}/**/*"]
+    stale = [CHECKPOINT, BEST_PATTERN, f"{REINDEXING}/{STEP_FOLDERS}/**/*"]
     stale += [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS]
     with atomic_folder(out, stale=stale) as draft:
         base = None
@@ -153,7 +154,7 @@ def _write_model(run: TrainingRun, out: Path) -> None:
             remember_base(draft / REMEMBERED, out, base)
             if run.origin is not None and not (out / CARD).exists():  # else somebody's own
                 _write_card(run, draft, run.origin, base, out.resolve().name)
-    shutil.rmtree(out / REINDEXING, ignore_errors=True)  # empty folders
+    forget_reindexing(out)  # empty folders
 
 
 def _write_card(

@@ -30,7 +30,7 @@ from rag_core.knowledge import KnowledgeBase, PassageEncoderBase, describe
 from rag_core.retrieval import Index
 from rag_core.training.processes import ALONE, Processes
 from rag_core.training.schedule import in_the_making, in_use
-from rag_core.training.state import REINDEXING, check_same_base
+from rag_core.training.state import REINDEXING, STEP_FOLDERS, check_same_base
 
 # In the folder of a finished run.
 BASE, ENCODER = "knowledge_base", "context_encoder"
@@ -197,7 +197,7 @@ class Reindexing:
         if start is not None:
             needed.add(start)
         names = {self._folder(number).name for number in needed}
-        for folder in (self._out / REINDEXING).glob("[0-9]*"):
+        for folder in (self._out / REINDEXING).glob(STEP_FOLDERS):
             if folder.name not in names:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rag_core.backends import load_backend, to_numpy
+from rag_core.checkpoint import read_weights
 from rag_core.config import RagConfig
 from rag_core.knowledge import KnowledgeBase, PassageEncoderBase, held_index
 from rag_core.metrics import mean_posterior_entropy
@@ -32,7 +33,15 @@ from rag_core.training.parameters import check_index, learning_parameters
 from rag_core.training.passes import ForwardPasses
 from rag_core.training.processes import ALONE, Processes
 from rag_core.training.report import TrainingReport
-from rag_core.training.state import fingerprint, finished_before, source_fingerprint
+from rag_core.training.state import (
+    check_out,
+    fingerprint,
+    finished_before,
+    finished_run,
+    run_of,
+    source_fingerprint,
+    start_fingerprint,
+)
 from rag_core.training.tensorboard import FOLDER as TENSORBOARD
 from rag_core.training.tensorboard import TensorBoard
 from rag_core.training.window import MetricsWindow
@@ -69,8 +78,11 @@ class TrainingRun(ForwardPasses):
         best: the weights of the best step so far.
         measured: the questions that exact match is measured on.
         window: sums since the last log line.
+        start: what tells the model in memory that the run started from; empty where it started from
+            files, or keeps none.
 
     Raises:
+        OSError: `out` is no place for a model, see `check_out`.
         ValueError: no examples, some of them with a passage and some without, or float16 on a CPU.
     """
 
@@ -121,7 +133,16 @@ class TrainingRun(ForwardPasses):
             examples, validation, config.validation_size, config.sample_size
         )
         check_measured(config, self.measured, bool(self.validation))
-        self.out = None if out is None else Path(out)
+        self.out = None
+        self.start: dict[str, str] = {}
+        if out is not None:
+            self.out = place = Path(out)
+            processes.lead(lambda: check_out(place))
+            starting = [model]
+            if passage_encoder is not None:
+                starting.append(passage_encoder.model)
+            if origin is None:
+                self.start = start_fingerprint(*starting)
         self.origin = origin
         self.say = say
         if not processes.is_first:
@@ -179,7 +200,8 @@ class TrainingRun(ForwardPasses):
             out: folder for checkpoints while training and for the finished model; a run that was
                 killed goes on from the last checkpoint there, and ends bit for bit where it would
                 have ended (in TensorFlow but for dropout in another library's modules, whose random
-                numbers are not kept). None keeps nothing on disk.
+                numbers are not kept). One that is finished, of the same weights to start from, is
+                found so, and `model` gets the tuned ones. None keeps nothing on disk.
             progress: draw a progress bar on stderr, at a terminal.
             say: told what a person should know while it runs; where no bar is drawn, the log lines,
                 too.
@@ -194,6 +216,8 @@ class TrainingRun(ForwardPasses):
             What happened. The model is left in eval mode.
 
         Raises:
+            OSError: `out` is a file or a knowledge base, holds another model already, or can't be
+                written to.
             ValueError: no examples, half-precision weights, no projection to train, or a checkpoint
                 of another run.
             FloatingPointError: a loss or gradient became infinite or NaN; see
@@ -369,6 +393,8 @@ class TrainingRun(ForwardPasses):
         self.processes.check_alike(
             {**told, "callbacks": len(self.callbacks), "out": self.out is None}
         )
+        if self._is_finished():
+            return self.report
         if self.config.retriever_loss == "contrastive":
             self._compare()
         self.say(self._beginning())
@@ -407,6 +433,29 @@ class TrainingRun(ForwardPasses):
             self.processes.lead(lambda: call_back(self.callbacks, "save", *place, path=self.out))
         self.say_wrong_answers()
         return self.report
+
+    def _is_finished(self) -> bool:
+        """Whether `out` holds the model of the very run already, which is then taken from there; a
+        run from files has looked before it opened them.
+
+        Raises:
+            FileExistsError: it holds another model.
+        """
+        if self.out is None or self.origin is not None:
+            return False
+        out, run = self.out, run_of(self.fingerprint, self.validation, self.start)
+        done = self.processes.lead(lambda: finished_run(out, run))
+        if done is None:
+            return False
+        self.report = TrainingReport.from_dict(done)
+        with self.prepared():
+            self._take_weights(read_weights(out))
+        self.model.eval()
+        if self.live is not None:
+            self.live.close()
+            self.live.search_finished()
+        self.say(f"{out} holds the model of this run already.")
+        return True
 
     def _compare(self) -> None:
         """Find the passages that questions are to be told apart by."""
@@ -575,13 +624,16 @@ class TrainingRun(ForwardPasses):
         step = self.report.best_step
         if step is None or step == self.report.steps:
             return
-        weights = self.best.read(step)
+        self._take_weights(self.best.read(step))
+        self.report.take(next(line for line in self.report.history if line["step"] == step))
+        self._texts, self._hits = [], []  # those of another step
+
+    def _take_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Give what learns these values."""
         for name in self.parameters:
             state = self.parameter_state(name).items()
             arrays = {kind: to_numpy(tensor) for kind, tensor in state}
             self.set_parameter_state(name, {**arrays, "model": weights[name]})
-        self.report.take(next(line for line in self.report.history if line["step"] == step))
-        self._texts, self._hits = [], []  # those of another step
 
     def save(self) -> None:
         """Write a checkpoint."""

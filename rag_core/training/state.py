@@ -8,6 +8,7 @@ sums of the log line to come, the loss scale, and the run's fingerprint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -19,19 +20,22 @@ from typing import Any
 
 import numpy as np
 
-from rag_core.checkpoint import weight_files
+from rag_core.backends import to_numpy
+from rag_core.checkpoint import CHECKPOINT_PATTERNS, weight_files
 from rag_core.hub import (
     DamagedFileError,
     atomic_write,
     check_writable,
     clear,
+    numbered,
     parse_json,
     read_json,
     reading,
     resolve_file,
 )
 from rag_core.knowledge import FILE as MANIFEST
-from rag_core.knowledge import describe, spots
+from rag_core.knowledge import REMEMBERED, describe, spots
+from rag_core.tokenization import TOKENIZER_PATTERNS
 from rag_core.training.config import TrainingConfig
 from rag_core.training.data import Example, measured_questions
 from rag_core.training.report import REPORT, TrainingReport, is_report
@@ -39,9 +43,13 @@ from rag_core.training.report import REPORT, TrainingReport, is_report
 CHECKPOINT = "checkpoint"
 # The folder of encoders and indexes that a run makes on its way, see `reindexing`.
 REINDEXING = "reindexing"
+# What is in it: a folder a step.
+STEP_FOLDERS = "[0-9]" * 8
 # What a checkpoint holds of each parameter, in its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANDOM = "rng."
+# Numbers of a weight that tell a model: all weights move in a training.
+_TOLD_BY = 1024
 # Only TensorFlow's checkpoints say who wrote them.
 _TF_WRITER = "rag_tf"
 # Settings that leave the tuned weights as they are.
@@ -278,9 +286,25 @@ def check_same_base(kb: str | Path, manifest_sha256: str) -> None:
         )
 
 
-def run_of(found: Mapping[str, Any], validation: Sequence[Example]) -> dict[str, Any]:
-    """What a finished run says it was: its fingerprint, and which questions it was validated on."""
-    return {**found, "validation_sha256": _digest(validation)}
+def start_fingerprint(*models: Any) -> dict[str, str]:
+    """What tells models in memory from others, by the beginnings of their weights."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, value in sorted(model.state_dict().items()):
+            if hasattr(value, "shape"):
+                array = to_numpy(value)
+                digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                digest.update(array.reshape(-1)[:_TOLD_BY].tobytes())
+    return {"start_sha256": digest.hexdigest()}
+
+
+def run_of(
+    found: Mapping[str, Any], validation: Sequence[Example], start: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a finished run says it was: its fingerprint, which questions it was validated on, and
+    the model in memory that it started from; nothing of that where it started from files.
+    """
+    return {**found, "validation_sha256": _digest(validation), **start}
 
 
 def check_fingerprint(
@@ -306,6 +330,57 @@ def check_fingerprint(
         )
 
 
+def check_out(out: Path) -> None:
+    """Refuse a place for a tuned model before hours of training; finishes what a killed writer left
+    there.
+
+    Raises:
+        FileExistsError: `out` is a file or a knowledge base, or holds files that would be
+            overwritten and no model that they are of.
+        OSError: nothing can be written to it.
+    """
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
+    if (out / MANIFEST).is_file():
+        raise FileExistsError(f"{out} is a knowledge base: name another folder for the tuned model")
+    check_writable(out)
+    clear(out)
+    if (out / "config.json").exists() or (out / CHECKPOINT).exists():
+        return
+    patterns = (REPORT, REMEMBERED, *CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS)
+    held = [path.relative_to(out) for pattern in patterns for path in sorted(out.glob(pattern))]
+    if held:
+        raise FileExistsError(
+            f"{out} holds {numbered(held)}, which a model would overwrite: name another folder for "
+            "the tuned one"
+        )
+
+
+def finished_run(out: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of a run, as a dictionary, where `out` holds its model already; None where there is
+    something left to do.
+
+    Args:
+        out: the folder of the run.
+        run: what it is, see `run_of`.
+
+    Raises:
+        FileExistsError: `out` holds another model.
+    """
+    if not (out / "config.json").exists() or (out / CHECKPOINT).exists():
+        return None
+    try:
+        report = TrainingReport.from_dict(read_json(out / REPORT))
+    except (OSError, TypeError, ValueError):
+        report = TrainingReport()
+    if _as_of_today(report.run or {}) != run:
+        raise FileExistsError(
+            f"{out} holds a model already: choose another folder for the tuned one"
+        )
+    forget_reindexing(out)  # left by one that was killed at its end
+    return asdict(report)
+
+
 def finished_before(
     out: str | Path,
     examples: Sequence[Example],
@@ -314,31 +389,21 @@ def finished_before(
     source: Mapping[str, Any],
     processes: int = 1,
 ) -> dict[str, Any] | None:
-    """The report of the same run, as a dictionary, where `out` holds its model already; None where
-    there is something left to do.
+    """As `finished_run`, of a run from files, before any of these is opened.
 
     Raises:
-        FileExistsError: `out` is a file, a knowledge base or holds another model.
-        OSError: nothing can be written to it.
+        FileExistsError, OSError: as of `check_out` and `finished_run`.
     """
     out = Path(out)
-    if out.is_file():
-        raise FileExistsError(f"{out} is a file: name a folder for the tuned model")
-    if (out / MANIFEST).is_file():
-        raise FileExistsError(f"{out} is a knowledge base: name another folder for the tuned model")
-    check_writable(out)  # not after hours of training
-    clear(out)
-    if not (out / "config.json").exists() or (out / CHECKPOINT).exists():
-        return None
-    try:
-        report = TrainingReport.from_dict(read_json(out / REPORT))
-    except (OSError, TypeError, ValueError):
-        report = TrainingReport()
+    check_out(out)
     measured = measured_questions(examples, validation, config.validation_size, config.sample_size)
     this_run = {**fingerprint(examples, config, measured, processes), **source}
-    if _as_of_today(report.run or {}) != run_of(this_run, validation[: config.validation_size]):
-        raise FileExistsError(
-            f"{out} holds a model already: choose another folder for the tuned one"
-        )
-    shutil.rmtree(out / REINDEXING, ignore_errors=True)  # left by one that was killed at its end
-    return asdict(report)
+    return finished_run(out, run_of(this_run, validation[: config.validation_size], {}))
+
+
+def forget_reindexing(out: Path) -> None:
+    """Remove the encoders and indexes that a run made on its way, and nothing of somebody else's."""
+    for folder in (out / REINDEXING).glob(STEP_FOLDERS):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there, or holds more
+        (out / REINDEXING).rmdir()

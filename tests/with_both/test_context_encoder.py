@@ -128,6 +128,14 @@ def test_a_run_with_new_indexes_that_was_killed_ends_bit_for_bit_as_one_that_was
     for name, value in world.model.state_dict().items():
         assert np.array_equal(to_numpy(value), final[name]), name
 
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveEncoder, "after", None)  # found done, with its weights and its vectors
+        assert timeless(world.train(tmp_path / "tuned", config)) == timeless(report)
+    for name, value in world.model.state_dict().items():
+        assert np.array_equal(to_numpy(value), final[name]), name
+    found = world.model.retriever.index.vectors_of([0, 1])
+    np.testing.assert_allclose(found, passages(world.encoder)[:2], atol=1e-6)
+
     # the folder is all there is: new vectors by the encoder in the model, beside it to be loaded
     base = KnowledgeBase.open(tmp_path / "tuned" / "knowledge_base")
     assert contents(files[2]) == before

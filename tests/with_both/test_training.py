@@ -349,6 +349,39 @@ def test_mixed_precision_and_refusals(golden, train, shaken, tmp_path, monkeypat
         run(out=tmp_path, steps=5, learning_rate=0.1)
 
 
+def test_a_finished_run_is_found_so_and_no_other_model_or_file_is_overwritten(
+    shaken_run, module, shaken, tmp_path, monkeypatch
+):
+    out = tmp_path / "tuned"
+    report = shaken_run(out)
+    final = weights(shaken.model)
+    saved = (out / "model.safetensors").read_bytes()
+    monkeypatch.setattr(module._Run, "step", None)  # whatever is refused takes no step
+    again = shaken_run(out)
+    assert again == report
+    for name, array in weights(shaken.model).items():
+        assert np.array_equal(array, final[name]), name
+    with pytest.raises(FileExistsError, match="holds a model already"):
+        shaken_run(out, steps=7)
+    with monkeypatch.context() as patch, pytest.raises(FileExistsError, match="holds a model"):
+        patch.setattr(shaken, "start", final)  # to train the tuned model on is another run
+        shaken_run(out)
+    assert (out / "model.safetensors").read_bytes() == saved
+    for name, message in (
+        ("mine.txt", "is a file: name a folder"),
+        ("kb/manifest.json", "is a knowledge base"),
+        ("weights/model.safetensors", r"holds model\.safetensors, which a model would overwrite"),
+    ):
+        place = tmp_path / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("{}")
+        folder = place.parent
+        if folder == tmp_path:
+            folder = place
+        with pytest.raises(FileExistsError, match=message):
+            shaken_run(folder)
+
+
 def test_a_loss_has_its_backends_mathematics(backend):
     head = import_module(f"rag_{backend}").RagTokenForGeneration
     forward = ForwardPass(head, contexts=None, logits=None, target=None)
