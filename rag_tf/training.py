@@ -31,7 +31,7 @@ from rag_core.training import (
 from rag_tf import replicas
 from rag_tf.adamw import AdamW, LossScale
 from rag_tf.contexts import Contexts, table_size
-from rag_tf.modules import computing_in, seeded_by
+from rag_tf.modules import computing_in, seeded_by, variable_id
 from rag_tf.weights import named_tensors
 
 _HALF = {None: None, "bf16": tf.bfloat16, "fp16": tf.float16}
@@ -117,6 +117,11 @@ class _Run(TrainingRun):
         for name, parameter in named_tensors(self.model):
             if parameter.trainable:
                 yield name, parameter
+
+    def still(self) -> set[str]:
+        learning = set(map(variable_id, self.model.trainable_variables))
+        named = self.named_parameters()
+        return {name for name, value in named if variable_id(value) not in learning}
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:

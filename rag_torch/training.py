@@ -61,6 +61,9 @@ class _Run(TrainingRun):
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
 
+    def still(self) -> set[str]:
+        return {name for name, value in self.model.named_parameters() if not value.requires_grad}
+
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
         devices = []

@@ -71,6 +71,10 @@ class TrainingBackend(ABC):
         """All parameters that may learn, tied ones once."""
 
     @abstractmethod
+    def still(self) -> set[str]:
+        """The names of those among them that their owner does not let learn."""
+
+    @abstractmethod
     def prepared(self) -> AbstractContextManager[Any]:
         """Within it only `parameters` learn and random numbers are the run's own; it makes
         `optimizer` and `scaler`.

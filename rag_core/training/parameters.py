@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rag_core.retrieval import has_own_scores
@@ -11,10 +12,12 @@ from rag_core.training.config import TrainingConfig
 Parameter = TypeVar("Parameter")
 
 GENERATOR, QUESTION_ENCODER, CONTEXT_ENCODER = "generator", "question_encoder", "context_encoder"
+PARTS = (GENERATOR, QUESTION_ENCODER, CONTEXT_ENCODER)
 _PREFIXES = {".question_encoder.": QUESTION_ENCODER, ".ctx_encoder.": CONTEXT_ENCODER}
 _PROJECTION = "encode_proj."
 _NO_DECAY = ("bias", "norm")
 _HALF = ("float16", "bfloat16")
+_STILL = "frozen by its owner (requires_grad or trainable is False)"
 _NO_CONTEXT_ENCODER = (
     "context_encoder must be 'frozen' where the model has none, got {!r}. Give it the encoder that "
     "made the vectors of the passages: model.set_context_encoder_for_training(encoder), and its "
@@ -27,16 +30,18 @@ _NO_PROJECTION = (
 
 
 def learning_parameters(
-    named: Iterable[tuple[str, Parameter]], config: TrainingConfig
+    named: Iterable[tuple[str, Parameter]], config: TrainingConfig, still: Container[str] = ()
 ) -> dict[str, Parameter]:
     """The parameters to train, by name.
 
     Args:
         named: all parameters of a model.
         config: how much of each part learns.
+        still: names of those that stay as they are all the same.
 
     Raises:
-        ValueError: no projection or no context encoder to train, or half-precision weights.
+        ValueError: no projection or no context encoder to train, nothing that is not to stay, or
+            half-precision weights.
     """
     everything = dict(named)
     if config.context_encoder != "frozen" and CONTEXT_ENCODER not in map(part_of, everything):
@@ -46,6 +51,12 @@ def learning_parameters(
     for part in (QUESTION_ENCODER, CONTEXT_ENCODER):
         if getattr(config, part) == "projection" and part not in learning:
             raise ValueError(_NO_PROJECTION.format(part))
+    chosen = {name: value for name, value in chosen.items() if name not in still}
+    if not chosen:
+        raise ValueError(
+            f"the model must have weights that learn, got none: those that the settings let learn "
+            f"are all {_STILL}. Let some of them learn"
+        )
     half = sorted({text for text in map(_dtype, chosen.values()) if text.endswith(_HALF)})
     if half:
         raise ValueError(
@@ -53,6 +64,25 @@ def learning_parameters(
             "dtype="
         )
     return chosen
+
+
+def as_it_learns(config: TrainingConfig, parameters: Iterable[str]) -> TrainingConfig:
+    """The settings with "frozen" for each part of which nothing learns.
+
+    Args:
+        config: what was asked for.
+        parameters: the names of those that learn.
+
+    Raises:
+        ValueError: what is left cannot be trained like that.
+    """
+    learning = {part_of(name) for name in parameters}
+    still = [part for part in PARTS if getattr(config, part) != "frozen" and part not in learning]
+    frozen: dict[str, Any] = dict.fromkeys(still, "frozen")
+    try:
+        return replace(config, **frozen)
+    except ValueError as error:
+        raise ValueError(f"{error}. Of the model's {' and '.join(still)} all is {_STILL}") from None
 
 
 def check_index(index: Any, config: TrainingConfig) -> None:

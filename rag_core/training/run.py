@@ -29,7 +29,7 @@ from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass
-from rag_core.training.parameters import check_index, learning_parameters
+from rag_core.training.parameters import as_it_learns, check_index, learning_parameters
 from rag_core.training.passes import ForwardPasses
 from rag_core.training.processes import ALONE, Processes
 from rag_core.training.report import TrainingReport
@@ -38,6 +38,7 @@ from rag_core.training.state import (
     fingerprint,
     finished_before,
     finished_run,
+    names_sha256,
     run_of,
     source_fingerprint,
     start_fingerprint,
@@ -388,7 +389,7 @@ class TrainingRun(ForwardPasses):
             check_index(getattr(self.retriever, "index", None), self.config)
         if self.live is not None:
             self.live.attach()
-        self.parameters = learning_parameters(self.named_parameters(), self.config)
+        self._choose_parameters()
         told = {name: value for name, value in self.fingerprint.items() if name != "processes"}
         self.processes.check_alike(
             {**told, "callbacks": len(self.callbacks), "out": self.out is None}
@@ -433,6 +434,15 @@ class TrainingRun(ForwardPasses):
             self.processes.lead(lambda: call_back(self.callbacks, "save", *place, path=self.out))
         self.say_wrong_answers()
         return self.report
+
+    def _choose_parameters(self) -> None:
+        """Find out what learns: what the settings say, but for what the model's owner has frozen."""
+        still = self.still()
+        self.parameters = learning_parameters(self.named_parameters(), self.config, still)
+        self.config = as_it_learns(self.config, self.parameters)
+        # Of a model from files nobody has frozen anything.
+        if still and self.origin is None:
+            self.fingerprint["still_sha256"] = names_sha256(still)
 
     def _is_finished(self) -> bool:
         """Whether `out` holds the model of the very run already, which is then taken from there; a

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -71,6 +71,7 @@ _DATA = {
     "measured_sha256": "other questions to find the best step on",
     "model_sha256": "another model to start from",
     "kb_sha256": "another knowledge base, or changed since",
+    "still_sha256": "other weights frozen (requires_grad, trainable)",
 }
 _DAMAGED = "is no checkpoint of a training run, or damaged"
 
@@ -296,6 +297,11 @@ def start_fingerprint(*models: Any) -> dict[str, str]:
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
                 digest.update(array.reshape(-1)[:_TOLD_BY].tobytes())
     return {"start_sha256": digest.hexdigest()}
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """What tells weights from others by their names."""
+    return hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()
 
 
 def run_of(

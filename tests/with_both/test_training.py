@@ -260,6 +260,50 @@ def test_of_each_part_what_is_chosen_learns_and_the_rest_is_not_shaken(
     assert getattr(drawn[0], "requires_grad", None) in (None, config.generator == "all")
 
 
+def set_learning(backend, part, learns):
+    if backend == "torch":
+        part.requires_grad_(learns)
+    else:
+        part.trainable = learns
+
+
+def test_what_its_owner_has_frozen_stays_and_learns_again_when_it_is_freed(backend, train, shaken):
+    said = []
+
+    def moved(**settings):
+        config = TrainingConfig(steps=1, **{**SETTINGS, "warmup_steps": 0, **settings})
+        options = {"progress": False, "say": said.append}
+        train(shaken(), shaken.retriever, EXAMPLES, config, **options)
+        now = weights(shaken.model).items()
+        return {name for name, value in now if not np.array_equal(value, shaken.start[name])}
+
+    model = shaken.model
+    set_learning(backend, model.generator, False)
+    try:
+        assert all("question_encoder" in name for name in moved())
+        assert "Generator: stays as it is." in said[0]
+        set_learning(backend, model.question_encoder, False)
+        with pytest.raises(ValueError, match=r"must have weights that learn, got none.*owner"):
+            moved()
+        set_learning(backend, model.generator, True)
+        with pytest.raises(ValueError, match=r"must learn.*Of the model's question_encoder all"):
+            moved(retriever_loss="emdr2")
+    finally:
+        for part in (model.generator, model.question_encoder):
+            set_learning(backend, part, True)
+    names = moved()
+    assert any("question_encoder" in name for name in names)
+    assert any("generator" in name for name in names)
+    decoder = model.generator.model.decoder
+    set_learning(backend, decoder, False)
+    try:
+        names = moved()
+        assert any("generator" in name for name in names)
+        assert not any("decoder.layers" in name for name in names)
+    finally:
+        set_learning(backend, decoder, True)
+
+
 def test_a_context_encoder_that_is_to_learn_must_be_there(train, shaken):
     config = TrainingConfig(context_encoder="projection", **SETTINGS)
     with pytest.raises(ValueError, match=r"context_encoder must be 'frozen'.*set_context_enc"):
