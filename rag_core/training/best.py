@@ -48,7 +48,7 @@ class BestWeights:
         if self.folder is None:
             self._weights = {name: array.copy() for name, array in weights.items()}
             return
-        save_arrays(_file(self.folder, step), weights, {})
+        save_arrays(_file(self.folder, step), weights)
         self.forget_others(step, self.saved_step)
 
     def read(self, step: int) -> dict[str, np.ndarray]:

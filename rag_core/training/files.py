@@ -27,7 +27,7 @@ from rag_core.training.state import (
     run_of,
     save_state,
 )
-from rag_core.training.window import MetricsWindow
+from rag_core.training.window import CollapseWatch, MetricsWindow
 from rag_core.training.words import measured_on
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def read_checkpoint(run: TrainingRun) -> None:
     try:
         report = TrainingReport.from_dict(notes["report"])
         window = MetricsWindow.from_sums(notes["sums"])
-    except (TypeError, ValueError, OverflowError) as error:
+        watch = CollapseWatch(report)
+        watch.load_state(notes.get("watch"))
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise DamagedFileError(
             f"{path} is no checkpoint of a training run, or damaged ({error}). Remove it."
         ) from None
@@ -84,6 +86,7 @@ def read_checkpoint(run: TrainingRun) -> None:
     processes.lead(lambda: run.best.resume(report.best_step))
     run.report = report
     run.window = window
+    run.watch = watch
 
 
 def write_checkpoint(run: TrainingRun) -> None:
@@ -118,6 +121,7 @@ def _write_checkpoint(
         "report": asdict(run.report),
         "fingerprint": run.fingerprint,
         "sums": run.window.sums(),
+        "watch": run.watch.state(),
         "scaler": run.scaler.state_dict(),
     }
     save_state(path, run.backend, arrays, notes)

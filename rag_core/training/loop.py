@@ -34,6 +34,7 @@ class Run(Protocol):
         total: optimizer steps of the whole run.
         callbacks: called after steps, validations and saves.
         window: sums since the last log line.
+        watch: of what the questions find.
         optimizer: each of its `param_groups` has a `peak`, and takes its `lr` from the loop.
     """
 
@@ -45,6 +46,7 @@ class Run(Protocol):
     processes: Processes
     model: Any
     window: MetricsWindow
+    watch: CollapseWatch
     optimizer: Any
     total: int
     out: Path | None
@@ -115,7 +117,6 @@ class _Loop:
         self.report = run.report
         self.questions = self.config.questions_a_step(run.processes.count)
         self.order = DataOrder(len(run.examples), self.config.seed)
-        self.watch = CollapseWatch(self.report)
         self.learning_rate = 0.0
         self.begun = self.report.steps
         self.warm_at = seconds()
@@ -151,7 +152,7 @@ class _Loop:
         """One step; its loss a token and learning rate."""
         run, report = self.run, self.report
         rows = self.order.rows(report.steps * self.questions, self.questions)
-        self.passes_before = len(run.window.ids)
+        run.window.ids = []
         nll, tokens = run.window.nll, run.window.tokens
         metrics = {"learning_rate": self.learning_rate}
         try:
@@ -201,11 +202,10 @@ class _Loop:
         return (self.seconds() - self.warm_at) / timed * (self.run.total - self.report.steps)
 
     def _watch_for_collapse(self) -> None:
-        report = self.report
-        found = self.run.window.ids[self.passes_before :]
-        if self.watch.see(found) and report.collapsed_at is None:
+        report, watch = self.report, self.run.watch
+        if watch.see(self.run.window.ids) and report.collapsed_at is None:
             report.collapsed_at = report.steps
-            report.distinct_at_collapse = self.watch.ratio
+            report.distinct_at_collapse = watch.ratio
             report.prior_entropy_at_collapse = self.run.window.line()["prior_entropy"]
             if self.config.on_collapse == "stop":
                 raise RetrievalCollapse(report.collapse())
@@ -286,8 +286,6 @@ class _Loop:
             return
         self._write_checkpoint()
         self._call("save", {}, path=self.run.out / CHECKPOINT)
-        # a run that goes on from here has seen no more than this one from here on
-        self.watch = CollapseWatch(self.report)
 
     def _write_checkpoint(self) -> None:
         self.report.seconds = self.seconds()

@@ -45,7 +45,7 @@ from rag_core.training.state import (
 )
 from rag_core.training.tensorboard import FOLDER as TENSORBOARD
 from rag_core.training.tensorboard import TensorBoard
-from rag_core.training.window import MetricsWindow
+from rag_core.training.window import CollapseWatch, MetricsWindow
 from rag_core.training.words import BAR, beginning, measured_on, time_left
 
 Say = Callable[[str], None]
@@ -79,6 +79,7 @@ class TrainingRun(ForwardPasses):
         best: the weights of the best step so far.
         measured: the questions that exact match is measured on.
         window: sums since the last log line.
+        watch: of what the questions find.
         start: what tells the model in memory that the run started from; empty where it started from
             files, or keeps none.
 
@@ -157,6 +158,7 @@ class TrainingRun(ForwardPasses):
         model.config.answer_calibration = None
         self.report = TrainingReport()
         self.window = MetricsWindow()
+        self.watch = CollapseWatch(self.report)
         self.live: LiveEncoder | None = None
         if config.context_encoder != "frozen" and passage_encoder is not None:
             self.live = LiveEncoder(self, passage_encoder, base)
@@ -585,7 +587,7 @@ class TrainingRun(ForwardPasses):
             NotFinite: a loss is no number. No process knew before: all have come as far.
         """
         size = self.config.batch_size
-        shares = self.processes.exchange([part.sums() for part in passes])
+        shares = self.processes.exchange([part.shared() for part in passes])
         for number, everyone in enumerate(zip(*shares, strict=True)):
             try:
                 self.window.join([MetricsWindow.from_sums(sums) for sums in everyone])

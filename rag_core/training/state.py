@@ -2,8 +2,9 @@
 
 A checkpoint is one safetensors file, exact to the bit: of each parameter `model.NAME`, the moments
 `exp_avg.NAME` and `exp_avg_sq.NAME`, and `step.NAME`, how often it was updated; of a backend that
-draws random numbers from a state, `rng.KIND`. Its metadata hold the rest as JSON: the report, the
-sums of the log line to come, the loss scale, and the run's fingerprint.
+draws random numbers from a state, `rng.KIND`. `notes` is the rest as JSON: the report, the sums of the
+log line to come, what the watch for a collapse has seen, the loss scale, and the run's fingerprint.
+It was once in the metadata, of which a file can have 100 MB only.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ STEP_FOLDERS = "[0-9]" * 8
 # What a checkpoint holds of each parameter, in its shape.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANDOM = "rng."
+_NOTES = "notes"
+# How safetensors names a fault of the disk, and none of what is written.
+_DISK = "I/O error"
 # Numbers of a weight that tell a model: all weights move in a training.
 _TOLD_BY = 1024
 # Only TensorFlow's checkpoints say who wrote them.
@@ -92,10 +96,11 @@ def save_state(
     """
     if backend == "tf":
         notes = {**notes, "writer": _TF_WRITER}
-    save_arrays(path, arrays, {"state": json.dumps(notes)})
+    text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+    save_arrays(path, {**arrays, _NOTES: text})
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as safetensors, whole or not at all.
 
     Raises:
@@ -106,11 +111,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
 
     with atomic_write(path) as draft:
         try:
-            save_file(dict(arrays), draft, metadata=dict(metadata))
+            save_file(dict(arrays), draft)
         except SafetensorError as error:
-            raise OSError(
-                f"the checkpoint {path} can't be written ({error}). Make room and run it again."
-            ) from error
+            advice = ""
+            if _DISK in str(error):
+                advice = " Make room and run it again."
+            raise OSError(f"the checkpoint {path} can't be written ({error}).{advice}") from error
 
 
 def load_state(
@@ -137,7 +143,11 @@ def load_state(
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        notes = _checked_notes(parse_json(metadata["state"], path, advice="Remove it."), path)
+        if _NOTES in arrays:
+            text: bytes | str = arrays.pop(_NOTES).tobytes()
+        else:
+            text = metadata["state"]
+        notes = _checked_notes(parse_json(text, path, advice="Remove it."), path)
     writer = "tf" if notes.pop("writer", None) == _TF_WRITER else "torch"
     if writer != backend:
         raise ValueError(

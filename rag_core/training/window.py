@@ -25,7 +25,7 @@ _IN_A_ROW = 3
 _SHARE_LEFT = 0.5
 _FEW = 0.25
 # Sums that came later than checkpoints that may still be gone on from.
-_LATER = {"retriever_nats", "questions", "found", "compared", "since"}
+_LATER = {"retriever_nats", "questions", "found", "compared", "since", "distinct", "ids"}
 # Sums of a forward pass beside its loss.
 _COUNTED = ("retriever_nats", "questions", "found", "compared")
 
@@ -42,7 +42,9 @@ class MetricsWindow:
         compared: how many these are.
         prior: of each forward pass, the mean entropy of p(z|x).
         posteriors: of those passes that were asked, the mean entropy of p(z|x, y).
-        ids: of each forward pass, the documents found (B, N).
+        distinct: of each forward pass that searched, the share of different documents.
+        ids: of the passes of the last step, the documents found (B, N); who runs the steps empties
+            it before each.
         since: wall time of the run at the last log line.
     """
 
@@ -56,6 +58,7 @@ class MetricsWindow:
         self.compared = 0
         self.prior: list[float] = []
         self.posteriors: list[float] = []
+        self.distinct: list[float] = []
         self.ids: list[np.ndarray] = []
 
     def add(self, nll: float, doc_scores: np.ndarray | None, doc_ids: np.ndarray | None) -> None:
@@ -75,7 +78,7 @@ class MetricsWindow:
         if doc_scores is not None:
             self.prior.append(mean_posterior_entropy(doc_scores))
         if doc_ids is not None:
-            self.ids.append(doc_ids)
+            self._see(doc_ids)
 
     def add_retriever(self, losses: np.ndarray) -> None:
         """Count the retriever's losses (B,) of a forward pass, in nats."""
@@ -120,7 +123,11 @@ class MetricsWindow:
                 getattr(self, name).append(_mean(means))
         ids = [rows for part in parts for rows in part.ids]
         if ids:
-            self.ids.append(np.concatenate(ids))
+            self._see(np.concatenate(ids))
+
+    def _see(self, ids: np.ndarray) -> None:
+        self.ids.append(ids)
+        self.distinct.append(distinct_document_ratio(ids))
 
     def line(self) -> dict[str, float]:
         """The means; nothing where nothing was added."""
@@ -135,8 +142,8 @@ class MetricsWindow:
             line["in_batch_accuracy"] = self.found / self.compared
         if self.posteriors:
             line["posterior_entropy"] = _mean(self.posteriors)
-        if self.ids:
-            line["distinct_documents"] = _mean([distinct_document_ratio(ids) for ids in self.ids])
+        if self.distinct:
+            line["distinct_documents"] = _mean(self.distinct)
         return line
 
     def copy(self) -> MetricsWindow:
@@ -147,12 +154,16 @@ class MetricsWindow:
         return window
 
     def sums(self) -> dict[str, Any]:
-        """The sums as JSON holds them."""
-        return {**vars(self), "ids": [ids.tolist() for ids in self.ids]}
+        """The sums as JSON holds them, without the ids: a window may be as long as a run."""
+        return {name: value for name, value in vars(self).items() if name != "ids"}
+
+    def shared(self) -> dict[str, Any]:
+        """What another process joins: the sums, and the ids."""
+        return {**self.sums(), "ids": [ids.tolist() for ids in self.ids]}
 
     @classmethod
     def from_sums(cls, sums: dict[str, Any]) -> MetricsWindow:
-        """The inverse of `sums`; what checkpoints did not hold once is 0.
+        """The inverse of `sums` and of `shared`; what checkpoints did not hold once is 0.
 
         Raises:
             TypeError, ValueError: other names, or no numbers.
@@ -166,6 +177,9 @@ class MetricsWindow:
             elif not isinstance(value, int | float | list):
                 raise TypeError("sums that are no numbers")
             setattr(window, name, value)
+        if "distinct" not in sums:  # checkpoints held the ids once
+            window.distinct = [distinct_document_ratio(ids) for ids in window.ids]
+            window.ids = []
         return window
 
 
@@ -183,6 +197,8 @@ class CollapseWatch:
 
     Attributes:
         ratio: share of different documents in the last group.
+        low: groups in a row, the last one among them, in which it was low.
+        waiting: documents (B, N) of questions that are not a group yet.
     """
 
     def __init__(self, report: TrainingReport) -> None:
@@ -190,6 +206,22 @@ class CollapseWatch:
         self.waiting: list[np.ndarray] = []
         self.ratio = 1.0
         self.low = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the report, as JSON."""
+        waiting = [ids.tolist() for ids in self.waiting]
+        return {"ratio": self.ratio, "low": self.low, "waiting": waiting}
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """The inverse of `state`; checkpoints without it begin with a group of their own.
+
+        Raises:
+            TypeError, ValueError, KeyError: no numbers where they belong.
+        """
+        if state is None:
+            return
+        self.ratio, self.low = float(state["ratio"]), int(state["low"])
+        self.waiting = [np.asarray(ids, np.int64) for ids in state["waiting"]]
 
     def see(self, doc_ids: Sequence[np.ndarray]) -> bool:
         """Takes the documents (B, N) of some forward passes; whether retrieval has collapsed."""

@@ -16,7 +16,7 @@ from rag_core.training.loop import run_steps
 from rag_core.training.processes import ALONE
 from rag_core.training.report import TrainingReport
 from rag_core.training.tensorboard import TensorBoard
-from rag_core.training.window import MetricsWindow
+from rag_core.training.window import CollapseWatch, MetricsWindow
 from rag_core.training.words import progress_line
 
 
@@ -34,6 +34,7 @@ class Run:
         self.examples = self.measured = [Example("q", ("a",))] * 8
         self.report = TrainingReport()
         self.window = MetricsWindow()
+        self.watch = CollapseWatch(self.report)
         self.best = BestWeights(None)
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
         self.processes = ALONE

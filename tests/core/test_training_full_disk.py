@@ -1,9 +1,11 @@
 """A disk that is full when a checkpoint is written, and a checkpoint of other data or settings."""
 
 import errno
+import json
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError, safe_open
 
 from rag_core.training.best import BestWeights
 from rag_core.training.config import TrainingConfig
@@ -32,6 +34,26 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_as_it_was(tmp_path, m
             save_state(tmp_path / CHECKPOINT, "torch", ARRAYS, {"report": {}})
     assert error.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_is_as_large_as_its_notes_and_only_a_full_disk_needs_room(
+    tmp_path, monkeypatch
+):
+    save_state(tmp_path / CHECKPOINT, "torch", ARRAYS, {"report": {"a": "b"}})
+    with safe_open(tmp_path / CHECKPOINT, "np") as file:
+        assert not file.metadata()  # which is 100 MB at most
+        assert json.loads(file.get_tensor("notes").tobytes()) == {"report": {"a": "b"}}
+    for words, advice in (("I/O error: No space left", " Make room"), ("header too large", "")):
+
+        def fails(*args, words=words):
+            raise SafetensorError(f"Error while serializing: {words}")
+
+        monkeypatch.setattr("safetensors.numpy.save_file", fails)
+        with pytest.raises(
+            OSError, match=rf"can't be written \(.*{words}\)\.({advice}|$)"
+        ) as error:
+            save_state(tmp_path / CHECKPOINT, "torch", ARRAYS, {})
+        assert ("room" in str(error.value)) == bool(advice)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The steps of a run without a framework: what is watched, said and stopped."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +34,7 @@ class Run:
         self.examples = [Example("q", ("a",))] * 8
         self.report = TrainingReport()
         self.window = MetricsWindow()
+        self.watch = CollapseWatch(self.report)
         self.rates = []
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
         self.processes = ALONE
@@ -53,8 +56,8 @@ class Run:
         self.window.add(loss, np.zeros((1, 1)), ids)
 
 
-def go(steps, **settings):
-    run = Run(steps, **settings)
+def go(steps, kind=Run, **settings):
+    run = kind(steps, **settings)
     bar = SimpleNamespace(update=lambda: None, set_postfix_str=lambda text: None, disable=True)
     run_steps(run, bar, lambda: 0.0)
     return run
@@ -74,6 +77,39 @@ def test_a_collapse_stops_the_run_or_is_said_at_its_end():
     assert (
         go([(APART, 9.0)] * 8 + [(SAME, 9.0)] * 4 + [(APART, 1.0)] * 4).report.collapsed_at is None
     )
+
+
+class Saving(Run):
+    """A run that goes on from each checkpoint as another process would."""
+
+    out = Path("out")
+
+    def save(self):
+        kept = json.loads(json.dumps([self.watch.state(), self.window.sums()]))
+        self.watch = CollapseWatch(self.report)
+        self.watch.load_state(kept[0])
+        self.window = MetricsWindow.from_sums(kept[1])
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, 3])
+def test_a_collapse_is_seen_at_the_same_step_however_often_the_run_is_saved_and_killed(every):
+    steps = [(APART, 9.0)] * 4 + [(SAME, 1.0)] * 12
+    run = go(steps, Saving, on_collapse="warn", save_every=every, log_every=8)
+    assert run.report.collapsed_at == 10
+    assert [line["distinct_documents"] for line in run.report.history] == [0.625, 0.25]
+
+
+def test_a_window_holds_no_ids_but_those_of_its_last_step_and_old_checkpoints_are_read():
+    run = go([(APART, 9.0)] * 3 + [(SAME, 9.0)], log_every=100)
+    assert run.report.history[-1]["distinct_documents"] == (3 + 0.25) / 4
+    window = MetricsWindow()
+    window.add(1.0, np.zeros((1, 1)), SAME)
+    assert "ids" not in window.sums() and "ids" in window.shared()
+    window.tokens = 1
+    old = {**window.sums(), "ids": [SAME.tolist()]}
+    del old["distinct"]
+    assert MetricsWindow.from_sums(old).line() == window.line()
+    assert MetricsWindow.from_sums(old).sums() == window.sums()
 
 
 @given(st.lists(st.integers(1, 7), min_size=30, max_size=40), st.integers(2, 5))

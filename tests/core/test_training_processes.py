@@ -17,7 +17,7 @@ from rag_core.training.processes import ALONE, FirstFailed, ProcessLost, started
 from rag_core.training.reindexing import Reindexing
 from rag_core.training.report import TrainingReport
 from rag_core.training.state import check_fingerprint, fingerprint
-from rag_core.training.window import MetricsWindow
+from rag_core.training.window import CollapseWatch, MetricsWindow
 from tests.support.knowledge_bases import build
 from tests.support.processes import Threads, together
 from tests.support.reindexing import TURNING, Inline, TurningEncoder
@@ -112,7 +112,7 @@ def test_what_all_counted_of_a_forward_pass_is_what_one_would_have(count, size, 
     alone.join([one])
     assert alone.sums() == one.sums()
     parts = [counted(each.own(rows), each.own(ids)) for each in ranks(count)]
-    sent = json.loads(json.dumps([part.sums() for part in parts]))
+    sent = json.loads(json.dumps([part.shared() for part in parts]))
     joined.join([MetricsWindow.from_sums(sums) for sums in sent])
     joined.tokens = alone.tokens = 7
     assert joined.line() == pytest.approx(alone.line(), rel=1e-12)
@@ -140,6 +140,7 @@ class Run:
         self.processes, self.callbacks = processes, list(callbacks)
         self.losses = dict(losses)
         self.report, self.window = TrainingReport(), MetricsWindow()
+        self.watch = CollapseWatch(self.report)
         self.examples = self.measured = [Example(str(n), ("a",)) for n in range(8)]
         self.optimizer = SimpleNamespace(param_groups=[{"peak": 1.0}])
         self.model, self.total, self.did = None, 6, []
