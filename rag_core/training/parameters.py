@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from rag_core.retrieval import has_own_scores
 from rag_core.training.config import TrainingConfig
+from rag_core.training.data import Example
 
 Parameter = TypeVar("Parameter")
 
@@ -83,6 +84,38 @@ def as_it_learns(config: TrainingConfig, parameters: Iterable[str]) -> TrainingC
         return replace(config, **frozen)
     except ValueError as error:
         raise ValueError(f"{error}. Of the model's {' and '.join(still)} all is {_STILL}") from None
+
+
+def check_own_passages(
+    examples: Sequence[Example], validation: Sequence[Example], config: TrainingConfig
+) -> None:
+    """Refuse what cannot be learned, or measured, where examples bring the passage that is read.
+
+    Raises:
+        ValueError: some have one and some have none, or nothing reaches what is to learn.
+    """
+    for name, some in (("examples", examples), ("validation", validation)):
+        if len({example.passage is None for example in some}) > 1:
+            raise ValueError(f"{name} must either all bring a passage or none, got both kinds")
+    if examples[0].passage is None or config.retriever_loss == "contrastive":
+        return
+    if config.retriever_loss is not None:
+        raise ValueError(
+            "retriever_loss must be None or 'contrastive' where examples bring their own "
+            f"passage, got {config.retriever_loss!r}. Nothing is retrieved for them"
+        )
+    if config.generator == "frozen":
+        raise ValueError(
+            "generator must be 'all' where examples bring their own passage, got 'frozen'. Nothing "
+            "is retrieved for them, so nothing else learns; with retriever_loss='contrastive' the "
+            "encoders do"
+        )
+    if config.context_encoder != "frozen":
+        raise ValueError(
+            "context_encoder must be 'frozen' where examples bring their own passage, got "
+            f"{config.context_encoder!r}. Nothing is retrieved for them; with "
+            "retriever_loss='contrastive' it learns"
+        )
 
 
 def check_index(index: Any, config: TrainingConfig) -> None:

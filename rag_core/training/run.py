@@ -29,7 +29,14 @@ from rag_core.training.faults import NotFinite
 from rag_core.training.files import Origin, read_checkpoint, write_checkpoint, write_model
 from rag_core.training.loop import run_steps
 from rag_core.training.losses import ForwardPass
-from rag_core.training.parameters import as_it_learns, check_index, learning_parameters
+from rag_core.training.parameters import (
+    GENERATOR,
+    as_it_learns,
+    check_index,
+    check_own_passages,
+    learning_parameters,
+    part_of,
+)
 from rag_core.training.passes import ForwardPasses
 from rag_core.training.processes import ALONE, Processes
 from rag_core.training.report import TrainingReport
@@ -85,7 +92,8 @@ class TrainingRun(ForwardPasses):
 
     Raises:
         OSError: `out` is no place for a model, see `check_out`.
-        ValueError: no examples, some of them with a passage and some without, or float16 on a CPU.
+        ValueError: no examples, some with a passage and some without, settings that do not go with
+            passages, or float16 on a CPU.
     """
 
     def __init__(
@@ -109,13 +117,7 @@ class TrainingRun(ForwardPasses):
         self.config = config
         if not examples:
             raise ValueError("examples must hold at least one question with its answer")
-        if len({example.passage is None for example in examples}) > 1:
-            raise ValueError("examples must either all bring a passage or none, got both kinds")
-        if examples[0].passage is not None and config.retriever_loss in ("emdr2", "pdist"):
-            raise ValueError(
-                "retriever_loss must be None or 'contrastive' where examples bring their own "
-                f"passage, got {config.retriever_loss!r}. Nothing is retrieved for them"
-            )
+        check_own_passages(examples, validation, config)
         if config.mixed_precision == "fp16" and not self.on_gpu:
             raise ValueError(
                 f"mixed_precision 'fp16' needs a GPU, the model is on {model.device}: use 'bf16' "
@@ -440,7 +442,11 @@ class TrainingRun(ForwardPasses):
     def _choose_parameters(self) -> None:
         """Find out what learns: what the settings say, but for what the model's owner has frozen."""
         still = self.still()
-        self.parameters = learning_parameters(self.named_parameters(), self.config, still)
+        named = self.named_parameters()
+        # Without a search and a loss of the retriever nothing reaches an encoder.
+        if self.examples[0].passage is not None and self.config.retriever_loss is None:
+            named = [(name, value) for name, value in named if part_of(name) == GENERATOR]
+        self.parameters = learning_parameters(named, self.config, still)
         self.config = as_it_learns(self.config, self.parameters)
         # Of a model from files nobody has frozen anything.
         if still and self.origin is None:

@@ -362,8 +362,38 @@ def test_a_given_passage_is_read_and_one_without_the_answer_is_learned_to_say_no
     logits = double.model.generator(**ids, decoder_input_ids=answers[:, :2]).logits
     says_nothing = to_numpy(logits).argmax(-1) == tokenizers[1].mask_token_id  # (16, 2)
     assert says_nothing.tolist() == [[not e.answerable] * 2 for e in examples]
-    with pytest.raises(ValueError, match="either all bring a passage or none"):
+    with pytest.raises(ValueError, match="examples must either all bring a passage or none"):
         train(double(), double.retriever, [*examples, *EXAMPLES], config, progress=False)
+
+
+@pytest.mark.parametrize("kinds", [(0, 1), (1, 0)])
+def test_questions_to_validate_on_all_bring_a_passage_or_none_does(train, double, kinds):
+    two = EXAMPLES[0], Example("king ?", ("war",), ("war", "tree"))
+    config = TrainingConfig(steps=1, **SETTINGS)
+    options = {"validation": [two[kind] for kind in kinds], "progress": False}
+    with pytest.raises(ValueError, match="validation must either all bring a passage or none"):
+        train(double(), double.retriever, EXAMPLES, config, **options)
+
+
+def test_where_passages_are_given_the_generator_learns_alone(train, double):
+    examples, said = [Example("king ?", (w,), (w, "tree stone")) for w in WORDS], []
+
+    def run(**settings):
+        config = TrainingConfig(steps=1, **{**SETTINGS, "warmup_steps": 0, **settings})
+        return train(double(), double.retriever, examples, config, progress=False, say=said.append)
+
+    run()
+    assert "Question encoder: stays as it is" in said[0]
+    moved = {
+        name
+        for name, value in weights(double.model).items()
+        if not np.array_equal(value, double.start[name])
+    }
+    assert moved and not any("question_encoder" in name for name in moved)
+    with pytest.raises(ValueError, match="generator must be 'all' where examples bring"):
+        run(generator="frozen")
+    with pytest.raises(ValueError, match="context_encoder must be 'frozen' where examples bring"):
+        run(context_encoder="all")
 
 
 def test_mixed_precision_and_refusals(golden, train, shaken, tmp_path, monkeypatch):
