@@ -13,8 +13,6 @@ SAME = {
     "gradient_accumulation_steps": "accumulation",
     "num_train_epochs": "epochs",
     "learning_rate": "learning_rate",
-    "warmup_steps": "warmup_steps",
-    "warmup_ratio": "warmup_ratio",
     "weight_decay": "weight_decay",
     "adam_beta2": "beta2",
     "max_grad_norm": "max_grad_norm",
@@ -52,6 +50,9 @@ _ANYWAY: dict[str, tuple[Any, ...]] = {
     "save_safetensors": (True,),
 }
 _METRICS = {"exact_match": True, "f1": True, "loss": False}  # whether more is better
+_WHOLE = "every process of a run holds the whole model, see docs/training.md"
+# Their steps between log lines, and between validations, where nobody says.
+_LOGGING_STEPS = 500
 _REASONS = {
     "adam_beta1": "AdamW's first moment decays by 0.9",
     "adam_epsilon": "AdamW's epsilon is 1e-8",
@@ -60,8 +61,8 @@ _REASONS = {
     "logging_strategy": "log lines are logging_steps apart",
     "resume_from_checkpoint": "the same call goes on by itself from what it left in `out`",
     "push_to_hub": "push the finished model with its push_to_hub()",
-    "deepspeed": "a run is one process",
-    "fsdp": "a run is one process",
+    "deepspeed": _WHOLE,
+    "fsdp": _WHOLE,
     "torch_compile": "compile the model yourself before you train it",
 }
 
@@ -90,9 +91,11 @@ def settings_from_arguments(arguments: Any) -> dict[str, Any]:
             settings[SAME[name]] = value
         elif value not in _ANYWAY.get(name, (value,)):
             raise _refusal(name, value)
-    settings |= _steps(given) | _precision(given) | _evaluation(given) | _reports(given)
+    settings |= _steps(given) | _warmup(given) | _precision(given) | _evaluation(given, settings)
+    settings |= _reports(given)
     for name, value in given.items():
-        raise _refusal(name, value)
+        if name not in _REASONS or value:  # what is off asks for nothing
+            raise _refusal(name, value)
     return settings
 
 
@@ -119,9 +122,22 @@ def _off_default(arguments: Any) -> dict[str, Any]:
 
 def _steps(given: dict[str, Any]) -> dict[str, Any]:
     steps = given.pop("max_steps", -1)
-    if steps is None or steps < 0:
+    if steps is None or steps <= 0:
         return {}
     return {"steps": steps}
+
+
+def _warmup(given: dict[str, Any]) -> dict[str, Any]:
+    """Steps of warm-up go before their share of all steps, but for 0; a part of 1 is a share."""
+    steps, share = given.pop("warmup_steps", None), given.pop("warmup_ratio", None)
+    if isinstance(steps, float) and 0 < steps < 1:
+        share = share or steps
+        steps = None
+    if share is not None and not steps:
+        return {"warmup_ratio": share}
+    if steps is None:
+        return {}
+    return {"warmup_steps": steps}
 
 
 def _precision(given: dict[str, Any]) -> dict[str, Any]:
@@ -131,17 +147,26 @@ def _precision(given: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(["mixed_precision"] * len(chosen), "".join(chosen))
 
 
-def _evaluation(given: dict[str, Any]) -> dict[str, Any]:
-    """When there are validations and checkpoints, and what the best model is."""
+def _evaluation(given: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """When there are validations and checkpoints, and what the best model is.
+
+    Args:
+        given: what is not read yet.
+        said: the settings that are.
+    """
     settings: dict[str, Any] = {}
     for name, setting, every in (
         ("eval_strategy", "evaluate_every", "eval_steps"),
         ("evaluation_strategy", "evaluate_every", "eval_steps"),
         ("save_strategy", "save_every", "save_steps"),
     ):
-        strategy = given.pop(name, "steps")
+        if name not in given:
+            continue
+        strategy = given.pop(name)
         if strategy == "no":
             settings[setting] = 0
+        elif strategy == "steps" and said.get(setting) is None and setting == "evaluate_every":
+            settings[setting] = said.get("log_every") or _LOGGING_STEPS
         elif strategy != "steps":
             raise ValueError(f"{name} must be 'steps' or 'no', got {strategy!r}. Name {every}")
     keeps_best = given.pop("load_best_model_at_end", False)
@@ -183,6 +208,7 @@ def _reports(given: dict[str, Any]) -> dict[str, Any]:
 
 def _refusal(name: str, value: Any) -> ValueError:
     known = [*SAME, *_ELSEWHERE, *_ANYWAY, *_REASONS, "max_steps", "bf16", "fp16", "report_to"]
+    known += ["warmup_steps", "warmup_ratio"]
     reason = _REASONS.get(name, "a run here has nothing like it")
     near = get_close_matches(name, known, 1)
     if name not in known and near:

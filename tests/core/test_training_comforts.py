@@ -268,8 +268,29 @@ def test_names_of_training_arguments_are_settings():
 
     found = TrainingConfig.from_training_arguments(Arguments("out", 1e-3, report_to=["wandb"]))
     assert found == TrainingConfig(learning_rate=1e-3)  # what is installed is named by itself
-    with pytest.raises(ValueError, match=r"deepspeed must be left out.*one process"):
+    with pytest.raises(ValueError, match=r"deepspeed must be left out.*whole model"):
         TrainingConfig.from_training_arguments(Arguments("out", deepspeed="ds.json"))
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ({"eval_strategy": "steps", "logging_steps": 50}, {"evaluate_every": 50, "log_every": 50}),
+        ({"eval_strategy": "steps"}, {"evaluate_every": 500}),
+        ({"eval_strategy": "steps", "eval_steps": 7}, {"evaluate_every": 7}),
+        ({"eval_strategy": "no", "eval_steps": 7}, {"evaluate_every": 0}),
+        ({"save_strategy": "steps"}, {}),
+        ({"warmup_steps": 0, "warmup_ratio": 0.1}, {"warmup_ratio": 0.1}),
+        ({"warmup_steps": 5, "warmup_ratio": 0.1}, {"warmup_steps": 5}),
+        ({"warmup_steps": 0}, {"warmup_steps": 0}),
+        ({"warmup_steps": 0.2}, {"warmup_ratio": 0.2}),
+        ({"warmup_ratio": 0.0}, {"warmup_ratio": 0.0}),
+        ({"max_steps": 0, "num_train_epochs": 2}, {"epochs": 2}),
+        ({"push_to_hub": False, "deepspeed": None, "fsdp": ""}, {}),
+    ],
+)
+def test_training_arguments_mean_what_they_mean_in_transformers(given, settings):
+    assert TrainingConfig.from_training_arguments(given) == TrainingConfig(**settings)
 
 
 @pytest.mark.parametrize(
