@@ -85,7 +85,7 @@ def calibration_of(
         probabilities = [probability(row) for row in judged]
         if of_confidence:
             judged = [row for row in judged if row.get("confidence") is not None]
-            probabilities = [row["confidence"] for row in judged]
+            probabilities = [_known(row["confidence"]) for row in judged]
         if judged:
             hits = [row["scores"]["exact_match"] for row in judged]
             found[of] = calibration(probabilities, hits, seed)
@@ -93,10 +93,18 @@ def calibration_of(
 
 
 def probability(row: Mapping[str, Any]) -> float:
-    """p(y|x) of a row's answer; 0 where there is none."""
-    if row["log_probability"] is None:
+    """p(y|x) of a row's answer; 0 where there is none, or no number that says it."""
+    log_probability = row["log_probability"]
+    if log_probability is None or math.isnan(log_probability):
         return 0.0
-    return math.exp(min(0.0, row["log_probability"]))
+    return math.exp(min(0.0, log_probability))
+
+
+def _known(confidence: float) -> float:
+    """The confidence of an answer whose probability is no number is 0, as that counts."""
+    if math.isnan(confidence):
+        return 0.0
+    return confidence
 
 
 def _tied(hits: np.ndarray, group: np.ndarray) -> np.ndarray:

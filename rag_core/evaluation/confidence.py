@@ -12,6 +12,7 @@ Letters: n answers.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from rag_core.hub import atomic_write, read_json
 LEAST = 20
 _STEPS = 100
 _TINY = 1e-9
+# Reports keep six digits: what varies by less is their rounding, and gets no weight.
+_NOISE = 1e-5
 
 
 def fit_confidence(
@@ -43,8 +46,8 @@ def fit_confidence(
         right: (n,), 1 = right, 0 = wrong.
 
     Raises:
-        ValueError: fewer than 20 answers, all of them right or all wrong, or the more probable ones
-            are not more often right.
+        ValueError: fewer than 20 answers, all of them right or all wrong, numbers that are not
+            finite, or the more probable ones are not more often right.
     """
     hits = np.asarray(right, np.float64) > 0.5
     count, rights = len(hits), int(hits.sum())
@@ -55,10 +58,17 @@ def fit_confidence(
         )
     targets = np.where(hits, (rights + 1) / (rights + 2), 1 / (count - rights + 2))
     columns = np.array([log_probabilities, doc_scores], np.float64)
+    if not np.isfinite(columns).all():
+        raise ValueError(
+            "log_probabilities and doc_scores must be finite numbers, got some that are not. Leave "
+            "such answers out"
+        )
     # means of 0 and deviations of 1: Newton's steps from here converge
-    means = columns.mean(1)
-    spreads = np.maximum(columns.std(1), _TINY)
-    features = np.vstack([(columns - means[:, None]) / spreads[:, None], np.ones(count)])
+    means, spreads = columns.mean(1), columns.std(1)
+    is_constant = spreads <= _NOISE * np.abs(columns).max(1)
+    spreads = np.where(is_constant, 1.0, spreads)
+    varied = np.where(is_constant[:, None], 0.0, (columns - means[:, None]) / spreads[:, None])
+    features = np.vstack([varied, np.ones(count)])
     weights = np.array([0.0, 0.0, np.log(targets.mean() / (1 - targets.mean()))])
     for _ in range(_STEPS):
         sure = (1 + np.tanh(weights @ features / 2)) / 2
@@ -163,4 +173,6 @@ def _variants(evaluation: Evaluation, name: str | None) -> dict[str, str]:
 
 
 def _is_judged(row: Mapping[str, Any]) -> bool:
-    return row["log_probability"] is not None and "exact_match" in row["scores"]
+    numbers = (row["log_probability"], row["doc_score"])
+    is_known = all(number is not None and math.isfinite(number) for number in numbers)
+    return is_known and "exact_match" in row["scores"]

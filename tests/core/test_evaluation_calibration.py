@@ -71,8 +71,18 @@ def test_rows_without_an_answer_to_compare_with_are_left_out() -> None:
         {"log_probability": -1.0, "scores": {}},
     ]
     assert [probability(row) for row in rows[:3]] == pytest.approx([0.25, 0, 1])
+    assert probability({"log_probability": math.nan}) == 0  # it was once the surest of all
     found = calibration_of(rows, [True, False, False, True], seed=0)
     assert found["all"][BRIER]["n"] == 3
     assert found["all"][BRIER]["mean"] == pytest.approx(0.25**2 / 3)
     assert found["answerable"][ERROR]["mean"] == pytest.approx(0.25)
     assert calibration_of(rows[3:], None, seed=0) == {}
+
+
+def test_a_confidence_that_is_no_number_is_none() -> None:
+    rows = [
+        {"log_probability": math.nan, "confidence": value, "scores": {"exact_match": 0.0}}
+        for value in (math.nan, 0.5)
+    ]
+    found = calibration_of(rows, None, seed=0, of_confidence=True)["all"]
+    assert found[BRIER]["mean"] == pytest.approx(0.125)

@@ -39,6 +39,26 @@ def test_answers_that_do_not_overlap_give_finite_numbers() -> None:
     assert all(np.isfinite(line)) and line[1] == 0
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+@pytest.mark.parametrize("score", [2 / 61, -3.417727, 80.1234])
+def test_scores_that_differ_by_their_rounding_alone_get_no_weight(score, noise) -> None:
+    log_probs, _, right = answers(61)
+    drawn = np.random.default_rng(1).normal(score, noise * abs(score), 61)
+    line = fit_confidence(log_probs, [float(f"{value:.6g}") for value in drawn], right)
+    assert line[1] == 0 < line[0]
+
+
+def test_an_answer_whose_probability_is_no_number_teaches_nothing(tmp_path) -> None:
+    rag_config().save_pretrained(tmp_path)
+    found = evaluation(200)
+    fitted = calibrate_model([found], tmp_path)
+    [rows] = found.answers.values()
+    rows += [{**rows[0], "log_probability": bad} for bad in (np.nan, -np.inf, None)]
+    assert calibrate_model([found], tmp_path) == fitted
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        fit_confidence([np.nan] * 30, [0.5] * 30, [1.0] * 15 + [0.0] * 15)
+
+
 @pytest.mark.parametrize(
     ("log_probs", "right", "words"),
     [
