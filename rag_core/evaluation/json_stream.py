@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from rag_core.hub import DamagedFileError
+from rag_core.hub import DamagedFileError, encoding_of
 
 # Files of passages are gigabytes: they are read piece by piece.
 _CHUNK = 1 << 20
@@ -21,7 +22,7 @@ def array_elements(path: Path, key: str | None = None) -> Iterator[Any]:
     """The elements of a JSON array, read as far as they are asked for.
 
     Args:
-        path: UTF-8.
+        path: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
         key: of the top-level object whose value the array is; None where the file is the array.
 
     Raises:
@@ -44,13 +45,14 @@ def array_elements(path: Path, key: str | None = None) -> Iterator[Any]:
 class _Reader:
     """Text of a stream, of which as much is held as the value that is being read needs."""
 
-    def __init__(self, stream: IO[bytes], path: Path) -> None:
+    def __init__(self, stream: BufferedReader, path: Path) -> None:
         self.stream = stream
         self.path = path
         self.text = ""
         self.place = 0
         self.decoder = json.JSONDecoder()
-        self.decode: Callable[..., str] = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.encoding = encoding_of(stream.peek(4))
+        self.decode: Callable[..., str] = codecs.getincrementaldecoder(self.encoding)().decode
 
     def fault(self, reason: str) -> DamagedFileError:
         return DamagedFileError(f"{self.path} is not valid json: {reason}. Mend or copy it again.")
@@ -66,7 +68,8 @@ class _Reader:
         try:
             self.text += self.decode(data, not data)
         except UnicodeDecodeError as error:
-            raise self.fault(f"text must be UTF-8 ({error.reason})") from None
+            encoding = self.encoding.removesuffix("-sig").upper()
+            raise self.fault(f"text must be {encoding} ({error.reason})") from None
         return bool(data)
 
     def peek(self) -> str:

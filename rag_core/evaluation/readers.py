@@ -6,6 +6,7 @@ A reader gives pairs: the place ("file:line"), for errors, and the question.
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -16,7 +17,7 @@ import regex
 
 from rag_core.evaluation.json_stream import array_elements
 from rag_core.evaluation.questions import Context, Gold, Question
-from rag_core.hub import check_text, parse_object, read_lines
+from rag_core.hub import check_text, encoding_of, parse_object, read_lines
 
 Placed = Iterator[tuple[str, Question]]
 
@@ -41,7 +42,7 @@ def read_questions(path: str | Path, *, patterns: bool | None = None) -> list[Qu
     Args:
         path: a file, or the folder of a BEIR data set. Nothing is fetched.
         patterns: whether the answers are regular expressions; None looks for `\\s`, `\\d` and the
-            like in the first answers of a jsonl.
+            like in the first lists of answers of a jsonl.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,12 +85,13 @@ def open_reader(path: Path, patterns: bool | None = None) -> Placed:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; name a file of questions")
     with path.open("rb") as stream:
-        head = stream.read(_HEAD)
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \r\n")[:1]
-    if start == b"[":
+        data = stream.read(_HEAD)
+    decoder = codecs.getincrementaldecoder(encoding_of(data))("replace")
+    head = decoder.decode(data).lstrip(" \r\n")
+    if head.startswith("["):
         return _entries(path, array_elements(path), _dpr)
-    if start == b"{":
-        key = _tree_key(head)
+    if head.startswith("{"):
+        key = _tree_key(head, len(data) < _HEAD)
         if key == "data":
             return _squad(path)
         if key == "Data":
@@ -98,12 +100,11 @@ def open_reader(path: Path, patterns: bool | None = None) -> Placed:
     return _table(path, bool(patterns))
 
 
-def _tree_key(head: bytes) -> str | None:
+def _tree_key(head: str, is_whole: bool) -> str | None:
     """The key of the array in a file that is one object; None of lines that are one each."""
-    text = head.decode("utf-8-sig", "replace").lstrip()
-    line, end, _ = text.partition("\n")
-    match = _TREE.search(text)
-    if end or len(head) < _HEAD:
+    line, end, _ = head.partition("\n")
+    match = _TREE.search(head)
+    if end or is_whole:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rag_core.hub.push import push_folder as push_folder
     from rag_core.hub.text_lines import Line as Line
     from rag_core.hub.text_lines import check_text as check_text
+    from rag_core.hub.text_lines import encoding_of as encoding_of
     from rag_core.hub.text_lines import numbered as numbered
     from rag_core.hub.text_lines import parse_object as parse_object
     from rag_core.hub.text_lines import read_lines as read_lines
@@ -78,6 +79,7 @@ __getattr__, __dir__, __all__ = lazily(
         "text_lines": [
             "Line",
             "check_text",
+            "encoding_of",
             "numbered",
             "parse_object",
             "read_lines",

@@ -43,6 +43,11 @@ class Line(NamedTuple):
     fault: str | None
 
 
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text by its first bytes: UTF-8 without a byte order mark."""
+    return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
+
+
 def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, None, None]:
     """The lines of a stream of UTF-8 (or UTF-16 or UTF-32 with a byte order mark); a faulty one
     does not end it.
@@ -54,8 +59,7 @@ def scan_lines(stream: IO[bytes], name: str | PathLike[str]) -> Generator[Line, 
     buffered: Any = stream
     if not hasattr(stream, "peek"):
         buffered = io.BufferedReader(cast(Any, stream))
-    start = buffered.peek(4)[:4]
-    encoding = next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
+    encoding = encoding_of(buffered.peek(4))
     # A byte that is not UTF-8 is kept as a lone surrogate, and so found with its line and column.
     errors = "surrogatepass"
     if encoding.startswith("utf-8"):

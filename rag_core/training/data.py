@@ -99,7 +99,7 @@ def _is_foreign(path: Path) -> bool:
     if line.startswith("{"):
         try:
             keys = set(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             return line == "{" or any(f'"{key}":' in line for key in ("data", "Data"))
         return any(layout <= keys for layout in _FOREIGN)
     return path.suffix != ".jsonl" and bool(line)

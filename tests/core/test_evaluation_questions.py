@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rag_core.evaluation import Gold, Question, read_questions
 from rag_core.evaluation.json_stream import array_elements
 from rag_core.hub import DamagedFileError
+from rag_core.training import read_examples
 
 DPR = {
     "dataset": "nq_dev",
@@ -192,6 +193,24 @@ def test_the_old_examples_pairs_of_files(tmp_path) -> None:
     (tmp_path / "test.target").write_text("A\nB\nC\n")
     with pytest.raises(ValueError, match=r"as many lines as .*, 2, got more"):
         read_questions(tmp_path / "test.source")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_how_a_file_of_any_format_is_written(tmp_path, encoding) -> None:
+    asked = {"id": "1", "question": "été ?", "answers": [{"text": "a"}]}
+    article = {"title": "T", "paragraphs": [{"context": "a", "qas": [asked]}]}
+    contents = {
+        "own.jsonl": '{"question": "été ?", "answer": "a"}\n',
+        "dpr.json": json.dumps([{"question": "été ?", "answers": ["a"]}], ensure_ascii=False),
+        "squad.json": json.dumps({"data": [article]}, ensure_ascii=False),
+        "nq.tsv": "été ?\t['a']\n",
+    }
+    for name, text in contents.items():
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        [question] = read_questions(tmp_path / name)
+        assert (question.question, question.answers) == ("été ?", ("a",)), name
+        [example] = read_examples(tmp_path / name)
+        assert (example.question, example.answers) == ("été ?", ("a",)), name
 
 
 def test_regular_expressions_are_seen_or_asked_for(tmp_path) -> None:

@@ -25,6 +25,10 @@ from rag_core.training.state import fingerprint
             r'qa.jsonl:2: "question" must be a text that is not empty',
         ),
         (
+            '{"question": "q", "answer": "a", "x": ' + "[" * 100000 + "]" * 100000 + "}",
+            r"qa.jsonl:2: every line must be one JSON object: it is nested more than 64 deep",
+        ),
+        (
             '{"question": "q"}',
             r'qa.jsonl:2: "answer" must be a text or a list.*got an object with the keys .\'question',
         ),
@@ -79,6 +83,9 @@ def test_examples_are_read(tmp_path):
     assert read_examples(path) == [Example("q", ("a", "b")), Example("é", ("x",))]
     path.write_text("\n")
     with pytest.raises(ValueError, match="no question in it"):
+        read_examples(path)
+    path.write_text('{"question": ' + "[" * 100000)  # the first line tells whose the file is
+    with pytest.raises(ValueError, match=r"qa.jsonl:1: .* nested more than 64 deep"):
         read_examples(path)
 
 
