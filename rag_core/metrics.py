@@ -102,12 +102,17 @@ def recall_at_k(
 def precision_at_k(
     retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]], k: int
 ) -> float:
-    """Mean share of a question's first k places taken by relevant documents.
+    """Mean share of a question's first k places taken by relevant documents; passages of one
+    document take a place each.
 
     Arguments as `recall_at_k`.
     """
-    rows = _hits(retrieved, relevant, k)
-    return float(np.mean([len(first & right) / k for first, right in rows]))
+    _check_depth(k)
+    shares = []
+    for hits, right in _rows(retrieved, relevant):
+        taken = [hit for hit in hits[:k] if _documents([hit]) & right]
+        shares.append(len(taken) / k)
+    return float(np.mean(shares))
 
 
 def mean_reciprocal_rank(
@@ -200,12 +205,16 @@ def _listed(references: str | Iterable[str]) -> list[str]:
     return list(references)
 
 
+def _check_depth(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"hits must be counted with k >= 1, got k={k}")
+
+
 def _hits(
     retrieved: Sequence[Sequence[Any]], relevant: Sequence[Iterable[Any]], k: int
 ) -> list[tuple[set[Any], set[Any]]]:
     """Of each question, the documents among its first k hits, and the relevant ones."""
-    if k < 1:
-        raise ValueError(f"hits must be counted with k >= 1, got k={k}")
+    _check_depth(k)
     return [(_documents(hits[:k]), right) for hits, right in _rows(retrieved, relevant)]
 
 

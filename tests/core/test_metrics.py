@@ -37,6 +37,9 @@ def test_retrieval_recall_and_precision() -> None:
     assert metrics.recall_at_k(retrieved, [[1, 9], [5]], 1) == pytest.approx(0.5)
     assert metrics.precision_at_k(retrieved, [[1, 9], [5]], 2) == pytest.approx(0.5)
     assert metrics.recall_at_k([["A", "B"]], [["B"]], 2) == 1.0
+    passages = [["A", "A", "B"]]  # two of document A: two places, one document
+    assert metrics.precision_at_k(passages, [["A"]], 3) == pytest.approx(2 / 3)
+    assert metrics.recall_at_k(passages, [["A", "C"]], 3) == 0.5
     assert metrics.precision_at_k([[-1, 4]], [[-1]], 2) == 0.0  # a missing hit is no document
     with pytest.raises(ValueError, match="at least one document"):
         metrics.recall_at_k([[1]], [[]], 1)
