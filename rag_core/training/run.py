@@ -356,11 +356,12 @@ class TrainingRun(ForwardPasses):
         examples = read_examples(questions)
         base = KnowledgeBase.open(kb)
         base.check_model(RagConfig.from_pretrained(model))
-        config = TrainingConfig(n_docs=n_docs, validation_size=len(examples))
+        # as a sample of themselves: of questions to validate on the loss is computed, too
+        config = TrainingConfig(n_docs=n_docs, sample_size=len(examples))
         with cls.joined() as processes:
             network, retriever = cls._open(model, base, device, index)
-            asked = examples, config, examples, None
-            run = cls(network, retriever, *asked, say=say, processes=processes)
+            parts = network, retriever, examples, config
+            run = cls(*parts, [], None, say=say, processes=processes)
             measured = run.validate()["exact_match"]
         network.eval()
         run.say_wrong_answers()
