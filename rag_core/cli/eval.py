@@ -28,6 +28,8 @@ from rag_core.cli.common import (
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
 
+_SEED, _BATCH_SIZE = 0, 8
+
 
 @clean
 def eval(
@@ -60,8 +62,8 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(help="Questions to ask at most, drawn at random; by default all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of that draw and of the intervals.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of that draw and of the intervals.")] = _SEED,
+    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = _BATCH_SIZE,
     answerable_only: Annotated[
         bool, typer.Option("--answerable-only", help="Ask those that the knowledge base answers.")
     ] = False,
@@ -82,8 +84,26 @@ def eval(
     Exact match, F1 and others, recall of retrieval, each with a 95 % interval. Stopped or killed,
     the same command goes on.
     """
+    given = {
+        "--model": model,
+        "--kb": kb,
+        "--index": index,
+        "--n-docs": n_docs,
+        "--head": head,
+        "--decoding": decoding,
+        "--num-beams": num_beams,
+        "--limit": limit,
+        "--dtype": dtype,
+        "--device": device,
+        "--backend": backend,
+    }
+    switches = {"--answerable-only": answerable_only, "--retrieval-only": retrieval_only}
+    others = {"--seed": seed != _SEED, "--batch-size": batch_size != _BATCH_SIZE}
     if compare is not None:
-        _compare(questions, compare, as_json)
+        flags = [name for name, value in {**given, "--out": out}.items() if value is not None]
+        flags += [name for name, is_on in switches.items() if is_on]
+        flags += [name for name, is_said in others.items() if is_said]
+        _compare(questions, compare, flags, as_json)
         return
     if questions is None:
         raise ValueError("QUESTIONS must be given (or --compare with two runs)")
@@ -120,22 +140,8 @@ def eval(
         dtype=dtype,
         device=device,
     )
-    given = {
-        "--model": model,
-        "--kb": kb,
-        "--index": index,
-        "--n-docs": n_docs,
-        "--head": head,
-        "--decoding": decoding,
-        "--num-beams": num_beams,
-        "--limit": limit,
-        "--dtype": dtype,
-        "--device": device,
-        "--backend": backend,
-    }
     words = [word for name, value in without_none(**given).items() for word in (name, value)]
     words += ["--seed", seed, "--batch-size", batch_size]
-    switches = {"--answerable-only": answerable_only, "--retrieval-only": retrieval_only}
     words += [name for name, is_on in switches.items() if is_on]
     if out is not None:
         words += ["--out", f"{out}-again"]
@@ -156,9 +162,16 @@ def eval(
         say(f"{out}: report.md, report.json, and the answers question by question.")
 
 
-def _compare(questions: Path | None, runs: tuple[Path, Path], as_json: bool) -> None:
+def _compare(
+    questions: Path | None, runs: tuple[Path, Path], flags: list[str], as_json: bool
+) -> None:
     from rag_core.evaluation import compare
 
+    if flags:
+        raise ValueError(
+            f"{', '.join(flags)} must be left out with --compare, which shows two finished runs as "
+            "they are. Redirect what it prints to keep it"
+        )
     if questions is not None:
         raise ValueError(
             f"QUESTIONS and --compare exclude each other, got {str(questions)!r}: finished runs "

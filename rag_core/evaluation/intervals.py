@@ -48,7 +48,8 @@ def paired(
 
     Returns:
         "first", "second", "difference" with "low" and "high", "n", and "p": how often chance alone
-        would make a difference as far from 0 (two-sided, by the share of draws beyond 0).
+        would make a difference as far from 0 (two-sided, by the share of draws beyond 0), and at
+        least how often it puts all n questions on one side, of which few draws know nothing.
     """
     both = np.stack([_columns(values), _columns(others)], axis=1)  # (n, 2, S)
     statistic = _statistic(name)
@@ -65,7 +66,7 @@ def paired(
         "second": statistic(sums[1], count),
         "difference": difference(sums),
         **bounds(drawn),
-        "p": min(1.0, 2 * beyond),
+        "p": min(1.0, max(2 * beyond, 2.0 ** (1 - count))),
         "n": count,
     }
 

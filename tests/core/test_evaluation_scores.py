@@ -187,5 +187,7 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     assert figure("f1", others, 0)["high"] > figure("f1", values, 0)["low"]
     same = paired("exact_match", values, values, 0)
     assert (same["difference"], same["low"], same["high"], same["p"]) == (0.0, 0.0, 0.0, 1.0)
+    for count, least in ((1, 1.0), (2, 0.5), (5, 1 / 16)):  # whatever is drawn, all are on one side
+        assert paired("exact_match", [1.0] * count, [0.0] * count, 0)["p"] == least
     swapped = paired("exact_match", others, values, 0)
     assert swapped["difference"] == -found["difference"] and swapped["p"] == found["p"]

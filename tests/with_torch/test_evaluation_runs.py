@@ -334,3 +334,6 @@ def test_the_command(model, tmp_path, monkeypatch) -> None:
     assert bad.exit_code == 2 and "--n-docs must be whole numbers with commas" in bad.stderr
     for words in (["eval"], ["eval", asked, "--compare", "report", "report"]):
         assert CliRunner().invoke(app, words).exit_code == 2
+    words = ["eval", "--compare", "report", "report", "--out", "x", "--retrieval-only"]
+    ignored = CliRunner().invoke(app, words)
+    assert ignored.exit_code == 2 and "--out, --retrieval-only must be left out" in ignored.stderr
