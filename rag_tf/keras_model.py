@@ -127,6 +127,7 @@ class KerasModel(KerasFit, keras.Model):
         """
         attributes = {
             "_generation_config": self._generation_config,
+            "_made_options": self._made_options,
             "_train_mode": self._train_mode,
             "_trainable": self._trainable,
         }

@@ -49,7 +49,8 @@ class RagTrainerMixin:
             model._saved_config().save_pretrained(folder)
             options = model._saved_generation_config()
             if options is not None:
-                options.save_pretrained(folder)
+                # All of them: what was set to its default on purpose stays so.
+                options.to_json_file(folder / "generation_config.json", use_diff=False)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any

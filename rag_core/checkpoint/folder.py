@@ -138,7 +138,8 @@ def write_checkpoint(
         weights: name -> array, read one at a time; copies of tied weights are left out of the file
             (see `tied_names`).
         config: written as `config.json`, with the dtype of the weights.
-        generation_config: an object with `to_dict()` or a dictionary, for `generation_config.json`.
+        generation_config: a `GenerationConfig` or a dictionary, for `generation_config.json`, which
+            names every option: what was set to its default on purpose stays so.
         architecture: class name for `config.json`, as transformers' pipelines look it up.
         max_shard_size: bytes, or text such as "5GB"; larger checkpoints are split.
         progress: told the bytes of each weight before it is written.
@@ -161,11 +162,12 @@ def write_checkpoint(
     # Options without a model beside them were put there for this one.
     if not any((Path(folder) / name).is_file() for name in WEIGHT_FILES):
         stale = [pattern for pattern in stale if pattern.startswith("model")]
-    if hasattr(generation_config, "to_dict"):
-        generation_config = generation_config.to_dict()
     with atomic_folder(folder, stale=stale) as draft:
         _write_json(draft / "config.json", values)
-        if generation_config is not None:
+        if hasattr(generation_config, "to_json_string"):
+            text = generation_config.to_json_string(use_diff=False)
+            (draft / "generation_config.json").write_text(text, encoding="utf-8")
+        elif generation_config is not None:
             _write_json(draft / "generation_config.json", generation_config)
         _write_shards(draft, names, weights, limit, progress)
 

@@ -57,9 +57,11 @@ if TYPE_CHECKING:
     from rag_core.generation.logits_rules import logits_warpers as logits_warpers
     from rag_core.generation.logits_rules import min_tokens_to_keep as min_tokens_to_keep
     from rag_core.generation.logits_rules import start_tokens as start_tokens
+    from rag_core.generation.model_options import loaded_options as loaded_options
     from rag_core.generation.model_options import returned_sequences as returned_sequences
     from rag_core.generation.model_options import sequence_options as sequence_options
     from rag_core.generation.model_options import token_options as token_options
+    from rag_core.generation.model_options import written_options as written_options
     from rag_core.generation.noise import gumbel_noise as gumbel_noise
     from rag_core.generation.rescoring import target_scores as target_scores
 
@@ -120,7 +122,13 @@ __getattr__, __dir__, __all__ = lazily(
             "logits_warpers",
             "start_tokens",
         ],
-        "model_options": ["returned_sequences", "sequence_options", "token_options"],
+        "model_options": [
+            "loaded_options",
+            "returned_sequences",
+            "sequence_options",
+            "token_options",
+            "written_options",
+        ],
         "noise": ["gumbel_noise"],
         "rescoring": ["target_scores"],
     },

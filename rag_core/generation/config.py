@@ -1,7 +1,7 @@
 """How to generate: the options of a `generate` call, where each comes from, and which are refused.
 
-Options resolve as keyword > `generation_config=` > generation_config.json > the model's config
-(docs/compatibility.md Q19, Q20). Nothing that a caller writes is ignored: an unknown name is an
+Options resolve as keyword > `generation_config=` > from_pretrained's > generation_config.json > the
+model's config (docs/compatibility.md Q19, Q20). Nothing that a caller writes is ignored: an unknown name is an
 error (D9).
 """
 
@@ -210,9 +210,7 @@ class GenerationConfig(Pushable):
         derived = bool(options.pop("_from_model_config", False))
         options.pop("_original_object_hash", None)
         object.__setattr__(self, "extra", {})
-        object.__setattr__(
-            self, "_said", frozenset(name for name, value in options.items() if value is not None)
-        )
+        object.__setattr__(self, "_said", frozenset(options))
         for name, default in _DEFAULTS.items():
             setattr(self, name, options.pop(name, default))
         for name in options:
@@ -295,6 +293,15 @@ class GenerationConfig(Pushable):
                 unused[name] = value
         self.validate()
         return unused
+
+    def follow(self, model_config: Any) -> None:
+        """Takes all options from a model's config, as `from_model_config` does.
+
+        A model asks for it while its options are those of its config and nobody has set one.
+        """
+        made = type(self).from_model_config(model_config)
+        for name in _FIELDS:
+            object.__setattr__(self, name, getattr(made, name))
 
     def to_dict(self) -> dict[str, Any]:
         """All options and the foreign keys, as a copy."""
@@ -651,9 +658,9 @@ def as_generation_config(config: Any) -> GenerationConfig:
 def own_options(options: Any, model_config: Any, head: str | None = None) -> GenerationConfig:
     """A model's own options, where a generation_config.json or somebody says only some of them.
 
-    Special tokens that are left open are the model's. With the head "sequence" all options that the
-    file does not name are the generator's, as 4.37.2's RAG-Sequence asks its generator alone
-    (compatibility Q20).
+    Special tokens that are left open, or None, are the model's. With the head "sequence" all options
+    that the file does not name are the generator's, as 4.37.2's RAG-Sequence asks its generator
+    alone (compatibility Q20).
 
     Args:
         options: what is said.
@@ -668,7 +675,8 @@ def own_options(options: Any, model_config: Any, head: str | None = None) -> Gen
         source, left_open = getattr(model_config, "generator", model_config), sorted(_FIELDS)
     rest = GenerationConfig.from_model_config(source)
     for name in left_open:
-        if name not in options._said and getattr(options, name) == _DEFAULTS[name]:
+        is_open = name in _SPECIAL_TOKENS or name not in options._said
+        if is_open and getattr(options, name) == _DEFAULTS[name]:
             setattr(options, name, getattr(rest, name))
     object.__setattr__(options, "_from_model_config", derived)
     return options

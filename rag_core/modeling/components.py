@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 from rag_core.arguments import check_parts, checked_switch
 from rag_core.checkpoint import check_weights, fit_names, fit_weights
 from rag_core.config import AutoConfig, RagConfig, config_from_dict
-from rag_core.generation import Engine
+from rag_core.generation import Engine, written_options
 from rag_core.hub import locating, split_hub_kwargs
 from rag_core.modeling.auto import NETWORKS
 from rag_core.modeling.foreign import module_config
@@ -315,6 +315,13 @@ class RagComponents(PretrainedBase[Tensor]):
             if not self.rag.context_encoder_training:
                 config.extra["context_encoder_training"] = False
         return config
+
+    def _written_options(self) -> Any:
+        written = super()._written_options()
+        if written is None and self.head == "sequence":
+            # Its searches are the generator's own (compatibility Q20).
+            return written_options(self.rag.generator)
+        return written
 
     # tables
 

@@ -75,7 +75,9 @@ class PretrainedBase(Pushable, Generic[Tensor]):
     checkpoint_keywords: tuple[str, ...] = ("use_reentrant",)
     config: Any
     dtype: Any
+    # What somebody wrote, in a file or by setting it; else what was made of the config.
     _generation_config: Any = None
+    _made_options: GenerationConfig | None = None
 
     if TYPE_CHECKING:  # of the framework's module class
 
@@ -191,21 +193,37 @@ class PretrainedBase(Pushable, Generic[Tensor]):
     def generation_config(self) -> GenerationConfig:
         """How to generate unless a call says otherwise.
 
-        Generation_config.json's, else made from the config.
+        What generation_config.json or somebody says, else what the config says, now: an option set
+        there later counts. An option that is set here is somebody's wish, and the config no longer
+        counts.
         """
-        if self._generation_config is None:
-            from rag_core.generation import GenerationConfig
+        written = self._written_options()
+        if written is not None:
+            return written
+        made = self._made_options
+        if made is not None:
+            made.follow(self.config)
+            return made
+        from rag_core.generation import GenerationConfig
 
-            # Not self.generation_config = ...: TensorFlow's trackers would read it first, to
-            # compare.
-            object.__setattr__(
-                self, "_generation_config", GenerationConfig.from_model_config(self.config)
-            )
-        return self._generation_config
+        made = GenerationConfig.from_model_config(self.config)
+        # Past TensorFlow's trackers, which would read it first, to compare.
+        object.__setattr__(self, "_made_options", made)
+        return made
 
     @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        object.__setattr__(self, "_generation_config", value)
+    def generation_config(self, value: GenerationConfig | None) -> None:
+        if value is not self._made_options:
+            object.__setattr__(self, "_generation_config", value)
+            object.__setattr__(self, "_made_options", None)
+
+    def _written_options(self) -> Any:
+        """The options if somebody wrote them, None where they are made of the config."""
+        if self._made_options is not None:
+            # Setting an option clears the mark.
+            if not self._made_options._from_model_config:
+                return self._made_options
+        return self._generation_config
 
     @property
     def name_or_path(self) -> str:
@@ -609,12 +627,14 @@ class PretrainedBase(Pushable, Generic[Tensor]):
         its file cannot fill before anything is built.
         """
         config, hub = cls._resolved_config(name_or_path, config, keywords)
+        _, overrides = split_hub_kwargs(keywords)
         device = cls._resolved_device(device, device_map)
         weights, source = cls._weights_of(name_or_path, hub, state_dict)
         check_sizes(config, weights, source)
         with cls._placeholders(), locating(f"the config of {source!r}"):
             model = build(config)
         model._load(name_or_path, hub, cls._resolved_dtype(dtype, config), device, weights, source)
+        model._take_options(name_or_path, hub, overrides)
         model.eval()
         if output_loading_info:
             return model, loading_info()
@@ -656,20 +676,30 @@ class PretrainedBase(Pushable, Generic[Tensor]):
         weights: Any,
         source: str,
     ) -> None:
-        """Fill this model, built of placeholders, with the weights, all or an error."""
-        from rag_core.generation import GenerationConfig, own_options
+        """Fill this model, built of placeholders, with the weights, all or an error.
 
+        `name_or_path` and `hub` are for classes whose weights lie in several folders.
+        """
         arrays = self._fit(weights, source)
         self._assign(_once(arrays, self._ties(), weights.free), dtype, device)
         self.tie_weights()
         left = self._unfilled()
         if left:
             raise ValueError(f"{source} left weights without values: {', '.join(left)}")
-        if name_or_path is None:
-            return
-        if resolve_file(name_or_path, "generation_config.json", required=False, **hub) is not None:
-            stored = GenerationConfig.from_pretrained(name_or_path, **hub)
-            self.generation_config = own_options(stored, self.config, self.head)
+
+    def _take_options(
+        self, name_or_path: str | Path | None, hub: dict[str, Any], overrides: Mapping[str, Any]
+    ) -> None:
+        """How to generate: options among the overrides, before those of generation_config.json."""
+        from rag_core.generation import GenerationConfig, loaded_options
+
+        known = GenerationConfig.__dataclass_fields__
+        given = {name: value for name, value in overrides.items() if name in known}
+        name, stored = "generation_config.json", None
+        if name_or_path is not None and resolve_file(name_or_path, name, required=False, **hub):
+            stored = GenerationConfig.from_pretrained(name_or_path, **hub, **given)
+        if given or stored is not None:
+            self.generation_config = loaded_options(stored, given, self.config, self.head)
 
     def _fit(self, weights: Any, source: str) -> Any:
         """The checkpoint's arrays under this model's names, checked."""
@@ -742,8 +772,9 @@ class PretrainedBase(Pushable, Generic[Tensor]):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write config.json, generation_config.json and model.safetensors, all or nothing; both
-        backends and transformers read them.
+        """Write config.json, generation_config.json where somebody has set options that the config
+        does not have, and model.safetensors, all or nothing; both backends and transformers read
+        them.
 
         Args:
             save_directory: the folder, made if missing.
@@ -786,8 +817,17 @@ class PretrainedBase(Pushable, Generic[Tensor]):
         }
         return type(self.config).from_dict(self.config.to_dict(), **names)
 
-    def _saved_generation_config(self) -> Any:
-        return self._generation_config
+    def _saved_generation_config(self) -> GenerationConfig | None:
+        """The options as they are written; None where they are made of the config, which says them."""
+        from rag_core.generation import as_generation_config
+
+        written = self._written_options()
+        if written is None:
+            return None
+        options = as_generation_config(written)
+        # Even those made of another model's config are a wish here.
+        options._from_model_config = False
+        return options
 
 
 _COUNT = checks.whole(1, MOST, optional=True)

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rag_core.config import RagConfig
 from rag_core.generation.config import GenerationConfig, own_options, resolve_options
 from rag_core.generation.logits_rules import StepRules, logits_warpers, min_tokens_to_keep
+from rag_core.generation.model_options import loaded_options
 from rag_core.generation.noise import gumbel_noise
 
 V = 10
@@ -360,6 +362,30 @@ def test_a_short_file_leaves_the_rest_to_the_model():
         sequence.num_beams,
     ) == (9, 0, 2, 2)
     assert short.eos_token_id is None
+
+
+def test_a_file_made_of_a_config_yields_to_it_but_in_rag_token():
+    """4.37.2's RAG-Token reads such a file; its generators and RAG-Sequence make it anew."""
+    config = RagConfig(
+        question_encoder={"model_type": "dpr"}, generator={"model_type": "bart", "num_beams": 4}
+    )
+    same = GenerationConfig.from_model_config(config)
+    other = GenerationConfig.from_dict({"_from_model_config": True, "num_beams": 2})
+    assert loaded_options(same, {}, config, "token") is None
+    assert loaded_options(other, {}, config, "token").num_beams == 2
+    assert loaded_options(other, {}, config, "sequence") is None
+    assert loaded_options(other, {}, config.generator, None) is None
+
+
+@pytest.mark.parametrize(("head", "asks"), [("token", "num_beams"), ("sequence", "max_length")])
+def test_what_a_config_cannot_say_is_a_wish(head, asks):
+    """A default where the nested generator has another value, and what RAG-Sequence asks of it."""
+    generator = {"model_type": "bart", "num_beams": 4, "max_length": 50, "min_length": 3}
+    config = RagConfig(question_encoder={"model_type": "dpr"}, generator=generator, max_length=20)
+    default = getattr(GenerationConfig(), asks)
+    options = loaded_options(None, {asks: default, "use_cache": False}, config, head)
+    assert (getattr(options, asks), options.min_length) == (default, 3)
+    assert loaded_options(None, {"use_cache": False}, config, head) is None
 
 
 def test_a_warning_points_to_the_callers_line():

@@ -54,6 +54,17 @@ def given(golden):
 
 
 @pytest.fixture
+def loaded(golden, bart, tmp_path):
+    """Makes a model whose parts are its own, as a test needs that changes them."""
+
+    def load(head):
+        bart(head).save_pretrained(tmp_path / head)
+        return golden.CLASSES[head].from_pretrained(tmp_path / head)
+
+    return load
+
+
+@pytest.fixture
 def asked(golden):
     """Two questions and their mask."""
     ids, mask = questions("bart", "x", 2)
@@ -125,6 +136,104 @@ def test_q20_beams_asked_for_in_a_generation_config_are_heard(given_beams, bart,
     chosen = GenerationConfig(num_beams=3 if given_beams is None else 2, max_length=9)
     found = model.generate(**given(), generation_config=chosen, num_beams=given_beams)
     assert equal(found, model.generate(**given(), num_beams=3, max_length=9))
+
+
+# What a folder says beside its config: nothing, what was made of the config, as 4.37.2 writes it, or
+# what somebody wrote, defaults on purpose among it.
+WRITTEN = {
+    "no file": None,
+    "made of the config": None,
+    "somebody's": {"length_penalty": 0.5, "min_length": 0, "forced_eos_token_id": None},
+}
+
+
+@pytest.mark.parametrize("file", list(WRITTEN))
+@pytest.mark.parametrize("head", HEADS)
+def test_q19_q20_a_loaded_model_answers_as_it_was_saved_and_as_was_asked_at_loading(
+    head, file, golden, bart, given, tmp_path
+):
+    """4.37.2's RAG-Token hears options of from_pretrained where a file is, RAG-Sequence beams."""
+    model = bart(head)
+    model.config.generator.min_length, model.config.generator.forced_eos_token_id = 5, 2
+    model.config.num_beams = 2
+    written = WRITTEN[file]
+    if written is not None:
+        model.generation_config = GenerationConfig(max_length=9, **written)
+    # A graph would be made at the second call, which takes seconds.
+    steps = {}
+    if golden.__name__.endswith("tf"):
+        steps = {"graph": False}
+    plain = model.generate(**given(), **steps)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "generation_config.json").exists() is (written is not None)
+    if file == "made of the config":
+        GenerationConfig.from_model_config(model.config).save_pretrained(tmp_path)
+    load = golden.CLASSES[head].from_pretrained
+    assert equal(load(tmp_path).generate(**given(), **steps), plain)
+    asked = {"num_beams": 1, "max_length": 6}
+    found = load(tmp_path, **asked).generate(**given(), **steps)
+    assert equal(found, model.generate(**given(), **steps, **asked))
+    assert not equal(found, plain)
+
+
+def test_q20_a_generators_own_options_are_saved_with_rag_sequence(golden, loaded, given, tmp_path):
+    model = loaded("sequence")
+    model.generator.generation_config = GenerationConfig(max_length=7)
+    model.save_pretrained(tmp_path)
+    again = golden.CLASSES["sequence"].from_pretrained(tmp_path)
+    assert again.generate(**given()).shape[1] == model.generate(**given()).shape[1] == 7
+
+
+def test_options_of_a_generator_are_heard_at_loading(backend, golden, loaded, given, tmp_path):
+    rag = load_backend(backend)
+    model = loaded("sequence")
+    ids = given()["context_input_ids"]
+    for name, part in (("made", None), ("written", GenerationConfig(num_beams=2))):
+        model.generator.generation_config = part
+        model.generator.generate(ids)
+        model.generator.save_pretrained(tmp_path / name)
+        for auto in (rag.BartForConditionalGeneration, rag.AutoModelForSeq2SeqLM):
+            alone = auto.from_pretrained(tmp_path / name, min_length=7, max_length=7)
+            assert alone.generate(ids).shape[1] == 7
+        assert alone.generation_config.num_beams == (part or GenerationConfig()).num_beams
+        for head in HEADS:
+            joined = golden.CLASSES[head].from_pretrained_question_encoder_generator(
+                question_encoder_model=model.question_encoder,
+                generator_pretrained_model_name_or_path=tmp_path / name,
+                generator_min_length=7,
+                generator_max_length=7,
+                n_docs=3,
+            )
+            assert joined.generate(**given()).shape[1] == 7
+
+
+def test_q19_options_set_in_a_config_count_before_and_after_a_generate(loaded, given):
+    """As in 4.37.2's generators; its RAG-Token keeps what it was built with."""
+    token, sequence = loaded("token"), loaded("sequence")
+    ids = given()["context_input_ids"]
+    for length in (5, 6):
+        token.config.max_length = length
+        assert token.generate(**given()).shape[1] == length
+        sequence.config.generator.max_length = length
+        assert sequence.generate(**given()).shape[1] == length
+        sequence.generator.config.max_length = length
+        assert sequence.generator.generate(ids).shape[1] == length
+    options = token.generation_config
+    token.config.num_beams = 3
+    assert options is token.generation_config and options.num_beams == 3
+    options.max_length = 4
+    token.config.max_length = 8
+    assert token.generate(**given()).shape[1] == 4
+
+
+def test_biases_of_sequences_are_saved(golden, bart, given, tmp_path):
+    model = bart("token")
+    first = int(model.generate(**given())[0, 1])
+    model.generation_config.sequence_bias = {(first,): -9.0, (5, 6): -2.0}
+    model.save_pretrained(tmp_path)
+    loaded = golden.CLASSES["token"].from_pretrained(tmp_path)
+    assert loaded.generation_config.sequence_bias == {(first,): -9.0, (5, 6): -2.0}
+    assert int(loaded.generate(**given())[0, 1]) != first
 
 
 def test_q23_rag_sequence_searches_by_pads_and_not_by_the_mask_given(golden, bart, given):

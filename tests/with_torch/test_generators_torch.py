@@ -5,6 +5,7 @@ Loss, embeddings, `generate`, what other libraries ask of them, training.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import rag_torch
 from conformance import record_generators as recorded
 from conformance.cases import contexts, integers
+from rag_torch.trainer import RagTrainerMixin
 from tests.support.golden_torch import build, tensors
 
 GOLDEN = json.loads(
@@ -269,6 +271,25 @@ def test_auto_classes_choose_by_the_config(world, monkeypatch):
         rag_torch.AutoModel.from_pretrained("facebook/bart-large")
     with pytest.raises(TypeError, match="from_pretrained"):
         rag_torch.AutoModel()
+
+
+def test_a_checkpoint_of_trainer_keeps_options_set_to_their_defaults(tmp_path):
+    class Base:
+        def _save(self, output_dir, state_dict):
+            """Trainer's, which writes the weights."""
+
+    class Trainer(RagTrainerMixin, Base):
+        model, args = build("bart", "sequence", 1, "float32", 2), SimpleNamespace(should_save=True)
+        accelerator = SimpleNamespace(unwrap_model=lambda model, keep_torch_compile: model)
+
+    model = Trainer.model
+    model.config.generator.min_length = 9
+    model.save_pretrained(tmp_path)
+    model.generation_config = rag_torch.GenerationConfig(min_length=0, sequence_bias={(5, 6): -2.0})
+    Trainer()._save(tmp_path)
+    loaded = rag_torch.RagSequenceForGeneration.from_pretrained(tmp_path)
+    assert loaded.generation_config.min_length == 0
+    assert loaded.generation_config.sequence_bias == {(5, 6): -2.0}
 
 
 def test_a_generator_learns_first_and_goes_into_a_rag_model(tmp_path):
