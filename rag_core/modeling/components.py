@@ -308,10 +308,12 @@ class RagComponents(PretrainedBase[Tensor]):
 
     def _saved_config(self) -> Any:
         config = super()._saved_config()
+        # What it was read with may be of an encoder that is no longer there.
+        config.extra.pop("ctx_encoder", None)
+        config.extra.pop("context_encoder_training", None)
         context = self.ctx_component
         if context is not None:
             config.extra["ctx_encoder"] = module_config(context).to_dict()
-            config.extra.pop("context_encoder_training", None)
             if not self.rag.context_encoder_training:
                 config.extra["context_encoder_training"] = False
         return config

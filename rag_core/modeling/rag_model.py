@@ -121,10 +121,10 @@ class RagModelBase(RagComponents[Tensor]):
 
         Args:
             ctx_encoder: a module returning a vector for each document as element 0, e.g.
-                `DPRContextEncoder`.
+                `DPRContextEncoder`; None takes it out, and the index's vectors count again.
         """
         self.ctx_encoder = ctx_encoder
-        self.context_encoder_training = True
+        self.context_encoder_training = ctx_encoder is not None
 
     def score_documents(self, question_hidden_states: Tensor, retrieved: Any) -> Tensor:
         """Inner products of question vectors and retrieved documents; the one place where documents

@@ -239,6 +239,23 @@ def test_token_tables_are_replaced_and_resized(rag, folder):
             model.resize_token_embeddings(wrong)
 
 
+def test_a_context_encoder_that_was_taken_out_is_not_saved(rag, folder, tmp_path):
+    model = rag.RagTokenForGeneration.from_pretrained(folder)
+    model.set_context_encoder_for_training(rag.DPRContextEncoder(DPR))
+    model.rag.context_encoder_training = False
+    model.save_pretrained(tmp_path)
+    loaded = rag.RagTokenForGeneration.from_pretrained(tmp_path)
+    assert loaded.ctx_component is not None and not loaded.rag.context_encoder_training
+    built = rag.RagTokenForGeneration(loaded.config)
+    loaded.set_context_encoder_for_training(None)
+    assert not loaded.rag.context_encoder_training
+    for each in (loaded, built):
+        each.save_pretrained(tmp_path)
+        again = rag.RagTokenForGeneration.from_pretrained(tmp_path)
+        assert again.ctx_component is None
+        assert not again.config.extra.keys() & {"ctx_encoder", "context_encoder_training"}
+
+
 def test_inputs_for_a_loop_of_ones_own_give_the_whole_passs_scores(rag, folder):
     model = rag.RagTokenForGeneration.from_pretrained(folder)
     ids, scores = np.array([[4, 5, 6], [7, 8, 1]]), np.array([[0.5, -0.5]], np.float32)
