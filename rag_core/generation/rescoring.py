@@ -73,8 +73,9 @@ def thorough_scores(
     docs = int(log_priors.shape[1])
     smooth = config.label_smoothing > 0
     vocab_size = 0
-    if smooth:  # a generator of another library need not tell it otherwise
-        vocab_size = config.generator.vocab_size
+    if smooth:
+        # The generator knows of a table that was resized alone; one of another library need not tell.
+        vocab_size = getattr(generator.config, "vocab_size", None) or config.generator.vocab_size
     each, total = target_scores(
         engine, generator, hidden, mask, tokens, targets, pad_mask, docs, smooth, state
     )

@@ -308,6 +308,7 @@ class RagComponents(PretrainedBase[Tensor]):
 
     def _saved_config(self) -> Any:
         config = super()._saved_config()
+        self._count_rows(config)
         # What it was read with may be of an encoder that is no longer there.
         config.extra.pop("ctx_encoder", None)
         config.extra.pop("context_encoder_training", None)
@@ -317,6 +318,17 @@ class RagComponents(PretrainedBase[Tensor]):
             if not self.rag.context_encoder_training:
                 config.extra["context_encoder_training"] = False
         return config
+
+    def _count_rows(self, config: RagConfig) -> None:
+        """Write the sizes of the parts' token tables, each of which may have been resized alone."""
+        for name in _PARTS:
+            rows = getattr(module_config(self._parts()[name]), "vocab_size", None)
+            part = getattr(config, name)
+            if rows is None or rows == getattr(part, "vocab_size", None):
+                continue
+            part.vocab_size = rows
+            if name == "generator":
+                config.vocab_size = rows
 
     def _written_options(self) -> Any:
         written = super()._written_options()

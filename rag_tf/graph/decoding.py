@@ -264,7 +264,7 @@ def _thorough(
     score = logsumexp(joint, 1)
     if epsilon <= 0:
         return score
-    size = config.generator.vocab_size
+    size = getattr(model.generator.config, "vocab_size", None) or config.generator.vocab_size
     smooth_joint = sequence_joint(by_doc[1], size * log_priors, pad_mask)  # (B, N, C)
     smooth = logsumexp(smooth_joint, 1)
     return (1.0 - epsilon) * score + epsilon / size * smooth

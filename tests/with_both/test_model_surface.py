@@ -239,6 +239,33 @@ def test_token_tables_are_replaced_and_resized(rag, folder):
             model.resize_token_embeddings(wrong)
 
 
+@pytest.mark.parametrize("part", ["generator", "question_encoder", "rag"])
+def test_a_part_that_was_resized_alone_is_saved_as_it_is(part, rag, folder, tmp_path):
+    model = rag.RagSequenceForGeneration.from_pretrained(folder, label_smoothing=0.2)
+    getattr(model.rag, part).resize_token_embeddings(19)
+    model.save_pretrained(tmp_path)
+    loaded = rag.RagSequenceForGeneration.from_pretrained(tmp_path)
+    assert same(loaded, model)
+    sizes = {"question_encoder": (19, None, 11)}.get(part, (13, 19, 19))
+    config = loaded.config
+    vocabularies = (
+        config.question_encoder.vocab_size,
+        config.vocab_size,
+        config.generator.vocab_size,
+    )
+    assert vocabularies == sizes
+    ids = rag.as_tensor(np.array([[4, 5, 6], [7, 8, 9]]))
+    given = {
+        "context_input_ids": ids,
+        "context_attention_mask": rag.as_tensor(np.ones((2, 3), np.int64)),
+        "doc_scores": rag.as_tensor(np.array([[0.5, -0.5]], np.float32)),
+        "return_dict_in_generate": True,
+    }
+    # Smoothing is over the whole vocabulary.
+    scores = [to_numpy(each.generate(**given).sequences_scores) for each in (model, loaded)]
+    np.testing.assert_array_equal(*scores)
+
+
 def test_a_context_encoder_that_was_taken_out_is_not_saved(rag, folder, tmp_path):
     model = rag.RagTokenForGeneration.from_pretrained(folder)
     model.set_context_encoder_for_training(rag.DPRContextEncoder(DPR))
