@@ -1,8 +1,8 @@
 """The generations that are recorded: every option, on every model, for both heads, by rule and not
 by choice.
 
-Where 4.37.2 ignores an option or breaks on it (D9, D10, D11 of docs/compatibility.md) the option is
-not here.
+Where 4.37.2 ignores an option or breaks on it (D9 to D11, D31 to D34 of docs/compatibility.md) the
+option is not here.
 """
 
 from collections.abc import Callable

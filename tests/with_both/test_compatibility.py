@@ -436,6 +436,54 @@ def test_d30_unknown_options_are_named_by_both_heads(head, name, bart, given):
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_d31_a_prefix_function_is_told_the_questions_number(head, bart, given):
+    """4.37.2's RAG-Sequence tells 0, 1 and 2, the numbers of the documents."""
+    told = set()
+
+    def any_token(number, ids):
+        told.add(int(number))
+        return range(96)
+
+    bart(head).generate(**given(), prefix_allowed_tokens_fn=any_token, max_length=4)
+    assert told == {0, 1}
+
+
+def test_d32_encoder_repetition_acts_on_every_beam_by_its_own_context(bart, given):
+    """4.37.2's BART writes 23 and 86 for the second context, which has neither."""
+    model, contexts = bart("sequence", 1), given(1)
+    ids = contexts["context_input_ids"]
+    options = {"num_beams": 3, "encoder_repetition_penalty": 50.0, "max_length": 8}
+    for found in (model.generator.generate(ids, **options), model.generate(**contexts, **options)):
+        for written, read in zip(to_numpy(found)[:, 1:], to_numpy(ids), strict=True):
+            assert set(written) <= set(read)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_d33_a_forbidden_end_stays_forbidden_while_its_score_grows(head, bart, given):
+    """4.37.2 ends after one token, and its RAG-Sequence with 2 where 5 is forced."""
+    options = {"exponential_decay_length_penalty": (0, 1.2), "max_length": 9}
+    found = to_numpy(bart(head).generate(**given(), **options, min_length=5))
+    assert found.shape[1] >= 6 and (found[:, 1:5] != 2).all()
+    found = to_numpy(bart(head).generate(**given(), **options, forced_eos_token_id=5))
+    assert [row[row != 1][-1] for row in found] == {"token": [2, 2], "sequence": [2, 5]}[head]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_beam_groups": 2, "num_beams": 2},
+        {"force_words_ids": [[7]], "num_beams": 2},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"max_time": 5.0},
+    ],
+)
+def test_d34_other_searches_are_refused_by_name(head, option, bart, given):
+    with pytest.raises(ValueError, match=rf"^{next(iter(option))}=.* is not supported"):
+        bart(head).generate(**given(), max_length=5, **option)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_whether_a_graph_is_made_is_an_option_of_rag_tf_alone(head, backend, bart, given):
     model, options = bart(head), {**given(), "max_length": 5}
     if backend == "torch":
