@@ -25,7 +25,7 @@ from rag_core.hub import (
 from rag_core.tokenization.batch import BatchEncoding
 from rag_core.tokenization.tokenizer import Tokenizer
 from rag_core.tokenization.vocabulary import clean_up_tokenization, encoded_within
-from rag_core.tokenization.writing import TOKENIZER_FILES
+from rag_core.tokenization.writing import TOKENIZER_FILES, write_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +36,9 @@ __all__ = ["AutoTokenizer", "BatchEncoding", "RagTokenizer", "Tokenizer", "clean
 
 QUESTION_FOLDER = "question_encoder_tokenizer"
 GENERATOR_FOLDER = "generator_tokenizer"
+# What a question goes through before its ids: of the model's config and, for a folder without one,
+# of the question tokenizer's settings.
+_QUESTION_SETTINGS = ("query_prompt", "query_lower_case", "query_max_length")
 # Two tokenizers in one folder would be read as a mixture of both.
 TOKENIZER_PATTERNS = tuple(
     f"{part}/{name}" for part in (QUESTION_FOLDER, GENERATOR_FOLDER) for name in TOKENIZER_FILES
@@ -55,7 +58,7 @@ class RagTokenizer(Pushable):
         config: the model's `RagConfig`, or its question encoder's. Sentence encoders may want a
             prompt in front of a question, lower case, or a length (`query_prompt`,
             `query_lower_case` and `query_max_length` of `BertConfig`). `from_pretrained` reads it,
-            `RagRetriever.tokenizer` has it.
+            or what `save_pretrained` wrote of it, `RagRetriever.tokenizer` has it.
         tables: ids that the model's tables hold, of questions and of targets; special tokens beyond
             that a text spells become the unknown token. None hands on every id.
 
@@ -215,7 +218,8 @@ class RagTokenizer(Pushable):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> RagTokenizer:
         """Reads both tokenizers from the sub-folders `question_encoder_tokenizer` and
-        `generator_tokenizer`.
+        `generator_tokenizer`, and what questions go through from config.json; where that describes
+        no question encoder, from the tokenizer's settings.
 
         Args:
             pretrained_model_name_or_path: a RAG folder, or a repository id on the hub.
@@ -235,11 +239,15 @@ class RagTokenizer(Pushable):
             folder = f"{above}/{part}".strip("/")
             return Tokenizer.from_pretrained(name_or_path, subfolder=folder, **kwargs)
 
-        return cls(read(QUESTION_FOLDER), read(GENERATOR_FOLDER), config)
+        question_encoder = read(QUESTION_FOLDER)
+        if config is None:
+            settings = question_encoder.init_kwargs
+            config = SimpleNamespace(**{name: settings.get(name) for name in _QUESTION_SETTINGS})
+        return cls(question_encoder, read(GENERATOR_FOLDER), config)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes both tokenizers to their sub-folders, both or neither; files of earlier ones there
-        go.
+        """Writes both tokenizers to their sub-folders, both or neither, and what questions go
+        through; files of earlier ones there go.
 
         Args:
             save_directory: the folder, made if missing.
@@ -256,6 +264,8 @@ class RagTokenizer(Pushable):
         # Tokenizers of two saves would not fit one model.
         with atomic_folder(folder, stale=TOKENIZER_PATTERNS) as draft:
             self.question_encoder.save_pretrained(draft / QUESTION_FOLDER)
+            settings = {name: getattr(self, name) or None for name in _QUESTION_SETTINGS}
+            write_settings(draft / QUESTION_FOLDER, settings)
             self.generator.save_pretrained(draft / GENERATOR_FOLDER)
         saving.finish(folder, self)
 

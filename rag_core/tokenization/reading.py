@@ -315,6 +315,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), _FLAG
     ),
     **dict.fromkeys(("clean_up_tokenization_spaces", "split_special_tokens"), _FLAG),
+    # of RagTokenizer, about its questions
+    "query_prompt": (lambda value: isinstance(value, str), "a text"),
+    "query_lower_case": _FLAG,
+    "query_max_length": (_is_whole, "a whole number"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +77,28 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
         tokenizer_class=_class_name(config.get("tokenizer_class"), files.family.tokenizer_class),
     )
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        (folder / name).write_text(
-            json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
-        )
+        _write_json(folder / name, content)
         names.append(name)
     return names
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Adds settings to the tokenizer_config.json of a folder that a tokenizer wrote, of whatever
+    library; None takes one out.
+    """
+    path = folder / "tokenizer_config.json"
+    config = {}
+    if path.exists():
+        config = json.loads(path.read_text("utf-8"))
+    kept = {name: value for name, value in config.items() if name not in settings}
+    added = {name: value for name, value in settings.items() if value is not None}
+    if kept | added != config:
+        _write_json(path, kept | added)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", "utf-8")
 
 
 def _class_name(declared: str | None, family: str) -> str:

@@ -13,6 +13,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,29 @@ def test_rag_tokenizer_sends_targets_to_the_generator(tokenizers, tmp_path):
     assert deeper.generator("x") == generator("x")
     with pytest.raises(TypeError, match="generator must be a tokenizer"):
         RagTokenizer(question, None)
+
+
+def test_what_questions_go_through_is_saved_with_the_tokenizers(tokenizers, tmp_path):
+    prompted = {"query_prompt": "query: ", "query_lower_case": True, "query_max_length": 6}
+    rag = RagTokenizer(tokenizers["bert"], tokenizers["bart"], SimpleNamespace(**prompted))
+    rag.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    asked = "WHO wrote War and Peace, and when was that?"
+    assert again(asked, truncation=True) == rag(asked, truncation=True)
+    assert again(asked) != tokenizers["bert"](asked)
+    # the model's config has the say
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "rag", "question_encoder": {"query_prompt": "ask: "}}')
+    of_model = RagTokenizer.from_pretrained(tmp_path)
+    assert (of_model.query_prompt, of_model.query_lower_case) == ("ask: ", False)
+    config.unlink()
+    plain = RagTokenizer(again.question_encoder, again.generator)
+    plain.save_pretrained(tmp_path)
+    assert RagTokenizer.from_pretrained(tmp_path)(asked) == tokenizers["bert"](asked)
+    settings = tmp_path / "question_encoder_tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"query_prompt": 3}))
+    with pytest.raises(OSError, match="query_prompt must be a text, got 3"):
+        RagTokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
