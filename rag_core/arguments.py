@@ -216,10 +216,15 @@ def check_scores(scores: TensorFacts, n_docs: int) -> None:
     """
     if scores.kind not in ("i", "f"):
         raise TypeError(f"{scores.name} must hold real numbers (float32), got {scores.dtype}")
-    if differs(scores.shape, (None, n_docs)) or scores.size(0) == 0:
+    if differs(scores.shape, (None, n_docs)):
         raise ValueError(
             f"{scores.name} must be (B, n_docs) with n_docs = {n_docs}, got shape {scores.shape}; "
             "pass n_docs= if the contexts hold another number of documents than the config"
+        )
+    if scores.size(0) == 0:
+        raise ValueError(
+            f"{scores.name} must be (B, n_docs) with one question or more, got shape "
+            f"{scores.shape}. Leave out a batch that holds none"
         )
 
 

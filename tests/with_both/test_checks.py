@@ -125,6 +125,7 @@ BAD = [
     *((("get_nll", "epsilon", bad, f"epsilon must be a number from 0 to 1, got {bad}")) for bad in (2.0, -1, math.nan)),
     ("get_nll", "epsilon", "x", "epsilon must be a number from 0 to 1, got 'x'"),
     ("get_nll", "doc_scores", SCORES[..., None], "doc_scores must be (B, n_docs) with n_docs = 3, got shape (2, 3, 1)"),
+    ("get_nll", "doc_scores", SCORES[:0], "doc_scores must be (B, n_docs) with one question or more, got shape (0, 3)"),
     ("get_nll", "doc_scores", SCORES + np.inf, "doc_scores must be numbers, or -inf for a missing document"),
     ("get_nll", "doc_scores", SCORES[:1], "seq_logits must be (B * n_docs, T, V) with B * n_docs = 1 * 3 = 3 (doc_sco"),
     ("get_nll", "seq_logits", LOGITS[:, 0], "seq_logits must be (B * n_docs, T, V) with B * n_docs = 2 * 3 = 6 (doc_s"),
