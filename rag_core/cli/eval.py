@@ -28,11 +28,10 @@ from rag_core.cli.common import (
 if TYPE_CHECKING:
     from rag_core.knowledge import KnowledgeBase
 
-_SEED, _BATCH_SIZE = 0, 8
-
 
 @clean
 def eval(
+    context: typer.Context,
     questions: Annotated[
         Path | None,
         typer.Argument(
@@ -62,8 +61,8 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(help="Questions to ask at most, drawn at random; by default all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of that draw and of the intervals.")] = _SEED,
-    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = _BATCH_SIZE,
+    seed: Annotated[int, typer.Option(help="Of that draw and of the intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
     answerable_only: Annotated[
         bool, typer.Option("--answerable-only", help="Ask those that the knowledge base answers.")
     ] = False,
@@ -84,26 +83,8 @@ def eval(
     Exact match, F1 and others, recall of retrieval, each with a 95 % interval. Stopped or killed,
     the same command goes on.
     """
-    given = {
-        "--model": model,
-        "--kb": kb,
-        "--index": index,
-        "--n-docs": n_docs,
-        "--head": head,
-        "--decoding": decoding,
-        "--num-beams": num_beams,
-        "--limit": limit,
-        "--dtype": dtype,
-        "--device": device,
-        "--backend": backend,
-    }
-    switches = {"--answerable-only": answerable_only, "--retrieval-only": retrieval_only}
-    others = {"--seed": seed != _SEED, "--batch-size": batch_size != _BATCH_SIZE}
     if compare is not None:
-        flags = [name for name, value in {**given, "--out": out}.items() if value is not None]
-        flags += [name for name, is_on in switches.items() if is_on]
-        flags += [name for name, is_said in others.items() if is_said]
-        _compare(questions, compare, flags, as_json)
+        _compare(questions, compare, _said(context), as_json)
         return
     if questions is None:
         raise ValueError("QUESTIONS must be given (or --compare with two runs)")
@@ -140,6 +121,20 @@ def eval(
         dtype=dtype,
         device=device,
     )
+    given = {
+        "--model": model,
+        "--kb": kb,
+        "--index": index,
+        "--n-docs": n_docs,
+        "--head": head,
+        "--decoding": decoding,
+        "--num-beams": num_beams,
+        "--limit": limit,
+        "--dtype": dtype,
+        "--device": device,
+        "--backend": backend,
+    }
+    switches = {"--answerable-only": answerable_only, "--retrieval-only": retrieval_only}
     words = [word for name, value in without_none(**given).items() for word in (name, value)]
     words += ["--seed", seed, "--batch-size", batch_size]
     words += [name for name, is_on in switches.items() if is_on]
@@ -160,6 +155,16 @@ def eval(
         say(f"note: {note}")
     if out is not None:
         say(f"{out}: report.md, report.json, and the answers question by question.")
+
+
+def _said(context: typer.Context) -> list[str]:
+    """The options that were written, but for those of a comparison."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in ("questions", "compare", "as_json", "verbose", "quiet")
+        and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
+    ]
 
 
 def _compare(
