@@ -217,9 +217,13 @@ def merged(batches: Iterable[pa.RecordBatch], size: int = BATCH_BYTES) -> Iterat
     """The same rows in batches of about `size` bytes."""
     import pyarrow as pa
 
+    from rag_core.retrieval import copied_batch
+
     def joined() -> Iterator[pa.RecordBatch]:
         if waiting:
-            yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
+            # Copied also where one is a slice: the same rows are the same bytes.
+            table = pa.Table.from_batches(waiting).combine_chunks()
+            yield from map(copied_batch, table.to_batches())
 
     waiting: list[pa.RecordBatch] = []
     for batch in batches:

@@ -593,19 +593,11 @@ class KnowledgeBase:
                 column other than that of the build, or as `build_knowledge_base`.
         """
         from rag_core.knowledge.documents import ReadingOptions, readable
-        from rag_core.knowledge.files import find_files, find_roots
         from rag_core.knowledge.frames import as_frame
-        from rag_core.knowledge.update import listed, places_inside
         from rag_core.retrieval import read_faiss
 
         self._check_columns()
         old = self.manifest
-        frame = as_frame(paths)
-        paths = listed(paths) if frame is None else []
-        old_roots = old.root_paths(self.path)
-        inside = places_inside(paths, old_roots)
-        names_inside = {path: place.name for path, place in inside.items()}
-        known = {**old_roots, **names_inside}
         reading = _reading(
             old.request,
             text_column=text_column,
@@ -613,24 +605,23 @@ class KnowledgeBase:
             exclude=exclude,
             skip_bad=skip_bad,
         )
-        inherited = old.request.get("exclude", ())
-        exclude = reading.get("exclude", ())
+        frame = as_frame(paths)
         files: list[tuple[Any, str]]
         if frame is None:
-            below = {path: place.below for path, place in inside.items()}
-            files = find_files(paths, known, exclude=exclude, inherited=inherited, below=below)
+            files, roots = self._files_to_add(paths, reading.get("exclude", ()))
         else:
-            files = [(frame, frame.name)]
+            files, roots = [(frame, frame.name)], []
         if reading.get("skip_bad"):
             files = readable(files, ReadingOptions.of(reading))
         sources = layout.described_files(files)
-        found = find_roots(paths, known)
-        outside = [root for root in found if root[1] not in names_inside.values()]
-        roots = [*old.roots, *layout.root_entries(outside, self.path)]
         if words == -1:
             words = old.words
         plan = replace(
-            old, words=words, sources=old.sources + sources, roots=roots, request=reading
+            old,
+            words=words,
+            sources=old.sources + sources,
+            roots=[*old.roots, *roots],
+            request=reading,
         )
         request = {"add": sources, "words": plan.words}
         if done_before(self.path, request) is None:
@@ -649,6 +640,30 @@ class KnowledgeBase:
                 work, self.path, batches, replace(plan, words=old.words), kept, request
             )
         return self.manifest.rows - old.rows
+
+    def _files_to_add(
+        self, paths: Paths, exclude: Iterable[str]
+    ) -> tuple[list[tuple[Path, str]], list[dict[str, str]]]:
+        """The files behind paths, and the roots that the knowledge base does not have yet."""
+        from rag_core.knowledge.files import find_files, find_roots
+        from rag_core.knowledge.update import listed, places_inside
+
+        paths = listed(paths)
+        roots = self.manifest.root_paths(self.path)
+        inside = places_inside(paths, roots)
+        names_inside = {path: place.name for path, place in inside.items()}
+        known = {**roots, **names_inside}
+        files = find_files(
+            paths,
+            known,
+            exclude=exclude,
+            inherited=self.manifest.request.get("exclude", ()),
+            below={path: place.below for path, place in inside.items()},
+        )
+        outside = [
+            root for root in find_roots(paths, known) if root[1] not in names_inside.values()
+        ]
+        return files, layout.root_entries(outside, self.path)
 
     def update(
         self,

@@ -18,6 +18,7 @@ from rag_core.knowledge.documents import Document, PassedBy, ReadingOptions, rea
 from rag_core.knowledge.embedding import call_encoder, passage_schema, same_probe, text_row
 from rag_core.knowledge.passages import split_passages
 from rag_core.knowledge.tables import arrow_documents
+from rag_core.retrieval import copied_batch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +90,7 @@ class Frame:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows, so many at a time that their sha256 does not depend on how they lie."""
         for table in self._tables():
-            yield from table.combine_chunks().to_batches()
+            yield from map(copied_batch, table.combine_chunks().to_batches())
 
     def documents(self, options: ReadingOptions) -> Iterator[Any]:
         """A document a row, as `rag_core.knowledge.tables` reads them of files."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rag_core.retrieval.own_scores import needs_text as needs_text
     from rag_core.retrieval.own_scores import needs_vectors as needs_vectors
     from rag_core.retrieval.passage_files import PassageWriter as PassageWriter
+    from rag_core.retrieval.passage_files import copied_batch as copied_batch
     from rag_core.retrieval.passage_files import passage_parts as passage_parts
     from rag_core.retrieval.passage_files import read_passages as read_passages
     from rag_core.retrieval.passage_metadata import METADATA_COLUMN as METADATA_COLUMN
@@ -96,7 +97,7 @@ __getattr__, __dir__, __all__ = lazily(
         "stores": ["LanceIndex", "QdrantIndex", "StoreIndex"],
         "tables": ["IndexTables", "MOST_PASSAGES", "index_tables"],
         "merging": ["ShardHits", "flat_candidates"],
-        "passage_files": ["PassageWriter", "passage_parts", "read_passages"],
+        "passage_files": ["PassageWriter", "copied_batch", "passage_parts", "read_passages"],
         "passage_metadata": ["METADATA_COLUMN", "decode_metadata", "encode_metadata"],
         "prompts": ["TRUNCATE", "document_cuts", "document_of"],
         "ray_cluster": [

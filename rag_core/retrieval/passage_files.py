@@ -128,6 +128,18 @@ def _is_inside(path: Path) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
+def copied_batch(batch: Any) -> Any:
+    """A `pyarrow.RecordBatch` that holds its rows alone.
+
+    A slice holds all that it is a slice of: written to a file, it would take texts along that were
+    left out or removed.
+    """
+    import pyarrow as pa
+
+    columns = [pa.concat_arrays([column, column.slice(0, 0)]) for column in batch.columns]
+    return pa.record_batch(columns, schema=batch.schema)
+
+
 class PassageWriter:
     """Writes a folder of passages, laid out as `Dataset.save_to_disk` does.
 
@@ -161,8 +173,8 @@ class PassageWriter:
         self._rows = self._opened.enter_context(pa.ipc.new_stream(sink, self._schema))
 
     def write(self, rows: Any) -> None:
-        """Add rows, a `pyarrow.RecordBatch` or `Table`, to the file that was begun last."""
-        self._rows.write(rows)
+        """Add rows, a `pyarrow.RecordBatch`, to the file that was begun last."""
+        self._rows.write_batch(rows)
 
     def finish(self, fingerprint: str, info: Mapping[str, Any]) -> list[Path]:
         """Give the files their names, and write what `datasets` is to know about them.
@@ -251,7 +263,8 @@ def write_passages(
                     block = _gathered(vectors, start, len(table))  # (r, D)
                     content.update(block.data)
                     table = table.append_column(VECTORS_COLUMN, _lists(block))
-                writer.write(table.cast(schema).combine_chunks())
+                for batch in table.cast(schema).combine_chunks().to_batches():
+                    writer.write(copied_batch(batch))
         fingerprint = dataset._fingerprint
         if vectors is not None:
             fingerprint = content.hexdigest()  # the data set's own says nothing of them

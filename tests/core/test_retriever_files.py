@@ -363,6 +363,15 @@ def read_faiss_bytes(index, folder):
     return (folder / "y.faiss").read_bytes()
 
 
+def test_a_part_of_a_data_set_is_written_without_the_rest(passages, tmp_path):
+    part = passages.select(range(2))
+    write_passages(part, tmp_path)
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    texts = passages["text"][:]
+    assert all(text.encode() in held for text in texts[:2])
+    assert not any(text.encode() in held for text in texts[2:] if text)
+
+
 def test_passages_are_written_for_old_and_new_readers(passages, tmp_path):
     mixed = passages.add_column("section", [[str(i)] * (i % 3) for i in range(12)]).shuffle(seed=3)
     write_passages(mixed, tmp_path / "out", max_shard_rows=5)

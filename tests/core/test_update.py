@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rag_core.knowledge import PassedByWarning
@@ -56,11 +56,11 @@ def home(tmp_path):
     return tmp_path
 
 
-def same_as_a_build(home: Path, **options) -> bool:
+def same_as_a_build(home: Path, folder: str = "handbook", **options) -> bool:
     fresh = home / "fresh" / "kb"
     shutil.rmtree(fresh.parent, ignore_errors=True)
-    shutil.copytree(home / "handbook", fresh.parent / "handbook")
-    build_knowledge_base(fresh.parent / "handbook", fresh, hashed, **(OPTIONS | options))
+    shutil.copytree(home / folder, fresh.parent / folder)
+    build_knowledge_base(fresh.parent / folder, fresh, hashed, **(OPTIONS | options))
     return contents(fresh) == contents(home / "kb")
 
 
@@ -103,6 +103,7 @@ FILES = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 4), min_size=1)
 
 
 @settings(max_examples=6, deadline=None)
+@example(before={"a.txt": 1, "b.txt": 1}, after={"a.txt": 1}, kind="flat")
 @given(before=FILES, after=FILES, kind=st.sampled_from(["flat", "hnsw"]))
 def test_an_update_makes_what_a_build_makes(tmp_path_factory, before, after, kind) -> None:
     home = tmp_path_factory.mktemp("home")
@@ -124,6 +125,20 @@ def test_an_update_makes_what_a_build_makes(tmp_path_factory, before, after, kin
     )
     # a graph that was grown has other links than one built at once
     assert kind == "hnsw" or same_as_a_build(home, index=kind)
+
+
+@pytest.mark.parametrize("change", ["update", "remove"])
+def test_nothing_of_a_removed_passage_stays_in_the_files(tmp_path, change) -> None:
+    write(tmp_path, {"docs/a.txt": "An apple.", "docs/b.txt": "A secret."})
+    kb = build_knowledge_base(tmp_path / "docs", tmp_path / "kb", hashed, **OPTIONS)
+    (tmp_path / "docs" / "b.txt").unlink()
+    if change == "update":
+        kb.update(encode=hashed, progress=False)
+    else:
+        kb.remove(where="file=docs/b.txt")
+    held = b"".join(path.read_bytes() for path in (tmp_path / "kb" / "passages").iterdir())
+    assert b"An apple." in held and b"secret" not in held
+    assert same_as_a_build(tmp_path, "docs")
 
 
 def test_some_paths_are_compared_and_the_rest_is_left_alone(home) -> None:
