@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from rag_core.arguments import checked_n_docs
 from rag_core.generation import GenerationConfig
 from rag_core.retrieval import TRUNCATE, IndexTables, document_cuts, document_of, index_tables
 from rag_core.tokenization import BytePairTable, RagTokenizer, text_tables
@@ -61,7 +63,7 @@ class StringGraph:
                 "encoder. Set model.rag.context_encoder_training = False"
             )
         retriever.init_retrieval()
-        self.n_docs = n_docs or retriever.n_docs
+        self.n_docs = checked_n_docs(n_docs, retriever.n_docs)
         tables = index_tables(retriever.index)
         self._passages = _Passages(tables, self.n_docs)
         self._questions = _Questions(model, retriever.tokenizer)
@@ -294,7 +296,11 @@ class _Prompts(tf.Module):
             self._keep_cuts(tables)
         self._token_bytes = None
         if isinstance(text.model, BytePairTable):
-            self._token_bytes = tf.constant(text.model.lengths)
+            size = len(text.first)
+            lengths = np.zeros(size, np.int32)
+            lengths[: len(text.model.lengths)] = text.model.lengths
+            self._token_bytes = tf.constant(lengths)
+            self._is_added = tf.constant(np.isin(np.arange(size), [*text.added.values()]))
         self.decode = self._text.decode
         self.decode_alone = self._text.decode_alone
 
@@ -363,6 +369,8 @@ class _Prompts(tf.Module):
             guess = self._guess(ids, head_size, start, count)
             # a blank at the end may be a token of its own
             is_guess = ~tf.strings.regex_full_match(heads, r"(?s).*\s") & is_long
+            # and added tokens may have taken blanks along
+            is_guess &= ~tf.reduce_any(tf.gather(self._is_added, ids), axis=1)
             high = tf.where(is_guess, guess, high)
         low = tf.zeros_like(high)
 

@@ -23,6 +23,7 @@ from rag_torch.attention import KeysValues, key_mask
 from rag_torch.bert import PooledEncoder
 from rag_torch.decode_state import GrowingCache
 from rag_torch.layers import Trace
+from rag_torch.quantize import Int8Linear
 from rag_torch.seq2seq import Generator
 from rag_torch.t5 import T5Stack
 
@@ -52,10 +53,15 @@ def export_program(model: Any, folder: str | Path, *, onnx: bool = False) -> Pat
     Raises:
         ImportError: `onnx` without its packages.
         OSError: the folder holds something or can't be written.
-        TypeError: networks of other libraries.
+        TypeError: networks of other libraries, or of int8.
     """
     generator = getattr(model, "generator", model)
     encoder = getattr(model, "question_encoder", None)
+    if isinstance(model, nn.Module) and any(map(_is_int8, model.modules())):
+        raise TypeError(
+            "model must hold floating-point weights, got a copy of rag_torch.quantized. Export the "
+            "model that it was made of"
+        )
     if not isinstance(generator, Generator):
         raise TypeError(
             f"model must hold rag_torch's BART or T5, got {type(generator).__name__}. Export it "
@@ -91,6 +97,10 @@ def export_program(model: Any, folder: str | Path, *, onnx: bool = False) -> Pat
             else:
                 torch.export.save(program, draft / f"{name}.pt2")
     return target
+
+
+def _is_int8(part: nn.Module) -> bool:
+    return isinstance(part, Int8Linear)
 
 
 class _Part(NamedTuple):
@@ -185,18 +195,21 @@ def _stacked(layers: list[KeysValues]) -> Tensor:
 @contextlib.contextmanager
 def _as_served(model: Any, generator: Generator) -> Iterator[None]:
     """Without dropout and gradients, and with T5's biases of any length."""
-    learns = model.training
+    modes = [(part, part.training) for part in model.modules()]
     stacks = [part for part in generator.modules() if isinstance(part, T5Stack) and part.block]
+    biases = [_open_bias(stack) for stack in stacks]
     try:
         model.eval()
-        for stack in stacks:
-            stack.position_bias = _open_bias(stack)  # type: ignore[method-assign]
+        for stack, bias in zip(stacks, biases, strict=True):
+            stack.position_bias = bias  # type: ignore[method-assign]
         with torch.no_grad():
             yield
     finally:
         for stack in stacks:
             del stack.position_bias
-        model.train(learns)
+        # Part by part: one that its owner keeps from dropout stays so.
+        for part, mode in modes:
+            part.training = mode
 
 
 def _open_bias(stack: T5Stack) -> Callable[..., Tensor]:

@@ -90,12 +90,13 @@ class _Run(TrainingRun):
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         encoder = self.model.rag.ctx_encoder
-        shaken = encoder.training
+        modes = [(part, part.training) for part in encoder.modules()]
         encoder.eval()
         try:
             yield
         finally:
-            encoder.train(shaken)
+            for part, mode in modes:
+                part.training = mode
 
     def _dropout_on(self) -> None:
         """Dropout where something is trained: a part that does not learn is not shaken."""

@@ -51,7 +51,13 @@ class TextGraph(tf.Module):
         self._library = tensorflow_text()
         self._frame = tables.before, tables.after
         self._side = tables.side
-        self._limit = limit or tables.limit
+        self._limit = tables.limit if limit is None else limit
+        specials = len(tables.before) + len(tables.after)
+        if self._limit is not None and self._limit < specials:
+            raise ValueError(
+                f"max_length leaves no room for the special tokens: it is "
+                f"{specials - self._limit} too small"
+            )
         self.pad = tables.pad
         self._added = _AddedTokens(tables, self._library)
         # a graph's constants would be copied into each function
@@ -100,7 +106,7 @@ class TextGraph(tf.Module):
         before, after = self._frame
         if self._limit is not None:
             budget = self._limit - len(before) - len(after)
-            if self._side == "right":
+            if self._side == "right" or not budget:  # the last 0 of a slice are all
                 rows = rows[:, :budget]
             else:
                 rows = rows[:, -budget:]

@@ -28,7 +28,7 @@ from rag_core.retrieval import FaissIndex, index_tables
 from rag_core.tokenization import text_tables
 from rag_tf import RagSequenceForGeneration, RagTokenForGeneration, export_saved_model
 from rag_tf.graph import TextGraph
-from rag_tf.strings import _Passages
+from rag_tf.strings import _Passages, _Prompts
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
 HARD = [
@@ -67,6 +67,8 @@ def tokenizer(name, **settings):
         ("bert", {"do_lower_case": False, "truncation_side": "left"}, 9),
         ("bart", {"add_prefix_space": True, "split_special_tokens": True}, 40),
         ("bart", {}, 40),
+        ("bart", {"truncation_side": "left"}, 2),
+        ("bert", {}, 2),
     ],
 )
 def test_text_in_a_graph_becomes_the_same_ids_and_text_again(name, settings, limit):
@@ -303,6 +305,8 @@ def test_what_no_graph_can_hold_is_refused_and_nothing_is_written(tmp_path, monk
 
     refused("options of strings=True", strings=False, n_docs=2)
     refused("n_docs must be at most the passages of the index, 60, got 61", n_docs=61)
+    for wrong in (0, -1, 2.5):
+        refused(f"n_docs must be a positive integer, got {wrong}", n_docs=wrong)
     retriever, flat = model.retriever, model.retriever.index
     lists = faiss.index_factory(8, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
     vectors = flat.vectors_of(np.arange(60))
@@ -319,6 +323,38 @@ def test_what_no_graph_can_hold_is_refused_and_nothing_is_written(tmp_path, monk
     refused(
         "needs tensorflow-text for TensorFlow .*pip install 'dualrag\\[tf-text\\]'", ImportError
     )
+
+
+def test_a_text_needs_room_for_its_special_tokens():
+    ours = tokenizer("bart")
+    with pytest.raises(ValueError, match="no room for the special tokens: it is 1 too small"):
+        TextGraph(text_tables(ours, "bart", len(ours)), 1)
+
+
+@pytest.mark.parametrize("token, words", [("[ent]", []), (None, ["<mask>", "\n\n <mask>", "pear"])])
+def test_documents_with_added_tokens_are_shortened_as_python_does(token, words):
+    def generator():
+        target, config = bart()
+        if token:
+            target.add_tokens([token])
+            config.vocab_size = len(target)
+        return target, config
+
+    settings = {"words": words} if words else {"doc_sep": f" {token} "}
+    settings |= {"prompt_truncation": "document", "generator": generator}
+    model = build(RagTokenForGeneration, DPRConfig, **settings)
+    model.retriever.config.max_combined_length = 16
+    tables = index_tables(model.retriever.index)
+    questions = ["who is it", "apple [ent] it", "x"]
+    drawn_vectors = np.random.default_rng(0).normal(size=(3, 8)).astype("float32")
+    _, ids, docs = model.retriever.retrieve(drawn_vectors, 3)
+    prefix = model.config.generator.prefix
+    want = model.retriever.postprocess_docs(docs, questions, prefix, 3, return_tensors="np")[0]
+    places = np.searchsorted(tables.rows, ids)
+    titles, texts = (tf.gather(tf.constant(part), places) for part in (tables.titles, tables.texts))
+    prompts = _Prompts(model, tables, 3)
+    got, _ = prompts.encode(titles, texts, tf.constant(questions), tf.constant(places, tf.int32))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_pipelines_that_tables_cannot_express_are_refused():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rag_core import BertConfig, RagConfig
-from rag_torch import RagTokenForGeneration, export_program
+from rag_torch import RagTokenForGeneration, export_program, quantized
 from rag_torch.foreign import ForeignGenerator
 from tests.support.networks import BART, BERT, T5_UNTIED, seeded
 
@@ -63,8 +63,11 @@ def greedy(run, ids, mask, scores, start, steps):
 def test_a_greedy_answer_of_programs_is_that_of_the_model(runtime, generator, tmp_path):
     model = build(generator)
     model.train()
+    model.question_encoder.eval()  # as of an encoder that is not to be shaken
+    modes = [part.training for part in model.modules()]
     assert export_program(model, tmp_path / "out", onnx=runtime is Onnx) == tmp_path / "out"
-    assert model.training and "position_bias" not in vars(model.generator.get_decoder())
+    assert [part.training for part in model.modules()] == modes
+    assert "position_bias" not in vars(model.generator.get_decoder())
     model.eval()
     run = runtime(tmp_path / "out")
     mask = (QUESTIONS != 0).long()
@@ -98,6 +101,10 @@ def test_what_is_no_program_is_refused_and_nothing_is_written(tmp_path, monkeypa
     foreign.rag.generator = ForeignGenerator(foreign.generator)
     with pytest.raises(TypeError, match="rag_torch's BART or T5, got ForeignGenerator"):
         export_program(foreign, tmp_path / "out")
+    with pytest.raises(
+        TypeError, match=r"floating-point weights, got a copy of rag_torch\.quantized"
+    ):
+        export_program(quantized(model), tmp_path / "out")
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'dualrag\[onnx\]'"):
         export_program(model, tmp_path / "out", onnx=True)
