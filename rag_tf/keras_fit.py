@@ -11,7 +11,7 @@ length, C passages of a batch (of all replicas), T target length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -63,7 +63,7 @@ class KerasFit:
     """What a keras.Model needs to be trained with the losses of RAG.
 
     Data are dictionaries of what `call` takes, with `labels`, or pairs (inputs, labels), or triples
-    with a weight for each question; batches may differ in length and size. With
+    with a weight for each question, (B,) or (B, 1); batches may differ in length and size. With
     `retriever_loss="contrastive"` they hold `passage_input_ids` and `passage_attention_mask`
     (B, P, L), too, tokens of the context encoder's tokenizer: of each question first the passage
     that answers it, then such as do not (see `rag_core.training.passage_rows`).
@@ -134,6 +134,131 @@ class KerasFit:
             object.__setattr__(self, "_retriever_metrics", means)
             super().compile(optimizer=optimizer, **kwargs)  # type: ignore[misc]
         self._check_optimizer()
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
+    ) -> Any:
+        """Train, as `keras.Model.fit`, whose arguments these are.
+
+        Args:
+            x: a dictionary of what `call` takes, or whatever gives batches of data.
+            y: labels, where they are not in the dictionary.
+            batch_size, epochs, verbose, callbacks, validation_split, shuffle, initial_epoch,
+                steps_per_epoch, validation_steps, validation_batch_size, validation_freq: as Keras
+                has them.
+            validation_data: data of the same kinds.
+            class_weight: must be None.
+            sample_weight: of each question.
+
+        Returns:
+            Keras' History.
+
+        Raises:
+            ValueError: `class_weight`, or weights that belong to no labels.
+        """
+        _refuse_class_weight(class_weight)
+        x, y = _weighable(x, y, sample_weight)
+        if isinstance(validation_data, tuple | list) and len(validation_data) == 3:
+            inputs, labels, weights = validation_data
+            validation_data = (*_weighable(inputs, labels, weights), weights)
+        return super().fit(  # type: ignore[misc]
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
+        )
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Measure the losses, as `keras.Model.evaluate`, whose arguments these are.
+
+        Args:
+            x, y, sample_weight: as of `fit`.
+            batch_size, verbose, steps, callbacks: as Keras has them.
+            return_dict: by name, not in the order of `metrics_names`.
+            **kwargs: Keras' own.
+
+        Returns:
+            The losses.
+
+        Raises:
+            ValueError: weights that belong to no labels.
+        """
+        x, y = _weighable(x, y, sample_weight)
+        return super().evaluate(  # type: ignore[misc]
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            verbose=verbose,
+            sample_weight=sample_weight,
+            steps=steps,
+            callbacks=callbacks,
+            return_dict=return_dict,
+            **kwargs,
+        )
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """One step of the optimizer, as `keras.Model.train_on_batch`.
+
+        Args:
+            x, y, sample_weight: a batch, as of `fit`.
+            class_weight: must be None.
+            return_dict: by name, not in the order of `metrics_names`.
+
+        Returns:
+            The losses.
+
+        Raises:
+            ValueError: `class_weight`.
+        """
+        _refuse_class_weight(class_weight)
+        return super().train_on_batch(  # type: ignore[misc]
+            x, y, sample_weight=sample_weight, return_dict=return_dict
+        )
 
     @property
     def metrics(self) -> list[Any]:
@@ -326,7 +451,7 @@ class KerasFit:
             # Of a shape alone: what is made of `like` is on the tape, and so its sums over
             # replicas would be.
             weights = tf.ones(tf.shape(like))
-        weights = tf.cast(to_device(weights), like.dtype)
+        weights = tf.cast(_of_questions(to_device(weights), like.shape[0]), like.dtype)
         questions = replicas.summed(tf.reduce_sum(weights))
         total, count = tf.zeros((), like.dtype), questions
         if nll is not None and settings.answer_loss_weight:
@@ -435,6 +560,53 @@ class KerasFit:
             return logs
 
         return function
+
+
+def _refuse_class_weight(class_weight: Any) -> None:
+    """Keras would look for the class of a question among the tokens of its labels.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if class_weight is not None:
+        raise ValueError(
+            "class_weight must be left out: labels are tokens of answers, not classes. "
+            "sample_weight has a weight for each question"
+        )
+
+
+def _weighable(x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """Inputs and labels, of which Keras loses no weights: it passes them over where y is None.
+
+    Raises:
+        ValueError: a dictionary has weights and no labels.
+    """
+    if sample_weight is None or y is not None or not isinstance(x, Mapping):
+        return x, y
+    if x.get("labels") is None:
+        raise ValueError(
+            "sample_weight must come with labels, without which Keras passes it over; got "
+            f"{', '.join(x)}. Put labels into the dictionary, or give them as y"
+        )
+    return {name: value for name, value in x.items() if name != "labels"}, x["labels"]
+
+
+def _of_questions(weights: tf.Tensor, questions: int) -> tf.Tensor:
+    """Weights (B,) out of (B,) or (B, 1).
+
+    Raises:
+        ValueError: another shape.
+    """
+    shape = tuple(weights.shape)
+    if shape == (questions, 1):
+        return weights[:, 0]
+    if shape != (questions,):
+        raise ValueError(
+            f"sample_weight must hold a weight for each question, ({questions},) or "
+            f"({questions}, 1), got shape {shape}. Tokens have no weights of their own: -100 in "
+            "labels leaves one out"
+        )
+    return weights
 
 
 def _one_that_counts_nothing(

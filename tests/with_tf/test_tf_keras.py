@@ -4,6 +4,7 @@ Fit, callbacks, policies, their own loop, weights in files, summary.
 """
 
 import copy
+import inspect
 import pickle
 import re
 from functools import cache
@@ -250,22 +251,22 @@ def test_what_keras_cannot_have_is_refused_with_the_way_out():
 MEMBERS = {
     # answered by the networks
     "networks": """
-        call compile dtype load_weights losses make_test_function make_train_function metrics
+        call compile dtype evaluate fit load_weights losses make_test_function make_train_function metrics
         non_trainable_variables non_trainable_weights predict_step save_weights set_weights summary
-        test_step train_step trainable trainable_variables trainable_weights variables weights
+        test_step train_on_batch train_step trainable trainable_variables trainable_weights variables weights
     """.split(),
     # Keras' own, which asks the former, or itself says that a subclass has no such thing
     "keras": """
         add_loss add_metric build build_from_config compile_from_config compiled_loss
-        compiled_metrics compute_dtype compute_loss compute_mask compute_metrics
+        compiled_metrics compute_dtype compute_mask compute_metrics
         compute_output_shape compute_output_spec count_params distribute_reduction_method
-        distribute_strategy dtype_policy evaluate fit from_config get_build_config
+        distribute_strategy dtype_policy from_config compute_loss get_build_config
         get_compile_config get_config get_metrics_result get_quantization_layer_structure
         get_state_tree get_weights input input_dtype input_spec jit_compile layers loss
         make_predict_function metrics_names metrics_variables name output path predict
         predict_on_batch quantization_mode quantized_build quantized_call rematerialized_call
         reset_metrics run_eagerly set_state_tree supports_masking symbolic_call test_on_batch
-        train_on_batch variable_dtype
+        variable_dtype
     """.split(),
     "refused": list(REFUSED),
 }
@@ -286,6 +287,56 @@ def test_what_needs_layers_of_keras_is_refused_with_another_way(name):
     message = f"RagTokenForGeneration has no {name}: {REFUSED[name]}"
     with pytest.raises(ValueError, match=re.escape(message)):
         getattr(untouched(), name)("int8")
+
+
+WEIGHTS = np.array([1.0, 9.0])
+INPUTS = {"input_ids": QUESTIONS, "attention_mask": MASK}
+
+
+@pytest.mark.parametrize("settings", [{}, {"retriever_loss": "emdr2"}])
+def test_weights_of_questions_count_wherever_they_stand(settings):
+    model = build()
+    model.compile(keras.optimizers.SGD(0.0), **settings)
+
+    def losses(*data, **options):
+        return model.evaluate(*data, verbose=0, return_dict=True, **options)
+
+    alike = losses(EXAMPLES)
+    wanted = losses(INPUTS, LABELS, sample_weight=WEIGHTS)
+    assert all(wanted[name] != pytest.approx(alike[name], rel=1e-3) for name in alike)
+    column = WEIGHTS[:, None]
+    for found in (
+        losses(INPUTS, LABELS, sample_weight=column),
+        losses(EXAMPLES, sample_weight=WEIGHTS),
+        losses(tf.data.Dataset.from_tensors((EXAMPLES, None, column))),
+        model.train_on_batch(EXAMPLES, sample_weight=WEIGHTS, return_dict=True),
+    ):
+        assert found == pytest.approx(wanted, rel=1e-6)
+    validation = (EXAMPLES, None, WEIGHTS)
+    options = {"validation_data": validation, "shuffle": False, "verbose": 0}
+    history = model.fit(EXAMPLES, sample_weight=column, **options).history
+    for name, value in wanted.items():
+        assert history[name] == pytest.approx([value], rel=1e-6)
+        assert history[f"val_{name}"] == pytest.approx([value], rel=1e-6)
+
+
+def test_weights_that_are_not_of_questions_are_refused():
+    model = untouched()
+    model.compile(keras.optimizers.SGD(0.0))
+    for weights in (np.ones(LABELS.shape), np.ones(3), np.ones(1)):
+        with pytest.raises(ValueError, match=r"sample_weight must hold a weight for each question"):
+            model.train_on_batch(EXAMPLES, sample_weight=weights)
+    for call in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match="class_weight must be left out"):
+            call(INPUTS, LABELS, class_weight={0: 1.0})
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match="sample_weight must come with labels"):
+            call(INPUTS, sample_weight=WEIGHTS)
+        theirs = inspect.signature(getattr(keras.Model, call.__name__)).parameters
+        ours = inspect.signature(getattr(type(model), call.__name__)).parameters
+        assert [(each.name, each.default) for each in ours.values()] == [
+            (each.name, each.default) for each in theirs.values()
+        ]
 
 
 def test_what_is_told_not_to_learn_does_not():
