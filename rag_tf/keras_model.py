@@ -44,6 +44,8 @@ _NO_STATELESS_CALLS = "weights are variables. Use tf.function around a call"
 REFUSED = {
     "add_variable": _NO_VARIABLES,
     "add_weight": _NO_VARIABLES,
+    "compute_loss": "the loss is its own, of a call with labels: model(**batch).loss; compile names "
+    "one for the retriever besides",
     "export": "rag_tf.export_saved_model(model, folder) writes generation as a SavedModel",
     "get_layer": "question_encoder and generator are its networks, named_parameters() their "
     "weights",

@@ -260,7 +260,7 @@ MEMBERS = {
         add_loss add_metric build build_from_config compile_from_config compiled_loss
         compiled_metrics compute_dtype compute_mask compute_metrics
         compute_output_shape compute_output_spec count_params distribute_reduction_method
-        distribute_strategy dtype_policy from_config compute_loss get_build_config
+        distribute_strategy dtype_policy from_config get_build_config
         get_compile_config get_config get_metrics_result get_quantization_layer_structure
         get_state_tree get_weights input input_dtype input_spec jit_compile layers loss
         make_predict_function metrics_names metrics_variables name output path predict
