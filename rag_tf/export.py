@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rag_core.arguments import checked_n_docs
 from rag_core.generation import (
     GenerationConfig,
     returned_sequences,
@@ -121,6 +122,8 @@ def export_saved_model(
             "library's tools, or load its weights into rag_tf's network"
         )
     if strings:
+        if n_docs is not None:
+            n_docs = checked_n_docs(n_docs, model.config.n_docs)
         tensorflow_text()
     elif n_docs is not None or question_text:
         raise ValueError(
@@ -175,7 +178,8 @@ def _program(
         (_PYTHON, "is given to each call of generate()"),
         (_RETURNED, "returns what an export leaves out"),
     ):
-        refused = [name for name in names if keywords.get(name)]
+        given = {name: keywords.pop(name) for name in names if name in keywords}
+        refused = [name for name, value in given.items() if not _says_nothing(value)]
         if refused:
             raise ValueError(
                 f"{', '.join(refused)} can't be exported ({refused[0]} {why}): leave it out"
@@ -208,6 +212,11 @@ def _program(
         do_deduplication=bool(do_deduplication),
     )
     return program, options, returned
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether an argument of `generate` is as if it were left out."""
+    return value is None or value is False or (isinstance(value, list | tuple) and not value)
 
 
 def _check(generator: Generator, options: GenerationConfig) -> None:
