@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +19,18 @@ from rag_tf.graph import Graph
 Holder = TypeVar("Holder", bound="WeightHolder")
 
 _OLD_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` passed over, named as by PyTorch.
+
+    Attributes:
+        missing_keys: weights without a value, in the model's order.
+        unexpected_keys: values without a weight.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class WeightHolder:
@@ -134,12 +146,17 @@ class WeightHolder:
         ties = tensors.tied_names(self)
         return {name: arrays[ties.get(name, name)] for name, _ in self.named_parameters()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True
+    ) -> IncompatibleKeys:
         """Write values into the weights; their type and place stay.
 
         Args:
             state_dict: name -> array or tensor.
             strict: whether every name must be there, tied ones under one of theirs, and no other.
+
+        Returns:
+            (missing_keys, unexpected_keys), which without `strict` are passed over.
 
         Raises:
             ValueError: names or shapes do not fit; all of them are listed, and nothing is written.
@@ -150,6 +167,8 @@ class WeightHolder:
         variables = dict(self.named_parameters())
         shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         new_shapes = {name: tuple(np.shape(value)) for name, value in state_dict.items()}
+        missing = [name for name in shapes if name not in new_shapes]
+        unexpected = [name for name in new_shapes if name not in shapes]
         if not strict:
             common = shapes.keys() & new_shapes.keys()
             shapes = {name: shape for name, shape in shapes.items() if name in common}
@@ -158,6 +177,7 @@ class WeightHolder:
         for name in shapes:
             value = tf.convert_to_tensor(state_dict[name])
             variables[name].assign(tf.cast(value, variables[name].dtype))
+        return IncompatibleKeys(missing, unexpected)
 
     def to(self: Holder, *args: Any, dtype: Any = None, device: Any = None) -> Holder:
         """Give the weights another type, another place, or both; new variables take the place of

@@ -245,7 +245,12 @@ def test_weights_that_do_not_fit_give_torchs_error(tmp_path):
     with pytest.raises(ValueError, match=f"1 missing: {first}"):
         model.load_state_dict({name: value for name, value in state.items() if name != first})
     np.testing.assert_array_equal(model.state_dict()[first], before)
-    model.load_state_dict({first: state[first], "more": before}, strict=False)
+    some = {first: state[first], "more": before}
+    found = model.load_state_dict(some, strict=False)
+    theirs = rag_torch.bert.DPRQuestionEncoder(DPRConfig(**SMALL)).load_state_dict(
+        {name: torch.tensor(value) for name, value in some.items()}, strict=False
+    )
+    assert found == theirs and found.unexpected_keys == ["more"] and first not in found.missing_keys
     np.testing.assert_array_equal(model.state_dict()[first], state[first])
 
 
