@@ -123,7 +123,8 @@ class KerasModel(KerasFit, keras.Model):
                 part.trainable = bool(value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For copy.deepcopy and pickle: networks, config, retriever and modes.
+        """For copy.deepcopy and pickle: networks, config, retriever, precision policy, name and
+        modes.
 
         What `compile` was told is left out.
         """
@@ -132,6 +133,7 @@ class KerasModel(KerasFit, keras.Model):
             "_made_options": self._made_options,
             "_train_mode": self._train_mode,
             "_trainable": self._trainable,
+            "name": self.name,
         }
         return _rebuilt, (
             type(self),
@@ -139,6 +141,7 @@ class KerasModel(KerasFit, keras.Model):
             self._parts(),
             self.rag.retriever,
             self.rag.context_encoder_training,
+            self.dtype_policy.name,
             attributes,
         )
 
@@ -343,6 +346,7 @@ def _rebuilt(
     parts: dict[str, Any],
     retriever: Any,
     train_context_encoder: bool,
+    policy: str,
     attributes: dict[str, Any],
 ) -> KerasModel:
     """A model out of what `KerasModel.__reduce__` took apart."""
@@ -350,6 +354,8 @@ def _rebuilt(
     if "ctx_encoder" in parts:
         model.rag.set_context_encoder_for_training(parts["ctx_encoder"])
         model.rag.context_encoder_training = train_context_encoder
+    # A new model has the policy of the moment.
+    model.dtype_policy = policy
     for name, value in attributes.items():
         object.__setattr__(model, name, value)
     return model

@@ -393,7 +393,20 @@ def test_variables_are_told_apart_by_the_names_of_checkpoints():
     }
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+COPIES = [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+
+
+@pytest.mark.parametrize("again", COPIES)
+def test_copies_keep_the_precision_policy_and_the_name(again):
+    model = build()
+    model.dtype_policy = "mixed_bfloat16"
+    model.name = "answers"
+    other = again(model)
+    assert other.dtype_policy.name == "mixed_bfloat16" and other.name == "answers"
+    assert other(**EXAMPLES).logits.dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("again", COPIES)
 def test_copies_have_weights_and_graphs_of_their_own(again):
     model = untouched()
     # there are graphs to leave behind
