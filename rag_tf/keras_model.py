@@ -249,13 +249,15 @@ class KerasModel(KerasFit, keras.Model):
 
         Args:
             filepath: the file.
-            skip_mismatch: pass over names and shapes that are not this model's.
+            skip_mismatch: pass over names and shapes that are not this model's, with a warning that
+                counts them.
             **kwargs: none.
 
         Raises:
             OSError: no such file.
             TypeError: an unknown keyword.
             ValueError: names or shapes do not fit; all of them are listed, and nothing is written.
+                With `skip_mismatch`: none fits.
         """
         if kwargs:
             raise TypeError(f"load_weights got unknown arguments: {', '.join(sorted(kwargs))}")

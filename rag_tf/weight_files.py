@@ -5,13 +5,14 @@ Safetensors or HDF5, under Hugging Face's names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from rag_core.checks import warn
 from rag_core.hub import atomic_write
 from rag_tf.weights import to_array
 
@@ -61,11 +62,13 @@ def read_into(
     Args:
         filepath: the file.
         variables: name -> variable.
-        skip_mismatch: pass over names and shapes that are not those of `variables`.
+        skip_mismatch: pass over names and shapes that are not those of `variables`, with a warning
+            that counts them.
 
     Raises:
         OSError: no such file, or it cannot be read.
-        ValueError: names or shapes do not fit; the message lists them all.
+        ValueError: names or shapes do not fit, with `skip_mismatch` none of them; without, the
+            message lists them all.
     """
     from rag_core.checkpoint import check_weights, read_weights
 
@@ -80,13 +83,40 @@ def read_into(
         arrays = dict(read_weights(path.absolute()))
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     if skip_mismatch:
-        arrays = {name: array for name, array in arrays.items() if shapes.get(name) == array.shape}
+        arrays = _fitting(arrays, shapes, path)
     else:
         stored_shapes = {name: array.shape for name, array in arrays.items()}
         check_weights(shapes, stored_shapes, source=str(path))
     for name, array in arrays.items():
         variable = variables[name]
         variable.assign(tf.cast(array, variable.dtype))
+
+
+def _fitting(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> dict[str, np.ndarray]:
+    """Those of a file that a model has weights for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    fitting = {name: array for name, array in arrays.items() if shapes.get(name) == array.shape}
+    if not fitting:
+        raise ValueError(
+            f"{path} holds no weight of this model: none of its {len(arrays)} has name and shape "
+            f"of one of the model's {len(shapes)}. Its names begin with {_first(arrays)}, the "
+            f"model's with {_first(shapes)}"
+        )
+    if len(fitting) < max(len(arrays), len(shapes)):
+        warn(
+            f"{path}: {len(fitting)} of the model's {len(shapes)} weights were read, the others "
+            f"stay; {len(arrays) - len(fitting)} weights of the file were passed over"
+        )
+    return fitting
+
+
+def _first(names: Iterable[str]) -> str:
+    return next(iter(names), "nothing")
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
