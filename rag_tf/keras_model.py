@@ -225,6 +225,8 @@ class KerasModel(KerasFit, keras.Model):
         """Write all weights to one file under Hugging Face's names; see `save_pretrained` for a
         folder with the config. Of several processes the first one writes.
 
+        As with Keras, .h5 files hold the optimizer's state, too, once it has made a step.
+
         Args:
             filepath: ends with ".safetensors", ".weights.h5" or ".h5".
             overwrite: whether a file may be replaced.
@@ -240,12 +242,16 @@ class KerasModel(KerasFit, keras.Model):
                 "shards"
             )
         if replicas.writes(self.distribute_strategy):
-            weight_files.write(filepath, dict(self._named()), overwrite)
+            optimizer = getattr(self, "optimizer", None)
+            weight_files.write(filepath, dict(self._named()), overwrite, optimizer)
 
     def load_weights(
         self, filepath: str | Path, skip_mismatch: bool = False, **kwargs: Any
     ) -> None:
         """Read what `save_weights` wrote into the weights; their types stay.
+
+        An optimizer that is built gets its state from an .h5 file that holds it; a warning says
+        where it does not.
 
         Args:
             filepath: the file.
@@ -261,7 +267,8 @@ class KerasModel(KerasFit, keras.Model):
         """
         if kwargs:
             raise TypeError(f"load_weights got unknown arguments: {', '.join(sorted(kwargs))}")
-        weight_files.read_into(filepath, dict(self._named()), skip_mismatch)
+        optimizer = getattr(self, "optimizer", None)
+        weight_files.read_into(filepath, dict(self._named()), skip_mismatch, optimizer)
 
     def _named(self) -> list[tuple[str, Any]]:
         """(name, variable) of all weights, tied ones under their first name."""

@@ -1,6 +1,7 @@
 """All weights in one file, as Keras' save_weights promises.
 
-Safetensors or HDF5, under Hugging Face's names.
+Safetensors or HDF5, under Hugging Face's names. As with Keras, an HDF5 file also holds the state of an
+optimizer, in a group of that name.
 """
 
 from __future__ import annotations
@@ -17,10 +18,22 @@ from rag_core.hub import atomic_write
 from rag_tf.weights import to_array
 
 _ENDINGS = (".safetensors", ".h5")
+_OPTIMIZER = "optimizer/"
 
 
-def write(filepath: str | Path, variables: Mapping[str, Any], overwrite: bool = True) -> None:
+def write(
+    filepath: str | Path,
+    variables: Mapping[str, Any],
+    overwrite: bool = True,
+    optimizer: Any = None,
+) -> None:
     """Write variables to a file, whole or not at all.
+
+    Args:
+        filepath: the file.
+        variables: name -> variable.
+        overwrite: whether a file may be replaced.
+        optimizer: one of Keras', whose state an .h5 file holds, too, once there is any.
 
     Raises:
         ValueError: the name has another ending than ".safetensors" or ".h5".
@@ -34,6 +47,9 @@ def write(filepath: str | Path, variables: Mapping[str, Any], overwrite: bool = 
     arrays = {
         name: np.ascontiguousarray(to_array(variable)) for name, variable in variables.items()
     }
+    if path.suffix == ".h5" and optimizer is not None and optimizer.built:
+        state = _state(optimizer)
+        arrays |= {name: to_array(variable.value) for name, variable in state.items()}
     with atomic_write(path) as draft:
         if path.suffix == ".h5":
             _write_h5(draft, arrays)
@@ -54,8 +70,23 @@ def _write_h5(path: Path, arrays: dict[str, np.ndarray]) -> None:
             file[name] = array
 
 
+def _state(optimizer: Any) -> dict[str, Any]:
+    """Name in a file -> variable of a Keras optimizer.
+
+    Keras counts the optimizers of a process in their names, and gives some variables one name.
+    """
+    names = [variable.path.rpartition("/")[2] for variable in optimizer.variables]
+    return {
+        f"{_OPTIMIZER}{place}/{name}": variable
+        for place, (name, variable) in enumerate(zip(names, optimizer.variables, strict=True))
+    }
+
+
 def read_into(
-    filepath: str | Path, variables: Mapping[str, Any], skip_mismatch: bool = False
+    filepath: str | Path,
+    variables: Mapping[str, Any],
+    skip_mismatch: bool = False,
+    optimizer: Any = None,
 ) -> None:
     """Read a file that `write` wrote into variables, all or an error.
 
@@ -64,6 +95,8 @@ def read_into(
         variables: name -> variable.
         skip_mismatch: pass over names and shapes that are not those of `variables`, with a warning
             that counts them.
+        optimizer: one of Keras', which gets the state that the file holds. Where that is another
+            one's or none, a warning says so, and it stays as it is.
 
     Raises:
         OSError: no such file, or it cannot be read.
@@ -81,6 +114,7 @@ def read_into(
         arrays = _read_h5(path)
     else:
         arrays = dict(read_weights(path.absolute()))
+    state = {name: arrays.pop(name) for name in list(arrays) if name.startswith(_OPTIMIZER)}
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     if skip_mismatch:
         arrays = _fitting(arrays, shapes, path)
@@ -90,6 +124,38 @@ def read_into(
     for name, array in arrays.items():
         variable = variables[name]
         variable.assign(tf.cast(array, variable.dtype))
+    if optimizer is not None:
+        _restore(optimizer, state, path)
+
+
+def _restore(optimizer: Any, state: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write a file's state into an optimizer, all of it or, with a warning, nothing."""
+    if not optimizer.built:
+        if state:
+            warn(
+                f"{path} also holds an optimizer's state, which was passed over, as the model's "
+                "optimizer has none yet. To go on training with it, call "
+                "model.optimizer.build(model.trainable_variables) before load_weights"
+            )
+        return
+    variables = _state(optimizer)
+    if not state:
+        warn(
+            f"{path} holds no optimizer's state: the model's optimizer keeps its own, moments and "
+            "steps. save_weights writes it to .h5 files, of a model that has been trained"
+        )
+        return
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    if shapes != {name: array.shape for name, array in state.items()}:
+        warn(
+            f"{path} holds the state of another optimizer, or of one for other weights "
+            f"({len(state)} variables, the model's {type(optimizer).__name__} has {len(shapes)}): "
+            "it was passed over. Compile as for the run that wrote it, with the same weights "
+            "trainable"
+        )
+        return
+    for name, variable in variables.items():
+        variable.assign(state[name])
 
 
 def _fitting(

@@ -272,7 +272,13 @@ def _open(path: Path) -> LazyWeights:
             f"{path} is no file of weights that can be read; those end in .safetensors, .bin or "
             ".h5."
         )
-    weights = LazyWeights(file.shapes, file.__getitem__, dtypes=file.dtypes, free=file.free)
+    # Where Keras keeps the state of an optimizer, there are no weights.
+    shapes = {
+        name: shape
+        for name, shape in file.shapes.items()
+        if path.suffix != ".h5" or not name.startswith("optimizer/")
+    }
+    weights = LazyWeights(shapes, file.__getitem__, dtypes=file.dtypes, free=file.free)
     if path.suffix == ".h5" or getattr(file, "metadata", {}).get("format") == "tf":
         return torch_layout(weights, str(path))
     return weights

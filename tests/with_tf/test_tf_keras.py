@@ -7,6 +7,7 @@ import copy
 import inspect
 import pickle
 import re
+import warnings
 from functools import cache
 
 import keras
@@ -15,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 from conformance.seeded import seeded_weights
+from rag_core.checkpoint import read_weights
 from rag_core.config.rag import BartConfig, DPRConfig, RagConfig
 from rag_tf import weight_files
 from rag_tf.keras_model import REFUSED
@@ -199,6 +201,61 @@ def test_weights_in_one_file_hold_the_whole_net(tmp_path, name):
             model.save_weights(tmp_path / wrong)
     with pytest.raises(FileNotFoundError, match="absent"):
         model.load_weights(tmp_path / f"absent{name}")
+
+
+def test_a_backup_goes_on_with_the_optimizer_as_it_was(tmp_path):
+    def run(epochs, **options):
+        model = build()
+        model.question_encoder.trainable = model.generator.model.encoder.trainable = False
+        model.compile(keras.optimizers.AdamW(1e-2))
+        model.fit(data(), epochs=epochs, verbose=0, **options)
+        return model
+
+    def stop(epoch, logs):
+        raise KeyboardInterrupt
+
+    whole = run(2)
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(KeyboardInterrupt):
+        run(2, callbacks=[backup, keras.callbacks.LambdaCallback(on_epoch_end=stop)])
+    resumed = run(2, callbacks=[backup])
+    assert resumed.optimizer.iterations == whole.optimizer.iterations == 4
+    assert all(map(np.array_equal, whole.get_weights(), resumed.get_weights()))
+
+
+def test_an_optimizers_state_is_read_where_it_fits(tmp_path):
+    path = tmp_path / "w.weights.h5"
+    model = build()
+    # the optimizer around Adam has variables of the same names
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-2)))
+    model.optimizer.build(model.trainable_variables)
+    for variable in model.optimizer.variables:
+        variable.assign(np.full(variable.shape, 3))
+    model.save_weights(path)
+    names = [name for name, _ in model._named()]
+    assert sorted(read_weights(path)) == sorted(names)
+    other = RagSequenceForGeneration(model.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_weights(path)
+    assert all(map(np.array_equal, model.get_weights(), other.get_weights()))
+
+    other.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-2)))
+    with pytest.warns(UserWarning, match=r"call model\.optimizer\.build"):
+        other.load_weights(path)
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(path)
+    pairs = zip(model.optimizer.variables, other.optimizer.variables, strict=True)
+    assert all(np.array_equal(one, two) for one, two in pairs)
+
+    other.compile(keras.optimizers.SGD(1e-2))
+    other.optimizer.build(other.trainable_variables)
+    with pytest.warns(UserWarning, match="state of another optimizer"):
+        other.load_weights(path)
+    assert other.optimizer.iterations == 0
+    untouched().save_weights(tmp_path / "w.safetensors")
+    with pytest.warns(UserWarning, match="holds no optimizer's state"):
+        other.load_weights(tmp_path / "w.safetensors")
 
 
 def test_weights_as_lists_and_checkpoints(tmp_path):
