@@ -226,6 +226,9 @@ def clear(folder: str | Path) -> None:
     For writers that ask what a folder holds before they write to it.
     """
     target = Path(folder)
+    # That is new, and its lock is held by this very writer: it would wait for itself.
+    if _is_within_draft(target):
+        return
     if target.is_dir():
         recover(target)
         with _alone(target):

@@ -184,6 +184,19 @@ def test_a_name_may_be_as_long_as_names_are(tmp_path, name) -> None:
     assert not dead.exists() and name.startswith(dead.name[1:].split(".")[0])
 
 
+def test_a_writer_does_not_wait_for_itself(tmp_path, monkeypatch) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("it waits for a lock")
+
+    monkeypatch.setattr(atomic.time, "sleep", sleep)
+    with atomic_folder(tmp_path / "out") as draft:
+        clear(draft / "part")
+        with atomic_folder(draft / "part") as part:
+            (part / "file").write_text("x")
+        clear(draft)
+    assert (tmp_path / "out" / "part" / "file").read_text() == "x"
+
+
 def test_what_is_in_the_way_is_named_and_kept(tmp_path) -> None:
     target, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     lay(elsewhere, {"tokenizer.json": "theirs"})
