@@ -36,9 +36,11 @@ def run(script, *arguments):
 
 def test_the_demo_is_asked_in_either_framework(backend, capsys):
     run("ask_the_demo.py", "Who wrote War and Peace?", "--backend", backend)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "Who wrote War and Peace?" and said[1].startswith("-> ")
-    assert len(said[4:]) == 5 and all(line.count("%") == 2 for line in said[4:])
+    # What a model of drawn weights answers may hold any letter, ends of lines, too.
+    said, rows = capsys.readouterr().out.split("before  after   passage\n")
+    assert said.startswith("Who wrote War and Peace?\n-> ")
+    lines = rows.rstrip("\n").split("\n")
+    assert len(lines) == 5 and all(line.count("%") == 2 for line in lines)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
