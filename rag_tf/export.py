@@ -15,7 +15,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from rag_core.arguments import checked_n_docs
 from rag_core.generation import (
     GenerationConfig,
     returned_sequences,
@@ -122,8 +121,6 @@ def export_saved_model(
             "library's tools, or load its weights into rag_tf's network"
         )
     if strings:
-        if n_docs is not None:
-            n_docs = checked_n_docs(n_docs, model.config.n_docs)
         tensorflow_text()
     elif n_docs is not None or question_text:
         raise ValueError(
